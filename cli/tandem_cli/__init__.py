@@ -1,0 +1,1 @@
+"""The `tandem` command for the person at the keyboard."""

@@ -1,0 +1,1 @@
+"""The generation server: one wire contract over vLLM or a mock."""

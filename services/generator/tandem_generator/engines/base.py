@@ -1,0 +1,74 @@
+"""What a generator needs of an inference engine. Token ids in, token ids and logprobs out: no HTTP and no text."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from tandem_protocol.messages import Group, ModelFingerprint, RolloutRequest, SwitchMode
+from tandem_protocol.version import Version
+
+
+class EngineFacts(NamedTuple):
+    """What does not change while an engine lives."""
+
+    engine: str
+    engine_version: str
+    devices: tuple[str, ...]
+    """UUIDs of accelerators, or `cpu:<n>` a core."""
+    world_size: int
+    max_model_len: int
+    max_num_seqs: int
+    vocab_size: int
+    model_dir: Path | None
+    """Where the base weights are on this machine's disk; None when there are none to read."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Parameter table under Hugging Face names, tied copies left out; empty where the engine cannot tell."""
+    fingerprint: ModelFingerprint
+
+
+class Engine(Protocol):
+    """An engine that serves one policy at a time.
+
+    `pause`, `load_weights` and `resume` are called in that order and never concurrently (policy.py sees to it);
+    `generate` may be called at any time and waits while the engine is paused.
+    """
+
+    facts: EngineFacts
+
+    async def start(self) -> None:
+        """Make `facts` available and be able to generate."""
+        ...
+
+    def generate(self, request: RolloutRequest) -> AsyncIterator[Group]:
+        """Yield each group when its last completion is finished. Closing the iterator ends its running requests.
+
+        Raises:
+            EngineFailed: the engine died or broke off.
+        """
+        ...
+
+    async def pause(self, mode: SwitchMode) -> None:
+        """Stop scheduling. Afterwards no running request holds anything that was computed with the old weights."""
+        ...
+
+    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
+        """Copy the tensors of `shards` (verified safetensors) into the model and stamp later tokens with `version`.
+
+        Raises:
+            Exception: loading failed; which weights the model then holds is undefined until a later call succeeds.
+        """
+        ...
+
+    async def resume(self) -> None:
+        """Go on scheduling."""
+        ...
+
+    async def check(self) -> None:
+        """Prove that the engine still computes (one token). Raises whatever is wrong; hangs if the engine does."""
+        ...
+
+    async def close(self) -> None:
+        """End the engine and all of its processes."""
+        ...

@@ -1,0 +1,97 @@
+"""What a version in the weight store consists of. The manifest is written last: a version without one does not exist."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+from pydantic import Field
+
+from .messages import Message, ModelFingerprint
+from .version import Version
+
+MANIFEST_NAME = "manifest.json"
+
+
+class FileEntry(Message):
+    """One safetensors shard."""
+
+    name: str = Field(pattern=r"^[\w.-]+\.safetensors$")
+    """A plain file name: a manifest can never point outside its own directory."""
+    size_bytes: int = Field(ge=0)
+    xxh3_128: str
+
+
+class TensorEntry(Message):
+    """One tensor, under its Hugging Face name; `dtype` as safetensors spells it (`F32`, `BF16`)."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+
+class Manifest(Message):
+    """A version's table of contents. The digest of its bytes is the version's identity."""
+
+    format: Literal[1] = 1
+    run: str
+    """Name of the run that computed the version, for people who find the file."""
+    version: Version
+    kind: Literal["full"] = "full"
+    fingerprint: ModelFingerprint
+    files: tuple[FileEntry, ...] = Field(min_length=1)
+    tensors: tuple[TensorEntry, ...] = Field(min_length=1)
+
+    def to_bytes(self) -> bytes:
+        return self.model_dump_json(indent=1).encode()
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all shards together."""
+        return sum(file.size_bytes for file in self.files)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {tensor.name: tensor.shape for tensor in self.tensors}
+
+
+def digest_bytes(data: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def digest_file(path: Path) -> str:
+    """xxh3-128 of a file, read in pieces so that memory stays flat whatever its size."""
+    hasher = xxhash.xxh3_128()
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(1 << 20):
+            hasher.update(piece)
+    return hasher.hexdigest()
+
+
+def parameters_digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """Digest of the table name → shape; dtypes are left out because either side may keep another precision."""
+    return digest_bytes(json.dumps({name: list(shapes[name]) for name in sorted(shapes)}).encode())
+
+
+def read_header(shard: Path) -> tuple[TensorEntry, ...]:
+    """The tensor table in a safetensors file's own header, without reading any tensor.
+
+    Raises:
+        ValueError: the file does not start with such a header.
+    """
+    with shard.open("rb") as file:
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(min(length, 100_000_000)))
+            return tuple(
+                TensorEntry(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), file=shard.name)
+                for name, entry in header.items()
+                if name != "__metadata__"
+            )
+        except (struct.error, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{shard} is not a safetensors file: {error}") from error

@@ -1,0 +1,1 @@
+"""Online RL training: asks generators for rollouts, updates the policy, publishes it."""

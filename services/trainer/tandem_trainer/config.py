@@ -1,0 +1,162 @@
+"""The trainer's options. Names are TRL's wherever the meaning is TRL's, so that a config can be carried over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from tandem_protocol.config import Section, SharedConfig
+from tandem_protocol.messages import SwitchMode
+
+
+class PromptsConfig(Section):
+    """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
+
+    source: str = "prompts.jsonl"
+    """A JSONL file, or anything `datasets.load_dataset` takes (a hub id, a folder, `parquet`)."""
+    subset: str | None = None
+    split: str = "train"
+    column: str = "prompt"
+    """Column with the prompt: a string, or a conversation (list of role/content), which gets the chat template."""
+    shuffle: bool = True
+    limit: int | None = Field(None, ge=1)
+    """Use only the first rows."""
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class RewardConfig(Section):
+    """One reward function from the project."""
+
+    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
+    weight: float = 1.0
+
+
+class RolloutConfig(Section):
+    """What is asked of the generator each step."""
+
+    num_prompts: int = Field(16, ge=1)
+    """Prompts a step (P), all ranks together."""
+    num_generations: int = Field(8, ge=1)
+    """Completions a prompt (G)."""
+    max_completion_length: int = Field(256, ge=1)
+    """Tokens."""
+    temperature: float = Field(1.0, gt=0.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0)
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    repetition_penalty: float = Field(1.0, gt=0.0)
+    stop_token_ids: tuple[int, ...] = ()
+    timeout_s: float = Field(600.0, gt=0.0)
+    """How long one step's rollouts may take before the run stops with an error."""
+
+
+class GrpoConfig(Section):
+    """Group Relative Policy Optimization and its variants."""
+
+    loss_type: Literal["grpo", "dapo"] = "dapo"
+    beta: float = Field(0.0, ge=0.0)
+    """Weight of the KL to the start policy; 0 keeps no reference model."""
+    epsilon: float = Field(0.2, ge=0.0)
+    epsilon_high: float | None = Field(None, ge=0.0)
+    """None: the same as `epsilon`."""
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    importance_sampling: Literal["none", "token_truncate"] = "token_truncate"
+    """Corrects for tokens that an older policy, or the sampler's own arithmetic, gave another probability."""
+    clip_max: float = Field(3.0, gt=0.0)
+    """Cap of that correction's ratio."""
+    mask_truncated_completions: bool = False
+    """Leave completions that hit `max_completion_length` out of the loss."""
+
+
+class OptimConfig(Section):
+    """AdamW."""
+
+    learning_rate: float = Field(1e-6, gt=0.0)
+    weight_decay: float = Field(0.0, ge=0.0)
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = Field(1.0, gt=0.0)
+    lr_scheduler_type: str = "constant_with_warmup"
+    """Any name that `transformers.get_scheduler` knows."""
+    warmup_steps: int = Field(0, ge=0)
+
+
+class LearnerConfig(Section):
+    """How an update is computed; changes its memory and time, never its value."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens_per_micro_batch: int = Field(8192, ge=1)
+    """Padded tokens of one forward pass."""
+    logprob_chunk_size: int = Field(1024, ge=1)
+    """Positions whose logits exist at one time."""
+    gradient_checkpointing: bool = False
+
+
+class CheckpointConfig(Section):
+    """What survives a crash."""
+
+    every_steps: int = Field(20, ge=1)
+    keep: int = Field(2, ge=1)
+
+
+class PublishConfig(Section):
+    """How new weights reach the generators."""
+
+    mode: SwitchMode = SwitchMode.IN_FLIGHT
+    keep: int = Field(2, ge=1)
+    """Versions that stay in the store."""
+    timeout_s: float = Field(300.0, gt=0.0)
+
+
+class EvalConfig(Section):
+    """Greedy completions for held-out prompts, before the first step, after the last and every `every_steps`."""
+
+    prompts: PromptsConfig
+    every_steps: int | None = Field(None, ge=1)
+
+
+class TrainerConfig(Section):
+    """Section `trainer`."""
+
+    output_dir: Path = Path("runs")
+    run_name: str = Field("default", pattern=r"^[\w.-]+$")
+    seed: int = 0
+    max_steps: int = Field(ge=1)
+    max_lag: int = Field(1, ge=0)
+    """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""
+    algorithm: Literal["grpo"] = "grpo"
+    prompts: PromptsConfig = PromptsConfig()
+    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    reward_errors: Literal["fail", "drop"] = "fail"
+    """What an exception in a reward function does: end the run, or leave that row out of the update."""
+    rollout: RolloutConfig = RolloutConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    optim: OptimConfig = OptimConfig()
+    learner: LearnerConfig = LearnerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    publish: PublishConfig = PublishConfig()
+    eval: EvalConfig | None = None
+    log_completions: int = Field(4, ge=0)
+    """Completions a step that `rollouts.jsonl` keeps."""
+    start_timeout_s: float = Field(900.0, gt=0.0)
+    """How long to wait for the generators to be ready."""
+
+    @model_validator(mode="after")
+    def _groups_have_a_spread(self) -> TrainerConfig:
+        if self.rollout.num_generations < 2:
+            raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, wanted 2 or more")
+        return self
+
+    @property
+    def run_dir(self) -> Path:
+        return self.output_dir / self.run_name
+
+
+class Settings(Section):
+    """What the trainer reads of the configuration."""
+
+    shared: SharedConfig
+    trainer: TrainerConfig
