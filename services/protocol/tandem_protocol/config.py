@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,6 +65,9 @@ def load(
 ) -> tuple[SettingsT, dict[str, str]]:
     """Merge the sources into `settings` (a model with some of SECTIONS as fields).
 
+    Keys that `settings` does not have are refused, unless it ignores them (`extra="ignore"`: a tool that reads a few
+    keys of a configuration whose owners check the rest).
+
     Args:
         path: the YAML file. Its folder is the project; the services run in it, so that is where relative paths start.
         overrides: dotted key → value, from the command line.
@@ -84,13 +87,14 @@ def load(
 
     values: dict[str, Any] = {section: {} for section in settings.model_fields}
     sources: dict[str, str] = {}
-    known = set(_keys(settings))
+    known = None if settings.model_config.get("extra") == "ignore" else set(_keys(settings))
     for source, layer in layers:
         for key, value in layer.items():
             section = key.split(".", 1)[0]
             if section in SECTIONS and section not in settings.model_fields:
                 continue  # another service's section
-            _check_key(key, known, source)
+            if known is not None:
+                _check_key(key, known, source)
             _put(values, key, value)
             sources = {k: s for k, s in sources.items() if not k.startswith(f"{key}.")} | {key: source}
     try:
@@ -112,6 +116,28 @@ def format_resolved(settings: BaseModel, sources: Mapping[str, str]) -> str:
     rows = resolved(settings, sources)
     width = max(len(row.key) for row in rows)
     return "\n".join(f"{row.key:<{width}}  {row.value!r}  # {row.source}" for row in rows)
+
+
+def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
+    """`--trainer.max_steps 5` or `--trainer.max_steps=5` → `{"trainer.max_steps": 5}`; values are read as YAML.
+
+    Raises:
+        ConfigError: an argument of another form, a value that is missing or no YAML.
+    """
+    overrides, rest = {}, iter(arguments)
+    for argument in rest:
+        key, equals, text = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or key.split(".", 1)[0] not in SECTIONS or "." not in key:
+            wanted = f"--SECTION.KEY VALUE, SECTION being one of {', '.join(SECTIONS)}"
+            raise ConfigError(f"unknown argument {argument!r}; wanted an option from --help, or {wanted}")
+        value = text if equals else next(rest, None)
+        if value is None:
+            raise ConfigError(f"{argument} has no value; wanted {argument} VALUE")
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{argument}: got {value!r}; wanted a YAML value: {error}") from error
+    return overrides
 
 
 def read_token(env: Mapping[str, str] | None = None) -> str | None:
