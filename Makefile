@@ -1,0 +1,42 @@
+# `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo check test bench up down clean lock
+PROJECT ?= examples/digits
+TESTS ?= tests
+BIN := .venv/bin
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup:  ## Build .venv with pip from the pinned locks (idempotent; PYTHON=python3.11)
+	@PYTHON=$(PYTHON) scripts/setup
+
+demo: setup  ## Watch a policy learn on this machine's CPU (PROJECT=examples/digits)
+	@$(BIN)/tandem demo $(PROJECT)
+
+check: setup  ## Lint, format, types, and no package source named in a tracked file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	scripts/check_hosts
+
+test: setup  ## Run the tests (TESTS=tests/unit); says what it skipped and why
+	$(BIN)/pytest $(TESTS)
+
+bench: setup  ## Measure and print ratios; gates nothing
+	@for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
+
+up down: compose.yaml
+	docker compose $@ $(if $(filter up,$@),--wait)
+up:    ## Start the stack in containers
+down:  ## Stop it
+
+compose.yaml:
+	@echo "There is no compose.yaml yet; without containers: make demo" >&2; exit 1
+
+lock:  ## Pin and hash the requirements again (PIP_FIND_LINKS=folder with torch's CPU wheel)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock
+
+clean:  ## Remove .venv, caches and runs
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis runs examples/*/runs
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
