@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field
+
 from tandem_protocol.config import Section, SharedConfig
 
 
@@ -13,6 +14,8 @@ class FaultsConfig(Section):
 
     latency_s: float = Field(0.0, ge=0.0)
     """Added before each group."""
+    token_latency_s: float = Field(0.0, ge=0.0)
+    """Added before each token; only then can a switch fall into the middle of a completion."""
     error_rate: float = Field(0.0, ge=0.0, le=1.0)
     """The stream ends in an `engine_failed` line."""
     drop_rate: float = Field(0.0, ge=0.0, le=1.0)
@@ -48,6 +51,11 @@ class GeneratorConfig(Section):
     """Name of this replica in leases and logs; None: host name and port."""
     visible_timeout_s: float = Field(60.0, gt=0.0)
     """How long a published version may take to appear on this side of the shared volume."""
+    switch_timeout_s: float = Field(300.0, gt=0.0)
+    """How long running requests may hold up a switch, and how long the load itself may take."""
+    canary_every_s: float = Field(15.0, gt=0.0)
+    """How often an idle engine has to produce a token to stay ready."""
+    canary_timeout_s: float = Field(120.0, gt=0.0)
     shutdown_timeout_s: int = Field(30, ge=1)
     """How long running requests may take to finish after SIGTERM."""
     vllm: dict[str, Any] = {}

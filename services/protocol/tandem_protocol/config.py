@@ -168,7 +168,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}; wanted a mapping with sections {', '.join(SECTIONS)}")
+        raise ConfigError(
+            f"{path} holds {type(content).__name__}; wanted a mapping with sections {', '.join(SECTIONS)}"
+        )
     return content
 
 
@@ -236,5 +238,7 @@ def _explain(problem: Any, sources: Mapping[str, str], path: Path | None) -> str
     key = ".".join(str(part) for part in problem["loc"])
     where = _source(key, sources) or str(path or "defaults")
     if problem["type"] == "missing":
-        return f"{key} is missing; set it in {path or 'the YAML file'} or as {ENV_PREFIX}{key.upper().replace('.', '__')}"
+        return (
+            f"{key} is missing; set it in {path or 'the YAML file'} or as {ENV_PREFIX}{key.upper().replace('.', '__')}"
+        )
     return f"{key}: got {problem['input']!r} (from {where}); {problem['msg']}"

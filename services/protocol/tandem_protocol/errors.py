@@ -60,10 +60,10 @@ class SwitchInProgress(TandemError):
     code, status, retryable = "switch_in_progress", 409, True
 
 
-class OlderAttempt(TandemError):
-    """The version was computed by an incarnation of the trainer that has been replaced."""
+class OlderVersion(TandemError):
+    """The version is older than the one that serves: a late repetition, or a trainer that has been replaced."""
 
-    code, status = "older_attempt", 409
+    code, status = "older_version", 409
 
 
 class WeightsNotVisible(TandemError):

@@ -25,7 +25,9 @@ def fingerprint(model_dir: Path, shapes: Mapping[str, tuple[int, ...]] | None = 
 
 def checkpoint_shapes(model_dir: Path) -> dict[str, tuple[int, ...]]:
     """The parameter table of the safetensors files in `model_dir`; empty where there are none."""
-    return {tensor.name: tensor.shape for shard in sorted(model_dir.glob("*.safetensors")) for tensor in read_header(shard)}
+    return {
+        tensor.name: tensor.shape for shard in sorted(model_dir.glob("*.safetensors")) for tensor in read_header(shard)
+    }
 
 
 def differences(ours: ModelFingerprint, theirs: ModelFingerprint) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a version in the weight store consists of. The manifest is written last: a version without one does not exist."""
+"""What a version in the weight store consists of. A version without a manifest, which is written last, is none."""
 
 from __future__ import annotations
 

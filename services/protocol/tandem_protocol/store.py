@@ -23,7 +23,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from .errors import StoreError, StoreLocked, WeightsNotVisible, WeightsRefused
-from .manifest import MANIFEST_NAME, FileEntry, Manifest, digest_bytes, digest_file, read_header
+from .manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, digest_bytes, digest_file, read_header
 from .messages import Message, ModelFingerprint
 from .version import Version
 
@@ -69,28 +69,26 @@ class WeightStore:
         except ValueError as error:
             raise StoreError(f"{self._latest}: {error}. Write the newest name in {self._versions} into it.") from error
 
-    def read(self, version: Version, *, wait_s: float = 0.0) -> tuple[Manifest, str]:
-        """The manifest of `version` and its digest; waits up to `wait_s` for the version to become visible.
+    def read(self, version: Version) -> tuple[Manifest, str]:
+        """The manifest of `version` and its digest.
 
         Raises:
-            WeightsNotVisible: it did not.
+            WeightsNotVisible: the version is not in the listing (yet: a network file system may be late).
             WeightsRefused: its manifest cannot be read.
         """
-        directory, deadline = self.directory(version), time.monotonic() + wait_s
+        directory = self.directory(version)
         # The listing, not a look-up: a network file system may have cached that the name does not exist.
-        while not (self._versions.is_dir() and directory.name in os.listdir(self._versions)):
-            if time.monotonic() >= deadline:
-                seen = ", ".join(map(str, self.versions()[-3:])) or "none"
-                raise WeightsNotVisible(
-                    f"version {version} did not appear in {self._versions} within {wait_s:g} s (there: {seen}). "
-                    "Check that trainer and generator mount the same weights volume."
-                )
-            time.sleep(0.05)
+        if version not in self.versions():
+            newest = ", ".join(map(str, self.versions()[-3:])) or "none"
+            raise WeightsNotVisible(
+                f"got no version {version} in {self._versions}; the newest there: {newest}. "
+                "Check that trainer and generator mount the same weights volume."
+            )
         try:
             data = (directory / MANIFEST_NAME).read_bytes()
             manifest = Manifest.model_validate_json(data)
         except (OSError, ValidationError) as error:
-            raise WeightsRefused(f"the manifest of version {version} cannot be read: {error}. Publish again.") from error
+            raise WeightsRefused(f"the manifest of version {version} cannot be read: {error}; publish again") from error
         if manifest.version != version:
             raise WeightsRefused(f"{directory / MANIFEST_NAME} is of version {manifest.version}, wanted {version}")
         return manifest, digest_bytes(data)
@@ -102,7 +100,7 @@ class WeightStore:
             WeightsRefused: names the file, what was got and what was wanted.
         """
         directory = self.directory(manifest.version)
-        found = []
+        found: list[TensorEntry] = []
         for entry in manifest.files:
             path = directory / entry.name
             try:
@@ -199,9 +197,7 @@ class WeightStore:
             run=run,
             version=version,
             fingerprint=fingerprint,
-            files=tuple(
-                FileEntry(name=s.name, size_bytes=s.stat().st_size, xxh3_128=digest_file(s)) for s in shards
-            ),
+            files=tuple(FileEntry(name=s.name, size_bytes=s.stat().st_size, xxh3_128=digest_file(s)) for s in shards),
             tensors=tuple(tensor for shard in shards for tensor in read_header(shard)),
         )
         data = manifest.to_bytes()

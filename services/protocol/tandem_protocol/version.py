@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-_PATTERN = re.compile(r"(\d+)\.(\d+)")
+_PATTERN = re.compile(r"([0-9]+)\.([0-9]+)")
 
 
 @total_ordering
@@ -56,7 +56,10 @@ class Version(NamedTuple):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         def validate(value: Any) -> Version:
-            return value if isinstance(value, Version) else cls.parse(str(value))
+            if isinstance(value, Version):
+                return value
+            # No numbers: 42.10 as one would be 42.1.
+            return cls.parse(value if isinstance(value, str) else repr([value]))
 
         return core_schema.no_info_plain_validator_function(
             validate,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -21,8 +21,8 @@ class EngineFacts(NamedTuple):
     max_model_len: int
     max_num_seqs: int
     vocab_size: int
-    model_dir: Path | None
-    """Where the base weights are on this machine's disk; None when there are none to read."""
+    base_shards: tuple[Path, ...]
+    """Safetensors of the base weights, to load back if the first switch fails; may be empty."""
     shapes: Mapping[str, tuple[int, ...]]
     """Parameter table under Hugging Face names, tied copies left out; empty where the engine cannot tell."""
     fingerprint: ModelFingerprint
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Make `facts` available and be able to generate."""
         ...
 
-    def generate(self, request: RolloutRequest) -> AsyncIterator[Group]:
+    def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
         """Yield each group when its last completion is finished. Closing the iterator ends its running requests.
 
         Raises:

@@ -1,0 +1,36 @@
+"""Bearer-token authentication for every route of the server, ours and vLLM's alike, before any of them runs."""
+
+from __future__ import annotations
+
+import hmac
+
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, read_token
+from tandem_protocol.errors import Unauthorized
+from tandem_protocol.routes import OPEN
+
+
+class BearerAuth:
+    """ASGI middleware; lets everything pass when no token is configured."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        token = read_token()
+        self._wanted = f"Bearer {token}".encode() if token else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan" or self._wanted is None or scope["path"] in OPEN:
+            return await self._app(scope, receive, send)
+        got = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+        if hmac.compare_digest(got, self._wanted):
+            return await self._app(scope, receive, send)
+        error = Unauthorized(
+            f"got {'another token' if got else 'no token'}; wanted the generator's own as 'Authorization: Bearer …'. "
+            f"Give both services the same {TOKEN_ENV} or {TOKEN_FILE_ENV}."
+        )
+        if scope["type"] == "websocket":
+            await receive()
+            return await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+        await JSONResponse(error.body.model_dump(), status_code=error.status)(scope, receive, send)

@@ -1,0 +1,223 @@
+"""An engine without a model: a deterministic policy with exact logprobs, for testing a trainer without torch or vLLM.
+
+The policy is a real conditional distribution. Given the version and all tokens so far, it puts the probabilities of
+`_WEIGHTS` on as many tokens of the vocabulary, chosen by a hash of that context; one of them ends the sequence. So
+anyone can recompute a logprob (`MockPolicy.distribution`), another version is another policy, and the same
+(seed, prompt, version) gives the same completion on every machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import random
+from array import array
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+from tandem_protocol.errors import EngineFailed
+from tandem_protocol.fingerprint import checkpoint_shapes, fingerprint
+from tandem_protocol.manifest import read_header
+from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
+from tandem_protocol.version import BASE, Version
+
+from ..config import MockConfig
+from .base import EngineFacts
+
+_WEIGHTS = tuple(0.5**rank for rank in range(8))
+_EOS_RANK = 3
+"""Which candidate ends the sequence: completions are about 16 tokens long at temperature 1."""
+_DEFAULT_VOCAB_SIZE = 256
+_DEFAULT_MAX_MODEL_LEN = 4096
+
+
+class ConnectionDropped(Exception):
+    """Breaks the HTTP connection in the middle of an answer (fault `drop_rate`)."""
+
+
+class MockPolicy:
+    """The mock's distribution over next tokens."""
+
+    def __init__(self, vocab_size: int, eos_token_id: int) -> None:
+        self.vocab_size = vocab_size
+        self.eos_token_id = eos_token_id
+
+    def context(self, tokens: Sequence[int]) -> xxhash.xxh3_64:
+        """Hash of a token sequence, to be extended token by token with `extend`."""
+        return xxhash.xxh3_64(array("q", tokens).tobytes())
+
+    @staticmethod
+    def extend(context: xxhash.xxh3_64, token: int) -> None:
+        context.update(token.to_bytes(8, "little"))
+
+    def distribution(
+        self, context: xxhash.xxh3_64, version: Version, sampling: Sampling
+    ) -> tuple[list[int], list[float]]:
+        """Candidate tokens, likeliest first, and their probabilities after temperature, top-k, top-p and min-p."""
+        start = xxhash.xxh3_64_intdigest(f"{context.intdigest()} {version}".encode())
+        stride = (start >> 32) % max(1, self.vocab_size // len(_WEIGHTS)) + 1
+        tokens = [(start + rank * stride) % self.vocab_size for rank in range(min(len(_WEIGHTS), self.vocab_size))]
+        if self.eos_token_id not in tokens and len(tokens) > _EOS_RANK:
+            tokens[_EOS_RANK] = self.eos_token_id
+        return tokens, _filtered(len(tokens), sampling)
+
+
+def _filtered(count: int, sampling: Sampling) -> list[float]:
+    """Probabilities of the first `count` ranks; those that the filters drop come out as 0."""
+    if sampling.temperature == 0.0:
+        return [1.0] + [0.0] * (count - 1)
+    weights = [weight ** (1.0 / sampling.temperature) for weight in _WEIGHTS[:count]]
+    total, before = sum(weights), 0.0
+    for rank, weight in enumerate(weights):
+        beyond_k = bool(sampling.top_k) and rank >= sampling.top_k
+        if rank and (beyond_k or before >= sampling.top_p * total or weight < sampling.min_p * weights[0]):
+            weights[rank] = 0.0
+        before += weight
+    kept = sum(weights)
+    return [weight / kept for weight in weights]
+
+
+class MockEngine:
+    """Engine over `MockPolicy`, with fault knobs."""
+
+    def __init__(self, model: str, config: MockConfig, max_model_len: int | None) -> None:
+        directory = Path(model) if Path(model).is_dir() else None
+        described = _read_config(directory)
+        vocab_size = config.vocab_size or described.get("vocab_size", _DEFAULT_VOCAB_SIZE)
+        eos = described.get("eos_token_id", 0)
+        self._policy = MockPolicy(vocab_size, eos[0] if isinstance(eos, list) else eos or 0)
+        self._faults = config.faults
+        self._chance = random.Random(0)  # noqa: S311 - decides when a fault strikes, nothing secret
+        self._loads_to_fail = config.faults.load_failures
+        self._version = self._label = BASE
+        self._admit, self._run, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        for gate in (self._admit, self._run, self._idle):
+            gate.set()
+        self._active_groups = 0
+        self._abort_epoch = 0
+        shapes = checkpoint_shapes(directory) if directory else {}
+        self.facts = EngineFacts(
+            engine="mock",
+            engine_version="1",
+            devices=tuple(f"cpu:{core}" for core in sorted(os.sched_getaffinity(0))),
+            world_size=1,
+            max_model_len=max_model_len or described.get("max_position_embeddings", _DEFAULT_MAX_MODEL_LEN),
+            max_num_seqs=256,
+            vocab_size=vocab_size,
+            base_shards=(),
+            shapes=shapes,
+            fingerprint=fingerprint(directory or Path(), shapes),
+        )
+
+    async def start(self) -> None:
+        """Nothing to load."""
+
+    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+        for index, prompt in enumerate(request.prompts):
+            await asyncio.sleep(self._faults.latency_s)
+            self._strike()
+            await self._admit.wait()
+            self._active_groups += 1
+            self._idle.clear()
+            try:
+                completions = await asyncio.gather(
+                    *(self._sample(prompt, sample, request.sampling) for sample in range(request.sampling.n))
+                )
+            finally:
+                self._active_groups -= 1
+                if not self._active_groups:
+                    self._idle.set()
+            yield Group(prompt_index=index, completions=tuple(completions))
+
+    async def _sample(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
+        seed = random.getrandbits(64) if prompt.seed is None else prompt.seed + sample
+        context = self._policy.context(prompt.token_ids)
+        draw = random.Random(f"{seed} {context.intdigest()}").random  # noqa: S311 - repeatable on purpose
+        stops = {*sampling.stop_token_ids, *([] if sampling.ignore_eos else [self._policy.eos_token_id])}
+        tokens: list[int] = []
+        logprobs: list[float] = []
+        labels: list[Version] = []
+        finish: Literal["stop", "length", "abort"] = "length"
+        epoch = self._abort_epoch
+        while len(tokens) < sampling.max_tokens:
+            if self._faults.token_latency_s:
+                await asyncio.sleep(self._faults.token_latency_s)
+                await self._run.wait()
+            if self._abort_epoch != epoch:
+                finish = "abort"
+                break
+            candidates, probabilities = self._policy.distribution(context, self._version, sampling)
+            rank = _choose(probabilities, draw())
+            tokens.append(candidates[rank])
+            logprobs.append(math.log(probabilities[rank]))
+            labels.append(self._label)
+            if tokens[-1] in stops:
+                finish = "stop"
+                break
+            self._policy.extend(context, tokens[-1])
+        return Completion(
+            token_ids=tuple(tokens), logprobs=tuple(logprobs), finish_reason=finish, versions=_spans(labels)
+        )
+
+    def _strike(self) -> None:
+        if self._chance.random() < self._faults.error_rate:
+            raise EngineFailed("the mock engine failed because generator.mock.faults.error_rate told it to; ask again")
+        if self._chance.random() < self._faults.drop_rate:
+            raise ConnectionDropped
+
+    async def pause(self, mode: SwitchMode) -> None:
+        self._admit.clear()
+        if mode is SwitchMode.IN_FLIGHT:
+            self._run.clear()
+            return
+        if mode is SwitchMode.ABORT:
+            self._abort_epoch += 1
+        await self._idle.wait()
+
+    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
+        if self._loads_to_fail:
+            self._loads_to_fail -= 1
+            raise RuntimeError("the mock engine failed a load because generator.mock.faults.load_failures told it to")
+        for shard in shards:
+            await asyncio.to_thread(read_header, shard)
+        self._version = version
+        if not self._faults.stale or self._label == BASE:
+            self._label = version
+
+    async def resume(self) -> None:
+        self._run.set()
+        self._admit.set()
+
+    async def check(self) -> None:
+        """The mock cannot hang."""
+
+    async def close(self) -> None:
+        """Nothing to end."""
+
+
+def _choose(probabilities: Sequence[float], draw: float) -> int:
+    for rank, probability in enumerate(probabilities):
+        draw -= probability
+        if draw < 0.0 and probability:
+            return rank
+    return max(rank for rank, probability in enumerate(probabilities) if probability)
+
+
+def _spans(labels: Sequence[Version]) -> tuple[VersionSpan, ...]:
+    spans: list[VersionSpan] = []
+    for label in labels:
+        if spans and spans[-1].version == label:
+            spans[-1] = VersionSpan(version=label, tokens=spans[-1].tokens + 1)
+        else:
+            spans.append(VersionSpan(version=label, tokens=1))
+    return tuple(spans)
+
+
+def _read_config(directory: Path | None) -> dict[str, int]:
+    path = directory / "config.json" if directory else None
+    return json.loads(path.read_text()) if path and path.is_file() else {}

@@ -1,0 +1,99 @@
+"""The command line: `trl vllm-serve`'s options, the YAML's keys, and everything else for `vllm serve`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tandem_protocol.config import ConfigError, load
+
+from .config import GeneratorConfig, Settings
+
+_SHARED = ("model", "revision", "trust_remote_code", "weights_dir")
+_FLAGS = {"trust_remote_code", "enforce_eager", "enable_prefix_caching"}
+_NESTED = {"vllm", "env", "mock"}
+
+
+class Options(NamedTuple):
+    """What the command line asked for."""
+
+    settings: Settings
+    sources: dict[str, str]
+    engine_args: list[str]
+    """For vLLM's own parser, which knows and checks them."""
+    project: Path | None
+    """Folder of the YAML file."""
+    check: bool
+
+
+def parse(argv: Sequence[str]) -> Options:
+    """Read the command line, the YAML and the environment.
+
+    Raises:
+        ConfigError: they do not fit the configuration's models.
+    """
+    args, rest = _parser().parse_known_args([_hyphens(word) for word in argv])
+    overrides: dict[str, Any] = {
+        f"{'shared' if name in _SHARED else 'generator'}.{name}": value
+        for name, value in vars(args).items()
+        if value is not None and name not in {"config", "check"}
+    }
+    rest = _take_dotted(rest, overrides)
+    settings, sources = load(Settings, path=args.config, overrides=overrides)
+    if rest and settings.generator.engine == "mock":
+        raise ConfigError(f"got {' '.join(rest)}; the mock engine takes no further engine arguments")
+    engine_args = [*_as_arguments(settings.generator.vllm), *rest]
+    project = args.config.resolve().parent if args.config else None
+    return Options(settings, sources, engine_args, project, args.check)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tandem_generator",
+        description="Serve rollouts. Any other option goes to `vllm serve`; --generator.KEY VALUE sets a YAML key.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, help="the project's config.yaml")
+    parser.add_argument("--check", action="store_true", help="print the resolved configuration and exit")
+    for name in (*_SHARED, *(n for n in GeneratorConfig.model_fields if n not in _NESTED)):
+        option = f"--{name.replace('_', '-')}"
+        if name in _FLAGS:
+            # Bare as in vLLM, or with a value as in TRL.
+            parser.add_argument(option, nargs="?", const="true")
+        else:
+            parser.add_argument(option)
+    return parser
+
+
+def _hyphens(word: str) -> str:
+    """`--max_model_len=1` → `--max-model-len=1`; dotted keys and values stay as they are."""
+    match = re.match(r"--[A-Za-z][\w-]*(?==|$)", word)
+    return match[0].replace("_", "-") + word[match.end() :] if match else word
+
+
+def _take_dotted(words: list[str], overrides: dict[str, Any]) -> list[str]:
+    """Move `--generator.a.b VALUE` and `--shared.a=VALUE` into `overrides`; returns the other words."""
+    others: list[str] = []
+    queue = iter(words)
+    for word in queue:
+        match = re.match(r"--((?:generator|shared)\.[\w.]+)(?:=(.*))?$", word, re.DOTALL)
+        if match:
+            overrides[match[1]] = match[2] if match[2] is not None else next(queue, None)
+        else:
+            others.append(word)
+    return others
+
+
+def _as_arguments(engine_options: dict[str, Any]) -> list[str]:
+    """`{max_num_seqs: 64, foo: true}` → `--max-num-seqs 64 --foo`."""
+    words: list[str] = []
+    for name, value in engine_options.items():
+        option = f"--{name.replace('_', '-')}"
+        if value is False:
+            words.append(f"--no-{option[2:]}")
+        elif value is not None:
+            words += [option] if value is True else [option, str(value)]
+    return words

@@ -1,0 +1,317 @@
+"""Which policy version serves: verify, pause, load, flip, resume; roll back if loading fails half-way."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from tandem_protocol.errors import (
+    BadRequest,
+    NotReady,
+    OlderVersion,
+    PolicyTorn,
+    StalePolicy,
+    SwitchFailed,
+    SwitchInProgress,
+    TandemError,
+    WeightsNotVisible,
+    WeightsRefused,
+)
+from tandem_protocol.fingerprint import differences
+from tandem_protocol.manifest import Manifest
+from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
+from tandem_protocol.store import LEASE_S, WeightStore
+from tandem_protocol.version import BASE, Version
+
+from . import metrics
+from .config import GeneratorConfig
+from .engines.base import Engine
+
+log = logging.getLogger(__name__)
+
+
+class _Serving(NamedTuple):
+    """A policy that is, or was, loaded whole."""
+
+    version: Version
+    manifest_digest: str | None
+    shards: tuple[Path, ...]
+
+
+class Policy:
+    """The engine's policy: the one place that decides which weights it holds and whether it may answer.
+
+    `set` is the only consumer of the engine's pause/load/resume; a second caller is refused, not queued.
+    `rollouts` may run at any time. `failed` is set when the process must restart; the server waits for it.
+    """
+
+    def __init__(self, engine: Engine, store: WeightStore, generator_id: str, config: GeneratorConfig) -> None:
+        self.engine = engine
+        self.generator_id = generator_id
+        self.failed = asyncio.Event()
+        self._store = store
+        self._config = config
+        self._serving = _Serving(BASE, None, ())
+        self._not_ready: str | None = "the engine is starting"
+        self._switching = asyncio.Lock()
+        self._finished_groups = 0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def version(self) -> Version:
+        return self._serving.version
+
+    @property
+    def served(self) -> ServedWeights:
+        return ServedWeights(version=self.version, manifest_digest=self._serving.manifest_digest)
+
+    @property
+    def not_ready(self) -> str | None:
+        """Why no request is answered; None when ready."""
+        return self._not_ready
+
+    async def start(self) -> None:
+        """Start the engine and catch up with the store, so that base weights never serve in the middle of a run.
+
+        Raises:
+            TandemError: the store's newest version cannot be served.
+        """
+        await self.engine.start()
+        self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
+        await self._catch_up()
+        self._set_ready(None)
+        self._tasks = [asyncio.create_task(self._renew_lease()), asyncio.create_task(self._watch())]
+
+    async def close(self) -> None:
+        self._set_ready("the generator is stopping")
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._store.lease, self.generator_id, ())
+        await self.engine.close()
+
+    async def _catch_up(self, attempts: int = 3) -> None:
+        for attempt in range(1, attempts + 1):
+            latest = await asyncio.to_thread(self._store.latest)
+            if latest is None:
+                return
+            try:
+                _, digest = await asyncio.to_thread(self._store.read, latest)
+                await self.set(latest, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
+                return
+            except TandemError:
+                # The trainer may have retired the version meanwhile; then LATEST has moved on.
+                if attempt == attempts or await asyncio.to_thread(self._store.latest) == latest:
+                    raise
+
+    def rollouts(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+        """Stream the groups of `request`, each when it is finished; the stream may raise EngineFailed.
+
+        Raises:
+            NotReady, StalePolicy, BadRequest: at once, before anything is sampled.
+        """
+        self._admit(request)
+        return self._stream(request)
+
+    async def _stream(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+        metrics.REQUESTS_RUNNING.inc()
+        try:
+            async with contextlib.aclosing(self.engine.generate(request)) as groups:
+                async for group in groups:
+                    self._finished_groups += 1
+                    metrics.ROLLOUT_COMPLETIONS.inc(len(group.completions))
+                    metrics.ROLLOUT_TOKENS.inc(sum(len(completion.token_ids) for completion in group.completions))
+                    yield group
+        finally:
+            metrics.REQUESTS_RUNNING.dec()
+
+    def _admit(self, request: RolloutRequest) -> None:
+        if self._not_ready:
+            raise NotReady(f"this generator is not ready: {self._not_ready}. Ask again, or another replica.")
+        if request.min_version and self.version < request.min_version:
+            raise StalePolicy(
+                f"got min_version {request.min_version}; this generator serves {self.version}. Publish the version "
+                f"with PUT /weights/{request.min_version}, or ask again when it has been."
+            )
+        facts = self.engine.facts
+        longest = max(len(prompt.token_ids) for prompt in request.prompts)
+        if longest + request.sampling.max_tokens > facts.max_model_len:
+            raise BadRequest(
+                f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}; wanted at most "
+                f"{facts.max_model_len} together (the model's max_model_len). Shorten one of them."
+            )
+        largest = max(max(prompt.token_ids) for prompt in request.prompts)
+        if largest >= facts.vocab_size:
+            raise BadRequest(
+                f"got token id {largest}; wanted ids below the vocabulary's size {facts.vocab_size}. "
+                "Does the trainer use this model's tokenizer?"
+            )
+
+    async def set(self, version: Version, wanted: SetWeights) -> ServedWeights:
+        """Serve `version`; answers when it does. Setting what already serves does nothing.
+
+        Raises:
+            SwitchInProgress: another switch is under way.
+            OlderVersion: a newer version serves.
+            WeightsNotVisible, WeightsRefused: found before the engine was touched; the old version goes on serving.
+            SwitchFailed: loading failed and the old version was loaded back.
+            PolicyTorn: loading back failed too.
+        """
+        if self._switching.locked():
+            raise SwitchInProgress(f"got PUT of version {version} while another switch is under way; ask again")
+        async with self._switching:
+            try:
+                return await self._switch(version, wanted)
+            except TandemError as error:
+                metrics.SWITCH_FAILURES.labels(error.code).inc()
+                raise
+
+    async def _switch(self, version: Version, wanted: SetWeights) -> ServedWeights:
+        if version == self.version and wanted.manifest_digest == self._serving.manifest_digest:
+            return self.served
+        if version < self.version:
+            raise OlderVersion(
+                f"got version {version}; version {self.version} serves and is newer. A resumed trainer publishes "
+                "under a new attempt number (WeightStore.next_attempt)."
+            )
+        began = time.monotonic()
+        manifest = await self._verified(version, wanted.manifest_digest)
+        directory = self._store.directory(version)
+        shards = tuple(directory / file.name for file in manifest.files)
+        await asyncio.to_thread(self._store.lease, self.generator_id, (version, self.version))
+        verified = time.monotonic()
+        paused, loaded = await self._pause_load_resume(_Serving(version, wanted.manifest_digest, shards), wanted.mode)
+        await asyncio.to_thread(self._store.lease, self.generator_id, (version,))
+        ended = time.monotonic()
+        metrics.SWITCH_SECONDS.observe(ended - began)
+        timings = SwitchTimings(
+            verify_s=verified - began, pause_s=paused - verified, load_s=loaded - paused, total_s=ended - began
+        )
+        log.info("serving version %s: %s", version, timings)
+        return self.served.model_copy(update={"timings": timings})
+
+    async def _verified(self, version: Version, digest: str) -> Manifest:
+        """The manifest of `version`, after everything that can be checked without touching the model."""
+        manifest, found = await self._visible(version)
+        if found != digest:
+            raise WeightsRefused(
+                f"version {version} in {self._store.root} has manifest digest {found}; wanted {digest}. Another run or "
+                "another attempt wrote it: give each run its own shared.weights_dir, and publish again."
+            )
+        _check_model(manifest, self.engine)
+        await asyncio.to_thread(self._store.verify, manifest)
+        return manifest
+
+    async def _visible(self, version: Version) -> tuple[Manifest, str]:
+        """Read the manifest as soon as this side of the shared volume shows it, or raise WeightsNotVisible."""
+        deadline = time.monotonic() + self._config.visible_timeout_s
+        while True:
+            try:
+                return await asyncio.to_thread(self._store.read, version)
+            except WeightsNotVisible:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(0.05)
+
+    async def _pause_load_resume(self, target: _Serving, mode: SwitchMode) -> tuple[float, float]:
+        """Returns when the engine was paused and when the weights were loaded, on the monotonic clock."""
+        try:
+            async with asyncio.timeout(self._config.switch_timeout_s):
+                await self.engine.pause(mode)
+        except TimeoutError as error:
+            await self.engine.resume()
+            raise SwitchFailed(
+                f"requests were still running {self._config.switch_timeout_s:g} s after the pause for version "
+                f"{target.version}; version {self.version} goes on. Use mode in_flight, or raise switch_timeout_s."
+            ) from error
+        paused = time.monotonic()
+        try:
+            await self._load(target)
+        except Exception as error:
+            await self._roll_back(target.version, error)
+        self._serving = target
+        metrics.WEIGHT_STEP.set(target.version.step)
+        metrics.WEIGHT_ATTEMPT.set(target.version.attempt)
+        loaded = time.monotonic()
+        await self.engine.resume()
+        return paused, loaded
+
+    async def _load(self, target: _Serving) -> None:
+        async with asyncio.timeout(self._config.switch_timeout_s):
+            await self.engine.load_weights(target.version, target.shards)
+
+    async def _roll_back(self, version: Version, cause: Exception) -> None:
+        """Load the last good version back. Always raises: the switch did not happen."""
+        log.error("loading version %s failed half-way: %r; loading %s back", version, cause, self.version)
+        self._set_ready(f"loading version {version} failed half-way; version {self.version} is being loaded back")
+        try:
+            await self._load(self._serving)
+        except Exception as error:
+            self._set_ready(f"torn between versions {version} and {self.version}; restarting")
+            self.failed.set()
+            raise PolicyTorn(
+                f"loading version {version} failed half-way ({cause}) and so did loading {self.version} back "
+                f"({error}); the generator restarts and loads LATEST"
+            ) from error
+        await self.engine.resume()
+        self._set_ready(None)
+        raise SwitchFailed(
+            f"loading version {version} failed half-way ({cause}); version {self.version} was loaded back and serves"
+        ) from cause
+
+    async def _renew_lease(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 4)
+            if self.version != BASE and not self._switching.locked():
+                await asyncio.to_thread(self._store.lease, self.generator_id, (self.version,))
+
+    async def _watch(self) -> None:
+        """Have the engine prove that it computes: a hung one looks healthy from outside."""
+        while not self.failed.is_set():
+            finished = self._finished_groups
+            await asyncio.sleep(self._config.canary_every_s)
+            if self._finished_groups != finished or self._switching.locked():
+                continue
+            try:
+                async with asyncio.timeout(self._config.canary_timeout_s):
+                    await self.engine.check()
+            except Exception as error:
+                self._set_ready(f"the engine did not produce a token: {error!r}")
+            else:
+                self._set_ready(None)
+
+    def _set_ready(self, reason: str | None) -> None:
+        self._not_ready = reason
+        metrics.READY.set(reason is None)
+
+
+def _check_model(manifest: Manifest, engine: Engine) -> None:
+    facts = engine.facts
+    # The parameter table is compared name by name below, which tells more than its digest.
+    if other := [name for name in differences(facts.fingerprint, manifest.fingerprint) if name != "parameters"]:
+        raise WeightsRefused(
+            f"version {manifest.version} (run {manifest.run!r}) is of another model: its {' and '.join(other)} differ "
+            "from this generator's. Start both services with the same shared.model and revision."
+        )
+    problems = _table_problems(facts.shapes, manifest.shapes) if facts.shapes else []
+    if problems:
+        raise WeightsRefused(
+            f"version {manifest.version} (run {manifest.run!r}) does not fit this generator's model in {len(problems)} "
+            f"tensors: {'; '.join(problems[:3])}. Start both services with the same shared.model and revision."
+        )
+
+
+def _table_problems(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> list[str]:
+    missing = [f"{name} is missing" for name in sorted(ours.keys() - theirs.keys())]
+    unknown = [f"{name} is unknown" for name in sorted(theirs.keys() - ours.keys())]
+    shapes = [
+        f"{name} got {theirs[name]}, wanted {ours[name]}"
+        for name in sorted(ours.keys() & theirs.keys())
+        if ours[name] != theirs[name]
+    ]
+    return [*shapes, *missing, *unknown]

@@ -1,0 +1,119 @@
+"""Tandem's routes over a Policy. The mock's app and vLLM's server mount the same router."""
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+
+from tandem_protocol import routes as paths
+from tandem_protocol.errors import BadRequest, TandemError
+from tandem_protocol.messages import (
+    Group,
+    Info,
+    Readiness,
+    RolloutLine,
+    RolloutRequest,
+    ServedWeights,
+    SetWeights,
+)
+from tandem_protocol.version import Version
+
+from .policy import Policy
+
+
+class _ErrorBodyRoute(APIRoute):
+    """Answers every error with an `ErrorBody`, whatever handlers the surrounding app has."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except TandemError as error:
+                return _error(error)
+            except RequestValidationError as error:
+                return _error(BadRequest(_first_problem(error)))
+
+        return answer
+
+
+def _error(error: TandemError) -> JSONResponse:
+    return JSONResponse(error.body.model_dump(), status_code=error.status)
+
+
+def _first_problem(error: RequestValidationError) -> str:
+    problems = error.errors()
+    where = ".".join(str(part) for part in problems[0]["loc"])
+    more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+    return f"{where}: got {str(problems[0].get('input'))[:100]}; {problems[0]['msg']}{more}"
+
+
+def build_router(policy: Policy, model: str) -> APIRouter:
+    """The wire contract of `tandem_protocol.routes`, all but /metrics, which the server itself has."""
+    router = APIRouter(route_class=_ErrorBodyRoute, tags=["tandem"])
+
+    @router.get(paths.HEALTHZ)
+    async def healthz() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "alive"}
+
+    @router.get(paths.READYZ)
+    async def readyz(response: Response) -> Readiness:
+        """A policy is loaded whole and serving; 503 with the reason otherwise."""
+        reason = policy.not_ready
+        response.status_code = 503 if reason else 200
+        return Readiness(ready=reason is None, reason=reason or f"serving version {policy.version}")
+
+    @router.get(paths.INFO)
+    async def info() -> Info:
+        """What this generator is and serves."""
+        facts = policy.engine.facts
+        return Info(
+            generator_id=policy.generator_id,
+            engine=facts.engine,
+            engine_version=facts.engine_version,
+            model=model,
+            fingerprint=facts.fingerprint,
+            version=policy.version,
+            devices=facts.devices,
+            world_size=facts.world_size,
+            max_model_len=facts.max_model_len,
+            max_num_seqs=facts.max_num_seqs,
+        )
+
+    @router.get(paths.WEIGHTS)
+    async def get_weights() -> ServedWeights:
+        """Which policy version serves."""
+        return policy.served
+
+    @router.put(paths.SET_WEIGHTS)
+    async def set_weights(version: str, wanted: SetWeights) -> ServedWeights:
+        """Serve that version; answers when it serves."""
+        try:
+            parsed = Version.parse(version)
+        except ValueError as error:
+            raise BadRequest(str(error)) from error
+        return await policy.set(parsed, wanted)
+
+    @router.post(paths.ROLLOUTS, response_model=RolloutLine)
+    async def rollouts(request: RolloutRequest) -> StreamingResponse:
+        """Sample; answers NDJSON, one finished group a line."""
+        return StreamingResponse(_lines(policy.rollouts(request)), media_type="application/x-ndjson")
+
+    return router
+
+
+async def _lines(groups: AsyncIterator[Group]) -> AsyncIterator[str]:
+    try:
+        async for group in groups:
+            yield _line(RolloutLine(group=group))
+    except TandemError as error:
+        yield _line(RolloutLine(error=error.body))
+
+
+def _line(line: RolloutLine) -> str:
+    return line.model_dump_json(exclude_none=True) + "\n"
