@@ -58,8 +58,9 @@ class Version(NamedTuple):
         def validate(value: Any) -> Version:
             if isinstance(value, Version):
                 return value
-            # No numbers: 42.10 as one would be 42.1.
-            return cls.parse(value if isinstance(value, str) else repr([value]))
+            if not isinstance(value, str):  # the number 42.10 would be read as 42.1
+                raise ValueError(f"got version {value!r}; wanted step.attempt as text, such as '42.1'")
+            return cls.parse(value)
 
         return core_schema.no_info_plain_validator_function(
             validate,

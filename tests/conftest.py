@@ -1,0 +1,45 @@
+"""What tests may need of the machine: a test whose marker is not met is skipped with the reason.
+
+`TANDEM_REQUIRE=vllm,docker` names the needs that must be met: their tests fail where they would be skipped.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable
+
+import docker
+import pytest
+from docker.errors import DockerException
+
+
+def _vllm_missing() -> str | None:
+    return None if importlib.util.find_spec("vllm") else "vLLM's CPU build is not installed; `make clean setup` says why"
+
+
+@functools.cache
+def _docker_missing() -> str | None:
+    try:
+        docker.from_env(timeout=5).ping()
+    except DockerException as error:
+        return f"no Docker engine answers: {error}"
+    return None
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {"vllm": _vllm_missing, "docker": _docker_missing}
+REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
+
+
+def pytest_configure() -> None:
+    if unknown := REQUIRED - NEEDS.keys():
+        raise pytest.UsageError(f"TANDEM_REQUIRE names {', '.join(sorted(unknown))}; wanted some of {', '.join(NEEDS)}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for need, missing in NEEDS.items():
+        if item.get_closest_marker(need) and (reason := missing()):
+            if need in REQUIRED:
+                pytest.fail(f"TANDEM_REQUIRE={need}, but {reason}", pytrace=False)
+            pytest.skip(reason)
