@@ -15,6 +15,8 @@ from .messages import Message, ModelFingerprint
 from .version import Version
 
 MANIFEST_NAME = "manifest.json"
+MAX_HEADER_BYTES = 100_000_000
+"""The limit that safetensors itself sets."""
 
 
 class FileEntry(Message):
@@ -87,7 +89,10 @@ def read_header(shard: Path) -> tuple[TensorEntry, ...]:
     with shard.open("rb") as file:
         try:
             (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
+            data = file.read(min(length, MAX_HEADER_BYTES))
+            if len(data) < length:
+                raise ValueError(f"its header is {len(data)} bytes long; wanted {length}")
+            header = json.loads(data)
             return tuple(
                 TensorEntry(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), file=shard.name)
                 for name, entry in header.items()

@@ -16,6 +16,8 @@ from .version import Version
 PROTOCOL_VERSION = 1
 
 TokenId = Annotated[int, Field(ge=0)]
+Logprob = Annotated[float, Field(allow_inf_nan=False)]
+"""Finite: JSON knows nothing else, and a token of probability 0 is never sampled."""
 
 
 class Message(BaseModel):
@@ -69,7 +71,7 @@ class Completion(Message):
     """One sampled completion of T tokens."""
 
     token_ids: tuple[TokenId, ...]
-    logprobs: tuple[float, ...]
+    logprobs: tuple[Logprob, ...]
     """[T]. Of the distribution that was really sampled from: temperature, top-p and the rest applied."""
     finish_reason: Literal["stop", "length", "abort"]
     versions: tuple[VersionSpan, ...]

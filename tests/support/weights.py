@@ -1,0 +1,41 @@
+"""Versions in a weight store, made without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+from tandem_protocol.manifest import MANIFEST_NAME, Manifest
+from tandem_protocol.messages import ModelFingerprint
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+
+FINGERPRINT = ModelFingerprint(config="c0", tokenizer="70", parameters="9a")
+
+
+def tensors(step: int) -> dict[str, np.ndarray]:
+    """Two small tensors whose every value is `step`."""
+    return {"embed.weight": np.full((8, 4), step, np.float32), "norm.weight": np.full(4, step, np.float32)}
+
+
+def publish(store: WeightStore, version: Version, *, run: str = "test") -> tuple[Manifest, str]:
+    """Commit `tensors(version.step)` as `version`, one shard a tensor; the caller need not hold the writer's lock."""
+    (store.root / "versions").mkdir(parents=True, exist_ok=True)
+    with store.staging(version, needs_bytes=1 << 12) as staged:
+        for number, (name, tensor) in enumerate(tensors(version.step).items()):
+            save_file({name: tensor}, staged / f"shard-{number:05d}.safetensors")
+        return store.commit(staged, version, run=run, fingerprint=FINGERPRINT)
+
+
+def shard(store: WeightStore, version: Version) -> Path:
+    """The first shard of `version`."""
+    return min(store.directory(version).glob("*.safetensors"))
+
+
+def edit_manifest(store: WeightStore, version: Version, changes: Mapping[str, object]) -> None:
+    """Overwrite top-level fields of a committed manifest."""
+    path = store.directory(version) / MANIFEST_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(changes)))
