@@ -16,7 +16,9 @@ from docker.errors import DockerException
 
 
 def _vllm_missing() -> str | None:
-    return None if importlib.util.find_spec("vllm") else "vLLM's CPU build is not installed; `make clean setup` says why"
+    return (
+        None if importlib.util.find_spec("vllm") else "vLLM's CPU build is not installed; `make clean setup` says why"
+    )
 
 
 @functools.cache

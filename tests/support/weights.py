@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
+
 from tandem_protocol.manifest import MANIFEST_NAME, Manifest
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from tandem_protocol import errors
 from tandem_protocol.errors import ErrorBody, TandemError, from_body
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from safetensors.numpy import save_file
+
 from support.weights import tensors
 from tandem_protocol.fingerprint import checkpoint_shapes, differences, fingerprint
 from tandem_protocol.messages import ModelFingerprint

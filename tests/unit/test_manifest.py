@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.numpy import save_file
+
 from support.weights import tensors
 from tandem_protocol.manifest import FileEntry, Manifest, digest_file, parameters_digest, read_header
 
@@ -25,7 +26,7 @@ def write_header(path: Path, header: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", ["../x.safetensors", "a/b.safetensors", "/x.safetensors", "x.bin", "x.safetensors\n", ""])
+@pytest.mark.parametrize("name", ["../x.safetensors", "a/x.safetensors", "/x.safetensors", "x.bin", "x.safetensors\n"])
 def test_a_manifest_cannot_point_outside_its_directory(name: str) -> None:
     with pytest.raises(ValidationError):
         FileEntry(name=name, size_bytes=1, xxh3_128="0")

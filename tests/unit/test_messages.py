@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutLine, RolloutRequest, Sampling, SetWeights
 from tandem_protocol.version import Version
 

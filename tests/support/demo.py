@@ -1,0 +1,108 @@
+"""`tandem demo` as a real process, and all the processes that came of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+FAKES = Path(__file__).parent / "fakes"
+_MARK = "TANDEM_TEST_DEMO"
+
+
+class Demo:
+    """A running `tandem demo --plain`."""
+
+    def __init__(self, project: Path, *arguments: str, **env: str) -> None:
+        self.project = project
+        self._mark = uuid.uuid4().hex
+        self._errors = project / "stderr.txt"
+        with self._errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tandem_cli", "demo", str(project), "--plain", *arguments],
+                env={**os.environ, "PYTHONPATH": str(FAKES), "PYTHONUNBUFFERED": "1", _MARK: self._mark, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+
+    @property
+    def run_dir(self) -> Path:
+        return self.project / "runs" / "default"
+
+    @property
+    def errors(self) -> str:
+        return self._errors.read_text()
+
+    def wait_for_line(self, start: str) -> str:
+        """Read its output up to the first line that starts so."""
+        assert self.process.stdout is not None
+        seen = []
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return line.rstrip("\n")
+            seen.append(line)
+        raise AssertionError(f"no line starts with {start!r}: {''.join(seen)}{self.errors}")
+
+    def finish(self) -> str:
+        """Wait for its end; the rest of its output."""
+        output, _ = self.process.communicate(timeout=60)
+        return output
+
+    def family(self) -> list[psutil.Process]:
+        """Every living process that descends from it, wherever it has moved."""
+        return [p for p in psutil.process_iter() if self._is_marked(p)]
+
+    def member(self, module: str) -> psutil.Process:
+        """The process that runs `python -m module`."""
+        (found,) = [p for p in self.family() if p.cmdline()[1:3] == ["-m", module]]
+        return found
+
+    def guard_of(self, module: str) -> psutil.Process:
+        (found,) = [
+            p for p in self.family() if p.cmdline()[1:3] == ["-m", "tandem_cli.guard"] and module in p.cmdline()
+        ]
+        return found
+
+    def wait_until_nothing_is_left(self, timeout_s: float = 20.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while left := self.family():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"still there after {timeout_s} s: {[p.cmdline() for p in left]}")
+            time.sleep(0.05)
+
+    def _is_marked(self, process: psutil.Process) -> bool:
+        with suppress(psutil.Error):
+            return process.environ().get(_MARK) == self._mark and process.status() != psutil.STATUS_ZOMBIE
+        return False
+
+
+@contextmanager
+def running_demo(project: Path, *arguments: str, **env: str) -> Iterator[Demo]:
+    """A demo whose processes are all killed at the end, whatever the test does."""
+    demo = Demo(project, *arguments, **env)
+    try:
+        yield demo
+    finally:
+        for process in demo.family():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        demo.process.communicate()
+
+
+def fake_project(folder: Path) -> Path:
+    """A project for the services in `fakes`."""
+    (folder / "config.yaml").write_text(
+        "shared: {model: model}\n"
+        "generator: {engine: mock, shutdown_timeout_s: 5}\n"
+        "trainer: {max_steps: 3, start_timeout_s: 30}\n"
+    )
+    return folder

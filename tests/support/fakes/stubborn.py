@@ -1,0 +1,12 @@
+"""The worst child process a service may have: in a session of its own, and deaf to SIGTERM."""
+
+import subprocess
+import sys
+
+_CODE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+
+
+def start_stubborn_child() -> None:
+    child = subprocess.Popen([sys.executable, "-c", _CODE], start_new_session=True, stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
