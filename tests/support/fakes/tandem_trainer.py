@@ -52,7 +52,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--config", required=True)
 parser.add_argument("--trainer.max_steps", dest="max_steps", type=int, default=3)
 parser.add_argument("--check", action="store_true")
-arguments = parser.parse_args()
+arguments, _ = parser.parse_known_args()
 if arguments.check:
     print("checked trainer")
     sys.exit(0)

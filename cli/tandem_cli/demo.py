@@ -1,0 +1,140 @@
+"""`tandem demo`: a project's generator and trainer as children of one screen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from rich.console import Console
+from rich.text import Text
+
+from .guard import adopt_orphans, end_descendants
+from .launch import Pair, start, start_preparation
+from .processes import Service, ServiceFailed
+from .progress import GeneratorProbe, Progress
+from .project import Engine, Project
+from .screen import Facts, LiveScreen, PlainScreen, Screen, shown
+from .stop import StopRequest
+from .summary import show_summary
+
+USER_ERROR = 2
+_POLL_S = 0.2
+_FINISH_STEP_TIMEOUT_S = 120.0
+"""How long the trainer may take to finish its step and write a checkpoint after Ctrl-C."""
+_GENERATOR_GRACE_S = 5.0
+"""How much longer than its own shutdown timeout the generator may take to end."""
+
+_RUNNING = "Ctrl-C finishes the step, writes a checkpoint and ends"
+_FINISHING = "finishing the step and writing a checkpoint; Ctrl-C again kills"
+_ENDING = "ending the generator"
+
+
+def demo(project: Project, engine: Engine, *, resume: bool, plain: bool) -> int:
+    """Prepare the project, train and show it, sum it up. Returns the exit code and leaves no process behind."""
+    console = Console(force_terminal=False if plain else None)
+    if not resume and (aside := project.set_earlier_run_aside()):
+        console.print(f"The earlier run is now {shown(aside)}; --resume would have continued it.", soft_wrap=True)
+    project.logs_dir.mkdir(parents=True, exist_ok=True)
+    adopt_orphans()
+    with ExitStack() as cleanup:
+        stop = cleanup.enter_context(StopRequest())
+        cleanup.callback(end_descendants)
+        try:
+            if (project.folder / "prepare.py").is_file():
+                _prepare(start_preparation(project, cleanup), console, stop)
+            if not stop.count:
+                weights_dir = cleanup.enter_context(project.weights_dir())
+                _train(project, engine, start(project, engine, weights_dir, cleanup), console, stop)
+        except ServiceFailed as failure:
+            _explain(failure)
+            return USER_ERROR if failure.exit_code == USER_ERROR else 1
+    return stop.exit_code
+
+
+def _prepare(script: Service, console: Console, stop: StopRequest) -> None:
+    """Show the script's last line until it has ended.
+
+    Raises:
+        ServiceFailed: it ended with an error.
+    """
+    console.print("Preparing the project with its prepare.py")
+    with console.status("") as status:
+        while script.exit_code is None and not stop.count:
+            status.update(Text.from_ansi("".join(script.last_lines(1)), style="dim"))
+            time.sleep(_POLL_S)
+    if script.exit_code:
+        raise ServiceFailed(script)
+
+
+def _train(project: Project, engine: Engine, pair: Pair, console: Console, stop: StopRequest) -> None:
+    """Show the run until it has ended, then sum it up.
+
+    Raises:
+        ServiceFailed: a service died, or the generator did not get ready.
+    """
+    settings = project.settings
+    facts = Facts(
+        project=project.folder.name,
+        model=settings.shared.model,
+        engine=engine,
+        run_dir=shown(project.run_dir),
+        generator_cpus=pair.generator.cpus,
+        trainer_cpus=pair.trainer.cpus,
+    )
+    progress = Progress(project.run_dir, settings.trainer.max_steps, GeneratorProbe(pair.url, pair.token))
+    if set(pair.generator.cpus) & set(pair.trainer.cpus):
+        console.print("This machine has one CPU for us: generator and trainer share it and take turns.")
+    screen: Screen = LiveScreen(console, facts) if console.is_terminal else PlainScreen(console, facts)
+
+    def show(footer: str) -> None:
+        progress.poll()
+        screen.update(progress, footer)
+
+    with screen:
+        _follow(pair, progress, stop, settings.trainer.start_timeout_s, lambda: show(_RUNNING))
+        _end(pair.trainer, stop, _FINISH_STEP_TIMEOUT_S, lambda: show(_FINISHING))
+        _end(pair.generator, stop, settings.generator.shutdown_timeout_s + _GENERATOR_GRACE_S, lambda: show(_ENDING))
+        progress.poll()
+    show_summary(console, progress, project.run_dir)
+
+
+def _follow(
+    pair: Pair, progress: Progress, stop: StopRequest, start_timeout_s: float, show: Callable[[], None]
+) -> None:
+    """Wait until the trainer has ended well, or the person asks for the end.
+
+    Raises:
+        ServiceFailed: a service died, or the generator did not get ready.
+    """
+    ready_by = time.monotonic() + start_timeout_s
+    while pair.trainer.exit_code is None and not stop.count:
+        show()
+        if pair.generator.exit_code is not None:
+            raise ServiceFailed(pair.generator)
+        if not progress.was_ready and time.monotonic() > ready_by:
+            reason = (
+                f"was not ready within {start_timeout_s:g} s (trainer.start_timeout_s): {progress.generator.reason}"
+            )
+            raise ServiceFailed(pair.generator, reason)
+        time.sleep(_POLL_S)
+    if pair.trainer.exit_code:
+        raise ServiceFailed(pair.trainer)
+
+
+def _end(service: Service, stop: StopRequest, timeout_s: float, show: Callable[[], None]) -> None:
+    """SIGTERM, then SIGKILL at the deadline or at the person's second signal; nothing for one that has ended."""
+    service.terminate()
+    deadline = time.monotonic() + timeout_s
+    while service.exit_code is None and stop.count < 2 and time.monotonic() < deadline:
+        show()
+        time.sleep(_POLL_S)
+    service.kill()
+
+
+def _explain(failure: ServiceFailed) -> None:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    log = failure.service.log
+    console.print(Text(f"error: {failure}. The end of {shown(log)}:", style="bold red"))
+    for line in failure.service.last_lines():
+        console.print(Text("  ") + Text.from_ansi(line))

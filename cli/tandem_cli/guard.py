@@ -1,0 +1,89 @@
+"""Runs one command, so that none of its processes outlives it or the process that asked for it.
+
+    python -m tandem_cli.guard --cpus 0,1 --scratch DIR COMMAND…
+
+Standard input is a pipe whose writing end the starter alone holds: its end of file says that the starter is gone,
+however it died, or wants the command killed. SIGTERM goes on to the command but not to its children: vLLM's engine
+processes have to live until their server has drained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]  # it ships no annotations
+
+_PR_SET_CHILD_SUBREAPER = 36
+_KILL_TIMEOUT_S = 10.0
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    os.sched_setaffinity(0, arguments.cpus)
+    adopt_orphans()
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+    command = subprocess.Popen(arguments.command, stdin=subprocess.DEVNULL)
+    starter_is_gone = _wait(command, woken)
+    if starter_is_gone:
+        command.kill()
+    code = command.wait()
+    end_descendants()
+    if starter_is_gone and arguments.scratch:
+        shutil.rmtree(arguments.scratch, ignore_errors=True)
+    return code if code >= 0 else 128 - code
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose own parent dies, whatever session it has moved to."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+
+
+def end_descendants() -> None:
+    """SIGKILL every process below this one, until none is left. Call `adopt_orphans` before they are started."""
+    deadline = time.monotonic() + _KILL_TIMEOUT_S
+    while (family := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
+        for process in family:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(family, timeout=0.1)
+
+
+def _wait(command: subprocess.Popen[bytes], woken: int) -> bool:
+    """Wait until the command has ended (False) or the starter is gone (True); pass SIGTERM on meanwhile."""
+    ended = os.pidfd_open(command.pid)
+    while True:
+        ready, _, _ = select.select([ended, woken, sys.stdin.fileno()], [], [])
+        if ended in ready:
+            return False
+        if woken in ready:
+            os.read(woken, 64)
+            command.terminate()
+        if sys.stdin.fileno() in ready:
+            return True
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tandem_cli.guard", description="Run COMMAND, leave no orphans.")
+    parser.add_argument("--cpus", required=True, type=lambda text: {int(cpu) for cpu in text.split(",")})
+    parser.add_argument("--scratch", type=Path, help="removed when the starter is gone")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""How a project's services are started: their commands, what they see of the environment, their CPUs."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV
+
+from .processes import Service, split_cpus
+from .project import Engine, Project
+
+_OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+
+
+class Pair(NamedTuple):
+    """A running generator and its trainer."""
+
+    generator: Service
+    trainer: Service
+    url: str
+    token: str
+
+
+def start(project: Project, engine: Engine, weights_dir: Path, cleanup: ExitStack) -> Pair:
+    """Start both services; `cleanup` kills them. The trainer loads its own model while the generator gets ready."""
+    generator_cpus, trainer_cpus = split_cpus(sorted(os.sched_getaffinity(0)))
+    port, token = _free_port(), secrets.token_urlsafe(32)
+    url = f"http://127.0.0.1:{port}"
+    env = _environment(
+        {
+            TOKEN_ENV: token,  # a command line can be read by every user of the machine
+            "TANDEM__SHARED__GENERATORS": json.dumps([url]),
+            "TANDEM__SHARED__WEIGHTS_DIR": str(weights_dir),
+        }
+    )
+
+    def service(name: str, command: list[str], cpus: tuple[int, ...]) -> Service:
+        log = project.logs_dir / f"{name}.log"
+        started = Service(name, command, folder=project.folder, env=env, cpus=cpus, log=log, scratch=weights_dir)
+        cleanup.callback(started.kill)
+        return started
+
+    generator = service("generator", [*_generator_command(project, engine), "--port", str(port)], generator_cpus)
+    return Pair(generator, service("trainer", _trainer_command(project), trainer_cpus), url, token)
+
+
+def start_preparation(project: Project, cleanup: ExitStack) -> Service:
+    """Start the project's prepare.py on all CPUs; `cleanup` kills it."""
+    script = Service(
+        "preparation",
+        [sys.executable, "prepare.py"],
+        folder=project.folder,
+        env=_environment({}),
+        cpus=sorted(os.sched_getaffinity(0)),
+        log=project.logs_dir / "prepare.log",
+    )
+    cleanup.callback(script.kill)
+    return script
+
+
+def check(project: Project, engine: Engine) -> int:
+    """Let both services print their resolved configuration; returns the worse exit code."""
+    commands = [_generator_command(project, engine), _trainer_command(project)]
+    return max(subprocess.run([*c, "--check"], cwd=project.folder, check=False).returncode for c in commands)
+
+
+def _generator_command(project: Project, engine: Engine) -> list[str]:
+    command = [sys.executable, "-m", "tandem_generator", "--config", str(project.config), "--engine", engine]
+    return [*command, *project.overrides_for("generator")]
+
+
+def _trainer_command(project: Project) -> list[str]:
+    command = [sys.executable, "-m", "tandem_trainer", "--config", str(project.config)]
+    return [*command, *project.overrides_for("trainer")]
+
+
+def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """This process's environment and `extra`; nothing phones home unless the person has asked for it."""
+    inherited = {name: value for name, value in os.environ.items() if name != TOKEN_FILE_ENV}
+    return {**_OFFLINE, **inherited, **extra}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,105 @@
+"""Child processes: where they run, what they see of the environment, where their output goes and how they end."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_KILL_TIMEOUT_S = 15.0
+
+
+class Service:
+    """A running command with its log. It and all that it starts are gone after `kill`, or when this process is."""
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        folder: Path,
+        env: Mapping[str, str],
+        cpus: Sequence[int],
+        log: Path,
+        scratch: Path | None = None,
+    ) -> None:
+        """Start `command` in `folder`; `scratch` is a directory to remove if this process dies without doing so."""
+        self.name = name
+        self.log = log
+        self.cpus = cpus
+        guard = [sys.executable, "-m", "tandem_cli.guard", "--cpus", ",".join(map(str, cpus))]
+        guard += ["--scratch", str(scratch)] if scratch else []
+        with log.open("ab") as output:
+            self._guard = subprocess.Popen(
+                [*guard, *command],
+                cwd=folder,
+                env={**env, "OMP_NUM_THREADS": str(len(cpus)), "PYTHONUNBUFFERED": "1"},
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # the terminal's Ctrl-C is for the command line alone
+            )
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; 128 + n after signal n."""
+        code = self._guard.poll()
+        return 128 - code if code is not None and code < 0 else code
+
+    def terminate(self) -> None:
+        """Ask it to finish what it must and end."""
+        self._guard.terminate()
+
+    def kill(self) -> None:
+        """End it and all its processes; returns when they are gone. Nothing to do for one that has ended."""
+        assert self._guard.stdin is not None
+        self._guard.stdin.close()
+        try:
+            self._guard.wait(_KILL_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._guard.kill()
+            self._guard.wait()
+
+    def last_lines(self, count: int = 20) -> list[str]:
+        """The end of its log."""
+        with self.log.open(errors="replace") as file:
+            return [line.rstrip("\n") for line in deque(file, maxlen=count)]
+
+
+class ServiceFailed(Exception):
+    """A service ended that should not have, or did not do what it was started for; `problem` says so."""
+
+    def __init__(self, service: Service, problem: str | None = None) -> None:
+        super().__init__(f"the {service.name} {problem or describe_exit(service.exit_code)}")
+        self.service = service
+        self.exit_code = service.exit_code
+
+
+def describe_exit(exit_code: int | None) -> str:
+    """`ended with exit code 2`, `was killed by SIGKILL (exit code 137)`."""
+    assert exit_code is not None
+    try:
+        return f"was killed by {signal.Signals(exit_code - 128).name} (exit code {exit_code})"
+    except ValueError:
+        return f"ended with exit code {exit_code}"
+
+
+def split_cpus(cpus: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Disjoint halves for generator and trainer, the larger one first; a single CPU is shared.
+
+    Hardware threads of one core stay together, so that the services do not compete inside it.
+    """
+    ordered = sorted(cpus, key=lambda cpu: (_first_sibling(cpu), cpu))
+    middle = (len(ordered) + 1) // 2
+    return tuple(ordered[:middle]), tuple(ordered[middle:] or ordered)
+
+
+def _first_sibling(cpu: int) -> int:
+    try:
+        text = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
+        return int(text.replace("-", ",").split(",")[0])
+    except (OSError, ValueError):
+        return cpu

@@ -1,0 +1,253 @@
+"""The live screen of a run, and its stand-in where there is no terminal: one line a step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Protocol
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .progress import Progress
+
+_WIDTH = 96
+_SPARK_WIDTH = 40
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_COMPLETION_CHARS = 240
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the screen says of a run that does not change."""
+
+    project: str
+    model: str
+    engine: str
+    run_dir: str
+    generator_cpus: Sequence[int]
+    trainer_cpus: Sequence[int]
+
+
+class Screen(Protocol):
+    """Shows a run. `footer` says what the person can do, or what is awaited."""
+
+    def __enter__(self) -> Screen: ...
+    def __exit__(self, *_: object) -> None: ...
+    def update(self, progress: Progress, footer: str) -> None: ...
+
+
+class LiveScreen:
+    """Redraws one panel in place and leaves the terminal as it found it."""
+
+    def __init__(self, console: Console, facts: Facts) -> None:
+        self._facts = facts
+        self._started = time.monotonic()
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> LiveScreen:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def update(self, progress: Progress, footer: str) -> None:
+        self._live.update(render(progress, self._facts, footer, time.monotonic() - self._started))
+
+
+class PlainScreen:
+    """Prints a line when the generator is ready, one a step, one an evaluation and one a change of footer."""
+
+    def __init__(self, console: Console, facts: Facts) -> None:
+        self._console = console
+        self._facts = facts
+        self._shown = {"ready": 0, "steps": 0, "evals": 0}
+        self._footer = ""
+
+    def __enter__(self) -> PlainScreen:
+        self._print([_header(self._facts).plain])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, progress: Progress, footer: str) -> None:
+        lines = {
+            "ready": ["generator ready"] if progress.was_ready else [],
+            "evals": [f"eval after step {e.step}: {number(e.reward_mean)}" for e in progress.evals.records],
+            "steps": [
+                f"step {s.step}/{progress.max_steps}  reward {number(s.reward_mean)}  version {s.version}  "
+                f"lag {s.lag_max}  kl_sampler {s.kl_sampler:.1e}  {s.rollout_tokens} tokens in {s.duration_s:.2f} s"
+                for s in progress.steps.records
+            ],
+        }
+        for kind, texts in lines.items():
+            self._print(texts[self._shown[kind] :])
+            self._shown[kind] = len(texts)
+        if footer != self._footer:
+            self._print([footer])
+            self._footer = footer
+
+    def _print(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float) -> RenderableType:
+    """The whole screen."""
+    return Panel(
+        Group(
+            _header(facts),
+            Text(),
+            _bar(progress, elapsed_s),
+            Text(),
+            _learning(progress),
+            Text(),
+            _services(progress, facts),
+            *_sample(progress),
+        ),
+        title=Text.assemble((" tandem", "bold"), (f" · {facts.project} ", "")),
+        title_align="left",
+        subtitle=Text(f" {footer} ", style="dim"),
+        subtitle_align="left",
+        box=box.ROUNDED,
+        border_style="bright_black",
+        padding=(1, 2),
+        width=_WIDTH,
+    )
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The course of `values` in at most `width` characters; each is the mean of its share of the values."""
+    if not values:
+        return ""
+    columns = min(width, len(values))
+    edges = [round(i * len(values) / columns) for i in range(columns + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, spread = min(means), max(means) - min(means)
+    if not spread:
+        return _BLOCKS[3] * columns
+    return "".join(_BLOCKS[round((mean - low) / spread * (len(_BLOCKS) - 1))] for mean in means)
+
+
+def duration(seconds: float) -> str:
+    """`42 s`, `3:07 min`, `1:04:09 h`."""
+    minutes, rest_s = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest_s:02} h"
+    return f"{minutes}:{rest_s:02} min" if minutes else f"{rest_s} s"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def shown(path: Path) -> str:
+    """`path` as short as it can be said from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without the control characters by which a sampled text could drive the terminal."""
+    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+
+
+def _header(facts: Facts) -> Text:
+    return Text.assemble(
+        ("model ", "dim"), facts.model, ("   engine ", "dim"), facts.engine, ("   run ", "dim"), facts.run_dir
+    )
+
+
+def _bar(progress: Progress, elapsed_s: float) -> RenderableType:
+    left = "" if progress.remaining_s is None else f" · about {duration(progress.remaining_s)} left"
+    row = Table.grid(padding=(0, 2))
+    row.add_row(
+        Text.assemble(("step ", "dim"), (str(progress.step), "bold"), f" of {progress.max_steps}"),
+        ProgressBar(total=progress.max_steps, completed=progress.step, width=34, complete_style="cyan"),
+        Text(f"{duration(elapsed_s)}{left}", style="dim"),
+    )
+    return row
+
+
+def _learning(progress: Progress) -> RenderableType:
+    last = progress.steps.records[-1] if progress.steps.records else None
+    rewards, evals = progress.rewards, [e.reward_mean for e in progress.evals.records]
+    speed = progress.recent_tokens_per_s
+    rows = _rows()
+    rows.add_row(
+        "reward",
+        Text.assemble(
+            (number(rewards[-1] if rewards else None), "bold"), "  ", (sparkline(rewards, _SPARK_WIDTH), "cyan")
+        ),
+    )
+    rows.add_row("evaluation", arrow(evals))
+    rows.add_row(
+        "speed",
+        "–" if last is None or speed is None else
+        f"{speed:,.0f} tokens/s   {last.completion_tokens_mean:.1f} tokens a completion",
+    )  # fmt: skip
+    rows.add_row(
+        "policy",
+        "–" if last is None else f"version {last.version}   lag {last.lag_max}   sampler KL {last.kl_sampler:.1e}",
+    )
+    return rows
+
+
+def _services(progress: Progress, facts: Facts) -> RenderableType:
+    generator, status = progress.generator, progress.status
+    busy = f"{generator.running} running, {generator.waiting} waiting" if generator.running else "idle"
+    rows = _rows()
+    rows.add_row(
+        "generator", _light(generator.ready, busy if generator.ready else generator.reason, facts.generator_cpus)
+    )
+    if status is None:
+        rows.add_row("trainer", _light(False, "starting", facts.trainer_cpus))
+    else:
+        since_s = max(0.0, time.time() - status.since_unix_s)
+        phase = status.phase.replace("_", " ") + (f" for {duration(since_s)}" if since_s >= 2 else "")
+        rows.add_row("trainer", _light(True, phase, facts.trainer_cpus))
+    return rows
+
+
+def _sample(progress: Progress) -> list[RenderableType]:
+    if not progress.samples.records:
+        return []
+    sample = progress.samples.records[-1]
+    texts = (printable(text.strip()) for text in (sample.prompt, sample.completion))
+    prompt, completion = (t if len(t) <= _COMPLETION_CHARS else f"{t[:_COMPLETION_CHARS]}…" for t in texts)
+    rows = _rows()
+    rows.add_row("sampled", Text.assemble((prompt, "dim"), (" → ", "bright_black"), completion))
+    rows.add_row("", Text(f"reward {number(sample.reward)}", style="dim"))
+    return [Text(), rows]
+
+
+def arrow(values: Sequence[float]) -> Text:
+    """`before → now` of a series that may have one value or none yet."""
+    now = number(values[-1]) if len(values) > 1 else "–"
+    return Text.assemble(number(values[0] if values else None), (" → ", "dim"), (now, "bold"))
+
+
+def _light(on: bool, doing: str, cpus: Sequence[int]) -> Text:
+    name = "CPU" if len(cpus) == 1 else "CPUs"
+    return Text.assemble(
+        ("● ", "green" if on else "yellow"), f"{printable(doing):<44}", (f"{name} {','.join(map(str, cpus))}", "dim")
+    )
+
+
+def _rows() -> Table:
+    """Label and value, labels dim and of one width in all blocks."""
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", width=10)
+    rows.add_column(overflow="fold")
+    return rows

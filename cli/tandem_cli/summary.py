@@ -1,0 +1,80 @@
+"""What is left of a run when it has ended: a table, and the reward's course as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from .progress import Progress, StepMetrics, tokens_per_s
+from .screen import arrow, duration
+
+_SMOOTHING_STEPS = 10
+
+
+def show_summary(console: Console, progress: Progress, run_dir: Path) -> None:
+    """Print the table and write reward.png; a run without a step gets a line that says so."""
+    steps = progress.steps.records
+    if not steps:
+        console.print(f"The run ended before its first step. Logs: {run_dir / 'logs'}", soft_wrap=True, highlight=False)
+        return
+    plot_reward(progress, run_dir / "reward.png")
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Summary", title_justify="left", title_style="bold")
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for label, value in facts(progress):
+        table.add_row(label, value)
+    table.add_row("files", str(run_dir))
+    table.add_row("", "metrics.jsonl  eval.jsonl  rollouts.jsonl  reward.png  logs/")
+    console.print(table)
+
+
+def facts(progress: Progress) -> list[tuple[str, str]]:
+    """Label and value of every figure in the table."""
+    steps = progress.steps.records
+    duration_s = sum(step.duration_s for step in steps)
+    evals = [e.reward_mean for e in progress.evals.records]
+    return [
+        ("steps", f"{progress.step} of {progress.max_steps} in {duration(duration_s)}"),
+        ("reward", arrow(progress.rewards).plain),
+        *([("evaluation", arrow(evals).plain)] if evals else []),
+        ("speed", f"{tokens_per_s(steps) or 0:,.0f} tokens/s"),
+        ("time", time_split(steps)),
+        ("policy", f"version {steps[-1].version}"),
+    ]
+
+
+def time_split(steps: Sequence[StepMetrics]) -> str:
+    """Share of each phase in the whole, the largest first: `update 61 %, wait for rollouts 30 %`."""
+    totals: dict[str, float] = {}
+    for step in steps:
+        for phase, seconds in step.timings.items():
+            totals[phase] = totals.get(phase, 0.0) + seconds
+    whole_s = sum(totals.values()) or 1.0
+    largest_first = sorted(totals.items(), key=lambda item: -item[1])
+    return ", ".join(f"{phase.removesuffix('_s').replace('_', ' ')} {s / whole_s:.0%}" for phase, s in largest_first)
+
+
+def plot_reward(progress: Progress, path: Path) -> None:
+    """Reward of every step, its moving mean, and the evaluations."""
+    import matplotlib as mpl  # here because it takes half a second that only the end of a run needs
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    steps, rewards = [s.step for s in progress.steps.records], progress.rewards
+    window = [rewards[max(0, i + 1 - _SMOOTHING_STEPS) : i + 1] for i in range(len(rewards))]
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axes.plot(steps, rewards, color="#9ecae1", linewidth=1, label="reward, mean of the step")
+    axes.plot(steps, [sum(w) / len(w) for w in window], color="#2171b5", linewidth=2, label="moving mean")
+    if evals := progress.evals.records:
+        axes.plot([e.step for e in evals], [e.reward_mean for e in evals], "o", color="#cb181d", label="evaluation")
+    axes.set(xlabel="step", ylabel="reward")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

@@ -1,0 +1,36 @@
+"""Reading JSON Lines files while another process writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+RecordT = TypeVar("RecordT", bound=BaseModel)
+
+
+class JsonLines(Generic[RecordT]):
+    """The records of a file that grows; a line counts once its newline is there."""
+
+    def __init__(self, path: Path, record: type[RecordT]) -> None:
+        self.records: list[RecordT] = []
+        self._path = path
+        self._record = record
+        self._offset = 0
+
+    def poll(self) -> list[RecordT]:
+        """Read what has been added and return it. A file that shrank (a resumed run cuts it) is read anew."""
+        try:
+            with self._path.open("rb") as file:
+                if file.seek(0, 2) < self._offset:
+                    self.records, self._offset = [], 0
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        added = [self._record.model_validate_json(line) for line in complete.splitlines() if line.strip()]
+        self.records += added
+        return added
