@@ -1,0 +1,101 @@
+"""What the command line decides before it starts anything: CPUs, engine, run folder, place of the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tandem_cli import processes, project
+from tandem_cli.processes import describe_exit, split_cpus
+from tandem_cli.project import GeneratorPart, Project, SharedPart, TrainerPart, choose_engine
+from tandem_generator.config import GeneratorConfig
+from tandem_protocol.config import SharedConfig
+from tandem_trainer.config import TrainerConfig
+
+
+def a_project(folder: Path, **overrides: object) -> Project:
+    (folder / "config.yaml").write_text("shared: {model: model}\ntrainer: {max_steps: 3, max_lag: 2}\n")
+    return Project.read(folder, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@given(st.sets(st.integers(0, 500), min_size=2))
+def test_the_cpu_sets_are_disjoint_and_leave_none_idle(cpus: set[int]) -> None:
+    generator, trainer = split_cpus(sorted(cpus))
+    assert not set(generator) & set(trainer)
+    assert set(generator) | set(trainer) == cpus
+    assert len(generator) - len(trainer) in (0, 1)
+
+
+def test_a_single_cpu_is_shared() -> None:
+    assert split_cpus([3]) == ((3,), (3,))
+
+
+def test_threads_of_one_core_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_first_sibling", lambda cpu: cpu % 4)  # 0 and 4 are one core, 1 and 5 …
+    assert split_cpus(range(8)) == ((0, 4, 1, 5), (2, 6, 3, 7))
+
+
+def test_the_mock_stands_in_for_a_missing_vllm_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project.importlib.util, "find_spec", lambda name: None)
+    engine, note = choose_engine("vllm")
+    assert engine == "mock"
+    assert note is not None
+    assert "vLLM is not installed" in note
+    assert choose_engine("mock") == ("mock", None)
+
+
+def test_vllm_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project.importlib.util, "find_spec", lambda name: object())
+    assert choose_engine("vllm") == ("vllm", None)
+
+
+@pytest.mark.parametrize(
+    ("part", "owner"), [(SharedPart, SharedConfig), (GeneratorPart, GeneratorConfig), (TrainerPart, TrainerConfig)]
+)
+def test_keys_read_here_have_their_owners_defaults(part: type[SharedPart], owner: type[SharedConfig]) -> None:
+    for name, field in part.model_fields.items():
+        assert owner.model_fields[name].default == field.default, name
+
+
+def test_each_service_gets_the_overrides_it_reads(tmp_path: Path) -> None:
+    demo = a_project(tmp_path, trainer__max_steps=5, generator__port=1, shared__generators=["a"], shared__model="m")
+    assert demo.overrides_for("trainer") == ["--trainer.max_steps=5", '--shared.generators=["a"]', "--shared.model=m"]
+    assert demo.overrides_for("generator") == ["--generator.port=1", '--shared.generators=["a"]', "--shared.model=m"]
+
+
+def test_earlier_runs_are_numbered(tmp_path: Path) -> None:
+    demo = a_project(tmp_path)
+    assert demo.set_earlier_run_aside() is None
+    for number in (1, 2):
+        demo.run_dir.mkdir(parents=True)
+        (demo.run_dir / "which").write_text(str(number))
+        assert demo.set_earlier_run_aside() == tmp_path / f"runs/default.{number}"
+    assert (tmp_path / "runs/default.1/which").read_text() == "1"
+
+
+@pytest.mark.parametrize(("free_bytes", "in_memory"), [(8 * 1000, True), (8 * 1000 - 1, False)])
+def test_weights_live_in_memory_only_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, in_memory: bool
+) -> None:
+    memory, demo = tmp_path / "shm", a_project(tmp_path)
+    for folder in (memory, tmp_path / "model", demo.run_dir):
+        folder.mkdir(parents=True)
+    (tmp_path / "model" / "model.safetensors").write_bytes(bytes(1000))
+    monkeypatch.setattr(project, "_MEMORY", memory)
+    monkeypatch.setattr(project.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
+    with demo.weights_dir() as directory:
+        assert (directory.parent == memory) is in_memory
+        assert directory.is_dir()
+    assert not directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [(2, "ended with exit code 2"), (137, "was killed by SIGKILL (exit code 137)"), (255, "ended with exit code 255")],
+)
+def test_an_exit_is_described_by_its_signal(code: int, text: str) -> None:
+    assert describe_exit(code) == text

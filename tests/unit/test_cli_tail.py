@@ -1,0 +1,59 @@
+"""Reading what the trainer writes while it writes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from tandem_cli.progress import gauge
+from tandem_cli.tail import JsonLines
+
+
+class Line(BaseModel):
+    step: int
+
+
+def test_a_half_written_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path, Line)
+    assert lines.poll() == []  # not there yet
+    path.write_text('{"step": 1}\n{"st')
+    assert lines.poll() == [Line(step=1)]
+    with path.open("a") as file:
+        file.write('ep": 2}\n')
+    assert lines.poll() == [Line(step=2)]
+    assert lines.poll() == []
+    assert lines.records == [Line(step=1), Line(step=2)]
+
+
+@given(cuts=st.lists(st.integers(1, 30), max_size=12))
+def test_every_line_is_read_once_wherever_the_writes_are_cut(cuts: list[int], tmp_path_factory: object) -> None:
+    path = tmp_path_factory.mktemp("tail") / "metrics.jsonl"  # type: ignore[attr-defined]  # pytest keeps its class private
+    data = b"".join(b'{"step": %d}\n' % n for n in range(10))
+    lines = JsonLines(path, Line)
+    with path.open("ab", buffering=0) as file:
+        for cut in [*cuts, len(data)]:
+            file.write(data[:cut])
+            data = data[cut:]
+            lines.poll()
+    assert [line.step for line in lines.records] == list(range(10))
+
+
+def test_a_file_that_a_resumed_run_has_cut_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path, Line)
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    lines.poll()
+    path.write_text('{"step": 1}\n')
+    lines.poll()
+    assert lines.records == [Line(step=1)]
+
+
+def test_a_gauge_is_summed_over_its_labels_and_the_first_name_wins() -> None:
+    page = 'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_running{engine="1"} 4.0\ntandem_running 1.0\n'
+    assert gauge(page, "vllm:num_requests_running", "tandem_running") == 7
+    assert gauge(page, "no_such", "tandem_running") == 1
+    assert gauge(page, "tandem_run") == 0

@@ -1,0 +1,197 @@
+"""Every value of the configuration has one source, the last that names it; a mistake says which key and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, model_validator
+
+from tandem_protocol.config import ConfigError, Section, SharedConfig, load, parse_overrides, read_token, resolved
+
+
+class Optim(Section):
+    learning_rate: float = Field(1e-6, gt=0.0)
+    betas: tuple[float, ...] = (0.9, 0.999)
+
+
+class Eval(Section):
+    every_steps: int = 1
+
+
+class Trainer(Section):
+    max_steps: int = 1
+    optim: Optim = Optim()
+    extra: dict[str, Any] = {}
+    eval: Eval | None = None
+
+    @model_validator(mode="after")
+    def _odd(self) -> Trainer:
+        if self.max_steps == 13:
+            raise ValueError("max_steps is 13; wanted another number")
+        return self
+
+
+class Settings(Section):
+    shared: SharedConfig
+    trainer: Trainer
+
+
+def write(directory: Path, trainer: dict[str, Any], **sections: Any) -> Path:
+    path = directory / "config.yaml"
+    path.write_text(yaml.safe_dump({"shared": {"model": "m"}, "trainer": trainer} | sections))
+    return path
+
+
+def sources_of(settings: Settings, sources: dict[str, str]) -> dict[str, tuple[Any, str]]:
+    return {row.key: (row.value, row.source) for row in resolved(settings, sources)}
+
+
+@given(st.sets(st.sampled_from(["default of the caller", "yaml", "environment", "command line"])))
+def test_the_last_source_that_names_a_key_wins_and_is_told(
+    tmp_path_factory: pytest.TempPathFactory, named: set[str]
+) -> None:
+    path = write(tmp_path_factory.mktemp("project"), {"max_steps": 3} if "yaml" in named else {})
+    settings, sources = load(
+        Settings,
+        path=path,
+        defaults={"trainer.max_steps": 2} if "default of the caller" in named else None,
+        env={"TANDEM__TRAINER__MAX_STEPS": "4"} if "environment" in named else {},
+        overrides={"trainer.max_steps": 5} if "command line" in named else None,
+    )
+    order = [("default", 1), ("default of the caller", 2), ("yaml", 3), ("environment", 4), ("command line", 5)]
+    source, value = [row for row in order if row[0] in named | {"default"}][-1]
+    told = (value, str(path) if source == "yaml" else source)
+    assert sources_of(settings, sources)["trainer.max_steps"] == told
+    assert settings.trainer.max_steps == value
+
+
+def test_a_layer_changes_one_leaf_of_a_section_and_leaves_its_neighbours(tmp_path: Path) -> None:
+    path = write(tmp_path, {"optim": {"betas": [0.8, 0.9]}, "extra": {"a": 1, "b": 2}})
+    env = {"TANDEM__TRAINER__OPTIM__LEARNING_RATE": "1.0e-4", "TANDEM__TRAINER__EXTRA__B": "[3, null]"}
+    settings, sources = load(Settings, path=path, env=env, overrides={"trainer.extra": {"c": 4}})
+    assert settings.trainer.optim == Optim(learning_rate=1e-4, betas=(0.8, 0.9))
+    assert settings.trainer.extra == {"a": 1, "b": [3, None], "c": 4}
+    told = sources_of(settings, sources)
+    assert told["trainer.optim.learning_rate"] == (1e-4, "environment")
+    assert told["trainer.optim.betas"] == ([0.8, 0.9], str(path))
+    assert told["trainer.extra.c"] == (4, "command line")
+
+
+def test_a_section_can_be_switched_off_by_a_later_source(tmp_path: Path) -> None:
+    path = write(tmp_path, {"eval": {"every_steps": 2}})
+    settings, sources = load(Settings, path=path, env={}, overrides={"trainer.eval": None})
+    assert settings.trainer.eval is None
+    assert sources_of(settings, sources)["trainer.eval"] == (None, "command line")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("trainer.max_step", "trainer.max_steps"),
+        ("trainer.learning_rate", "trainer.optim.learning_rate"),
+        ("trainr.max_steps", "trainer.max_steps"),
+        ("shared.modle", "shared.model"),
+    ],
+)
+def test_an_unknown_key_says_where_it_stands_and_which_was_meant(tmp_path: Path, key: str, meant: str) -> None:
+    path = write(tmp_path, {})
+    with pytest.raises(ConfigError, match=rf"{key}.*command line.*did you mean '{meant}'"):
+        load(Settings, path=path, env={}, overrides={key: 1})
+
+
+def test_another_services_section_is_left_to_it(tmp_path: Path) -> None:
+    path = write(tmp_path, {}, generator={"engine": "mock"})
+    assert load(Settings, path=path, env={"TANDEM__GENERATOR__PORT": "1"})[0].trainer == Trainer()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"trainer.max_steps": "many"}, r"trainer\.max_steps: got 'many' \(from command line\); .*integer"),
+        ({"trainer.optim.learning_rate": -1}, r"trainer\.optim\.learning_rate: got -1 .*greater than 0"),
+        ({"trainer.optim": 3}, r"trainer\.optim: got 3 \(from command line\)"),
+        ({"trainer.max_steps": 13}, r"^trainer \(from .*\): max_steps is 13; wanted another number$"),
+        ({"trainer.optim.betas": ["x"]}, r"trainer\.optim\.betas\.0: got 'x' \(from command line\)"),
+    ],
+)
+def test_a_value_that_does_not_fit_names_key_value_source_and_want(
+    tmp_path: Path, overrides: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, {})
+    with pytest.raises(ConfigError, match=message):
+        load(Settings, path=path, env={}, overrides=overrides)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    path = write(tmp_path, {"max_steps": "many", "optim": {"learning_rate": 0}})
+    with pytest.raises(ConfigError) as caught:
+        load(Settings, path=path, env={})
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "trainer.max_steps",
+        "trainer.optim.learning_rate",
+    ]
+
+
+def test_a_missing_value_says_both_places_to_set_it(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("trainer: {}")
+    with pytest.raises(ConfigError, match=r"shared\.model is missing.*config\.yaml.*TANDEM__SHARED__MODEL"):
+        load(Settings, path=path, env={})
+
+
+@pytest.mark.parametrize("content", ["- a", "just words", "", "a: [", "\tx: 1"])
+def test_a_file_that_is_no_mapping_is_a_config_error(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        load(Settings, path=path, env={})
+
+
+def test_a_file_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read"):
+        load(Settings, path=tmp_path / "absent.yaml", env={})
+
+
+def test_an_environment_variable_that_is_no_yaml_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"TANDEM__TRAINER__MAX_STEPS: got '\['"):
+        load(Settings, env={"TANDEM__TRAINER__MAX_STEPS": "["})
+
+
+def test_overrides_are_read_as_yaml_in_both_spellings() -> None:
+    arguments = ["--trainer.max_steps", "5", "--trainer.optim.betas=[0.5, 0.6]", "--shared.revision=null"]
+    assert parse_overrides(arguments) == {
+        "trainer.max_steps": 5,
+        "trainer.optim.betas": [0.5, 0.6],
+        "shared.revision": None,
+    }
+
+
+@pytest.mark.parametrize("arguments", [["--max_steps=5"], ["trainer.max_steps=5"], ["--trainer=5"], ["--trainer.x"]])
+def test_an_override_of_another_form_says_the_form(arguments: list[str]) -> None:
+    with pytest.raises(ConfigError, match="wanted"):
+        parse_overrides(arguments)
+
+
+def test_the_token_comes_from_the_file_before_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("from-file\n")
+    assert read_token({}) is None
+    assert read_token({"TANDEM_TOKEN": "from-env"}) == "from-env"
+    assert read_token({"TANDEM_TOKEN": "from-env", "TANDEM_TOKEN_FILE": str(file)}) == "from-file"
+
+
+@pytest.mark.parametrize("token", ["", "  ", "two words", "tab\tbed", "schlüssel"])
+def test_an_unusable_token_is_refused_without_being_shown(token: str) -> None:
+    with pytest.raises(ConfigError, match="no usable token") as caught:
+        read_token({"TANDEM_TOKEN": token})
+    assert not token.strip() or token not in str(caught.value)
+
+
+def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"TANDEM_TOKEN_FILE=.*absent"):
+        read_token({"TANDEM_TOKEN_FILE": str(tmp_path / "absent")})

@@ -1,0 +1,290 @@
+"""A version is in the store whole or not at all, is served only unaltered, and stays while somebody needs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from support.weights import FINGERPRINT, edit_manifest, publish, shard, tensors
+from tandem_protocol.errors import StoreError, StoreLocked, WeightsNotVisible, WeightsRefused
+from tandem_protocol.manifest import MANIFEST_NAME
+from tandem_protocol.store import LEASE_S, WeightStore
+from tandem_protocol.version import Version
+
+V1, V2, V3 = Version(1, 1), Version(2, 1), Version(3, 1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> WeightStore:
+    return WeightStore(tmp_path / "weights")
+
+
+def assert_whole(store: WeightStore, version: Version) -> None:
+    """`version` is what `publish` wrote."""
+    manifest, _ = store.read(version)
+    store.verify(manifest)
+    loaded = {k: v for entry in manifest.files for k, v in load_file(store.directory(version) / entry.name).items()}
+    assert loaded.keys() == tensors(version.step).keys()
+    assert all(np.array_equal(tensor, tensors(version.step)[name]) for name, tensor in loaded.items())
+
+
+def die_at_file_call(number: int, action: Callable[[], object]) -> bool:
+    """Run `action` in a child that is killed at its `number`-th call on the file system; False: it made fewer."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    calls = 0
+
+    def count(event: str, _: object) -> None:
+        nonlocal calls
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    try:
+        sys.addaudithook(count)
+        action()
+    finally:
+        os._exit(0)
+
+
+def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(tmp_path: Path) -> None:
+    latest_seen = []
+    for moment in range(1, 1000):
+        store = WeightStore(tmp_path / str(moment))
+        publish(store, V1)
+
+        def publish_and_retain(store: WeightStore = store) -> None:
+            with store.writer("the one that dies"):
+                publish(store, V2)
+                store.retain(1)
+
+        died = die_at_file_call(moment, publish_and_retain)
+        latest = store.latest()
+        assert latest in store.versions()
+        for version in store.versions():
+            assert_whole(store, version)
+        with store.writer("its successor"):
+            publish(store, V3)
+        assert store.latest() == V3
+        assert_whole(store, V3)
+        assert not list((store.root / "versions").glob(".*"))
+        latest_seen.append(latest)
+        if not died:
+            break
+    assert latest_seen == sorted(latest_seen, key=lambda version: version or V1)
+    assert (latest_seen[0], latest_seen[-1]) == (V1, V2)
+    assert len(latest_seen) > 20
+
+
+def test_what_was_published_is_read_back_and_is_latest(store: WeightStore) -> None:
+    assert store.latest() is None
+    assert store.versions() == []
+    written = publish(store, V1)
+    assert store.read(V1) == written
+    assert_whole(store, V1)
+    assert store.latest() == V1
+    publish(store, Version(0, 2))
+    assert store.latest() == Version(0, 2)
+    assert store.versions() == [V1, Version(0, 2)]
+    assert store.next_attempt() == 3
+
+
+def test_a_version_is_never_overwritten(store: WeightStore) -> None:
+    publish(store, V1)
+    with pytest.raises(StoreError, match=r"version 1\.1 exists already"):
+        publish(store, V1)
+    assert_whole(store, V1)
+
+
+def test_an_absent_version_names_the_newest_that_are_there(store: WeightStore) -> None:
+    with pytest.raises(WeightsNotVisible, match="none"):
+        store.read(V1)
+    publish(store, V1)
+    with pytest.raises(WeightsNotVisible, match=r"no version 2\.1 .*1\.1"):
+        store.read(V2)
+
+
+def test_files_that_are_no_versions_are_left_alone(store: WeightStore) -> None:
+    publish(store, V1)
+    copy = store.directory(V1).with_suffix(".1.bak")
+    shutil.copytree(store.directory(V1), copy)
+    assert store.versions() == [V1]
+    publish(store, V2)
+    assert store.retain(1) == [V1]
+    assert copy.is_dir()
+
+
+def test_two_runs_that_publish_the_same_bytes_have_different_identities(store: WeightStore, tmp_path: Path) -> None:
+    _, ours = publish(store, V1, run="ours")
+    _, theirs = publish(WeightStore(tmp_path / "theirs"), V1, run="theirs")
+    assert ours != theirs
+
+
+def truncate(store: WeightStore) -> None:
+    os.truncate(shard(store, V1), shard(store, V1).stat().st_size - 1)
+
+
+def flip_a_byte(store: WeightStore) -> None:
+    data = bytearray(shard(store, V1).read_bytes())
+    data[-1] ^= 1
+    shard(store, V1).write_bytes(data)
+
+
+def remove_a_file(store: WeightStore) -> None:
+    shard(store, V1).unlink()
+
+
+def swap_for_a_directory(store: WeightStore) -> None:
+    path = shard(store, V1)
+    path.unlink()
+    path.mkdir()
+
+
+def lie_about_shapes(store: WeightStore) -> None:
+    manifest, _ = store.read(V1)
+    table = [tensor.model_dump() | {"shape": (1, 1)} for tensor in manifest.tensors]
+    edit_manifest(store, V1, {"tensors": table})
+
+
+def leave_out_a_shard(store: WeightStore) -> None:
+    manifest, _ = store.read(V1)
+    edit_manifest(store, V1, {"files": [entry.model_dump() for entry in manifest.files[1:]]})
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncate, r"shard-00000\.safetensors: got \d+ bytes; wanted \d+"),
+        (flip_a_byte, r"shard-00000\.safetensors: got xxh3-128 \w{32}; wanted \w{32}"),
+        (remove_a_file, r"shard-00000\.safetensors: got .*No such file"),
+        (swap_for_a_directory, r"shard-00000\.safetensors: got"),
+        (lie_about_shapes, "tensor table"),
+        (leave_out_a_shard, "tensor table"),
+    ],
+)
+def test_altered_weights_are_refused_with_the_file_and_what_to_do(
+    store: WeightStore, damage: Callable[[WeightStore], None], told: str
+) -> None:
+    publish(store, V1)
+    assert_whole(store, V1)
+    damage(store)
+    manifest, _ = store.read(V1)
+    with pytest.raises(WeightsRefused, match=f"{told}.*old version goes on serving.*Publish"):
+        store.verify(manifest)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.unlink(),
+        lambda path: path.write_text(""),
+        lambda path: os.truncate(path, path.stat().st_size // 2),
+        lambda path: path.write_text(path.read_text().replace('"run"', '"rum"')),
+    ],
+    ids=["absent", "empty", "truncated", "unknown key"],
+)
+def test_a_manifest_that_cannot_be_read_is_refused(store: WeightStore, damage: Callable[[Path], None]) -> None:
+    publish(store, V1)
+    damage(store.directory(V1) / MANIFEST_NAME)
+    with pytest.raises(WeightsRefused, match=r"manifest of version 1\.1 cannot be read"):
+        store.read(V1)
+
+
+def test_a_manifest_of_another_version_is_refused(store: WeightStore) -> None:
+    publish(store, V1)
+    shutil.copytree(store.directory(V1), store.directory(V2))
+    with pytest.raises(WeightsRefused, match=r"is of version 1\.1, wanted 2\.1"):
+        store.read(V2)
+
+
+def test_a_broken_latest_says_how_to_mend_it(store: WeightStore) -> None:
+    publish(store, V1)
+    (store.root / "LATEST").write_text("newest")
+    with pytest.raises(StoreError, match=r"got version 'newest'.*Write the newest name"):
+        store.latest()
+
+
+def test_a_second_writer_is_refused_with_the_holders_name(store: WeightStore) -> None:
+    for holder in ("trainer-a pid 7", "trainer-b"):
+        with store.writer(holder), pytest.raises(StoreLocked, match=f"written by {holder};.*trainer-c"):
+            store.writer("trainer-c").__enter__()
+
+
+def test_leases_and_latest_are_retained_beside_the_newest(store: WeightStore) -> None:
+    for step in range(6):
+        publish(store, Version(step, 1))
+    store.lease("gen-0", (V1,))
+    store.lease("gen-1", (V1, V3))
+    assert store.retain(2) == [Version(0, 1), V2]
+    assert store.versions() == [V1, V3, Version(4, 1), Version(5, 1)]
+    store.lease("gen-1", ())
+    assert store.leased() == {V1}
+    assert store.retain(1) == [V3, Version(4, 1)]
+    assert_whole(store, V1)
+
+
+def test_a_lease_that_is_not_renewed_expires(store: WeightStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.lease("gen-0", (V1,))
+    leased_at = time.time()
+    monkeypatch.setattr(time, "time", lambda: leased_at + LEASE_S / 2)
+    assert store.leased() == {V1}
+    monkeypatch.setattr(time, "time", lambda: leased_at + LEASE_S + 1)
+    assert store.leased() == set()
+
+
+@pytest.fixture
+def small_volume(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    mount = tmp_path / "volume"
+    mount.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tandem-test", str(mount)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a file system that is really full needs the right to mount one")
+    yield mount
+    subprocess.run(["umount", str(mount)], check=True)
+
+
+def test_a_volume_too_small_is_told_before_anything_is_written(small_volume: Path) -> None:
+    store = WeightStore(small_volume)
+    publish(store, V1)
+    with (
+        pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*MB free; wanted 1\.0 MB.*Enlarge"),
+        store.staging(V2, needs_bytes=1_000_000),
+    ):
+        pytest.fail("the volume is too small")
+    assert store.versions() == [V1]
+
+
+def overfill(store: WeightStore, filler_bytes: int | None) -> None:
+    with store.staging(V2, needs_bytes=0) as staged:
+        save_file(tensors(2), staged / "shard-00000.safetensors")
+        free_bytes = shutil.disk_usage(store.root).free
+        (staged / "filler").write_bytes(bytes(filler_bytes or free_bytes))
+        store.commit(staged, V2, run="test", fingerprint=FINGERPRINT)
+
+
+@pytest.mark.parametrize("filler_bytes", [1 << 20, None], ids=["shard does not fit", "manifest does not fit"])
+def test_a_volume_that_fills_up_while_publishing_keeps_what_was_there(
+    small_volume: Path, filler_bytes: int | None
+) -> None:
+    store = WeightStore(small_volume)
+    publish(store, V1)
+    with pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*No space left.*Enlarge"):
+        overfill(store, filler_bytes)
+    assert store.versions() == [V1]
+    assert store.latest() == V1
+    assert_whole(store, V1)
+    publish(store, V2)
+    assert_whole(store, V2)
