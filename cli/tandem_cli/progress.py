@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +32,8 @@ class StepMetrics(Record):
 
     step: int
     version: str
-    reward_mean: float
+    reward_mean: float | None
+    """None when no reward function had an opinion."""
     kl_sampler: float
     lag_max: int
     completion_tokens_mean: float
@@ -49,7 +50,7 @@ class EvalResult(Record):
     """A line of eval.jsonl."""
 
     step: int
-    reward_mean: float
+    reward_mean: float | None
 
 
 class Sample(Record):
@@ -104,7 +105,7 @@ class GeneratorProbe:
 class Progress:
     """All that is known of a run; `poll` brings it up to date."""
 
-    def __init__(self, run_dir: Path, max_steps: int, probe: GeneratorProbe) -> None:
+    def __init__(self, run_dir: Path, max_steps: int, probe: Callable[[], GeneratorState]) -> None:
         self.max_steps = max_steps
         self.steps = JsonLines(run_dir / "metrics.jsonl", StepMetrics)
         self.evals = JsonLines(run_dir / "eval.jsonl", EvalResult)
@@ -132,7 +133,11 @@ class Progress:
 
     @property
     def rewards(self) -> list[float]:
-        return [metrics.reward_mean for metrics in self.steps.records]
+        return [metrics.reward_mean for metrics in self.steps.records if metrics.reward_mean is not None]
+
+    @property
+    def eval_rewards(self) -> list[float]:
+        return [result.reward_mean for result in self.evals.records if result.reward_mean is not None]
 
     @property
     def remaining_s(self) -> float | None:

@@ -23,6 +23,9 @@ _WIDTH = 96
 _SPARK_WIDTH = 40
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COMPLETION_CHARS = 240
+_LABEL_WIDTH = 12
+_LONG_PHASE_S = 2.0
+"""From here on a phase shows how long it has been going on; flickering seconds are no information."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,9 @@ def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float) -> R
             _services(progress, facts),
             *_sample(progress),
         ),
-        title=Text.assemble((" tandem", "bold"), (f" · {facts.project} ", "")),
+        title=Text.assemble(("tandem", "bold"), f" · {facts.project}"),
         title_align="left",
-        subtitle=Text(f" {footer} ", style="dim"),
+        subtitle=Text(footer, style="dim"),
         subtitle_align="left",
         box=box.ROUNDED,
         border_style="bright_black",
@@ -171,19 +174,22 @@ def _header(facts: Facts) -> Text:
 
 def _bar(progress: Progress, elapsed_s: float) -> RenderableType:
     left = "" if progress.remaining_s is None else f" · about {duration(progress.remaining_s)} left"
-    row = Table.grid(padding=(0, 2))
+    row = _rows()
+    row.expand = True
+    row.add_column(ratio=1)
+    row.add_column(justify="right", style="dim")
     row.add_row(
-        Text.assemble(("step ", "dim"), (str(progress.step), "bold"), f" of {progress.max_steps}"),
-        ProgressBar(total=progress.max_steps, completed=progress.step, width=34, complete_style="cyan"),
-        Text(f"{duration(elapsed_s)}{left}", style="dim"),
+        "step",
+        Text.assemble((str(progress.step), "bold"), f" of {progress.max_steps}"),
+        ProgressBar(total=progress.max_steps, completed=progress.step, complete_style="cyan"),
+        f"{duration(elapsed_s)}{left}",
     )
     return row
 
 
 def _learning(progress: Progress) -> RenderableType:
     last = progress.steps.records[-1] if progress.steps.records else None
-    rewards, evals = progress.rewards, [e.reward_mean for e in progress.evals.records]
-    speed = progress.recent_tokens_per_s
+    rewards, speed = progress.rewards, progress.recent_tokens_per_s
     rows = _rows()
     rows.add_row(
         "reward",
@@ -191,7 +197,7 @@ def _learning(progress: Progress) -> RenderableType:
             (number(rewards[-1] if rewards else None), "bold"), "  ", (sparkline(rewards, _SPARK_WIDTH), "cyan")
         ),
     )
-    rows.add_row("evaluation", arrow(evals))
+    rows.add_row("evaluation", arrow(progress.eval_rewards))
     rows.add_row(
         "speed",
         "–" if last is None or speed is None else
@@ -206,17 +212,17 @@ def _learning(progress: Progress) -> RenderableType:
 
 def _services(progress: Progress, facts: Facts) -> RenderableType:
     generator, status = progress.generator, progress.status
-    busy = f"{generator.running} running, {generator.waiting} waiting" if generator.running else "idle"
+    doing = f"{generator.running} running, {generator.waiting} waiting" if generator.running else "idle"
     rows = _rows()
-    rows.add_row(
-        "generator", _light(generator.ready, busy if generator.ready else generator.reason, facts.generator_cpus)
-    )
-    if status is None:
-        rows.add_row("trainer", _light(False, "starting", facts.trainer_cpus))
-    else:
-        since_s = max(0.0, time.time() - status.since_unix_s)
-        phase = status.phase.replace("_", " ") + (f" for {duration(since_s)}" if since_s >= 2 else "")
-        rows.add_row("trainer", _light(True, phase, facts.trainer_cpus))
+    rows.expand = True
+    rows.add_column(justify="right", style="dim", ratio=1)
+    state = doing if generator.ready else generator.reason
+    rows.add_row("generator", _light(generator.ready, state), _cpus(facts.generator_cpus))
+    phase = "starting"
+    if status is not None:
+        since_s = time.time() - status.since_unix_s
+        phase = status.phase.replace("_", " ") + (f" · {duration(since_s)}" if since_s >= _LONG_PHASE_S else "")
+    rows.add_row("trainer", _light(status is not None, phase), _cpus(facts.trainer_cpus))
     return rows
 
 
@@ -233,21 +239,23 @@ def _sample(progress: Progress) -> list[RenderableType]:
 
 
 def arrow(values: Sequence[float]) -> Text:
-    """`before → now` of a series that may have one value or none yet."""
-    now = number(values[-1]) if len(values) > 1 else "–"
-    return Text.assemble(number(values[0] if values else None), (" → ", "dim"), (now, "bold"))
+    """`before → now` of a series; a single value alone."""
+    if len(values) < 2:
+        return Text(number(values[0] if values else None))
+    return Text.assemble(number(values[0]), (" → ", "dim"), (number(values[-1]), "bold"))
 
 
-def _light(on: bool, doing: str, cpus: Sequence[int]) -> Text:
-    name = "CPU" if len(cpus) == 1 else "CPUs"
-    return Text.assemble(
-        ("● ", "green" if on else "yellow"), f"{printable(doing):<44}", (f"{name} {','.join(map(str, cpus))}", "dim")
-    )
+def _light(on: bool, doing: str) -> Text:
+    return Text.assemble(("● ", "green" if on else "yellow"), printable(doing))
+
+
+def _cpus(cpus: Sequence[int]) -> str:
+    return f"{'CPU' if len(cpus) == 1 else 'CPUs'} {','.join(map(str, cpus))}"
 
 
 def _rows() -> Table:
-    """Label and value, labels dim and of one width in all blocks."""
-    rows = Table.grid(padding=(0, 2))
-    rows.add_column(style="dim", width=10)
+    """Label and value; labels are dim and of one width in all blocks."""
+    rows = Table.grid(padding=(0, 2, 0, 0))
+    rows.add_column(style="dim", width=_LABEL_WIDTH)
     rows.add_column(overflow="fold")
     return rows

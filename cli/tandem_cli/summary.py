@@ -36,11 +36,10 @@ def facts(progress: Progress) -> list[tuple[str, str]]:
     """Label and value of every figure in the table."""
     steps = progress.steps.records
     duration_s = sum(step.duration_s for step in steps)
-    evals = [e.reward_mean for e in progress.evals.records]
     return [
         ("steps", f"{progress.step} of {progress.max_steps} in {duration(duration_s)}"),
         ("reward", arrow(progress.rewards).plain),
-        *([("evaluation", arrow(evals).plain)] if evals else []),
+        ("evaluation", arrow(progress.eval_rewards).plain),
         ("speed", f"{tokens_per_s(steps) or 0:,.0f} tokens/s"),
         ("time", time_split(steps)),
         ("policy", f"version {steps[-1].version}"),
@@ -65,7 +64,8 @@ def plot_reward(progress: Progress, path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    steps, rewards = [s.step for s in progress.steps.records], progress.rewards
+    steps = [s.step for s in progress.steps.records if s.reward_mean is not None]
+    rewards = progress.rewards
     window = [rewards[max(0, i + 1 - _SMOOTHING_STEPS) : i + 1] for i in range(len(rewards))]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(steps, rewards, color="#9ecae1", linewidth=1, label="reward, mean of the step")

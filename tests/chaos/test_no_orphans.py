@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from support.demo import fake_project, running_demo
 
 FOREVER = "--trainer.max_steps=100000"

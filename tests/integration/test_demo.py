@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.demo import FAKES, fake_project, running_demo
 
 FOREVER = "--trainer.max_steps=100000"
