@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
+
 from tandem_protocol.config import Section, SharedConfig
 from tandem_protocol.messages import SwitchMode
 
@@ -123,7 +124,7 @@ class TrainerConfig(Section):
 
     output_dir: Path = Path("runs")
     run_name: str = Field("default", pattern=r"^[\w.-]+$")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     max_steps: int = Field(ge=1)
     max_lag: int = Field(1, ge=0)
     """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""

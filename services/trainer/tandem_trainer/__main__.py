@@ -1,0 +1,210 @@
+"""`python -m tandem_trainer --config PROJECT/config.yaml`, also under `accelerate launch -m`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, read_token
+from tandem_protocol.errors import StoreLocked, TandemError
+from tandem_protocol.store import WeightStore
+
+from . import algorithms
+from .client import GeneratorClient
+from .config import Settings
+from .errors import UserError
+from .evaluate import Evaluation
+from .handshake import check_generators
+from .learner import Learner
+from .loop import train
+from .prompts import PromptCursor, check_lengths, load_prompts
+from .publish import Publisher, fingerprint_of
+from .rewards import Rewards
+from .rollouts import Rollouts
+from .run import Run
+
+INFO_TIMEOUT_S = 30.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: 0 done or stopped with a checkpoint, 2 for a user's mistake, 1 for any other failure."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    transformers_logging.disable_progress_bar()
+    try:
+        path, check, overrides = parse(sys.argv[1:] if argv is None else argv)
+        settings, sources = load(Settings, path=path, overrides=overrides)
+        if check:
+            print(format_resolved(settings, sources))
+            return 0
+        # Everything relative in the configuration starts at the project, the reward functions' module included.
+        os.chdir(path.parent)
+        sys.path.insert(0, str(Path.cwd()))
+        run_trainer(settings, format_resolved(settings, sources))
+    except (ConfigError, UserError, StoreLocked) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (TandemError, TimeoutError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
+    """`--config`, `--check`, and dotted overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`, values as YAML).
+
+    Raises:
+        ConfigError: an argument is none of these, or an override has no value.
+    """
+    parser = argparse.ArgumentParser(prog="tandem_trainer", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, required=True, help="the project's YAML file")
+    parser.add_argument("--check", action="store_true", help="print every setting with where it came from, and exit")
+    known, rest = parser.parse_known_args(argv)
+    overrides: dict[str, Any] = {}
+    words = iter(rest)
+    for word in words:
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or "." not in key:
+            raise ConfigError(f"got the argument {word!r}; wanted --config, --check or --section.key value")
+        value = value if equals else next(words, "")
+        if not value:
+            raise ConfigError(f"--{key} has no value; wanted --{key} VALUE")
+        overrides[key] = yaml.safe_load(value)
+    return known.config.absolute(), known.check, overrides
+
+
+def run_trainer(settings: Settings, resolved: str) -> None:
+    """Take the store and the background thread for the length of the run, then train."""
+    accelerator = Accelerator(mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no")
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    set_seed(settings.trainer.seed)
+    store = WeightStore(settings.shared.weights_dir)
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            holder = f"run {settings.trainer.run_name}, pid {os.getpid()} on {socket.gethostname()}"
+            stack.enter_context(store.writer(holder))
+        accelerator.wait_for_everyone()
+        run = Run(settings.trainer, accelerator, store)
+        run.stop_on_signals()
+        (run.dir / "config.resolved").write_text(f"{resolved}\n")
+        portal = stack.enter_context(start_blocking_portal())
+        client = GeneratorClient(settings.shared.generators, read_token())
+        stack.callback(portal.call, client.close)
+        construct_and_train(settings, accelerator, run, store, client, portal, stack)
+
+
+def construct_and_train(
+    settings: Settings,
+    accelerator: Accelerator,
+    run: Run,
+    store: WeightStore,
+    client: GeneratorClient,
+    portal: BlockingPortal,
+    stack: ExitStack,
+) -> None:
+    """Everything that can be wrong with the project is told before the generators are waited for."""
+    shared, config = settings.shared, settings.trainer
+    prompts_a_step, remainder = divmod(config.rollout.num_prompts, accelerator.num_processes)
+    if remainder:
+        raise UserError(
+            f"rollout.num_prompts is {config.rollout.num_prompts} for {accelerator.num_processes} trainer processes; "
+            "wanted a multiple of their number"
+        )
+    with run.timer("start"):
+        tokenizer = load_tokenizer(shared)
+        rewards = Rewards(config.rewards, tokenizer, drop_errors=config.reward_errors == "drop")
+        rows = load_prompts(config.prompts, tokenizer)
+        eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
+        algorithm = algorithms.build(config)
+        learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
+        published_dtype = getattr(torch, config.learner.dtype)
+        ours = fingerprint_of(learner.model, model_dir(shared), published_dtype)
+    with run.timer("wait_for_generators"):
+        portal.call(client.wait_ready, config.start_timeout_s)
+        infos = portal.call(client.info, INFO_TIMEOUT_S)
+        length = check_generators(
+            infos,
+            client.urls,
+            ours=ours,
+            model=shared.model,
+            max_completion_length=config.rollout.max_completion_length,
+        )
+        check_lengths([*rows, *eval_rows], length, config.rollout.max_completion_length)
+    rollouts = Rollouts(
+        rows=rows,
+        cursor=PromptCursor(
+            len(rows),
+            seed=config.seed,
+            shuffle=config.prompts.shuffle,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        ),
+        client=client,
+        rewards=rewards,
+        portal=portal,
+        config=config.rollout,
+        prompts_a_step=prompts_a_step,
+        max_lag=config.max_lag,
+    )
+    stack.callback(rollouts.close)
+    publish = Publisher(
+        store=store,
+        client=client,
+        portal=portal,
+        config=config.publish,
+        run_name=config.run_name,
+        attempt=run.attempt,
+        model_fingerprint=ours,
+        dtype=published_dtype,
+        accelerator=accelerator,
+    )
+    evaluate = Evaluation(
+        rows=eval_rows,
+        client=client,
+        rewards=rewards,
+        portal=portal,
+        config=config,
+        file=run.dir / "eval.jsonl",
+        is_main=accelerator.is_main_process,
+    )
+    step = train(config, run, rollouts, learner, algorithm, publish, evaluate)
+    if accelerator.is_main_process and step < config.max_steps:
+        print(f"stopped at step {step}, resume by running the same command", flush=True)
+
+
+def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it has no tokenizer.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {error}") from error
+
+
+def model_dir(shared: SharedConfig) -> Path:
+    """Where the model's files are on this machine, in the hub's cache or as given."""
+    return Path(cached_file(shared.model, "config.json", revision=shared.revision)).parent
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""What one update trains on: scored groups, and the padded tensors made of them.
+
+Tensor names end in their shape: B rows (one completion each), S prompt + completion tokens, T completion tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from tandem_protocol.messages import Completion, Group, Message
+
+
+class ScoredGroup(Message):
+    """All completions of one prompt with their rewards. A message, so that a checkpoint can hold it."""
+
+    row: int
+    """Of the prompt in the data set."""
+    prompt_ids: tuple[int, ...]
+    prompt_text: str
+    texts: tuple[str, ...]
+    """Of the completions, without special tokens."""
+    group: Group
+    rewards: tuple[float | None, ...]
+    """Weighted sum over the reward functions; None where no function gave one."""
+    rewards_by_function: dict[str, tuple[float | None, ...]]
+
+    @property
+    def oldest_step(self) -> int:
+        """Version step of the oldest policy that sampled any of its tokens."""
+        return min(span.version.step for c in self.group.completions for span in c.versions)
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether its rewards differ at all: otherwise every advantage is 0."""
+        return len({reward for reward in self.rewards if reward is not None}) > 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One completion to train on."""
+
+    prompt_ids: Sequence[int]
+    completion: Completion
+    advantage: float
+    in_loss: bool
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded tensors of B rows; row_total and token_total normalise the loss and may count rows left out here."""
+
+    token_ids_BS: Tensor
+    prompt_lengths_B: Tensor
+    completion_lengths_B: Tensor
+    mask_BT: Tensor
+    """1.0 where a token counts in the loss."""
+    sampler_logprobs_BT: Tensor
+    advantages_B: Tensor
+    row_total: int
+    token_total: int
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether any token in the loss has a nonzero advantage."""
+        return bool((self.mask_BT.any(1) & (self.advantages_B != 0)).any())
+
+    @property
+    def present_BT(self) -> Tensor:
+        """Where a sampled token is, in the loss or not."""
+        positions_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
+        return positions_T < self.completion_lengths_B[:, None]
+
+    def to(self, device: torch.device) -> Batch:
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return Batch(**{**vars(self), **tensors})
+
+    def micro_batches(self, max_tokens: int) -> Iterator[Batch]:
+        """Cut into pieces of rows of like length with at most `max_tokens` padded tokens, but at least one row."""
+        lengths = (self.prompt_lengths_B + self.completion_lengths_B).tolist()
+        rows: list[int] = []
+        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if rows and lengths[row] * (len(rows) + 1) > max_tokens:
+                yield self._select(rows)
+                rows = []
+            rows.append(row)
+        yield self._select(rows)
+
+    def _select(self, rows: list[int]) -> Batch:
+        picked_B = torch.tensor(rows, device=self.token_ids_BS.device)
+        prompts_B, completions_B = self.prompt_lengths_B[picked_B], self.completion_lengths_B[picked_B]
+        seq_len, completion_len = int((prompts_B + completions_B).max()), max(1, int(completions_B.max()))
+        return Batch(
+            token_ids_BS=self.token_ids_BS[picked_B, :seq_len],
+            prompt_lengths_B=prompts_B,
+            completion_lengths_B=completions_B,
+            mask_BT=self.mask_BT[picked_B, :completion_len],
+            sampler_logprobs_BT=self.sampler_logprobs_BT[picked_B, :completion_len],
+            advantages_B=self.advantages_B[picked_B],
+            row_total=self.row_total,
+            token_total=self.token_total,
+        )
+
+
+def pad(rows: Sequence[Row], *, row_total: int, token_total: int) -> Batch:
+    """The tensors of `rows`. The padding value is never read: attention is causal and padding stands on the right."""
+    completions = [row.completion for row in rows]
+    return Batch(
+        token_ids_BS=pad_sequence(
+            [torch.tensor([*r.prompt_ids, *r.completion.token_ids]) for r in rows], batch_first=True
+        ),
+        prompt_lengths_B=torch.tensor([len(row.prompt_ids) for row in rows]),
+        completion_lengths_B=torch.tensor([len(c.token_ids) for c in completions]),
+        mask_BT=pad_sequence([torch.full((len(r.completion.token_ids),), float(r.in_loss)) for r in rows], True),
+        sampler_logprobs_BT=pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True),
+        advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
+        row_total=row_total,
+        token_total=token_total,
+    )

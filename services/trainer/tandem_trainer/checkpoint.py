@@ -1,0 +1,48 @@
+"""Checkpoint directories: whole or not there, whenever the process is killed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+
+class Checkpoints:
+    """The checkpoints of one run: `checkpoints/000020`, named by their step."""
+
+    def __init__(self, root: Path, *, keep: int) -> None:
+        self._root, self._keep = root, keep
+
+    def latest(self) -> Path | None:
+        found = self._all()
+        return found[-1] if found else None
+
+    def staging(self, step: int) -> Path:
+        """Where the files of a checkpoint are written before `commit`."""
+        return self._root / f".staging-{step:06d}"
+
+    def begin(self, step: int) -> None:
+        """Make the staging directory, empty."""
+        shutil.rmtree(self.staging(step), ignore_errors=True)
+        self.staging(step).mkdir(parents=True)
+
+    def commit(self, step: int) -> None:
+        """Bring the staged files to disk, make them the checkpoint by one rename, and delete what is too many."""
+        staging = self.staging(step)
+        for path in [*staging.rglob("*"), staging]:
+            _fsync(path)
+        staging.rename(self._root / f"{step:06d}")
+        _fsync(self._root)
+        for old in self._all()[: -self._keep]:
+            shutil.rmtree(old)
+
+    def _all(self) -> list[Path]:
+        return sorted((path for path in self._root.glob("[0-9]*")), key=lambda path: int(path.name))
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

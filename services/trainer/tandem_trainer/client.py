@@ -1,0 +1,242 @@
+"""The trainer's end of the wire contract, over all generator replicas. Asynchronous; runs in the background thread."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body
+from tandem_protocol.messages import (
+    Group,
+    Info,
+    Prompt,
+    Readiness,
+    RolloutLine,
+    RolloutRequest,
+    ServedWeights,
+    SetWeights,
+)
+from tandem_protocol.routes import INFO, READYZ, ROLLOUTS, SET_WEIGHTS
+from tandem_protocol.version import Version
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
+"""Between two tries of the same thing; doubles from the first to the longest."""
+CONNECT_TIMEOUT_S = 10.0
+
+ResultT = TypeVar("ResultT")
+
+
+class GeneratorClient:
+    """Talks to every replica; tries again what `errors.py` calls retryable, within the caller's deadline."""
+
+    def __init__(
+        self, urls: Sequence[str], token: str | None, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.urls = tuple(url.rstrip("/") for url in urls)
+        self._http = httpx.AsyncClient(
+            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
+            # Deadlines are the callers': a group may rightly take minutes.
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            transport=transport,
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until every replica serves a policy.
+
+        Raises:
+            TimeoutError: names the replica and its last reason.
+        """
+        await self._everywhere(self._ready, timeout_s, "be ready (trainer.start_timeout_s)")
+
+    async def info(self, timeout_s: float) -> list[Info]:
+        """What every replica is, in the order of `urls`."""
+        return await self._everywhere(self._info, timeout_s, "answer GET /info")
+
+    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> list[ServedWeights]:
+        """Make every replica serve `version`; returns when all do.
+
+        Raises:
+            TandemError: a replica refused.
+            TimeoutError: a replica did not serve it in time.
+        """
+
+        async def put(url: str) -> ServedWeights:
+            path = SET_WEIGHTS.format(version=version)
+            response = await self._http.put(url + path, content=weights.model_dump_json())
+            return ServedWeights.model_validate_json(_checked(response).content)
+
+        return await self._everywhere(put, timeout_s, f"serve version {version} (trainer.publish.timeout_s)")
+
+    async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
+        """Spread `request` over the replicas and call `on_group` with every group as it arrives, each exactly once.
+
+        When a replica fails, only prompts whose groups are missing are asked for again, from the next replica.
+
+        Raises:
+            TandemError: a replica refused the request for good.
+            TimeoutError: groups are missing after `timeout_s`.
+        """
+        missing = dict(enumerate(request.prompts))
+        reasons: dict[str, str] = {}
+        count = len(self.urls)
+
+        def take(group: Group) -> None:
+            del missing[group.prompt_index]
+            on_group(group)
+
+        async def share(first: int) -> None:
+            mine = {index: missing[index] for index in range(first, len(request.prompts), count)}
+            pauses = _pauses()
+            replica = first
+            while mine:
+                url = self.urls[replica % count]
+                try:
+                    await self._stream(url, request, mine, take)
+                except (httpx.TransportError, TandemError) as error:
+                    reasons[url] = _retryable(url, error)
+                if mine:
+                    replica += 1
+                    await asyncio.sleep(next(pauses))
+
+        try:
+            async with asyncio.timeout(timeout_s), task_group() as tasks:
+                for first in range(min(count, len(request.prompts))):
+                    tasks.create_task(share(first))
+        except TimeoutError:
+            raise TimeoutError(
+                f"{len(missing)} of {len(request.prompts)} groups are missing after {timeout_s:g} s; last troubles: "
+                f"{reasons or 'none, the generators are slow'}. Look into the generators' logs, or raise "
+                "trainer.rollout.timeout_s."
+            ) from None
+
+    async def _stream(
+        self, url: str, request: RolloutRequest, mine: dict[int, Prompt], on_group: Callable[[Group], object]
+    ) -> None:
+        """One try: takes the groups that arrive out of `mine`."""
+        asked, trouble = list(mine), "the stream ended early"
+        part = request.model_copy(update={"prompts": tuple(mine.values())})
+        async with self._http.stream("POST", url + ROLLOUTS, content=part.model_dump_json()) as response:
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+            async for text in _checked(response).aiter_lines():
+                try:
+                    line = RolloutLine.model_validate_json(text)
+                except ValidationError as error:
+                    raise EngineFailed(f"a line of the answer cannot be read: {error}") from error
+                if line.error is not None:
+                    raise from_body(line.error)
+                assert line.group is not None, "a line holds a group or an error"
+                if unusable := _unusable(line.group, request, len(asked)):
+                    trouble = unusable
+                    continue
+                index = asked[line.group.prompt_index]
+                if mine.pop(index, None) is not None:
+                    on_group(line.group.model_copy(update={"prompt_index": index}))
+        if mine:
+            raise EngineFailed(f"{len(mine)} of {len(asked)} groups are missing: {trouble}")
+
+    async def _ready(self, url: str) -> None:
+        response = await self._http.get(url + READYZ)
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise EngineFailed(Readiness.model_validate_json(response.content).reason)
+        _checked(response)
+
+    async def _info(self, url: str) -> Info:
+        response = _checked(await self._http.get(url + INFO))
+        try:
+            return Info.model_validate_json(response.content)
+        except ValidationError as error:
+            raise TandemError(
+                f"GET {INFO} answered {response.text[:200]}, which this release cannot read; run the same release of "
+                "Tandem on both sides"
+            ) from error
+
+    async def _everywhere(
+        self, call: Callable[[str], Awaitable[ResultT]], timeout_s: float, purpose: str
+    ) -> list[ResultT]:
+        """`call` for every replica in parallel, again and again where it fails retryably."""
+        reasons = dict.fromkeys(self.urls, "no answer")
+
+        async def until_done(url: str) -> ResultT:
+            pauses = _pauses()
+            while True:
+                try:
+                    result = await call(url)
+                except (httpx.TransportError, TandemError) as error:
+                    reasons[url] = _retryable(url, error)
+                    await asyncio.sleep(next(pauses))
+                else:
+                    del reasons[url]
+                    return result
+
+        try:
+            async with asyncio.timeout(timeout_s), task_group() as tasks:
+                running = [tasks.create_task(until_done(url)) for url in self.urls]
+        except TimeoutError:
+            raise TimeoutError(f"waited {timeout_s:g} s for the generators to {purpose}; got {reasons}") from None
+        return [task.result() for task in running]
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group whose first error comes out plain: one cause is what a person can act on."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors.exceptions[0].__cause__
+
+
+def _pauses() -> Iterator[float]:
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+
+def _retryable(url: str, error: httpx.TransportError | TandemError) -> str:
+    """Why to try again, for the message at the deadline; raises what will not mend itself."""
+    if isinstance(error, TandemError) and not error.retryable:
+        raise type(error)(f"{url}: {error}") from error
+    return f"{type(error).__name__}: {error}"
+
+
+def _checked(response: httpx.Response) -> httpx.Response:
+    """The response if it is a success.
+
+    Raises:
+        TandemError: the one that the body describes; EngineFailed for a server error that speaks another contract.
+    """
+    if response.is_success:
+        return response
+    try:
+        error = from_body(ErrorBody.model_validate_json(response.content))
+    except ValidationError:
+        request = response.request
+        got = f"{request.method} {request.url.path} answered {response.status_code}: {response.text[:200]}"
+        error = EngineFailed(got) if response.is_server_error else TandemError(f"{got}. Is this a Tandem generator?")
+    raise error
+
+
+def _unusable(group: Group, request: RolloutRequest, asked: int) -> str | None:
+    """What is wrong with a group, if anything is."""
+    if group.prompt_index >= asked or len(group.completions) != request.sampling.n:
+        return (
+            f"got a group of {len(group.completions)} completions for prompt {group.prompt_index}; wanted "
+            f"{request.sampling.n} for one of {asked} prompts"
+        )
+    if any(completion.finish_reason == "abort" for completion in group.completions):
+        return "a completion was aborted, so it is no sample of the policy"
+    oldest = min((span.version for c in group.completions for span in c.versions), default=None)
+    if request.min_version is not None and oldest is not None and oldest < request.min_version:
+        return f"got tokens of version {oldest}; wanted {request.min_version} or newer"
+    return None

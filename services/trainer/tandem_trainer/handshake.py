@@ -1,0 +1,42 @@
+"""Whether trainer and generators belong together, asked once before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tandem_protocol.fingerprint import differences
+from tandem_protocol.messages import PROTOCOL_VERSION, Info, ModelFingerprint
+
+from .errors import UserError
+
+
+def check_generators(
+    infos: Sequence[Info], urls: Sequence[str], *, ours: ModelFingerprint, model: str, max_completion_length: int
+) -> int:
+    """The length in tokens that every replica can take.
+
+    Raises:
+        UserError: a replica speaks another protocol, holds another model, or is too short for any completion.
+    """
+    for info, url in zip(infos, urls, strict=True):
+        where = f"generator {info.generator_id} at {url}"
+        if info.protocol != PROTOCOL_VERSION:
+            raise UserError(
+                f"{where} speaks protocol {info.protocol}; wanted {PROTOCOL_VERSION}. Run the same release "
+                "on both sides."
+            )
+        if differing := differences(ours, info.fingerprint):
+            raise UserError(
+                f"{where} holds another model than the trainer: {info.model!r} against {model!r}, they differ in "
+                f"{', '.join(differing)}. Give both the same shared.model and shared.revision."
+            )
+        if info.max_model_len <= max_completion_length:
+            raise UserError(
+                f"{where} takes {info.max_model_len} tokens, prompt and completion together; wanted more than "
+                f"trainer.rollout.max_completion_length {max_completion_length}. Lower that or raise "
+                "generator.max_model_len."
+            )
+    ids = [info.generator_id for info in infos]
+    if len(set(ids)) < len(ids):
+        raise UserError(f"shared.generators {list(urls)} answer as {ids}; wanted each replica once, under its own name")
+    return min(info.max_model_len for info in infos)

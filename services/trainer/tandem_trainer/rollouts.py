@@ -1,0 +1,158 @@
+"""Rollouts ahead of the learner: asked for, streamed and scored in the background, handed out oldest first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyio.from_thread import BlockingPortal
+
+from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
+from tandem_protocol.version import Version
+
+from .batch import ScoredGroup
+from .client import GeneratorClient, task_group
+from .config import RolloutConfig
+from .prompts import Draw, PromptCursor, PromptRow
+from .rewards import Rewards
+
+
+@dataclass
+class _Pending:
+    """The rollouts of one step: what was drawn, what is scored, and the task that sees to the rest."""
+
+    draws: list[Draw]
+    scored: dict[int, ScoredGroup] = field(default_factory=dict)
+    """By position in `draws`; filled by the background thread."""
+    task: Future[None] | None = None
+
+
+def sampling(config: RolloutConfig) -> Sampling:
+    """What the generator is asked for in training."""
+    return Sampling(
+        n=config.num_generations,
+        max_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        stop_token_ids=config.stop_token_ids,
+    )
+
+
+class Rollouts:
+    """Keeps the rollouts of `max_lag + 1` steps under way.
+
+    The queue's head is trained on at the next step s, what stands n places behind it n steps later; its policy may then
+    be `max_lag` versions old, so it may come from version s + n − max_lag on. Hence with `max_lag` 0 nothing is asked
+    for before the newest version serves.
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Sequence[PromptRow],
+        cursor: PromptCursor,
+        client: GeneratorClient,
+        rewards: Rewards,
+        portal: BlockingPortal,
+        config: RolloutConfig,
+        prompts_a_step: int,
+        max_lag: int,
+    ) -> None:
+        self._rows, self._cursor = rows, cursor
+        self._client, self._rewards, self._portal = client, rewards, portal
+        self._config, self._prompts_a_step, self._max_lag = config, prompts_a_step, max_lag
+        self._queue: deque[_Pending] = deque()
+        self._first = Version(0, 0)
+
+    def start(self, first: Version) -> None:
+        """Say which version this incarnation of the trainer publishes first; nothing older is asked for."""
+        self._first = first
+
+    def next(self, min_version: int) -> list[ScoredGroup]:
+        """The scored groups of the next step, in the order of their prompts, none older than step `min_version`.
+
+        Consumes the queue's head. Waits for its task, which ends by itself at its deadline.
+
+        Raises:
+            TandemError, TimeoutError: the generators did not deliver.
+            UserError: a reward function failed.
+        """
+        while len(self._queue) <= self._max_lag:
+            self._queue.append(_Pending(self._cursor.draw(self._prompts_a_step)))
+        for place, pending in enumerate(self._queue):
+            if pending.task is None:
+                # What stands before it in the queue takes its time first.
+                timeout_s = self._config.timeout_s * (place + 1)
+                pending.task = self._portal.start_task_soon(self._fill, pending, min_version + place, timeout_s)
+        head = self._queue[0]
+        assert head.task is not None, "asked for above"
+        head.task.result()
+        self._queue.popleft()
+        return [head.scored[position] for position in range(len(head.draws))]
+
+    async def _fill(self, pending: _Pending, min_version: int, timeout_s: float) -> None:
+        """Ask for and score what `pending` lacks; groups that a resumed run brings along may have grown too old."""
+        pending.scored = {i: group for i, group in pending.scored.items() if group.oldest_step >= min_version}
+        missing = [position for position in range(len(pending.draws)) if position not in pending.scored]
+        if not missing:
+            return
+        draws = [pending.draws[position] for position in missing]
+        request = RolloutRequest(
+            prompts=tuple(Prompt(token_ids=self._rows[draw.row].token_ids, seed=draw.seed) for draw in draws),
+            sampling=sampling(self._config),
+            min_version=Version(max(min_version, self._first.step), self._first.attempt),
+        )
+
+        async def score(group: Group) -> None:
+            row = self._rows[draws[group.prompt_index].row]
+            pending.scored[missing[group.prompt_index]] = await self._rewards.score(row, group)
+
+        try:
+            async with asyncio.timeout(timeout_s), task_group() as scoring:
+                await self._client.rollouts(
+                    request, lambda group: scoring.create_task(score(group)), timeout_s=timeout_s
+                )
+        except asyncio.CancelledError:
+            raise
+        except TimeoutError as error:
+            raise TimeoutError(
+                str(error)
+                or f"{len(pending.scored)} of {len(pending.draws)} groups were scored after {timeout_s:g} s; the "
+                "reward functions are slow or hang. Mend them, or raise trainer.rollout.timeout_s."
+            ) from None
+
+    def close(self) -> None:
+        """Give up whatever is under way."""
+        for pending in self._queue:
+            if pending.task is not None:
+                pending.task.cancel()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor and the rollouts in hand. What is in flight is asked for again with the same seeds on resume."""
+        return {
+            "cursor": self._cursor.position,
+            "queue": [
+                {
+                    "draws": [draw._asdict() for draw in pending.draws],
+                    "scored": {i: group.model_dump(mode="json") for i, group in sorted(dict(pending.scored).items())},
+                }
+                for pending in self._queue
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._cursor.position = state["cursor"]
+        self._queue = deque(
+            _Pending(
+                draws=[Draw(**draw) for draw in pending["draws"]],
+                scored={int(i): ScoredGroup.model_validate(group) for i, group in pending["scored"].items()},
+            )
+            for pending in state["queue"]
+        )

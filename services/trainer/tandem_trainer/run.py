@@ -1,0 +1,183 @@
+"""One run's folder and life: resume, checkpoints, stopping, timing, and what it writes about itself."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+
+from .batch import ScoredGroup
+from .checkpoint import Checkpoints
+from .config import TrainerConfig
+from .errors import UserError
+from .learner import Learner
+from .metrics import JsonLines, completion_records, samples, step_record
+from .rollouts import Rollouts
+
+MAX_CONSECUTIVE_SKIPS = 50
+STATE_FILE = "state.json"
+
+
+class Run:
+    """Every rank has one and calls it at the same time; only the main process writes, except its own rollouts."""
+
+    def __init__(self, config: TrainerConfig, accelerator: Accelerator, store: WeightStore) -> None:
+        self._config, self._accelerator = config, accelerator
+        self.dir = config.run_dir
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self._checkpoints = Checkpoints(self.dir / "checkpoints", keep=config.checkpoint.keep)
+        latest = self._checkpoints.latest()
+        self._saved = json.loads((latest / STATE_FILE).read_text()) if latest else None
+        # The store may be gone (it is often memory), the generators may not: both tell which attempts there were.
+        attempt = max(store.next_attempt(), self._saved["attempt"] + 1 if self._saved else 1)
+        self.attempt = int(broadcast_object_list([attempt])[0])
+        self._metrics, self._completions = JsonLines(self.dir / "metrics.jsonl"), JsonLines(self.dir / "rollouts.jsonl")
+        self._timings: defaultdict[str, float] = defaultdict(float)
+        self._step_started = time.monotonic()
+        self._record: dict[str, Any] | None = None
+        self._consecutive_skips = self._groups_skipped = 0
+        self._stop = False
+        self._step, self._version = 0, Version(0, 0)
+        self._checkpointed_step = -1
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    def stop_on_signals(self) -> None:
+        """SIGTERM and SIGINT end the run after the step under way; a second one ends the process at once."""
+
+        def stop(number: int, _frame: object) -> None:
+            self._stop = True
+            signal.signal(number, signal.SIG_DFL)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def should_stop(self) -> bool:
+        return self.agree(self._stop)
+
+    def agree(self, flag: bool) -> bool:
+        """Whether `flag` holds on any rank."""
+        flags = torch.tensor([flag], dtype=torch.int32, device=self._accelerator.device)
+        return bool(self._accelerator.reduce(flags, reduction="sum").item())
+
+    def resume(self, learner: Learner, rollouts: Rollouts) -> int:
+        """Load the newest checkpoint, if there is one; returns the step to go on from.
+
+        With `max_lag` 0 and a generator that repeats itself under equal seeds, the run goes on as if it had never
+        ended, bit for bit. With more lag, which version answers what is in flight depends on timing.
+        """
+        directory = self._checkpoints.latest()
+        if directory and self._saved:
+            self._step = self._checkpointed_step = self._saved["step"]
+            self._record = self._saved["record"]
+            learner.load(directory)
+            rollouts.load_state_dict(json.loads((directory / self._rank_file).read_text()))
+        if self._accelerator.is_main_process:
+            for file in (self._metrics, self._completions):
+                file.forget_after(self._step)
+            if self._record and self._metrics.last_step() < self._step:
+                self._metrics.append([self._record])
+        self._version = Version(self._step, self.attempt)
+        rollouts.start(self._version)
+        return self._step
+
+    def checkpoint_due(self, step: int) -> bool:
+        return step % self._config.checkpoint.every_steps == 0 or step == self._config.max_steps
+
+    def checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
+        """Write everything that `resume` needs; does nothing when this step is on disk already."""
+        if step == self._checkpointed_step:
+            return
+        is_main, staging = self._accelerator.is_main_process, self._checkpoints.staging(step)
+        with self.timer("checkpoint"):
+            if is_main:
+                self._checkpoints.begin(step)
+            self._accelerator.wait_for_everyone()
+            (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict()))
+            if is_main:
+                learner.save(staging)
+                state = {"step": step, "attempt": self.attempt, "record": self._record}
+                (staging / STATE_FILE).write_text(json.dumps(state))
+            self._accelerator.wait_for_everyone()
+            if is_main:
+                self._checkpoints.commit(step)
+        self._checkpointed_step = step
+
+    @property
+    def _rank_file(self) -> str:
+        return f"rollouts-{self._accelerator.process_index}.json"
+
+    # -- what it writes ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def timer(self, phase: str) -> Iterator[None]:
+        """Count the time of `phase` for the step's record and show it in `status.json`."""
+        started = time.monotonic()
+        self._write_status(phase)
+        yield
+        self._timings[f"{phase}_s"] += time.monotonic() - started
+
+    def _write_status(self, phase: str) -> None:
+        """For whoever watches: what the trainer is doing and since when; replaced whole, so never half read."""
+        if self._accelerator.is_main_process:
+            status = {
+                "phase": phase, "step": self._step, "version": str(self._version), "since_unix_s": time.time(),
+            }  # fmt: skip
+            temporary = self.dir / ".status.json"
+            temporary.write_text(json.dumps(status))
+            temporary.replace(self.dir / "status.json")
+
+    def skip(self, groups: Sequence[ScoredGroup]) -> None:
+        """Count groups that the learner cannot learn from.
+
+        Raises:
+            UserError: it goes on and on like that.
+        """
+        self._groups_skipped += len(groups)
+        self._consecutive_skips += 1
+        if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
+            rewards = {reward for group in groups for reward in group.rewards}
+            raise UserError(
+                f"{MAX_CONSECUTIVE_SKIPS} times in a row no group had different rewards (last: {rewards}), so there is "
+                "nothing to learn from. Make the reward finer, the prompts neither too easy nor too hard, or raise "
+                "rollout.num_generations."
+            )
+
+    def measure(self, version: Version, groups: Sequence[ScoredGroup], stats: dict[str, float]) -> None:
+        """Make the step's record, which `checkpoint` keeps and `log` writes."""
+        self._step, self._version = version.step, version
+        self._groups_skipped += sum(not group.has_signal for group in groups)
+        now = time.monotonic()
+        self._record = step_record(
+            version,
+            gather_object(samples(groups, version.step - 1)),
+            stats,
+            functions=[reward.function for reward in self._config.rewards],
+            groups_skipped=sum(gather_object([self._groups_skipped])),
+            step_s=now - self._step_started,
+        )
+        self._step_started = now
+        self._consecutive_skips = self._groups_skipped = 0
+
+    def log(self, groups: Sequence[ScoredGroup]) -> None:
+        """Write the step's record and some of its completions."""
+        assert self._record is not None, "measure comes first"
+        self._record["timings"] = {f"{phase}_s": self._timings[f"{phase}_s"] for phase in PHASES}
+        self._timings.clear()
+        if self._accelerator.is_main_process:
+            self._metrics.append([self._record])
+            self._completions.append(completion_records(self._version, groups, self._config.log_completions))
+
+
+PHASES = ("wait_for_rollouts", "update", "publish", "checkpoint")
