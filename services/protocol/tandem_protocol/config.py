@@ -79,22 +79,25 @@ def load(
     Raises:
         ConfigError: a key that does not exist (with the one that was meant), or a value that does not fit.
     """
-    layers: list[tuple[str, dict[str, Any]]] = [("default of the caller", dict(defaults or {}))]
-    if path is not None:
-        layers.append((str(path), dict(_flatten(_read_yaml(path)))))
-    layers.append(("environment", _from_env(os.environ if env is None else env)))
-    layers.append(("command line", dict(overrides or {})))
+    layers = [
+        ("default of the caller", defaults or {}),
+        (str(path), {} if path is None else _read_yaml(path)),
+        ("environment", _from_env(os.environ if env is None else env)),
+        ("command line", overrides or {}),
+    ]
 
     values: dict[str, Any] = {section: {} for section in settings.model_fields}
     sources: dict[str, str] = {}
     known = None if settings.model_config.get("extra") == "ignore" else set(_keys(settings))
     for source, layer in layers:
-        for key, value in layer.items():
+        for key, value in _flatten(layer):
             section = key.split(".", 1)[0]
             if section in SECTIONS and section not in settings.model_fields:
                 continue  # another service's section
             if known is not None:
                 _check_key(key, known, source)
+            if value == {} and any(k.startswith(f"{key}.") for k in sources):
+                continue  # sources are merged: an empty section takes nothing away
             _put(values, key, value)
             sources = {k: s for k, s in sources.items() if not k.startswith(f"{key}.")} | {key: source}
     try:
@@ -106,7 +109,7 @@ def load(
 def resolved(settings: BaseModel, sources: Mapping[str, str]) -> list[Resolved]:
     """Every value with where it came from, for `--check` and for the run's folder."""
     return [
-        Resolved(key=key, value=value, source=_source(key, sources) or "default")
+        Resolved(key=key, value=value, source=sources.get(key, "default"))
         for key, value in _flatten(settings.model_dump(mode="json"))
     ]
 
@@ -133,10 +136,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
         value = text if equals else next(rest, None)
         if value is None:
             raise ConfigError(f"{argument} has no value; wanted {argument} VALUE")
-        try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{argument}: got {value!r}; wanted a YAML value: {error}") from error
+        overrides[key] = _read_value(value, argument)
     return overrides
 
 
@@ -174,6 +174,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def _read_value(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: got {text!r}; wanted a YAML value: {error}") from error
+
+
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -185,7 +192,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 def _from_env(env: Mapping[str, str]) -> dict[str, Any]:
     """`TANDEM__A__B=1` → `a.b: 1`; values are read as YAML, so numbers, lists and null work."""
     return {
-        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): yaml.safe_load(value)
+        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): _read_value(value, name)
         for name, value in env.items()
         if name.startswith(ENV_PREFIX)
     }
@@ -226,19 +233,16 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _source(key: str, sources: Mapping[str, str]) -> str | None:
-    while key:
-        if key in sources:
-            return sources[key]
-        key = key.rpartition(".")[0]
-    return None
-
-
 def _explain(problem: Any, sources: Mapping[str, str], path: Path | None) -> str:
     key = ".".join(str(part) for part in problem["loc"])
-    where = _source(key, sources) or str(path or "defaults")
+    named = [
+        s for k, s in sources.items() if f"{key}.".startswith(f"{k}.")
+    ]  # a list's items have no source of their own
+    where = named[-1] if named else str(path or "defaults")
     if problem["type"] == "missing":
         return (
             f"{key} is missing; set it in {path or 'the YAML file'} or as {ENV_PREFIX}{key.upper().replace('.', '__')}"
         )
+    if problem["type"] == "value_error":  # a validator of ours, which says what it got; the input is a whole section
+        return f"{key} (from {where}): {problem['ctx']['error']}"
     return f"{key}: got {problem['input']!r} (from {where}); {problem['msg']}"

@@ -17,7 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -54,7 +54,11 @@ class WeightStore:
 
     def versions(self) -> list[Version]:
         """All committed versions, oldest first."""
-        return sorted(Version.parse(path.name) for path in self._versions.glob("[0-9]*.[0-9]*"))
+        found = []
+        for path in self._versions.glob("[0-9]*"):
+            with suppress(ValueError):  # somebody's copy
+                found.append(Version.parse(path.name))
+        return sorted(found)
 
     def latest(self) -> Version | None:
         """The version committed last; None in an empty store.
@@ -128,8 +132,13 @@ class WeightStore:
 
     def leased(self) -> set[Version]:
         """All versions that a live lease names."""
-        leases = [Lease.model_validate_json(path.read_bytes()) for path in self._served.glob("*.json")]
-        return {v for lease in leases if time.time() - lease.renewed_unix_s < LEASE_S for v in lease.versions}
+        leased: set[Version] = set()
+        for path in self._served.glob("*.json"):
+            with suppress(FileNotFoundError):  # given back after the listing
+                lease = Lease.model_validate_json(path.read_bytes())
+                if time.time() - lease.renewed_unix_s < LEASE_S:
+                    leased.update(lease.versions)
+        return leased
 
     # -- writing -------------------------------------------------------------------------------------------------
 
