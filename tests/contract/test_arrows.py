@@ -1,0 +1,117 @@
+"""Who may import whom. The table is the documentation of the arrows; a new dependency is a line in it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = {
+    "tandem_protocol": ROOT / "services/protocol/tandem_protocol",
+    "tandem_generator": ROOT / "services/generator/tandem_generator",
+    "tandem_trainer": ROOT / "services/trainer/tandem_trainer",
+    "tandem_cli": ROOT / "cli/tandem_cli",
+}
+
+ALLOWED = {
+    "tandem_protocol": {"pydantic", "pydantic_core", "yaml", "xxhash"},
+    "tandem_generator": {"tandem_protocol"},
+    "tandem_trainer": {"tandem_protocol"},
+    "tandem_cli": {"tandem_protocol", "docker", "httpx", "matplotlib", "psutil", "pydantic", "rich"},
+}
+"""Everything outside the standard library for the protocol and the CLI; for the services, which of our packages."""
+
+ONLY_IN = {
+    "vllm": {
+        "tandem_generator.engines.vllm",
+        "tandem_generator.launch",
+        "tandem_generator.plugin",
+        "tandem_generator.volume_engine",
+    },
+    "httpx": {"tandem_trainer.client", "tandem_cli"},
+    "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
+}
+"""Which modules (or whole packages) may import a library."""
+
+NEVER = {
+    "tandem_generator.engines": {"fastapi", "starlette", "tandem_generator.routes", "tandem_generator.policy"},
+    "tandem_generator.policy": {"fastapi", "tandem_generator.engines.mock", "tandem_generator.engines.vllm", "torch"},
+    "tandem_generator.routes": {"tandem_generator.engines", "torch"},
+    "tandem_trainer.loop": {"accelerate", "torch", "tandem_trainer.client"},
+}
+"""What a module or package must not know."""
+
+ALGORITHMS = {"__future__", "collections", "dataclasses", "math", "typing", "torch"} | {
+    f"tandem_trainer.{name}" for name in ("algorithms", "batch", "config")
+}
+"""All that an algorithm may use, standard library included: it computes and does no I/O."""
+
+
+def modules() -> Iterator[tuple[str, set[str]]]:
+    """Every module of ours with the dotted names that it imports, relative ones made absolute."""
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            parent = parts[:-1]
+            name = ".".join(parent if parts[-1] == "__init__" else parts)
+            yield name, set(imports(ast.parse(path.read_text()), parent))
+
+
+def imports(tree: ast.AST, parent: list[str]) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parent[: len(parent) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            # `from . import metrics` names a module, `from .metrics import Counter` a thing in one: both are matched.
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, scopes: set[str]) -> bool:
+    return any(f"{name}.".startswith(f"{scope}.") for scope in scopes)
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize(("module", "imported"), modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_module_imports_only_what_the_tables_allow(module: str, imported: set[str]) -> None:
+    package = top(module)
+    ours = {name for name in imported if top(name) in PACKAGES and top(name) != package}
+    foreign = {name for name in imported if top(name) not in sys.stdlib_module_names | PACKAGES.keys()}
+    closed = ours | foreign if package in ("tandem_protocol", "tandem_cli") else ours
+    wrong = {name for name in closed if top(name) not in ALLOWED[package]}
+    wrong |= {name for name in imported if top(name) in ONLY_IN and not within(module, ONLY_IN[top(name)])}
+    wrong |= {
+        name for scope, never in NEVER.items() if within(module, {scope}) for name in imported if within(name, never)
+    }
+    if within(module, {"tandem_trainer.algorithms"}):
+        wrong |= {name for name in imported if not within(name, ALGORITHMS)}
+    assert not wrong, f"{module} imports {', '.join(sorted(wrong))}: against the tables in {Path(__file__).name}"
+
+
+def test_the_tables_name_modules_that_exist() -> None:
+    known = {name for name, _ in modules()}
+    named = {scope for scopes in ONLY_IN.values() for scope in scopes} | NEVER.keys()
+    assert named <= known
+
+
+@pytest.mark.parametrize(
+    "import_",
+    [
+        "import tandem_protocol.store, tandem_protocol.config, tandem_protocol.fingerprint",
+        "import tandem_generator.engines.mock, tandem_generator.server, tandem_generator.__main__",
+    ],
+    ids=["protocol", "mock generator"],
+)
+def test_the_protocol_and_the_mock_generator_load_neither_torch_nor_vllm(import_: str) -> None:
+    program = f"{import_}\nimport sys\nprint(*{{'torch', 'vllm', 'transformers', 'numpy'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == []
