@@ -74,7 +74,8 @@ def check(project: Project, engine: Engine) -> int:
 
 
 def _generator_command(project: Project, engine: Engine) -> list[str]:
-    command = [sys.executable, "-m", "tandem_generator", "--config", str(project.config), "--engine", engine]
+    chosen = [] if engine == project.settings.generator.engine else ["--engine", engine]
+    command = [sys.executable, "-m", "tandem_generator", "--config", str(project.config), *chosen]
     return [*command, *project.overrides_for("generator")]
 
 

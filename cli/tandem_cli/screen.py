@@ -17,9 +17,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .progress import Progress
+from .progress import EvalResult, Progress, StepMetrics
 
 _WIDTH = 96
+_ECHO_WIDTH = len("^C^C")
+"""Left free beside the panel: a terminal echoes Ctrl-C there, and its wrapping would push the panel up."""
 _SPARK_WIDTH = 40
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COMPLETION_CHARS = 240
@@ -52,6 +54,7 @@ class LiveScreen:
     """Redraws one panel in place and leaves the terminal as it found it."""
 
     def __init__(self, console: Console, facts: Facts) -> None:
+        self._console = console
         self._facts = facts
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True)
@@ -64,7 +67,8 @@ class LiveScreen:
         self._live.stop()
 
     def update(self, progress: Progress, footer: str) -> None:
-        self._live.update(render(progress, self._facts, footer, time.monotonic() - self._started))
+        width = min(_WIDTH, self._console.width - _ECHO_WIDTH)
+        self._live.update(render(progress, self._facts, footer, time.monotonic() - self._started, width))
 
 
 class PlainScreen:
@@ -73,39 +77,44 @@ class PlainScreen:
     def __init__(self, console: Console, facts: Facts) -> None:
         self._console = console
         self._facts = facts
-        self._shown = {"ready": 0, "steps": 0, "evals": 0}
+        self._ready = False
+        self._steps = self._evals = 0
         self._footer = ""
 
     def __enter__(self) -> PlainScreen:
-        self._print([_header(self._facts).plain])
+        self._print(_header(self._facts).plain)
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def update(self, progress: Progress, footer: str) -> None:
-        lines = {
-            "ready": ["generator ready"] if progress.was_ready else [],
-            "evals": [f"eval after step {e.step}: {number(e.reward_mean)}" for e in progress.evals.records],
-            "steps": [
-                f"step {s.step}/{progress.max_steps}  reward {number(s.reward_mean)}  version {s.version}  "
-                f"lag {s.lag_max}  kl_sampler {s.kl_sampler:.1e}  {s.rollout_tokens} tokens in {s.duration_s:.2f} s"
-                for s in progress.steps.records
-            ],
-        }
-        for kind, texts in lines.items():
-            self._print(texts[self._shown[kind] :])
-            self._shown[kind] = len(texts)
+        if progress.was_ready and not self._ready:
+            self._print("generator ready")
+        steps, evals = progress.steps.records[self._steps :], progress.evals.records[self._evals :]
+        records: list[StepMetrics | EvalResult] = [*steps, *evals]
+        for record in sorted(records, key=lambda record: record.step):  # stable: a step before its evaluation
+            self._print(_line(record, progress.max_steps))
         if footer != self._footer:
-            self._print([footer])
-            self._footer = footer
+            self._print(footer)
+        self._ready, self._footer = progress.was_ready, footer
+        self._steps, self._evals = len(progress.steps.records), len(progress.evals.records)
 
-    def _print(self, lines: Sequence[str]) -> None:
-        for line in lines:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float) -> RenderableType:
+def _line(record: StepMetrics | EvalResult, max_steps: int) -> str:
+    if isinstance(record, EvalResult):
+        return f"eval after step {record.step}: {number(record.reward_mean)}"
+    return (
+        f"step {record.step}/{max_steps}  reward {number(record.reward_mean)}  version {record.version}  "
+        f"lag {record.lag_max}  kl_sampler {record.kl_sampler:.1e}  "
+        f"{record.rollout_tokens} tokens in {record.duration_s:.2f} s"
+    )
+
+
+def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float, width: int) -> RenderableType:
     """The whole screen."""
     return Panel(
         Group(
@@ -125,7 +134,7 @@ def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float) -> R
         box=box.ROUNDED,
         border_style="bright_black",
         padding=(1, 2),
-        width=_WIDTH,
+        width=width,
     )
 
 

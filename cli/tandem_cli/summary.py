@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .progress import Progress, StepMetrics, tokens_per_s
-from .screen import arrow, duration
+from .screen import arrow, duration, shown
 
 _SMOOTHING_STEPS = 10
 
@@ -19,7 +19,9 @@ def show_summary(console: Console, progress: Progress, run_dir: Path) -> None:
     """Print the table and write reward.png; a run without a step gets a line that says so."""
     steps = progress.steps.records
     if not steps:
-        console.print(f"The run ended before its first step. Logs: {run_dir / 'logs'}", soft_wrap=True, highlight=False)
+        console.print(
+            f"The run ended before its first step. Logs: {shown(run_dir / 'logs')}", soft_wrap=True, highlight=False
+        )
         return
     plot_reward(progress, run_dir / "reward.png")
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Summary", title_justify="left", title_style="bold")
@@ -27,7 +29,7 @@ def show_summary(console: Console, progress: Progress, run_dir: Path) -> None:
     table.add_column(overflow="fold")
     for label, value in facts(progress):
         table.add_row(label, value)
-    table.add_row("files", str(run_dir))
+    table.add_row("files", shown(run_dir))
     table.add_row("", "metrics.jsonl  eval.jsonl  rollouts.jsonl  reward.png  logs/")
     console.print(table)
 

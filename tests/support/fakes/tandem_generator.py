@@ -31,7 +31,7 @@ class Answers(http.server.BaseHTTPRequestHandler):
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--config", required=True)
-parser.add_argument("--engine", choices=("vllm", "mock"), required=True)
+parser.add_argument("--engine", choices=("vllm", "mock"))
 parser.add_argument("--port", type=int)
 parser.add_argument("--check", action="store_true")
 arguments = parser.parse_args()
