@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import os
-import socket
 import sys
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ from tandem_protocol.store import WeightStore
 
 from .config import Settings
 from .engines.mock import MockEngine
-from .options import parse
+from .options import Options, parse
 from .policy import Policy
 from .server import serve
 
@@ -36,25 +36,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if options.settings.generator.engine == "mock":
             return asyncio.run(_serve_mock(options.settings))
-        from .engines.vllm import serve_vllm  # vLLM is not installed where only the mock is
-
-        return serve_vllm(options.settings, options.engine_args)
+        return _serve_vllm(options)
     except (ConfigError, TandemError) as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
 
 
+def _serve_vllm(options: Options) -> int:
+    if importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "got generator.engine vllm, but vLLM is not installed here; install docker/requirements/generator-cpu.txt "
+            "(or -cuda), or use --engine mock"
+        )
+    from .launch import serve_vllm  # the mock's image has no vLLM
+
+    return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME
+
+
 async def _serve_mock(settings: Settings) -> int:
     shared, config = settings.shared, settings.generator
     engine = MockEngine(shared.model, config.mock, config.max_model_len)
-    policy = Policy(engine, WeightStore(shared.weights_dir), generator_id(settings), config)
+    policy = Policy(engine, WeightStore(shared.weights_dir), config)
     await serve(policy, shared.model, config.host, config.port, config.shutdown_timeout_s)
     return RESTART_ME if policy.failed.is_set() else 0
-
-
-def generator_id(settings: Settings) -> str:
-    """This replica's name in leases and logs."""
-    return settings.generator.generator_id or f"{socket.gethostname()}-{settings.generator.port}"
 
 
 if __name__ == "__main__":

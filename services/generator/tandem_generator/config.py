@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any, Literal
 
 from pydantic import Field
@@ -63,6 +64,11 @@ class GeneratorConfig(Section):
     env: dict[str, str] = {}
     """Environment variables that vLLM reads, e.g. `VLLM_CPU_KVCACHE_SPACE: "1"`; set unless they are set already."""
     mock: MockConfig = MockConfig()
+
+    @property
+    def replica(self) -> str:
+        """This replica's name."""
+        return self.generator_id or f"{socket.gethostname()}-{self.port}"
 
 
 class Settings(Section):

@@ -50,9 +50,9 @@ class Policy:
     `rollouts` may run at any time. `failed` is set when the process must restart; the server waits for it.
     """
 
-    def __init__(self, engine: Engine, store: WeightStore, generator_id: str, config: GeneratorConfig) -> None:
+    def __init__(self, engine: Engine, store: WeightStore, config: GeneratorConfig) -> None:
         self.engine = engine
-        self.generator_id = generator_id
+        self.generator_id = config.replica
         self.failed = asyncio.Event()
         self._store = store
         self._config = config

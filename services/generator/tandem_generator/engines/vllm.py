@@ -1,0 +1,163 @@
+"""vLLM behind the Engine interface: rollouts and weight switches through its engine client, without a second hop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import vllm
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from tandem_protocol.errors import EngineFailed
+from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
+from tandem_protocol.version import BASE, Version
+
+from .base import EngineFacts
+
+if TYPE_CHECKING:
+    from vllm.engine.protocol import EngineClient
+    from vllm.outputs import CompletionOutput
+
+log = logging.getLogger(__name__)
+
+_PAUSE_MODES = {SwitchMode.DRAIN: "wait", SwitchMode.IN_FLIGHT: "keep", SwitchMode.ABORT: "abort"}
+
+
+class VllmEngine:
+    """Engine over vLLM's engine client, which arrives when the server has started its engine (`attach`)."""
+
+    facts: EngineFacts
+    _client: EngineClient
+
+    def attach(self, client: EngineClient, devices: tuple[str, ...], *, trust_remote_code: bool) -> None:
+        """Serve with `client`, which runs on `devices`."""
+        self._client = client
+        model, parallel = client.model_config, client.vllm_config.parallel_config
+        directory = _local_directory(model.model, model.revision)
+        shapes = _parameter_table(directory, trust_remote_code=trust_remote_code)
+        self.facts = EngineFacts(
+            engine="vllm",
+            engine_version=vllm.__version__,
+            devices=devices,
+            world_size=parallel.world_size_across_dp,
+            max_model_len=model.max_model_len,
+            max_num_seqs=client.vllm_config.scheduler_config.max_num_seqs,
+            vocab_size=model.get_vocab_size(),
+            base_shards=tuple(sorted(directory.glob("*.safetensors"))),
+            shapes=shapes,
+            fingerprint=fingerprint(directory, shapes),
+        )
+
+    async def start(self) -> None:
+        await self._client.init_weight_transfer_engine(WeightTransferInitRequest())
+        await self._client.update_weight_version(str(BASE))
+
+    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+        tasks = [
+            asyncio.create_task(self._group(index, prompt, request.sampling))
+            for index, prompt in enumerate(request.prompts)
+        ]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                yield await finished
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailed(f"vLLM's engine broke off: {error or type(error).__name__}; see its log") from error
+        finally:
+            for task in tasks:
+                task.cancel()  # vLLM aborts the request of a cancelled caller
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _group(self, index: int, prompt: Prompt, sampling: Sampling) -> Group:
+        outputs = await self._run(prompt.token_ids, _sampling_params(sampling, prompt.seed))
+        return Group(prompt_index=index, completions=tuple(_completion(output) for output in outputs))
+
+    async def _run(self, token_ids: Sequence[int], params: SamplingParams) -> Sequence[CompletionOutput]:
+        request = {"prompt_token_ids": list(token_ids)}
+        async for output in self._client.generate(request, params, f"tandem-{uuid.uuid4()}"):
+            if output.finished:
+                return output.outputs  # type: ignore[no-any-return]  # vLLM ships no types
+        raise EngineFailed("vLLM's engine ended a request without its output; see its log")
+
+    async def pause(self, mode: SwitchMode) -> None:
+        # clear_cache recomputes the running requests' KV with the new weights; old KV would not match their tokens.
+        await self._client.pause_generation(mode=_PAUSE_MODES[mode], clear_cache=True)
+
+    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
+        if not shards:
+            raise ValueError("the base weights are no safetensors files that could be loaded back")
+        update = {"shards": [str(shard.resolve()) for shard in shards]}
+        await self._client.start_weight_update()
+        await self._client.update_weights(WeightTransferUpdateRequest(update_info=update))
+        await self._client.finish_weight_update(str(version))
+
+    async def resume(self) -> None:
+        await self._client.resume_generation()
+
+    async def check(self) -> None:
+        await self._run([0], SamplingParams(max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False))
+
+    async def close(self) -> None:
+        """The server that started the engine ends it."""
+
+
+def _sampling_params(sampling: Sampling, seed: int | None) -> SamplingParams:
+    return SamplingParams(
+        **sampling.model_dump(exclude={"stop_token_ids"}),
+        stop_token_ids=list(sampling.stop_token_ids),
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        skip_clone=True,
+    )
+
+
+def _completion(output: CompletionOutput) -> Completion:
+    if output.finish_reason not in {"stop", "length", "abort"}:
+        raise EngineFailed(f"vLLM's engine ended a completion with {output.finish_reason!r}; see its log")
+    return Completion(
+        token_ids=tuple(output.token_ids),
+        logprobs=_sampled_logprobs(output.logprobs, len(output.token_ids)),
+        finish_reason=output.finish_reason,
+        versions=tuple(
+            VersionSpan(version=Version.parse(span.version), tokens=span.end - span.start)
+            for span in output.weight_versions or ()
+        ),
+    )
+
+
+def _sampled_logprobs(flat: Any, tokens: int) -> tuple[float, ...]:
+    """[T]. `flat` holds the sampled token first at each position, and with logprobs=0 nothing else."""
+    return tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
+
+
+def _local_directory(model: str, revision: str | None) -> Path:
+    """Where the files of `model` are; vLLM has downloaded them by now if they are the hub's."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision, local_files_only=True))
+
+
+def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str, tuple[int, ...]]:
+    """Name → shape of the model that `transformers` makes of this config, as the trainer publishes it."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except (ValueError, ImportError) as error:
+        log.warning("transformers cannot make this model (%s): published shapes will not be checked up front", error)
+        return {}
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -1,0 +1,79 @@
+"""Start vLLM's own server, unmodified, with our plug-ins, and tell by the exit status how it ended."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import uvloop
+from vllm.entrypoints.launchers.api_server.entry import run_server
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from tandem_protocol.store import WeightStore
+
+from .config import Settings
+from .plugin import TandemRoutes
+from .volume_engine import BACKEND
+
+_OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""Nothing phones home unless asked to."""
+
+
+def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
+    """Serve until SIGTERM or SIGINT. Returns False when the server ended by itself, because its engine died.
+
+    Raises:
+        TandemError: the weight store's newest version cannot be served.
+        SystemExit: vLLM refuses an option.
+    """
+    _set_environment(settings)
+    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m tandem_generator", add_help=False))
+    args = parser.parse_args([*_arguments(settings), *engine_args])
+    validate_parsed_serve_args(args)
+    TandemRoutes.settings = settings
+    try:
+        uvloop.run(run_server(args))
+    except KeyboardInterrupt:  # SIGTERM before the server was up
+        return True
+    WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
+    return TandemRoutes.stopped_by_signal
+
+
+def _set_environment(settings: Settings) -> None:
+    for name, value in {**_OFFLINE, **settings.generator.env}.items():
+        os.environ.setdefault(name, value)
+    plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*plugins, TandemRoutes.name]))
+    cli_env_setup()
+
+
+def _arguments(settings: Settings) -> list[str]:
+    """vLLM's command line for the options that the configuration names."""
+    shared, config = settings.shared, settings.generator
+    values = {
+        "model": shared.model,
+        "revision": shared.revision,
+        "host": config.host,
+        "port": config.port,
+        "tensor-parallel-size": config.tensor_parallel_size,
+        "data-parallel-size": config.data_parallel_size,
+        "gpu-memory-utilization": config.gpu_memory_utilization,
+        "dtype": config.dtype,
+        "max-model-len": config.max_model_len,
+        # Below the supervisor's own grace; with 0, vLLM hangs on SIGTERM while requests run.
+        "shutdown-timeout": config.shutdown_timeout_s,
+        # One server process, because it is where the policy's state lives.
+        "api-server-count": 1,
+        "logprobs-mode": "processed_logprobs",
+        "weight-transfer-config": f'{{"backend": "{BACKEND}"}}',
+        "middleware": "tandem_generator.auth.BearerAuth",
+    }
+    flags = {
+        "trust-remote-code": shared.trust_remote_code,
+        "enforce-eager": config.enforce_eager,
+        "enable-prefix-caching": config.enable_prefix_caching,
+    }
+    words = [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+    return words + [f"--{'' if on else 'no-'}{name}" for name, on in flags.items() if on is not None]

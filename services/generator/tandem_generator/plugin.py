@@ -1,0 +1,87 @@
+"""vLLM's entry points: registers the weight engine in every process, mounts our routes in the server.
+
+Everything that depends on the kind of device stands here, so that what is tested on CPU is what runs on GPU.
+"""
+
+import asyncio
+import os
+import signal
+from argparse import Namespace
+from types import FrameType
+from typing import ClassVar
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.engine.protocol import EngineClient
+from vllm.platforms import current_platform
+
+from tandem_protocol.store import WeightStore
+
+from .config import Settings
+from .engines.vllm import VllmEngine
+from .policy import Policy
+from .routes import build_router
+from .volume_engine import BACKEND
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`: runs in the server, the engine core and every worker, perhaps twice."""
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "tandem_generator.volume_engine", "VolumeWeightEngine")
+    if current_platform.is_cpu():
+        from vllm import _custom_ops
+
+        # oneDNN keeps packed copies of the linear weights, which a copy in place would not reach.
+        _custom_ops._supports_onednn = False
+
+
+def devices() -> tuple[str, ...]:
+    """UUIDs of the accelerators that this process may use, or `cpu:<n>` a core."""
+    if current_platform.is_cpu():
+        return tuple(f"cpu:{core}" for core in sorted(os.sched_getaffinity(0)))
+    return tuple(current_platform.get_device_uuid(index) for index in range(current_platform.device_count()))
+
+
+class TandemRoutes:
+    """Entry point `vllm.endpoint_plugins`: our router over vLLM's engine client, in vLLM's own server."""
+
+    name = "tandem"
+    required_tasks = ("generate",)
+    settings: ClassVar[Settings]
+    """Set before vLLM makes the plug-in, which it does without arguments."""
+    stopped_by_signal: ClassVar[bool] = False
+    """Told apart from a server that ends because its engine died: vLLM's exit status is 0 either way."""
+
+    def attach_router(self, app: FastAPI) -> None:
+        shared, config = self.settings.shared, self.settings.generator
+        self.engine = VllmEngine()
+        self.policy = Policy(self.engine, WeightStore(shared.weights_dir), config)
+        app.include_router(build_router(self.policy, shared.model))
+
+    async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
+        assert engine_client is not None, "the task generate has an engine"
+        self.engine.attach(engine_client, devices(), trust_remote_code=args.trust_remote_code)
+        await self.policy.start()
+        self._watch = asyncio.create_task(self._watch_end(state))
+
+    async def _watch_end(self, state: State) -> None:
+        while not (hasattr(state, "server") and state.server.started):  # noqa: ASYNC110 - vLLM has no event for it
+            await asyncio.sleep(0.1)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            _note_signal(number)
+        await self.policy.failed.wait()
+        state.server.should_exit = True
+
+
+def _note_signal(number: signal.Signals) -> None:
+    """Note that `number` arrived and leave its handling to vLLM, which has its handlers by now."""
+    previous = signal.getsignal(number)
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        TandemRoutes.stopped_by_signal = True
+        if callable(previous):
+            previous(signum, frame)
+
+    signal.signal(number, note)
+    signal.siginterrupt(number, False)
