@@ -22,9 +22,9 @@ TOKEN_FILE_ENV = "TANDEM_TOKEN_FILE"
 
 
 class Section(BaseModel):
-    """Base of all configuration models."""
+    """Base of all configuration models. The text below a field is its description in docs/config.md."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class SharedConfig(Section):

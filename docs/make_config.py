@@ -1,0 +1,87 @@
+"""Write docs/config.md from the services' configuration models: `.venv/bin/python docs/make_config.py`."""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+import tandem_generator.config
+import tandem_trainer.config
+from tandem_protocol.config import SharedConfig
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "shared": SharedConfig,
+    "generator": tandem_generator.config.GeneratorConfig,
+    "trainer": tandem_trainer.config.TrainerConfig,
+}
+
+HEAD = """\
+# Configuration
+
+Written by `docs/make_config.py` from the configuration models; edit those.
+
+A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. The last source that names a key wins:
+defaults, YAML, environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`), command line
+(`--trainer.optim.learning_rate 1e-5`). `--check` prints every value with its source. Relative paths start at the folder
+of `config.yaml`. The bearer token is no key: it comes from `TANDEM_TOKEN`, or the file that `TANDEM_TOKEN_FILE` names.
+"""
+
+
+def page() -> str:
+    return HEAD + "".join(part for key, model in SECTIONS.items() for part in tables(key, model))
+
+
+def tables(key: str, model: type[BaseModel]) -> Iterator[str]:
+    """One table for `model` and one for each model among its fields."""
+    yield f"\n## `{key}`\n\n{(model.__doc__ or '').split(chr(10))[0]}\n\n| key | type | default | |\n|---|---|---|---|\n"
+    nested = {}
+    for name, field in model.model_fields.items():
+        if inner := next(filter(is_model, parts(field.annotation)), None):
+            many = typing.get_origin(field.annotation) is tuple
+            nested[f"{key}.{name}[]" if many else f"{key}.{name}"] = inner
+        yield f"| `{name}` | {type_of(field.annotation)} | {default_of(field)} | {cell(field.description or '')} |\n"
+    for inner_key, inner in nested.items():
+        yield from tables(inner_key, inner)
+
+
+def is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def parts(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in typing.get_args(annotation):
+        yield from parts(argument)
+
+
+def type_of(annotation: Any) -> str:
+    if values := getattr(annotation, "__members__", None):
+        return " or ".join(f"`{member.value}`" for member in values.values())
+    if typing.get_origin(annotation) is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+    if is_model(annotation) or any(map(is_model, typing.get_args(annotation))):
+        return "see below"
+    plain = isinstance(annotation, type) and not typing.get_args(annotation)
+    return cell(f"`{annotation.__name__ if plain else str(annotation).replace('typing.', '')}`")
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return ""
+    return cell(f"`{json.dumps(field.default, default=str)}`")
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("config.md").write_text(page())
