@@ -39,7 +39,8 @@ def page() -> str:
 
 def tables(key: str, model: type[BaseModel]) -> Iterator[str]:
     """One table for `model` and one for each model among its fields."""
-    yield f"\n## `{key}`\n\n{(model.__doc__ or '').split(chr(10))[0]}\n\n| key | type | default | |\n|---|---|---|---|\n"
+    summary = (model.__doc__ or "").splitlines()[0]
+    yield f"\n## `{key}`\n\n{summary}\n\n| key | type | default | |\n|---|---|---|---|\n"
     nested = {}
     for name, field in model.model_fields.items():
         if inner := next(filter(is_model, parts(field.annotation)), None):
