@@ -16,8 +16,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_model(directory: Path, *, vocab: int = 64, tied: bool = True, seed: int = 0) -> Path:
-    """Write a Llama of some 20,000 random parameters and its tokenizer into `directory`."""
+def make_tiny_model(
+    directory: Path, *, vocab: int = 64, tied: bool = True, seed: int = 0, initializer_range: float = 0.02
+) -> Path:
+    """Write a Llama of some 30,000 random parameters and its tokenizer into `directory`.
+
+    A larger `initializer_range` makes its distributions so peaked that no two tokens tie.
+    """
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab,
@@ -26,6 +31,8 @@ def make_tiny_model(directory: Path, *, vocab: int = 64, tied: bool = True, seed
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
+        head_dim=32,  # the smallest that vLLM's CPU attention has
+        initializer_range=initializer_range,
         max_position_embeddings=128,
         tie_word_embeddings=tied,
         bos_token_id=1,

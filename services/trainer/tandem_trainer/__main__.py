@@ -17,6 +17,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, UserError, StoreLocked) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (TandemError, TimeoutError, FloatingPointError) as error:
+    except (TandemError, FloatingPointError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

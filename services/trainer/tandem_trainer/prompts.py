@@ -146,9 +146,7 @@ def _prompt_row(
 def _apply_template(where: str, prompt: Any, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     turns = prompt if isinstance(prompt, list) else []
     if not turns or not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns):
-        raise UserError(
-            f"{where}: the prompt is {prompt!r}; wanted a string, or a list of objects with role and content"
-        )
+        raise UserError(f"{where}: the prompt is {prompt!r}; wanted a string or a list of role/content objects")
     if tokenizer.chat_template is None:
         raise UserError(
             f"{where} is a conversation but the model's tokenizer has no chat template; write the prompts as plain "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import re
 from pathlib import Path
 
 import torch
@@ -87,7 +87,7 @@ def write_shards(tensors: dict[str, Tensor], directory: Path) -> None:
     """Write `tensors` as `shard-….safetensors`.
 
     Raises:
-        OSError: ENOSPC when the volume is full.
+        OSError: such as ENOSPC when the volume is full.
     """
     split = split_torch_state_dict_into_shards(
         tensors, filename_pattern="shard{suffix}.safetensors", max_shard_size=MAX_SHARD_BYTES
@@ -96,8 +96,8 @@ def write_shards(tensors: dict[str, Tensor], directory: Path) -> None:
         try:
             save_file({name: tensors[name] for name in names}, directory / file, metadata={"format": "pt"})
         except SafetensorError as error:
-            if "StorageFull" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
+            if number := re.search(r"os error (\d+)", str(error)):  # the store knows what a full volume is
+                raise OSError(int(number[1]), str(error)) from error
             raise
 
 

@@ -1,0 +1,60 @@
+"""Padding and micro-batches keep every token where it belongs."""
+
+from __future__ import annotations
+
+from support.rollouts import completion, scored
+from tandem_protocol.version import Version
+from tandem_trainer.batch import Batch, Row, ScoredGroup, pad
+
+
+def _batch(lengths: list[tuple[int, int]]) -> Batch:
+    """Rows of (prompt, completion) tokens; row i consists of the token i + 1."""
+    rows = [
+        Row(
+            [i + 1] * prompt, completion([i + 1] * tokens), advantage=float(i + 1), in_loss=True
+        )
+        for i, (prompt, tokens) in enumerate(lengths)
+    ]  # fmt: skip
+    return pad(rows, row_total=len(rows), token_total=sum(tokens for _, tokens in lengths))
+
+
+def test_rows_are_padded_on_the_right():
+    batch = _batch([(2, 1), (1, 3)])
+    assert batch.token_ids_BS.tolist() == [[1, 1, 1, 0], [2, 2, 2, 2]]
+    assert batch.mask_BT.tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
+    assert batch.sampler_logprobs_BT.tolist() == [[-0.5, 0.0, 0.0], [-0.5, -1.0, -1.5]]
+    assert batch.present_BT.tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_micro_batches_keep_to_the_token_budget_and_hold_every_row_once():
+    batch = _batch([(9, 1), (1, 1), (4, 2), (2, 2), (1, 2), (20, 10)])
+    pieces = list(batch.micro_batches(max_tokens=12))
+    assert sorted(a for piece in pieces for a in piece.advantages_B.tolist()) == [1, 2, 3, 4, 5, 6]
+    for piece in pieces:
+        assert piece.token_ids_BS.numel() <= 12 or len(piece.advantages_B) == 1
+        for row, advantage in enumerate(piece.advantages_B.int().tolist()):
+            length = int(piece.prompt_lengths_B[row] + piece.completion_lengths_B[row])
+            assert piece.token_ids_BS[row, :length].tolist() == [advantage] * length
+    assert len(pieces) == 4  # 2+3+4 padded to 12, then 6, 10 and 30 on their own
+
+
+def test_rows_without_tokens_survive():
+    (piece,) = _batch([(1, 0)]).micro_batches(8)
+    assert piece.mask_BT.shape == (1, 0) or piece.mask_BT.sum() == 0
+    assert not piece.has_signal
+
+
+def test_a_scored_group_survives_json():
+    group = scored(
+        [1, 2], [completion([3], version=Version(4, 2)), completion([5, 6], version=Version(3, 2))], [1, None]
+    )
+    again = ScoredGroup.model_validate_json(group.model_dump_json())
+    assert again == group
+    assert again.oldest_step == 3
+
+
+def test_one_reward_alone_is_no_signal():
+    completions = [completion([3]), completion([4])]
+    assert scored([1], completions, [1.0, 0.0]).has_signal
+    assert not scored([1], completions, [1.0, 1.0]).has_signal
+    assert not scored([1], completions, [1.0, None]).has_signal

@@ -1,0 +1,199 @@
+"""Every group arrives exactly once, whatever the replicas do; what cannot mend itself is told at once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+import httpx
+import pytest
+
+from support.rollouts import completion
+from tandem_protocol.errors import BadRequest, ErrorBody, StalePolicy, TandemError, WeightsRefused
+from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, ServedWeights, SetWeights
+from tandem_protocol.version import Version
+from tandem_trainer import client as client_module
+from tandem_trainer.client import GeneratorClient
+
+V1 = Version(1, 1)
+REQUEST = RolloutRequest(
+    prompts=tuple(Prompt(token_ids=(10 + i,)) for i in range(5)), sampling=Sampling(max_tokens=4), min_version=V1
+)
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.001)
+
+
+class Stream(httpx.AsyncByteStream):
+    """Lines, and then perhaps a broken connection."""
+
+    def __init__(self, lines: list[RolloutLine], *, broken: bool = False) -> None:
+        self._lines, self._broken = lines, broken
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for line in self._lines:
+            yield line.model_dump_json().encode() + b"\n"
+        if self._broken:
+            raise httpx.ReadError("connection reset")
+
+
+def _lines(request: httpx.Request, *, version: Version = V1, finish: str = "stop") -> list[RolloutLine]:
+    """One group a prompt, whose only token is the prompt's."""
+    prompts = json.loads(request.content)["prompts"]
+    return [
+        RolloutLine(
+            group=Group(prompt_index=i, completions=(completion(p["token_ids"], version=version, finish=finish),))
+        )
+        for i, p in enumerate(prompts)
+    ]
+
+
+def _answer(lines: list[RolloutLine], *, broken: bool = False) -> httpx.Response:
+    return httpx.Response(200, stream=Stream(lines, broken=broken))
+
+
+def _error(error: TandemError) -> httpx.Response:
+    return httpx.Response(error.status, content=error.body.model_dump_json())
+
+
+async def _rollouts(*handlers: Handler, timeout_s: float = 5.0) -> dict[int, int]:
+    """Prompt index → token of its completion; replica i answers by handler i."""
+    urls = [f"http://replica{i}" for i in range(len(handlers))]
+    transport = httpx.MockTransport(lambda request: handlers[int(request.url.host[-1])](request))
+    got: list[Group] = []
+    client = GeneratorClient(urls, "secret", transport=transport)
+    await client.rollouts(REQUEST, got.append, timeout_s=timeout_s)
+    assert len({group.prompt_index for group in got}) == len(got), "a group came twice"
+    return {group.prompt_index: group.completions[0].token_ids[0] for group in got}
+
+
+ALL = {i: 10 + i for i in range(5)}
+
+
+async def test_replicas_share_the_prompts_and_indices_are_those_of_the_request():
+    asked: list[list[int]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        assert request.headers["authorization"] == "Bearer secret"
+        asked.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
+        return _answer(_lines(request)[::-1])
+
+    assert await _rollouts(handler, handler) == ALL
+    assert sorted(asked) == [[10, 12, 14], [11, 13]]
+
+
+async def test_after_a_broken_stream_only_the_missing_prompts_are_asked_for_again():
+    asked: list[list[int]] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        asked.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
+        first = len(asked) == 1
+        return _answer(_lines(request)[1:3] if first else _lines(request), broken=first)
+
+    assert await _rollouts(handler) == ALL
+    assert asked == [[10, 11, 12, 13, 14], [10, 13, 14]]
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        lambda request: _answer(_lines(request)[:2]),
+        lambda request: _answer(_lines(request, version=Version(0, 1))),
+        lambda request: _answer(_lines(request, version=Version(9, 0))),
+        lambda request: _answer(_lines(request, finish="abort")),
+        lambda request: _answer([*_lines(request)[:1], RolloutLine(error=StalePolicy("old").body)]),
+        lambda request: _error(StalePolicy("old")),
+        lambda request: httpx.Response(502, text="<html>bad gateway</html>"),
+        lambda request: httpx.Response(200, text="not json\n"),
+    ],
+    ids=["short stream", "stale step", "stale attempt", "aborted", "error line", "refused", "proxy", "garbage"],
+)
+async def test_what_mends_itself_is_asked_for_again(trouble: Handler):
+    calls = 0
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        nonlocal calls
+        calls += 1
+        return trouble(request) if calls == 1 else _answer(_lines(request))
+
+    assert await _rollouts(handler) == ALL
+    assert calls == 2
+
+
+async def test_the_share_of_a_dead_replica_goes_to_another():
+    def dead(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    assert await _rollouts(lambda request: _answer(_lines(request)), dead) == ALL
+
+
+async def test_a_refusal_ends_it_at_once_with_the_replica_named():
+    with pytest.raises(BadRequest, match="http://replica0: prompt too long"):
+        await _rollouts(lambda _: _error(BadRequest("prompt too long")))
+
+
+async def test_at_the_deadline_the_last_trouble_is_told():
+    with pytest.raises(TimeoutError, match=r"5 of 5 groups are missing.*StalePolicy: serves 0\.1"):
+        await _rollouts(lambda _: _error(StalePolicy("serves 0.1")), timeout_s=0.1)
+
+
+async def test_weights_are_set_everywhere_and_again_where_a_replica_restarts():
+    calls: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        calls.append(f"{request.url.host} {request.method} {request.url.path}")
+        if calls.count(calls[-1]) == 1 and request.url.host == "replica1":
+            raise httpx.ConnectError("refused")
+        assert SetWeights.model_validate_json(request.content).manifest_digest == "abc"
+        return httpx.Response(200, content=ServedWeights(version=V1, manifest_digest="abc").model_dump_json())
+
+    client = GeneratorClient(["http://replica0", "http://replica1"], None, transport=httpx.MockTransport(handler))
+    served = await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=5)
+    assert [weights.version for weights in served] == [V1, V1]
+    assert sorted(calls) == ["replica0 PUT /weights/1.1", *["replica1 PUT /weights/1.1"] * 2]
+
+
+async def test_refused_weights_are_told_at_once():
+    transport = httpx.MockTransport(lambda _: _error(WeightsRefused("flipped byte")))
+    client = GeneratorClient(["http://replica0"], None, transport=transport)
+    with pytest.raises(WeightsRefused, match="replica0: flipped byte"):
+        await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=5)
+
+
+async def test_readiness_is_waited_for_and_its_reason_told_at_the_deadline():
+    answers = iter([httpx.Response(503, json={"ready": False, "reason": "loading"}), httpx.Response(200)])
+    client = GeneratorClient(["http://replica0"], None, transport=httpx.MockTransport(lambda _: next(answers)))
+    await client.wait_ready(timeout_s=5)
+    never = httpx.MockTransport(lambda _: httpx.Response(503, json={"ready": False, "reason": "loading"}))
+    with pytest.raises(TimeoutError, match=r"replica0.*loading"):
+        await GeneratorClient(["http://replica0"], None, transport=never).wait_ready(timeout_s=0.05)
+
+
+async def test_another_kind_of_server_is_told_apart():
+    transport = httpx.MockTransport(lambda _: httpx.Response(404, text="nothing here"))
+    with pytest.raises(TandemError, match="Is this a Tandem generator"):
+        await GeneratorClient(["http://replica0"], None, transport=transport).info(timeout_s=1)
+
+
+async def test_cancelling_ends_the_requests():
+    started = asyncio.Event()
+
+    async def hang(request: httpx.Request) -> httpx.Response:
+        started.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    client = GeneratorClient(["http://replica0"], None, transport=httpx.MockTransport(hang))
+    task = asyncio.create_task(client.rollouts(REQUEST, print, timeout_s=60))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def test_error_bodies_are_the_contracts():
+    assert ErrorBody.model_validate_json(_error(StalePolicy("x")).content).retryable

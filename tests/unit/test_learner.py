@@ -1,0 +1,121 @@
+"""An update is one step of AdamW on the whole batch, however it is cut, and never on what is not finite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from support.models import make_tiny_model, make_tokenizer
+from support.rollouts import completion, scored
+from tandem_protocol.config import SharedConfig
+from tandem_trainer.algorithms.grpo import Grpo
+from tandem_trainer.batch import Batch
+from tandem_trainer.config import TrainerConfig
+from tandem_trainer.errors import UserError
+from tandem_trainer.learner import Learner
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def _config(**trainer: Any) -> TrainerConfig:
+    return TrainerConfig.model_validate(
+        {"max_steps": 10, "rewards": [{"function": "rewards:r"}], "optim": {"learning_rate": 0.01}} | trainer
+    )
+
+
+def _learner(model_dir: Path, config: TrainerConfig, *, reference: bool = False) -> Learner:
+    shared = SharedConfig(model=str(model_dir))
+    return Learner(shared, config, make_tokenizer(), Accelerator(cpu=True), needs_reference=reference)
+
+
+def _grpo(**options: Any) -> Grpo:
+    return Grpo(_config(grpo=options).grpo)
+
+
+def _batch(algorithm: Grpo) -> Batch:
+    completions = [completion([6, 7, 8]), completion([9]), completion([10, 11, 12, 13, 2]), completion([14, 15])]
+    groups = [
+        scored([4, 5], completions, [1.0, 0.0, 0.5, 0.0]),
+        scored([5] * 9, completions[::-1], [0.0, 1.0, 1.0, 3.0]),
+    ]
+    return algorithm.make_batch(groups)
+
+
+def _parameters(learner: Learner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+@pytest.mark.parametrize("max_tokens", [1, 20])
+def test_the_cut_into_micro_batches_changes_nothing(model_dir: Path, loss_type: str, max_tokens: int):
+    algorithm = _grpo(loss_type=loss_type, beta=0.1)
+    whole = _learner(model_dir, _config(), reference=True)
+    cut = _learner(model_dir, _config(learner={"max_tokens_per_micro_batch": max_tokens}), reference=True)
+    for _ in range(2):  # the second step sees a KL that is not 0
+        expected = whole.update(_batch(algorithm), algorithm.loss)
+        got = cut.update(_batch(algorithm), algorithm.loss)
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert got["kl_reference"] > 0
+    # AdamW divides by the gradient's size, so rounding of tiny gradients shows.
+    torch.testing.assert_close(_parameters(cut), _parameters(whole), atol=1e-3, rtol=0)
+
+
+def test_an_update_raises_the_logprob_of_better_completions(model_dir: Path):
+    learner, algorithm = _learner(model_dir, _config()), _grpo()
+    batch = algorithm.make_batch([scored([4], [completion([6]), completion([7])], [1.0, 0.0])])
+
+    def logits() -> torch.Tensor:
+        return learner.model(input_ids=torch.tensor([[4]])).logits[0, -1].detach()
+
+    before = logits()
+    stats = learner.update(batch, algorithm.loss)
+    gap = (logits() - before)[6] - (logits() - before)[7]
+    assert gap > 0
+    assert stats["learning_rate"] == 0.01
+    assert stats["grad_norm"] > 0
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(model_dir: Path):
+    learner, algorithm = _learner(model_dir, _config()), _grpo()
+
+    def broken(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        loss, metrics = algorithm.loss(*args, **kwargs)
+        return loss * float("nan"), metrics
+
+    before = _parameters(learner)
+    with pytest.raises(FloatingPointError, match="loss nan"):
+        learner.update(_batch(algorithm), broken)
+    assert torch.equal(_parameters(learner), before)
+    learner.update(_batch(algorithm), algorithm.loss)
+    assert torch.isfinite(_parameters(learner)).all()
+
+
+def test_a_loaded_learner_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
+    config = _config(optim={"learning_rate": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 3})
+    algorithm, learner = _grpo(), _learner(model_dir, config)
+    learner.update(_batch(algorithm), algorithm.loss)
+    learner.save(tmp_path)
+    expected = learner.update(_batch(algorithm), algorithm.loss)
+    resumed = _learner(model_dir, config)
+    resumed.load(tmp_path)
+    assert resumed.update(_batch(algorithm), algorithm.loss) == expected
+    assert torch.equal(_parameters(resumed), _parameters(learner))
+
+
+def test_bfloat16_computes_near_the_same_and_keeps_float32_parameters(model_dir: Path):
+    algorithm = _grpo()
+    learner = _learner(model_dir, _config())
+    assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
+    assert learner.update(_batch(algorithm), algorithm.loss)["grad_norm"] > 0
+
+
+def test_an_unknown_model_is_named(tmp_path: Path):
+    with pytest.raises(UserError, match="no-such-model"):
+        _learner(tmp_path / "no-such-model", _config())

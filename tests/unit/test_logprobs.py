@@ -1,0 +1,77 @@
+"""Chunked logprobs equal those of the full logits, in value and gradient, without their memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
+
+from support.models import make_tiny_model
+from tandem_trainer.errors import UserError
+from tandem_trainer.logprobs import TokenLogprobs, check
+
+TOKENS_BS = torch.tensor([[4, 5, 6, 7, 8, 0], [9, 10, 11, 12, 13, 14]])
+PROMPTS_B = torch.tensor([2, 3])
+PRESENT_BT = torch.tensor([[True, True, True], [True, True, True]])
+
+
+def _expected(model: LlamaForCausalLM, temperature: float) -> torch.Tensor:
+    """From whole logits, one unpadded row at a time."""
+    rows = []
+    for tokens_S, prompt in zip(TOKENS_BS, PROMPTS_B.tolist(), strict=True):
+        real_S = tokens_S[: prompt + 3]
+        logprobs_SV = (model(input_ids=real_S[None]).logits[0] / temperature).log_softmax(-1)
+        rows.append(logprobs_SV[prompt - 1 : -1].gather(-1, real_S[prompt:, None]).squeeze(-1))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("chunk_size", [1, 4, 1000])
+def test_value_and_gradient_equal_the_full_logits(tmp_path: Path, tied: bool, chunk_size: int):
+    model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path, tied=tied)).double()
+    policy = TokenLogprobs(model, temperature=0.7, chunk_size=chunk_size)
+    weights_BT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]])
+
+    expected_BT = _expected(model, 0.7)
+    expected = torch.autograd.grad((expected_BT * weights_BT).sum(), list(model.parameters()))
+    logprobs_BT, _ = policy(TOKENS_BS, PROMPTS_B, PRESENT_BT)
+    got = torch.autograd.grad((logprobs_BT * weights_BT).sum(), list(model.parameters()))
+
+    torch.testing.assert_close(logprobs_BT, expected_BT.float(), atol=1e-6, rtol=0)
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_absent_tokens_are_zero(tmp_path: Path):
+    model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path))
+    present_BT = torch.tensor([[True, False, False], [True, True, True]])
+    logprobs_BT, entropy_BT = TokenLogprobs(model, temperature=1.0, chunk_size=2)(TOKENS_BS, PROMPTS_B, present_BT)
+    assert logprobs_BT[0, 1:].tolist() == entropy_BT[0, 1:].tolist() == [0.0, 0.0]
+    assert (logprobs_BT[present_BT] < 0).all()
+    assert (entropy_BT[present_BT] > 0).all()
+
+
+def test_logits_never_exist_for_more_than_a_chunk(tmp_path: Path):
+    model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path))
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _module, _input, output: seen.append(len(output)))
+    logprobs_BT, _ = TokenLogprobs(model, temperature=1.0, chunk_size=4)(TOKENS_BS, PROMPTS_B, PRESENT_BT)
+    logprobs_BT.sum().backward()
+    assert seen == [4, 2, 2, 4]  # forward, and once more in the backward pass
+
+
+def test_a_model_that_caps_its_logits_is_refused():
+    config = Gemma2Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        final_logit_softcapping=0.01,
+    )
+    with pytest.raises(UserError, match="soft-capping"):
+        check(TokenLogprobs(Gemma2ForCausalLM(config), temperature=1.0, chunk_size=4))

@@ -1,0 +1,98 @@
+"""Prompts are read with the row named in every complaint, and drawn in an order that can be gone on with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from support.models import make_tokenizer
+from tandem_trainer.config import PromptsConfig
+from tandem_trainer.errors import UserError
+from tandem_trainer.prompts import PromptCursor, check_lengths, load_prompts
+
+TOKENIZER = make_tokenizer(80)
+
+
+def _file(tmp_path: Path, *rows: Any) -> str:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def test_a_string_is_tokenized_and_the_other_columns_are_kept(tmp_path: Path):
+    (row,) = load_prompts(PromptsConfig(source=_file(tmp_path, {"prompt": "1+2=", "answer": 3})), TOKENIZER)
+    assert TOKENIZER.decode(row.token_ids) == row.text == row.prompt == "1+2="
+    assert row.columns == {"answer": 3}
+
+
+def test_a_conversation_gets_the_chat_template_with_the_turn_opened(tmp_path: Path):
+    conversation = [{"role": "user", "content": "hi"}]
+    (row,) = load_prompts(PromptsConfig(source=_file(tmp_path, {"prompt": conversation})), TOKENIZER)
+    assert row.text == "u:hi|a:"
+    assert TOKENIZER.decode(row.token_ids) == "u:hi|a:"
+    assert row.prompt == conversation
+
+
+def test_a_datasets_source_gives_the_same_rows(tmp_path: Path):
+    rows = [{"prompt": "a"}, {"prompt": "b"}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    got = load_prompts(PromptsConfig(source=str(tmp_path)), TOKENIZER)
+    assert [row.prompt for row in got] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], ["no rows"]),
+        ([{"prompt": "a"}, {"question": "b"}], ["row 1", "question", "'prompt'"]),
+        ([{"prompt": "a"}, {"prompt": ""}], ["row 1", "no tokens"]),
+        ([{"prompt": [{"role": "user"}]}], ["row 0", "role/content"]),
+        ([{"prompt": 7}], ["row 0", "7"]),
+        ([["prompt"]], ["line 1", "list"]),
+    ],
+)
+def test_bad_rows_are_named(tmp_path: Path, rows: list[Any], words: list[str]):
+    with pytest.raises(UserError) as error:
+        load_prompts(PromptsConfig(source=_file(tmp_path, *rows)), TOKENIZER)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.jsonl"):
+        load_prompts(PromptsConfig(source="nowhere.jsonl"), TOKENIZER)
+
+
+def test_too_long_prompts_are_refused_with_the_row(tmp_path: Path):
+    rows = load_prompts(PromptsConfig(source=_file(tmp_path, {"prompt": "ab"}, {"prompt": "abcdef"})), TOKENIZER)
+    check_lengths(rows, 10, 4)
+    with pytest.raises(UserError, match=r"row 1: the prompt has 6 tokens.*at most 5"):
+        check_lengths(rows, 10, 5)
+
+
+def test_an_epoch_draws_every_row_once_and_the_next_in_another_order():
+    cursor = PromptCursor(10, seed=0, shuffle=True)
+    first, second = [d.row for d in cursor.draw(10)], [d.row for d in cursor.draw(10)]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second != list(range(10))
+
+
+def test_draws_follow_from_the_position_alone():
+    cursor, resumed = (PromptCursor(7, seed=3, shuffle=True) for _ in range(2))
+    cursor.draw(5)
+    resumed.position = cursor.position
+    assert resumed.draw(9) == cursor.draw(9)
+
+
+def test_seeds_differ_and_depend_on_the_run_seed():
+    draws = PromptCursor(3, seed=1, shuffle=False).draw(50)
+    assert len({draw.seed for draw in draws}) == 50
+    assert draws[0].seed != PromptCursor(3, seed=2, shuffle=False).draw(1)[0].seed
+
+
+def test_ranks_share_an_epoch_between_them():
+    cursors = [PromptCursor(6, seed=0, shuffle=True, rank=rank, world_size=2) for rank in range(2)]
+    assert sorted(draw.row for cursor in cursors for draw in cursor.draw(3)) == list(range(6))

@@ -1,0 +1,104 @@
+"""The trainer's command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tandem_protocol.config import ConfigError
+from tandem_protocol.messages import Info, ModelFingerprint
+from tandem_protocol.version import BASE
+from tandem_trainer.__main__ import main, parse
+from tandem_trainer.errors import UserError
+from tandem_trainer.handshake import check_generators
+
+YAML = """
+shared: {model: somewhere}
+trainer: {max_steps: 3, rewards: [{function: "rewards:r"}]}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "config.yaml"
+    path.write_text(YAML)
+    return str(path)
+
+
+def test_overrides_take_both_spellings_and_yaml_values():
+    _, check, overrides = parse(
+        ["--config", "c.yaml", "--trainer.max_steps", "5", "--trainer.optim.learning_rate=1.0e-3", "--check"]
+    )
+    assert check
+    assert overrides == {"trainer.max_steps": 5, "trainer.optim.learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize("word", ["max_steps", "--max_steps", "--trainer.max_steps", "--trainer.max_steps="])
+def test_arguments_that_are_no_override_are_refused(word: str):
+    with pytest.raises(ConfigError, match="max_steps"):
+        parse(["--config", "c.yaml", word])
+
+
+def test_check_prints_every_value_with_its_source(config: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["--config", config, "--check", "--trainer.seed=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split() == ["trainer.seed", "7", "#", "command", "line"] for line in lines)
+    assert any(line.startswith("trainer.max_steps") and line.endswith(f"3  # {config}") for line in lines)
+    assert any(line.split() == ["trainer.max_lag", "1", "#", "default"] for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--trainer.max_stesp=3", "did you mean 'trainer.max_steps'"),
+        ("--trainer.max_steps=0", "trainer.max_steps: got 0"),
+        ("--trainer.rollout.num_generations=1", "wanted 2 or more"),
+    ],
+)
+def test_a_wrong_setting_exits_2_with_the_message_alone(
+    config: str, capsys: pytest.CaptureFixture[str], override: str, words: str
+):
+    assert main(["--config", config, override]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+
+
+OURS = ModelFingerprint(config="c", tokenizer="t", parameters="p")
+INFO = Info(
+    generator_id="g",
+    engine="mock",
+    engine_version="1",
+    model="m",
+    fingerprint=OURS,
+    version=BASE,
+    devices=(),
+    world_size=1,
+    max_model_len=32,
+    max_num_seqs=1,
+)
+
+
+def _check(**changes: object) -> int:
+    infos = [INFO, INFO.model_copy(update={"generator_id": "h", "max_model_len": 24} | changes)]
+    return check_generators(infos, ["http://a", "http://b"], ours=OURS, model="m", max_completion_length=16)
+
+
+def test_generators_that_belong_to_the_trainer_give_the_shortest_length():
+    assert _check() == 24
+    assert _check(fingerprint=ModelFingerprint(parameters="p")) == 24
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"protocol": 2}, "speaks protocol 2; wanted 1"),
+        ({"fingerprint": ModelFingerprint(config="x", tokenizer="t", parameters="q")}, "differ in config, parameters"),
+        ({"max_model_len": 16}, "takes 16 tokens"),
+        ({"generator_id": "g"}, "wanted each replica once"),
+    ],
+)
+def test_a_generator_that_does_not_belong_is_named(changes: dict[str, object], words: str):
+    with pytest.raises(UserError, match=words):
+        _check(**changes)
