@@ -19,15 +19,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     try:
         project = Project.read(arguments.project, parse_overrides(rest))
+        engine, note = choose_engine(arguments.engine or project.settings.generator.engine)
+        if note:
+            print(f"note: {note}", file=sys.stderr)
+        if arguments.check:
+            return check(project, engine)
+        return demo(project, engine, resume=arguments.resume, plain=arguments.plain)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    engine, note = choose_engine(arguments.engine or project.settings.generator.engine)
-    if note:
-        print(f"note: {note}", file=sys.stderr)
-    if arguments.check:
-        return check(project, engine)
-    return demo(project, engine, resume=arguments.resume, plain=arguments.plain)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,19 +26,27 @@ _FINISH_STEP_TIMEOUT_S = 120.0
 _GENERATOR_GRACE_S = 5.0
 """How much longer than its own shutdown timeout the generator may take to end."""
 
+_TERMINATED = 128 + signal.SIGTERM
+"""Exit code of a trainer that was asked to end before it had begun."""
+
 _RUNNING = "Ctrl-C finishes the step, writes a checkpoint and ends"
 _FINISHING = "finishing the step and writing a checkpoint; Ctrl-C again kills"
 _ENDING = "ending the generator"
 
 
 def demo(project: Project, engine: Engine, *, resume: bool, plain: bool) -> int:
-    """Prepare the project, train and show it, sum it up. Returns the exit code and leaves no process behind."""
+    """Prepare the project, train and show it, sum it up. Returns the exit code and leaves no process behind.
+
+    Raises:
+        ConfigError: another demo writes the same run.
+    """
     console = Console(force_terminal=False if plain else None)
-    if not resume and (aside := project.set_earlier_run_aside()):
-        console.print(f"The earlier run is now {shown(aside)}; --resume would have continued it.", soft_wrap=True)
-    project.logs_dir.mkdir(parents=True, exist_ok=True)
     adopt_orphans()
     with ExitStack() as cleanup:
+        cleanup.enter_context(project.lock())
+        if not resume and (aside := project.set_earlier_run_aside()):
+            console.print(f"The earlier run is now {shown(aside)}; --resume would have continued it.", soft_wrap=True)
+        project.logs_dir.mkdir(parents=True, exist_ok=True)
         stop = cleanup.enter_context(StopRequest())
         cleanup.callback(end_descendants)
         try:
@@ -71,7 +80,7 @@ def _train(project: Project, engine: Engine, pair: Pair, console: Console, stop:
     """Show the run until it has ended, then sum it up.
 
     Raises:
-        ServiceFailed: a service died, or the generator did not get ready.
+        ServiceFailed: a service died, the generator did not get ready, or the trainer wrote no last checkpoint.
     """
     settings = project.settings
     facts = Facts(
@@ -94,6 +103,8 @@ def _train(project: Project, engine: Engine, pair: Pair, console: Console, stop:
     with screen:
         _follow(pair, progress, stop, settings.trainer.start_timeout_s, lambda: show(_RUNNING))
         _end(pair.trainer, stop, _FINISH_STEP_TIMEOUT_S, lambda: show(_FINISHING))
+        if stop.count < 2 and pair.trainer.exit_code not in ((0, _TERMINATED) if stop.count else (0,)):
+            raise ServiceFailed(pair.trainer)
         _end(pair.generator, stop, settings.generator.shutdown_timeout_s + _GENERATOR_GRACE_S, lambda: show(_ENDING))
         progress.poll()
     show_summary(console, progress, project.run_dir)
@@ -102,10 +113,10 @@ def _train(project: Project, engine: Engine, pair: Pair, console: Console, stop:
 def _follow(
     pair: Pair, progress: Progress, stop: StopRequest, start_timeout_s: float, show: Callable[[], None]
 ) -> None:
-    """Wait until the trainer has ended well, or the person asks for the end.
+    """Wait until the trainer has ended, or the person asks for the end.
 
     Raises:
-        ServiceFailed: a service died, or the generator did not get ready.
+        ServiceFailed: the generator died, or did not get ready.
     """
     ready_by = time.monotonic() + start_timeout_s
     while pair.trainer.exit_code is None and not stop.count:
@@ -118,8 +129,6 @@ def _follow(
             )
             raise ServiceFailed(pair.generator, reason)
         time.sleep(_POLL_S)
-    if pair.trainer.exit_code:
-        raise ServiceFailed(pair.trainer)
 
 
 def _end(service: Service, stop: StopRequest, timeout_s: float, show: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import itertools
 import json
@@ -94,6 +95,24 @@ class Project:
     @property
     def logs_dir(self) -> Path:
         return self.run_dir / "logs"
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the only demo that writes the run; the kernel's lock goes when its process does, however it ends.
+
+        Raises:
+            ConfigError: another demo holds it.
+        """
+        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        with self.run_dir.with_name(f".{self.run_dir.name}.lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ConfigError(
+                    f"{self.run_dir} is being written by another `tandem demo`; end it, or give this run another name: "
+                    "--trainer.run_name NAME"
+                ) from error
+            yield
 
     def set_earlier_run_aside(self) -> Path | None:
         """Rename the run's folder, if there is one, to the first free of `name.1`, `name.2` …, and say which."""

@@ -122,6 +122,26 @@ def test_a_trainer_that_fails_ends_the_demo_with_its_last_words(project: Path, t
         demo.wait_until_nothing_is_left()
 
 
+def test_a_trainer_that_fails_while_it_stops_is_told(project: Path) -> None:
+    with running_demo(project, FOREVER, FAKE_TRAINER_EXIT="3") as demo:
+        demo.wait_for_line("step 1/")
+        demo.process.send_signal(signal.SIGINT)
+        demo.finish()
+        assert demo.process.returncode == 1
+        assert "the trainer ended with exit code 3" in demo.errors
+
+
+def test_a_second_demo_of_the_same_run_is_refused_and_the_first_goes_on(project: Path) -> None:
+    with running_demo(project, FOREVER) as first:
+        first.wait_for_line("step 1/")
+        with running_demo(project) as second:
+            second.finish()
+            assert second.process.returncode == 2
+            assert "is being written by another `tandem demo`" in second.errors
+        steps_before = len((first.run_dir / "metrics.jsonl").read_text().splitlines())
+        first.wait_for_line(f"step {steps_before + 1}/")
+
+
 def test_a_generator_that_never_gets_ready_is_given_up_at_the_named_deadline(project: Path) -> None:
     with running_demo(project, "--trainer.start_timeout_s=1", FAKE_GENERATOR_READY="0") as demo:
         demo.finish()

@@ -1,6 +1,6 @@
 """Stands in for the trainer in tests of the `tandem` command: writes the files it would, and has a stubborn child.
 
-FAKE_TRAINER_EXIT is the exit code after its last step. SIGTERM makes it write `checkpoint` and end with 0.
+FAKE_TRAINER_EXIT is its exit code. SIGTERM makes it finish its step, write `checkpoint` and end.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from stubborn import start_stubborn_child
 
 RUN = Path("runs/default")
+EXIT_CODE = int(os.environ.get("FAKE_TRAINER_EXIT", "0"))
 
 
 def wait_for_generator() -> None:
@@ -73,7 +74,7 @@ for step in range(1, arguments.max_steps + 1):
     take_step(step)
     if asked_to_stop:
         (RUN / "checkpoint").write_text(str(step))
-        sys.exit(0)
+        sys.exit(EXIT_CODE)
 append("eval.jsonl", {"step": arguments.max_steps, "reward_mean": 0.75})
 print("the last words of the trainer", flush=True)
-sys.exit(int(os.environ.get("FAKE_TRAINER_EXIT", "0")))
+sys.exit(EXIT_CODE)
