@@ -1,34 +1,91 @@
-"""A whole project for the real services, small enough for the mock engine and a few seconds."""
+"""A project to train on a generator that runs already, and the trainer as a real process."""
 
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
-from .models import make_tiny_model
+import yaml
+from safetensors.torch import load_file
+from torch import Tensor
 
-_CONFIG = """\
-shared: {model: model}
-generator: {engine: mock, shutdown_timeout_s: 5}
-trainer:
-  max_steps: 3
-  prompts: {source: prompts.jsonl}
-  rewards: [{function: "rewards:even"}]
-  rollout: {num_prompts: 4, num_generations: 4, max_completion_length: 8}
-  optim: {learning_rate: 1.0e-3}
-  eval: {prompts: {source: prompts.jsonl}}
-"""
-_REWARDS = '''\
-def even(completion_ids, **columns):
-    """Share of even token ids."""
-    return [sum(token % 2 == 0 for token in ids) / max(1, len(ids)) for ids in completion_ids]
+from support.generators import TOKEN, Generator
+
+REWARDS = '''
+"""Rewards odd tokens. ACTION and AT_CALL make the call with that number do something else first."""
+import os, signal
+
+calls = 0
+
+
+def odd(completion_ids, **_):
+    global calls
+    calls += 1
+    action = os.environ.get("ACTION") if calls == int(os.environ.get("AT_CALL", "0")) else None
+    if action == "raise":
+        raise KeyError("answer")
+    if action == "short":
+        return [0.0]
+    if action:
+        os.kill(os.getpid(), getattr(signal, action))
+    return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 '''
+PROMPTS_A_STEP = 2
 
 
-def make_tiny_project(folder: Path) -> Path:
-    """A random model of some 20,000 parameters, twelve prompts and a reward that differs between completions."""
-    make_tiny_model(folder / "model")
-    (folder / "config.yaml").write_text(_CONFIG)
-    (folder / "rewards.py").write_text(_REWARDS)
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"{n}+{n}="}) + "\n" for n in range(12)))
-    return folder
+class Project:
+    """A folder with config, rewards and prompts; two prompts a step, so reward call 2k + 1 is the first of step k."""
+
+    def __init__(self, directory: Path, model: Path, generator: Generator, weights_dir: Path, **trainer: Any) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True)
+        config = {
+            "shared": {
+                "model": str(model),
+                "weights_dir": str(weights_dir),
+                "generators": [f"http://127.0.0.1:{generator.port}"],
+            },
+            "trainer": {
+                "max_steps": 5,
+                "max_lag": 0,
+                "rewards": [{"function": "odd_rewards:odd"}],
+                "rollout": {"num_prompts": PROMPTS_A_STEP, "num_generations": 4, "max_completion_length": 12},
+                "optim": {"learning_rate": 1e-3},
+                "checkpoint": {"every_steps": 2},
+            }
+            | trainer,
+        }
+        (directory / "config.yaml").write_text(yaml.safe_dump(config))
+        (directory / "odd_rewards.py").write_text(REWARDS)
+        rows = ({"prompt": f"{i}+{j}="} for i in range(3) for j in range(3))
+        (directory / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+    def train(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the trainer to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", "tandem_trainer", "--config", str(self.directory / "config.yaml"), *arguments],
+            env={**os.environ, "TANDEM_TOKEN": TOKEN, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+    @property
+    def run_dir(self) -> Path:
+        return self.directory / "runs" / "default"
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.run_dir / name).read_text().splitlines()]
+
+    @property
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.lines("metrics.jsonl")]
+
+    def parameters(self, step: int) -> dict[str, Tensor]:
+        """Of the checkpoint of that step."""
+        return load_file(self.run_dir / "checkpoints" / f"{step:06d}" / "model" / "model.safetensors")

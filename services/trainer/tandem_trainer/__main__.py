@@ -23,7 +23,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, read_token
-from tandem_protocol.errors import StoreLocked, TandemError
+from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.store import WeightStore
 
 from . import algorithms
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.chdir(path.parent)
         sys.path.insert(0, str(Path.cwd()))
         run_trainer(settings, format_resolved(settings, sources))
-    except (ConfigError, UserError, StoreLocked) as error:
+    except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (TandemError, FloatingPointError, OSError, SafetensorError) as error:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from anyio.from_thread import BlockingPortal
 
-from tandem_protocol.messages import Group, Prompt, RolloutRequest
+from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
-from .client import GeneratorClient, task_group
+from .client import GeneratorClient
 from .config import TrainerConfig
 from .metrics import JsonLines, mean
 from .prompts import PromptRow
 from .rewards import Rewards
-from .rollouts import sampling
+from .rollouts import collect, sampling
 
 
 class Evaluation:
@@ -72,11 +71,13 @@ class Evaluation:
         )
         scored: list[ScoredGroup] = []
 
-        async def score(group: Group) -> None:
-            scored.append(await self._rewards.score(self._rows[group.prompt_index], group))
-
         steps = math.ceil(len(self._rows) / (rollout.num_prompts * rollout.num_generations))
-        timeout_s = rollout.timeout_s * steps
-        async with asyncio.timeout(timeout_s), task_group() as scoring:
-            await self._client.rollouts(request, lambda group: scoring.create_task(score(group)), timeout_s=timeout_s)
+        await collect(
+            self._client,
+            self._rewards,
+            request,
+            self._rows,
+            lambda _, group: scored.append(group),
+            timeout_s=rollout.timeout_s * steps,
+        )
         return scored

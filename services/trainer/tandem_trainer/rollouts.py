@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +43,38 @@ def sampling(config: RolloutConfig) -> Sampling:
         repetition_penalty=config.repetition_penalty,
         stop_token_ids=config.stop_token_ids,
     )
+
+
+async def collect(
+    client: GeneratorClient,
+    rewards: Rewards,
+    request: RolloutRequest,
+    rows: Sequence[PromptRow],
+    keep: Callable[[int, ScoredGroup], object],
+    *,
+    timeout_s: float,
+) -> None:
+    """Ask for `request`, whose prompts are `rows`, score each group as it arrives and `keep` it by its index.
+
+    Raises:
+        TimeoutError: groups are missing after `timeout_s`, or rewards another `timeout_s` after the last group.
+        TandemError, UserError: a generator refused, or a reward function failed.
+    """
+
+    async def score(group: Group) -> None:
+        keep(group.prompt_index, await rewards.score(rows[group.prompt_index], group))
+
+    async with task_group() as scoring:
+        tasks: list[asyncio.Task[None]] = []
+        await client.rollouts(
+            request, lambda group: tasks.append(scoring.create_task(score(group))), timeout_s=timeout_s
+        )
+        _, late = await asyncio.wait(tasks, timeout=timeout_s)
+        if late:
+            raise TimeoutError(
+                f"{len(late)} of {len(tasks)} groups are not scored {timeout_s:g} s after the last one arrived; the "
+                "reward functions are slow or hang. Mend them, or raise trainer.rollout.timeout_s."
+            )
 
 
 class Rollouts:
@@ -110,23 +142,11 @@ class Rollouts:
             min_version=Version(max(min_version, self._first.step), self._first.attempt),
         )
 
-        async def score(group: Group) -> None:
-            row = self._rows[draws[group.prompt_index].row]
-            pending.scored[missing[group.prompt_index]] = await self._rewards.score(row, group)
+        def keep(index: int, group: ScoredGroup) -> None:
+            pending.scored[missing[index]] = group
 
-        try:
-            async with asyncio.timeout(timeout_s), task_group() as scoring:
-                await self._client.rollouts(
-                    request, lambda group: scoring.create_task(score(group)), timeout_s=timeout_s
-                )
-        except asyncio.CancelledError:
-            raise
-        except TimeoutError as error:
-            raise TimeoutError(
-                str(error)
-                or f"{len(pending.scored)} of {len(pending.draws)} groups were scored after {timeout_s:g} s; the "
-                "reward functions are slow or hang. Mend them, or raise trainer.rollout.timeout_s."
-            ) from None
+        rows = [self._rows[draw.row] for draw in draws]
+        await collect(self._client, self._rewards, request, rows, keep, timeout_s=timeout_s)
 
     def close(self) -> None:
         """Give up whatever is under way."""

@@ -2,8 +2,9 @@
 
 The policy is a real conditional distribution. Given the version and all tokens so far, it puts the probabilities of
 `_WEIGHTS` on as many tokens of the vocabulary, chosen by a hash of that context; one of them ends the sequence. So
-anyone can recompute a logprob (`MockPolicy.distribution`), another version is another policy, and the same
-(seed, prompt, version) gives the same completion on every machine.
+anyone can recompute a logprob (`MockPolicy.distribution`), another step is another policy, and the same
+(seed, prompt, step) gives the same completion on every machine and to every attempt, as it does when a trainer that
+resumes computes the same weights again.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class MockPolicy:
         self, context: xxhash.xxh3_64, version: Version, sampling: Sampling
     ) -> tuple[list[int], list[float]]:
         """Candidate tokens, likeliest first, and their probabilities after temperature, top-k, top-p and min-p."""
-        start = xxhash.xxh3_64_intdigest(f"{context.intdigest()} {version}".encode())
+        start = xxhash.xxh3_64_intdigest(f"{context.intdigest()} {version.step}".encode())
         stride = (start >> 32) % max(1, self.vocab_size // len(_WEIGHTS)) + 1
         tokens = [(start + rank * stride) % self.vocab_size for rank in range(min(len(_WEIGHTS), self.vocab_size))]
         if self.eos_token_id not in tokens and len(tokens) > _EOS_RANK:

@@ -1,0 +1,167 @@
+"""The trainer as a real process against the mock generator, from the first step to whatever ends it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.generators import running
+from support.models import make_tiny_model
+from support.projects import Project
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, model: Path) -> Iterator[Callable[..., Project]]:
+    """A project with its own generator and store: the mock follows attempts, so runs must not share one."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str = "project", faults: tuple[str, ...] = (), **trainer: Any) -> Project:
+            weights_dir = tmp_path / name / "weights"
+            weights_dir.mkdir(parents=True)
+            generator = stack.enter_context(
+                running("mock", model, weights_dir, *faults, log=tmp_path / name / "generator.log")
+            )
+            return Project(tmp_path / name / "project", model, generator, weights_dir, **trainer)
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Project:
+    """A finished run of 5 steps that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    weights_dir = directory / "weights"
+    weights_dir.mkdir()
+    with running("mock", model, weights_dir, log=directory / "generator.log") as generator:
+        project = Project(directory / "project", model, generator, weights_dir)
+        ended = project.train()
+        assert ended.returncode == 0, ended.stderr
+    return project
+
+
+def _assert_same(project: Project, undisturbed: Project) -> None:
+    """Parameters bit for bit, and the same figures for every step."""
+    assert project.steps == undisturbed.steps == [1, 2, 3, 4, 5]
+    ours, theirs = project.parameters(5), undisturbed.parameters(5)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    timed = {"timings", "tokens_per_s", "version"}
+    for got, expected in zip(project.lines("metrics.jsonl"), undisturbed.lines("metrics.jsonl"), strict=True):
+        assert {k: v for k, v in got.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
+
+
+def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(make_project: Any):
+    project = make_project(max_steps=4, eval={"prompts": {"limit": 3}, "every_steps": 2})
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+
+    metrics, completions = project.lines("metrics.jsonl"), project.lines("rollouts.jsonl")
+    assert [(m["step"], m["version"], m["lag_max"]) for m in metrics] == [(s, f"{s}.1", 0) for s in (1, 2, 3, 4)]
+    for line in metrics:
+        assert line["rollout_tokens"] == pytest.approx(8 * line["completion_tokens_mean"])
+        assert 0 < line["reward_mean"] < 1
+        assert line["kl_sampler"] > 0
+        assert set(line["timings"]) == {"wait_for_rollouts_s", "update_s", "publish_s", "checkpoint_s"}
+    assert [line["timings"]["checkpoint_s"] > 0 for line in metrics] == [False, True, False, True]
+    assert len(completions) == 4 * 4
+    assert all(line["versions"] == [f"{line['step'] - 1}.1"] for line in completions)
+    assert [(e["step"], e["n"]) for e in project.lines("eval.jsonl")] == [(0, 3), (2, 3), (4, 3)]
+    status = json.loads((project.run_dir / "status.json").read_text())
+    assert (status["step"], status["version"]) == (4, "4.1")
+    assert "command line" not in (project.run_dir / "config.resolved").read_text()
+    store = WeightStore(project.directory.parent / "weights")
+    assert store.latest() == Version(4, 1)
+    assert store.versions()[-2:] == [Version(3, 1), Version(4, 1)]
+
+
+def test_with_lag_rollouts_come_from_older_versions_but_none_too_old(make_project: Any):
+    project = make_project(max_steps=6, max_lag=2)
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    lags = [line["lag_max"] for line in project.lines("metrics.jsonl")]
+    assert len(lags) == 6
+    assert max(lags) == 2
+
+
+@pytest.mark.parametrize("call", [7, 8], ids=["before step 4", "within step 4"])
+def test_a_killed_run_goes_on_bit_for_bit(make_project: Any, undisturbed: Project, call: int):
+    project = make_project()
+    assert project.train(ACTION="SIGKILL", AT_CALL=str(call)).returncode == -9
+    assert project.steps == [1, 2, 3]
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    _assert_same(project, undisturbed)
+    assert [line["version"] for line in project.lines("metrics.jsonl")] == ["1.1", "2.1", "3.2", "4.2", "5.2"]
+
+
+def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(make_project: Any, undisturbed: Project):
+    project = make_project()
+    ended = project.train(ACTION="SIGTERM", AT_CALL="5")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == "stopped at step 3, resume by running the same command\n"
+    assert project.steps == [1, 2, 3]
+    assert project.parameters(3)
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    _assert_same(project, undisturbed)
+
+
+def test_dropped_connections_and_failing_engines_change_nothing(make_project: Any, undisturbed: Project):
+    project = make_project(
+        faults=("--generator.mock.faults.drop_rate", "0.3", "--generator.mock.faults.error_rate", "0.3")
+    )
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    _assert_same(project, undisturbed)
+
+
+def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make_project: Any):
+    project = make_project(
+        faults=("--generator.mock.faults.stale", "true"),
+        rollout={"num_prompts": 2, "num_generations": 4, "max_completion_length": 12, "timeout_s": 2},
+    )
+    ended = project.train()
+    assert ended.returncode == 1
+    assert "got tokens of version 0.1; wanted 1.1 or newer" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert project.steps == [1]
+
+
+@pytest.mark.parametrize(
+    ("action", "words"),
+    [("raise", "KeyError: 'answer'"), ("short", "got 1 rewards; wanted 4, one a completion")],
+)
+def test_a_bad_reward_function_ends_the_run_with_function_and_row_named(make_project: Any, action: str, words: str):
+    project = make_project()
+    ended = project.train(ACTION=action, AT_CALL="3")
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "reward function odd_rewards:odd on prompts.jsonl row" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert project.steps == [1]
+
+
+def test_mistakes_at_the_start_exit_2_with_the_message_alone(make_project: Any):
+    project = make_project()
+    for arguments, env, words in [
+        (("--shared.model=no-such-model",), {}, "no-such-model"),
+        (("--trainer.prompts.source=none.jsonl",), {}, "none.jsonl cannot be read"),
+        (("--trainer.rollout.max_completion_length=126",), {}, "row 0: the prompt has 4 tokens"),
+        ((), {"TANDEM_TOKEN": "wrong"}, "token"),
+    ]:
+        ended = project.train(*arguments, **env)
+        assert (ended.returncode, "Traceback" in ended.stderr) == (2, False), ended.stderr
+        assert words in ended.stderr
