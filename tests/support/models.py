@@ -17,7 +17,13 @@ CHAT_TEMPLATE = (
 
 
 def make_tiny_model(
-    directory: Path, *, vocab: int = 64, tied: bool = True, seed: int = 0, initializer_range: float = 0.02
+    directory: Path,
+    *,
+    vocab: int = 64,
+    tied: bool = True,
+    seed: int = 0,
+    initializer_range: float = 0.02,
+    max_position_embeddings: int = 128,
 ) -> Path:
     """Write a Llama of some 30,000 random parameters and its tokenizer into `directory`.
 
@@ -33,7 +39,7 @@ def make_tiny_model(
         num_key_value_heads=1,
         head_dim=32,  # the smallest that vLLM's CPU attention has
         initializer_range=initializer_range,
-        max_position_embeddings=128,
+        max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tied,
         bos_token_id=1,
         eos_token_id=2,

@@ -160,4 +160,5 @@ def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str
     except (ValueError, ImportError) as error:
         log.warning("transformers cannot make this model (%s): published shapes will not be checked up front", error)
         return {}
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    tied = model.all_tied_weights_keys
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}

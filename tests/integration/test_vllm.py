@@ -1,0 +1,156 @@
+"""The real vLLM engine against `transformers` with the same weights, before and after switches."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from support.generators import Generator, running
+from support.models import make_tiny_model
+from support.policies import ReferencePolicy
+from tandem_protocol.messages import Group, Prompt, SwitchMode
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import BASE, Version
+
+pytestmark = pytest.mark.vllm
+
+PROMPTS = ([5, 9, 13], [7] * 20, [3, 60, 41, 22, 8])
+TEMPERATURE = 0.7
+TOKENS = 800
+"""Of a request that is still running when the switch comes."""
+TOLERANCE = 1e-3
+"""Of the mean |generator logprob − trainer logprob| in fp32; the issue's bound."""
+
+
+class Served:
+    """A vLLM generator, the policy it should serve, and the next free version."""
+
+    def __init__(self, generator: Generator, policy: ReferencePolicy) -> None:
+        self.generator, self.policy = generator, policy
+
+    def publish(self) -> tuple[Version, str]:
+        version = Version(self.generator.served.version.step + 1, 1)
+        return version, self.policy.publish(version)
+
+    def switch(self, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN) -> None:
+        response = self.generator.put(version, digest, mode)
+        assert response.status_code == 200, response.text
+
+    def greedy_agreement(self, tokens: int = 24) -> list[bool]:
+        """A prompt: whether vLLM's greedy tokens are those of `transformers`."""
+        groups = self.generator.rollouts(
+            *(Prompt(token_ids=p) for p in PROMPTS), max_tokens=tokens, temperature=0.0, ignore_eos=True
+        )
+        return [
+            list(group.completions[0].token_ids) == self.policy.greedy(prompt, tokens)
+            for prompt, group in zip(PROMPTS, groups, strict=True)
+        ]
+
+    def mean_mismatch(self) -> float:
+        """Mean |generator logprob − transformers logprob| over sampled tokens."""
+        groups = self.generator.rollouts(
+            *(Prompt(token_ids=p) for p in PROMPTS), n=4, max_tokens=40, temperature=TEMPERATURE, ignore_eos=True
+        )
+        return float(torch.cat([self._mismatch(p, g) for p, g in zip(PROMPTS, groups, strict=True)]).mean())
+
+    def _mismatch(self, prompt: list[int], group: Group) -> torch.Tensor:
+        return torch.cat(
+            [
+                (self.policy.logprobs(prompt, completion, TEMPERATURE) - torch.tensor(completion.logprobs)).abs()
+                for completion in group.completions
+            ]
+        )
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    root = tmp_path_factory.mktemp(request.param)
+    model = make_tiny_model(
+        root / "model", tied=request.param == "tied", initializer_range=0.3, max_position_embeddings=1024
+    )
+    with running("vllm", model, root / "weights", log=root / "generator.log") as generator:
+        yield Served(generator, ReferencePolicy(model, WeightStore(root / "weights")))
+
+
+def test_logprobs_and_greedy_tokens_are_those_of_transformers_before_and_after_each_switch(served: Served) -> None:
+    assert served.greedy_agreement() == [True] * len(PROMPTS)
+    assert served.mean_mismatch() <= TOLERANCE
+    for seed in (1, 2):
+        served.policy.change(seed)
+        assert not any(served.greedy_agreement()), "the changed policy must differ, or this test could not fail"
+        served.switch(*served.publish())
+        assert served.greedy_agreement() == [True] * len(PROMPTS)
+        assert served.mean_mismatch() <= TOLERANCE
+
+
+def test_sixteen_running_requests_survive_a_switch_and_every_token_is_of_the_version_its_span_says(
+    served: Served,
+) -> None:
+    prompt, before = [5, 9, 13], served.generator.served.version
+    old = ReferencePolicy(served.policy.model_dir, served.policy.store)
+    old.model.load_state_dict(served.policy.model.state_dict())
+    served.policy.change(7)
+    after, digest = served.publish()
+    groups: list[Group] = []
+    many = [Prompt(token_ids=prompt, seed=seed) for seed in range(16)]
+    asking = threading.Thread(
+        target=lambda: groups.extend(
+            served.generator.rollouts(*many, max_tokens=TOKENS, temperature=TEMPERATURE, ignore_eos=True)
+        )
+    )
+    asking.start()
+    _wait_until_running(served.generator, 16)
+    served.switch(after, digest, SwitchMode.IN_FLIGHT)
+    asking.join(120)
+    completions = [group.completions[0] for group in groups]
+    assert [len(c.token_ids) for c in completions] == [TOKENS] * 16
+    assert {c.finish_reason for c in completions} == {"length"}
+    assert all([span.version for span in c.versions] == [before, after] for c in completions)
+    for completion in completions:
+        first = completion.versions[0].tokens
+        expected = torch.cat(
+            [
+                old.logprobs(prompt, completion, TEMPERATURE)[:first],
+                served.policy.logprobs(prompt, completion, TEMPERATURE)[first:],
+            ]
+        )
+        assert torch.allclose(expected, torch.tensor(completion.logprobs), atol=TOLERANCE)
+
+
+def test_weights_that_fit_no_parameter_are_refused_and_the_old_version_goes_on(served: Served) -> None:
+    version = served.generator.served.version
+    tensors = served.policy.tensors()
+    name = "model.layers.0.mlp.up_proj.weight"
+    digest = served.policy.publish(Version(900, 1), tensors | {name: tensors[name][:-1].clone()})
+    response = served.generator.put(Version(900, 1), digest)
+    assert response.status_code == 422
+    assert response.json()["code"] == "weights_refused"
+    assert f"{name} got (63, 32), wanted (64, 32)" in response.json()["message"]
+    assert served.generator.served.version == version
+    assert served.greedy_agreement() == [True] * len(PROMPTS)
+
+
+def test_the_openai_routes_answer_on_the_same_port_behind_the_same_token(served: Served) -> None:
+    body = {"model": str(served.policy.model_dir), "prompt": [5, 9, 13], "max_tokens": 3, "temperature": 0}
+    assert served.generator.client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
+    anonymous = served.generator.client.post("/v1/completions", json=body, headers={"Authorization": ""})
+    assert anonymous.status_code == 401
+
+
+def _wait_until_running(generator: Generator, requests: int) -> None:
+    """Wait until vLLM decodes so many requests."""
+    for _ in range(2000):
+        metrics = generator.client.get("/metrics").text
+        lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
+        if lines and float(lines[0].split()[-1]) >= requests:
+            return
+    raise AssertionError(f"{requests} requests never ran at once")
+
+
+def test_the_first_version_is_the_base_until_something_is_published(served: Served) -> None:
+    spans = served.generator.rollouts(Prompt(token_ids=[5]), max_tokens=2)[0].completions[0].versions
+    assert [span.version for span in spans] == [served.generator.served.version]
+    assert served.generator.served.version > BASE

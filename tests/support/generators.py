@@ -1,0 +1,102 @@
+"""Real generator processes, mock or vLLM, and the rollouts they give."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, ServedWeights, SwitchMode
+from tandem_protocol.version import Version
+
+TOKEN = "a-token-for-tests"
+START_TIMEOUT_S = 180.0
+_VLLM_ARGUMENTS = ["--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-num-seqs", "64"]
+_VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+class Generator:
+    """A generator process of ours and a client that knows its token."""
+
+    def __init__(self, engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path) -> None:
+        self.port = free_port()
+        self.log = log
+        command = [sys.executable, "-m", "tandem_generator", "--engine", engine, "--model", str(model)]
+        command += ["--port", str(self.port), "--weights-dir", str(weights_dir)]
+        command += _VLLM_ARGUMENTS if engine == "vllm" else []
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                env={**os.environ, **_VLLM_ENV, "TANDEM_TOKEN": TOKEN},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120
+        )
+
+    def wait_ready(self) -> Generator:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}"
+            with suppress(httpx.TransportError):
+                if self.client.get("/readyz").status_code == 200:
+                    return self
+            time.sleep(0.1)
+        raise TimeoutError(f"not ready after {START_TIMEOUT_S} s:\n{self.log.read_text()[-3000:]}")
+
+    def rollouts(self, *prompts: Prompt, **sampling: object) -> list[Group]:
+        """The groups in the order of their prompts."""
+        request = RolloutRequest(prompts=prompts, sampling=Sampling.model_validate(sampling))
+        response = self.client.post("/rollouts", json=request.model_dump(mode="json"))
+        assert response.status_code == 200, response.text
+        lines = [RolloutLine.model_validate_json(line) for line in response.text.splitlines()]
+        assert not [line.error for line in lines if line.error]
+        return sorted((line.group for line in lines if line.group), key=lambda group: group.prompt_index)
+
+    def put(self, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN) -> httpx.Response:
+        return self.client.put(f"/weights/{version}", json={"manifest_digest": digest, "mode": mode})
+
+    @property
+    def served(self) -> ServedWeights:
+        return ServedWeights.model_validate(self.client.get("/weights").json())
+
+    def stop(self) -> int:
+        """End it as a supervisor would; returns its exit status."""
+        self.process.terminate()
+        try:
+            return self.process.wait(60)
+        finally:
+            self._kill_session()
+
+    def _kill_session(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path) -> Iterator[Generator]:
+    """A ready generator that is ended, with all its processes, when the block is left."""
+    generator = Generator(engine, model, weights_dir, *arguments, log=log)
+    try:
+        yield generator.wait_ready()
+    finally:
+        generator.stop()
+        generator.client.close()

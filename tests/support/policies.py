@@ -1,0 +1,56 @@
+"""Policies in `transformers`, published as a trainer would: the reference that a generator is compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.messages import Completion
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+
+
+class ReferencePolicy:
+    """A model that can be changed, published, and asked what a generator should have said."""
+
+    def __init__(self, model_dir: Path, store: WeightStore) -> None:
+        self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir)
+        self.model_dir = model_dir
+        self.store = store
+
+    def change(self, seed: int) -> None:
+        """Another policy: noise on every parameter, large enough that greedy tokens differ."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * parameter.std())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
+
+    def publish(self, version: Version, tensors: dict[str, torch.Tensor] | None = None) -> str:
+        """Commit the policy (or `tensors`) as `version`; returns the manifest's digest."""
+        tensors = tensors or self.tensors()
+        (self.store.root / "versions").mkdir(parents=True, exist_ok=True)
+        with self.store.staging(version, needs_bytes=1 << 20) as staged:
+            for number, (name, tensor) in enumerate(tensors.items()):
+                save_file({name: tensor}, staged / f"shard-{number:05d}.safetensors")
+            return self.store.commit(staged, version, run="test", fingerprint=fingerprint(self.model_dir))[1]
+
+    @torch.no_grad()
+    def greedy(self, prompt: list[int], tokens: int) -> list[int]:
+        sequence = list(prompt)
+        for _ in range(tokens):
+            sequence.append(int(self.model(torch.tensor([sequence])).logits[0, -1].argmax()))
+        return sequence[len(prompt) :]
+
+    @torch.no_grad()
+    def logprobs(self, prompt: list[int], completion: Completion, temperature: float) -> torch.Tensor:
+        """[T] log-probability of each of the completion's tokens at `temperature`."""
+        sequence = torch.tensor([[*prompt, *completion.token_ids]])
+        logprobs_TV = torch.log_softmax(self.model(sequence).logits[0, len(prompt) - 1 : -1] / temperature, dim=-1)
+        return logprobs_TV.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
