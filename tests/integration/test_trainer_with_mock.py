@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from support.generators import running
 from support.models import make_tiny_model
@@ -105,6 +106,20 @@ def test_a_killed_run_goes_on_bit_for_bit(make_project: Any, undisturbed: Projec
     assert ended.returncode == 0, ended.stderr
     _assert_same(project, undisturbed)
     assert [line["version"] for line in project.lines("metrics.jsonl")] == ["1.1", "2.1", "3.2", "4.2", "5.2"]
+
+
+def test_two_ranks_learn_what_one_does(make_project: Any, model: Path):
+    one, two = (make_project(name, max_steps=3, prompts={"shuffle": False}) for name in ("one", "two"))
+    for project, ranks in ((one, 1), (two, 2)):
+        ended = project.train(ranks=ranks)
+        assert ended.returncode == 0, ended.stderr
+    for ours, theirs in zip(two.lines("metrics.jsonl"), one.lines("metrics.jsonl"), strict=True):
+        for name in ("loss", "grad_norm", "reward_mean", "reward_std", "kl_sampler", "rollout_tokens"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
+    start, ours, theirs = load_file(model / "model.safetensors"), two.parameters(3), one.parameters(3)
+    assert any((theirs[name] - start[name]).abs().max() > 1e-3 for name in start)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
 
 
 def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(make_project: Any, undisturbed: Project):

@@ -64,11 +64,13 @@ class Project:
         rows = ({"prompt": f"{i}+{j}="} for i in range(3) for j in range(3))
         (directory / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
-    def train(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run the trainer to its end."""
+    def train(self, *arguments: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
+        """Run the trainer to its end, in `ranks` processes."""
+        launcher = [] if ranks == 1 else ["torch.distributed.run", f"--nproc-per-node={ranks}", "-m"]
+        config = str(self.directory / "config.yaml")
         return subprocess.run(
-            [sys.executable, "-m", "tandem_trainer", "--config", str(self.directory / "config.yaml"), *arguments],
-            env={**os.environ, "TANDEM_TOKEN": TOKEN, **env},
+            [sys.executable, "-m", *launcher, "tandem_trainer", "--config", config, *arguments],
+            env={**os.environ, "TANDEM_TOKEN": TOKEN, "ACCELERATE_USE_CPU": "true", **env},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

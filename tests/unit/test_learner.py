@@ -109,13 +109,6 @@ def test_a_loaded_learner_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
     assert torch.equal(_parameters(resumed), _parameters(learner))
 
 
-def test_bfloat16_computes_near_the_same_and_keeps_float32_parameters(model_dir: Path):
-    algorithm = _grpo()
-    learner = _learner(model_dir, _config())
-    assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
-    assert learner.update(_batch(algorithm), algorithm.loss)["grad_norm"] > 0
-
-
 def test_an_unknown_model_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="no-such-model"):
         _learner(tmp_path / "no-such-model", _config())

@@ -86,9 +86,10 @@ class OptimConfig(Section):
 
 
 class LearnerConfig(Section):
-    """How an update is computed; changes its memory and time, never its value."""
+    """How an update is computed; apart from `dtype`, changes its memory and time, never its value."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the arithmetic and of what is published; the optimizer's parameters are float32 either way."""
     max_tokens_per_micro_batch: int = Field(8192, ge=1)
     """Padded tokens of one forward pass."""
     logprob_chunk_size: int = Field(1024, ge=1)

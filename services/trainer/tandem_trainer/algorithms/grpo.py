@@ -20,7 +20,11 @@ STD_EPSILON = 1e-4
 
 
 class Grpo:
-    """GRPO over scored groups, one optimizer step a batch: the old policy of the ratio is the policy before it."""
+    """GRPO over scored groups, one optimizer step a batch.
+
+    The old policy of the ratio is the policy before that step, so the ratio is 1 and clipping never binds; rollouts of
+    older policies are corrected by `importance_sampling` alone.
+    """
 
     def __init__(self, options: GrpoConfig) -> None:
         self._options = options
