@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]  # it ships no annotations
+import psutil
 
 _PR_SET_CHILD_SUBREAPER = 36
 _KILL_TIMEOUT_S = 10.0
