@@ -1,0 +1,119 @@
+"""Seconds to publish and switch to a version ÷ seconds to write and read the same bytes plainly.
+
+    python tests/bench/publish.py [--rounds 5] [--hidden 768] [--folder /dev/shm]
+
+Real vLLM on CPU holds the model; the publisher's own code writes it. Plainly means: one file, one `write` and `fsync`,
+one `readinto` memory that is there already. Both take turns in one run, in one folder; the figure is the median of the
+rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.generators import Generator, running
+from support.models import make_tokenizer
+from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.messages import ServedWeights, SwitchMode
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+from tandem_trainer.publish import published_tensors, write_shards
+
+
+def make_model(folder: Path, hidden: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=hidden,
+        intermediate_size=4 * hidden,
+        num_hidden_layers=8,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        max_position_embeddings=512,
+        eos_token_id=2,
+    )
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return model
+
+
+def publish_and_switch(
+    model: LlamaForCausalLM, store: WeightStore, step: int, generator: Generator
+) -> dict[str, float]:
+    version, began = Version(step, 1), time.perf_counter()
+    tensors = published_tensors(model, torch.float32)
+    with store.staging(version, needs_bytes=sum(t.nbytes for t in tensors.values())) as staged:
+        write_shards(tensors, staged)
+        written = time.perf_counter()
+        _, digest = store.commit(staged, version, run="bench", fingerprint=fingerprint(Path(model.name_or_path)))
+    committed = time.perf_counter()
+    response = generator.put(version, digest, SwitchMode.IN_FLIGHT)
+    assert response.status_code == 200, response.text
+    timings = ServedWeights.model_validate(response.json()).timings
+    assert timings is not None
+    store.retain(1)
+    return {
+        "write": written - began,
+        "commit": committed - written,
+        "verify": timings.verify_s,
+        "pause": timings.pause_s,
+        "load": timings.load_s,
+        "all": time.perf_counter() - began,
+    }
+
+
+def write_and_read(data: list[memoryview], path: Path, target: bytearray) -> float:
+    began = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for piece in data:
+            file.write(piece)
+        os.fsync(file.fileno())
+    with path.open("rb", buffering=0) as file:
+        assert file.readinto(target) == len(target)
+    seconds = time.perf_counter() - began
+    path.unlink()
+    return seconds
+
+
+def median(take: Callable[[int], float], rounds: int) -> float:
+    return statistics.median(take(i) for i in range(rounds))
+
+
+def main(rounds: int, hidden: int, folder: str) -> None:
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        root = Path(name)
+        model = make_model(root / "model", hidden)
+        store = WeightStore(root / "weights")
+        (store.root / "versions").mkdir(parents=True)
+        data = [memoryview(t.numpy()).cast("B") for t in published_tensors(model, torch.float32).values()]
+        target = bytearray(sum(piece.nbytes for piece in data))
+        with running("vllm", root / "model", store.root, "--max-model-len", "512", log=root / "log") as generator:
+            ours, plain = [], []
+            for step in range(rounds + 1):
+                plain.append(write_and_read(data, root / "plain", target))
+                ours.append(publish_and_switch(model, store, step, generator))
+    ours, plain = ours[1:], plain[1:]  # the first round warms up
+    ratio = statistics.median(o["all"] / p for o, p in zip(ours, plain, strict=True))
+    parts = ", ".join(f"{part} {median(lambda i, part=part: ours[i][part], rounds):.3f}" for part in ours[0])
+    print(f"{len(target) / 1e6:.0f} MB in {folder}: publish + switch ÷ plain write + read = {ratio:.2f}")
+    print(f"  seconds: {parts}; plain {statistics.median(plain):.3f}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--hidden", type=int, default=768)
+    parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
+    arguments = parser.parse_args()
+    main(arguments.rounds, arguments.hidden, arguments.folder)
