@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -24,23 +24,27 @@ from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
+from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
 
 from . import algorithms
+from .algorithms.base import Algorithm
 from .client import GeneratorClient
-from .config import Settings
+from .config import Settings, TrainerConfig
 from .errors import UserError
 from .evaluate import Evaluation
 from .handshake import check_generators
 from .learner import Learner
 from .loop import train
-from .prompts import PromptCursor, check_lengths, load_prompts
+from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
 from .publish import Publisher, fingerprint_of
 from .rewards import Rewards
 from .rollouts import Rollouts
 from .run import Run
 
 INFO_TIMEOUT_S = 30.0
+INTERRUPTED = 130
+"""Exit status after Ctrl-C before the first step, as shells have it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except (TandemError, FloatingPointError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -101,27 +107,34 @@ def run_trainer(settings: Settings, resolved: str) -> None:
             stack.enter_context(store.writer(holder))
         accelerator.wait_for_everyone()
         run = Run(settings.trainer, accelerator, store)
-        run.stop_on_signals()
         (run.dir / "config.resolved").write_text(f"{resolved}\n")
         portal = stack.enter_context(start_blocking_portal())
         client = GeneratorClient(settings.shared.generators, read_token())
         stack.callback(portal.call, client.close)
-        construct_and_train(settings, accelerator, run, store, client, portal, stack)
+        project = load_project(settings, accelerator, run)
+        with run.timer("wait_for_generators"):
+            meet_generators(settings, client, portal, project)
+        run.stop_on_signals()
+        step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
+    if accelerator.is_main_process and step < settings.trainer.max_steps:
+        print(f"stopped at step {step}, resume by running the same command", flush=True)
 
 
-def construct_and_train(
-    settings: Settings,
-    accelerator: Accelerator,
-    run: Run,
-    store: WeightStore,
-    client: GeneratorClient,
-    portal: BlockingPortal,
-    stack: ExitStack,
-) -> None:
-    """Everything that can be wrong with the project is told before the generators are waited for."""
+class Project(NamedTuple):
+    """What the user brings, loaded and checked."""
+
+    rewards: Rewards
+    rows: list[PromptRow]
+    eval_rows: list[PromptRow]
+    algorithm: Algorithm
+    learner: Learner
+    fingerprint: ModelFingerprint
+
+
+def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Project:
+    """Load everything that can be wrong with the project, before the generators are waited for."""
     shared, config = settings.shared, settings.trainer
-    prompts_a_step, remainder = divmod(config.rollout.num_prompts, accelerator.num_processes)
-    if remainder:
+    if config.rollout.num_prompts % accelerator.num_processes:
         raise UserError(
             f"rollout.num_prompts is {config.rollout.num_prompts} for {accelerator.num_processes} trainer processes; "
             "wanted a multiple of their number"
@@ -133,36 +146,51 @@ def construct_and_train(
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
-        published_dtype = getattr(torch, config.learner.dtype)
-        ours = fingerprint_of(learner.model, model_dir(shared), published_dtype)
-    with run.timer("wait_for_generators"):
-        portal.call(client.wait_ready, config.start_timeout_s)
-        infos = portal.call(client.info, INFO_TIMEOUT_S)
-        length = check_generators(
-            infos,
-            client.urls,
-            ours=ours,
-            model=shared.model,
-            max_completion_length=config.rollout.max_completion_length,
-        )
-        check_lengths([*rows, *eval_rows], length, config.rollout.max_completion_length)
+        ours = fingerprint_of(learner.model, model_dir(shared))
+    return Project(rewards, rows, eval_rows, algorithm, learner, ours)
+
+
+def meet_generators(settings: Settings, client: GeneratorClient, portal: BlockingPortal, project: Project) -> None:
+    """Wait until the generators are ready and see that they fit the project."""
+    completion = settings.trainer.rollout.max_completion_length
+    portal.call(client.wait_ready, settings.trainer.start_timeout_s)
+    length = check_generators(
+        portal.call(client.info, INFO_TIMEOUT_S),
+        client.urls,
+        ours=project.fingerprint,
+        model=settings.shared.model,
+        max_completion_length=completion,
+    )
+    check_lengths([*project.rows, *project.eval_rows], length, completion)
+
+
+def construct_and_train(
+    config: TrainerConfig,
+    accelerator: Accelerator,
+    run: Run,
+    store: WeightStore,
+    client: GeneratorClient,
+    portal: BlockingPortal,
+    project: Project,
+) -> int:
+    """Make the parts of the loop and run it; returns the last step."""
+    cursor = PromptCursor(
+        len(project.rows),
+        seed=config.seed,
+        shuffle=config.prompts.shuffle,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
     rollouts = Rollouts(
-        rows=rows,
-        cursor=PromptCursor(
-            len(rows),
-            seed=config.seed,
-            shuffle=config.prompts.shuffle,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-        ),
+        rows=project.rows,
+        cursor=cursor,
         client=client,
-        rewards=rewards,
+        rewards=project.rewards,
         portal=portal,
         config=config.rollout,
-        prompts_a_step=prompts_a_step,
+        prompts_a_step=config.rollout.num_prompts // accelerator.num_processes,
         max_lag=config.max_lag,
     )
-    stack.callback(rollouts.close)
     publish = Publisher(
         store=store,
         client=client,
@@ -170,22 +198,23 @@ def construct_and_train(
         config=config.publish,
         run_name=config.run_name,
         attempt=run.attempt,
-        model_fingerprint=ours,
-        dtype=published_dtype,
+        model_fingerprint=project.fingerprint,
+        dtype=getattr(torch, config.learner.dtype),
         accelerator=accelerator,
     )
     evaluate = Evaluation(
-        rows=eval_rows,
+        rows=project.eval_rows,
         client=client,
-        rewards=rewards,
+        rewards=project.rewards,
         portal=portal,
         config=config,
         file=run.dir / "eval.jsonl",
         is_main=accelerator.is_main_process,
     )
-    step = train(config, run, rollouts, learner, algorithm, publish, evaluate)
-    if accelerator.is_main_process and step < config.max_steps:
-        print(f"stopped at step {step}, resume by running the same command", flush=True)
+    try:
+        return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
+    finally:
+        rollouts.close()
 
 
 def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:

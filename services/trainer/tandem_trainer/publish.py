@@ -101,7 +101,7 @@ def write_shards(tensors: dict[str, Tensor], directory: Path) -> None:
             raise
 
 
-def fingerprint_of(model: PreTrainedModel, model_dir: Path, dtype: torch.dtype) -> ModelFingerprint:
+def fingerprint_of(model: PreTrainedModel, model_dir: Path) -> ModelFingerprint:
     """Of the model in training, its parameter table included."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in published_tensors(model, dtype).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in published_tensors(model, torch.float32).items()}
     return fingerprint(model_dir, shapes)
