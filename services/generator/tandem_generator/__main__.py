@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tandem_protocol.config import ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
@@ -28,18 +29,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
-        read_token()  # a bad token is told now, not by the first request
         if options.project:
             os.chdir(options.project)
+        read_token()  # a bad token is told now, not by the first request
         if options.check:
             print(format_resolved(options.settings, options.sources))
             return 0
         if options.settings.generator.engine == "mock":
             return asyncio.run(_serve_mock(options.settings))
         return _serve_vllm(options)
-    except (ConfigError, TandemError) as error:
+    except (ConfigError, TandemError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
+        mistake = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)
+        return USER_ERROR if mistake else RESTART_ME
 
 
 def _serve_vllm(options: Options) -> int:
@@ -48,6 +50,9 @@ def _serve_vllm(options: Options) -> int:
             "got generator.engine vllm, but vLLM is not installed here; install docker/requirements/generator-cpu.txt "
             "(or -cuda), or use --engine mock"
         )
+    model = options.settings.shared.model
+    if model.startswith(("/", ".")) and not Path(model).is_dir():
+        raise ConfigError(f"shared.model: got {model}, which is no directory; wanted a model's directory or hub id")
     from .launch import serve_vllm  # the mock's image has no vLLM
 
     return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME
@@ -55,7 +60,10 @@ def _serve_vllm(options: Options) -> int:
 
 async def _serve_mock(settings: Settings) -> int:
     shared, config = settings.shared, settings.generator
-    engine = MockEngine(shared.model, config.mock, config.max_model_len)
+    try:
+        engine = MockEngine(shared.model, config.mock, config.max_model_len)
+    except ValueError as error:
+        raise ConfigError(f"shared.model: {shared.model} cannot be read: {error}") from error
     policy = Policy(engine, WeightStore(shared.weights_dir), config)
     await serve(policy, shared.model, config.host, config.port, config.shutdown_timeout_s)
     return RESTART_ME if policy.failed.is_set() else 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tandem_protocol.config import ConfigError, load
+from tandem_protocol.config import SECTIONS, ConfigError, load, parse_overrides
 
 from .config import GeneratorConfig, Settings
 
@@ -41,7 +43,8 @@ def parse(argv: Sequence[str]) -> Options:
         for name, value in vars(args).items()
         if value is not None and name not in {"config", "check"}
     }
-    rest = _take_dotted(rest, overrides)
+    dotted, rest = _split_dotted(rest)
+    overrides |= parse_overrides(dotted)
     settings, sources = load(Settings, path=args.config, overrides=overrides)
     if rest and settings.generator.engine == "mock":
         raise ConfigError(f"got {' '.join(rest)}; the mock engine takes no further engine arguments")
@@ -74,26 +77,28 @@ def _hyphens(word: str) -> str:
     return match[0].replace("_", "-") + word[match.end() :] if match else word
 
 
-def _take_dotted(words: list[str], overrides: dict[str, Any]) -> list[str]:
-    """Move `--generator.a.b VALUE` and `--shared.a=VALUE` into `overrides`; returns the other words."""
+def _split_dotted(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words of `--generator.a.b VALUE` and `--shared.a=VALUE`, and the others."""
+    dotted: list[str] = []
     others: list[str] = []
     queue = iter(words)
     for word in queue:
-        match = re.match(r"--((?:generator|shared)\.[\w.]+)(?:=(.*))?$", word, re.DOTALL)
-        if match:
-            overrides[match[1]] = match[2] if match[2] is not None else next(queue, None)
-        else:
-            others.append(word)
-    return others
+        ours = word.startswith(tuple(f"--{section}." for section in SECTIONS))
+        (dotted if ours else others).append(word)
+        if ours and "=" not in word:
+            dotted += islice(queue, 1)
+    return dotted, others
 
 
 def _as_arguments(engine_options: dict[str, Any]) -> list[str]:
-    """`{max_num_seqs: 64, foo: true}` → `--max-num-seqs 64 --foo`."""
+    """`{max_num_seqs: 64, foo: true, bar: false}` → `--max-num-seqs 64 --foo --no-bar`; a mapping becomes JSON."""
     words: list[str] = []
     for name, value in engine_options.items():
         option = f"--{name.replace('_', '-')}"
         if value is False:
             words.append(f"--no-{option[2:]}")
+        elif value is True:
+            words.append(option)
         elif value is not None:
-            words += [option] if value is True else [option, str(value)]
+            words += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
     return words

@@ -22,6 +22,7 @@ from .config import Settings
 from .engines.vllm import VllmEngine
 from .policy import Policy
 from .routes import build_router
+from .server import end_when_failed
 from .volume_engine import BACKEND
 
 
@@ -69,19 +70,18 @@ class TandemRoutes:
         while not (hasattr(state, "server") and state.server.started):  # noqa: ASYNC110 - vLLM has no event for it
             await asyncio.sleep(0.1)
         for number in (signal.SIGTERM, signal.SIGINT):
-            _note_signal(number)
-        await self.policy.failed.wait()
-        state.server.should_exit = True
+            self._note_signal(number)
+        await end_when_failed(self.policy, state.server)
 
+    def _note_signal(self, number: signal.Signals) -> None:
+        """Note that `number` arrived and leave its handling to vLLM, which has its handlers by now."""
+        previous = signal.getsignal(number)
 
-def _note_signal(number: signal.Signals) -> None:
-    """Note that `number` arrived and leave its handling to vLLM, which has its handlers by now."""
-    previous = signal.getsignal(number)
+        def note(signum: int, frame: FrameType | None) -> None:
+            TandemRoutes.stopped_by_signal = True
+            self.policy.stop()
+            if callable(previous):
+                previous(signum, frame)
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        TandemRoutes.stopped_by_signal = True
-        if callable(previous):
-            previous(signum, frame)
-
-    signal.signal(number, note)
-    signal.siginterrupt(number, False)
+        signal.signal(number, note)
+        signal.siginterrupt(number, False)

@@ -57,10 +57,15 @@ class Policy:
         self._store = store
         self._config = config
         self._serving = _Serving(BASE, None, ())
-        self._not_ready: str | None = "the engine is starting"
+        self._not_whole: str | None = "the engine is starting"
+        self._hung: str | None = None
+        self._stopping = False
+        self._leased: tuple[Version, ...] = ()
+        self._leasing = asyncio.Lock()
         self._switching = asyncio.Lock()
         self._finished_groups = 0
         self._tasks: list[asyncio.Task[None]] = []
+        metrics.READY.set_function(lambda: self.not_ready is None)
 
     @property
     def version(self) -> Version:
@@ -73,7 +78,7 @@ class Policy:
     @property
     def not_ready(self) -> str | None:
         """Why no request is answered; None when ready."""
-        return self._not_ready
+        return "it is stopping" if self._stopping else self._not_whole or self._hung
 
     async def start(self) -> None:
         """Start the engine and catch up with the store, so that base weights never serve in the middle of a run.
@@ -84,15 +89,19 @@ class Policy:
         await self.engine.start()
         self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
         await self._catch_up()
-        self._set_ready(None)
+        self._not_whole = None
         self._tasks = [asyncio.create_task(self._renew_lease()), asyncio.create_task(self._watch())]
 
+    def stop(self) -> None:
+        """The server is about to end: answer no further request and wait for no version. What runs may finish."""
+        self._stopping = True
+
     async def close(self) -> None:
-        self._set_ready("the generator is stopping")
+        self.stop()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._store.lease, self.generator_id, ())
+        await self._lease()
         await self.engine.close()
 
     async def _catch_up(self, attempts: int = 3) -> None:
@@ -101,7 +110,7 @@ class Policy:
             if latest is None:
                 return
             try:
-                _, digest = await asyncio.to_thread(self._store.read, latest)
+                _, digest = await self._visible(latest)
                 await self.set(latest, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
                 return
             except TandemError:
@@ -131,8 +140,8 @@ class Policy:
             metrics.REQUESTS_RUNNING.dec()
 
     def _admit(self, request: RolloutRequest) -> None:
-        if self._not_ready:
-            raise NotReady(f"this generator is not ready: {self._not_ready}. Ask again, or another replica.")
+        if self.not_ready:
+            raise NotReady(f"this generator is not ready: {self.not_ready}. Ask again, or another replica.")
         if request.min_version and self.version < request.min_version:
             raise StalePolicy(
                 f"got min_version {request.min_version}; this generator serves {self.version}. Publish the version "
@@ -180,13 +189,12 @@ class Policy:
                 "under a new attempt number (WeightStore.next_attempt)."
             )
         began = time.monotonic()
-        manifest = await self._verified(version, wanted.manifest_digest)
-        directory = self._store.directory(version)
-        shards = tuple(directory / file.name for file in manifest.files)
-        await asyncio.to_thread(self._store.lease, self.generator_id, (version, self.version))
-        verified = time.monotonic()
-        paused, loaded = await self._pause_load_resume(_Serving(version, wanted.manifest_digest, shards), wanted.mode)
-        await asyncio.to_thread(self._store.lease, self.generator_id, (version,))
+        try:
+            target = await self._verified(version, wanted.manifest_digest)
+            verified = time.monotonic()
+            paused, loaded = await self._pause_load_resume(target, wanted.mode)
+        finally:
+            await self._lease(self.version)
         ended = time.monotonic()
         metrics.SWITCH_SECONDS.observe(ended - began)
         timings = SwitchTimings(
@@ -195,8 +203,8 @@ class Policy:
         log.info("serving version %s: %s", version, timings)
         return self.served.model_copy(update={"timings": timings})
 
-    async def _verified(self, version: Version, digest: str) -> Manifest:
-        """The manifest of `version`, after everything that can be checked without touching the model."""
+    async def _verified(self, version: Version, digest: str) -> _Serving:
+        """`version`, leased, after everything that can be checked without touching the model."""
         manifest, found = await self._visible(version)
         if found != digest:
             raise WeightsRefused(
@@ -204,8 +212,10 @@ class Policy:
                 "another attempt wrote it: give each run its own shared.weights_dir, and publish again."
             )
         _check_model(manifest, self.engine)
+        await self._lease(version, self.version)
         await asyncio.to_thread(self._store.verify, manifest)
-        return manifest
+        directory = self._store.directory(version)
+        return _Serving(version, digest, tuple(directory / file.name for file in manifest.files))
 
     async def _visible(self, version: Version) -> tuple[Manifest, str]:
         """Read the manifest as soon as this side of the shared volume shows it, or raise WeightsNotVisible."""
@@ -214,7 +224,7 @@ class Policy:
             try:
                 return await asyncio.to_thread(self._store.read, version)
             except WeightsNotVisible:
-                if time.monotonic() >= deadline:
+                if self._stopping or time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(0.05)
 
@@ -248,27 +258,38 @@ class Policy:
     async def _roll_back(self, version: Version, cause: Exception) -> None:
         """Load the last good version back. Always raises: the switch did not happen."""
         log.error("loading version %s failed half-way: %r; loading %s back", version, cause, self.version)
-        self._set_ready(f"loading version {version} failed half-way; version {self.version} is being loaded back")
+        self._not_whole = f"loading version {version} failed half-way; version {self.version} is being loaded back"
         try:
             await self._load(self._serving)
         except Exception as error:
-            self._set_ready(f"torn between versions {version} and {self.version}; restarting")
+            self._not_whole = f"torn between versions {version} and {self.version}; restarting"
             self.failed.set()
             raise PolicyTorn(
                 f"loading version {version} failed half-way ({cause}) and so did loading {self.version} back "
                 f"({error}); the generator restarts and loads LATEST"
             ) from error
         await self.engine.resume()
-        self._set_ready(None)
+        self._not_whole = None
         raise SwitchFailed(
             f"loading version {version} failed half-way ({cause}); version {self.version} was loaded back and serves"
         ) from cause
 
+    async def _lease(self, *versions: Version) -> None:
+        """State which versions retention must leave alone. A store that cannot be written serves all the same."""
+        self._leased = tuple(version for version in versions if version != BASE)
+        await self._write_lease()
+
+    async def _write_lease(self) -> None:
+        async with self._leasing:
+            try:
+                await asyncio.to_thread(self._store.lease, self.generator_id, self._leased)
+            except OSError as error:
+                log.warning("cannot write this generator's lease, so retention may delete what it serves: %s", error)
+
     async def _renew_lease(self) -> None:
         while True:
             await asyncio.sleep(LEASE_S / 4)
-            if self.version != BASE and not self._switching.locked():
-                await asyncio.to_thread(self._store.lease, self.generator_id, (self.version,))
+            await self._write_lease()
 
     async def _watch(self) -> None:
         """Have the engine prove that it computes: a hung one looks healthy from outside."""
@@ -281,13 +302,9 @@ class Policy:
                 async with asyncio.timeout(self._config.canary_timeout_s):
                     await self.engine.check()
             except Exception as error:
-                self._set_ready(f"the engine did not produce a token: {error!r}")
+                self._hung = f"the engine did not produce a token: {error!r}"
             else:
-                self._set_ready(None)
-
-    def _set_ready(self, reason: str | None) -> None:
-        self._not_ready = reason
-        metrics.READY.set(reason is None)
+                self._hung = None
 
 
 def _check_model(manifest: Manifest, engine: Engine) -> None:

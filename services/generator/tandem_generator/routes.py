@@ -1,9 +1,10 @@
 """Tandem's routes over a Policy. The mock's app and vLLM's server mount the same router."""
 
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
@@ -23,6 +24,8 @@ from tandem_protocol.version import Version
 
 from .policy import Policy
 
+log = logging.getLogger(__name__)
+
 
 class _ErrorBodyRoute(APIRoute):
     """Answers every error with an `ErrorBody`, whatever handlers the surrounding app has."""
@@ -37,6 +40,11 @@ class _ErrorBodyRoute(APIRoute):
                 return _error(error)
             except RequestValidationError as error:
                 return _error(BadRequest(_first_problem(error)))
+            except HTTPException as error:
+                return _error(BadRequest(f"{error.detail}; wanted JSON in UTF-8"))
+            except Exception as error:
+                log.exception("%s %s", request.method, request.url.path)
+                return _error(TandemError(f"{type(error).__name__} in the generator; its log says more"))
 
         return answer
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI, Response
@@ -28,6 +31,14 @@ async def _metrics() -> Response:
     return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
+class _Server(uvicorn.Server):
+    """Leaves signals to `serve`: uvicorn raises them again at its end, which would kill the process unclosed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeout_s: int) -> None:
     """Serve until SIGTERM or SIGINT, or until the policy has failed.
 
@@ -41,13 +52,24 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
         log_level="warning",
         timeout_graceful_shutdown=shutdown_timeout_s,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     await policy.start()
-    try:
-        serving, failed = asyncio.create_task(server.serve()), asyncio.create_task(policy.failed.wait())
-        await asyncio.wait({serving, failed}, return_when=asyncio.FIRST_COMPLETED)
+
+    def stop() -> None:
+        policy.stop()
         server.should_exit = True
-        failed.cancel()
-        await serving
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    failed = asyncio.create_task(end_when_failed(policy, server))
+    try:
+        await server.serve()
     finally:
+        failed.cancel()
         await policy.close()
+
+
+async def end_when_failed(policy: Policy, server: uvicorn.Server) -> None:
+    """End the server when the policy is torn, and its running requests too: their engine stays paused."""
+    await policy.failed.wait()
+    server.should_exit = server.force_exit = True

@@ -99,7 +99,7 @@ class MockEngine:
         self._admit, self._run, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
         for gate in (self._admit, self._run, self._idle):
             gate.set()
-        self._active_groups = 0
+        self._running = 0
         self._abort_epoch = 0
         shapes = checkpoint_shapes(directory) if directory else {}
         self.facts = EngineFacts(
@@ -119,23 +119,27 @@ class MockEngine:
         """Nothing to load."""
 
     async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
-        for index, prompt in enumerate(request.prompts):
-            await asyncio.sleep(self._faults.latency_s)
-            self._strike()
-            await self._admit.wait()
-            self._active_groups += 1
-            self._idle.clear()
-            try:
+        await self._admit.wait()
+        self._running += 1
+        self._idle.clear()
+        fault, epoch = self._fault(), self._abort_epoch
+        try:
+            for index, prompt in enumerate(request.prompts):
+                if epoch == self._abort_epoch:
+                    await asyncio.sleep(self._faults.latency_s)
+                if fault and index == len(request.prompts) // 2:
+                    raise fault
+                await self._run.wait()
                 completions = await asyncio.gather(
-                    *(self._sample(prompt, sample, request.sampling) for sample in range(request.sampling.n))
+                    *(self._sample(prompt, sample, request.sampling, epoch) for sample in range(request.sampling.n))
                 )
-            finally:
-                self._active_groups -= 1
-                if not self._active_groups:
-                    self._idle.set()
-            yield Group(prompt_index=index, completions=tuple(completions))
+                yield Group(prompt_index=index, completions=tuple(completions))
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._idle.set()
 
-    async def _sample(self, prompt: Prompt, sample: int, sampling: Sampling) -> Completion:
+    async def _sample(self, prompt: Prompt, sample: int, sampling: Sampling, epoch: int) -> Completion:
         seed = random.getrandbits(64) if prompt.seed is None else prompt.seed + sample
         context = self._policy.context(prompt.token_ids)
         draw = random.Random(f"{seed} {context.intdigest()}").random  # noqa: S311 - repeatable on purpose
@@ -144,7 +148,6 @@ class MockEngine:
         logprobs: list[float] = []
         labels: list[Version] = []
         finish: Literal["stop", "length", "abort"] = "length"
-        epoch = self._abort_epoch
         while len(tokens) < sampling.max_tokens:
             if self._faults.token_latency_s:
                 await asyncio.sleep(self._faults.token_latency_s)
@@ -165,11 +168,11 @@ class MockEngine:
             token_ids=tuple(tokens), logprobs=tuple(logprobs), finish_reason=finish, versions=_spans(labels)
         )
 
-    def _strike(self) -> None:
+    def _fault(self) -> Exception | None:
+        """What befalls a request in its middle."""
         if self._chance.random() < self._faults.error_rate:
-            raise EngineFailed("the mock engine failed because generator.mock.faults.error_rate told it to; ask again")
-        if self._chance.random() < self._faults.drop_rate:
-            raise ConnectionDropped
+            return EngineFailed("the mock engine failed because generator.mock.faults.error_rate told it to; ask again")
+        return ConnectionDropped() if self._chance.random() < self._faults.drop_rate else None
 
     async def pause(self, mode: SwitchMode) -> None:
         self._admit.clear()

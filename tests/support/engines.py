@@ -1,0 +1,75 @@
+"""An engine that does what a test tells it, to see what a Policy asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+
+from support.weights import FINGERPRINT, tensors
+from tandem_generator.engines.base import EngineFacts
+from tandem_protocol.messages import Completion, Group, RolloutRequest, SwitchMode, VersionSpan
+from tandem_protocol.version import BASE, Version
+
+FACTS = EngineFacts(
+    engine="scripted",
+    engine_version="1",
+    devices=("cpu:0",),
+    world_size=1,
+    max_model_len=32,
+    max_num_seqs=8,
+    vocab_size=100,
+    base_shards=(Path("base.safetensors"),),
+    shapes={name: tensor.shape for name, tensor in tensors(0).items()},
+    fingerprint=FINGERPRINT,
+)
+
+
+class ScriptedEngine:
+    """Engine that notes each call in `calls` and holds the version that it loaded last."""
+
+    facts = FACTS
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.holds = BASE
+        self.failures: list[Exception | None] = []
+        """What each of the next loads raises half-way."""
+        self.may_pause, self.may_load, self.computes = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        for gate in (self.may_pause, self.may_load, self.computes):
+            gate.set()
+        self.checked, self.computed = asyncio.Event(), asyncio.Event()
+        self.at_resume: Callable[[], object] = lambda: None
+
+    async def start(self) -> None:
+        self.calls.append("start")
+
+    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+        span = VersionSpan(version=self.holds, tokens=1)
+        for index in range(len(request.prompts)):
+            completion = Completion(token_ids=(1,), logprobs=(0.0,), finish_reason="length", versions=(span,))
+            yield Group(prompt_index=index, completions=(completion,) * request.sampling.n)
+
+    async def pause(self, mode: SwitchMode) -> None:
+        self.calls.append(f"pause {mode}")
+        await self.may_pause.wait()
+
+    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
+        self.calls.append(f"load {version}")
+        await self.may_load.wait()
+        if self.failures and (failure := self.failures.pop(0)):
+            raise failure
+        assert shards
+        self.holds = version
+
+    async def resume(self) -> None:
+        self.calls.append("resume")
+        self.at_resume()
+
+    async def check(self) -> None:
+        self.checked.set()
+        await self.computes.wait()
+        self.computed.set()
+
+    async def close(self) -> None:
+        self.calls.append("close")

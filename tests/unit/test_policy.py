@@ -1,0 +1,415 @@
+"""Which version serves, whatever happens to a switch: Policy over an engine that a test scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.engines import ScriptedEngine
+from support.weights import edit_manifest, publish, shard
+from tandem_generator.config import GeneratorConfig
+from tandem_generator.policy import Policy
+from tandem_protocol.errors import (
+    BadRequest,
+    NotReady,
+    OlderVersion,
+    PolicyTorn,
+    StalePolicy,
+    SwitchFailed,
+    SwitchInProgress,
+    TandemError,
+    WeightsNotVisible,
+    WeightsRefused,
+)
+from tandem_protocol.manifest import Manifest
+from tandem_protocol.messages import Prompt, RolloutRequest, Sampling, ServedWeights, SetWeights, SwitchMode
+from tandem_protocol.store import Lease, WeightStore
+from tandem_protocol.version import BASE, Version
+
+V1, V2, V3 = Version(1, 1), Version(2, 1), Version(3, 1)
+BROKEN = RuntimeError("the device is lost")
+Start = Callable[..., Awaitable[Policy]]
+
+
+class WatchedStore(WeightStore):
+    """Notes verifications among the engine's calls, and tells when a version has been looked for."""
+
+    def __init__(self, root: Path, calls: list[str]) -> None:
+        super().__init__(root)
+        self.calls = calls
+        self.looked = asyncio.Event()
+        self.at_verify: Callable[[], object] = lambda: None
+        self._loop = asyncio.get_running_loop()
+
+    def read(self, version: Version) -> tuple[Manifest, str]:
+        try:
+            return super().read(version)
+        finally:
+            self._loop.call_soon_threadsafe(self.looked.set)
+
+    def verify(self, manifest: Manifest) -> None:
+        self.calls.append(f"verify {manifest.version}")
+        self.at_verify()
+        super().verify(manifest)
+
+
+@pytest.fixture
+async def engine() -> ScriptedEngine:
+    return ScriptedEngine()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, engine: ScriptedEngine) -> WatchedStore:
+    return WatchedStore(tmp_path, engine.calls)
+
+
+@pytest.fixture
+async def start(engine: ScriptedEngine, store: WatchedStore) -> AsyncIterator[Start]:
+    """Starts a policy with some settings; all are closed at the end."""
+    policies: list[Policy] = []
+
+    async def start(**settings: Any) -> Policy:
+        config = GeneratorConfig(generator_id="g", **({"visible_timeout_s": 5.0, "switch_timeout_s": 5.0} | settings))
+        policies.append(Policy(engine, store, config))
+        await policies[-1].start()
+        return policies[-1]
+
+    yield start
+    for policy in policies:
+        await policy.close()
+
+
+async def put(policy: Policy, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN) -> ServedWeights:
+    return await policy.set(version, SetWeights(manifest_digest=digest, mode=mode))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the conditions are the policy's, which has no events for them
+            await asyncio.sleep(0.001)
+
+
+def request(*token_ids: int, max_tokens: int = 1, min_version: Version | None = None) -> RolloutRequest:
+    return RolloutRequest(
+        prompts=(Prompt(token_ids=token_ids or (1,)),),
+        sampling=Sampling(max_tokens=max_tokens),
+        min_version=min_version,
+    )
+
+
+async def version_that_answers(policy: Policy) -> Version:
+    (group,) = [group async for group in policy.rollouts(request())]
+    return group.completions[0].versions[0].version
+
+
+# -- a switch ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_switch_verifies_then_pauses_then_loads_then_flips_then_resumes(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy = await start()
+    engine.at_resume = lambda: engine.calls.append(f"while {policy.version} serves")
+    served = await put(policy, V1, publish(store, V1)[1], SwitchMode.IN_FLIGHT)
+    assert engine.calls == ["start", "verify 1.1", "pause in_flight", "load 1.1", "resume", "while 1.1 serves"]
+    assert served.version == policy.served.version == V1
+    assert served.timings is not None
+    assert await version_that_answers(policy) == V1
+
+
+async def test_setting_what_serves_touches_nothing(start: Start, engine: ScriptedEngine, store: WatchedStore) -> None:
+    policy = await start()
+    _, digest = publish(store, V1)
+    await put(policy, V1, digest)
+    engine.calls.clear()
+    assert await put(policy, V1, digest) == ServedWeights(version=V1, manifest_digest=digest, timings=None)
+    assert engine.calls == []
+
+
+async def test_an_older_version_is_refused_and_a_later_attempt_at_a_smaller_step_is_not(
+    start: Start, store: WatchedStore
+) -> None:
+    policy, (_, digest) = await start(), publish(store, V1)
+    await put(policy, V2, publish(store, V2)[1])
+    with pytest.raises(OlderVersion, match=r"got version 1\.1; version 2\.1 serves"):
+        await put(policy, V1, digest)
+    assert policy.version == V2
+    resumed = Version(1, 2)
+    await put(policy, resumed, publish(store, resumed)[1])
+    assert policy.version == resumed
+
+
+async def test_a_second_switch_is_refused_while_one_is_under_way(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    engine.may_load.clear()
+    switch = asyncio.create_task(put(policy, V1, first))
+    await until(lambda: "load 1.1" in engine.calls)
+    with pytest.raises(SwitchInProgress):
+        await put(policy, V2, second)
+    engine.may_load.set()
+    assert (await switch).version == V1
+
+
+# -- versions that are refused before the engine is touched ----------------------------------------------------------
+
+
+async def refused(policy: Policy, version: Version, digest: str) -> str:
+    """The message; the engine has not been asked for anything and the base weights go on."""
+    with pytest.raises(WeightsRefused) as error:
+        await put(policy, version, digest)
+    assert [call for call in policy.engine.calls if not call.startswith("verify")] == ["start"]  # type: ignore[attr-defined]  # the scripted engine's
+    assert policy.not_ready is None
+    assert await version_that_answers(policy) == BASE
+    return str(error.value)
+
+
+async def test_a_manifest_of_another_run_is_refused(start: Start, store: WatchedStore) -> None:
+    policy, _ = await start(), publish(store, V1)
+    assert f"wanted {'0' * 32}. Another run" in await refused(policy, V1, "0" * 32)
+
+
+async def test_weights_of_another_model_are_refused_by_their_fingerprint(start: Start, store: WatchedStore) -> None:
+    policy, _ = await start(), publish(store, V1)
+    edit_manifest(store, V1, {"fingerprint": {"config": "another", "tokenizer": "70", "parameters": "9a"}})
+    assert "of another model: its config differ" in await refused(policy, V1, store.read(V1)[1])
+
+
+async def test_a_table_that_does_not_fit_is_refused_with_the_names_of_its_tensors(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    engine.facts = engine.facts._replace(shapes={"embed.weight": (8, 5), "head.weight": (1,)})
+    policy, (_, digest) = await start(), publish(store, V1)
+    wanted = "3 tensors: embed.weight got (8, 4), wanted (8, 5); head.weight is missing; norm.weight is unknown"
+    assert wanted in await refused(policy, V1, digest)
+
+
+async def test_a_damaged_shard_is_refused(start: Start, store: WatchedStore) -> None:
+    policy, (_, digest) = await start(), publish(store, V1)
+    shard(store, V1).write_bytes(b"damaged")
+    assert "got 7 bytes; wanted" in await refused(policy, V1, digest)
+
+
+async def test_a_version_that_appears_late_is_waited_for(start: Start, store: WatchedStore) -> None:
+    policy, (_, digest) = await start(), publish(store, V1)
+    late = store.directory(V1).rename(store.root / "late")
+    store.looked.clear()
+    switch = asyncio.create_task(put(policy, V1, digest))
+    await store.looked.wait()
+    late.rename(store.directory(V1))
+    assert (await switch).version == V1
+
+
+async def test_a_version_that_never_appears_is_not_visible_and_the_old_one_goes_on(start: Start) -> None:
+    policy = await start(visible_timeout_s=0.1)
+    with pytest.raises(WeightsNotVisible, match=r"got no version 1\.1"):
+        await put(policy, V1, "0" * 32)
+    assert await version_that_answers(policy) == BASE
+
+
+async def test_a_stop_ends_the_wait_for_a_version(start: Start, store: WatchedStore) -> None:
+    policy = await start(visible_timeout_s=600.0)
+    switch = asyncio.create_task(put(policy, V1, "0" * 32))
+    await store.looked.wait()
+    policy.stop()
+    async with asyncio.timeout(2):
+        with pytest.raises(WeightsNotVisible):
+            await switch
+    with pytest.raises(NotReady, match="it is stopping"):
+        policy.rollouts(request())
+
+
+# -- switches that fail half-way ---------------------------------------------------------------------------------------
+
+
+async def test_a_load_that_fails_half_way_is_rolled_back_and_the_old_version_serves(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy, (_, good), (_, bad) = await start(), publish(store, V1), publish(store, V2)
+    await put(policy, V1, good)
+    engine.calls.clear()
+    engine.failures = [BROKEN]
+    with pytest.raises(
+        SwitchFailed, match=r"2\.1 failed half-way \(the device is lost\); version 1\.1 was loaded back"
+    ):
+        await put(policy, V2, bad)
+    assert engine.calls == ["verify 2.1", "pause drain", "load 2.1", "load 1.1", "resume"]
+    assert policy.not_ready is None
+    assert policy.served.manifest_digest == good
+    assert await version_that_answers(policy) == V1
+    assert (await put(policy, V2, bad)).version == V2
+
+
+async def test_a_load_that_takes_too_long_is_rolled_back(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    engine.may_load.clear()
+    switch = asyncio.create_task(put(policy, V1, digest))
+    await until(lambda: "load 0.0" in engine.calls)
+    assert policy.not_ready is not None
+    assert "1.1 failed half-way; version 0.0 is being loaded back" in policy.not_ready
+    engine.may_load.set()
+    with pytest.raises(SwitchFailed):
+        await switch
+    assert policy.not_ready is None
+
+
+async def test_a_roll_back_that_fails_leaves_the_policy_torn_for_good(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy, (_, digest) = await start(canary_every_s=0.01), publish(store, V1)
+    engine.computes.clear()
+    await engine.checked.wait()
+    engine.failures = [BROKEN, RuntimeError("still lost")]
+    with pytest.raises(PolicyTorn, match=r"\(the device is lost\) and so did loading 0\.0 back \(still lost\)"):
+        await put(policy, V1, digest)
+    assert policy.failed.is_set()
+    assert engine.calls[-1] == "load 0.0", "a torn engine must stay paused"
+    engine.computes.set()  # a canary that was under way succeeds
+    await engine.computed.wait()
+    assert policy.not_ready == "torn between versions 1.1 and 0.0; restarting"
+    with pytest.raises(NotReady, match="torn"):
+        policy.rollouts(request())
+
+
+async def test_requests_that_do_not_end_in_time_keep_the_old_version(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    engine.may_pause.clear()
+    with pytest.raises(SwitchFailed, match=r"still running 0\.05 s after the pause.*Use mode in_flight"):
+        await put(policy, V1, digest)
+    assert engine.calls == ["start", "verify 1.1", "pause drain", "resume"]
+    assert await version_that_answers(policy) == BASE
+
+
+# -- start, readiness, leases ------------------------------------------------------------------------------------------
+
+
+async def test_a_restarted_generator_serves_the_stores_version_before_it_is_ready(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    version = Version(42, 1)
+    publish(store, version)
+    engine.may_load.clear()
+    starting = asyncio.create_task(start())
+    await until(lambda: "load 42.1" in engine.calls)
+    assert not starting.done()
+    engine.may_load.set()
+    policy = await starting
+    assert policy.not_ready is None
+    assert await version_that_answers(policy) == version
+
+
+async def test_a_version_that_is_retired_while_a_start_loads_it_gives_way_to_the_newest(
+    start: Start, store: WatchedStore
+) -> None:
+    publish(store, V1)
+
+    def retire() -> None:
+        if V1 in store.versions():
+            publish(store, V2)
+            shutil.rmtree(store.directory(V1))
+
+    store.at_verify = retire
+    assert (await start()).version == V2
+
+
+async def test_a_start_whose_version_cannot_be_served_fails(start: Start, store: WatchedStore) -> None:
+    publish(store, V1)
+    shard(store, V1).unlink()
+    with pytest.raises(WeightsRefused):
+        await start()
+
+
+async def test_an_engine_that_hangs_is_not_ready_until_it_computes_again(start: Start, engine: ScriptedEngine) -> None:
+    policy = await start(canary_every_s=0.01, canary_timeout_s=0.02)
+    engine.computes.clear()
+    await until(lambda: policy.not_ready is not None)
+    assert policy.not_ready == "the engine did not produce a token: TimeoutError()"
+    with pytest.raises(NotReady, match="did not produce a token"):
+        policy.rollouts(request())
+    engine.computes.set()
+    await until(lambda: policy.not_ready is None)
+
+
+async def test_what_is_being_loaded_and_what_serves_are_leased_and_no_more(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    await put(policy, V1, first)
+    assert store.leased() == {V1}
+    while_verified: list[set[Version]] = []
+    store.at_verify = lambda: while_verified.append(store.leased())
+    await put(policy, V2, second)
+    assert while_verified == [{V1, V2}]
+    assert store.leased() == {V2}
+    _, third = publish(store, V3)
+    engine.failures = [BROKEN]
+    with pytest.raises(SwitchFailed):
+        await put(policy, V3, third)
+    assert store.leased() == {V2}
+    await policy.close()
+    assert store.leased() == set()
+
+
+async def test_leases_are_renewed_also_during_a_long_switch(
+    start: Start, engine: ScriptedEngine, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem_generator.policy.LEASE_S", 0.04)
+    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    await put(policy, V1, first)
+    await renewal(store, {V1})
+    engine.may_load.clear()
+    switch = asyncio.create_task(put(policy, V2, second))
+    await until(lambda: "load 2.1" in engine.calls)
+    await renewal(store, {V1, V2})
+    engine.may_load.set()
+    await switch
+
+
+async def renewal(store: WatchedStore, versions: set[Version]) -> None:
+    """Wait until the lease has been written again, naming `versions`."""
+    path = store.root / "served" / "g.json"
+    before = Lease.model_validate_json(path.read_bytes()).renewed_unix_s
+    await until(lambda: Lease.model_validate_json(path.read_bytes()).renewed_unix_s > before)
+    assert store.leased() == versions
+
+
+async def test_a_store_that_cannot_be_written_is_served_from_all_the_same(start: Start, store: WatchedStore) -> None:
+    policy, (_, digest) = await start(), publish(store, V1)
+    (store.root / "served").write_text("no directory")
+    assert (await put(policy, V1, digest)).version == V1
+    assert policy.not_ready is None
+
+
+# -- admission ---------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[RolloutRequest, type[TandemError], str]] = [
+    (request(min_version=V1), StalePolicy, r"got min_version 1\.1; this generator serves 0\.0"),
+    (request(*range(30), max_tokens=3), BadRequest, "a prompt of 30 tokens and max_tokens 3; wanted at most 32"),
+    (request(5, 100), BadRequest, "got token id 100; wanted ids below the vocabulary's size 100"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "words"), REFUSED, ids=[error.__name__ for _, error, _ in REFUSED])
+async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_sampled(
+    start: Start, wrong: RolloutRequest, error: type[TandemError], words: str
+) -> None:
+    policy = await start()
+    with pytest.raises(error, match=words):
+        policy.rollouts(wrong)
+
+
+async def test_a_request_at_the_limits_is_served(start: Start, store: WatchedStore) -> None:
+    policy = await start()
+    await put(policy, V1, publish(store, V1)[1])
+    groups = [group async for group in policy.rollouts(request(*range(70, 100), max_tokens=2, min_version=V1))]
+    assert [group.prompt_index for group in groups] == [0]
