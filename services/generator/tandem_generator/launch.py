@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import Namespace
 from collections.abc import Sequence
 
 import uvloop
@@ -28,10 +29,7 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
         TandemError: the weight store's newest version cannot be served.
         SystemExit: vLLM refuses an option.
     """
-    _set_environment(settings)
-    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m tandem_generator", add_help=False))
-    args = parser.parse_args([*_arguments(settings), *engine_args])
-    validate_parsed_serve_args(args)
+    args = parse_engine_args(settings, engine_args)
     TandemRoutes.settings = settings
     try:
         uvloop.run(run_server(args))
@@ -39,6 +37,19 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
         return True
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
     return TandemRoutes.stopped_by_signal
+
+
+def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:
+    """vLLM's own reading of our options and of the rest of the command line; sets the environment that vLLM reads.
+
+    Raises:
+        SystemExit: vLLM refuses an option.
+    """
+    _set_environment(settings)
+    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m tandem_generator", add_help=False))
+    args: Namespace = parser.parse_args([*_arguments(settings), *engine_args])
+    validate_parsed_serve_args(args)
+    return args
 
 
 def _set_environment(settings: Settings) -> None:

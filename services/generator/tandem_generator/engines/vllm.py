@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import vllm
+from pydantic import ValidationError
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -67,8 +68,8 @@ class VllmEngine:
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
-        except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineFailed(f"vLLM's engine broke off: {error or type(error).__name__}; see its log") from error
+        except (EngineDeadError, EngineGenerateError, ValidationError) as error:
+            raise EngineFailed(f"vLLM's engine broke off, or gave what the contract refuses: {error!r}") from error
         finally:
             for task in tasks:
                 task.cancel()  # vLLM aborts the request of a cancelled caller
