@@ -107,7 +107,7 @@ async def version_that_answers(policy: Policy) -> Version:
     return group.completions[0].versions[0].version
 
 
-# -- a switch ----------------------------------------------------------------------------------------------------
+# -- a switch --------------------------------------------------------------------------------------------------------
 
 
 async def test_a_switch_verifies_then_pauses_then_loads_then_flips_then_resumes(
@@ -225,7 +225,7 @@ async def test_a_stop_ends_the_wait_for_a_version(start: Start, store: WatchedSt
         policy.rollouts(request())
 
 
-# -- switches that fail half-way ---------------------------------------------------------------------------------------
+# -- switches that fail half-way -------------------------------------------------------------------------------------
 
 
 async def test_a_load_that_fails_half_way_is_rolled_back_and_the_old_version_serves(
@@ -290,7 +290,7 @@ async def test_requests_that_do_not_end_in_time_keep_the_old_version(
     assert await version_that_answers(policy) == BASE
 
 
-# -- start, readiness, leases ------------------------------------------------------------------------------------------
+# -- start, readiness, leases ----------------------------------------------------------------------------------------
 
 
 async def test_a_restarted_generator_serves_the_stores_version_before_it_is_ready(
@@ -390,7 +390,7 @@ async def test_a_store_that_cannot_be_written_is_served_from_all_the_same(start:
     assert policy.not_ready is None
 
 
-# -- admission ---------------------------------------------------------------------------------------------------------
+# -- admission -------------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[RolloutRequest, type[TandemError], str]] = [
     (request(min_version=V1), StalePolicy, r"got min_version 1\.1; this generator serves 0\.0"),
