@@ -1,15 +1,31 @@
-"""An engine that does what a test tells it, to see what a Policy asks of it."""
+"""An engine that does what a test tells it, to see what a Policy asks of it, and what such tests share."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from support.weights import FINGERPRINT, tensors
 from tandem_generator.engines.base import EngineFacts
-from tandem_protocol.messages import Completion, Group, RolloutRequest, SwitchMode, VersionSpan
+from tandem_generator.policy import Policy
+from tandem_protocol.manifest import Manifest
+from tandem_protocol.messages import (
+    Completion,
+    Group,
+    Prompt,
+    RolloutRequest,
+    Sampling,
+    ServedWeights,
+    SetWeights,
+    SwitchMode,
+    VersionSpan,
+)
+from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
+
+Start = Callable[..., Awaitable[Policy]]
+"""Takes settings of GeneratorConfig, returns a policy that has started."""
 
 FACTS = EngineFacts(
     engine="scripted",
@@ -73,3 +89,48 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         self.calls.append("close")
+
+
+class WatchedStore(WeightStore):
+    """Notes verifications among the engine's calls, and tells when a version has been looked for."""
+
+    def __init__(self, root: Path, calls: list[str]) -> None:
+        super().__init__(root)
+        self.calls = calls
+        self.looked = asyncio.Event()
+        self.at_verify: Callable[[], object] = lambda: None
+        self._loop = asyncio.get_running_loop()
+
+    def read(self, version: Version) -> tuple[Manifest, str]:
+        try:
+            return super().read(version)
+        finally:
+            self._loop.call_soon_threadsafe(self.looked.set)
+
+    def verify(self, manifest: Manifest) -> None:
+        self.calls.append(f"verify {manifest.version}")
+        self.at_verify()
+        super().verify(manifest)
+
+
+async def put(policy: Policy, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN) -> ServedWeights:
+    return await policy.set(version, SetWeights(manifest_digest=digest, mode=mode))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110 - the conditions are the policy's, which has no events for them
+            await asyncio.sleep(0.001)
+
+
+def request(*token_ids: int, max_tokens: int = 1, min_version: Version | None = None) -> RolloutRequest:
+    return RolloutRequest(
+        prompts=(Prompt(token_ids=token_ids or (1,)),),
+        sampling=Sampling(max_tokens=max_tokens),
+        min_version=min_version,
+    )
+
+
+async def version_that_answers(policy: Policy) -> Version:
+    (group,) = [group async for group in policy.rollouts(request())]
+    return group.completions[0].versions[0].version

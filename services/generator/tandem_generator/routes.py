@@ -4,10 +4,11 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, HTTPException, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from tandem_protocol import routes as paths
 from tandem_protocol.errors import BadRequest, TandemError
@@ -55,6 +56,8 @@ def _error(error: TandemError) -> JSONResponse:
 
 def _first_problem(error: RequestValidationError) -> str:
     problems = error.errors()
+    if problems[0]["type"] == "json_invalid":
+        return f"the body is no JSON: {problems[0]['ctx']['error']} at character {problems[0]['loc'][-1]}"
     where = ".".join(str(part) for part in problems[0]["loc"])
     more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
     return f"{where}: got {str(problems[0].get('input'))[:100]}; {problems[0]['msg']}{more}"

@@ -1,0 +1,189 @@
+"""The wire contract over HTTP, the same of the mock and of vLLM: what a generator tells, samples and refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from support.served import MAX_MODEL_LEN, PROMPTS, VOCAB, Served, wait_until
+from tandem_protocol.errors import ErrorBody
+from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.messages import (
+    Completion,
+    Info,
+    Prompt,
+    Readiness,
+    RolloutLine,
+)
+
+# -- what it says of itself ----------------------------------------------------------------------------------------
+
+
+def test_info_tells_what_a_trainer_must_compare(served: Served) -> None:
+    info = Info.model_validate(served.client.get("/info").json())
+    ours = fingerprint(served.policy.model_dir)
+    assert (info.fingerprint.config, info.fingerprint.tokenizer) == (ours.config, ours.tokenizer)
+    assert info.fingerprint.parameters is not None
+    assert info.version == served.generator.served.version
+    assert (info.generator_id, info.model) == ("replica-0", str(served.policy.model_dir))
+    assert (info.max_model_len, info.world_size) == (MAX_MODEL_LEN, 1)
+    assert all(device.startswith("cpu:") for device in info.devices)
+
+
+def test_health_and_readiness_need_no_token(served: Served) -> None:
+    anonymous = {"Authorization": ""}
+    assert served.client.get("/healthz", headers=anonymous).json() == {"status": "alive"}
+    readiness = served.client.get("/readyz", headers=anonymous)
+    assert readiness.status_code == 200
+    serving = f"serving version {served.generator.served.version}"
+    assert Readiness.model_validate(readiness.json()) == Readiness(ready=True, reason=serving)
+
+
+GUARDED = [
+    ("GET", "/info"),
+    ("GET", "/metrics"),
+    ("GET", "/weights"),
+    ("PUT", "/weights/1.1"),
+    ("POST", "/rollouts"),
+    ("GET", "/v1/models"),
+    ("GET", "/openapi.json"),
+]
+
+
+@pytest.mark.parametrize("header", ["", "Bearer wrong", "a-token-for-tests"], ids=["none", "wrong", "no scheme"])
+@pytest.mark.parametrize(("method", "path"), GUARDED)
+def test_every_other_route_wants_the_token(served: Served, method: str, path: str, header: str) -> None:
+    response = served.client.request(method, path, headers={"Authorization": header})
+    assert response.status_code == 401
+    error = ErrorBody.model_validate(response.json())
+    assert (error.code, error.retryable) == ("unauthorized", False)
+    assert error.message.startswith("got another token" if header else "got no token")
+    assert "TANDEM_TOKEN" in error.message
+
+
+def test_metrics_count_what_was_sampled_and_name_the_version(served: Served) -> None:
+    version = served.switch()
+    before = served.metrics()
+    served.generator.rollouts(*PROMPTS, n=2, max_tokens=5, ignore_eos=True)
+    after = served.metrics()
+    assert after["tandem_rollout_completions_total"] - before["tandem_rollout_completions_total"] == 6
+    assert after["tandem_rollout_tokens_total"] - before["tandem_rollout_tokens_total"] == 30
+    assert (after["tandem_weight_step"], after["tandem_weight_attempt"]) == (version.step, version.attempt)
+    assert (after["tandem_ready"], after["tandem_requests_running"]) == (1, 0)
+
+
+# -- rollouts ------------------------------------------------------------------------------------------------------
+
+
+def test_every_prompt_is_answered_by_one_line_with_all_its_samples(served: Served) -> None:
+    body = {"prompts": [p.model_dump(mode="json") for p in PROMPTS], "sampling": {"n": 4, "max_tokens": 30}}
+    with served.client.stream("POST", "/rollouts", json=body) as response:
+        assert response.status_code == 200
+        assert response.headers["content-type"] == "application/x-ndjson"
+        lines = [RolloutLine.model_validate_json(line) for line in response.iter_lines()]
+    groups = [line.group for line in lines if line.group]
+    assert len(groups) == len(lines)
+    assert sorted(group.prompt_index for group in groups) == [0, 1, 2]
+    for completion in [completion for group in groups for completion in group.completions]:
+        assert all(logprob <= 0 for logprob in completion.logprobs)
+        assert [span.version for span in completion.versions] == [served.generator.served.version]
+        stopped = completion.token_ids[-1] == served.policy.model.config.eos_token_id
+        assert completion.finish_reason == ("stop" if stopped else "length")
+        assert len(completion.token_ids) == 30 or stopped
+    assert [len(group.completions) for group in groups] == [4, 4, 4]
+
+
+def test_a_completion_ends_with_its_stop_token_or_at_its_length(served: Served) -> None:
+    tokens = served.greedy()
+    stop = tokens[10]
+    completion = one(served, temperature=0.0, max_tokens=20, ignore_eos=True, stop_token_ids=[stop])
+    assert completion.token_ids == tokens[: tokens.index(stop) + 1]
+    assert completion.finish_reason == "stop"
+    assert one(served, temperature=0.0, max_tokens=20, ignore_eos=True).finish_reason == "length"
+
+
+def test_the_logprob_is_of_the_distribution_that_was_sampled_from(served: Served) -> None:
+    completion = one(served, top_k=1, max_tokens=20, ignore_eos=True)
+    assert completion.token_ids == served.greedy()
+    assert completion.logprobs == pytest.approx([0.0] * 20, abs=1e-6)
+
+
+def test_sample_i_of_a_seeded_prompt_is_sample_0_of_seed_plus_i(served: Served) -> None:
+    (together,) = served.generator.rollouts(Prompt(token_ids=(5, 9), seed=3), n=3, max_tokens=20, ignore_eos=True)
+    alone = [Prompt(token_ids=(5, 9), seed=seed) for seed in (3, 4, 5)]
+    groups = served.generator.rollouts(*alone, max_tokens=20, ignore_eos=True)
+    assert [c.token_ids for c in together.completions] == [group.completions[0].token_ids for group in groups]
+    assert len({c.token_ids for c in together.completions}) == 3
+
+
+def test_a_client_that_goes_away_frees_the_engine(served: Served) -> None:
+    before = served.metrics()["tandem_rollout_completions_total"]
+    sampling = {"n": 8, "max_tokens": 2000, "ignore_eos": True}
+    body = {"prompts": [{"token_ids": [5]}] * 8, "sampling": sampling}
+    with served.client.stream("POST", "/rollouts", json=body):
+        wait_until(lambda: served.metrics()["tandem_requests_running"] == 1)
+    wait_until(lambda: served.metrics()["tandem_requests_running"] == 0)
+    assert served.metrics()["tandem_rollout_completions_total"] == before
+    assert one(served, max_tokens=1).finish_reason
+
+
+def one(served: Served, **sampling: Any) -> Completion:
+    (group,) = served.generator.rollouts(PROMPTS[0], **sampling)
+    return group.completions[0]
+
+
+# -- bad requests --------------------------------------------------------------------------------------------------
+
+PROMPT = {"token_ids": [5]}
+BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
+    "no JSON": ("POST", "/rollouts", b"{", 422, "bad_request", "the body is no JSON: Expecting property name"),
+    "no text": ("POST", "/rollouts", b"\xff\xfe\xfd", 422, "bad_request", "wanted JSON"),
+    "unknown key": (
+        "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "temprature": 1}}, 422,
+        "bad_request", "body.sampling.temprature: got 1; Extra inputs are not permitted",
+    ),
+    "no prompts": (
+        "POST", "/rollouts", {"prompts": [], "sampling": {"max_tokens": 1}}, 422,
+        "bad_request", "body.prompts: got []; ",
+    ),
+    "too long": (
+        "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": MAX_MODEL_LEN}}, 422,
+        "bad_request", f"max_tokens {MAX_MODEL_LEN}; wanted at most {MAX_MODEL_LEN} together",
+    ),
+    "no such token": (
+        "POST", "/rollouts", {"prompts": [{"token_ids": [5, VOCAB]}], "sampling": {"max_tokens": 1}}, 422,
+        "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
+    ),
+    "min_version": (
+        "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1}, "min_version": "9999.1"}, 409,
+        "stale_policy", "got min_version 9999.1; this generator serves ",
+    ),
+    "no version": (
+        "PUT", "/weights/42", {"manifest_digest": "0"}, 422,
+        "bad_request", "got version '42'; wanted step.attempt, such as 42.1",
+    ),
+    "no digest": ("PUT", "/weights/42.1", {}, 422, "bad_request", "body.manifest_digest"),
+    "no such mode": (
+        "PUT", "/weights/42.1", {"manifest_digest": "0", "mode": "now"}, 422, "bad_request", "'drain', 'in_flight'",
+    ),
+    "never published": (
+        "PUT", "/weights/9999.1", {"manifest_digest": "0"}, 504, "weights_not_visible", "got no version 9999.1",
+    ),
+}  # fmt: skip
+"""What is wrong: method, path, body, and the status, code and words that answer it."""
+
+
+@pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
+def test_a_bad_request_is_answered_by_what_was_got_and_what_was_wanted(
+    served: Served, case: tuple[str, str, bytes | dict[str, Any], int, str, str]
+) -> None:
+    method, path, body, status, code, words = case
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    response = served.client.request(method, path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == status
+    error = ErrorBody.model_validate(response.json())
+    assert error.code == code
+    assert words in error.message
+    assert served.client.get("/readyz").status_code == 200

@@ -1,0 +1,136 @@
+"""`PUT /weights` over HTTP, the same of the mock and of vLLM: what switches, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.models import make_tiny_model
+from support.policies import ReferencePolicy
+from support.served import PROMPTS, Served, wait_until
+from tandem_protocol.errors import ErrorBody
+from tandem_protocol.messages import (
+    Group,
+    ServedWeights,
+    SwitchMode,
+)
+from tandem_protocol.version import Version
+
+
+def test_setting_a_version_changes_the_policy_and_setting_it_again_does_nothing(served: Served) -> None:
+    before, version = served.greedy(), served.next
+    served.policy.change(version.step)
+    digest = served.policy.publish(version)
+    answer = ServedWeights.model_validate(served.generator.put(version, digest).raise_for_status().json())
+    assert (answer.version, answer.manifest_digest) == (version, digest)
+    assert answer.timings is not None
+    assert 0 < answer.timings.verify_s < answer.timings.total_s
+    assert served.greedy() != before
+    again = ServedWeights(version=version, manifest_digest=digest)
+    assert served.generator.served == again
+    assert ServedWeights.model_validate(served.generator.put(version, digest).raise_for_status().json()) == again
+
+
+def test_an_older_version_is_refused(served: Served) -> None:
+    older = served.generator.served.version if served.generator.served.version.step else served.switch()
+    digest = served.generator.served.manifest_digest
+    assert digest is not None
+    served.switch()
+    refused(
+        served, older, digest, 409, "older_version", f"got version {older}; version {served.next.step - 1}.1 serves"
+    )
+
+
+def test_requests_that_run_finish_on_the_old_version_before_a_drained_switch(served: Served) -> None:
+    before, version = served.generator.served.version, served.next
+    digest = served.policy.publish(version)
+    groups: list[Group] = []
+    asking = threading.Thread(
+        target=lambda: groups.extend(served.generator.rollouts(*PROMPTS, n=8, max_tokens=200, ignore_eos=True))
+    )
+    asking.start()
+    wait_until(lambda: served.metrics()["tandem_requests_running"] == 1)
+    answer = ServedWeights.model_validate(served.generator.put(version, digest, SwitchMode.DRAIN).json())
+    asking.join(30)
+    assert answer.timings is not None
+    assert answer.timings.pause_s > 0.05, "the switch did not meet a running request, so this shows nothing"
+    versions = [span.version for group in groups for completion in group.completions for span in completion.versions]
+    assert versions == [before] * 24
+
+
+def refused(served: Served, version: Version, digest: str, status: int, code: str, *words: str) -> None:
+    """PUT is refused so, and the old version serves and says that it is ready."""
+    before, greedy = served.generator.served, served.greedy()
+    response = served.generator.put(version, digest)
+    assert response.status_code == status
+    error = ErrorBody.model_validate(response.json())
+    assert error.code == code
+    assert [word for word in words if word not in error.message] == [], error.message
+    assert served.generator.served == before
+    assert served.greedy() == greedy
+    assert served.client.get("/readyz").status_code == 200
+
+
+def first_shard(served: Served, version: Version) -> Path:
+    return min(served.policy.store.directory(version).glob("*.safetensors"))
+
+
+def truncate(shard: Path) -> str:
+    data = shard.read_bytes()
+    shard.write_bytes(data[:-1])
+    return f"{shard}: got {len(data) - 1} bytes; wanted {len(data)}. The old version goes on serving"
+
+
+def flip_a_byte(shard: Path) -> str:
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    return f"{shard}: got xxh3-128"
+
+
+def remove(shard: Path) -> str:
+    shard.unlink()
+    return f"No such file or directory: '{shard}'"
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, remove])
+def test_damaged_weights_are_refused_and_the_old_version_keeps_serving(
+    served: Served, damage: Callable[[Path], str]
+) -> None:
+    version = served.next
+    served.policy.change(version.step)
+    digest = served.policy.publish(version)
+    refused(served, version, digest, 422, "weights_refused", damage(first_shard(served, version)))
+
+
+def test_weights_of_another_shape_are_refused_with_the_tensors_name(served: Served) -> None:
+    name, tensors = "model.layers.0.mlp.up_proj.weight", served.policy.tensors()
+    version = served.next
+    digest = served.policy.publish(version, tensors | {name: tensors[name][:-1].clone()})
+    refused(served, version, digest, 422, "weights_refused", f"in 1 tensors: {name} got (63, 32), wanted (64, 32)")
+
+
+def test_weights_that_lack_a_tensor_are_refused_with_its_name(served: Served) -> None:
+    tensors, version = served.policy.tensors(), served.next
+    del tensors["model.norm.weight"]
+    digest = served.policy.publish(version, tensors)
+    refused(served, version, digest, 422, "weights_refused", "model.norm.weight is missing")
+
+
+def test_weights_of_another_model_are_refused(served: Served, tmp_path: Path) -> None:
+    other = ReferencePolicy(make_tiny_model(tmp_path, max_position_embeddings=64), served.policy.store)
+    version = served.next
+    refused(served, version, other.publish(version), 422, "weights_refused", "is of another model: its config differ")
+
+
+def test_a_manifest_of_another_run_is_refused(served: Served) -> None:
+    version = served.next
+    meant = served.policy.publish(version)
+    shutil.rmtree(served.policy.store.directory(version))
+    served.policy.change(version.step)
+    found = served.policy.publish(version)
+    refused(served, version, meant, 422, "weights_refused", found, f"wanted {meant}", "Another run")

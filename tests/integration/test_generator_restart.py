@@ -1,0 +1,127 @@
+"""How a generator comes and goes: it starts with the store's version, ends cleanly, and restarts when it is torn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from support.generators import Generator, running
+from support.models import make_tiny_model
+from support.policies import ReferencePolicy
+from support.served import wait_until
+from tandem_protocol.messages import Completion, Prompt, RolloutLine, SwitchMode
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+
+V41, V42, V43 = Version(41, 1), Version(42, 1), Version(43, 1)
+STOP_S = 15.0
+PATIENT = ["--visible-timeout-s", "600", "--shutdown-timeout-s", "600"]
+"""So that nothing but the property under test ends the process within STOP_S."""
+FAULT = "--generator.mock.faults."
+PROMPT = {"token_ids": [5, 9, 13]}
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> ReferencePolicy:
+    model = make_tiny_model(tmp_path / "model", initializer_range=0.3, max_position_embeddings=2048)
+    return ReferencePolicy(model, WeightStore(tmp_path / "weights"))
+
+
+@contextmanager
+def generator_of(policy: ReferencePolicy, *arguments: str, engine: str = "mock") -> Iterator[Generator]:
+    weights_dir = policy.store.root
+    with running(engine, policy.model_dir, weights_dir, *arguments, log=weights_dir.parent / "log") as generator:
+        yield generator
+
+
+def sampled(generator: Generator) -> Completion:
+    (group,) = generator.rollouts(Prompt(token_ids=(5, 9, 13)), temperature=0.0, max_tokens=10, ignore_eos=True)
+    return group.completions[0]
+
+
+def stop_while_it_streams(generator: Generator, max_tokens: int) -> list[RolloutLine]:
+    """SIGTERM in the middle of an answer; its lines, which all come."""
+    body = {"prompts": [PROMPT] * 4, "sampling": {"n": 2, "max_tokens": max_tokens, "ignore_eos": True}}
+    with generator.client.stream("POST", "/rollouts", json=body) as response:
+        generator.process.terminate()
+        lines = [RolloutLine.model_validate_json(line) for line in response.iter_lines()]
+    assert generator.process.wait(STOP_S) == 0
+    return lines
+
+
+def test_a_killed_generator_serves_the_version_it_had_before_it_is_ready_again(policy: ReferencePolicy) -> None:
+    with generator_of(policy) as killed:
+        for version in (V41, V42):
+            killed.put(version, policy.publish(version)).raise_for_status()
+        before = sampled(killed)
+        killed.process.kill()
+    with generator_of(policy) as restarted:
+        assert restarted.served.version == V42
+        assert sampled(restarted) == before
+        assert [span.version for span in before.versions] == [V42]
+        assert policy.store.leased() == {V42}
+
+
+def test_sigterm_lets_a_stream_finish_gives_the_lease_back_and_exits_0(policy: ReferencePolicy) -> None:
+    policy.publish(V42)
+    with generator_of(policy, f"{FAULT}token_latency_s", "0.002") as generator:
+        lines = stop_while_it_streams(generator, max_tokens=100)
+        assert [line.group.prompt_index for line in lines if line.group] == [0, 1, 2, 3]
+        assert policy.store.leased() == set()
+        assert "Traceback" not in generator.log.read_text()
+
+
+def test_a_put_that_waits_for_its_version_does_not_hold_up_the_stop(policy: ReferencePolicy) -> None:
+    digest = policy.publish(V42)
+    with generator_of(policy, *PATIENT) as generator, ThreadPoolExecutor() as pool:
+        answer = pool.submit(generator.put, V43, "0" * 32)
+        # Setting what serves does nothing, and is refused while a switch is under way.
+        wait_until(lambda: generator.put(V42, digest).status_code == 409)
+        generator.process.terminate()
+        assert generator.process.wait(STOP_S) == 0
+        assert answer.result().json()["code"] == "weights_not_visible"
+
+
+def test_a_torn_policy_ends_the_process_with_1_whatever_runs(policy: ReferencePolicy) -> None:
+    faults = [f"{FAULT}load_failures", "2", f"{FAULT}token_latency_s", "0.01"]
+    body = {"prompts": [PROMPT], "sampling": {"max_tokens": 2000, "ignore_eos": True}}
+    with generator_of(policy, *PATIENT, *faults) as generator, generator.client.stream("POST", "/rollouts", json=body):
+        answer = generator.put(V42, policy.publish(V42), SwitchMode.IN_FLIGHT)
+        assert (answer.status_code, answer.json()["code"]) == (503, "policy_torn")
+        assert generator.process.wait(STOP_S) == 1
+
+
+def test_a_store_of_another_model_is_a_mistake_that_is_told_at_the_start(
+    policy: ReferencePolicy, tmp_path: Path
+) -> None:
+    other = make_tiny_model(tmp_path / "other", max_position_embeddings=64)
+    ReferencePolicy(other, policy.store).publish(V42)
+    generator = Generator("mock", policy.model_dir, policy.store.root, log=tmp_path / "log")
+    assert generator.process.wait(60) == 2
+    (line,) = generator.log.read_text().splitlines()
+    assert line.startswith("error: version 42.1 (run 'test') is of another model: its config differ")
+    assert "Start both services with the same shared.model" in line
+
+
+@pytest.mark.vllm
+def test_vllm_starts_with_the_stores_version_and_stops_cleanly(policy: ReferencePolicy) -> None:
+    base = policy.greedy(PROMPT["token_ids"], 10)
+    policy.change(42)
+    digest = policy.publish(V42)
+    with generator_of(policy, *PATIENT, engine="vllm") as generator, ThreadPoolExecutor() as pool:
+        assert generator.served.version == V42
+        greedy = list(sampled(generator).token_ids)
+        assert greedy == policy.greedy(PROMPT["token_ids"], 10)
+        assert greedy != base
+        assert policy.store.leased() == {V42}
+        answer = pool.submit(generator.put, V43, "0" * 32)
+        wait_until(lambda: generator.put(V42, digest).status_code == 409)
+        lines = stop_while_it_streams(generator, max_tokens=100)
+        assert sorted(line.group.prompt_index for line in lines if line.group) == [0, 1, 2, 3]
+        assert answer.result().json()["code"] == "weights_not_visible"
+        assert policy.store.leased() == set()
+        assert "Traceback" not in generator.log.read_text()

@@ -1,0 +1,53 @@
+"""A generator that serves what a reference policy publishes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from support.generators import Generator
+from support.policies import ReferencePolicy
+from tandem_protocol.messages import (
+    Prompt,
+)
+from tandem_protocol.version import Version
+
+MAX_MODEL_LEN = 2048
+VOCAB = 64
+PROMPTS = tuple(Prompt(token_ids=ids) for ids in ((5, 9, 13), (7,) * 20, (3, 60, 41, 22, 8)))
+
+
+class Served:
+    """A generator and the policy that is published to it."""
+
+    def __init__(self, generator: Generator, policy: ReferencePolicy) -> None:
+        self.generator, self.policy, self.client = generator, policy, generator.client
+
+    @property
+    def next(self) -> Version:
+        """A version that has not been published."""
+        return Version(max((v.step for v in self.policy.store.versions()), default=0) + 1, 1)
+
+    def switch(self) -> Version:
+        """Publish a changed policy and set it."""
+        version = self.next
+        self.policy.change(version.step)
+        response = self.generator.put(version, self.policy.publish(version))
+        assert response.status_code == 200, response.text
+        return version
+
+    def greedy(self) -> tuple[int, ...]:
+        (group,) = self.generator.rollouts(PROMPTS[0], max_tokens=20, temperature=0.0, ignore_eos=True)
+        return group.completions[0].token_ids
+
+    def metrics(self) -> dict[str, float]:
+        """The series without labels."""
+        lines = [line.split() for line in self.client.get("/metrics").text.splitlines()]
+        return {line[0]: float(line[1]) for line in lines if line[0] != "#" and "{" not in line[0]}
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.02)

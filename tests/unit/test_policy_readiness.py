@@ -1,0 +1,149 @@
+"""When a generator is ready, what it leases and which requests it takes: Policy over an engine that a test scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+
+import pytest
+
+from support.engines import ScriptedEngine, Start, WatchedStore, put, request, until, version_that_answers
+from support.weights import publish, shard
+from tandem_protocol.errors import (
+    BadRequest,
+    NotReady,
+    StalePolicy,
+    SwitchFailed,
+    TandemError,
+    WeightsRefused,
+)
+from tandem_protocol.messages import RolloutRequest
+from tandem_protocol.store import Lease
+from tandem_protocol.version import Version
+
+V1, V2, V3 = Version(1, 1), Version(2, 1), Version(3, 1)
+
+
+# -- start, readiness, leases ----------------------------------------------------------------------------------------
+
+
+async def test_a_restarted_generator_serves_the_stores_version_before_it_is_ready(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    version = Version(42, 1)
+    publish(store, version)
+    engine.may_load.clear()
+    starting = asyncio.create_task(start())
+    await until(lambda: "load 42.1" in engine.calls)
+    assert not starting.done()
+    engine.may_load.set()
+    policy = await starting
+    assert policy.not_ready is None
+    assert await version_that_answers(policy) == version
+
+
+async def test_a_version_that_is_retired_while_a_start_loads_it_gives_way_to_the_newest(
+    start: Start, store: WatchedStore
+) -> None:
+    publish(store, V1)
+
+    def retire() -> None:
+        if V1 in store.versions():
+            publish(store, V2)
+            shutil.rmtree(store.directory(V1))
+
+    store.at_verify = retire
+    assert (await start()).version == V2
+
+
+async def test_a_start_whose_version_cannot_be_served_fails(start: Start, store: WatchedStore) -> None:
+    publish(store, V1)
+    shard(store, V1).unlink()
+    with pytest.raises(WeightsRefused):
+        await start()
+
+
+async def test_an_engine_that_hangs_is_not_ready_until_it_computes_again(start: Start, engine: ScriptedEngine) -> None:
+    policy = await start(canary_every_s=0.01, canary_timeout_s=0.02)
+    engine.computes.clear()
+    await until(lambda: policy.not_ready is not None)
+    assert policy.not_ready == "the engine did not produce a token: TimeoutError()"
+    with pytest.raises(NotReady, match="did not produce a token"):
+        policy.rollouts(request())
+    engine.computes.set()
+    await until(lambda: policy.not_ready is None)
+
+
+async def test_what_is_being_loaded_and_what_serves_are_leased_and_no_more(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    await put(policy, V1, first)
+    assert store.leased() == {V1}
+    while_verified: list[set[Version]] = []
+    store.at_verify = lambda: while_verified.append(store.leased())
+    await put(policy, V2, second)
+    assert while_verified == [{V1, V2}]
+    assert store.leased() == {V2}
+    _, third = publish(store, V3)
+    engine.failures = [RuntimeError("the device is lost")]
+    with pytest.raises(SwitchFailed):
+        await put(policy, V3, third)
+    assert store.leased() == {V2}
+    await policy.close()
+    assert store.leased() == set()
+
+
+async def test_leases_are_renewed_also_during_a_long_switch(
+    start: Start, engine: ScriptedEngine, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem_generator.policy.LEASE_S", 0.04)
+    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    await put(policy, V1, first)
+    await renewal(store, {V1})
+    engine.may_load.clear()
+    switch = asyncio.create_task(put(policy, V2, second))
+    await until(lambda: "load 2.1" in engine.calls)
+    await renewal(store, {V1, V2})
+    engine.may_load.set()
+    await switch
+
+
+async def renewal(store: WatchedStore, versions: set[Version]) -> None:
+    """Wait until the lease has been written again, naming `versions`."""
+    path = store.root / "served" / "g.json"
+    before = Lease.model_validate_json(path.read_bytes()).renewed_unix_s
+    await until(lambda: Lease.model_validate_json(path.read_bytes()).renewed_unix_s > before)
+    assert store.leased() == versions
+
+
+async def test_a_store_that_cannot_be_written_is_served_from_all_the_same(start: Start, store: WatchedStore) -> None:
+    policy, (_, digest) = await start(), publish(store, V1)
+    (store.root / "served").write_text("no directory")
+    assert (await put(policy, V1, digest)).version == V1
+    assert policy.not_ready is None
+
+
+# -- admission -------------------------------------------------------------------------------------------------------
+
+REFUSED: list[tuple[RolloutRequest, type[TandemError], str]] = [
+    (request(min_version=V1), StalePolicy, r"got min_version 1\.1; this generator serves 0\.0"),
+    (request(*range(30), max_tokens=3), BadRequest, "a prompt of 30 tokens and max_tokens 3; wanted at most 32"),
+    (request(5, 100), BadRequest, "got token id 100; wanted ids below the vocabulary's size 100"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "error", "words"), REFUSED, ids=[error.__name__ for _, error, _ in REFUSED])
+async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_sampled(
+    start: Start, wrong: RolloutRequest, error: type[TandemError], words: str
+) -> None:
+    policy = await start()
+    with pytest.raises(error, match=words):
+        policy.rollouts(wrong)
+
+
+async def test_a_request_at_the_limits_is_served(start: Start, store: WatchedStore) -> None:
+    policy = await start()
+    await put(policy, V1, publish(store, V1)[1])
+    groups = [group async for group in policy.rollouts(request(*range(70, 100), max_tokens=2, min_version=V1))]
+    assert [group.prompt_index for group in groups] == [0]
