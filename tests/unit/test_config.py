@@ -195,3 +195,23 @@ def test_an_unusable_token_is_refused_without_being_shown(token: str) -> None:
 def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"TANDEM_TOKEN_FILE=.*absent"):
         read_token({"TANDEM_TOKEN_FILE": str(tmp_path / "absent")})
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://", "http://host:port", "ftp://host", "http://host/v1"])
+def test_a_generators_address_that_is_no_base_url_is_told(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"shared\.generators"):
+        load(Shared, overrides={"shared.model": "m", "shared.generators": [url]}, env={})
+
+
+def test_a_stack_without_generators_is_told() -> None:
+    with pytest.raises(ConfigError, match=r"shared\.generators"):
+        load(Shared, overrides={"shared.model": "m", "shared.generators": []}, env={})
+
+
+def test_a_base_url_may_end_in_a_slash() -> None:
+    settings, _ = load(Shared, overrides={"shared.model": "m", "shared.generators": ["http://host:1/"]}, env={})
+    assert settings.shared.generators == ("http://host:1",)
+
+
+class Shared(Section):
+    shared: SharedConfig

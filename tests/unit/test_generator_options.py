@@ -133,6 +133,9 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--engine", "mock", "--tensor-parallel-size", "0"], "generator.tensor_parallel_size: got '0'"),
     (["--config", "absent.yaml"], "absent.yaml cannot be read"),
     (["--engine", "vllm", "--model", "/absent"], "shared.model: got /absent, which is no directory"),
+    (["--engine", "mock", "--model", "./absent"], "shared.model: got ./absent, which is no directory"),
+    (["--engine", "mock", "--host", "0.0.0.0"], "generator.host 0.0.0.0 can be reached from other machines"),
+    (["--generator.generator_id", ".."], "generator.generator_id: got '..'"),
 ]
 
 

@@ -56,22 +56,54 @@ async def test_a_version_that_is_retired_while_a_start_loads_it_gives_way_to_the
     assert (await start()).version == V2
 
 
-async def test_a_start_whose_version_cannot_be_served_fails(start: Start, store: WatchedStore) -> None:
-    publish(store, V1)
-    shard(store, V1).unlink()
-    with pytest.raises(WeightsRefused):
+async def test_a_damaged_latest_gives_way_to_the_newest_version_that_is_whole(
+    start: Start, store: WatchedStore
+) -> None:
+    for version in (V1, V2, V3):
+        publish(store, version)
+    shard(store, V3).unlink()
+    policy = await start()
+    assert policy.version == V2
+    with pytest.raises(StalePolicy):
+        policy.rollouts(request(min_version=V3))
+
+
+async def test_a_version_that_loads_only_half_way_at_a_start_gives_way_too(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    for version in (V1, V2):
+        publish(store, version)
+    engine.failures = [RuntimeError("the device is lost")]
+    assert (await start()).version == V1
+
+
+async def test_a_store_of_which_nothing_can_be_served_ends_the_start_and_says_what_to_do(
+    start: Start, store: WatchedStore
+) -> None:
+    for version in (V1, V2):
+        publish(store, version)
+        shard(store, version).unlink()
+    with pytest.raises(WeightsRefused, match=r"none of the 2 versions .*set shared.weights_dir to a folder"):
         await start()
 
 
 async def test_an_engine_that_hangs_is_not_ready_until_it_computes_again(start: Start, engine: ScriptedEngine) -> None:
-    policy = await start(canary_every_s=0.01, canary_timeout_s=0.02)
+    policy = await start(canary_every_s=0.2, canary_timeout_s=0.02)
     engine.computes.clear()
     await until(lambda: policy.not_ready is not None)
-    assert policy.not_ready == "the engine did not produce a token: TimeoutError()"
+    assert policy.not_ready.startswith("the engine did not produce a token, ")
     with pytest.raises(NotReady, match="did not produce a token"):
         policy.rollouts(request())
     engine.computes.set()
     await until(lambda: policy.not_ready is None)
+
+
+async def test_an_engine_that_goes_on_hanging_ends_the_process(start: Start, engine: ScriptedEngine) -> None:
+    policy = await start(canary_every_s=0.01, canary_timeout_s=0.01)
+    engine.computes.clear()
+    async with asyncio.timeout(5):
+        await policy.failed.wait()
+    assert policy.not_ready == "the engine did not produce a token, 3 times in a row: TimeoutError()"
 
 
 async def test_what_is_being_loaded_and_what_serves_are_leased_and_no_more(

@@ -302,3 +302,13 @@ def test_a_volume_that_fills_up_while_publishing_keeps_what_was_there(
     assert_whole(store, V1)
     publish(store, V2)
     assert_whole(store, V2)
+
+
+def test_what_others_leave_in_the_store_is_neither_a_version_nor_a_lease(store: WeightStore) -> None:
+    publish(store, Version(1, 1))
+    shutil.copytree(store.directory(Version(1, 1)), store.root / "versions" / "5.0")
+    (store.root / "served").mkdir()
+    (store.root / "served" / "other.json").write_text("{}")
+    assert store.versions() == [Version(1, 1)]
+    assert store.leased() == set()
+    assert store.retain(1) == []

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tandem_protocol.config import ConfigError, format_resolved, read_token
+from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
 from tandem_protocol.store import WeightStore
 
@@ -31,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(sys.argv[1:] if argv is None else argv)
         if options.project:
             os.chdir(options.project)
-        read_token()  # a bad token is told now, not by the first request
+        token = read_token()  # a bad token is told now, not by the first request
         if options.check:
             print(format_resolved(options.settings, options.sources))
             return 0
+        _check(options.settings, token)
         if options.settings.generator.engine == "mock":
             return asyncio.run(_serve_mock(options.settings))
         return _serve_vllm(options)
@@ -44,15 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR if mistake else RESTART_ME
 
 
+def _check(settings: Settings, token: str | None) -> None:
+    """Tell a person's mistakes before an engine is started."""
+    model, host = settings.shared.model, settings.generator.host
+    if model.startswith(("/", ".")) and not Path(model).is_dir():
+        raise ConfigError(f"shared.model: got {model}, which is no directory; wanted a model's directory or hub id")
+    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+        raise ConfigError(
+            f"generator.host {host} can be reached from other machines, but there is no token; set {TOKEN_ENV} or "
+            f"{TOKEN_FILE_ENV} for both services, or use host 127.0.0.1"
+        )
+
+
 def _serve_vllm(options: Options) -> int:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "got generator.engine vllm, but vLLM is not installed here; install docker/requirements/generator-cpu.txt "
             "(or -cuda), or use --engine mock"
         )
-    model = options.settings.shared.model
-    if model.startswith(("/", ".")) and not Path(model).is_dir():
-        raise ConfigError(f"shared.model: got {model}, which is no directory; wanted a model's directory or hub id")
     from .launch import serve_vllm  # the mock's image has no vLLM
 
     return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME

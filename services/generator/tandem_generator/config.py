@@ -48,7 +48,7 @@ class GeneratorConfig(Section):
     max_model_len: int | None = Field(None, ge=1)
     enable_prefix_caching: bool | None = None
     enforce_eager: bool | None = None
-    generator_id: str | None = Field(None, pattern=r"^[\w.-]+$")
+    generator_id: str | None = Field(None, pattern=r"^\w[\w.-]*$")
     """Name of this replica in leases and logs; None: host name and port."""
     visible_timeout_s: float = Field(60.0, gt=0.0)
     """How long a published version may take to appear on this side of the shared volume."""

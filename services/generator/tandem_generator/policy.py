@@ -34,6 +34,9 @@ from .engines.base import Engine
 
 log = logging.getLogger(__name__)
 
+_SILENCES = 3
+"""So many canaries in a row without a token, and the process restarts."""
+
 
 class _Serving(NamedTuple):
     """A policy that is, or was, loaded whole."""
@@ -104,19 +107,34 @@ class Policy:
         await self._lease()
         await self.engine.close()
 
-    async def _catch_up(self, attempts: int = 3) -> None:
-        for attempt in range(1, attempts + 1):
-            latest = await asyncio.to_thread(self._store.latest)
-            if latest is None:
-                return
+    async def _catch_up(self) -> None:
+        """Serve LATEST; the newest older version that is whole if LATEST is damaged; base weights in an empty store.
+
+        Falling back trains on nothing wrong: a trainer asks for its own `min_version`.
+        """
+        problems: list[TandemError] = []
+        tried: set[Version] = set()
+        while (version := await asyncio.to_thread(self._newest_but, tried)) is not None:
+            tried.add(version)
             try:
-                _, digest = await self._visible(latest)
-                await self.set(latest, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
+                _, digest = await self._visible(version)
+                await self.set(version, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
                 return
-            except TandemError:
-                # The trainer may have retired the version meanwhile; then LATEST has moved on.
-                if attempt == attempts or await asyncio.to_thread(self._store.latest) == latest:
-                    raise
+            except (WeightsNotVisible, WeightsRefused, SwitchFailed) as error:
+                log.error("cannot start with version %s: %s", version, error)
+                problems.append(error)
+        if problems:
+            raise WeightsRefused(
+                f"none of the {len(problems)} versions in {self._store.root} can be served; the newest: {problems[0]} "
+                "If the store is another model's or run's, set shared.weights_dir to a folder of this run's own; if "
+                f"its files are damaged, delete {self._store.root}: a resumed trainer publishes again."
+            )
+
+    def _newest_but(self, tried: set[Version]) -> Version | None:
+        latest = self._store.latest()
+        candidates = [*reversed(self._store.versions()), *([latest] if latest else [])]
+        untried = [version for version in candidates if version not in tried]
+        return latest if latest in untried else next(iter(untried), None)
 
     def rollouts(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
         """Stream the groups of `request`, each when it is finished; the stream may raise EngineFailed.
@@ -233,11 +251,12 @@ class Policy:
         try:
             async with asyncio.timeout(self._config.switch_timeout_s):
                 await self.engine.pause(mode)
-        except TimeoutError as error:
+        except Exception as error:
             await self.engine.resume()
             raise SwitchFailed(
-                f"requests were still running {self._config.switch_timeout_s:g} s after the pause for version "
-                f"{target.version}; version {self.version} goes on. Use mode in_flight, or raise switch_timeout_s."
+                f"the engine did not pause for version {target.version} within {self._config.switch_timeout_s:g} s "
+                f"({error!r}); version {self.version} goes on. If long requests hold it up, use mode in_flight or "
+                "raise generator.switch_timeout_s."
             ) from error
         paused = time.monotonic()
         try:
@@ -293,6 +312,7 @@ class Policy:
 
     async def _watch(self) -> None:
         """Have the engine prove that it computes: a hung one looks healthy from outside."""
+        silences = 0
         while not self.failed.is_set():
             finished = self._finished_groups
             await asyncio.sleep(self._config.canary_every_s)
@@ -302,9 +322,12 @@ class Policy:
                 async with asyncio.timeout(self._config.canary_timeout_s):
                     await self.engine.check()
             except Exception as error:
-                self._hung = f"the engine did not produce a token: {error!r}"
+                silences += 1
+                self._hung = f"the engine did not produce a token, {silences} times in a row: {error!r}"
+                if silences == _SILENCES:
+                    self.failed.set()
             else:
-                self._hung = None
+                silences, self._hung = 0, None
 
 
 def _check_model(manifest: Manifest, engine: Engine) -> None:

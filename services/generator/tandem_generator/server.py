@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,6 +45,7 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
 
     Raises:
         TandemError: the policy could not start.
+        OSError: the port is taken.
     """
     config = uvicorn.Config(
         build_app(policy, model),
@@ -53,6 +55,7 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
         timeout_graceful_shutdown=shutdown_timeout_s,
     )
     server = _Server(config)
+    listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     await policy.start()
 
     def stop() -> None:
@@ -63,7 +66,7 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
         asyncio.get_running_loop().add_signal_handler(number, stop)
     failed = asyncio.create_task(end_when_failed(policy, server))
     try:
-        await server.serve()
+        await server.serve(sockets=[listening])
     finally:
         failed.cancel()
         await policy.close()

@@ -79,9 +79,9 @@ class WeightsRefused(TandemError):
 
 
 class SwitchFailed(TandemError):
-    """Loading failed half-way; the last good version was loaded back and serves."""
+    """The switch did not come about; the last good version serves, if need be loaded back."""
 
-    code, status = "switch_failed", 500
+    code, status, retryable = "switch_failed", 503, True
 
 
 class PolicyTorn(TandemError):

@@ -56,8 +56,10 @@ class WeightStore:
         """All committed versions, oldest first."""
         found = []
         for path in self._versions.glob("[0-9]*"):
-            with suppress(ValueError):  # somebody's copy
-                found.append(Version.parse(path.name))
+            with suppress(ValueError):
+                version = Version.parse(path.name)
+                if path == self.directory(version):  # not somebody's copy under a like name
+                    found.append(version)
         return sorted(found)
 
     def latest(self) -> Version | None:
@@ -134,7 +136,7 @@ class WeightStore:
         """All versions that a live lease names."""
         leased: set[Version] = set()
         for path in self._served.glob("*.json"):
-            with suppress(FileNotFoundError):  # given back after the listing
+            with suppress(FileNotFoundError, ValidationError):  # given back after the listing; no lease of ours
                 lease = Lease.model_validate_json(path.read_bytes())
                 if time.time() - lease.renewed_unix_s < LEASE_S:
                     leased.update(lease.versions)
@@ -153,7 +155,7 @@ class WeightStore:
         with (self.root / "WRITER").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 file.seek(0)
                 raise StoreLocked(
                     f"{self.root} is being written by {file.read().strip() or 'another trainer'}; wanted to write it "

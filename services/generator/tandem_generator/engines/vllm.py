@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import vllm
 from pydantic import ValidationError
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from tandem_protocol.errors import EngineFailed
+from tandem_protocol.errors import BadRequest, EngineFailed
 from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
 from tandem_protocol.version import BASE, Version
@@ -70,6 +71,8 @@ class VllmEngine:
                 yield await finished
         except (EngineDeadError, EngineGenerateError, ValidationError) as error:
             raise EngineFailed(f"vLLM's engine broke off, or gave what the contract refuses: {error!r}") from error
+        except ValueError as error:
+            raise BadRequest(f"vLLM refuses this request: {error}") from error
         finally:
             for task in tasks:
                 task.cancel()  # vLLM aborts the request of a cancelled caller
@@ -112,7 +115,8 @@ def _sampling_params(sampling: Sampling, seed: int | None) -> SamplingParams:
     return SamplingParams(
         **sampling.model_dump(exclude={"stop_token_ids"}),
         stop_token_ids=list(sampling.stop_token_ids),
-        seed=seed,
+        # On CPU a seeded request whose prefill is cut in chunks kills vLLM 0.32's engine: its generator has no offset.
+        seed=None if current_platform.is_cpu() else seed,
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,
