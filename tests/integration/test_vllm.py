@@ -120,6 +120,12 @@ def test_sixteen_running_requests_survive_a_switch_and_every_token_is_of_the_ver
         assert torch.allclose(expected, torch.tensor(completion.logprobs), atol=TOLERANCE)
 
 
+def test_seeded_prompts_whose_prefill_is_cut_in_chunks_are_served(served: Served) -> None:
+    prompts = [Prompt(token_ids=[index] + [7] * 399, seed=index) for index in range(8)]
+    groups = served.generator.rollouts(*prompts, max_tokens=2, ignore_eos=True)
+    assert [len(group.completions[0].token_ids) for group in groups] == [2] * 8
+
+
 def test_weights_that_fit_no_parameter_are_refused_and_the_old_version_goes_on(served: Served) -> None:
     version = served.generator.served.version
     tensors = served.policy.tensors()
