@@ -26,13 +26,14 @@ test: setup  ## Run the tests (TESTS=tests/unit); says what it skipped and why
 bench: setup  ## Measure and print ratios; gates nothing
 	@for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
 
-up down: compose.yaml
-	docker compose $@ $(if $(filter up,$@),--wait)
-up:    ## Start the stack in containers
-down:  ## Stop it
+# Half of the cores each, where nothing else is said.
+up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))
+up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc) - 1)))
+up:  ## Train PROJECT in containers, to the end (docs/containers.md)
+	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --exit-code-from trainer
 
-compose.yaml:
-	@echo "There is no compose.yaml yet; without containers: make demo" >&2; exit 1
+down:  ## Remove the containers; their volumes stay (docker compose down --volumes)
+	docker compose down
 
 lock:  ## Pin and hash the requirements again (PIP_FIND_LINKS=folder with torch's CPU wheel)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock

@@ -1,0 +1,104 @@
+# The generator. Targets: mock (no torch, no vLLM), cpu, cuda (vLLM's official image and our services).
+# Named contexts, both empty by default: wheels (looked through before pip's sources), certs (*.crt, trusted as well).
+ARG PYTHON_BASE=python:3.11-slim-bookworm
+ARG CUDA_BASE=vllm/vllm-openai:v0.32.0
+
+FROM scratch AS wheels
+FROM scratch AS certs
+
+# -- building: what is left behind ---------------------------------------------------------------------------------------
+
+FROM ${PYTHON_BASE} AS build
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    PIP_FIND_LINKS=/wheels PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    UV_FIND_LINKS=/wheels UV_LINK_MODE=copy \
+    PATH=/opt/tandem/bin:/opt/build/bin:$PATH
+RUN --mount=type=bind,from=certs,target=/certs \
+    find /certs -name '*.crt' -exec cat {} + >> /etc/ssl/certs/ca-certificates.crt
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/requirements/build.txt,target=/build.txt \
+    python3 -m venv /opt/build && /opt/build/bin/pip install --no-deps --require-hashes -r /build.txt && \
+    python3 -m venv /opt/tandem
+
+FROM build AS services
+COPY services/protocol /services/protocol
+COPY services/generator /services/generator
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist /services/protocol /services/generator
+
+FROM build AS dependencies-mock
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=bind,source=docker/requirements/generator-mock.txt,target=/lock.txt \
+    /install /lock.txt
+
+FROM build AS dependencies-cpu
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=bind,source=docker/requirements/generator-cpu.txt,target=/lock.txt \
+    /install /lock.txt
+
+# -- running -------------------------------------------------------------------------------------------------------------
+
+FROM ${PYTHON_BASE} AS runtime
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \
+    /setup libnuma1 && \
+    mkdir /opt/store && ln -s /weights/versions /weights/LATEST /opt/store/ && ln -s /leases /opt/store/served
+# /opt/store is the weight store as a generator may use it: versions only to read, its lease to write.
+ENV PATH=/opt/tandem/bin:$PATH SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HF_HOME=/cache HOME=/tmp \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=void \
+    TANDEM__GENERATOR__HOST=0.0.0.0 TANDEM__GENERATOR__PORT=8000 TANDEM__SHARED__WEIGHTS_DIR=/opt/store
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=10s --start-period=15m --start-interval=2s \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=8)"]
+ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_generator"]
+CMD ["--config", "/project/config.yaml"]
+
+FROM runtime AS mock
+COPY --from=dependencies-mock /opt/tandem /opt/tandem
+RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
+ENV TANDEM__GENERATOR__ENGINE=mock
+LABEL org.opencontainers.image.title="Tandem generator (mock engine)" org.opencontainers.image.licenses=Apache-2.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.revision=${REVISION}
+USER 10001:10001
+
+FROM runtime AS cpu
+COPY --from=dependencies-cpu /opt/tandem /opt/tandem
+RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
+LABEL org.opencontainers.image.title="Tandem generator (vLLM on CPU)" org.opencontainers.image.licenses=Apache-2.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.revision=${REVISION}
+USER 10001:10001
+
+# Of our lock only xxhash, which vLLM's image may lack: the rest of that image is what vLLM was released with.
+FROM ${CUDA_BASE} AS cuda
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \
+    /setup && \
+    mkdir /opt/store && ln -s /weights/versions /weights/LATEST /opt/store/ && ln -s /leases /opt/store/served
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/requirements/generator-cuda.txt,target=/lock.txt \
+    --mount=type=bind,from=services,source=/dist,target=/dist \
+    export PIP_BREAK_SYSTEM_PACKAGES=1 PIP_FIND_LINKS=/wheels && \
+    sed -n '/^xxhash==/,/[^\\]$/p' /lock.txt > /tmp/xxhash.txt && \
+    python3 -m pip install --no-cache-dir --no-deps --require-hashes -r /tmp/xxhash.txt && \
+    python3 -m pip install --no-cache-dir --no-index --no-deps /dist/*.whl && \
+    rm /tmp/xxhash.txt && \
+    python3 -c 'import tandem_generator.server, tandem_generator.options'
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HF_HOME=/cache HOME=/tmp \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=void \
+    TANDEM__GENERATOR__HOST=0.0.0.0 TANDEM__GENERATOR__PORT=8000 TANDEM__SHARED__WEIGHTS_DIR=/opt/store
+EXPOSE 8000
+HEALTHCHECK --interval=15s --timeout=10s --start-period=15m --start-interval=2s \
+    CMD ["python3", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/healthz', timeout=8)"]
+ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_generator"]
+CMD ["--config", "/project/config.yaml"]
+LABEL org.opencontainers.image.title="Tandem generator (vLLM on CUDA)" org.opencontainers.image.licenses=Apache-2.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.revision=${REVISION}
+USER 10001:10001

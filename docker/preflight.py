@@ -1,0 +1,135 @@
+"""Gets everything ready before the services start; runs again at every `docker compose up`.
+
+The host's project is mounted read-only, and prepare.py writes beside itself: so the services see a copy on a volume.
+Copying is root's, since a model that transformers saved is its owner's to read; the rest is the services' user's.
+Only this container has a way outside, so it is also the one to fetch a model from the hub.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from pydantic import BaseModel
+
+from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, load
+
+SOURCE, PROJECT = Path("/source"), Path("/project")
+NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
+
+
+class Settings(BaseModel, extra="ignore"):
+    """What is read of the configuration here; the services check the rest."""
+
+    shared: SharedConfig
+
+
+def main() -> int:
+    """Exit code: 0 when the services may start, 2 for a mistake of the user, else what prepare.py ended with."""
+    try:
+        check_cpus(os.environ["TANDEM_GENERATOR_CPUS"], os.environ["TANDEM_TRAINER_CPUS"])
+        copy_project()
+        become_owner_of(PROJECT)
+        make_token(Path(os.environ[TOKEN_FILE_ENV]))
+        if (PROJECT / "prepare.py").exists():
+            say("preparing the project with its prepare.py")
+            subprocess.run([sys.executable, "prepare.py"], cwd=PROJECT, check=True)
+        settings, _ = load(Settings, path=PROJECT / "config.yaml")
+        fetch_model(settings.shared)
+    except (ConfigError, OSError) as error:  # shutil.Error is an OSError
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"error: prepare.py ended with {error.returncode}; what it printed is above", file=sys.stderr)
+        return error.returncode
+    return 0
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def parse_cpus(text: str) -> set[int]:
+    """`0-2,5` → {0, 1, 2, 5}.
+
+    Raises:
+        ConfigError: `text` is no list of CPUs.
+    """
+    try:
+        ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"got the CPU set {text!r}; wanted something like 0-3,8") from None
+    return {cpu for part in ends for cpu in range(part[0], part[-1] + 1)}
+
+
+def check_cpus(generator: str, trainer: str) -> None:
+    """Refuse sets that overlap: two services that take turns on a core are slower than one.
+
+    Raises:
+        ConfigError: they do.
+    """
+    if shared := parse_cpus(generator) & parse_cpus(trainer):
+        raise ConfigError(
+            f"got TANDEM_GENERATOR_CPUS={generator} and TANDEM_TRAINER_CPUS={trainer}, which share {sorted(shared)}; "
+            "wanted disjoint sets"
+        )
+
+
+def make_token(path: Path) -> None:
+    """Make the bearer token once; only the services' user can read it."""
+    if not path.exists():
+        temporary = path.with_suffix(".new")
+        temporary.touch(mode=0o600)
+        temporary.write_text(secrets.token_urlsafe(32))
+        temporary.replace(path)
+
+
+def copy_project() -> None:
+    """Copy the host's files over those on the volume, where what prepare.py has made stays.
+
+    Raises:
+        ConfigError: there is no project.
+    """
+    if not (SOURCE / "config.yaml").is_file():
+        raise ConfigError("got a folder without config.yaml; wanted TANDEM_PROJECT=<a project: a folder that has one>")
+    owner = PROJECT.stat()
+    ignore = shutil.ignore_patterns(*NOT_COPIED)
+    shutil.copytree(SOURCE, PROJECT, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    for path in [PROJECT, *PROJECT.rglob("*")]:
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+
+
+def become_owner_of(path: Path) -> None:
+    """Give up root, for good, for the user whom the image has given its mount points to."""
+    owner = path.stat()
+    os.setgroups([])
+    os.setgid(owner.st_gid)
+    os.setuid(owner.st_uid)
+
+
+def fetch_model(shared: SharedConfig) -> None:
+    """Put a model of the hub into the cache volume, from which the services read it without a network.
+
+    Raises:
+        ConfigError: it is neither a directory nor to be had from the hub.
+    """
+    if (PROJECT / shared.model).is_dir():
+        return
+    say(f"fetching {shared.model}")
+    try:
+        snapshot_download(shared.model, revision=shared.revision)
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise ConfigError(
+            f"shared.model: got {shared.model!r}, which is no directory of the project and not to be had from the hub: "
+            f"{error}"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

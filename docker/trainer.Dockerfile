@@ -1,0 +1,73 @@
+# The trainer. Targets: cpu, cuda (torch's own wheels bring CUDA; the host brings the driver).
+# Named contexts, both empty by default: wheels (looked through before pip's sources), certs (*.crt, trusted as well).
+ARG PYTHON_BASE=python:3.11-slim-bookworm
+
+FROM scratch AS wheels
+FROM scratch AS certs
+
+# -- building: what is left behind ---------------------------------------------------------------------------------------
+
+FROM ${PYTHON_BASE} AS build
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
+    PIP_FIND_LINKS=/wheels PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    UV_FIND_LINKS=/wheels UV_LINK_MODE=copy \
+    PATH=/opt/tandem/bin:/opt/build/bin:$PATH
+RUN --mount=type=bind,from=certs,target=/certs \
+    find /certs -name '*.crt' -exec cat {} + >> /etc/ssl/certs/ca-certificates.crt
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/requirements/build.txt,target=/build.txt \
+    python3 -m venv /opt/build && /opt/build/bin/pip install --no-deps --require-hashes -r /build.txt && \
+    python3 -m venv /opt/tandem
+
+FROM build AS services
+COPY services/protocol /services/protocol
+COPY services/trainer /services/trainer
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist /services/protocol /services/trainer
+
+FROM build AS dependencies-cpu
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=bind,source=docker/requirements/trainer-cpu.txt,target=/lock.txt \
+    /install /lock.txt
+
+FROM build AS dependencies-cuda
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=bind,source=docker/requirements/trainer-cuda.txt,target=/lock.txt \
+    /install /lock.txt
+
+# -- running -------------------------------------------------------------------------------------------------------------
+
+FROM ${PYTHON_BASE} AS runtime
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \
+    /setup
+ENV PATH=/opt/tandem/bin:$PATH SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HF_HOME=/cache HOME=/tmp \
+    PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=void \
+    HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
+    TANDEM__TRAINER__OUTPUT_DIR=/runs TANDEM__SHARED__WEIGHTS_DIR=/weights
+# It has no port: its progress is in /runs, its end in the exit code.
+HEALTHCHECK NONE
+ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_trainer"]
+CMD ["--config", "/project/config.yaml"]
+
+FROM runtime AS cpu
+COPY --from=dependencies-cpu /opt/tandem /opt/tandem
+RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
+COPY docker/preflight.py /opt/
+LABEL org.opencontainers.image.title="Tandem trainer (CPU)" org.opencontainers.image.licenses=Apache-2.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.revision=${REVISION}
+USER 10001:10001
+
+FROM runtime AS cuda
+COPY --from=dependencies-cuda /opt/tandem /opt/tandem
+RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
+COPY docker/preflight.py /opt/
+LABEL org.opencontainers.image.title="Tandem trainer (CUDA)" org.opencontainers.image.licenses=Apache-2.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.revision=${REVISION}
+USER 10001:10001

@@ -1,0 +1,101 @@
+"""The compose stack in a real engine, with the mock generator: its end, its fences and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from support.stack import Stack, stack
+
+pytestmark = pytest.mark.docker
+
+UP = ("up", "--no-build", "--exit-code-from", "trainer")
+SERVICES = ("generator", "trainer")
+
+
+@pytest.fixture
+def endless(mock_images: dict[str, str], project: Path) -> Iterator[Stack]:
+    """A stack whose trainer has begun and goes on until it is stopped."""
+    config = (project / "config.yaml").read_text().replace("max_steps: 4", "max_steps: 1000000")
+    (project / "config.yaml").write_text(config)
+    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
+        made.must("up", "--no-build", "--detach")
+        yield made
+
+
+def test_a_run_ends_with_its_last_step_and_leaves_nothing_behind(
+    mock_images: dict[str, str], project: Path, tmp_path: Path
+) -> None:
+    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
+        made.must(*UP)
+        lines = (made.copy_runs(tmp_path / "runs") / "default" / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+        made.down()
+        assert made.leftovers() == []
+
+
+def test_a_project_that_only_its_owner_can_read_is_copied(mock_images: dict[str, str], project: Path) -> None:
+    for path in [project, *project.rglob("*")]:
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
+        made.must("up", "--no-build", "preflight")
+        assert made.container("preflight").attrs["State"]["ExitCode"] == 0
+
+
+def test_cpu_sets_that_overlap_are_refused_before_anything_starts(mock_images: dict[str, str], project: Path) -> None:
+    cpus = {"TANDEM_GENERATOR_CPUS": "0-1", "TANDEM_TRAINER_CPUS": "1"}
+    with stack(**mock_images, **cpus, TANDEM_PROJECT=str(project)) as made:
+        assert made.compose(*UP).returncode != 0
+        assert made.container("preflight").attrs["State"]["ExitCode"] == 2
+        assert made.container("generator").attrs["State"]["StartedAt"].startswith("0001-")
+
+
+def test_services_are_fenced_in(endless: Stack) -> None:
+    for service in SERVICES:
+        status = dict(
+            line.split(":\t", 1)
+            for line in endless.python(service, "print(open('/proc/1/status').read())").splitlines()
+            if ":\t" in line
+        )
+        assert status["Uid"].split() == ["10001"] * 4
+        assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+        assert status["NoNewPrivs"] == "1"
+        routes = endless.python(service, "print(open('/proc/net/route').read())").splitlines()[1:]
+        assert [route for route in routes if route.split()[1] == "00000000"] == [], "a default route leads outside"
+        assert refusal(endless, service, "/opt/x") == "EROFS"
+
+
+def test_the_generator_writes_no_weights_but_its_lease(endless: Stack) -> None:
+    for path in ("/weights/versions/x", "/weights/LATEST", "/opt/store/LATEST", "/project/x"):
+        assert refusal(endless, "generator", path) == "EROFS"
+    assert refusal(endless, "generator", "/leases/x") == "none"
+    assert refusal(endless, "trainer", "/weights/x") == "none"
+
+
+def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Stack) -> None:
+    token = endless.python("generator", "print(open('/secrets/token').read())").strip()
+    assert len(token) >= 32
+    for service in SERVICES:
+        assert token not in json.dumps(endless.container(service).attrs)
+    ask = (
+        "import urllib.request as r, urllib.error as e\n"
+        "def ask(headers):\n"
+        "    try: return r.urlopen(r.Request('http://generator:8000/info', headers=headers), timeout=10).status\n"
+        "    except e.HTTPError as error: return error.code\n"
+        "token = open('/secrets/token').read()\n"
+        "print(ask({}), ask({'Authorization': f'Bearer {token}'}))"
+    )
+    assert endless.python("trainer", ask).split() == ["401", "200"]
+
+
+def refusal(made: Stack, service: str, path: str) -> str:
+    """The name of the error that writing `path` in a service ends with, or `none`."""
+    code = (
+        "import errno\n"
+        f"try: open({path!r}, 'a').close(); print('none')\n"
+        "except OSError as error: print(errno.errorcode[error.errno])"
+    )
+    return made.python(service, code).strip()
