@@ -110,14 +110,6 @@ def test_the_logprob_is_of_the_distribution_that_was_sampled_from(served: Served
     assert completion.logprobs == pytest.approx([0.0] * 20, abs=1e-6)
 
 
-def test_sample_i_of_a_seeded_prompt_is_sample_0_of_seed_plus_i(served: Served) -> None:
-    (together,) = served.generator.rollouts(Prompt(token_ids=(5, 9), seed=3), n=3, max_tokens=20, ignore_eos=True)
-    alone = [Prompt(token_ids=(5, 9), seed=seed) for seed in (3, 4, 5)]
-    groups = served.generator.rollouts(*alone, max_tokens=20, ignore_eos=True)
-    assert [c.token_ids for c in together.completions] == [group.completions[0].token_ids for group in groups]
-    assert len({c.token_ids for c in together.completions}) == 3
-
-
 def test_a_client_that_goes_away_frees_the_engine(served: Served) -> None:
     before = served.metrics()["tandem_rollout_completions_total"]
     sampling = {"n": 8, "max_tokens": 2000, "ignore_eos": True}
@@ -154,6 +146,10 @@ BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
     ),
     "no such token": (
         "POST", "/rollouts", {"prompts": [{"token_ids": [5, VOCAB]}], "sampling": {"max_tokens": 1}}, 422,
+        "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
+    ),
+    "no such stop token": (
+        "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "stop_token_ids": [VOCAB]}}, 422,
         "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
     ),
     "min_version": (

@@ -102,9 +102,11 @@ def test_a_store_of_another_model_is_a_mistake_that_is_told_at_the_start(
     ReferencePolicy(other, policy.store).publish(V42)
     generator = Generator("mock", policy.model_dir, policy.store.root, log=tmp_path / "log")
     assert generator.process.wait(60) == 2
-    (line,) = generator.log.read_text().splitlines()
-    assert line.startswith("error: version 42.1 (run 'test') is of another model: its config differ")
-    assert "Start both services with the same shared.model" in line
+    *_, told = generator.log.read_text().splitlines()
+    assert told.startswith("error: none of the 1 versions in ")
+    assert "version 42.1 (run 'test') is of another model: its config differ" in told
+    assert "set shared.weights_dir to a folder of this run's own" in told
+    assert "Traceback" not in generator.log.read_text()
 
 
 @pytest.mark.vllm

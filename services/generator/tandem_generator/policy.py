@@ -172,7 +172,7 @@ class Policy:
                 f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}; wanted at most "
                 f"{facts.max_model_len} together (the model's max_model_len). Shorten one of them."
             )
-        largest = max(max(prompt.token_ids) for prompt in request.prompts)
+        largest = max([*request.sampling.stop_token_ids, *(max(prompt.token_ids) for prompt in request.prompts)])
         if largest >= facts.vocab_size:
             raise BadRequest(
                 f"got token id {largest}; wanted ids below the vocabulary's size {facts.vocab_size}. "
