@@ -13,7 +13,6 @@ from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import (
     Completion,
     Info,
-    Prompt,
     Readiness,
     RolloutLine,
 )

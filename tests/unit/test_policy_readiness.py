@@ -129,7 +129,7 @@ async def test_what_is_being_loaded_and_what_serves_are_leased_and_no_more(
 async def test_leases_are_renewed_also_during_a_long_switch(
     start: Start, engine: ScriptedEngine, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem_generator.policy.LEASE_S", 0.04)
+    monkeypatch.setattr("tandem_generator.lease.LEASE_S", 0.04)
     policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
     await put(policy, V1, first)
     await renewal(store, {V1})

@@ -25,12 +25,13 @@ from tandem_protocol.errors import (
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
-from tandem_protocol.store import LEASE_S, WeightStore
+from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
 from . import metrics
 from .config import GeneratorConfig
 from .engines.base import Engine
+from .lease import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,7 @@ class Policy:
         self._not_whole: str | None = "the engine is starting"
         self._hung: str | None = None
         self._stopping = False
-        self._leased: tuple[Version, ...] = ()
-        self._leasing = asyncio.Lock()
+        self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
         self._finished_groups = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -93,7 +93,7 @@ class Policy:
         self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
         await self._catch_up()
         self._not_whole = None
-        self._tasks = [asyncio.create_task(self._renew_lease()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._watch())]
 
     def stop(self) -> None:
         """The server is about to end: answer no further request and wait for no version. What runs may finish."""
@@ -104,7 +104,7 @@ class Policy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._lease()
+        await self._lease.hold()
         await self.engine.close()
 
     async def _catch_up(self) -> None:
@@ -212,7 +212,7 @@ class Policy:
             verified = time.monotonic()
             paused, loaded = await self._pause_load_resume(target, wanted.mode)
         finally:
-            await self._lease(self.version)
+            await self._lease.hold(self.version)
         ended = time.monotonic()
         metrics.SWITCH_SECONDS.observe(ended - began)
         timings = SwitchTimings(
@@ -230,7 +230,7 @@ class Policy:
                 "another attempt wrote it: give each run its own shared.weights_dir, and publish again."
             )
         _check_model(manifest, self.engine)
-        await self._lease(version, self.version)
+        await self._lease.hold(version, self.version)
         await asyncio.to_thread(self._store.verify, manifest)
         directory = self._store.directory(version)
         return _Serving(version, digest, tuple(directory / file.name for file in manifest.files))
@@ -292,23 +292,6 @@ class Policy:
         raise SwitchFailed(
             f"loading version {version} failed half-way ({cause}); version {self.version} was loaded back and serves"
         ) from cause
-
-    async def _lease(self, *versions: Version) -> None:
-        """State which versions retention must leave alone. A store that cannot be written serves all the same."""
-        self._leased = tuple(version for version in versions if version != BASE)
-        await self._write_lease()
-
-    async def _write_lease(self) -> None:
-        async with self._leasing:
-            try:
-                await asyncio.to_thread(self._store.lease, self.generator_id, self._leased)
-            except OSError as error:
-                log.warning("cannot write this generator's lease, so retention may delete what it serves: %s", error)
-
-    async def _renew_lease(self) -> None:
-        while True:
-            await asyncio.sleep(LEASE_S / 4)
-            await self._write_lease()
 
     async def _watch(self) -> None:
         """Have the engine prove that it computes: a hung one looks healthy from outside."""
