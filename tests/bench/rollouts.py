@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.generators import free_port
 from support.models import make_tiny_model
 from tandem_generator.config import GeneratorConfig, Settings
-from tandem_generator.engines.vllm import _sampling_params
+from tandem_generator.engines.vllm import sampling_params
 from tandem_generator.launch import parse_engine_args
 from tandem_generator.plugin import TandemRoutes
 from tandem_protocol.config import SharedConfig
@@ -87,7 +87,7 @@ async def main(rounds: int) -> None:
             loop = asyncio.get_running_loop()
 
             async def in_process(token_ids: list[list[int]]) -> float:
-                params = _sampling_params(SAMPLING, None)
+                params = sampling_params(SAMPLING, None)
                 began = time.perf_counter()
                 await asyncio.gather(*(consume(client, p, params, f"{began}-{i}") for i, p in enumerate(token_ids)))
                 return time.perf_counter() - began

@@ -44,6 +44,11 @@ def devices() -> tuple[str, ...]:
     return tuple(current_platform.get_device_uuid(index) for index in range(current_platform.device_count()))
 
 
+def takes_seeds() -> bool:
+    """A seeded request whose prefill is cut in chunks kills vLLM 0.32's CPU engine: torch's generator has no offset."""
+    return not current_platform.is_cpu()
+
+
 class TandemRoutes:
     """Entry point `vllm.endpoint_plugins`: our router over vLLM's engine client, in vLLM's own server."""
 
@@ -62,7 +67,9 @@ class TandemRoutes:
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         assert engine_client is not None, "the task generate has an engine"
-        self.engine.attach(engine_client, devices(), trust_remote_code=args.trust_remote_code)
+        self.engine.attach(
+            engine_client, devices(), takes_seeds=takes_seeds(), trust_remote_code=args.trust_remote_code
+        )
         await self.policy.start()
         self._watch = asyncio.create_task(self._watch_end(state))
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import vllm
 from pydantic import ValidationError
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -38,9 +37,11 @@ class VllmEngine:
     facts: EngineFacts
     _client: EngineClient
 
-    def attach(self, client: EngineClient, devices: tuple[str, ...], *, trust_remote_code: bool) -> None:
-        """Serve with `client`, which runs on `devices`."""
-        self._client = client
+    def attach(
+        self, client: EngineClient, devices: tuple[str, ...], *, takes_seeds: bool, trust_remote_code: bool
+    ) -> None:
+        """Serve with `client`, which runs on `devices`; without `takes_seeds` samples are not repeatable."""
+        self._client, self._takes_seeds = client, takes_seeds
         model, parallel = client.model_config, client.vllm_config.parallel_config
         directory = _local_directory(model.model, model.revision)
         shapes = _parameter_table(directory, trust_remote_code=trust_remote_code)
@@ -79,7 +80,8 @@ class VllmEngine:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _group(self, index: int, prompt: Prompt, sampling: Sampling) -> Group:
-        outputs = await self._run(prompt.token_ids, _sampling_params(sampling, prompt.seed))
+        params = sampling_params(sampling, prompt.seed if self._takes_seeds else None)
+        outputs = await self._run(prompt.token_ids, params)
         return Group(prompt_index=index, completions=tuple(_completion(output) for output in outputs))
 
     async def _run(self, token_ids: Sequence[int], params: SamplingParams) -> Sequence[CompletionOutput]:
@@ -111,12 +113,11 @@ class VllmEngine:
         """The server that started the engine ends it."""
 
 
-def _sampling_params(sampling: Sampling, seed: int | None) -> SamplingParams:
+def sampling_params(sampling: Sampling, seed: int | None) -> SamplingParams:
     return SamplingParams(
         **sampling.model_dump(exclude={"stop_token_ids"}),
         stop_token_ids=list(sampling.stop_token_ids),
-        # On CPU a seeded request whose prefill is cut in chunks kills vLLM 0.32's engine: its generator has no offset.
-        seed=None if current_platform.is_cpu() else seed,
+        seed=seed,
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,
