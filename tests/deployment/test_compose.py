@@ -63,13 +63,15 @@ def test_services_are_fenced_in(endless: Stack) -> None:
         assert status["Uid"].split() == ["10001"] * 4
         assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
         assert status["NoNewPrivs"] == "1"
-        routes = endless.python(service, "print(open('/proc/net/route').read())").splitlines()[1:]
-        assert [route for route in routes if route.split()[1] == "00000000"] == [], "a default route leads outside"
+        table = endless.must("exec", "-T", service, "cat", "/proc/net/route")
+        targets = [line.split()[1] for line in table.splitlines()]
+        assert targets[0] == "Destination"
+        assert "00000000" not in targets, "a default route leads outside"
         assert refusal(endless, service, "/opt/x") == "EROFS"
 
 
 def test_the_generator_writes_no_weights_but_its_lease(endless: Stack) -> None:
-    for path in ("/weights/versions/x", "/weights/LATEST", "/opt/store/LATEST", "/project/x"):
+    for path in ("/weights/x", "/opt/store/LATEST", "/project/x"):
         assert refusal(endless, "generator", path) == "EROFS"
     assert refusal(endless, "generator", "/leases/x") == "none"
     assert refusal(endless, "trainer", "/weights/x") == "none"
