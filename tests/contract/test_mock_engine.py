@@ -198,6 +198,16 @@ async def test_an_abort_ends_the_whole_request_with_what_it_has() -> None:
     assert {span.version for c in completions for span in c.versions} == {V1}
 
 
+async def test_an_abort_does_not_wait_out_the_latency_of_the_groups_to_come() -> None:
+    mock = engine(FaultsConfig(latency_s=0.1))
+    asked = asyncio.create_task(sample(mock, *range(100)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await mock.pause(SwitchMode.ABORT)
+    await mock.resume()
+    assert [c.finish_reason for c in await asked] == ["abort"] * 100
+
+
 # -- faults ----------------------------------------------------------------------------------------------------------
 
 
