@@ -114,7 +114,7 @@ def test_a_client_that_goes_away_frees_the_engine(served: Served) -> None:
     sampling = {"n": 8, "max_tokens": 2000, "ignore_eos": True}
     body = {"prompts": [{"token_ids": [5]}] * 8, "sampling": sampling}
     with served.client.stream("POST", "/rollouts", json=body):
-        wait_until(lambda: served.metrics()["tandem_requests_running"] == 1)
+        wait_until(lambda: served.runs(64))
     wait_until(lambda: served.metrics()["tandem_requests_running"] == 0)
     assert served.metrics()["tandem_rollout_completions_total"] == before
     assert one(served, max_tokens=1).finish_reason

@@ -53,9 +53,9 @@ def test_requests_that_run_finish_on_the_old_version_before_a_drained_switch(ser
         target=lambda: groups.extend(served.generator.rollouts(*PROMPTS, n=8, max_tokens=200, ignore_eos=True))
     )
     asking.start()
-    wait_until(lambda: served.metrics()["tandem_requests_running"] == 1)
+    wait_until(lambda: served.runs(24))
     answer = ServedWeights.model_validate(served.generator.put(version, digest, SwitchMode.DRAIN).json())
-    asking.join(30)
+    asking.join(60)
     assert answer.timings is not None
     assert answer.timings.pause_s > 0.05, "the switch did not meet a running request, so this shows nothing"
     versions = [span.version for group in groups for completion in group.completions for span in completion.versions]

@@ -41,9 +41,16 @@ class Served:
         return group.completions[0].token_ids
 
     def metrics(self) -> dict[str, float]:
-        """The series without labels."""
-        lines = [line.split() for line in self.client.get("/metrics").text.splitlines()]
-        return {line[0]: float(line[1]) for line in lines if line[0] != "#" and "{" not in line[0]}
+        """The series by their names, without labels."""
+        lines = [line for line in self.client.get("/metrics").text.splitlines() if not line.startswith("#")]
+        return {line.partition("{")[0].split()[0]: float(line.split()[-1]) for line in lines}
+
+    def runs(self, completions: int) -> bool:
+        """Whether one request runs, and in vLLM so many completions of it: it may still be on its way there."""
+        metrics = self.metrics()
+        return metrics["tandem_requests_running"] == 1 and (
+            metrics.get("vllm:num_requests_running", completions) == completions
+        )
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:

@@ -36,7 +36,7 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     except KeyboardInterrupt:  # SIGTERM before the server was up
         return True
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
-    return TandemRoutes.stopped_by_signal
+    return TandemRoutes.policy.stopping
 
 
 def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:

@@ -5,9 +5,7 @@ Everything that depends on the kind of device stands here, so that what is teste
 
 import asyncio
 import os
-import signal
 from argparse import Namespace
-from types import FrameType
 from typing import ClassVar
 
 from fastapi import FastAPI
@@ -22,7 +20,7 @@ from .config import Settings
 from .engines.vllm import VllmEngine
 from .policy import Policy
 from .routes import build_router
-from .server import end_when_failed
+from .server import end_on_signal, end_when_failed
 from .volume_engine import BACKEND
 
 
@@ -56,13 +54,13 @@ class TandemRoutes:
     required_tasks = ("generate",)
     settings: ClassVar[Settings]
     """Set before vLLM makes the plug-in, which it does without arguments."""
-    stopped_by_signal: ClassVar[bool] = False
-    """Told apart from a server that ends because its engine died: vLLM's exit status is 0 either way."""
+    policy: ClassVar[Policy]
+    """Knows, when the server has ended, whether it was told to: vLLM's exit status is 0 also when its engine died."""
 
     def attach_router(self, app: FastAPI) -> None:
         shared, config = self.settings.shared, self.settings.generator
         self.engine = VllmEngine()
-        self.policy = Policy(self.engine, WeightStore(shared.weights_dir), config)
+        TandemRoutes.policy = Policy(self.engine, WeightStore(shared.weights_dir), config)
         app.include_router(build_router(self.policy, shared.model))
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
@@ -76,19 +74,7 @@ class TandemRoutes:
     async def _watch_end(self, state: State) -> None:
         while not (hasattr(state, "server") and state.server.started):  # noqa: ASYNC110 - vLLM has no event for it
             await asyncio.sleep(0.1)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._note_signal(number)
+        # In place of vLLM's handlers, which end the engine first: a request on its way there would never be answered.
+        state.server.config.timeout_graceful_shutdown = self.settings.generator.shutdown_timeout_s
+        end_on_signal(self.policy, state.server)
         await end_when_failed(self.policy, state.server)
-
-    def _note_signal(self, number: signal.Signals) -> None:
-        """Note that `number` arrived and leave its handling to vLLM, which has its handlers by now."""
-        previous = signal.getsignal(number)
-
-        def note(signum: int, frame: FrameType | None) -> None:
-            TandemRoutes.stopped_by_signal = True
-            self.policy.stop()
-            if callable(previous):
-                previous(signum, frame)
-
-        signal.signal(number, note)
-        signal.siginterrupt(number, False)

@@ -58,12 +58,12 @@ class Policy:
         self.engine = engine
         self.generator_id = config.replica
         self.failed = asyncio.Event()
+        self.stopping = False
         self._store = store
         self._config = config
         self._serving = _Serving(BASE, None, ())
         self._not_whole: str | None = "the engine is starting"
         self._hung: str | None = None
-        self._stopping = False
         self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
         self._finished_groups = 0
@@ -81,7 +81,7 @@ class Policy:
     @property
     def not_ready(self) -> str | None:
         """Why no request is answered; None when ready."""
-        return "it is stopping" if self._stopping else self._not_whole or self._hung
+        return "it is stopping" if self.stopping else self._not_whole or self._hung
 
     async def start(self) -> None:
         """Start the engine and catch up with the store, so that base weights never serve in the middle of a run.
@@ -97,7 +97,7 @@ class Policy:
 
     def stop(self) -> None:
         """The server is about to end: answer no further request and wait for no version. What runs may finish."""
-        self._stopping = True
+        self.stopping = True
 
     async def close(self) -> None:
         self.stop()
@@ -242,7 +242,7 @@ class Policy:
             try:
                 return await asyncio.to_thread(self._store.read, version)
             except WeightsNotVisible:
-                if self._stopping or time.monotonic() >= deadline:
+                if self.stopping or time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(0.05)
 

@@ -57,6 +57,17 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
     server = _Server(config)
     listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     await policy.start()
+    end_on_signal(policy, server)
+    failed = asyncio.create_task(end_when_failed(policy, server))
+    try:
+        await server.serve(sockets=[listening])
+    finally:
+        failed.cancel()
+        await policy.close()
+
+
+def end_on_signal(policy: Policy, server: uvicorn.Server) -> None:
+    """On SIGTERM or SIGINT begin nothing more, let what runs finish within the server's grace, and end."""
 
     def stop() -> None:
         policy.stop()
@@ -64,12 +75,6 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
-    failed = asyncio.create_task(end_when_failed(policy, server))
-    try:
-        await server.serve(sockets=[listening])
-    finally:
-        failed.cancel()
-        await policy.close()
 
 
 async def end_when_failed(policy: Policy, server: uvicorn.Server) -> None:
