@@ -96,3 +96,16 @@ def test_seeds_differ_and_depend_on_the_run_seed():
 def test_ranks_share_an_epoch_between_them():
     cursors = [PromptCursor(6, seed=0, shuffle=True, rank=rank, world_size=2) for rank in range(2)]
     assert sorted(draw.row for cursor in cursors for draw in cursor.draw(3)) == list(range(6))
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids"])
+def test_a_column_that_would_hide_what_rewards_are_called_with_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(UserError, match=rf"row 0 has the columns \['{name}'\].*rename"):
+        load_prompts(PromptsConfig(source=_file(tmp_path, {"prompt": "a", name: "gold"})), TOKENIZER)
+
+
+def test_a_line_separator_inside_a_string_ends_no_row(tmp_path: Path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "note": "x\u2028y\u0085z"}, ensure_ascii=False) + "\n")
+    (row,) = load_prompts(PromptsConfig(source=str(path)), TOKENIZER)
+    assert row.columns == {"note": "x\u2028y\u0085z"}

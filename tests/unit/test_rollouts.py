@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -62,6 +63,7 @@ def _rollouts(portal: BlockingPortal, generator: Any, max_lag: int) -> Rollouts:
         client=generator,
         rewards=Scorer(),  # type: ignore[arg-type]  # only `score` is used
         portal=portal,
+        wait=Future.result,
         config=RolloutConfig(num_prompts=2, num_generations=2, max_completion_length=4),
         prompts_a_step=2,
         max_lag=max_lag,

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
+import pytest
+from accelerate import Accelerator
+
 from support.rollouts import completion, scored
+from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.checkpoint import Checkpoints
+from tandem_trainer.config import RewardConfig, TrainerConfig
+from tandem_trainer.errors import UserError
 from tandem_trainer.metrics import JsonLines, completion_records, samples, step_record
+from tandem_trainer.run import Run, Stopped
 
 
 def test_lines_of_steps_to_come_and_a_torn_line_are_forgotten(tmp_path: Path):
@@ -86,3 +97,113 @@ def test_the_sample_of_completions_takes_one_of_each_group_first():
     ]
     assert records[2]["finish_reason"] == "length"
     assert records[0]["versions"] == ["2.1"]
+
+
+class Saved:
+    """Stands for learner and rollouts: writes that it was saved, remembers that it was loaded."""
+
+    loaded = False
+
+    def save(self, directory: Path) -> None:
+        (directory / "saved").touch()
+
+    def load(self, directory: Path) -> None:
+        self.loaded = (directory / "saved").exists()
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+    def start(self, first: Version) -> None: ...
+
+
+IDENTITY = {"shared.model": "m", "the number of prompts": 4}
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Whatever handlers a run installs are gone afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _run(folder: Path, attempts: tuple[int, ...] = (), identity: dict[str, object] = IDENTITY) -> Run:
+    config = TrainerConfig(output_dir=folder, max_steps=9, rewards=(RewardConfig(function="rewards:r"),))
+    run = Run(config, Accelerator(cpu=True), WeightStore(folder / "weights"))
+    run.identify(identity, attempts)
+    return run
+
+
+def _fail_after_step_3(run: Run, error: Exception) -> None:
+    learner = Saved()
+    run.resume(learner, learner)  # type: ignore[arg-type]  # all that it uses of both
+    with run.kept(learner, learner):  # type: ignore[arg-type]
+        run.measure(3, GROUPS, {"loss": 0.25})
+        raise error
+
+
+def test_a_run_that_fails_goes_on_from_its_last_whole_step(tmp_path: Path):
+    with pytest.raises(OSError, match="the volume is gone"):
+        _fail_after_step_3(_run(tmp_path), OSError("the volume is gone"))
+    again, learner = _run(tmp_path), Saved()
+    assert again.resume(learner, learner) == 3  # type: ignore[arg-type]
+    assert learner.loaded
+    (line,) = (tmp_path / "default" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(line)["step"] == 3
+    assert json.loads(line)["timings"]["publish_s"] == 0.0
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_no_checkpoint(tmp_path: Path):
+    run, learner = _run(tmp_path), Saved()
+    with pytest.raises(OSError, match="no"), run.kept(learner, learner):  # type: ignore[arg-type]
+        raise OSError("no")
+    assert not (tmp_path / "default" / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_something_else_is_refused_with_both_values(tmp_path: Path):
+    with pytest.raises(OSError, match="x"):
+        _fail_after_step_3(_run(tmp_path), OSError("x"))
+    with pytest.raises(UserError, match=r"shared.model is 'other', in the checkpoint 'm'\..*another trainer.run_name"):
+        _run(tmp_path, identity=IDENTITY | {"shared.model": "other"})
+
+
+def test_an_attempt_is_newer_than_any_that_a_generator_serves(tmp_path: Path):
+    assert _run(tmp_path / "a").attempt == 1
+    assert _run(tmp_path / "b", attempts=(6, 2)).attempt == 7
+
+
+def test_a_wait_ends_when_the_grace_of_a_stop_request_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+):
+    monkeypatch.setattr("tandem_trainer.run.STOP_GRACE_S", 0.0)
+    run, never = _run(tmp_path), Future[None]()
+    run.stop_on_signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Stopped):
+        run.wait(never)
+    assert never.cancelled()
+    assert run.should_stop()
+
+
+def test_a_stop_request_lets_a_wait_finish_within_its_grace(tmp_path: Path, signals: None):
+    run, soon = _run(tmp_path), Future[int]()
+    run.stop_on_signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    soon.set_result(7)
+    assert run.wait(soon) == 7
+
+
+def test_a_checkpoint_that_cannot_be_read_is_told_with_its_path(tmp_path: Path):
+    with pytest.raises(OSError, match="x"):
+        _fail_after_step_3(_run(tmp_path), OSError("x"))
+    (tmp_path / "default" / "checkpoints" / "000003" / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"000003 cannot be read.*Delete it"):
+        _run(tmp_path)
+
+
+def test_somebodys_copy_of_a_checkpoint_is_none(tmp_path: Path):
+    (tmp_path / "000020.bak").mkdir()
+    assert Checkpoints(tmp_path, keep=1).latest() is None

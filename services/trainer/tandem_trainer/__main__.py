@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -22,7 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
-from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, read_token
+from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
@@ -82,17 +81,7 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
     parser.add_argument("--config", type=Path, required=True, help="the project's YAML file")
     parser.add_argument("--check", action="store_true", help="print every setting with where it came from, and exit")
     known, rest = parser.parse_known_args(argv)
-    overrides: dict[str, Any] = {}
-    words = iter(rest)
-    for word in words:
-        key, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or "." not in key:
-            raise ConfigError(f"got the argument {word!r}; wanted --config, --check or --section.key value")
-        value = value if equals else next(words, "")
-        if not value:
-            raise ConfigError(f"--{key} has no value; wanted --{key} VALUE")
-        overrides[key] = yaml.safe_load(value)
-    return known.config.absolute(), known.check, overrides
+    return known.config.absolute(), known.check, parse_overrides(rest)
 
 
 def run_trainer(settings: Settings, resolved: str) -> None:
@@ -109,11 +98,14 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         run = Run(settings.trainer, accelerator, store)
         (run.dir / "config.resolved").write_text(f"{resolved}\n")
         portal = stack.enter_context(start_blocking_portal())
-        client = GeneratorClient(settings.shared.generators, read_token())
+        client = GeneratorClient(
+            settings.shared.generators, read_token(), stall_timeout_s=settings.trainer.rollout.stall_timeout_s
+        )
         stack.callback(portal.call, client.close)
         project = load_project(settings, accelerator, run)
         with run.timer("wait_for_generators"):
-            meet_generators(settings, client, portal, project)
+            attempts = meet_generators(settings, client, portal, project)
+        run.identify(identity(settings, accelerator, project), attempts)
         run.stop_on_signals()
         step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
     if accelerator.is_main_process and step < settings.trainer.max_steps:
@@ -150,18 +142,33 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
     return Project(rewards, rows, eval_rows, algorithm, learner, ours)
 
 
-def meet_generators(settings: Settings, client: GeneratorClient, portal: BlockingPortal, project: Project) -> None:
-    """Wait until the generators are ready and see that they fit the project."""
+def identity(settings: Settings, accelerator: Accelerator, project: Project) -> dict[str, Any]:
+    """What must not change between a run's checkpoint and its resumption."""
+    return {
+        "shared.model": settings.shared.model,
+        "shared.revision": settings.shared.revision,
+        "the model's fingerprint": project.fingerprint.model_dump(),
+        "the number of trainer processes": accelerator.num_processes,
+        "the number of prompts": len(project.rows),
+        "trainer.rollout.num_prompts": settings.trainer.rollout.num_prompts,
+        "trainer.rollout.num_generations": settings.trainer.rollout.num_generations,
+    }
+
+
+def meet_generators(settings: Settings, client: GeneratorClient, portal: BlockingPortal, project: Project) -> list[int]:
+    """Wait until the generators are ready and see that they fit the project; returns the attempts that they serve."""
     completion = settings.trainer.rollout.max_completion_length
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
+    infos = portal.call(client.info, INFO_TIMEOUT_S)
     length = check_generators(
-        portal.call(client.info, INFO_TIMEOUT_S),
+        infos,
         client.urls,
         ours=project.fingerprint,
         model=settings.shared.model,
         max_completion_length=completion,
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
+    return [info.version.attempt for info in infos]
 
 
 def construct_and_train(
@@ -187,6 +194,7 @@ def construct_and_train(
         client=client,
         rewards=project.rewards,
         portal=portal,
+        wait=run.wait,
         config=config.rollout,
         prompts_a_step=config.rollout.num_prompts // accelerator.num_processes,
         max_lag=config.max_lag,
@@ -195,6 +203,7 @@ def construct_and_train(
         store=store,
         client=client,
         portal=portal,
+        wait=run.wait,
         config=config.publish,
         run_name=config.run_name,
         attempt=run.attempt,

@@ -22,8 +22,9 @@ class Checkpoints:
         return self._root / f".staging-{step:06d}"
 
     def begin(self, step: int) -> None:
-        """Make the staging directory, empty."""
-        shutil.rmtree(self.staging(step), ignore_errors=True)
+        """Make the staging directory, empty; what earlier checkpoints left unfinished goes."""
+        for leftover in self._root.glob(".staging-*"):
+            shutil.rmtree(leftover)
         self.staging(step).mkdir(parents=True)
 
     def commit(self, step: int) -> None:
@@ -37,7 +38,7 @@ class Checkpoints:
             shutil.rmtree(old)
 
     def _all(self) -> list[Path]:
-        return sorted((path for path in self._root.glob("[0-9]*")), key=lambda path: int(path.name))
+        return sorted((path for path in self._root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
 def _fsync(path: Path) -> None:

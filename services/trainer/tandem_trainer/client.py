@@ -35,9 +35,15 @@ class GeneratorClient:
     """Talks to every replica; tries again what `errors.py` calls retryable, within the caller's deadline."""
 
     def __init__(
-        self, urls: Sequence[str], token: str | None, *, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        urls: Sequence[str],
+        token: str | None,
+        *,
+        stall_timeout_s: float = 300.0,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.urls = tuple(url.rstrip("/") for url in urls)
+        self.urls = tuple(urls)
+        self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
         self._http = httpx.AsyncClient(
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
             # Deadlines are the callers': a group may rightly take minutes.
@@ -124,7 +130,9 @@ class GeneratorClient:
         """One try: takes the groups that arrive out of `mine`."""
         asked, trouble = list(mine), "the stream ended early"
         part = request.model_copy(update={"prompts": tuple(mine.values())})
-        async with self._http.stream("POST", url + ROLLOUTS, content=part.model_dump_json()) as response:
+        async with self._http.stream(
+            "POST", url + ROLLOUTS, content=part.model_dump_json(), timeout=self._stream_timeout
+        ) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
             async for text in _checked(response).aiter_lines():

@@ -45,12 +45,16 @@ class RolloutConfig(Section):
     """Tokens."""
     temperature: float = Field(1.0, gt=0.0)
     top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """This and the next three reshape what is sampled from, but not the trainer's logprobs: other values than the
+    defaults bias `kl_sampler` and the importance-sampling correction."""
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     repetition_penalty: float = Field(1.0, gt=0.0)
     stop_token_ids: tuple[int, ...] = ()
     timeout_s: float = Field(600.0, gt=0.0)
     """How long one step's rollouts may take before the run stops with an error."""
+    stall_timeout_s: float = Field(300.0, gt=0.0)
+    """How long a replica may finish no group before the missing ones are asked of the next."""
 
 
 class GrpoConfig(Section):
@@ -76,12 +80,12 @@ class OptimConfig(Section):
 
     learning_rate: float = Field(1e-6, gt=0.0)
     weight_decay: float = Field(0.0, ge=0.0)
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
+    adam_beta2: float = Field(0.999, ge=0.0, lt=1.0)
+    adam_epsilon: float = Field(1e-8, gt=0.0)
     max_grad_norm: float = Field(1.0, gt=0.0)
-    lr_scheduler_type: str = "constant_with_warmup"
-    """Any name that `transformers.get_scheduler` knows."""
+    lr_scheduler_type: Literal["constant_with_warmup", "constant", "linear", "cosine"] = "constant_with_warmup"
+    """As `transformers.get_scheduler` names them; those that need nothing but `warmup_steps` and `max_steps`."""
     warmup_steps: int = Field(0, ge=0)
 
 
@@ -124,7 +128,7 @@ class TrainerConfig(Section):
     """Section `trainer`."""
 
     output_dir: Path = Path("runs")
-    run_name: str = Field("default", pattern=r"^[\w.-]+$")
+    run_name: str = Field("default", pattern=r"^\w[\w.-]*$")
     seed: int = Field(0, ge=0)
     max_steps: int = Field(ge=1)
     max_lag: int = Field(1, ge=0)

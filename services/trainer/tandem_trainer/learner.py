@@ -45,7 +45,7 @@ class Learner:
         Raises:
             UserError: there is no such model, or its logits are not what `logprobs.py` computes.
         """
-        self._config, self._tokenizer, self._accelerator = config, tokenizer, accelerator
+        self._shared, self._config, self._tokenizer, self._accelerator = shared, config, tokenizer, accelerator
         model = load_model(shared.model, shared)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
@@ -129,11 +129,14 @@ class Learner:
         self.model.save_pretrained(directory / MODEL_DIR)
         self._tokenizer.save_pretrained(directory / MODEL_DIR)
         state = {"optimizer": self._optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
-        torch.save(state | {"rng": torch.get_rng_state()}, directory / OPTIMIZER_FILE)
+        try:
+            torch.save(state | {"rng": torch.get_rng_state()}, directory / OPTIMIZER_FILE)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"{directory / OPTIMIZER_FILE} cannot be written: {error}") from error
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
-        saved = AutoModelForCausalLM.from_pretrained(directory / MODEL_DIR, dtype=torch.float32)
+        saved = load_model(directory / MODEL_DIR, self._shared)
         self.model.load_state_dict(saved.state_dict())
         state = torch.load(directory / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
         self._optimizer.load_state_dict(state["optimizer"])

@@ -22,29 +22,30 @@ def train(
 ) -> int:
     """Online RL until cfg.max_steps or SIGTERM. Version v is the policy after v optimizer steps; returns the last."""
     step = run.resume(learner, rollouts)
-    with run.timer("publish"):
-        version = publish(learner.model, step)  # a broken weight path fails here, not in an hour
-    if evaluate.due(step):
-        with run.timer("evaluate"):
-            evaluate(version)
-    while step < cfg.max_steps and not run.should_stop():
-        with run.timer("wait_for_rollouts"):
-            groups = rollouts.next(min_version=step - cfg.max_lag)  # scored while they decode
-        batch = algorithm.make_batch(groups)
-        if not run.agree(batch.has_signal):
-            run.skip(groups)
-            continue
-        with run.timer("update"):
-            stats = learner.update(batch, algorithm.loss)  # raises before stepping on NaN
-        step += 1
+    with run.kept(learner, rollouts):  # however the loop ends, its last whole step is in a checkpoint
         with run.timer("publish"):
-            version = publish(learner.model, step)
-        run.measure(version, groups, stats)
-        if run.checkpoint_due(step):
-            run.checkpoint(step, learner, rollouts)
-        run.log(groups)
+            version = publish(learner.model, step)  # a broken weight path fails here, not in an hour
         if evaluate.due(step):
             with run.timer("evaluate"):
                 evaluate(version)
+        while step < cfg.max_steps and not run.should_stop():
+            with run.timer("wait_for_rollouts"):
+                groups = rollouts.next(min_version=step - cfg.max_lag)  # scored while they decode
+            batch = algorithm.make_batch(groups)
+            if not run.agree(batch.has_signal):
+                run.skip(groups)
+                continue
+            with run.timer("update"):
+                stats = learner.update(batch, algorithm.loss)  # raises before stepping on NaN
+            step += 1
+            run.measure(step, groups, stats)
+            with run.timer("publish"):
+                version = publish(learner.model, step)
+            if run.checkpoint_due(step):
+                run.checkpoint(step, learner, rollouts)
+            run.log(groups)
+            if evaluate.due(step):
+                with run.timer("evaluate"):
+                    evaluate(version)
     run.checkpoint(step, learner, rollouts)
     return step

@@ -17,6 +17,9 @@ from .errors import UserError
 
 Conversation = list[dict[str, str]]
 
+REWARD_ARGUMENTS = frozenset({"prompts", "completions", "completion_ids"})
+"""What every reward function gets besides the columns."""
+
 
 @dataclass(frozen=True)
 class PromptRow:
@@ -109,7 +112,7 @@ def _read(config: PromptsConfig) -> Iterator[dict[str, Any]]:
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().split("\n")  # splitlines would also split at separators inside of strings
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"prompts.source {path} cannot be read: {error} (relative to the project's folder)") from error
     for number, line in enumerate(lines, start=1):
@@ -130,6 +133,11 @@ def _prompt_row(
     where = f"{config.source} row {index}"
     if config.column not in row:
         raise UserError(f"{where} has the columns {sorted(row)}; wanted {config.column!r} (trainer.prompts.column)")
+    if reserved := row.keys() & REWARD_ARGUMENTS - {config.column}:
+        raise UserError(
+            f"{where} has the columns {sorted(reserved)}, which would hide what reward functions are called with; "
+            "rename them"
+        )
     prompt = row[config.column]
     if isinstance(prompt, str):
         text, token_ids = prompt, tokenizer(prompt).input_ids

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from tandem_protocol.fingerprint import fingerprint
-from tandem_protocol.messages import ModelFingerprint, SetWeights
+from tandem_protocol.messages import ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
@@ -37,6 +39,7 @@ class Publisher:
         store: WeightStore,
         client: GeneratorClient,
         portal: BlockingPortal,
+        wait: Callable[[Future[list[ServedWeights]]], object],
         config: PublishConfig,
         run_name: str,
         attempt: int,
@@ -45,7 +48,8 @@ class Publisher:
         accelerator: Accelerator,
     ) -> None:
         self._accelerator = accelerator
-        self._store, self._client, self._portal, self._config = store, client, portal, config
+        self._store, self._client, self._portal, self._wait = store, client, portal, wait
+        self._config = config
         self._run_name, self._attempt = run_name, attempt
         self._fingerprint, self._dtype = model_fingerprint, dtype
 
@@ -64,12 +68,13 @@ class Publisher:
 
     def _publish(self, model: PreTrainedModel, version: Version) -> None:
         tensors = published_tensors(model, self._dtype)
+        self._store.retain(self._config.keep)  # of an earlier run with another `keep`, or that ended on a full volume
         needs_bytes = sum(tensor.nbytes for tensor in tensors.values()) + HEADER_BYTES
         with self._store.staging(version, needs_bytes=needs_bytes) as staged:
             write_shards(tensors, staged)
             _, digest = self._store.commit(staged, version, run=self._run_name, fingerprint=self._fingerprint)
         weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
-        self._portal.call(self._client.set_weights, version, weights, self._config.timeout_s)
+        self._wait(self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s))
         self._store.retain(self._config.keep)
 
 

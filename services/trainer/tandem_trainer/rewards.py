@@ -88,7 +88,7 @@ class Rewards:
         }
         try:
             return check_rewards(await self._run(self._functions[name], arguments), size)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             message = f"reward function {name} on {row.where}: {_describe(error)}"
             if self._drop_errors:
                 log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
@@ -112,14 +112,14 @@ def load_function(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(
             f"reward function {name}: importing {module_name} failed: {_describe(error)}. Wanted a module in the "
             "project's folder (that of config.yaml) or an installed one."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise UserError(f"reward function {name}: {module.__file__} has no function {function_name!r}")
+        raise UserError(f"reward function {name}: module {module_name} has no function {function_name!r}")
     return function  # type: ignore[no-any-return]  # a user's function is typed by its contract only
 
 
@@ -141,6 +141,6 @@ def check_rewards(answer: Any, size: int) -> tuple[float | None, ...]:
     return tuple(None if reward is None else float(reward) for reward in answer)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"

@@ -93,12 +93,13 @@ class Rollouts:
         client: GeneratorClient,
         rewards: Rewards,
         portal: BlockingPortal,
+        wait: Callable[[Future[None]], None],
         config: RolloutConfig,
         prompts_a_step: int,
         max_lag: int,
     ) -> None:
         self._rows, self._cursor = rows, cursor
-        self._client, self._rewards, self._portal = client, rewards, portal
+        self._client, self._rewards, self._portal, self._wait = client, rewards, portal, wait
         self._config, self._prompts_a_step, self._max_lag = config, prompts_a_step, max_lag
         self._queue: deque[_Pending] = deque()
         self._first = Version(0, 0)
@@ -125,7 +126,7 @@ class Rollouts:
                 pending.task = self._portal.start_task_soon(self._fill, pending, min_version + place, timeout_s)
         head = self._queue[0]
         assert head.task is not None, "asked for above"
-        head.task.result()
+        self._wait(head.task)
         self._queue.popleft()
         return [head.scored[position] for position in range(len(head.draws))]
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent import futures
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +30,20 @@ from .learner import Learner
 from .metrics import JsonLines, completion_records, samples, step_record
 from .rollouts import Rollouts
 
+log = logging.getLogger(__name__)
+
 MAX_CONSECUTIVE_SKIPS = 50
+STOP_POLL_S = 0.2
+STOP_GRACE_S = 20.0
+"""How long a run that was asked to stop still waits for generators, to finish its step: they may be gone already."""
 STATE_FILE = "state.json"
+
+
+ResultT = TypeVar("ResultT")
+
+
+class Stopped(Exception):
+    """The run was asked to stop while it waited."""
 
 
 class Run:
@@ -38,8 +55,8 @@ class Run:
         self.dir.mkdir(parents=True, exist_ok=True)
         self._checkpoints = Checkpoints(self.dir / "checkpoints", keep=config.checkpoint.keep)
         latest = self._checkpoints.latest()
-        self._saved = json.loads((latest / STATE_FILE).read_text()) if latest else None
-        # The store may be gone (it is often memory), the generators may not: both tell which attempts there were.
+        self._saved = _read_state(latest) if latest else None
+        self._identity: dict[str, Any] = {}
         attempt = max(store.next_attempt(), self._saved["attempt"] + 1 if self._saved else 1)
         self.attempt = int(broadcast_object_list([attempt])[0])
         self._metrics, self._completions = JsonLines(self.dir / "metrics.jsonl"), JsonLines(self.dir / "rollouts.jsonl")
@@ -47,7 +64,7 @@ class Run:
         self._step_started = time.monotonic()
         self._record: dict[str, Any] | None = None
         self._consecutive_skips = self._groups_skipped = 0
-        self._stop = False
+        self._stop, self._wait_until = False, math.inf
         self._step, self._version = 0, Version(0, 0)
         self._checkpointed_step = -1
 
@@ -57,7 +74,7 @@ class Run:
         """SIGTERM and SIGINT end the run after the step under way; a second one ends the process at once."""
 
         def stop(number: int, _frame: object) -> None:
-            self._stop = True
+            self._stop, self._wait_until = True, time.monotonic() + STOP_GRACE_S
             signal.signal(number, signal.SIG_DFL)
 
         signal.signal(signal.SIGTERM, stop)
@@ -70,6 +87,21 @@ class Run:
         """Whether `flag` holds on any rank."""
         flags = torch.tensor([flag], dtype=torch.int32, device=self._accelerator.device)
         return bool(self._accelerator.reduce(flags, reduction="sum").item())
+
+    def identify(self, identity: dict[str, Any], attempts: Iterable[int]) -> None:
+        """Say what the run is of (a checkpoint of something else is refused) and which attempts generators serve.
+
+        Raises:
+            UserError: the run's folder holds a checkpoint of another model, data set, group size or number of ranks.
+        """
+        saved = self._saved["identity"] if self._saved else identity
+        if differing := [name for name in identity if saved.get(name) != identity[name]]:
+            raise UserError(
+                "; ".join(f"{name} is {identity[name]!r}, in the checkpoint {saved.get(name)!r}" for name in differing)
+                + f". {self.dir} holds a run of something else: choose another trainer.run_name, or delete it."
+            )
+        self._identity = identity
+        self.attempt = int(broadcast_object_list([max([self.attempt, *(attempt + 1 for attempt in attempts)])])[0])
 
     def resume(self, learner: Learner, rollouts: Rollouts) -> int:
         """Load the newest checkpoint, if there is one; returns the step to go on from.
@@ -92,6 +124,38 @@ class Run:
         rollouts.start(self._version)
         return self._step
 
+    @contextmanager
+    def kept(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
+        """Write the last whole step to a checkpoint if the block fails; a stop request ends the block quietly.
+
+        With several ranks a failure of one cannot be shared by all, so nothing is written then.
+        """
+        try:
+            yield
+        except Stopped:
+            return
+        except Exception:
+            if self._step and self._accelerator.num_processes == 1:
+                try:
+                    self.checkpoint(self._step, learner, rollouts)
+                except OSError:
+                    log.exception("step %s could not be saved before the run ends", self._step)
+            raise
+
+    def wait(self, task: Future[ResultT]) -> ResultT:
+        """The result of a background task, which ends by itself at its own deadline.
+
+        Raises:
+            Stopped: the run was asked to stop and the task did not end within STOP_GRACE_S; it is cancelled. Several
+                ranks wait to the end, because they have to go on together.
+        """
+        while not task.done():
+            if time.monotonic() > self._wait_until and self._accelerator.num_processes == 1:
+                task.cancel()
+                raise Stopped
+            futures.wait([task], timeout=STOP_POLL_S)
+        return task.result()
+
     def checkpoint_due(self, step: int) -> bool:
         return step % self._config.checkpoint.every_steps == 0 or step == self._config.max_steps
 
@@ -107,7 +171,7 @@ class Run:
             (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict()))
             if is_main:
                 learner.save(staging)
-                state = {"step": step, "attempt": self.attempt, "record": self._record}
+                state = {"step": step, "attempt": self.attempt, "identity": self._identity, "record": self._record}
                 (staging / STATE_FILE).write_text(json.dumps(state))
             self._accelerator.wait_for_everyone()
             if is_main:
@@ -154,9 +218,10 @@ class Run:
                 "rollout.num_generations."
             )
 
-    def measure(self, version: Version, groups: Sequence[ScoredGroup], stats: dict[str, float]) -> None:
-        """Make the step's record, which `checkpoint` keeps and `log` writes."""
-        self._step, self._version = version.step, version
+    def measure(self, step: int, groups: Sequence[ScoredGroup], stats: dict[str, float]) -> None:
+        """Make the step's record, which `checkpoint` keeps and `log` writes with the timings."""
+        version = Version(step, self.attempt)
+        self._step, self._version = step, version
         self._groups_skipped += sum(not group.has_signal for group in groups)
         now = time.monotonic()
         self._record = step_record(
@@ -166,7 +231,7 @@ class Run:
             functions=[reward.function for reward in self._config.rewards],
             groups_skipped=sum(gather_object([self._groups_skipped])),
             step_s=now - self._step_started,
-        )
+        ) | {"timings": {f"{phase}_s": 0.0 for phase in PHASES}}
         self._step_started = now
         self._consecutive_skips = self._groups_skipped = 0
 
@@ -181,3 +246,13 @@ class Run:
 
 
 PHASES = ("wait_for_rollouts", "update", "publish", "checkpoint")
+
+
+def _read_state(checkpoint: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"the checkpoint {checkpoint} cannot be read: {error}. Delete it to go on from the one before."
+        ) from error
+    return state
