@@ -10,11 +10,11 @@ import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 SECTIONS = ("shared", "generator", "trainer")
 ENV_PREFIX = "TANDEM__"
@@ -28,14 +28,6 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-        raise ValueError("wanted a base URL such as http://127.0.0.1:8000")
-    parts.port  # noqa: B018 - raises for a port that is none
-    return text.rstrip("/")
-
-
 class SharedConfig(Section):
     """What both services must agree on."""
 
@@ -45,8 +37,18 @@ class SharedConfig(Section):
     trust_remote_code: bool = False
     weights_dir: Path = Path("weights")
     """Root of the weight store; the same volume on both sides."""
-    generators: tuple[Annotated[str, AfterValidator(_base_url)], ...] = Field(("http://127.0.0.1:8000",), min_length=1)
+    generators: tuple[str, ...] = Field(("http://127.0.0.1:8000",), min_length=1)
     """Base URL of every generator replica; a version is published when all of them serve it."""
+
+    @field_validator("generators")
+    @classmethod
+    def _are_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+                raise ValueError(f"{url} is no base URL such as http://127.0.0.1:8000")
+            parts.port  # noqa: B018 - raises for a port that is none
+        return tuple(url.rstrip("/") for url in urls)
 
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
