@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.demo import Demo, running_demo
-from support.projects import make_tiny_project
+from support.demo import Demo, make_tiny_project, running_demo
 
 REAL_SERVICES = {"PYTHONPATH": ""}
 
