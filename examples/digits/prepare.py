@@ -43,6 +43,7 @@ def warm_start(rows: list[str], rng: random.Random) -> None:
     import torch  # here because it takes seconds that a project which is ready need not wait for
     from transformers import get_cosine_schedule_with_warmup
 
+    torch.set_num_threads(1)  # threads that wait for each other cost a model this small more than they save
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
