@@ -30,7 +30,10 @@ bench: setup  ## Measure and print ratios; gates nothing
 up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))
 up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc) - 1)))
 up:  ## Train PROJECT in containers, to the end (docs/containers.md)
-	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --exit-code-from trainer
+	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; exit 1; }
+	docker compose logs --follow trainer
+	docker compose stop
+	exit $$(docker compose ps --all --format '{{.ExitCode}}' trainer)
 
 down:  ## Remove the containers; their volumes stay (docker compose down --volumes)
 	docker compose down

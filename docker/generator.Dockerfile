@@ -66,7 +66,10 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}
 USER 10001:10001
 
+# vLLM compiles part of its sampler whatever enforce_eager says, so the CPU build wants a compiler at run time.
 FROM runtime AS cpu
+RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++=4:*
 COPY --from=dependencies-cpu /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 LABEL org.opencontainers.image.title="Tandem generator (vLLM on CPU)" org.opencontainers.image.licenses=Apache-2.0

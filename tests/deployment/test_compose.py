@@ -16,11 +16,19 @@ UP = ("up", "--no-build", "--exit-code-from", "trainer")
 SERVICES = ("generator", "trainer")
 
 
+FIRST_CHECKPOINT = """
+import pathlib, time
+deadline = time.monotonic() + 60
+while not any(pathlib.Path("/runs/default/checkpoints").glob("0*")):
+    assert time.monotonic() < deadline, "no checkpoint within 60 s"
+    time.sleep(0.05)
+"""
+
+
 @pytest.fixture
 def endless(mock_images: dict[str, str], project: Path) -> Iterator[Stack]:
     """A stack whose trainer has begun and goes on until it is stopped."""
-    config = (project / "config.yaml").read_text().replace("max_steps: 4", "max_steps: 1000000")
-    (project / "config.yaml").write_text(config)
+    set_steps(project, 1_000_000)
     with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
         made.must("up", "--no-build", "--detach")
         yield made
@@ -35,6 +43,23 @@ def test_a_run_ends_with_its_last_step_and_leaves_nothing_behind(
         assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
         made.down()
         assert made.leftovers() == []
+
+
+def test_killed_services_come_back_and_nothing_is_lost(
+    mock_images: dict[str, str], project: Path, tmp_path: Path
+) -> None:
+    set_steps(project, 200)
+    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
+        made.must("up", "--no-build", "--detach")
+        made.python("trainer", FIRST_CHECKPOINT)
+        for service in SERVICES:
+            made.must("kill", service)
+            made.must("start", service)
+        assert made.container("trainer").wait(timeout=180)["StatusCode"] == 0
+        lines = (made.copy_runs(tmp_path / "runs") / "default" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == list(range(1, 201))
+    assert records[-1]["version"] == "200.2", "the second incarnation of the trainer ends the run"
 
 
 def test_a_project_that_only_its_owner_can_read_is_copied(mock_images: dict[str, str], project: Path) -> None:
@@ -91,6 +116,11 @@ def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Stac
         "print(ask({}), ask({'Authorization': f'Bearer {token}'}))"
     )
     assert endless.python("trainer", ask).split() == ["401", "200"]
+
+
+def set_steps(project: Path, steps: int) -> None:
+    config = project / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 4", f"max_steps: {steps}"))
 
 
 def refusal(made: Stack, service: str, path: str) -> str:
