@@ -117,7 +117,8 @@ def test_sixteen_running_requests_survive_a_switch_and_every_token_is_of_the_ver
                 served.policy.logprobs(prompt, completion, TEMPERATURE)[first:],
             ]
         )
-        assert torch.allclose(expected, torch.tensor(completion.logprobs), atol=TOLERANCE)
+        # Among 12,800 tokens of long contexts the worst is off by 1e-3 in fp32; one of the other version, by about 4.
+        assert (expected - torch.tensor(completion.logprobs)).abs().max() < 0.02
 
 
 def test_seeded_prompts_whose_prefill_is_cut_in_chunks_are_served(served: Served) -> None:
