@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 from support.generators import Generator, running
@@ -126,3 +127,12 @@ def test_vllm_starts_with_the_stores_version_and_stops_cleanly(policy: Reference
         assert sorted(line.group.prompt_index for line in lines if line.group) == [0, 1, 2, 3]
         assert answer.result().json()["code"] == "weights_not_visible"
         assert policy.store.leased() == set()
+
+
+@pytest.mark.vllm
+def test_an_engine_that_dies_ends_vllms_server_with_1_so_that_a_supervisor_restarts_it(policy: ReferencePolicy) -> None:
+    with generator_of(policy, engine="vllm") as generator:
+        children = psutil.Process(generator.process.pid).children(recursive=True)
+        (core,) = [child for child in children if child.cmdline()[:1] == ["VLLM::EngineCore"]]
+        core.kill()
+        assert generator.process.wait(2 * STOP_S) == 1
