@@ -66,11 +66,10 @@ class Project:
 
     def train(self, *arguments: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the trainer to its end, in `ranks` processes."""
-        launcher = [] if ranks == 1 else ["torch.distributed.run", f"--nproc-per-node={ranks}", "-m"]
         config = str(self.directory / "config.yaml")
         return subprocess.run(
-            [sys.executable, "-m", *launcher, "tandem_trainer", "--config", config, *arguments],
-            env={**os.environ, "TANDEM_TOKEN": TOKEN, "ACCELERATE_USE_CPU": "true", **env},
+            [sys.executable, "-m", "tandem_trainer.launch", "--config", config, *arguments],
+            env={**os.environ, "TANDEM_TOKEN": TOKEN, "TANDEM_TRAINER_PROCESSES": str(ranks), **env},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

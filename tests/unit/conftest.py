@@ -1,7 +1,8 @@
-"""A Policy over a scripted engine and a store that is watched."""
+"""A Policy over a scripted engine and a store that is watched; a name server that a test fills."""
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pytest
 from support.engines import ScriptedEngine, Start, WatchedStore
 from tandem_generator.config import GeneratorConfig
 from tandem_generator.policy import Policy
+from tandem_trainer import client as client_module
+
+Names = dict[str, list[str]]
+"""Host → addresses."""
 
 
 @pytest.fixture
@@ -37,3 +42,18 @@ async def start(engine: ScriptedEngine, store: WatchedStore) -> AsyncIterator[St
     yield start
     for policy in policies:
         await policy.close()
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Names:
+    """What the name server knows, in place of this machine's; the client tries again at once."""
+    known: Names = {}
+
+    def getaddrinfo(host: str, port: int, *_: object) -> list[tuple[object, ...]]:
+        if not known.get(host):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in known[host]]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.001)
+    return known

@@ -13,7 +13,6 @@ from support.rollouts import completion
 from tandem_protocol.errors import BadRequest, ErrorBody, StalePolicy, TandemError, WeightsRefused
 from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, ServedWeights, SetWeights
 from tandem_protocol.version import Version
-from tandem_trainer import client as client_module
 from tandem_trainer.client import GeneratorClient
 
 V1 = Version(1, 1)
@@ -23,9 +22,7 @@ REQUEST = RolloutRequest(
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
-@pytest.fixture(autouse=True)
-def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.001)
+pytestmark = pytest.mark.usefixtures("names")
 
 
 class Stream(httpx.AsyncByteStream):
@@ -153,7 +150,9 @@ async def test_weights_are_set_everywhere_and_again_where_a_replica_restarts():
 
     client = GeneratorClient(["http://replica0", "http://replica1"], None, transport=httpx.MockTransport(handler))
     served = await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=5)
-    assert [weights.version for weights in served] == [V1, V1]
+    assert {url: weights.version for url, weights in served.items()} == dict.fromkeys(
+        ["http://replica0", "http://replica1"], V1
+    )
     assert sorted(calls) == ["replica0 PUT /weights/1.1", *["replica1 PUT /weights/1.1"] * 2]
 
 

@@ -86,7 +86,11 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
 
 def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
-    accelerator = Accelerator(mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no")
+    # Where the kind of device is decided: without this accelerate starts several CPU processes as strangers.
+    on_cpu = not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=on_cpu, mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no"
+    )
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     set_seed(settings.trainer.seed)
     store = WeightStore(settings.shared.weights_dir)
@@ -161,14 +165,14 @@ def meet_generators(settings: Settings, client: GeneratorClient, portal: Blockin
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
     infos = portal.call(client.info, INFO_TIMEOUT_S)
     length = check_generators(
-        infos,
-        client.urls,
+        list(infos.values()),
+        list(infos),
         ours=project.fingerprint,
         model=settings.shared.model,
         max_completion_length=completion,
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
-    return [info.version.attempt for info in infos]
+    return [info.version.attempt for info in infos.values()]
 
 
 def construct_and_train(

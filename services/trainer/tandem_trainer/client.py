@@ -24,6 +24,8 @@ from tandem_protocol.messages import (
 from tandem_protocol.routes import INFO, READYZ, ROLLOUTS, SET_WEIGHTS
 from tandem_protocol.version import Version
 
+from .replicas import Replicas
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 """Between two tries of the same thing; doubles from the first to the longest."""
 CONNECT_TIMEOUT_S = 10.0
@@ -32,7 +34,10 @@ ResultT = TypeVar("ResultT")
 
 
 class GeneratorClient:
-    """Talks to every replica; tries again what `errors.py` calls retryable, within the caller's deadline."""
+    """Talks to every replica; tries again what `errors.py` calls retryable, within the caller's deadline.
+
+    Which replicas there are is looked up for every call and after every failure, since one may leave and come back.
+    """
 
     def __init__(
         self,
@@ -42,7 +47,7 @@ class GeneratorClient:
         stall_timeout_s: float = 300.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.urls = tuple(urls)
+        self._replicas = Replicas(urls)
         self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
         self._http = httpx.AsyncClient(
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
@@ -63,11 +68,11 @@ class GeneratorClient:
         """
         await self._everywhere(self._ready, timeout_s, "be ready (trainer.start_timeout_s)")
 
-    async def info(self, timeout_s: float) -> list[Info]:
-        """What every replica is, in the order of `urls`."""
+    async def info(self, timeout_s: float) -> dict[str, Info]:
+        """What every replica is, by its URL."""
         return await self._everywhere(self._info, timeout_s, "answer GET /info")
 
-    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> list[ServedWeights]:
+    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
         """Make every replica serve `version`; returns when all do.
 
         Raises:
@@ -93,18 +98,18 @@ class GeneratorClient:
         """
         missing = dict(enumerate(request.prompts))
         reasons: dict[str, str] = {}
-        count = len(self.urls)
 
         def take(group: Group) -> None:
             del missing[group.prompt_index]
             on_group(group)
 
-        async def share(first: int) -> None:
+        async def share(first: int, count: int) -> None:
             mine = {index: missing[index] for index in range(first, len(request.prompts), count)}
             pauses = _pauses()
             replica = first
             while mine:
-                url = self.urls[replica % count]
+                urls = await self._replicas.now()
+                url = urls[replica % len(urls)]
                 try:
                     await self._stream(url, request, mine, take)
                 except (httpx.TransportError, TandemError) as error:
@@ -115,8 +120,9 @@ class GeneratorClient:
 
         try:
             async with asyncio.timeout(timeout_s), task_group() as tasks:
+                count = len(await self._replicas.now())
                 for first in range(min(count, len(request.prompts))):
-                    tasks.create_task(share(first))
+                    tasks.create_task(share(first, count))
         except TimeoutError:
             raise TimeoutError(
                 f"{len(missing)} of {len(request.prompts)} groups are missing after {timeout_s:g} s; last troubles: "
@@ -170,28 +176,34 @@ class GeneratorClient:
 
     async def _everywhere(
         self, call: Callable[[str], Awaitable[ResultT]], timeout_s: float, purpose: str
-    ) -> list[ResultT]:
-        """`call` for every replica in parallel, again and again where it fails retryably."""
-        reasons = dict.fromkeys(self.urls, "no answer")
+    ) -> dict[str, ResultT]:
+        """`call` for every replica in parallel, again and again where it fails retryably; the answers by URL.
 
-        async def until_done(url: str) -> ResultT:
+        A replica that leaves meanwhile is not waited for, one that comes is asked too.
+        """
+        reasons: dict[str, str] = {}
+        urls: set[str] = set()
+        done: dict[str, ResultT] = {}
+
+        async def until_done(url: str) -> None:
             pauses = _pauses()
-            while True:
+            while url not in done and url in await self._replicas.now():
                 try:
-                    result = await call(url)
+                    done[url] = await call(url)
                 except (httpx.TransportError, TandemError) as error:
                     reasons[url] = _retryable(url, error)
                     await asyncio.sleep(next(pauses))
-                else:
-                    del reasons[url]
-                    return result
 
         try:
-            async with asyncio.timeout(timeout_s), task_group() as tasks:
-                running = [tasks.create_task(until_done(url)) for url in self.urls]
+            async with asyncio.timeout(timeout_s):
+                while not done.keys() >= (urls := set(await self._replicas.now())):
+                    async with task_group() as tasks:
+                        for url in urls:
+                            tasks.create_task(until_done(url))
         except TimeoutError:
-            raise TimeoutError(f"waited {timeout_s:g} s for the generators to {purpose}; got {reasons}") from None
-        return [task.result() for task in running]
+            late = {url: reasons.get(url, "no answer") for url in urls - done.keys()}
+            raise TimeoutError(f"waited {timeout_s:g} s for the generators to {purpose}; got {late}") from None
+        return {url: done[url] for url in urls}
 
 
 @asynccontextmanager

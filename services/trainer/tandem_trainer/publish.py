@@ -39,7 +39,7 @@ class Publisher:
         store: WeightStore,
         client: GeneratorClient,
         portal: BlockingPortal,
-        wait: Callable[[Future[list[ServedWeights]]], object],
+        wait: Callable[[Future[dict[str, ServedWeights]]], object],
         config: PublishConfig,
         run_name: str,
         attempt: int,

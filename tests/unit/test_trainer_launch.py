@@ -1,0 +1,41 @@
+"""How many trainer processes there are is the environment's word, and a wrong one is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from tandem_trainer.launch import trainer_command
+
+TRAINER = ["-m", "tandem_trainer", "--config", "c.yaml"]
+
+
+def command(**env: str) -> list[str]:
+    return trainer_command({f"TANDEM_TRAINER_{name}": value for name, value in env.items()}, TRAINER[2:])[1:]
+
+
+def test_one_process_is_the_trainer_itself():
+    assert command() == command(PROCESSES="1") == command(PROCESSES="") == TRAINER
+
+
+def test_several_processes_on_several_nodes_meet_at_the_first():
+    words = command(PROCESSES="4", NODES="2", NODE_RANK="1", RENDEZVOUS="trainer-0.trainer:29500")
+    assert words[:3] == ["-m", "accelerate.commands.launch", "--multi_gpu"]
+    assert words[-4:] == TRAINER
+    options = dict(zip(words[3:-4:2], words[4:-4:2], strict=True))
+    assert options["--num_processes"] == "8"
+    assert (options["--num_machines"], options["--machine_rank"]) == ("2", "1")
+    assert (options["--main_process_ip"], options["--main_process_port"]) == ("trainer-0.trainer", "29500")
+
+
+@pytest.mark.parametrize(
+    ("env", "wanted"),
+    [
+        ({"PROCESSES": "0"}, "PROCESSES=0; wanted a whole number from 1 on"),
+        ({"PROCESSES": "two"}, "PROCESSES=two"),
+        ({"NODES": "2", "NODE_RANK": "2"}, "NODE_RANK=2 of TANDEM_TRAINER_NODES=2; wanted 0 to 1"),
+        ({"NODES": "2", "RENDEZVOUS": "trainer-0"}, "RENDEZVOUS=trainer-0; wanted host:port"),
+    ],
+)
+def test_a_wrong_number_is_told(env: dict[str, str], wanted: str):
+    with pytest.raises(ValueError, match=wanted):
+        command(**env)
