@@ -14,10 +14,11 @@ setup:  ## Build .venv with pip from the pinned locks (idempotent; PYTHON=python
 demo: setup  ## Watch a policy learn on this machine's CPU (PROJECT=examples/digits)
 	@$(BIN)/tandem demo $(PROJECT)
 
-check: setup  ## Lint, format, types, and no package source named in a tracked file
+check: setup  ## Lint, format, types, Dockerfiles, and no package source named in a tracked file
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/*.Dockerfile
 	scripts/check_hosts
 
 test: setup  ## Run the tests (TESTS=tests/unit); says what it skipped and why

@@ -51,7 +51,7 @@ ENV PATH=/opt/tandem/bin:$PATH SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt 
     TANDEM__TRAINER__OUTPUT_DIR=/runs TANDEM__SHARED__WEIGHTS_DIR=/weights
 # It has no port: its progress is in /runs, its end in the exit code.
 HEALTHCHECK NONE
-ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_trainer"]
+ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_trainer.launch"]
 CMD ["--config", "/project/config.yaml"]
 
 FROM runtime AS cpu

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.stack import Stack, stack
+from support.stack import Stack, set_steps, stack
 
 pytestmark = pytest.mark.docker
 
@@ -116,11 +116,6 @@ def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Stac
         "print(ask({}), ask({'Authorization': f'Bearer {token}'}))"
     )
     assert endless.python("trainer", ask).split() == ["401", "200"]
-
-
-def set_steps(project: Path, steps: int) -> None:
-    config = project / "config.yaml"
-    config.write_text(config.read_text().replace("max_steps: 4", f"max_steps: {steps}"))
 
 
 def refusal(made: Stack, service: str, path: str) -> str:

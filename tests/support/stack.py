@@ -46,9 +46,13 @@ class Stack:
         return done.stdout
 
     def container(self, service: str) -> Container:
-        labels = [f"{PROJECT_LABEL}={self.name}", f"com.docker.compose.service={service}"]
-        (found,) = self.engine.containers.list(all=True, filters={"label": labels})
+        (found,) = self.containers(service)
         return found
+
+    def containers(self, service: str) -> list[Container]:
+        """The replicas of a service, in the order of their numbers."""
+        labels = [f"{PROJECT_LABEL}={self.name}", f"com.docker.compose.service={service}"]
+        return sorted(self.engine.containers.list(all=True, filters={"label": labels}), key=lambda c: str(c.name))
 
     def python(self, service: str, code: str) -> str:
         """What `code` prints inside a running service."""
@@ -70,6 +74,12 @@ class Stack:
 
     def down(self) -> None:
         self.must("down", "--volumes", "--timeout", "5")
+
+
+def set_steps(project: Path, steps: int) -> None:
+    """Give the project of tests/deployment/conftest.py another length."""
+    config = project / "config.yaml"
+    config.write_text(config.read_text().replace("max_steps: 4", f"max_steps: {steps}"))
 
 
 @contextmanager

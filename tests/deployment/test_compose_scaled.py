@@ -1,0 +1,76 @@
+"""Two trainer processes and two generator replicas under compose, with the mock generator."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from docker.models.containers import Container
+
+from support.stack import Stack, set_steps, stack
+
+pytestmark = pytest.mark.docker
+
+METRICS = """
+import urllib.request as r
+token = open("/secrets/token").read()
+ask = r.Request("http://127.0.0.1:8000/metrics", headers={"Authorization": f"Bearer {token}"})
+print(r.urlopen(ask, timeout=10).read().decode())
+"""
+CATCH_UP_TIMEOUT_S = 120.0
+
+
+@pytest.fixture
+def scaled(mock_images: dict[str, str], project: Path) -> Iterator[Stack]:
+    """A run without an end, on two processes, from two replicas."""
+    set_steps(project, 1_000_000)
+    with stack(**mock_images, TANDEM_PROJECT=str(project), TANDEM_TRAINER_PROCESSES="2") as made:
+        made.must("up", "--no-build", "--detach", "--scale", "generator=2")
+        yield made
+
+
+def test_a_replica_that_leaves_and_comes_back_catches_up_and_nothing_is_lost(scaled: Stack, tmp_path: Path) -> None:
+    one, two = scaled.containers("generator")
+    for replica in (one, two):
+        reach(replica, step=3)
+    two.kill()
+    before = metric(one, "tandem_weight_step")
+    reach(one, step=before + 3)
+    two.start()
+    reach(two, step=metric(one, "tandem_weight_step") + 3)
+    had = metric(two, "tandem_rollout_completions_total")
+    reach(two, step=metric(one, "tandem_weight_step") + 3)
+    assert metric(two, "tandem_rollout_completions_total") > had, "rollouts are spread over the replicas"
+    processes = scaled.must("top", "trainer")
+    assert processes.count("-m tandem_trainer --config") >= 2, processes
+
+    scaled.must("stop", "trainer")
+    lines = (scaled.copy_runs(tmp_path / "runs") / "default" / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    assert {record["version"] for record in records} == {f"{step}.1" for step in range(1, len(records) + 1)}
+    for replica in (one, two):
+        assert metric(replica, "tandem_weight_step") == len(records), "each serves the last policy"
+
+
+def metric(replica: Container, name: str) -> float:
+    """A series of a replica, by its name without labels."""
+    code, output = replica.exec_run(["python3", "-c", METRICS])
+    assert code == 0, output.decode()
+    return next(float(line.split()[1]) for line in output.decode().splitlines() if line.startswith(f"{name} "))
+
+
+def reach(replica: Container, *, step: float) -> None:
+    """Wait until a replica serves step `step`."""
+    deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
+    while True:
+        try:
+            if metric(replica, "tandem_weight_step") >= step:
+                return
+        except AssertionError:  # its server is not up yet
+            pass
+        assert time.monotonic() < deadline, f"step {step} did not reach {replica.name} within {CATCH_UP_TIMEOUT_S} s"
+        time.sleep(0.2)
