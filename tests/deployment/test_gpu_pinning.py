@@ -17,7 +17,7 @@ import yaml
 from support.gpus import cdi_gpus
 from support.stack import ROOT, Stack
 
-pytestmark = pytest.mark.cdi
+pytestmark = [pytest.mark.docker, pytest.mark.cdi]
 
 SERVICES = ("generator", "trainer")
 DEVICES = "from pathlib import Path; print(*sorted(path.name for path in Path('/dev').glob('nvidia*')))"
