@@ -1,0 +1,116 @@
+"""The configuration as `docker compose` merges it: compose.yaml, overrides, .env and the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tandem_protocol.devices import CDI_KIND
+
+from .facts import Devices, Mount, Port, Service, Stack, Unknown, Volume
+
+TIMEOUT_S = 60.0
+_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def compose_version() -> str | Unknown:
+    return _compose("version", "--short", env={})
+
+
+def read_stack(project: Path | None) -> Stack | Unknown:
+    """The stack of the current directory; `project` as TANDEM_PROJECT would say it."""
+    text = _compose("config", "--format", "json", env={"TANDEM_PROJECT": str(project)} if project else {})
+    return text if isinstance(text, Unknown) else parse_stack(json.loads(text))
+
+
+def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
+    """What `docker compose` prints; it needs no engine for what is asked here."""
+    try:
+        done = subprocess.run(
+            ["docker", "compose", *arguments],  # noqa: S607 - wherever it is installed
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Unknown(f"docker compose cannot be asked: {error}", "install Docker with its compose plugin")
+    if done.returncode:
+        return Unknown(
+            f"docker compose {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}",
+            "run `tandem doctor` where compose.yaml is, and mend what compose complains of",
+        )
+    return done.stdout.strip()
+
+
+def parse_stack(config: Mapping[str, Any]) -> Stack:
+    """From what `docker compose config --format json` prints."""
+    return Stack(
+        config["name"],
+        {name: _service(service) for name, service in config["services"].items()},
+        {key: _volume(key, volume or {}) for key, volume in config.get("volumes", {}).items()},
+    )
+
+
+def _service(service: Mapping[str, Any]) -> Service:
+    return Service(
+        image=service.get("image", ""),
+        is_built="build" in service,
+        cpuset=service.get("cpuset", ""),
+        user=str(service.get("user", "")),
+        shm_bytes=parse_size(service.get("shm_size", "64m")),
+        env={name: value or "" for name, value in (service.get("environment") or {}).items()},
+        devices=tuple(_devices(service)),
+        mounts=tuple(
+            Mount(v.get("source", ""), v["target"], v.get("read_only", False), v["type"])
+            for v in service.get("volumes", ())
+        ),
+        ports=tuple(_port(port) for port in service.get("ports", ()) if port.get("published")),
+        replicas=_replicas(service),
+    )
+
+
+def _replicas(service: Mapping[str, Any]) -> int:
+    return int(service.get("scale") or service.get("deploy", {}).get("replicas") or 1)
+
+
+def _devices(service: Mapping[str, Any]) -> Iterator[Devices]:
+    """What is reserved under `deploy`, asked for by `gpus`, or named as a CDI device."""
+    reserved = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", ())
+    for request in [*reserved, *service.get("gpus", ())]:
+        wanted = request.get("count")
+        yield Devices(
+            driver=request.get("driver") or "nvidia",
+            ids=tuple(request.get("device_ids", ())),
+            count=None if wanted is None else -1 if wanted == "all" else int(wanted),
+        )
+    sources = (d if isinstance(d, str) else d.get("source", "") for d in service.get("devices", ()))
+    if named := tuple(source.partition(":")[0] for source in sources if source.startswith(CDI_KIND)):
+        yield Devices(driver="cdi", ids=named)
+
+
+def _port(port: Mapping[str, Any]) -> Port:
+    return Port(port.get("host_ip") or "0.0.0.0", int(str(port["published"]).partition("-")[0]))  # noqa: S104 - compose's default
+
+
+def _volume(key: str, volume: Mapping[str, Any]) -> Volume:
+    options = volume.get("driver_opts") or {}
+    is_tmpfs = options.get("type") == "tmpfs"
+    pairs = (word.partition("=") for word in options.get("o", "").split(",") if word)
+    return Volume(volume.get("name", key), {name: value for name, _, value in pairs} if is_tmpfs else None)
+
+
+def parse_size(text: str | int) -> int:
+    """`1g`, `512m`, `1073741824` → bytes.
+
+    Raises:
+        ValueError: it is no size.
+    """
+    word = str(text).strip().lower().removesuffix("b")
+    digits = word.rstrip("kmgt")
+    return int(float(digits) * _UNITS[word.removeprefix(digits)])
