@@ -11,9 +11,10 @@ from typing import Any
 
 from tandem_protocol.devices import CDI_KIND
 
-from .facts import Devices, Mount, Port, Service, Stack, Unknown, Volume
+from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Unknown, Volume
 
 TIMEOUT_S = 60.0
+RUN_IT_THERE = "run `tandem doctor` where Tandem's compose.yaml is; `docker compose config` has to print the stack"
 _UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
@@ -24,7 +25,12 @@ def compose_version() -> str | Unknown:
 def read_stack(project: Path | None) -> Stack | Unknown:
     """The stack of the current directory; `project` as TANDEM_PROJECT would say it."""
     text = _compose("config", "--format", "json", env={"TANDEM_PROJECT": str(project)} if project else {})
-    return text if isinstance(text, Unknown) else parse_stack(json.loads(text))
+    if isinstance(text, Unknown):
+        return text
+    stack = parse_stack(json.loads(text))
+    if missing := [name for name in (PREFLIGHT, *SERVICES) if name not in stack.services]:
+        return Unknown(f"the merged configuration has no service {' and no '.join(missing)}", RUN_IT_THERE)
+    return stack
 
 
 def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
@@ -43,7 +49,7 @@ def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
     if done.returncode:
         return Unknown(
             f"docker compose {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}",
-            "run `tandem doctor` where compose.yaml is, and mend what compose complains of",
+            RUN_IT_THERE,
         )
     return done.stdout.strip()
 

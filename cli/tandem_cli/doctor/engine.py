@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Mapping
 from contextlib import closing
@@ -12,10 +13,15 @@ import docker
 from docker.errors import DockerException, ImageNotFound
 
 from ..devices import DevicesUnknown, cdi_devices
-from .facts import Engine, Image, Port, Service, Stack, Unknown
+from .facts import Engine, Image, Port, PortState, Service, Stack, Unknown
 
 TIMEOUT_S = 20
-START_IT = "start Docker (`sudo systemctl start docker`), or say where it is: DOCKER_HOST; `docker version` has to answer"
+PROJECT_LABEL = "com.docker.compose.project"
+TOOLKIT_HOOK = "nvidia-container-runtime-hook"
+"""The engine offers `driver: nvidia` when it finds this program."""
+START_IT = (
+    "start Docker (`sudo systemctl start docker`), or say where it is: DOCKER_HOST; `docker version` has to answer"
+)
 
 
 def connect() -> docker.DockerClient | Unknown:
@@ -39,7 +45,7 @@ def describe(client: docker.DockerClient) -> Engine | Unknown:
         cdi = Unknown(str(error))
     return Engine(
         version=info["ServerVersion"],
-        runtimes=frozenset(info.get("Runtimes") or {}),
+        has_nvidia_toolkit="nvidia" in (info.get("Runtimes") or {}) or shutil.which(TOOLKIT_HOOK) is not None,
         cdi_devices=cdi,
         memory_bytes=info["MemTotal"],
         cpus=info["NCPU"],
@@ -72,12 +78,12 @@ def look_at_ports(client: docker.DockerClient, stack: Stack) -> Stack:
 
 def _published_by(client: docker.DockerClient, project: str) -> set[int]:
     """The host's ports that the containers of a compose project have."""
-    containers = client.containers.list(filters={"label": f"com.docker.compose.project={project}"})
+    containers = client.containers.list(filters={"label": f"{PROJECT_LABEL}={project}"})
     bindings = (binding for c in containers for bound in c.ports.values() for binding in bound or ())
     return {int(binding["HostPort"]) for binding in bindings}
 
 
-def _state(port: Port, own: set[int]) -> str | Unknown:
+def _state(port: Port, own: set[int]) -> PortState | Unknown:
     if port.number in own:
         return "own"
     with closing(socket.socket()) as probe:

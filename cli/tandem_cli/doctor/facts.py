@@ -11,8 +11,11 @@ from .settings import Settings
 
 FactT = TypeVar("FactT")
 
+PortState = Literal["free", "own", "taken"]
+
 GENERATOR, TRAINER, PREFLIGHT = "generator", "trainer", "preflight"
 SERVICES = (GENERATOR, TRAINER)
+"""Those that have devices."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ class Engine:
     """The Docker engine that answers, and the host that it runs on."""
 
     version: str
-    runtimes: frozenset[str]
-    """`nvidia` among them where NVIDIA's toolkit has been made known to this daemon."""
+    has_nvidia_toolkit: bool
+    """Whether it can serve reservations with `driver: nvidia`."""
     cdi_devices: frozenset[str] | Unknown
     """`nvidia.com/gpu=0` …: those that this daemon can hand out."""
     memory_bytes: int
@@ -97,7 +100,7 @@ class Port:
 
     host_ip: str
     number: int
-    state: Literal["free", "own", "taken"] | Unknown = "free"
+    state: PortState | Unknown = "free"
     """`own`: this very stack runs and has it."""
 
 
@@ -135,6 +138,12 @@ class Stack:
     name: str
     services: Mapping[str, Service]
     volumes: Mapping[str, Volume]
+
+    @property
+    def project_folder(self) -> Path:
+        """What the preflight copies."""
+        mount = self.services[PREFLIGHT].mount("/source")
+        return Path(mount.source if mount else "")
 
     @property
     def wants_gpus(self) -> bool:
@@ -212,3 +221,5 @@ class Facts:
     """As the services will read them."""
     model: Model | Unknown
     access: Access | Unknown
+    own_pids: frozenset[int] = frozenset()
+    """Processes of this very stack, where it runs."""

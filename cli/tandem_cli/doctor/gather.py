@@ -43,6 +43,7 @@ def gather(project: Path | None) -> Facts:
         settings=settings,
         model=find_model(stack, settings, workshop),
         access=workshop if isinstance(workshop, Unknown) else workshop.try_weights(),
+        own_pids=workshop.pids() if isinstance(workshop, Workshop) else frozenset(),
     )
 
 
@@ -66,29 +67,25 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
         env |= image.env if isinstance(image, Image) else {}
         env |= stack.services[name].env
     try:
-        return load(Settings, path=project_folder(stack) / "config.yaml", env=env)[0]
+        return load(Settings, path=stack.project_folder / "config.yaml", env=env)[0]
     except ConfigError as error:
         return Refused(str(error), "TANDEM_PROJECT or --project names a folder with a config.yaml: correct it")
-
-
-def project_folder(stack: Stack) -> Path:
-    """The folder that the preflight copies."""
-    mount = stack.services[PREFLIGHT].mount("/source")
-    return Path(mount.source if mount else "")
 
 
 def find_model(stack: Stack | Unknown, settings: Settings | Unknown, workshop: Workshop | Unknown) -> Model | Unknown:
     """In the project, on the stack's volumes, or on the hub."""
     if isinstance(stack, Unknown) or isinstance(settings, Unknown):
         return Unknown("the project could not be read")
-    name, folder = settings.shared.model, project_folder(stack)
+    name, folder = settings.shared.model, stack.project_folder
     if (folder / name).is_dir():
         return read_model(folder / name)
     found = workshop if isinstance(workshop, Unknown) else workshop.find_model(name)
     if isinstance(found, Model):
         return found
     if "/" not in name and (folder / "prepare.py").exists():
-        return Unknown(f"{folder.name}/prepare.py, which makes the model, has not run yet", "docker compose up preflight")
+        return Unknown(
+            f"{folder.name}/prepare.py, which makes the model, has not run yet", "docker compose up preflight"
+        )
     return ask_hub(name, settings.shared.revision, stack.services[PREFLIGHT].env)
 
 

@@ -41,9 +41,11 @@ def _refusal(name: str, revision: str, code: int, *, has_token: bool) -> Unknown
         said = "refuses the preflight's HF_TOKEN" if has_token else "and the preflight has no HF_TOKEN"
         return Refused(
             f"{what}: it is gated or there is none such, {said}",
-            "accept the model's terms on the hub and give the preflight a token: services.preflight.environment.HF_TOKEN "
-            "in compose.override.yaml; or put the model into the project",
+            "accept the model's terms on the hub and give the preflight a token (services.preflight.environment.HF_TOKEN "
+            "in an override), or put the model into the project",
         )
-    if code == 404:  # noqa: PLR2004 - not found
-        return Refused(f"{what}", "shared.model is a folder of the project or an id on the hub: correct it, or its revision")
+    if code == 404:
+        return Refused(
+            f"{what}", "shared.model is a folder of the project or an id on the hub: correct it, or its revision"
+        )
     return Unknown(what, "try again later")

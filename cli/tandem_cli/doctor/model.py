@@ -1,4 +1,4 @@
-"""How large the model is: its config.json and the headers of its safetensors files; neither torch nor a tensor is read."""
+"""How large the model is, by its config.json and the headers of its safetensors files; no tensor is read."""
 
 from __future__ import annotations
 

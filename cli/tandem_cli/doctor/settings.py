@@ -1,4 +1,4 @@
-"""The keys of a project's configuration that the doctor reckons with; a test holds the defaults to the services' own."""
+"""The keys of a project's configuration that the doctor reckons with. A test holds the defaults to the services'."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the services' users can do on the stack's volumes, and the model that lies there: tried in short-lived containers."""
+"""What the services' users can do on the stack's volumes, and the model that lies there: by short-lived containers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import docker
 from docker.errors import DockerException, NotFound
-from requests.exceptions import RequestException
 
+from .engine import PROJECT_LABEL
 from .facts import GENERATOR, TRAINER, Access, Image, Model, Refused, Service, Stack, Unknown
 from .model import parse_model
 
@@ -64,6 +64,11 @@ class Workshop:
             errors.append(done.reason if isinstance(done, Refused) else None)
         return Access(*errors)
 
+    def pids(self) -> frozenset[int]:
+        """The processes of the stack's running containers, as the host numbers them."""
+        running = self.client.containers.list(filters={"label": f"{PROJECT_LABEL}={self.stack.name}"})
+        return frozenset(int(row[0]) for c in running for row in c.top(ps_args="-o pid")["Processes"])
+
     def _run(self, name: str, targets: tuple[str, ...], program: str, *arguments: str) -> str | Unknown:
         """What `program` prints in a container of a service; `Refused` with its last line when it fails there."""
         service = self.stack.services[name]
@@ -90,7 +95,7 @@ class Workshop:
             container.start()
             code = container.wait(timeout=TIMEOUT_S)["StatusCode"]
             output = container.logs().decode(errors="replace").strip()
-        except (DockerException, RequestException) as error:
+        except (DockerException, OSError) as error:
             return Unknown(f"a container of {self.images[name].name} did not run: {error}")
         finally:
             with suppress(DockerException):

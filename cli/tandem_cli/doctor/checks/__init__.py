@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..facts import Facts, NotKnown
+from ..facts import Facts, NotKnown, Stack
 from ..finding import Finding, warn
 from . import devices, engine, images, memory, project, storage
 
@@ -20,8 +20,8 @@ CHECKS: dict[str, Callable[[Facts], Finding]] = {
     "GPU access": devices.access,
     "GPU ids": devices.exist,
     "GPU sets": devices.disjoint,
-    "GPUs unused": devices.unused,
-    "driver": devices.driver,
+    "GPU use": devices.unused,
+    "GPU driver": devices.driver,
     "model": project.model,
     "generator fits": memory.generator,
     "trainer fits": memory.trainer,
@@ -32,10 +32,15 @@ CHECKS: dict[str, Callable[[Facts], Finding]] = {
     "ports": images.ports,
 }
 
+GPU_CHECKS = frozenset({"GPU ids", "GPU sets", "GPU use", "GPU driver"})
+"""Those that say nothing where no service wants a GPU."""
+
 
 def examine(facts: Facts) -> list[Finding]:
     """One finding a check; a check whose facts could not be had says so."""
-    return [replace(_judge(check, facts), name=name) for name, check in CHECKS.items()]
+    without_gpus = isinstance(facts.stack, Stack) and not facts.stack.wants_gpus
+    left_out = GPU_CHECKS if without_gpus else frozenset()
+    return [replace(_judge(check, facts), name=name) for name, check in CHECKS.items() if name not in left_out]
 
 
 def _judge(check: Callable[[Facts], Finding], facts: Facts) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..facts import SERVICES, Facts, Unknown, known
+from ..facts import Facts, Unknown
 from ..finding import Finding, fail, ok
 
 MIN_ENGINE, MIN_COMPOSE = (25, 0), (2, 24)
@@ -28,11 +28,6 @@ def compose(facts: Facts) -> Finding:
 def configuration(facts: Facts) -> Finding:
     if isinstance(facts.stack, Unknown):
         return fail(facts.stack.reason, facts.stack.mend)
-    if missing := [name for name in SERVICES if name not in facts.stack.services]:
-        return fail(
-            f"the merged configuration has no service {' and no '.join(missing)}",
-            "run `tandem doctor` where Tandem's compose.yaml is; `docker compose config` prints what it sees",
-        )
     return ok(f"project {facts.stack.name}: services {', '.join(facts.stack.services)}")
 
 
@@ -42,8 +37,3 @@ def _at_least(what: str, got: str, wanted: tuple[int, int]) -> Finding:
     if numbers < wanted:
         return fail(f"got {what} {got}; wanted {text} or newer", UPDATE)
     return ok(f"{what} {got}; wanted {text} or newer")
-
-
-def host_memory(facts: Facts) -> int:
-    """Bytes of the engine's host."""
-    return known(facts.engine).memory_bytes

@@ -59,4 +59,6 @@ def ports(facts: Facts) -> Finding:
         )
     if unknown := [port.state.reason for port in published if isinstance(port.state, Unknown)]:
         return warn("; ".join(unknown))
-    return ok(", ".join(f"{port.number} {'is this stack’s' if port.state == 'own' else 'is free'}" for port in published))
+    return ok(
+        ", ".join(f"{port.number} {'is this stack’s' if port.state == 'own' else 'is free'}" for port in published)
+    )

@@ -10,7 +10,8 @@ def configuration(facts: Facts) -> Finding:
     if isinstance(facts.settings, Refused):
         return fail(facts.settings.reason, facts.settings.mend)
     settings = known(facts.settings)
-    return ok(f"model {settings.shared.model}, engine {settings.generator.engine}")
+    folder = known(facts.stack).project_folder
+    return ok(f"{folder}: model {settings.shared.model}, engine {settings.generator.engine}")
 
 
 def model(facts: Facts) -> Finding:
