@@ -29,7 +29,7 @@ def read_stack(project: Path | None) -> Stack | Unknown:
         return text
     stack = parse_stack(json.loads(text))
     if missing := [name for name in (PREFLIGHT, *SERVICES) if name not in stack.services]:
-        return Unknown(f"the merged configuration has no service {' and no '.join(missing)}", RUN_IT_THERE)
+        return Unknown("the configuration is not Tandem's", RUN_IT_THERE, f"it has no {' and no '.join(missing)}")
     return stack
 
 
@@ -45,12 +45,9 @@ def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
             timeout=TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Unknown(f"docker compose cannot be asked: {error}", "install Docker with its compose plugin")
+        return Unknown("docker compose cannot be asked", "install Docker with its compose plugin", str(error))
     if done.returncode:
-        return Unknown(
-            f"docker compose {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip()}",
-            RUN_IT_THERE,
-        )
+        return Unknown(f"docker compose {arguments[0]} fails", RUN_IT_THERE, done.stderr.strip())
     return done.stdout.strip()
 
 

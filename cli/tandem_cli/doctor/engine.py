@@ -19,9 +19,7 @@ TIMEOUT_S = 20
 PROJECT_LABEL = "com.docker.compose.project"
 TOOLKIT_HOOK = "nvidia-container-runtime-hook"
 """The engine offers `driver: nvidia` when it finds this program."""
-START_IT = (
-    "start Docker (`sudo systemctl start docker`), or say where it is: DOCKER_HOST; `docker version` has to answer"
-)
+START_IT = "start Docker (sudo systemctl start docker) or set DOCKER_HOST; `docker version` has to name a server"
 
 
 def connect() -> docker.DockerClient | Unknown:
@@ -30,7 +28,7 @@ def connect() -> docker.DockerClient | Unknown:
         client = docker.from_env(timeout=TIMEOUT_S)
         client.ping()
     except DockerException as error:
-        return Unknown(f"no Docker engine answers: {error}", START_IT)
+        return Unknown("no Docker engine answers", START_IT, str(error))
     return client
 
 
@@ -38,7 +36,7 @@ def describe(client: docker.DockerClient) -> Engine | Unknown:
     try:
         info = client.info()
     except DockerException as error:
-        return Unknown(f"the engine does not describe itself: {error}", START_IT)
+        return Unknown("the engine does not describe itself", START_IT, str(error))
     try:
         cdi: frozenset[str] | Unknown = cdi_devices(info)
     except DevicesUnknown as error:
@@ -51,6 +49,7 @@ def describe(client: docker.DockerClient) -> Engine | Unknown:
         cpus=info["NCPU"],
         architecture=info["Architecture"],
         root_dir=Path(info["DockerRootDir"]),
+        is_this_host=info["Name"] == socket.gethostname(),
     )
 
 
@@ -65,12 +64,15 @@ def find_image(client: docker.DockerClient, name: str) -> Image | Unknown:
     return Image(name, config.get("User", ""), env, config.get("Labels") or {})
 
 
-def look_at_ports(client: docker.DockerClient, stack: Stack) -> Stack:
+def look_at_ports(client: docker.DockerClient, engine: Engine, stack: Stack) -> Stack:
     """The same stack, its published ports with their state."""
+    elsewhere = None if engine.is_this_host else Unknown("the engine runs on another machine")
     own = _published_by(client, stack.name)
 
     def looked_at(service: Service) -> Service:
-        return replace(service, ports=tuple(replace(port, state=_state(port, own)) for port in service.ports))
+        return replace(
+            service, ports=tuple(replace(port, state=elsewhere or _state(port, own)) for port in service.ports)
+        )
 
     services: Mapping[str, Service] = {name: looked_at(service) for name, service in stack.services.items()}
     return replace(stack, services=services)

@@ -20,10 +20,15 @@ SERVICES = (GENERATOR, TRAINER)
 
 @dataclass(frozen=True)
 class Unknown:
-    """A fact that could not be had."""
+    """A fact that could not be had. `reason` is short, since each check that needs the fact repeats it."""
 
     reason: str
     mend: str = ""
+    detail: str = ""
+
+    @property
+    def message(self) -> str:
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Engine:
     cpus: int
     architecture: str
     root_dir: Path
+    is_this_host: bool = True
+    """Whether its paths, ports and memory are those that can be looked at from here."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import httpx
 
 from .facts import Model, Refused, Unknown
-from .model import parse_model
+from .model import NO_MODEL, parse_model
 
 TIMEOUT_S = 15.0
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -32,20 +32,18 @@ def ask_hub(name: str, revision: str | None, env: Mapping[str, str]) -> Model | 
     except httpx.HTTPStatusError as error:
         return _refusal(name, rev, error.response.status_code, has_token=bool(token))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return Unknown(f"{base} does not tell of {name}: {error}", "docker compose up preflight, which has to fetch it")
+        return Unknown(NO_MODEL, f"the preflight has to reach {base} to fetch it", f"{name}: {error}")
 
 
 def _refusal(name: str, revision: str, code: int, *, has_token: bool) -> Unknown:
     what = f"the hub answers {code} for {name} ({revision})"
     if code in UNAUTHORIZED:
-        said = "refuses the preflight's HF_TOKEN" if has_token else "and the preflight has no HF_TOKEN"
-        return Refused(
-            f"{what}: it is gated or there is none such, {said}",
-            "accept the model's terms on the hub and give the preflight a token (services.preflight.environment.HF_TOKEN "
-            "in an override), or put the model into the project",
+        said = "and refuses the preflight's HF_TOKEN" if has_token else "and the preflight has no HF_TOKEN"
+        mend = (
+            "accept the model's terms on the hub and give the preflight a token (HF_TOKEN in its environment, by an "
+            "override file), or put the model into the project"
         )
+        return Refused(NO_MODEL, mend, f"{what} {said}: it is gated, or there is none")
     if code == 404:
-        return Refused(
-            f"{what}", "shared.model is a folder of the project or an id on the hub: correct it, or its revision"
-        )
-    return Unknown(what, "try again later")
+        return Refused(NO_MODEL, "shared.model is a folder of the project or an id on the hub: correct it", what)
+    return Unknown(NO_MODEL, "try again later", what)

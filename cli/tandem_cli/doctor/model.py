@@ -10,7 +10,9 @@ from typing import Any
 
 from tandem_protocol.fingerprint import checkpoint_shapes
 
-from .facts import Model, Unknown
+from .facts import Model, Refused, Unknown
+
+NO_MODEL = "the model is not known"
 
 
 def read_model(folder: Path) -> Model | Unknown:
@@ -20,7 +22,7 @@ def read_model(folder: Path) -> Model | Unknown:
         parameters = sum(math.prod(shape) for shape in checkpoint_shapes(folder).values())
         return parse_model(config, parameters or None, f"the folder {folder}")
     except (OSError, ValueError) as error:
-        return Unknown(f"the model in {folder} cannot be read: {error}", "put a Hugging Face model there")
+        return Refused(NO_MODEL, "put a Hugging Face model there", f"{folder} cannot be read: {error}")
 
 
 def parse_model(config: Mapping[str, Any], parameters: int | None, where: str, *, is_local: bool = True) -> Model:

@@ -11,10 +11,11 @@ from docker.errors import DockerException, NotFound
 
 from .engine import PROJECT_LABEL
 from .facts import GENERATOR, TRAINER, Access, Image, Model, Refused, Service, Stack, Unknown
-from .model import parse_model
+from .model import NO_MODEL, parse_model
 
 TIMEOUT_S = 60
-NOT_YET = Unknown("the volumes are not there yet", "docker compose up preflight")
+PREPARE = "docker compose up preflight"
+NOT_YET = Unknown("the volumes are not there yet", PREPARE)
 
 WRITE = "import tempfile; tempfile.TemporaryFile(dir='/weights').write(b'x')"
 READ = "import os; os.listdir('/weights')"
@@ -47,12 +48,12 @@ class Workshop:
         if isinstance(printed, Unknown):
             return printed
         if not printed:
-            return Unknown(f"{name} is on no volume yet", "docker compose up preflight")
+            return Unknown(f"{name} is on no volume yet", PREPARE)
         found = json.loads(printed)
         try:
             return parse_model(found["config"], found["parameters"], f"the volume at {found['folder']}")
         except ValueError as error:
-            return Unknown(f"the model at {found['folder']} cannot be read: {error}")
+            return Unknown(NO_MODEL, detail=f"{found['folder']} cannot be read: {error}")
 
     def try_weights(self) -> Access | Unknown:
         """Whether the trainer can write the weight store and the generator read it."""

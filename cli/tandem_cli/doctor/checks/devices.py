@@ -74,7 +74,7 @@ def disjoint(facts: Facts) -> Finding:
     if shared := shared_devices(generator, trainer, uuids(facts)):
         return fail(
             f"generator {', '.join(generator)} and trainer {', '.join(trainer)} share {', '.join(shared)}",
-            f"{CHOOSE}; by hand: device_ids and never count, which counts from 0 for both; and !override, or lists append",
+            f"{CHOOSE}; by hand, never count (it counts from 0 for both), and !override, or lists append",
         )
     return ok(f"generator {', '.join(generator) or 'none'}; trainer {', '.join(trainer) or 'none'}")
 

@@ -14,20 +14,20 @@ UPDATE = "update Docker, from its own packages rather than an old distribution's
 def version(facts: Facts) -> Finding:
     """CDI devices and start-interval of health checks came with engine 25."""
     if isinstance(facts.engine, Unknown):
-        return fail(facts.engine.reason, facts.engine.mend)
+        return fail(facts.engine.message, facts.engine.mend)
     return _at_least("Docker engine", facts.engine.version, MIN_ENGINE)
 
 
 def compose(facts: Facts) -> Finding:
     """`!override` came with compose 2.24."""
     if isinstance(facts.compose_version, Unknown):
-        return fail(facts.compose_version.reason, facts.compose_version.mend)
+        return fail(facts.compose_version.message, facts.compose_version.mend)
     return _at_least("docker compose", facts.compose_version, MIN_COMPOSE)
 
 
 def configuration(facts: Facts) -> Finding:
     if isinstance(facts.stack, Unknown):
-        return fail(facts.stack.reason, facts.stack.mend)
+        return fail(facts.stack.message, facts.stack.mend)
     return ok(f"project {facts.stack.name}: services {', '.join(facts.stack.services)}")
 
 

@@ -18,7 +18,7 @@ the size of its KV cache is set."""
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
 ACTIVATION_BYTES = 34
 """A layer keeps about 34 bytes per token and hidden unit for the backward pass, in 16 bit and without the attention
-matrix, which fused attention does not keep. Source: Korthikanti et al. 2022, Reducing Activation Recomputation, eq. 1."""
+matrix, which fused attention does not keep. Source: Korthikanti et al. 2022, Reducing Activation Recomputation."""
 TIGHT = 0.9
 
 
@@ -84,7 +84,7 @@ def _with_cpu_cache(facts: Facts, weights: float, text: str) -> Need:
 
 
 def trainer_need(facts: Facts) -> Need:
-    """A process holds P × (4 parameters + 4 gradients + 8 AdamW) bytes, P × 4 more for a reference model (grpo.beta), and
+    """A process holds P × (4 parameters + 4 gradients + 8 AdamW) bytes, P × 4 for a reference model (grpo.beta), and
     for the backward pass L × T × H × 34 bytes in 16 bit, 68 in float32, with T = max_tokens_per_micro_batch. With
     gradient_checkpointing it is one layer's worth, and each layer's input. The logits of one chunk, their softmax and
     their gradients: 3 × logprob_chunk_size × V × 4.

@@ -8,7 +8,7 @@ from ..finding import Finding, count, fail, ok, warn
 
 def configuration(facts: Facts) -> Finding:
     if isinstance(facts.settings, Refused):
-        return fail(facts.settings.reason, facts.settings.mend)
+        return fail(facts.settings.message, facts.settings.mend)
     settings = known(facts.settings)
     folder = known(facts.stack).project_folder
     return ok(f"{folder}: model {settings.shared.model}, engine {settings.generator.engine}")
@@ -17,9 +17,9 @@ def configuration(facts: Facts) -> Finding:
 def model(facts: Facts) -> Finding:
     """It lies where the services find it without a network, or the preflight may fetch it."""
     if isinstance(facts.model, Refused):
-        return fail(facts.model.reason, facts.model.mend)
+        return fail(facts.model.message, facts.model.mend)
     if isinstance(facts.model, Unknown):
-        return warn(f"not known: {facts.model.reason}", facts.model.mend)
+        return warn(facts.model.message, facts.model.mend)
     return ok(f"{size(facts.model)} in {facts.model.where}" + ("" if facts.model.is_local else ", to be fetched"))
 
 
