@@ -26,7 +26,7 @@ CHECKS: dict[str, Callable[[Facts], Finding]] = {
     "generator fits": memory.generator,
     "trainer fits": memory.trainer,
     "weight store": storage.weights,
-    "memory volumes": storage.memory,
+    "host memory": storage.memory,
     "disk": storage.disk,
     "weights access": storage.access,
     "ports": images.ports,

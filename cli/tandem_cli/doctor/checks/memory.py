@@ -58,7 +58,8 @@ def generator_need(facts: Facts) -> Need:
     config = known(facts.settings).generator
     if config.engine == "mock":
         return Need(0, "the mock engine holds no model")
-    model, width, ranks = known(facts.model), 4 if config.dtype == "float32" else 2, config.tensor_parallel_size
+    model, width = known(facts.model), 4 if config.dtype == "float32" else 2
+    ranks = config.tensor_parallel_size if _on_gpu(facts, GENERATOR) else 1  # on the CPU they share its memory
     weights = model.parameters * width / ranks
     text = (
         f"{count(model.parameters)} × {width} B" + (f" / {ranks}" if ranks > 1 else "") + f" = {gib(weights)} weights"
@@ -68,7 +69,7 @@ def generator_need(facts: Facts) -> Need:
     tokens = min(config.max_model_len or model.max_positions, model.max_positions)
     heads = max(1, model.kv_heads / ranks)
     cache = 2 * model.layers * heads * model.head_dim * width * tokens
-    what = f"2 × {model.layers} layers × {heads:g} heads × {model.head_dim} × {width} B × {tokens} tokens"
+    what = f"2 × {model.layers} layers × {heads:g} KV heads × {model.head_dim} × {width} B × {tokens} tokens"
     return Need(weights + cache, f"{text} + {what} = {gib(cache)} KV cache for one request")
 
 
@@ -84,14 +85,14 @@ def _with_cpu_cache(facts: Facts, weights: float, text: str) -> Need:
 
 
 def trainer_need(facts: Facts) -> Need:
-    """A process holds P × (4 parameters + 4 gradients + 8 AdamW) bytes, P × 4 for a reference model (grpo.beta), and
-    for the backward pass L × T × H × 34 bytes in 16 bit, 68 in float32, with T = max_tokens_per_micro_batch. With
-    gradient_checkpointing it is one layer's worth, and each layer's input. The logits of one chunk, their softmax and
-    their gradients: 3 × logprob_chunk_size × V × 4.
+    """A process holds P × (4 parameters + 4 gradients + 8 AdamW) bytes, P × 2 for copies in bfloat16 where that is the
+    dtype, P × 4 for a reference model (grpo.beta), and for the backward pass L × T × H × 34 bytes in bfloat16, 68 in
+    float32, with T = max_tokens_per_micro_batch. With gradient_checkpointing that is one layer's worth, and each
+    layer's input. The logits of one chunk, their softmax and their gradients: 3 × logprob_chunk_size × V × 4.
     """
     config, model = known(facts.settings).trainer, known(facts.model)
     learner, wide = config.learner, 2 if config.learner.dtype == "float32" else 1
-    state_width = 16 + (4 if config.grpo.beta else 0)
+    state_width = 16 + (2 if learner.dtype == "bfloat16" else 0) + (4 if config.grpo.beta else 0)
     state, tokens = model.parameters * state_width, learner.max_tokens_per_micro_batch
     layer = tokens * model.hidden * ACTIVATION_BYTES * wide
     inputs = model.layers * tokens * model.hidden * 2 * wide
@@ -110,10 +111,10 @@ def trainer_processes(facts: Facts) -> int:
     return int(text) if text.isdecimal() else 1
 
 
-def on_host(facts: Facts) -> list[Need]:
+def on_host_bytes(facts: Facts) -> float:
     """What the services that run on the CPU take of the host's memory."""
-    needs = ((GENERATOR, generator_need), (TRAINER, trainer_need))
-    return [need(facts) for name, need in needs if not _on_gpu(facts, name)]
+    services, needs = known(facts.stack).services, ((GENERATOR, generator_need), (TRAINER, trainer_need))
+    return sum(need(facts).size_bytes * services[name].replicas for name, need in needs if not _on_gpu(facts, name))
 
 
 def _on_gpu(facts: Facts, service: str) -> bool:
@@ -126,7 +127,8 @@ def _compare(need: Need, facts: Facts, service: str, share: float, mend: str) ->
     if _on_gpu(facts, service):
         gpus = gpus_of(facts, service)
         smallest = min((gpu.memory_bytes for gpu in gpus), default=0)
-        room, where = smallest * share, f"{share:g} of {gib(smallest)} on each GPU"
+        room = smallest * share
+        where = f"{gib(room)} on each GPU" + (f" ({share:g} × {gib(smallest)})" if share < 1 else "")
     else:
         room = known(facts.engine).memory_bytes
         where = f"{gib(room)} of memory"

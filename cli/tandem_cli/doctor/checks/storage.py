@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from ..compose import parse_size
-from ..facts import GENERATOR, SERVICES, TRAINER, Facts, Image, Service, Unknown, Volume, known
+from ..facts import GENERATOR, SERVICES, TRAINER, Facts, Image, Model, Service, Unknown, Volume, known
 from ..finding import Finding, fail, gib, ok, warn
-from .memory import on_host
+from .memory import on_host_bytes
 
 MOMENTS = 2
 """AdamW keeps two numbers a parameter."""
@@ -34,14 +34,15 @@ def weights(facts: Facts) -> Finding:
 def memory(facts: Facts) -> Finding:
     """What lies in the host's memory when everything is full: tmpfs volumes, /dev/shm, and the services on the CPU."""
     stack, total = known(facts.stack), known(facts.engine).memory_bytes
-    volumes = sum(tmpfs_bytes(volume, facts) for volume in stack.volumes.values() if volume.options is not None)
-    shm = sum(stack.services[name].shm_bytes for name in SERVICES)
-    services = 0.0 if isinstance(facts.model, Unknown) else sum(need.size_bytes for need in on_host(facts))
-    need = volumes + shm + services
-    message = (
-        f"{gib(volumes)} tmpfs + {gib(shm)} shm + {gib(services)} of services on the CPU = {gib(need)} of {gib(total)}"
-    )
-    mend = "a smaller TANDEM_WEIGHTS_SIZE or TANDEM_SHM_SIZE (docs/containers.md), or more memory"
+    parts = {
+        "tmpfs": sum(tmpfs_bytes(volume, facts) for volume in stack.volumes.values() if volume.options is not None),
+        "shm": sum(stack.services[name].shm_bytes for name in SERVICES),
+    }
+    if isinstance(facts.model, Model) and (services := on_host_bytes(facts)):
+        parts["services on the CPU"] = services
+    need = sum(parts.values())
+    message = f"{' + '.join(f'{gib(size)} {of}' for of, size in parts.items())} = {gib(need)} of {gib(total)}"
+    mend = "a smaller TANDEM_WEIGHTS_SIZE, TANDEM_SHM_SIZE or VLLM_CPU_KVCACHE_SPACE (docs/containers.md); more memory"
     if need > total:
         return fail(message, mend)
     if not isinstance(facts.available_bytes, Unknown) and need > facts.available_bytes:
