@@ -111,10 +111,11 @@ def trainer_processes(facts: Facts) -> int:
     return int(text) if text.isdecimal() else 1
 
 
-def on_host_bytes(facts: Facts) -> float:
+def on_host_bytes(facts: Facts) -> int:
     """What the services that run on the CPU take of the host's memory."""
-    services, needs = known(facts.stack).services, ((GENERATOR, generator_need), (TRAINER, trainer_need))
-    return sum(need(facts).size_bytes * services[name].replicas for name, need in needs if not _on_gpu(facts, name))
+    services, needs = known(facts.stack).services, {GENERATOR: generator_need, TRAINER: trainer_need}
+    on_cpu = (name for name in needs if not _on_gpu(facts, name))
+    return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu))
 
 
 def _on_gpu(facts: Facts, service: str) -> bool:
