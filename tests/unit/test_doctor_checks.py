@@ -8,7 +8,7 @@ import pytest
 
 from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
-from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Refused, Unknown
+from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Refused, Stack, Unknown, Volume
 from tandem_cli.doctor.finding import Finding
 
 LAPTOP, GPUS = on_cpus(), on_gpus()
@@ -25,6 +25,12 @@ def with_process(facts: Facts, pid: int) -> Facts:
 def with_driver(facts: Facts, *cuda: int) -> Facts:
     assert isinstance(facts.nvidia, Nvidia)
     return replace(facts, nvidia=replace(facts.nvidia, cuda=cuda))
+
+
+def with_size(facts: Facts, size: str) -> Facts:
+    """The same, with another size of the weight store."""
+    assert isinstance(facts.stack, Stack)
+    return replace(facts, stack=replace(facts.stack, volumes={"weights": Volume("tandem_weights", {"size": size})}))
 
 
 REFUSED: list[tuple[str, Facts, str]] = [
@@ -84,6 +90,7 @@ REFUSED: list[tuple[str, Facts, str]] = [
     ("trainer fits", replace(GPUS, model=replace(QWEN, parameters=7_615_616_512)), "7.62 B × 16 B = 113.5 GiB"),
     ("trainer fits", replace(LAPTOP, model=QWEN), "of 16.0 GiB of memory"),
     ("weight store", replace(LAPTOP, model=QWEN), "4 versions × 5.8 GiB = 23.0 GiB of 1.0 GiB"),
+    ("weight store", with_size(LAPTOP, "much"), "got 'much' as the size of the volume tandem_weights"),
     (
         "host memory",
         replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=2 * GIB)),
@@ -132,6 +139,10 @@ WARNED: list[tuple[str, Facts, str]] = [
         "do not tell",
     ),
     ("CPU sets", changed(LAPTOP, "trainer", cpuset=""), "without a CPU set"),
+    ("host memory", with_size(LAPTOP, "much"), "not checked: got 'much'"),
+    ("trainer fits", changed(GPUS, "trainer", devices=(Devices("nvidia", ("MIG-1",)),)), "lists none of the trainer's"),
+    ("generator fits", replace(LAPTOP, settings=settings()), "vLLM takes 0.92 of all memory"),
+    ("trainer fits", replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=300 << 20)), "tight"),
     ("GPU driver", with_driver(GPUS, 12, 4), "runs CUDA 12.4, the generator's image has 12.8"),
     ("GPU driver", replace(GPUS, images={name: an_image(name) for name in GPUS.images}), "does not tell its CUDA"),
     ("model", replace(LAPTOP, model=Unknown("the model is not known", "", "prepare.py has not run")), "prepare.py"),

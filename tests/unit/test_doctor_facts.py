@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import docker
 import pytest
+from docker.errors import DockerException
 from pydantic import BaseModel
 from rich.console import Console
 
@@ -19,6 +21,7 @@ from support.models import make_tiny_model
 from tandem_cli.doctor import settings as parts
 from tandem_cli.doctor.command import show
 from tandem_cli.doctor.compose import parse_size, parse_stack
+from tandem_cli.doctor.engine import connect
 from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Refused, Unknown, Volume
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.hub import ask_hub
@@ -97,6 +100,27 @@ def test_the_merged_configuration_is_read_as_compose_prints_it() -> None:
 )
 def test_sizes_are_read_as_docker_writes_them(text: str | int, size: int) -> None:
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "1x", "-1g"])
+def test_what_is_no_size_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="wanted a number"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize(("cause", "mend"), [("Permission denied", "usermod"), ("No such file", "start Docker")])
+def test_an_engine_that_does_not_answer_comes_with_the_mend_for_its_cause(
+    monkeypatch: pytest.MonkeyPatch, cause: str, mend: str
+) -> None:
+    def from_env(**_: object) -> None:
+        raise DockerException(f"Error while fetching server API version: {cause}")
+
+    monkeypatch.setattr(docker, "from_env", from_env)
+    monkeypatch.setenv("DOCKER_HOST", "unix:///there")
+    answer = connect()
+    assert isinstance(answer, Unknown)
+    assert mend in answer.mend
+    assert "DOCKER_HOST=unix:///there" in answer.message
 
 
 def test_nvidia_smi_tells_driver_gpus_and_who_computes_on_them(nvidia_smi: NvidiaSmi) -> None:

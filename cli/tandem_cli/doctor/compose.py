@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,8 @@ from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Un
 
 TIMEOUT_S = 60.0
 RUN_IT_THERE = "run `tandem doctor` where Tandem's compose.yaml is; `docker compose config` has to print the stack"
-_UNITS = {"": 1, "b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)b?")
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def compose_version() -> str | Unknown:
@@ -47,7 +49,7 @@ def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
     except (OSError, subprocess.TimeoutExpired) as error:
         return Unknown("docker compose cannot be asked", "install Docker with its compose plugin", str(error))
     if done.returncode:
-        return Unknown(f"docker compose {arguments[0]} fails", RUN_IT_THERE, done.stderr.strip())
+        return Unknown(f"docker compose {arguments[0]} fails", RUN_IT_THERE, " ".join(done.stderr.split()))
     return done.stdout.strip()
 
 
@@ -114,6 +116,6 @@ def parse_size(text: str | int) -> int:
     Raises:
         ValueError: it is no size.
     """
-    word = str(text).strip().lower().removesuffix("b")
-    digits = word.rstrip("kmgt")
-    return int(float(digits) * _UNITS[word.removeprefix(digits)])
+    if not (found := _SIZE.fullmatch(str(text).strip().lower())):
+        raise ValueError(f"got the size {text!r}; wanted a number with b, k, m, g or t")
+    return int(float(found[1]) * _UNITS[found[2]])

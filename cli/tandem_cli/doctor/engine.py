@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ TIMEOUT_S = 20
 PROJECT_LABEL = "com.docker.compose.project"
 TOOLKIT_HOOK = "nvidia-container-runtime-hook"
 """The engine offers `driver: nvidia` when it finds this program."""
+JOIN_GROUP = "let your user use Docker (sudo usermod -aG docker $USER), then log in again"
 START_IT = "start Docker (sudo systemctl start docker) or set DOCKER_HOST; `docker version` has to name a server"
 
 
@@ -28,7 +30,9 @@ def connect() -> docker.DockerClient | Unknown:
         client = docker.from_env(timeout=TIMEOUT_S)
         client.ping()
     except DockerException as error:
-        return Unknown("no Docker engine answers", START_IT, str(error))
+        where = f"DOCKER_HOST={os.environ['DOCKER_HOST']}: " if "DOCKER_HOST" in os.environ else ""
+        mend = JOIN_GROUP if "Permission denied" in str(error) else START_IT
+        return Unknown("no Docker engine answers", mend, f"{where}{error}")
     return client
 
 

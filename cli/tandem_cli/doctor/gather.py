@@ -71,7 +71,7 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
         return load(Settings, path=stack.project_folder / "config.yaml", env=env)[0]
     except ConfigError as error:
         return Refused(
-            "the project cannot be read", "correct it; TANDEM_PROJECT or --project names its folder", str(error)
+            "the project cannot be used", "correct it; TANDEM_PROJECT or --project names its folder", str(error)
         )
 
 

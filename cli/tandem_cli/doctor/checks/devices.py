@@ -7,7 +7,7 @@ import re
 from tandem_protocol.config import ConfigError
 from tandem_protocol.devices import identity, parse_devices, shared_devices
 
-from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia, known
+from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia, Unknown, known
 from ..finding import Finding, fail, gib, ok, warn
 
 CHOOSE = "tandem gpus --generator 0-3 --trainer 4-7, with GPUs of this host"
@@ -118,9 +118,14 @@ def gpu_ids(facts: Facts, service: str) -> tuple[str, ...]:
 
 
 def gpus_of(facts: Facts, service: str) -> list[Gpu]:
-    """The GPUs of a service, as nvidia-smi describes them."""
+    """The GPUs of a service, as nvidia-smi describes them.
+
+    Raises:
+        NotKnown: it knows none of them (they do not exist, or are slices of a GPU).
+    """
     wanted = {identity(device, uuids(facts)) for device in gpu_ids(facts, service)}
-    return [gpu for gpu in known(facts.nvidia).gpus if gpu.uuid.lower() in wanted]
+    found = [gpu for gpu in known(facts.nvidia).gpus if gpu.uuid.lower() in wanted]
+    return found if found or not wanted else known(Unknown(f"nvidia-smi lists none of the {service}'s GPUs"))
 
 
 def uuids(facts: Facts) -> dict[str, str]:

@@ -126,8 +126,7 @@ def _compare(need: Need, facts: Facts, service: str, share: float, mend: str) ->
     if not need.size_bytes:
         return ok(need.text)
     if _on_gpu(facts, service):
-        gpus = gpus_of(facts, service)
-        smallest = min((gpu.memory_bytes for gpu in gpus), default=0)
+        smallest = min(gpu.memory_bytes for gpu in gpus_of(facts, service))
         room = smallest * share
         where = f"{gib(room)} on each GPU" + (f" ({share:g} × {gib(smallest)})" if share < 1 else "")
     else:

@@ -21,13 +21,16 @@ def weights(facts: Facts) -> Finding:
     volume = _weights_volume(facts)
     if volume.options is None:
         return ok(f"the volume {volume.name} is on disk")
+    size = tmpfs_bytes(volume, facts)
+    if isinstance(size, Unknown):
+        return fail(size.message, "TANDEM_WEIGHTS_SIZE: a number with k, m or g, such as 1g")
     config, model = known(facts.settings).trainer, known(facts.model)
-    size, versions = tmpfs_bytes(volume, facts), config.publish.keep + 2
+    versions = config.publish.keep + 2
     version = model.parameters * (4 if config.learner.dtype == "float32" else 2)
     need = versions * version
     message = f"{versions} versions × {gib(version)} = {gib(need)} of {gib(size)}"
     if need > size:
-        return fail(message, f"TANDEM_WEIGHTS_SIZE={math.ceil(need / (1 << 30))}g, then docker compose down --volumes")
+        return fail(message, f"TANDEM_WEIGHTS_SIZE={math.ceil(need / (1 << 30))}g; {_again(volume)}")
     return ok(message)
 
 
@@ -35,7 +38,9 @@ def memory(facts: Facts) -> Finding:
     """What lies in the host's memory when everything is full: tmpfs volumes, /dev/shm, and the services on the CPU."""
     stack, total = known(facts.stack), known(facts.engine).memory_bytes
     parts = {
-        "tmpfs": sum(tmpfs_bytes(volume, facts) for volume in stack.volumes.values() if volume.options is not None),
+        "tmpfs": sum(
+            known(tmpfs_bytes(volume, facts)) for volume in stack.volumes.values() if volume.options is not None
+        ),
         "shm": sum(stack.services[name].shm_bytes for name in SERVICES),
     }
     if isinstance(facts.model, Model) and (services := on_host_bytes(facts)):
@@ -76,14 +81,22 @@ def access(facts: Facts) -> Finding:
         return ok(f"as configured; not tried: {facts.access.reason}")
     if error := facts.access.trainer_writes or facts.access.generator_reads:
         who = "trainer cannot write" if facts.access.trainer_writes else "generator cannot read"
-        return fail(f"the {who} the weights: {error}", "docker compose down --volumes, and its options in compose.yaml")
+        volume = _weights_volume(facts)
+        return fail(f"the {who} the weights: {error}", f"its options as in compose.yaml; {_again(volume)}")
     return ok("tried: the trainer writes, the generator reads")
 
 
-def tmpfs_bytes(volume: Volume, facts: Facts) -> int:
+def tmpfs_bytes(volume: Volume, facts: Facts) -> int | Unknown:
     """The size option of a tmpfs: bytes with a suffix or a share of memory; the kernel's default is half of it."""
     size, total = (volume.options or {}).get("size", "50%"), known(facts.engine).memory_bytes
-    return int(float(size[:-1]) / 100 * total) if size.endswith("%") else parse_size(size)
+    try:
+        return int(float(size[:-1]) / 100 * total) if size.endswith("%") else parse_size(size)
+    except ValueError:
+        return Unknown(f"got {size!r} as the size of the volume {volume.name}")
+
+
+def _again(volume: Volume) -> str:
+    return f"a volume keeps its options until it is made again: docker compose down && docker volume rm {volume.name}"
 
 
 def _weights_volume(facts: Facts) -> Volume:
