@@ -75,6 +75,11 @@ class Batch:
         positions_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
         return positions_T < self.completion_lengths_B[:, None]
 
+    @property
+    def model_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of `TokenLogprobs`."""
+        return self.token_ids_BS, self.prompt_lengths_B, self.present_BT
+
     def to(self, device: torch.device) -> Batch:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Batch(**{**vars(self), **tensors})

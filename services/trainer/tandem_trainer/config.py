@@ -58,21 +58,65 @@ class RolloutConfig(Section):
 
 
 class GrpoConfig(Section):
-    """Group Relative Policy Optimization and its variants."""
+    """Group Relative Policy Optimization and its variants. GSPO is `loss_type: grpo` with `level: sequence`."""
 
-    loss_type: Literal["grpo", "dapo"] = "dapo"
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
+    """What a token contributes and how tokens are summed up; `bnpo` and `dapo` are one here."""
+    level: Literal["token", "sequence"] = "token"
+    """Whether the ratio to the old policy is of each token or of a whole completion (then as a geometric mean)."""
     beta: float = Field(0.0, ge=0.0)
     """Weight of the KL to the start policy; 0 keeps no reference model."""
+    bias_correction_kl: bool = True
+    """Multiply the KL by the ratio, so that its gradient is unbiased off-policy."""
     epsilon: float = Field(0.2, ge=0.0)
     epsilon_high: float | None = Field(None, ge=0.0)
-    """None: the same as `epsilon`."""
+    """None: the same as `epsilon`. For `cispo` it is the ratio's cap itself, so say it there (5.0)."""
+    delta: float | None = Field(None, gt=0.0)
+    """Cap of the ratio where the advantage is negative, above 1 + `epsilon_high`; None: no cap."""
+    sapo_temperature_pos: float = Field(1.0, gt=0.0)
+    sapo_temperature_neg: float = Field(1.05, gt=0.0)
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+    top_entropy_quantile: float = Field(1.0, ge=0.0, le=1.0)
+    """Learn from this part of the tokens only, those with the highest entropy. Below 1, each optimizer step has one
+    forward pass more, to know it."""
+    off_policy_mask: float | None = Field(None, ge=0.0)
+    """Leave out completions with a negative advantage that drifted further from their sampler (nats a token)."""
+    importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        "token_truncate"
+    )
+    """Corrects for tokens that an older policy, or the sampler's own arithmetic, gave another probability: by the ratio
+    of each token or of a whole completion, either capped or, beyond the cap, 0."""
+    clip_max: float | None = Field(3.0, gt=0.0)
+    """Cap of that correction's ratio; None: no cap."""
+    clip_min: float | None = Field(None, ge=0.0)
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    importance_sampling: Literal["none", "token_truncate"] = "token_truncate"
-    """Corrects for tokens that an older policy, or the sampler's own arithmetic, gave another probability."""
-    clip_max: float = Field(3.0, gt=0.0)
-    """Cap of that correction's ratio."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """With several rewards: scale their weighted sum, or scale each in its group (whatever `scale_rewards` says), sum
+    them, and scale that over the batch."""
     mask_truncated_completions: bool = False
     """Leave completions that hit `max_completion_length` out of the loss."""
+    num_iterations: int = Field(1, ge=1)
+    """Optimizer steps for each batch of rollouts, all within one version."""
+
+    @property
+    def upper_epsilon(self) -> float:
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> GrpoConfig:
+        if self.loss_type == "vespo" and self.importance_sampling.startswith("sequence"):
+            raise ValueError(
+                f"importance_sampling is {self.importance_sampling} for loss_type vespo, which multiplies the tokens' "
+                "ratios by itself; wanted none, token_truncate or token_mask"
+            )
+        if self.clip_min is not None and self.clip_max is not None and self.clip_min >= self.clip_max:
+            raise ValueError(f"clip_min is {self.clip_min} for clip_max {self.clip_max}; wanted less than that")
+        if self.importance_sampling.endswith("truncate") and self.clip_min is None and self.clip_max is None:
+            raise ValueError(f"importance_sampling {self.importance_sampling} got neither clip_max nor clip_min")
+        return self
 
 
 class OptimConfig(Section):

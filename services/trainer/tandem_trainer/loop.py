@@ -36,7 +36,7 @@ def train(
                 run.skip(groups)
                 continue
             with run.timer("update"):
-                stats = learner.update(batch, algorithm.loss)  # raises before stepping on NaN
+                stats = learner.update(batch, algorithm)  # raises before stepping on NaN
             step += 1
             run.measure(step, groups, stats)
             with run.timer("publish"):

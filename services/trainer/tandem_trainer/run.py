@@ -128,14 +128,15 @@ class Run:
     def kept(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
         """Write the last whole step to a checkpoint if the block fails; a stop request ends the block quietly.
 
-        With several ranks a failure of one cannot be shared by all, so nothing is written then.
+        With several ranks a failure of one cannot be shared by all, and after some of a batch's optimizer steps the
+        last whole step is gone, so nothing is written then.
         """
         try:
             yield
         except Stopped:
             return
         except Exception:
-            if self._step and self._accelerator.num_processes == 1:
+            if self._step and learner.is_whole and self._accelerator.num_processes == 1:
                 try:
                     self.checkpoint(self._step, learner, rollouts)
                 except OSError:

@@ -9,4 +9,4 @@ from .grpo import Grpo
 
 def build(config: TrainerConfig) -> Algorithm:
     """The algorithm that `trainer.algorithm` names."""
-    return {"grpo": Grpo}[config.algorithm](config.grpo)
+    return {"grpo": Grpo}[config.algorithm](config)

@@ -14,14 +14,19 @@ from ..batch import Batch, ScoredGroup
 
 
 class Totals(NamedTuple):
-    """What normalises a loss: counts of the whole step, over all micro-batches and ranks."""
+    """What a loss takes from the whole step, over all micro-batches and ranks."""
 
     rows: int
     tokens: int
+    entropy_threshold: Tensor | None = None
+    """The `entropy_quantile` of the entropies of all tokens in the loss; a scalar."""
 
 
 class LossFunction(Protocol):
-    """From a micro-batch to its share of the step's loss, and metrics as means over its tokens in the loss."""
+    """From a micro-batch to its share of the step's loss, and metrics.
+
+    A metric is a mean over the micro-batch's tokens in the loss; one whose name ends in `/max` is a maximum.
+    """
 
     def __call__(
         self,
@@ -30,6 +35,7 @@ class LossFunction(Protocol):
         totals: Totals,
         *,
         entropy_BT: Tensor,
+        old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
 
@@ -39,6 +45,10 @@ class Algorithm(Protocol):
 
     needs_reference: bool
     """Whether `loss` wants logprobs of the policy that training started from."""
+    num_iterations: int
+    """Optimizer steps for one batch; `old_logprobs_BT` is of the policy before the first of them."""
+    entropy_quantile: float | None
+    """Which quantile of the step's entropies `loss` wants to know, if any."""
 
     @property
     def loss(self) -> LossFunction: ...
