@@ -39,7 +39,7 @@ def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
     """What `docker compose` prints; it needs no engine for what is asked here."""
     try:
         done = subprocess.run(
-            ["docker", "compose", *arguments],  # noqa: S607 - wherever it is installed
+            ["docker", "compose", *arguments],
             env={**os.environ, **env},
             stdin=subprocess.DEVNULL,
             capture_output=True,
