@@ -197,6 +197,12 @@ def test_gpus_that_nobody_can_list_are_a_warning_and_their_sets_are_compared_all
     assert judge("GPU sets", changed(blind, "trainer", devices=(Devices("nvidia", ("0",)),))).status == "fail"
 
 
+def test_a_gpu_stack_may_pin_its_services_to_cores_or_not() -> None:
+    assert "any of 8 cores" in judge("CPU sets", changed(GPUS, "generator", cpuset="0-3")).message
+    pinned = changed(changed(GPUS, "generator", cpuset="0-3"), "trainer", cpuset="4-7")
+    assert "generator 0-3, trainer 4-7" in judge("CPU sets", pinned).message
+
+
 def test_an_on_disk_weight_store_has_no_size_to_keep_to() -> None:
     stack = replace(a_stack(), volumes={})
     assert judge("weight store", replace(LAPTOP, stack=stack, model=QWEN)).status == "ok"
