@@ -7,11 +7,14 @@ import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import docker
 import yaml
 from docker.errors import DockerException
+
+Driver = Literal["nvidia", "cdi"]
+"""Who hands a GPU out: NVIDIA's container runtime, or the engine by a CDI specification."""
 
 NVIDIA_SMI_TIMEOUT_S = 30.0
 """The first call after a start without the persistence daemon initializes every GPU."""
@@ -25,6 +28,37 @@ _MIG = re.compile(r"^\s+MIG .*\(UUID: (MIG-[\w/-]+)\)", re.MULTILINE)
 
 class DevicesUnknown(Exception):
     """It cannot be told which devices there are; the message says why."""
+
+
+class Host(NamedTuple):
+    """What can be told of the GPUs here."""
+
+    names: frozenset[str]
+    """Those that the driver hands out; empty where it cannot be told."""
+    uuids: dict[str, str]
+    """Index → UUID, where that can be told."""
+    notes: list[str]
+    """What could not be told, and why."""
+
+
+def look_for_gpus(driver: Driver) -> Host:
+    """The GPUs that `driver` hands out here."""
+    uuids: dict[str, str] = {}
+    try:
+        uuids = gpu_uuids()
+    except DevicesUnknown as error:
+        if driver == "nvidia":
+            return Host(frozenset(), uuids, [_not_checked(error)])
+    if driver == "nvidia":
+        return Host(frozenset({*uuids, *uuids.values()}), uuids, [])
+    try:
+        return Host(cdi_devices(engine_info()), uuids, [])
+    except DevicesUnknown as error:
+        return Host(frozenset(), uuids, [_not_checked(error)])
+
+
+def _not_checked(why: DevicesUnknown) -> str:
+    return f"{why}; whether the devices exist was not checked"
 
 
 def nvidia_smi(*arguments: str) -> str:

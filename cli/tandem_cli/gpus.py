@@ -6,17 +6,15 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.devices import CDI_KIND, check_disjoint, identity, parse_devices
 
-from .devices import DevicesUnknown, cdi_devices, engine_info, gpu_uuids
+from .devices import Driver, look_for_gpus
 from .project import SharedPart
-
-Driver = Literal["nvidia", "cdi"]
 
 COMPOSE_FILES = ("compose.yaml", "compose.gpu.yaml", "compose.devices.yaml")
 """In the order of merging; the last one is ours to write."""
@@ -89,16 +87,16 @@ def gpus(
     if missing := [name for name in COMPOSE_FILES[:2] if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} has no {' and no '.join(missing)}; wanted Tandem's own folder: --directory DIR")
     ours, theirs = _named("--generator", generator, driver), _named("--trainer", trainer, driver)
-    known, uuids, notes = _known(driver)
+    host = look_for_gpus(driver)
     for option, devices in (("--generator", ours), ("--trainer", theirs)):
-        _check_exist(option, devices, known, driver)
-        if len({identity(device, uuids) for device in devices}) < len(devices):
+        _check_exist(option, devices, host.names, driver)
+        if len({identity(device, host.uuids) for device in devices}) < len(devices):
             raise ConfigError(f"{option}: got one GPU twice in {', '.join(devices)}; wanted each once")
-    check_disjoint(ours, theirs, kind="GPUs", uuids=uuids, mend="move them out of --generator or out of --trainer")
+    check_disjoint(ours, theirs, kind="GPUs", uuids=host.uuids, mend="move them out of --generator or out of --trainer")
     env_file = folder / ".env"
     before = env_file.read_text() if env_file.is_file() else ""
     layout = Layout(driver, ours, theirs, len(ours) if tensor_parallel is None else tensor_parallel)
-    notes += _check_split(layout, _project_folder(project, before, folder))
+    notes = [*host.notes, *_check_split(layout, _project_folder(project, before, folder))]
     (folder / COMPOSE_FILES[2]).write_text(layout.override())
     env_file.write_text(_with(before, _variables(before, project, folder)))
     if "COMPOSE_FILE" in os.environ:
@@ -120,22 +118,6 @@ def _named(option: str, text: str, driver: Driver) -> tuple[str, ...]:
     if cdi := [device for device in devices if "=" in device]:
         raise ConfigError(f"{option}: got the CDI name {cdi[0]} for the driver nvidia; wanted --driver cdi with it")
     return devices
-
-
-def _known(driver: Driver) -> tuple[frozenset[str], dict[str, str], list[str]]:
-    """The names that can be given out (none where it cannot be told), index → UUID, and what could not be told."""
-    try:
-        uuids = gpu_uuids()
-    except DevicesUnknown as error:
-        uuids, unknown = {}, [f"{error}; whether the devices exist was not checked"]
-    else:
-        unknown = []
-    if driver == "nvidia":
-        return frozenset({*uuids, *uuids.values()}), uuids, unknown
-    try:
-        return cdi_devices(engine_info()), uuids, []
-    except DevicesUnknown as error:
-        return frozenset(), uuids, [f"{error}; whether the devices exist was not checked"]
 
 
 def _check_exist(option: str, devices: Sequence[str], known: frozenset[str], driver: Driver) -> None:

@@ -1,9 +1,29 @@
-"""A host with GPUs, as its tools would show it."""
+"""A host with GPUs, as its tools and its Docker engine would show it."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+GPUS = 8
+SPEC = {
+    "cdiVersion": "0.5.0",
+    "kind": "nvidia.com/gpu",
+    "devices": [
+        {
+            "name": str(index),
+            "containerEdits": {
+                # Nothing but /dev/null under another name.
+                "deviceNodes": [{"path": f"/dev/nvidia{index}", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666}]
+            },
+        }
+        for index in range(GPUS)
+    ],
+}
+"""`nvidia.com/gpu=0` to `7` as CDI's specification has them."""
 
 
 class NvidiaSmi:
@@ -21,3 +41,19 @@ class NvidiaSmi:
     def _write(self, body: str) -> None:
         self._program.write_text(f"#!/bin/sh\n{body}\n")
         self._program.chmod(0o755)
+
+
+@contextmanager
+def cdi_gpus(folder: Path) -> Iterator[None]:
+    """Let the engine hand out `GPUS` harmless device nodes; `folder` is one that it reads specifications in."""
+    existed = folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = folder / "tandem-test.json"
+    spec.write_text(json.dumps(SPEC))
+    try:
+        yield
+    finally:
+        spec.unlink()
+        if not existed:
+            with suppress(OSError):  # somebody else's specification is there by now
+                folder.rmdir()

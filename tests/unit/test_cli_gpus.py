@@ -11,7 +11,7 @@ import yaml
 
 from support.gpus import NvidiaSmi
 from support.stack import ROOT
-from tandem_cli import gpus as gpus_module
+from tandem_cli import devices
 from tandem_cli.__main__ import main
 from tandem_cli.devices import DevicesUnknown
 
@@ -140,7 +140,7 @@ def test_cdi_names_are_made_of_indexes_and_checked_against_the_engines(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"DiscoveredDevices": [{"Source": "cdi", "ID": f"nvidia.com/gpu={index}"} for index in range(3)]}
-    monkeypatch.setattr(gpus_module, "engine_info", lambda: found)
+    monkeypatch.setattr(devices, "engine_info", lambda: found)
     assert run(folder, "0,nvidia.com/gpu=1", "2", "--driver", "cdi") == 0
     generator = written(folder)["generator"]
     assert (generator["driver"], generator["device_ids"]) == ("cdi", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
@@ -157,7 +157,7 @@ def test_an_engine_that_does_not_answer_is_a_note(
     def engine_info() -> None:
         raise DevicesUnknown("no Docker engine answers")
 
-    monkeypatch.setattr(gpus_module, "engine_info", engine_info)
+    monkeypatch.setattr(devices, "engine_info", engine_info)
     assert run(folder, "0", "1", "--driver", "cdi") == 0
     assert "no Docker engine answers; whether the devices exist was not checked" in capsys.readouterr().err
 
