@@ -14,13 +14,14 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from support.gpus import cdi_gpus
 from support.stack import ROOT, Stack, stack
+from tandem_protocol.devices import CDI_KIND
 
 pytestmark = pytest.mark.docker
 
 NOT_TOLD = "image versions"
 """A warning where the images were built without TANDEM_REVISION, as the tests' are."""
-WEIGHTS = "type: tmpfs, device: tmpfs"
 
 
 class Examination(NamedTuple):
@@ -84,12 +85,9 @@ def test_the_volumes_of_a_stack_are_tried_by_its_services_users(patient: Patient
 
 
 def test_a_volume_that_is_roots_alone_is_found_by_trial(patient: Patient, tmp_path: Path) -> None:
-    roots = yaml.safe_dump(
-        {"volumes": {"weights": {"driver_opts": {"o": "size=64m,mode=0700"}}}},
-    )
-    (tmp_path / "compose.override.yaml").write_text(roots)
-    create = ("--file", str(tmp_path / "compose.override.yaml"), "create", "--no-build")
-    patient.stack.must(*create)
+    roots = yaml.safe_dump({"volumes": {"weights": {"driver_opts": {"o": "size=64m,mode=0700"}}}})
+    (tmp_path / "roots.yaml").write_text(roots)
+    patient.stack.must("--file", str(tmp_path / "roots.yaml"), "create", "--no-build")
     found = patient.examine(roots)
     assert found.failed == {"weights access"}
     assert "Permission denied" in found.message["weights access"]
@@ -134,11 +132,35 @@ def test_a_port_that_another_process_has_fails(patient: Patient) -> None:
     assert patient.examine(published).status["ports"] == "ok"
 
 
-def test_gpus_are_compared_in_the_merged_configuration(patient: Patient) -> None:
-    """On an engine without GPUs both sets are still seen to be one."""
-    reserved = (
-        "{deploy: {resources: {reservations: {devices: [{driver: nvidia, device_ids: ['0'], capabilities: [gpu]}]}}}}"
-    )
-    found = patient.examine(f"services: {{generator: {reserved}, trainer: {reserved}}}")
+def reserving(driver: str, **devices: list[str]) -> str:
+    """A compose file that gives each service its GPUs."""
+    return yaml.safe_dump(
+        {
+            "services": {
+                name: {"deploy": {"resources": {"reservations": {"devices": [
+                    {"driver": driver, "device_ids": ids, "capabilities": ["gpu"]}
+                ]}}}}
+                for name, ids in devices.items()
+            }
+        }
+    )  # fmt: skip
+
+
+def test_gpus_are_compared_in_the_merged_configuration_whether_they_exist_or_not(patient: Patient) -> None:
+    found = patient.examine(reserving("nvidia", generator=["0", "1"], trainer=["1"]))
     assert {"GPU sets", "GPU access"} <= found.failed
-    assert "share 0" in found.message["GPU sets"]
+    assert "share 1" in found.message["GPU sets"]
+
+
+@pytest.mark.cdi
+def test_only_devices_that_this_engine_hands_out_are_allowed(patient: Patient) -> None:
+    def examine(*trainer: str) -> Examination:
+        names = [f"{CDI_KIND}{name}" for name in trainer]
+        return patient.examine(reserving("cdi", generator=[f"{CDI_KIND}0", f"{CDI_KIND}1"], trainer=names))
+
+    with cdi_gpus(Path(patient.stack.engine.info()["CDISpecDirs"][0])):
+        sound, shared, missing = examine("4", "5"), examine("1", "2"), examine("8")
+    assert (sound.failed, sound.status["GPU ids"], sound.status["GPU sets"]) == (set(), "ok", "ok")
+    assert shared.failed == {"GPU sets"}
+    assert missing.failed == {"GPU ids"}
+    assert "GPU access" in examine("4").failed, "nobody hands out a device any more"

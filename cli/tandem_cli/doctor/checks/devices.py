@@ -45,7 +45,7 @@ def access(facts: Facts) -> Finding:
     """This very daemon can hand out what the configuration asks for."""
     requests = [request for name in SERVICES for request in known(facts.stack).services[name].devices]
     if not requests:
-        return ok("no service wants one")
+        return ok("no service wants a GPU")
     engine, drivers = known(facts.engine), sorted({request.driver for request in requests})
     if "nvidia" in drivers and not engine.has_nvidia_toolkit:
         return fail("driver nvidia is wanted, and this engine does not have NVIDIA's container toolkit", TOOLKIT)
