@@ -11,6 +11,7 @@ from typing import TypeAlias
 from tandem_protocol.config import ConfigError, parse_overrides
 
 from .demo import USER_ERROR, demo
+from .doctor import doctor
 from .gpus import COMPOSE_FILES, gpus
 from .launch import check
 from .project import Project, choose_engine
@@ -54,6 +55,11 @@ def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    return doctor(arguments.project, as_json=arguments.json)
+
+
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
@@ -73,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_gpus(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -120,6 +127,22 @@ def _add_gpus(commands: Commands) -> None:
     run.add_argument("--directory", type=Path, default=Path(), metavar="DIR",
                      help="where compose.yaml is (default: here)")  # fmt: skip
     run.set_defaults(run=_gpus)
+
+
+def _add_doctor(commands: Commands) -> None:
+    run = commands.add_parser(
+        "doctor",
+        help="check this machine for the compose stack, and say how to mend what is wrong",
+        description=(
+            "Checks, in the folder of compose.yaml, whether `docker compose up` will run here: the engine, the merged "
+            "configuration with its overrides and .env, images, devices, memory, disk, model."
+        ),
+        epilog="Exit code: 0; 1 when a check says FAIL; 2 for a mistake on the command line.",
+        allow_abbrev=False,
+    )
+    run.add_argument("--project", type=Path, metavar="DIR", help="the stack's project (default: TANDEM_PROJECT)")
+    run.add_argument("--json", action="store_true", help="print the findings as JSON")
+    run.set_defaults(run=_doctor)
 
 
 if __name__ == "__main__":
