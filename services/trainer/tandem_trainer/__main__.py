@@ -103,7 +103,10 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         (run.dir / "config.resolved").write_text(f"{resolved}\n")
         portal = stack.enter_context(start_blocking_portal())
         client = GeneratorClient(
-            settings.shared.generators, read_token(), stall_timeout_s=settings.trainer.rollout.stall_timeout_s
+            settings.shared.generators,
+            read_token(),
+            stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
+            rank=accelerator.process_index,
         )
         stack.callback(portal.call, client.close)
         project = load_project(settings, accelerator, run)
