@@ -60,6 +60,7 @@ class Learner:
             betas=(optim.adam_beta1, optim.adam_beta2),
             eps=optim.adam_epsilon,
             weight_decay=optim.weight_decay,
+            fused=True,
         )
         self._policy, self._optimizer = accelerator.prepare(policy, optimizer)
         # Not prepared: accelerate would step it once a rank.
