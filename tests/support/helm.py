@@ -1,4 +1,4 @@
-"""The chart, rendered by a real `helm`: the one on PATH, else the one inside a PyPI package of the test requirements."""
+"""The chart, rendered by a real `helm`: the one on PATH, else the one inside a package of the test requirements."""
 
 from __future__ import annotations
 
