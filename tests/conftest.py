@@ -14,6 +14,8 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from support import helm
+
 
 def _vllm_missing() -> str | None:
     return (
@@ -30,7 +32,7 @@ def _docker_missing() -> str | None:
     return None
 
 
-NEEDS: dict[str, Callable[[], str | None]] = {"vllm": _vllm_missing, "docker": _docker_missing}
+NEEDS: dict[str, Callable[[], str | None]] = {"vllm": _vllm_missing, "docker": _docker_missing, "helm": helm.missing}
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 
 

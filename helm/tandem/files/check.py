@@ -12,13 +12,12 @@ from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group, Info, Prompt, RolloutRequest, Sampling
 from tandem_trainer.client import GeneratorClient
 
-URL = sys.argv[1]
-REPLICAS = int(os.environ["REPLICAS"])
-READY_TIMEOUT_S, ANSWER_TIMEOUT_S = float(os.environ["READY_TIMEOUT_S"]), 120.0
+REPLICAS = int(os.environ.get("REPLICAS", "1"))
+READY_TIMEOUT_S, ANSWER_TIMEOUT_S = float(os.environ.get("READY_TIMEOUT_S", "900")), 120.0
 
 
 async def main() -> None:
-    client = GeneratorClient([URL], read_token())
+    client = GeneratorClient(sys.argv[1:], read_token())
     try:
         infos = await replicas(client)
         check_devices(infos)
@@ -46,7 +45,7 @@ def check_devices(infos: dict[str, Info]) -> None:
     for info in infos.values():
         for device in info.devices:
             if not device.startswith("cpu:") and device in owners:
-                sys.exit(f"error: {info.generator_id} and {owners[device]} share the device {device}; wanted disjoint sets")
+                sys.exit(f"error: {info.generator_id} and {owners[device]} share {device}; wanted disjoint devices")
             owners[device] = info.generator_id
     print(f"no device is shared: {sorted(owners)}", flush=True)
 
@@ -64,7 +63,8 @@ async def check_rollout(url: str, info: Info) -> None:
         sys.exit(f"error: {info.generator_id} answered without a token")
 
 
-try:
-    asyncio.run(main())
-except (TandemError, TimeoutError) as error:
-    sys.exit(f"error: {error or f'fewer than {REPLICAS} replicas were ready within {READY_TIMEOUT_S:g} s'}")
+if __name__ == "__main__":
+    try:
+        asyncio.run(main())
+    except (TandemError, TimeoutError) as error:
+        sys.exit(f"error: {error or f'fewer than {REPLICAS} replicas were ready within {READY_TIMEOUT_S:g} s'}")

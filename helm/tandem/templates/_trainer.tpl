@@ -14,7 +14,7 @@ completionMode: {{ ternary "Indexed" "NonIndexed" (or $several $options.jobSet) 
 podFailurePolicy:
   rules:
     - action: Ignore  # an eviction is nobody's failure
-      onPodConditions: [{type: DisruptionTarget}]
+      onPodConditions: [{type: DisruptionTarget, status: "True"}]
     - action: FailJob  # a mistake of the user's, which another try would not mend
       onExitCodes: {containerName: trainer, operator: In, values: [2]}
 template:
@@ -79,7 +79,7 @@ template:
           - name: TANDEM_TRAINER_NODE_RANK
             valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
           - name: TANDEM_TRAINER_RENDEZVOUS
-            value: {{ ternary (printf "%s-trainer-0-0.%s" $name $name) (printf "%s-0.%s-trainer" $name (include "tandem.fullname" $)) $options.jobSet }}:29500
+            value: {{ ternary (printf "%s-node-0-0.%s" $name $name) (printf "%s-0.%s-trainer" $name (include "tandem.fullname" $)) $options.jobSet }}:29500
           {{- end }}
           {{- range $key, $value := $options.env }}
           - name: {{ $key }}
