@@ -52,7 +52,9 @@ def check_devices(infos: dict[str, Info]) -> None:
 
 async def check_rollout(url: str, info: Info) -> None:
     client, groups = GeneratorClient([url], read_token()), list[Group]()
-    request = RolloutRequest(prompts=(Prompt(token_ids=(1,)),) * 2, sampling=Sampling(n=2, max_tokens=4))
+    request = RolloutRequest(
+        prompts=(Prompt(token_ids=(1,)),) * 2, sampling=Sampling(n=2, max_tokens=4, ignore_eos=True)
+    )
     try:
         await client.rollouts(request, groups.append, timeout_s=ANSWER_TIMEOUT_S)
     finally:
@@ -67,4 +69,4 @@ if __name__ == "__main__":
     try:
         asyncio.run(main())
     except (TandemError, TimeoutError) as error:
-        sys.exit(f"error: {error or f'fewer than {REPLICAS} replicas were ready within {READY_TIMEOUT_S:g} s'}")
+        sys.exit(f"error: {str(error) or f'fewer than {REPLICAS} replicas were ready within {READY_TIMEOUT_S:g} s'}")
