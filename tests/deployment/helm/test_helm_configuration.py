@@ -169,6 +169,7 @@ def run(container: Object, root: Path, **env: str) -> subprocess.CompletedProces
         for path in ("/weights", "/cache", "/source", "/config"):
             text = text.replace(f" {path}", f" {root}{path}").replace(f":{path}", f":{root}{path}")
             text = f"{root}{text}" if text.startswith(path) else text
+        text = re.sub(r"seq \d+", "seq 1", text)
         return text.replace("python3 /opt/preflight.py", f"{sys.executable} {ROOT / 'docker/preflight.py'}")
 
     made = {entry["name"]: here(entry["value"]) for entry in container["env"]}
