@@ -10,25 +10,25 @@ import yaml
 
 from support.models import make_tiny_model
 from support.projects import REWARDS
-from support.stack import Stack, sweep
-
-MOCK = {"TANDEM_GENERATOR_TARGET": "mock"}
-
-
-@pytest.fixture(scope="session")
-def mock_images() -> dict[str, str]:
-    """The variables of a stack with the mock generator, whose images are built."""
-    sweep()
-    Stack(**MOCK).must("build", timeout_s=1800)
-    return MOCK
+from support.stack import Stack
+from tandem_cli.testing import sweep
 
 
 @pytest.fixture(scope="session")
-def cpu_images() -> dict[str, str]:
-    """The variables of a stack with vLLM on the CPU, whose images are built."""
+def mock_images() -> None:
+    """The images of a stack with the mock generator."""
+    _build("mock")
+
+
+@pytest.fixture(scope="session")
+def cpu_images() -> None:
+    """The images of a stack with vLLM on the CPU."""
+    _build("vllm")
+
+
+def _build(engine: str) -> None:
     sweep()
-    Stack().must("build", timeout_s=1800)
-    return {}
+    Stack(engine=engine).must("build", timeout_s=1800)
 
 
 @pytest.fixture
