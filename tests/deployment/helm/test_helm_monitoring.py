@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from support.helm import CHART, Object, names, one, render
+from support.helm import CHART, ROOT, Object, names, one, render
 from support.series import known, used
 from support.variations import CI, OWN
 from tandem_trainer.exporter import LABELS
@@ -81,6 +81,11 @@ def test_the_alerts_that_matter_are_there_with_the_values_bounds() -> None:
     assert all('namespace="rl"' in rule["expr"] for rule in found.values()), (
         "another release's series are not this one's"
     )
+
+
+def test_the_runbook_says_what_to_do_at_every_alert() -> None:
+    told = set(re.findall(r"(?m)^\| `(Tandem\w+)`", (ROOT / "docs/runbook.md").read_text()))
+    assert told == rules().keys()
 
 
 def test_every_panel_is_over_series_that_exist() -> None:
