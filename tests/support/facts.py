@@ -25,8 +25,8 @@ from tandem_cli.doctor.facts import (
 from tandem_cli.doctor.settings import Settings
 
 GIB = 1 << 30
-SMALL = Model("the folder /p/model", 810_000, 4, 128, 4, 32, 24, 64)
-QWEN = Model("the cache volume", 1_543_714_304, 28, 1536, 2, 128, 151_936, 32_768)
+SMALL = Model("the folder /p/model", 860_000, 4, 128, 384, 4, 32, 24, 64)
+QWEN = Model("the cache volume", 1_543_714_304, 28, 1536, 8960, 2, 128, 151_936, 32_768)
 """Qwen2.5-1.5B's sizes."""
 UUIDS = tuple(f"GPU-{index:08x}-c1d2" for index in range(8))
 

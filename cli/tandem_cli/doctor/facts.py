@@ -194,6 +194,7 @@ class Model:
     parameters: int
     layers: int
     hidden: int
+    intermediate: int
     kv_heads: int
     head_dim: int
     vocab: int
