@@ -82,7 +82,8 @@ def gpus(
         What the person should know: checks that could not be made.
 
     Raises:
-        ConfigError: a set, or how the model is split over it, cannot work; nothing was written.
+        ConfigError: a set, or how the model is split over it, cannot work (then nothing was written), or a file cannot
+            be written.
     """
     if missing := [name for name in COMPOSE_FILES[:2] if not (folder / name).is_file()]:
         raise ConfigError(f"{folder} has no {' and no '.join(missing)}; wanted Tandem's own folder: --directory DIR")
@@ -97,8 +98,11 @@ def gpus(
     before = env_file.read_text() if env_file.is_file() else ""
     layout = Layout(driver, ours, theirs, len(ours) if tensor_parallel is None else tensor_parallel)
     notes = [*host.notes, *_check_split(layout, _project_folder(project, before, folder))]
-    (folder / COMPOSE_FILES[2]).write_text(layout.override())
-    env_file.write_text(_with(before, _variables(before, project, folder)))
+    try:
+        (folder / COMPOSE_FILES[2]).write_text(layout.override())
+        env_file.write_text(_with(before, _variables(before, project, folder)))
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to: {error}") from error
     if "COMPOSE_FILE" in os.environ:
         notes.append("this shell's COMPOSE_FILE goes before the one in .env; `unset COMPOSE_FILE`")
     return notes
@@ -166,7 +170,7 @@ def _attention_heads(project: Path) -> tuple[str, int | None]:
         return model, None
     except ValueError as error:
         raise ConfigError(f"{project / model / 'config.json'} cannot be read: {error}") from error
-    return model, described.get("text_config", described).get("num_attention_heads")
+    return model, (described.get("text_config") or described).get("num_attention_heads")
 
 
 def _project_folder(project: Path | None, env_text: str, folder: Path) -> Path:

@@ -120,7 +120,7 @@ class TandemStack:
     """The compose stack of a checkout, under a project name of its own: up in the `with` block, gone after it."""
 
     files: Sequence[str] = ("compose.yaml",)
-    """Whatever the checkout's .env names; with none, those."""
+    """Compose files of the checkout, whichever its .env names; with none given here, those of .env."""
 
     def __init__(
         self,

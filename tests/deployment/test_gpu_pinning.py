@@ -17,10 +17,18 @@ import yaml
 from support.gpus import cdi_gpus
 from support.stack import ROOT, Stack
 
-pytestmark = pytest.mark.cdi
+pytestmark = [pytest.mark.docker, pytest.mark.cdi]
 
 SERVICES = ("generator", "trainer")
 DEVICES = "from pathlib import Path; print(*sorted(path.name for path in Path('/dev').glob('nvidia*')))"
+
+FIRST_STEP = """
+import pathlib, time
+deadline = time.monotonic() + 120
+while not (path := pathlib.Path("/runs/default/metrics.jsonl")).exists() or not path.read_text():
+    assert time.monotonic() < deadline, "no step within 120 s"
+    time.sleep(0.2)
+"""
 
 
 @pytest.fixture
@@ -73,7 +81,9 @@ def test_each_service_sees_its_own_gpus_and_only_those(folder: Path, wide_projec
     with GpuStack(folder, wide_project) as made:
         assert made.python("generator", DEVICES).split() == [f"nvidia{index}" for index in range(4)]
         assert made.python("trainer", DEVICES).split() == [f"nvidia{index}" for index in range(4, 8)]
-        assert made.must("top", "trainer").count("-m tandem_trainer --config") >= 4, "a process for each"
+        made.python("trainer", FIRST_STEP)
+        ranks = [line for line in made.must("top", "trainer").splitlines() if "-m tandem_trainer --config" in line]
+        assert len([line for line in ranks if "accelerate" not in line]) == 4, ranks
 
 
 @pytest.mark.usefixtures("gpu_host")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shlex
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 GPUS = 8
@@ -45,15 +47,19 @@ class NvidiaSmi:
 
 @contextmanager
 def cdi_gpus(folder: Path) -> Iterator[None]:
-    """Let the engine hand out `GPUS` harmless device nodes; `folder` is one that it reads specifications in."""
-    existed = folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    spec = folder / "tandem-test.json"
-    spec.write_text(json.dumps(SPEC))
-    try:
-        yield
-    finally:
-        spec.unlink()
-        if not existed:
-            with suppress(OSError):  # somebody else's specification is there by now
+    """Let the engine hand out `GPUS` harmless device nodes; `folder` is one that it reads specifications in.
+
+    Waits for another test process that does so: two specifications of one device cancel each other.
+    """
+    with (Path(tempfile.gettempdir()) / "tandem-test-cdi.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        existed = folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = folder / "tandem-test.json"
+        spec.write_text(json.dumps(SPEC))
+        try:
+            yield
+        finally:
+            spec.unlink()
+            if not existed:
                 folder.rmdir()

@@ -5,7 +5,7 @@ Tensor names end in their shape: B rows (one completion each), T completion toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -20,6 +20,10 @@ class Totals(NamedTuple):
     tokens: int
     entropy_threshold: Tensor | None = None
     """The `entropy_quantile` of the entropies of all tokens in the loss; a scalar."""
+
+
+Gather = Callable[[list[float]], list[float]]
+"""From values to those of all ranks; every rank calls it at the same time."""
 
 
 class LossFunction(Protocol):
@@ -53,6 +57,6 @@ class Algorithm(Protocol):
     @property
     def loss(self) -> LossFunction: ...
 
-    def make_batch(self, groups: Sequence[ScoredGroup]) -> Batch:
-        """The rows to train on, at least one; `has_signal` is False when there is nothing to learn from them."""
+    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather) -> Batch:
+        """This rank's rows to train on, at least one; without `has_signal` there is nothing to learn from them."""
         ...
