@@ -18,7 +18,7 @@ NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused"
 def with_process(facts: Facts, pid: int) -> Facts:
     """The same, but GPU 4 has a process on it."""
     assert isinstance(facts.nvidia, Nvidia)
-    gpus = (*facts.nvidia.gpus[:4], Gpu(4, UUIDS[4], "H100", 80 * GIB, (Process(pid, "python", 3 * GIB),)))
+    gpus = (*facts.nvidia.gpus[:4], Gpu(4, UUIDS[4], 80 * GIB, (Process(pid, "python", 3 * GIB),)))
     return replace(facts, nvidia=replace(facts.nvidia, gpus=(*gpus, *facts.nvidia.gpus[5:])))
 
 

@@ -118,6 +118,7 @@ def test_trainer_processes_share_the_hosts_memory_but_not_a_gpus() -> None:
         changed(facts, "trainer", env={"TANDEM_TRAINER_PROCESSES": "2"}) for facts in (on_cpus(), on_gpus())
     )
     assert trainer_bytes(laptop) == 2 * trainer_bytes(host)
+    assert trainer_bytes(host) == trainer_bytes() + 4_000, "gradients under way"
     assert memory.trainer_need(with_settings(laptop, trainer={})).text.startswith("2 × (")
     assert not memory.trainer_need(with_settings(host, trainer={})).text.startswith("2 × (")
 
@@ -134,7 +135,7 @@ def test_only_vllms_share_of_the_smallest_gpu_counts() -> None:
     assert isinstance(host.nvidia, Nvidia)
     assert "73.6 GiB on each GPU (0.92 × 80.0 GiB)" in memory.generator(host).message
     assert "of 80.0 GiB on each GPU" in memory.trainer(host).message
-    mixed = replace(host.nvidia, gpus=(Gpu(0, UUIDS[0], "T4", 16 * GIB), *host.nvidia.gpus[1:]))
+    mixed = replace(host.nvidia, gpus=(Gpu(0, UUIDS[0], 16 * GIB), *host.nvidia.gpus[1:]))
     mixed_host = replace(host, nvidia=mixed)
     assert memory.generator(mixed_host).status == "ok"
     larger = replace(mixed_host, model=replace(QWEN, parameters=16_000_000_000))

@@ -84,20 +84,22 @@ def _with_cpu_cache(facts: Facts, weights: float, text: str) -> Need:
 
 def trainer_need(facts: Facts) -> Need:
     """A process holds P × (4 parameters + 4 gradients + 8 AdamW) bytes, P × 2 for copies in bfloat16 where that is the
-    dtype, P × 4 for a reference model (grpo.beta), and the activations of max_tokens_per_micro_batch tokens. Logits
-    exist as one chunk, its softmax and its gradient: 3 × logprob_chunk_size × V × 4.
+    dtype, P × 4 for a reference model (grpo.beta), P × 4 for what several processes exchange gradients in, and the
+    activations of max_tokens_per_micro_batch tokens. Logits exist as one chunk, its softmax and its gradient:
+    3 × logprob_chunk_size × V × 4.
     """
-    config, model = known(facts.settings).trainer, known(facts.model)
+    config, model, ranks = known(facts.settings).trainer, known(facts.model), trainer_processes(facts)
     learner, tokens = config.learner, config.learner.max_tokens_per_micro_batch
-    state_width = 16 + (2 if learner.dtype == "bfloat16" else 0) + (4 if config.grpo.beta else 0)
+    extras = (2 * (learner.dtype == "bfloat16"), 4 * (config.grpo.beta > 0), 4 * (ranks > 1))
+    state_width = 16 + sum(extras)
     state = model.parameters * state_width
     activations = tokens * token_bytes(model, learner) + 3 * learner.logprob_chunk_size * model.vocab * 4
-    processes = 1 if _on_gpu(facts, TRAINER) else trainer_processes(facts)
+    here = 1 if _on_gpu(facts, TRAINER) else ranks
     text = (
         f"{count(model.parameters)} × {state_width} B = {gib(state)} parameters, gradients, optimizer + "
         f"{gib(activations)} activations of {tokens} tokens"
     )
-    return Need(processes * (state + activations), f"{processes} × ({text})" if processes > 1 else text)
+    return Need(here * (state + activations), f"{here} × ({text})" if here > 1 else text)
 
 
 def token_bytes(model: Model, learner: LearnerPart) -> int:
