@@ -102,9 +102,13 @@ def _port(port: Mapping[str, Any]) -> Port:
 
 def _volume(key: str, volume: Mapping[str, Any]) -> Volume:
     options = volume.get("driver_opts") or {}
-    is_tmpfs = options.get("type") == "tmpfs"
-    pairs = (word.partition("=") for word in options.get("o", "").split(",") if word)
-    return Volume(volume.get("name", key), {name: value for name, _, value in pairs} if is_tmpfs else None)
+    return Volume(volume.get("name", key), parse_options(options) if options.get("type") == "tmpfs" else None)
+
+
+def parse_options(driver_opts: Mapping[str, str]) -> dict[str, str]:
+    """A volume's mount options: `size=1g,uid=10001` → `{"size": "1g", "uid": "10001"}`."""
+    pairs = (word.partition("=") for word in driver_opts.get("o", "").split(",") if word)
+    return {name: value for name, _, value in pairs}
 
 
 def parse_size(text: str | int) -> int:

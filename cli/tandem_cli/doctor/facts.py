@@ -135,6 +135,8 @@ class Volume:
 
     name: str
     options: Mapping[str, str] | None = None
+    made: Mapping[str, str] | None = None
+    """The options that it was made with and keeps, where it is there."""
 
 
 @dataclass(frozen=True)

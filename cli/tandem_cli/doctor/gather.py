@@ -29,7 +29,7 @@ def gather(project: Path | None) -> Facts:
     images: Mapping[str, Image | Unknown] = {}
     engine = client if isinstance(client, Unknown) else engines.describe(client)
     if not (isinstance(client, Unknown) or isinstance(engine, Unknown) or isinstance(stack, Unknown)):
-        stack = engines.look_at_ports(client, engine, stack)
+        stack = engines.look_at_volumes(client, engines.look_at_ports(client, engine, stack))
         images = {name: engines.find_image(client, service.image) for name, service in stack.services.items()}
     settings = read_settings(stack, images)
     workshop = _workshop(client, stack, images)
