@@ -88,12 +88,9 @@ def _devices(service: Mapping[str, Any]) -> Iterator[Devices]:
     """What is reserved under `deploy`, asked for by `gpus`, or named as a CDI device."""
     reserved = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", ())
     for request in [*reserved, *service.get("gpus", ())]:
-        wanted = request.get("count")
-        yield Devices(
-            driver=request.get("driver") or "nvidia",
-            ids=tuple(request.get("device_ids", ())),
-            count=None if wanted is None else -1 if wanted == "all" else int(wanted),
-        )
+        ids, wanted = tuple(request.get("device_ids") or ()), request.get("count", "all")
+        count = None if ids else -1 if wanted == "all" else int(wanted)
+        yield Devices(request.get("driver") or "nvidia", ids, count)
     sources = (d if isinstance(d, str) else d.get("source", "") for d in service.get("devices", ()))
     if named := tuple(source.partition(":")[0] for source in sources if source.startswith(CDI_KIND)):
         yield Devices(driver="cdi", ids=named)

@@ -51,7 +51,6 @@ def describe(client: docker.DockerClient) -> Engine | Unknown:
         cdi_devices=cdi,
         memory_bytes=info["MemTotal"],
         cpus=info["NCPU"],
-        architecture=info["Architecture"],
         root_dir=Path(info["DockerRootDir"]),
         is_this_host=info["Name"] == socket.gethostname(),
     )
@@ -84,7 +83,7 @@ def look_at_ports(client: docker.DockerClient, engine: Engine, stack: Stack) -> 
 
 def _published_by(client: docker.DockerClient, project: str) -> set[int]:
     """The host's ports that the containers of a compose project have."""
-    containers = client.containers.list(filters={"label": f"{PROJECT_LABEL}={project}"})
+    containers = client.containers.list(ignore_removed=True, filters={"label": f"{PROJECT_LABEL}={project}"})
     bindings = (binding for c in containers for bound in c.ports.values() for binding in bound or ())
     return {int(binding["HostPort"]) for binding in bindings}
 

@@ -66,7 +66,6 @@ class Engine:
     """`nvidia.com/gpu=0` …: those that this daemon can hand out."""
     memory_bytes: int
     cpus: int
-    architecture: str
     root_dir: Path
     is_this_host: bool = True
     """Whether its paths, ports and memory are those that can be looked at from here."""
@@ -170,7 +169,6 @@ class Process:
 class Gpu:
     index: int
     uuid: str
-    name: str
     memory_bytes: int
     processes: tuple[Process, ...] = ()
 
@@ -194,6 +192,7 @@ class Model:
     parameters: int
     layers: int
     hidden: int
+    intermediate: int
     kv_heads: int
     head_dim: int
     vocab: int

@@ -83,7 +83,7 @@ def find_model(stack: Stack | Unknown, settings: Settings | Unknown, workshop: W
     if (folder / name).is_dir():
         return read_model(folder / name)
     found = workshop if isinstance(workshop, Unknown) else workshop.find_model(name)
-    if isinstance(found, Model):
+    if isinstance(found, Model | Refused):
         return found
     if "/" not in name and (folder / "prepare.py").exists():
         return Unknown(NO_MODEL, PREPARE, f"{folder.name}/prepare.py, which makes it, has not run yet")

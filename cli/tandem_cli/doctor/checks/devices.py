@@ -7,7 +7,7 @@ import re
 from tandem_protocol.config import ConfigError
 from tandem_protocol.devices import identity, parse_devices, shared_devices
 
-from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia, Unknown, known
+from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, NotKnown, Nvidia, Unknown, known
 from ..finding import Finding, fail, gib, ok, warn
 
 CHOOSE = "tandem gpus --generator 0-3 --trainer 4-7, with GPUs of this host"
@@ -125,7 +125,9 @@ def gpus_of(facts: Facts, service: str) -> list[Gpu]:
     """
     wanted = {identity(device, uuids(facts)) for device in gpu_ids(facts, service)}
     found = [gpu for gpu in known(facts.nvidia).gpus if gpu.uuid.lower() in wanted]
-    return found if found or not wanted else known(Unknown(f"nvidia-smi lists none of the {service}'s GPUs"))
+    if wanted and not found:
+        raise NotKnown(Unknown(f"nvidia-smi lists none of the {service}'s GPUs"))
+    return found
 
 
 def uuids(facts: Facts) -> dict[str, str]:
