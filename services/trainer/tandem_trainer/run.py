@@ -233,7 +233,7 @@ class Run:
             version,
             gather_object(samples(groups, version.step - 1)),
             stats,
-            functions=[reward.function for reward in self._config.rewards],
+            functions=self._config.scorers,
             groups_skipped=sum(gather_object([self._groups_skipped])),
             step_s=now - self._step_started,
         ) | {"timings": {f"{phase}_s": 0.0 for phase in PHASES}}

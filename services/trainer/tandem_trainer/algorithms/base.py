@@ -26,11 +26,27 @@ Gather = Callable[[list[float]], list[float]]
 """From values to those of all ranks; every rank calls it at the same time."""
 
 
-class LossFunction(Protocol):
-    """From a micro-batch to its share of the step's loss, and metrics.
+class Mean(NamedTuple):
+    """A mean and what it is over, so that means of parts make the mean of the whole."""
 
-    A metric is a mean over the micro-batch's tokens in the loss; one whose name ends in `/max` is a maximum.
-    """
+    value: Tensor
+    weight: Tensor
+
+    @classmethod
+    def over(cls, values: Tensor, weights: Tensor) -> Mean:
+        return cls((values.detach() * weights).sum() / weights.sum().clamp(min=1), weights.sum())
+
+
+class Share(NamedTuple):
+    """What a micro-batch adds to the step."""
+
+    loss: Tensor
+    metrics: dict[str, Mean]
+    """One whose name ends in `/max` is a maximum, whatever its weight; of values that are not negative."""
+
+
+class LossFunction(Protocol):
+    """From a micro-batch to its share of the step's loss."""
 
     def __call__(
         self,
@@ -41,7 +57,7 @@ class LossFunction(Protocol):
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    ) -> Share: ...
 
 
 class Algorithm(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batch import Batch, Row, ScoredGroup, pad
 from ..config import GrpoConfig, TrainerConfig
 from .advantages import advantages, decoupled_totals, standardized
-from .base import Gather, Totals
+from .base import Gather, Mean, Share, Totals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask
 from .objectives import LOSS_TYPES, Counts, LossType
 from .tokens import Tokens
@@ -80,8 +80,8 @@ class Grpo:
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return policy_loss(
+    ) -> Share:
+        loss, metrics = policy_loss(
             logprobs_BT,
             old_logprobs_BT,
             batch.advantages_B,
@@ -95,6 +95,8 @@ class Grpo:
             row_total=totals.rows,
             entropy_threshold=totals.entropy_threshold,
         )
+        tokens = batch.mask_BT.sum()
+        return Share(loss, {name: Mean(value, tokens) for name, value in metrics.items()})
 
 
 def _tensor(rewards: Any) -> Tensor:
@@ -179,9 +181,10 @@ def _token_losses(tokens: Tokens, loss_type: LossType, options: GrpoConfig) -> t
 
 def _means(metrics_BT: Mapping[str, Tensor], mask_BT: Tensor) -> dict[str, Tensor]:
     """Over the tokens in the mask; of a name that ends in `/max` their maximum, of values that are not negative."""
-    counted = {name: (value_BT.detach() * mask_BT).flatten() for name, value_BT in metrics_BT.items()}
-    tokens = mask_BT.sum().clamp(min=1)
+    nothing = mask_BT.new_zeros(1)
     return {
-        name: torch.cat([value_N, value_N.new_zeros(1)]).max() if name.endswith("/max") else value_N.sum() / tokens
-        for name, value_N in counted.items()
+        name: torch.cat([(value_BT.detach() * mask_BT).flatten(), nothing]).max()
+        if name.endswith("/max")
+        else Mean.over(value_BT, mask_BT).value
+        for name, value_BT in metrics_BT.items()
     }
