@@ -85,6 +85,8 @@ REFUSED: list[tuple[str, Facts, str]] = [
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", (UUIDS[4], UUIDS[0])),)), "share 0"),
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=1),)), "share 0"),
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=1",)),)), "share 1"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=all",)),)), "share 0, 1"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=-1),)), "share 0, 1"),
     ("GPU use", with_process(GPUS, 4711), "GPU 4: pid 4711 (python, 3.0 GiB)"),
     ("GPU driver", with_driver(GPUS, 11, 8), "runs CUDA 11.8, the generator's image has 12.8"),
     ("model", replace(LAPTOP, model=Refused("the model is not known", "mend it", "the hub answers 401")), "401"),

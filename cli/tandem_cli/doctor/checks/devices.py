@@ -136,10 +136,11 @@ def uuids(facts: Facts) -> dict[str, str]:
 
 
 def _ids(facts: Facts, request: Devices) -> tuple[str, ...]:
-    if request.count is None:
+    wants_all = request.count == -1 or any(identity(device) == "all" for device in request.ids)
+    if request.count is None and not wants_all:
         return request.ids
-    number = len(known(facts.nvidia).gpus) if request.count < 0 else request.count
-    return tuple(str(index) for index in range(number))
+    number = len(known(facts.nvidia).gpus) if wants_all else request.count
+    return tuple(str(index) for index in range(number or 0))
 
 
 def _offered(facts: Facts, request: Devices) -> set[str]:
