@@ -19,10 +19,10 @@ from tandem_cli.doctor.facts import (
     Nvidia,
     Service,
     Stack,
-    Unknown,
     Volume,
 )
 from tandem_cli.doctor.settings import Settings
+from tandem_cli.doctor.unknown import Unknown
 
 GIB = 1 << 30
 SMALL = Model("the folder /p/model", 860_000, 4, 128, 384, 4, 32, 24, 64)

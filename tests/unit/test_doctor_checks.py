@@ -8,8 +8,9 @@ import pytest
 
 from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
-from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Refused, Stack, Unknown, Volume
+from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Stack, Volume
 from tandem_cli.doctor.finding import Finding
+from tandem_cli.doctor.unknown import Refused, Unknown
 
 LAPTOP, GPUS = on_cpus(), on_gpus()
 NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused")

@@ -22,11 +22,12 @@ from tandem_cli.doctor import settings as parts
 from tandem_cli.doctor.command import show
 from tandem_cli.doctor.compose import parse_size, parse_stack
 from tandem_cli.doctor.engine import connect
-from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Refused, Unknown, Volume
+from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Volume
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.hub import ask_hub
 from tandem_cli.doctor.model import parse_model, read_model
 from tandem_cli.doctor.nvidia import read_nvidia
+from tandem_cli.doctor.unknown import Refused, Unknown
 from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.fingerprint import checkpoint_shapes

@@ -10,9 +10,10 @@ import pytest
 from support.facts import a_stack, an_image, on_cpus
 from support.models import make_tiny_model
 from tandem_cli.doctor import gather
-from tandem_cli.doctor.facts import Engine, Model, Mount, Refused, Stack, Unknown
+from tandem_cli.doctor.facts import Engine, Model, Mount, Stack
 from tandem_cli.doctor.gather import find_model, read_available_memory, read_disk, read_settings
 from tandem_cli.doctor.settings import Settings
+from tandem_cli.doctor.unknown import Refused, Unknown
 
 NO_ENGINE = Unknown("no Docker engine answers")
 

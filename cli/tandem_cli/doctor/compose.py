@@ -12,7 +12,8 @@ from typing import Any
 
 from tandem_protocol.devices import CDI_KIND
 
-from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Unknown, Volume
+from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Volume
+from .unknown import Unknown
 
 TIMEOUT_S = 60.0
 RUN_IT_THERE = "run `tandem doctor` where Tandem's compose.yaml is; `docker compose config` has to print the stack"

@@ -15,7 +15,8 @@ from docker.errors import DockerException, ImageNotFound
 
 from ..devices import DevicesUnknown, cdi_devices
 from .compose import parse_options
-from .facts import Engine, Image, Port, PortState, Service, Stack, Unknown, Volume
+from .facts import Engine, Image, Port, PortState, Service, Stack, Volume
+from .unknown import Unknown
 
 TIMEOUT_S = 20
 PROJECT_LABEL = "com.docker.compose.project"

@@ -12,11 +12,12 @@ from tandem_protocol.config import ConfigError, load
 
 from . import engine as engines
 from .compose import compose_version, read_stack
-from .facts import GENERATOR, PREFLIGHT, TRAINER, Engine, Facts, Image, Model, Refused, Stack, Unknown
+from .facts import GENERATOR, PREFLIGHT, TRAINER, Engine, Facts, Image, Model, Stack
 from .hub import ask_hub
 from .model import NO_MODEL, read_model
 from .nvidia import read_nvidia
 from .settings import Settings
+from .unknown import Refused, Unknown
 from .volumes import PREPARE, Workshop
 
 MEMINFO = Path("/proc/meminfo")

@@ -7,8 +7,9 @@ import re
 from tandem_protocol.config import ConfigError
 from tandem_protocol.devices import identity, parse_devices, shared_devices
 
-from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, NotKnown, Nvidia, Unknown, known
+from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
+from ..unknown import NotKnown, Unknown, known
 
 CHOOSE = "tandem gpus --generator 0-3 --trainer 4-7, with GPUs of this host"
 TOOLKIT = (

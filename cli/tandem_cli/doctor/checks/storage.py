@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 from ..compose import parse_size
-from ..facts import GENERATOR, SERVICES, TRAINER, Facts, Image, Model, Service, Unknown, Volume, known
+from ..facts import GENERATOR, SERVICES, TRAINER, Facts, Image, Model, Service, Volume
 from ..finding import Finding, fail, gib, ok, warn
+from ..unknown import Unknown, known
 from .memory import on_host_bytes
 
 MOMENTS = 2
