@@ -79,7 +79,7 @@ def a_stack(**changes: Mapping[str, Any]) -> Stack:
     """Each service as in compose.yaml, with some of its fields changed."""
     weights = Mount("weights", "/weights")
     services = {
-        "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True, "bind"),)),
+        "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True),)),
         "generator": Service("tandem-generator:cpu", shm_bytes=GIB, mounts=(replace(weights, read_only=True),)),
         "trainer": Service("tandem-trainer:cpu", shm_bytes=GIB, mounts=(weights,)),
     }

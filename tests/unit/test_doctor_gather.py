@@ -28,7 +28,7 @@ def project(tmp_path: Path) -> Path:
 
 def a_stack_of(project: Path, **changes: dict[str, object]) -> Stack:
     """One that copies `project`."""
-    source = Mount(str(project), "/source", read_only=True, kind="bind")
+    source = Mount(str(project), "/source", read_only=True)
     return a_stack(**{**changes, "preflight": {"mounts": (source,), **changes.get("preflight", {})}})
 
 

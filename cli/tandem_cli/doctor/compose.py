@@ -73,8 +73,7 @@ def _service(service: Mapping[str, Any]) -> Service:
         env={name: value or "" for name, value in (service.get("environment") or {}).items()},
         devices=tuple(_devices(service)),
         mounts=tuple(
-            Mount(v.get("source", ""), v["target"], v.get("read_only", False), v["type"])
-            for v in service.get("volumes", ())
+            Mount(v.get("source", ""), v["target"], v.get("read_only", False)) for v in service.get("volumes", ())
         ),
         ports=tuple(_port(port) for port in service.get("ports", ()) if port.get("published")),
         replicas=_replicas(service),

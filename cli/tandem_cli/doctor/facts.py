@@ -59,7 +59,6 @@ class Mount:
     source: str
     target: str
     read_only: bool = False
-    kind: str = "volume"
 
 
 @dataclass(frozen=True)

@@ -27,11 +27,7 @@ class Refused(Unknown):
 
 
 class NotKnown(Exception):
-    """A check needs a fact that could not be had."""
-
-    def __init__(self, unknown: Unknown) -> None:
-        super().__init__(unknown.reason)
-        self.unknown = unknown
+    """A check needs a fact that could not be had; the message is the reason."""
 
 
 def known(fact: FactT | Unknown) -> FactT:
@@ -41,5 +37,5 @@ def known(fact: FactT | Unknown) -> FactT:
         NotKnown: it could not be had.
     """
     if isinstance(fact, Unknown):
-        raise NotKnown(fact)
+        raise NotKnown(fact.reason)
     return fact

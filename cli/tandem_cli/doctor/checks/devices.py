@@ -9,7 +9,7 @@ from tandem_protocol.devices import identity, parse_devices, shared_devices
 
 from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
-from ..unknown import NotKnown, Unknown, known
+from ..unknown import NotKnown, known
 
 CHOOSE = "tandem gpus --generator 0-3 --trainer 4-7, with GPUs of this host"
 TOOLKIT = (
@@ -127,7 +127,7 @@ def gpus_of(facts: Facts, service: str) -> list[Gpu]:
     wanted = {identity(device, uuids(facts)) for device in gpu_ids(facts, service)}
     found = [gpu for gpu in known(facts.nvidia).gpus if gpu.uuid.lower() in wanted]
     if wanted and not found:
-        raise NotKnown(Unknown(f"nvidia-smi lists none of the {service}'s GPUs"))
+        raise NotKnown(f"nvidia-smi lists none of the {service}'s GPUs")
     return found
 
 
