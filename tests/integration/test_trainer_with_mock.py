@@ -2,47 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
-from support.generators import TOKEN, free_port, running
-from support.models import make_tiny_model
+from support.generators import running
 from support.projects import Project
-from support.series import STEP
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, model: Path) -> Iterator[Callable[..., Project]]:
-    """A project with its own generator and store: the mock follows attempts, so runs must not share one."""
-    with contextlib.ExitStack() as stack:
-
-        def make(name: str = "project", faults: tuple[str, ...] = (), **trainer: Any) -> Project:
-            weights_dir = tmp_path / name / "weights"
-            weights_dir.mkdir(parents=True)
-            generator = stack.enter_context(
-                running("mock", model, weights_dir, *faults, log=tmp_path / name / "generator.log")
-            )
-            return Project(tmp_path / name / "project", model, generator, weights_dir, **trainer)
-
-        yield make
 
 
 @pytest.fixture(scope="module")
@@ -91,21 +62,6 @@ def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(
     store = WeightStore(project.directory.parent / "weights")
     assert store.latest() == Version(4, 1)
     assert store.versions()[-2:] == [Version(3, 1), Version(4, 1)]
-
-
-def test_a_running_trainer_shows_prometheus_every_figure_that_is_watched(make_project: Any):
-    port = free_port()
-    project = make_project(max_steps=20, metrics_port=port)
-    seen: set[str] = set()
-    with ThreadPoolExecutor() as pool:
-        ended = pool.submit(project.train)
-        while not ended.done() and "tandem_trainer_timings" not in seen:
-            with contextlib.suppress(httpx.TransportError):
-                text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
-                seen = {family.name for family in text_string_to_metric_families(text)}
-            time.sleep(0.05)
-    assert ended.result().returncode == 0, ended.result().stderr
-    assert {f"tandem_trainer_{name}" for name in STEP} <= seen
 
 
 def test_with_lag_rollouts_come_from_older_versions_but_none_too_old(make_project: Any):
