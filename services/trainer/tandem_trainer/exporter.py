@@ -99,5 +99,5 @@ LABELS = {"rewards": "function", "timings": "phase"}
 def _samples(name: str, value: Any) -> list[tuple[str, float]]:
     items: Iterable[tuple[str, Any]] = [("", value)]
     if isinstance(value, Mapping):
-        items = ((f'{{{LABELS[name]}="{key}"}}', number) for key, number in value.items())
+        items = ((f'{{{LABELS.get(name, "key")}="{key}"}}', number) for key, number in value.items())
     return [(labels, number) for labels, number in items if isinstance(number, int | float)]
