@@ -110,6 +110,7 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         )
         stack.callback(portal.call, client.close)
         project = load_project(settings, accelerator, run)
+        stack.callback(portal.call, project.rewards.close)
         with run.timer("wait_for_generators"):
             attempts = meet_generators(settings, client, portal, project)
         run.identify(identity(settings, accelerator, project), attempts)
@@ -140,7 +141,12 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         )
     with run.timer("start"):
         tokenizer = load_tokenizer(shared)
-        rewards = Rewards(config.rewards, tokenizer, drop_errors=config.reward_errors == "drop")
+        rewards = Rewards(
+            config.rewards,
+            tokenizer,
+            drop_errors=config.reward_errors == "drop",
+            timeout_s=config.reward_timeout_s,
+        )
         rows = load_prompts(config.prompts, tokenizer)
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)

@@ -15,7 +15,7 @@ class PromptsConfig(Section):
     """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
 
     source: str = "prompts.jsonl"
-    """A JSONL file, or anything `datasets.load_dataset` takes (a hub id, a folder, `parquet`)."""
+    """A JSONL, parquet or CSV file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
     subset: str | None = None
     split: str = "train"
     column: str = "prompt"
@@ -24,6 +24,8 @@ class PromptsConfig(Section):
     limit: int | None = Field(None, ge=1)
     """Use only the first rows."""
     chat_template_kwargs: dict[str, Any] = {}
+    tools: tuple[dict[str, Any], ...] = ()
+    """JSON schemas of functions that the chat template offers; a row's own column `tools` takes their place."""
 
 
 class RewardConfig(Section):
@@ -32,6 +34,13 @@ class RewardConfig(Section):
     function: str = Field(pattern=r"^[\w.]+:\w+$")
     """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
     weight: float = 1.0
+    arguments: dict[str, Any] = {}
+    """Given to the function by name, besides the columns."""
+    timeout_s: float | None = Field(None, gt=0.0)
+    """Deadline of one call; None: `trainer.reward_timeout_s`."""
+    sandbox: bool = False
+    """Run it in a process without credentials that is killed at the deadline: for rewards that run what a model wrote.
+    docs/rewards.md says what it keeps out and what not."""
 
 
 class RolloutConfig(Section):
@@ -182,6 +191,8 @@ class TrainerConfig(Section):
     rewards: tuple[RewardConfig, ...] = Field(min_length=1)
     reward_errors: Literal["fail", "drop"] = "fail"
     """What an exception in a reward function does: end the run, or leave that row out of the update."""
+    reward_timeout_s: float = Field(300.0, gt=0.0)
+    """How long one call of a reward function may take; a synchronous one's wait for its turn is left out."""
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoConfig = GrpoConfig()
     optim: OptimConfig = OptimConfig()

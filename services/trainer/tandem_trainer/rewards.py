@@ -1,54 +1,72 @@
-"""Reward functions of the user's project: loading, calling, and checking what they answer."""
+"""Scoring groups with the reward functions of the user's project."""
 
 from __future__ import annotations
 
-import importlib
+import asyncio
+import functools
 import inspect
 import logging
-import math
-import numbers
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import anyio
 import anyio.to_thread
 from transformers import PreTrainedTokenizerBase
 
 from tandem_protocol.messages import Group
 
 from .batch import ScoredGroup
+from .client import task_group
 from .config import RewardConfig
 from .errors import UserError
 from .prompts import PromptRow
+from .reward_functions import RewardError, check_rewards, describe, load_function
+from .sandbox import Sandbox
 
 log = logging.getLogger(__name__)
+
+Caller = Callable[[dict[str, Any]], Awaitable[Any]]
+"""Calls a reward function with these arguments, within its deadline."""
+
+
+class Hung(RewardError):
+    """A function did not answer in time and cannot be ended."""
 
 
 class Rewards:
     """Scores groups with all configured functions.
 
     Synchronous functions run in a worker thread, one call at a time, so that they need not be thread-safe and do not
-    hold up the streams; asynchronous ones run concurrently.
+    hold up the streams; asynchronous ones run concurrently, sandboxed ones in a process each.
     """
 
     def __init__(
-        self, configs: Sequence[RewardConfig], tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool
+        self,
+        configs: Sequence[RewardConfig],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        drop_errors: bool,
+        timeout_s: float = 300.0,
     ) -> None:
-        """Load the functions.
+        """Load the functions; `timeout_s` is the deadline of a call whose reward has none of its own.
 
         Raises:
             UserError: a function does not exist, cannot be imported, or is named twice.
         """
-        self._functions = {config.function: load_function(config.function) for config in configs}
+        one_at_a_time = asyncio.Lock()
+        self._callers = {config.function: _caller(config, timeout_s, one_at_a_time) for config in configs}
         self._weights = {config.function: config.weight for config in configs}
-        if len(self._functions) < len(configs):
+        if len(self._callers) < len(configs):
             raise UserError(
                 f"trainer.rewards names a function twice: {[c.function for c in configs]}; wanted each once"
             )
         self._tokenizer = tokenizer
         self._drop_errors = drop_errors
-        self._one_at_a_time = anyio.CapacityLimiter(1)
+
+    async def close(self) -> None:
+        """End the sandboxes."""
+        for caller in self._callers.values():
+            if isinstance(caller, Sandbox):
+                await caller.close()
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
         """All rewards of one group.
@@ -57,7 +75,9 @@ class Rewards:
             UserError: a function raised or answered something that is no list of rewards, and errors are not dropped.
         """
         texts = self._tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True)
-        answers = {name: await self._call(name, row, group, texts) for name in self._functions}
+        async with task_group() as calls:
+            tasks = {name: calls.create_task(self._call(name, row, group, texts)) for name in self._callers}
+        answers = {name: task.result() for name, task in tasks.items()}
         nothing = (None,) * len(texts)
         by_function = {name: nothing if answer is None else answer for name, answer in answers.items()}
         totals = tuple(self._total(column) for column in zip(*by_function.values(), strict=True))
@@ -87,60 +107,53 @@ class Rewards:
             **{column: [value] * size for column, value in row.columns.items()},
         }
         try:
-            return check_rewards(await self._run(self._functions[name], arguments), size)
+            return check_rewards(await self._callers[name](arguments), size)
         except (Exception, SystemExit) as error:
-            message = f"reward function {name} on {row.where}: {_describe(error)}"
-            if self._drop_errors:
+            message = f"reward function {name} on {row.where}: {describe(error)}"
+            if self._drop_errors and not isinstance(error, Hung | UserError):
                 log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
                 return None
-            raise UserError(f"{message}. Mend the function, or set trainer.reward_errors: drop.") from error
-
-    async def _run(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(function):
-            return await function(**arguments)
-        return await anyio.to_thread.run_sync(
-            lambda: function(**arguments), abandon_on_cancel=True, limiter=self._one_at_a_time
-        )
+            mend = "" if isinstance(error, Hung) else " Mend the function, or set trainer.reward_errors: drop."
+            raise UserError(f"{message}.{mend}") from error
 
 
-def load_function(name: str) -> Callable[..., Any]:
-    """The function that `module:function` names, from the project's folder or anything installed.
+def _caller(config: RewardConfig, timeout_s: float, one_at_a_time: asyncio.Lock) -> Caller:
+    """Who calls the function of `config`."""
+    timeout_s = config.timeout_s or timeout_s
+    function = load_function(config.function, config.arguments)
+    if config.sandbox:
+        return Sandbox(config.function, config.arguments, timeout_s=timeout_s)
+    if inspect.iscoroutinefunction(function):
+        return functools.partial(_await, function, timeout_s)
+    return functools.partial(_run_in_thread, function, timeout_s, one_at_a_time)
 
-    Raises:
-        UserError: it cannot be imported or is no function.
-    """
-    module_name, _, function_name = name.partition(":")
+
+async def _await(function: Callable[..., Awaitable[Any]], timeout_s: float, arguments: dict[str, Any]) -> Any:
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"reward function {name}: importing {module_name} failed: {_describe(error)}. Wanted a module in the "
-            "project's folder (that of config.yaml) or an installed one."
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"reward function {name}: module {module_name} has no function {function_name!r}")
-    return function  # type: ignore[no-any-return]  # a user's function is typed by its contract only
+        async with asyncio.timeout(timeout_s) as deadline:
+            return await function(**arguments)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise RewardError(_late(timeout_s)) from error
 
 
-def check_rewards(answer: Any, size: int) -> tuple[float | None, ...]:
-    """The answer of a reward function as floats.
+async def _run_in_thread(
+    function: Callable[..., Any], timeout_s: float, turn: asyncio.Lock, arguments: dict[str, Any]
+) -> Any:
+    """The deadline leaves out the wait for its turn."""
+    async with turn:
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                return await anyio.to_thread.run_sync(lambda: function(**arguments), abandon_on_cancel=True)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise Hung(
+                f"{_late(timeout_s)}, and a thread cannot be ended. Give the reward more time, or `sandbox: true`: "
+                "a process that is killed at its deadline"
+            ) from error
 
-    Raises:
-        ValueError: it is not `size` finite numbers or Nones.
-    """
-    if hasattr(answer, "tolist"):  # an array or a tensor
-        answer = answer.tolist()
-    if not isinstance(answer, list | tuple):
-        raise ValueError(f"got {type(answer).__name__}; wanted a list of {size} floats, one a completion")
-    if len(answer) != size:
-        raise ValueError(f"got {len(answer)} rewards; wanted {size}, one a completion")
-    for index, reward in enumerate(answer):
-        if reward is not None and not (isinstance(reward, numbers.Real) and math.isfinite(reward)):
-            raise ValueError(f"got {reward!r} for completion {index}; wanted a finite number, or None for no reward")
-    return tuple(None if reward is None else float(reward) for reward in answer)
 
-
-def _describe(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+def _late(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:g} s (trainer.reward_timeout_s, or the reward's own timeout_s)"
