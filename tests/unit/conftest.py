@@ -1,4 +1,4 @@
-"""A Policy over a scripted engine and a store that is watched; a name server that a test fills."""
+"""A Policy over a scripted engine and a store that is watched; a name server and an nvidia-smi that a test fills."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from support.engines import ScriptedEngine, Start, WatchedStore
+from support.gpus import NvidiaSmi
 from tandem_generator.config import GeneratorConfig
 from tandem_generator.policy import Policy
 from tandem_trainer import client as client_module
@@ -57,3 +58,12 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.001)
     return known
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NvidiaSmi:
+    """The only nvidia-smi that can be found; missing until the test says what it prints."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return NvidiaSmi(folder)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -91,6 +91,7 @@ def run_trainer(settings: Settings, resolved: str) -> None:
     accelerator = Accelerator(
         cpu=on_cpu, mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no"
     )
+    accelerators = all_accelerators(accelerator)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     set_seed(settings.trainer.seed)
     store = WeightStore(settings.shared.weights_dir)
@@ -112,12 +113,23 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         project = load_project(settings, accelerator, run)
         stack.callback(portal.call, project.rewards.close)
         with run.timer("wait_for_generators"):
-            attempts = meet_generators(settings, client, portal, project)
+            attempts = meet_generators(settings, client, portal, project, accelerators)
         run.identify(identity(settings, accelerator, project), attempts)
         run.stop_on_signals()
         step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
     if accelerator.is_main_process and step < settings.trainer.max_steps:
         print(f"stopped at step {step}, resume by running the same command", flush=True)
+
+
+def all_accelerators(accelerator: Accelerator) -> list[str]:
+    """UUIDs of the accelerators that the ranks compute on, as the driver writes them; none on CPUs.
+
+    Waits for every rank, and gives each the same list, so that all of them stop where one has to.
+    """
+    device = accelerator.device
+    own = [] if device.type == "cpu" else [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
+    everyones: list[str] = gather_object(own)
+    return everyones
 
 
 class Project(NamedTuple):
@@ -168,7 +180,13 @@ def identity(settings: Settings, accelerator: Accelerator, project: Project) -> 
     }
 
 
-def meet_generators(settings: Settings, client: GeneratorClient, portal: BlockingPortal, project: Project) -> list[int]:
+def meet_generators(
+    settings: Settings,
+    client: GeneratorClient,
+    portal: BlockingPortal,
+    project: Project,
+    accelerators: Sequence[str],
+) -> list[int]:
     """Wait until the generators are ready and see that they fit the project; returns the attempts that they serve."""
     completion = settings.trainer.rollout.max_completion_length
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
@@ -179,6 +197,7 @@ def meet_generators(settings: Settings, client: GeneratorClient, portal: Blockin
         ours=project.fingerprint,
         model=settings.shared.model,
         max_completion_length=completion,
+        accelerators=accelerators,
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return [info.version.attempt for info in infos.values()]
