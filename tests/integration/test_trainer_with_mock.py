@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from support.generators import running
 from support.models import make_tiny_model
-from support.projects import Project
+from support.projects import Project, assert_same_course
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
@@ -51,17 +51,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Projec
         ended = project.train()
         assert ended.returncode == 0, ended.stderr
     return project
-
-
-def _assert_same(project: Project, undisturbed: Project) -> None:
-    """Parameters bit for bit, and the same figures for every step."""
-    assert project.steps == undisturbed.steps == [1, 2, 3, 4, 5]
-    ours, theirs = project.parameters(5), undisturbed.parameters(5)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    timed = {"timings", "tokens_per_s", "version"}
-    for got, expected in zip(project.lines("metrics.jsonl"), undisturbed.lines("metrics.jsonl"), strict=True):
-        assert {k: v for k, v in got.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
 
 
 def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(make_project: Any):
@@ -104,7 +93,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_project: Any, undisturbed: Projec
     assert project.steps == [1, 2, 3]
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    _assert_same(project, undisturbed)
+    assert_same_course(project, undisturbed)
     assert [line["version"] for line in project.lines("metrics.jsonl")] == ["1.1", "2.1", "3.2", "4.2", "5.2"]
 
 
@@ -131,7 +120,7 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(mak
     assert project.parameters(3)
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    _assert_same(project, undisturbed)
+    assert_same_course(project, undisturbed)
 
 
 def test_dropped_connections_and_failing_engines_change_nothing(make_project: Any, undisturbed: Project):
@@ -140,7 +129,7 @@ def test_dropped_connections_and_failing_engines_change_nothing(make_project: An
     )
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    _assert_same(project, undisturbed)
+    assert_same_course(project, undisturbed)
 
 
 def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make_project: Any):
