@@ -159,6 +159,8 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(20, ge=1)
     keep: int = Field(2, ge=1)
+    keep_best: bool = False
+    """Write a checkpoint at each evaluation that is the run's best so far (by mean reward), and keep that one too."""
 
 
 class PublishConfig(Section):
@@ -171,10 +173,20 @@ class PublishConfig(Section):
 
 
 class EvalConfig(Section):
-    """Greedy completions for held-out prompts, before the first step, after the last and every `every_steps`."""
+    """Completions for held-out prompts, before the first step, after the last and every `every_steps`."""
 
     prompts: PromptsConfig
     every_steps: int | None = Field(None, ge=1)
+    num_generations: int = Field(1, ge=1)
+    """Completions a prompt: one is greedy, more are sampled as in training."""
+    pass_at: tuple[int, ...] = ()
+    """For each k of these, each reward function's pass@k: the probability that one of k completions gets 1 or more."""
+
+    @model_validator(mode="after")
+    def _has_enough_samples(self) -> EvalConfig:
+        if wrong := [k for k in self.pass_at if not 1 <= k <= self.num_generations]:
+            raise ValueError(f"pass_at holds {wrong}; wanted 1 to num_generations, which is {self.num_generations}")
+        return self
 
 
 class TrainerConfig(Section):
@@ -200,10 +212,19 @@ class TrainerConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     publish: PublishConfig = PublishConfig()
     eval: EvalConfig | None = None
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the figures of `metrics.jsonl` go besides. Needs the tracker's package; `tensorboard` writes into the run's
+    folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: to the run's folder)."""
     log_completions: int = Field(4, ge=0)
     """Completions a step that `rollouts.jsonl` keeps."""
     start_timeout_s: float = Field(900.0, gt=0.0)
     """How long to wait for the generators to be ready."""
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> TrainerConfig:
+        if self.checkpoint.keep_best and (self.eval is None or self.eval.every_steps is None):
+            raise ValueError("checkpoint.keep_best is set without eval.every_steps; wanted evaluations to choose by")
+        return self
 
     @model_validator(mode="after")
     def _groups_have_a_spread(self) -> TrainerConfig:
