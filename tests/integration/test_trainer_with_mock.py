@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,32 +13,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support.generators import running
-from support.models import make_tiny_model
 from support.projects import Project, assert_same_course
 from tandem_cli.__main__ import main as tandem
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, model: Path) -> Iterator[Callable[..., Project]]:
-    """A project with its own generator and store: the mock follows attempts, so runs must not share one."""
-    with contextlib.ExitStack() as stack:
-
-        def make(name: str = "project", faults: tuple[str, ...] = (), **trainer: Any) -> Project:
-            weights_dir = tmp_path / name / "weights"
-            weights_dir.mkdir(parents=True)
-            generator = stack.enter_context(
-                running("mock", model, weights_dir, *faults, log=tmp_path / name / "generator.log")
-            )
-            return Project(tmp_path / name / "project", model, generator, weights_dir, **trainer)
-
-        yield make
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +40,7 @@ def _tracked(project: Project, name: str) -> list[tuple[int, float]]:
 
 
 def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(make_project: Any):
-    held_out = {"prompts": {"limit": 3}, "every_steps": 2, "num_generations": 4, "pass_at": [1, 4]}
+    held_out = {"prompts": {"limit": 3}, "every_steps": 2, "num_generations": 4, "temperature": 1.0, "pass_at": [1, 4]}
     project = make_project(max_steps=4, eval=held_out, trackers=["tensorboard"])
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
@@ -104,7 +80,7 @@ def test_the_best_checkpoint_by_evaluation_is_kept_and_exported_as_a_model_that_
 ):
     project = make_project(
         max_steps=4,
-        eval={"prompts": {"limit": 3}, "every_steps": 1, "num_generations": 4},
+        eval={"prompts": {"limit": 3}, "every_steps": 1, "num_generations": 4, "temperature": 1.0},
         checkpoint={"keep_best": True, "keep": 1, "every_steps": 10},
     )
     ended = project.train()
@@ -177,7 +153,13 @@ def test_dropped_connections_and_failing_engines_change_nothing(make_project: An
 def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make_project: Any):
     project = make_project(
         faults=("--generator.mock.faults.stale", "true"),
-        rollout={"num_prompts": 2, "num_generations": 4, "max_completion_length": 12, "timeout_s": 2},
+        rollout={
+            "num_prompts": 2,
+            "num_generations": 4,
+            "temperature": 1.0,
+            "max_completion_length": 12,
+            "timeout_s": 2,
+        },
     )
     ended = project.train()
     assert ended.returncode == 1

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from support.engines import ScriptedEngine, Start, WatchedStore
 from support.gpus import NvidiaSmi
 from tandem_generator.config import GeneratorConfig
 from tandem_generator.policy import Policy
 from tandem_trainer import client as client_module
+
+torch.set_num_threads(1)  # models are tiny, and threads that wait for each other are slower than one
 
 Names = dict[str, list[str]]
 """Host → addresses."""

@@ -38,7 +38,7 @@ def project() -> Iterator[types.ModuleType]:
 
 def _score(module: types.ModuleType, row: PromptRow = ROW, *, drop: bool = False, **weights: float) -> ScoredGroup:
     configs = [RewardConfig(function=f"user_rewards:{name}", weight=weight) for name, weight in weights.items()]
-    return asyncio.run(Rewards(configs, TOKENIZER, drop_errors=drop).score(row, group(COMPLETIONS)))
+    return asyncio.run(Rewards(configs, TOKENIZER, drop_errors=drop, timeout_s=60).score(row, group(COMPLETIONS)))
 
 
 def _recording(into: dict[str, Any]) -> Callable[..., list[float]]:
@@ -131,7 +131,7 @@ def test_with_drop_a_failing_function_leaves_the_whole_row_without_reward(projec
 def test_a_function_that_is_not_there_is_told_at_the_start(project: Any, name: str, words: str):
     project.__file__ = "rewards.py"
     with pytest.raises(UserError, match=words):
-        Rewards([RewardConfig(function=name)], TOKENIZER, drop_errors=False)
+        Rewards([RewardConfig(function=name)], TOKENIZER, drop_errors=False, timeout_s=60)
 
 
 async def test_asynchronous_functions_of_a_group_run_at_the_same_time(project: Any):
@@ -150,7 +150,7 @@ async def test_asynchronous_functions_of_a_group_run_at_the_same_time(project: A
 
     project.one, project.two = one, two
     configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=10) for name in ("one", "two")]
-    scored = await Rewards(configs, TOKENIZER, drop_errors=False).score(ROW, group(COMPLETIONS))
+    scored = await Rewards(configs, TOKENIZER, drop_errors=False, timeout_s=60).score(ROW, group(COMPLETIONS))
     assert scored.rewards == (2.0, 0.0)
 
 
@@ -165,7 +165,7 @@ async def test_synchronous_functions_take_turns_and_waiting_for_one_is_not_late(
 
     project.one = project.two = slow
     configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=1) for name in ("one", "two")]
-    rewards = Rewards(configs, TOKENIZER, drop_errors=False)
+    rewards = Rewards(configs, TOKENIZER, drop_errors=False, timeout_s=60)
     groups = await asyncio.gather(*(rewards.score(ROW, group(COMPLETIONS)) for _ in range(2)))
     assert [scored.rewards for scored in groups] == [(2.0, 0.0)] * 2
 
@@ -196,7 +196,7 @@ def test_a_hung_synchronous_function_ends_the_run_even_with_drop_and_names_the_s
     project.hung = hung
     config = RewardConfig(function="user_rewards:hung", timeout_s=0.05)
     with pytest.raises(UserError, match=r"user_rewards:hung on .* row 7: no answer within 0\.05 s.*sandbox: true"):
-        asyncio.run(Rewards([config], TOKENIZER, drop_errors=True).score(ROW, group(COMPLETIONS)))
+        asyncio.run(Rewards([config], TOKENIZER, drop_errors=True, timeout_s=60).score(ROW, group(COMPLETIONS)))
     ended.set()
 
 
@@ -212,5 +212,5 @@ def test_a_functions_own_timeout_error_is_told_as_its_own(project: Any):
 def test_arguments_reach_the_function_by_name(project: Any):
     project.longer_than = lambda completions, length, **_: [float(len(text) > length) for text in completions]
     config = RewardConfig(function="user_rewards:longer_than", arguments={"length": 1})
-    scored = asyncio.run(Rewards([config], TOKENIZER, drop_errors=False).score(ROW, group(COMPLETIONS)))
+    scored = asyncio.run(Rewards([config], TOKENIZER, drop_errors=False, timeout_s=60).score(ROW, group(COMPLETIONS)))
     assert scored.rewards == (1.0, 0.0)

@@ -168,6 +168,15 @@ def test_a_run_that_fails_goes_on_from_its_last_whole_step(tmp_path: Path):
     assert json.loads(line)["timings"]["publish_s"] == 0.0
 
 
+def test_a_run_that_fails_between_two_optimizer_steps_of_a_batch_writes_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Saved, "is_whole", False)
+    with pytest.raises(OSError, match="no"):
+        _fail_after_step_3(_run(tmp_path), OSError("no"))
+    assert not (tmp_path / "default" / "checkpoints").exists()
+
+
 def test_a_run_that_fails_before_its_first_step_leaves_no_checkpoint(tmp_path: Path):
     run, learner = _run(tmp_path), Saved()
     with pytest.raises(OSError, match="no"), run.kept(learner, learner):  # type: ignore[arg-type]

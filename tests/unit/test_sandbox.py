@@ -16,8 +16,8 @@ from support.models import make_tokenizer
 from support.rollouts import completion, group
 from tandem_trainer.config import RewardConfig
 from tandem_trainer.errors import UserError
+from tandem_trainer.functions import CallFailed
 from tandem_trainer.prompts import PromptRow
-from tandem_trainer.reward_functions import RewardError
 from tandem_trainer.rewards import Rewards
 from tandem_trainer.sandbox import Sandbox
 
@@ -73,7 +73,7 @@ async def test_at_the_deadline_it_is_killed_with_its_children_and_the_next_call_
     run = sandbox(timeout_s=5)
     (pid,) = await _run(run, "rewards = [os.getpid()]")
     process = psutil.Process(int(pid))
-    with pytest.raises(RewardError, match="no answer within 5 s; its sandbox was killed"):
+    with pytest.raises(CallFailed, match="no answer within 5 s; its sandbox was killed"):
         await _run(run, f"subprocess.Popen(['sleep', '1000'])\n{HANG}")
     gone, _ = psutil.wait_procs([process], timeout=30)
     assert gone
@@ -91,7 +91,7 @@ async def test_it_sees_no_token_and_no_other_variable_of_the_trainer(
 
 
 async def test_memory_is_limited(sandbox: MakeSandbox):
-    with pytest.raises(RewardError, match="MemoryError"):
+    with pytest.raises(CallFailed, match="MemoryError"):
         await _run(sandbox(), "bytearray(5 << 30)")
 
 
@@ -107,7 +107,7 @@ async def test_memory_is_limited(sandbox: MakeSandbox):
 )
 async def test_what_goes_wrong_inside_is_told_and_the_next_call_works(sandbox: MakeSandbox, code: str, words: str):
     run = sandbox()
-    with pytest.raises(RewardError, match=words):
+    with pytest.raises(CallFailed, match=words):
         await _run(run, code)
     assert await _run(run, "") == [1.0]
 
@@ -147,7 +147,7 @@ async def test_a_reward_of_the_configuration_runs_in_one_and_a_late_one_is_dropp
     completions = group([completion([5])])
 
     async def score(row: PromptRow, *, drop: bool) -> float | None:
-        rewards = Rewards([config], tokenizer, drop_errors=drop)
+        rewards = Rewards([config], tokenizer, drop_errors=drop, timeout_s=60)
         try:
             return (await rewards.score(row, completions)).rewards[0]
         finally:

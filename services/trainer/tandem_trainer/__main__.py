@@ -33,6 +33,7 @@ from .config import Settings, TrainerConfig
 from .errors import UserError
 from .evaluate import Evaluation
 from .handshake import check_generators
+from .judge import Judge, WinRate
 from .learner import Learner
 from .loop import train
 from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
@@ -115,7 +116,8 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         )
         stack.callback(portal.call, client.close)
         project = load_project(settings, accelerator, run)
-        stack.callback(portal.call, project.rewards.close)
+        if isinstance(project.scorer, Rewards):
+            stack.callback(portal.call, project.scorer.close)
         with run.timer("wait_for_generators"):
             attempts = meet_generators(settings, client, portal, project, accelerators)
         run.identify(identity(settings, accelerator, project), attempts)
@@ -141,7 +143,7 @@ def all_accelerators(accelerator: Accelerator) -> list[str]:
 class Project(NamedTuple):
     """What the user brings, loaded and checked."""
 
-    rewards: Rewards
+    scorer: Rewards | Judge
     rows: list[PromptRow]
     eval_rows: list[PromptRow]
     algorithm: Algorithm
@@ -159,18 +161,13 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         )
     with run.timer("start"):
         tokenizer = load_tokenizer(shared)
-        rewards = Rewards(
-            config.rewards,
-            tokenizer,
-            drop_errors=config.reward_errors == "drop",
-            timeout_s=config.reward_timeout_s,
-        )
+        scorer = load_scorer(config, tokenizer)
         rows = load_prompts(config.prompts, tokenizer)
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         ours = fingerprint_of(learner.model, model_dir(shared))
-    return Project(rewards, rows, eval_rows, algorithm, learner, ours)
+    return Project(scorer, rows, eval_rows, algorithm, learner, ours)
 
 
 def identity(settings: Settings, accelerator: Accelerator, project: Project) -> dict[str, Any]:
@@ -230,7 +227,7 @@ def construct_and_train(
         rows=project.rows,
         cursor=cursor,
         client=client,
-        rewards=project.rewards,
+        rewards=project.scorer,
         portal=portal,
         wait=run.wait,
         config=config.rollout,
@@ -249,10 +246,14 @@ def construct_and_train(
         dtype=getattr(torch, config.learner.dtype),
         accelerator=accelerator,
     )
+    win_rate = None
+    if isinstance(project.scorer, Judge):
+        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
     evaluate = Evaluation(
         rows=project.eval_rows,
         client=client,
-        rewards=project.rewards,
+        rewards=project.scorer,
+        win_rate=win_rate,
         portal=portal,
         config=config,
         file=run.dir / "eval.jsonl",
@@ -262,6 +263,18 @@ def construct_and_train(
         return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
     finally:
         rollouts.close()
+
+
+def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
+    """What says which completions are better.
+
+    Raises:
+        UserError: one of the project's functions does not exist or cannot be imported.
+    """
+    drop_errors, timeout_s = config.reward_errors == "drop", config.reward_timeout_s
+    if judge := config.online_dpo.judge:
+        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
 
 
 def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from tandem_protocol.config import Section, SharedConfig
 from tandem_protocol.messages import SwitchMode
 
+FUNCTION = r"^[\w.]+:\w+$"
+"""`module:function`."""
+
 
 class PromptsConfig(Section):
     """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
@@ -31,7 +34,7 @@ class PromptsConfig(Section):
 class RewardConfig(Section):
     """One reward function from the project."""
 
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: str = Field(pattern=FUNCTION)
     """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
     weight: float = 1.0
     arguments: dict[str, Any] = {}
@@ -128,6 +131,19 @@ class GrpoConfig(Section):
         return self
 
 
+class OnlineDpoConfig(Section):
+    """Online Direct Preference Optimization: of two completions a prompt, the better one is preferred."""
+
+    judge: str | None = Field(None, pattern=FUNCTION)
+    """`module:function` from the project that says which is better, instead of rewards. Called with `prompts,
+    completions, **columns`, of which `completions` has pairs; gives 0, 1 or, for neither, None a pair."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    beta: float = Field(0.1, gt=0.0)
+    """How much it costs to leave the start policy; for `ipo` it is τ."""
+    missing_eos_penalty: float | None = Field(None, gt=0.0)
+    """Taken off the reward of a completion that hit `max_completion_length`; what a judge prefers has the reward 1."""
+
+
 class OptimConfig(Section):
     """AdamW."""
 
@@ -173,17 +189,27 @@ class PublishConfig(Section):
 
 
 class EvalConfig(Section):
-    """Completions for held-out prompts, before the first step, after the last and every `every_steps`."""
+    """Completions for held-out prompts, before the first step, after the last and every `every_steps`.
+
+    With a judge, a completion's reward is how it fares against the first policy's for the same prompt: 1 is a win in
+    both orders, 0.5 a tie."""
 
     prompts: PromptsConfig
     every_steps: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0.0)
+    """0 is greedy; above, each prompt is sampled with the same seed every time."""
     num_generations: int = Field(1, ge=1)
-    """Completions a prompt: one is greedy, more are sampled as in training."""
+    """Completions a prompt."""
     pass_at: tuple[int, ...] = ()
     """For each k of these, each reward function's pass@k: the probability that one of k completions gets 1 or more."""
 
     @model_validator(mode="after")
-    def _has_enough_samples(self) -> EvalConfig:
+    def _samples_are_enough_and_differ(self) -> EvalConfig:
+        if self.num_generations > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_generations is {self.num_generations} at temperature 0, which gives the same completion each "
+                "time; wanted a temperature above 0"
+            )
         if wrong := [k for k in self.pass_at if not 1 <= k <= self.num_generations]:
             raise ValueError(f"pass_at holds {wrong}; wanted 1 to num_generations, which is {self.num_generations}")
         return self
@@ -198,15 +224,19 @@ class TrainerConfig(Section):
     max_steps: int = Field(ge=1)
     max_lag: int = Field(1, ge=0)
     """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""
-    algorithm: Literal["grpo"] = "grpo"
+    algorithm: Literal["grpo", "online_dpo"] = "grpo"
     prompts: PromptsConfig = PromptsConfig()
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    rewards: tuple[RewardConfig, ...] = ()
+    """At least one, or `online_dpo.judge`."""
     reward_errors: Literal["fail", "drop"] = "fail"
     """What an exception in a reward function does: end the run, or leave that row out of the update."""
     reward_timeout_s: float = Field(300.0, gt=0.0)
     """How long one call of a reward function may take; a synchronous one's wait for its turn is left out."""
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoConfig = GrpoConfig()
+    """For `algorithm: grpo`."""
+    online_dpo: OnlineDpoConfig = OnlineDpoConfig()
+    """For `algorithm: online_dpo`."""
     optim: OptimConfig = OptimConfig()
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -227,10 +257,34 @@ class TrainerConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _groups_have_a_spread(self) -> TrainerConfig:
-        if self.rollout.num_generations < 2:
+    def _groups_can_be_compared(self) -> TrainerConfig:
+        generations = self.rollout.num_generations
+        if self.algorithm == "online_dpo" and generations != 2:
+            raise ValueError(f"rollout.num_generations is {generations}; online_dpo compares two completions, wanted 2")
+        if generations < 2:
             raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, wanted 2 or more")
         return self
+
+    @model_validator(mode="after")
+    def _something_says_what_is_better(self) -> TrainerConfig:
+        judge = self.online_dpo.judge
+        if judge and self.algorithm != "online_dpo":
+            raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}; wanted online_dpo")
+        if judge and self.rewards:
+            raise ValueError("both rewards and online_dpo.judge say what is better; wanted one of them")
+        if not judge and not self.rewards:
+            raise ValueError("rewards is empty; wanted at least one, or online_dpo.judge with algorithm online_dpo")
+        if judge and self.eval and self.eval.num_generations > 1:
+            raise ValueError(
+                f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion a prompt with "
+                "the first policy's, wanted 1"
+            )
+        return self
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names of the functions that say what is better."""
+        return tuple(reward.function for reward in self.rewards) or (str(self.online_dpo.judge),)
 
     @property
     def run_dir(self) -> Path:

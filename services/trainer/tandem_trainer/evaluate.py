@@ -1,14 +1,17 @@
-"""How good the policy is on held-out prompts: completions through the generator, scored as in training."""
+"""How good the policy is on held-out prompts: completions through the generator, scored as in training.
+
+With a judge, the reward is the rate of wins against the first policy that the run evaluated.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from anyio.from_thread import BlockingPortal
 
 from tandem_protocol.messages import Prompt, RolloutRequest
@@ -17,9 +20,10 @@ from tandem_protocol.version import Version
 from .batch import ScoredGroup
 from .client import GeneratorClient
 from .config import TrainerConfig
+from .judge import WinRate
 from .metrics import JsonLines, mean
 from .prompts import PromptRow
-from .rewards import Rewards
+from .rewards import Scorer
 from .rollouts import collect, sampling
 
 
@@ -31,13 +35,15 @@ class Evaluation:
         *,
         rows: Sequence[PromptRow],
         client: GeneratorClient,
-        rewards: Rewards,
+        rewards: Scorer,
+        win_rate: WinRate | None,
         portal: BlockingPortal,
         config: TrainerConfig,
         file: Path,
         is_main: bool,
     ) -> None:
-        self._rows, self._client, self._rewards, self._portal = rows, client, rewards, portal
+        self._rows, self._client, self._portal = rows, client, portal
+        self._rewards, self._win_rate = rewards, win_rate
         self._config, self._file, self._is_main = config, JsonLines(file), is_main
 
     def due(self, step: int) -> bool:
@@ -53,35 +59,45 @@ class Evaluation:
             return None
         assert self._config.eval is not None, "due says so"
         groups = self._portal.call(self._collect, version)
-        names = [reward.function for reward in self._config.rewards]
-        record = evaluation_record(groups, names, self._config.eval.pass_at)
+        record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
         self._file.forget_after(version.step - 1)
         self._file.append([{"step": version.step, "version": str(version)} | record])
         return record
 
     async def _collect(self, version: Version) -> list[ScoredGroup]:
-        rollout, count = self._config.rollout, self._config.eval.num_generations if self._config.eval else 1
-        greedy = {"temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0} if count == 1 else {}
+        assert self._config.eval is not None, "due says so"
+        rollout, temperature = self._config.rollout, self._config.eval.temperature
+        count = self._config.eval.num_generations
         request = RolloutRequest(
             prompts=tuple(
-                Prompt(token_ids=row.token_ids, seed=_seed(self._config.seed, place))
-                for place, row in enumerate(self._rows)
+                Prompt(token_ids=row.token_ids, seed=row.index if temperature else None) for row in self._rows
             ),
-            sampling=sampling(rollout).model_copy(update={"n": count} | greedy),
+            sampling=sampling(rollout).model_copy(
+                update={"n": count, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+            ),
             min_version=version,
         )
         scored: list[ScoredGroup] = []
 
         steps = math.ceil(len(self._rows) * count / (rollout.num_prompts * rollout.num_generations))
+        timeout_s = rollout.timeout_s * steps
         await collect(
             self._client,
             self._rewards,
             request,
             self._rows,
             lambda _, group: scored.append(group),
-            timeout_s=rollout.timeout_s * steps,
+            timeout_s=timeout_s,
         )
-        return scored
+        if self._win_rate is None:
+            return scored
+        try:
+            return await asyncio.wait_for(self._win_rate(scored, version), timeout_s)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"the judge has not compared {len(scored)} completions of the evaluation within {timeout_s:g} s; mend "
+                "it, make trainer.eval.prompts.limit smaller, or raise trainer.rollout.timeout_s."
+            ) from error
 
 
 def evaluation_record(
@@ -108,9 +124,3 @@ def pass_at_k(rewards: Sequence[float | None], k: int) -> float:
     """
     failed = sum(reward is None or reward < 1.0 for reward in rewards)
     return 1.0 - math.comb(failed, k) / math.comb(len(rewards), k)
-
-
-def _seed(run_seed: int, place: int) -> int:
-    """The same for a prompt in every evaluation, so that a change of the figures is one of the policy."""
-    state = np.random.SeedSequence((run_seed, place)).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(16))

@@ -1,4 +1,4 @@
-"""Scoring groups with the reward functions of the user's project."""
+"""Functions of the user's project that say how good completions are: calling them, and scoring groups with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import functools
 import inspect
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio.to_thread
 from transformers import PreTrainedTokenizerBase
@@ -18,98 +18,57 @@ from .batch import ScoredGroup
 from .client import task_group
 from .config import RewardConfig
 from .errors import UserError
+from .functions import CallFailed, check_rewards, describe, load_function
 from .prompts import PromptRow
-from .reward_functions import RewardError, check_rewards, describe, load_function
 from .sandbox import Sandbox
 
 log = logging.getLogger(__name__)
 
-Caller = Callable[[dict[str, Any]], Awaitable[Any]]
-"""Calls a reward function with these arguments, within its deadline."""
+AnswerT = TypeVar("AnswerT")
 
 
-class Hung(RewardError):
-    """A function did not answer in time and cannot be ended."""
-
-
-class Rewards:
-    """Scores groups with all configured functions.
-
-    Synchronous functions run in a worker thread, one call at a time, so that they need not be thread-safe and do not
-    hold up the streams; asynchronous ones run concurrently, sandboxed ones in a process each.
-    """
-
-    def __init__(
-        self,
-        configs: Sequence[RewardConfig],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        drop_errors: bool,
-        timeout_s: float = 300.0,
-    ) -> None:
-        """Load the functions; `timeout_s` is the deadline of a call whose reward has none of its own.
-
-        Raises:
-            UserError: a function does not exist, cannot be imported, or is named twice.
-        """
-        one_at_a_time = asyncio.Lock()
-        self._callers = {config.function: _caller(config, timeout_s, one_at_a_time) for config in configs}
-        self._weights = {config.function: config.weight for config in configs}
-        if len(self._callers) < len(configs):
-            raise UserError(
-                f"trainer.rewards names a function twice: {[c.function for c in configs]}; wanted each once"
-            )
-        self._tokenizer = tokenizer
-        self._drop_errors = drop_errors
-
-    async def close(self) -> None:
-        """End the sandboxes."""
-        for caller in self._callers.values():
-            if isinstance(caller, Sandbox):
-                await caller.close()
+class Scorer(Protocol):
+    """Says how good the completions of a group are."""
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
         """All rewards of one group.
 
         Raises:
-            UserError: a function raised or answered something that is no list of rewards, and errors are not dropped.
+            UserError: a function raised or gave something else than was wanted, and errors are not dropped.
         """
-        texts = self._tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True)
-        async with task_group() as calls:
-            tasks = {name: calls.create_task(self._call(name, row, group, texts)) for name in self._callers}
-        answers = {name: task.result() for name, task in tasks.items()}
-        nothing = (None,) * len(texts)
-        by_function = {name: nothing if answer is None else answer for name, answer in answers.items()}
-        totals = tuple(self._total(column) for column in zip(*by_function.values(), strict=True))
-        return ScoredGroup(
-            row=row.index,
-            prompt_ids=row.token_ids,
-            prompt_text=row.text,
-            texts=tuple(texts),
-            group=group,
-            rewards=nothing if None in answers.values() else totals,
-            rewards_by_function=by_function,
-        )
+        ...
 
-    def _total(self, rewards: Sequence[float | None]) -> float | None:
-        """Weighted sum of the functions that gave a reward; None if none did."""
-        weighted = [w * r for w, r in zip(self._weights.values(), rewards, strict=True) if r is not None]
-        return sum(weighted) if weighted else None
 
-    async def _call(self, name: str, row: PromptRow, group: Group, texts: list[str]) -> tuple[float | None, ...] | None:
-        """The function's rewards; None when it failed and errors are dropped."""
-        conversation = not isinstance(row.prompt, str)
-        size = len(texts)
-        arguments = {
-            "prompts": [row.prompt] * size,
-            "completions": [[{"role": "assistant", "content": t}] for t in texts] if conversation else texts,
-            "completion_ids": [list(c.token_ids) for c in group.completions],
-            **{column: [value] * size for column, value in row.columns.items()},
-        }
+Caller = Callable[[dict[str, Any]], Awaitable[Any]]
+"""Calls one function with these arguments, within its deadline."""
+
+
+class Hung(CallFailed):
+    """The function did not answer in time and cannot be ended."""
+
+
+class ProjectFunction(Generic[AnswerT]):
+    """A function of the user's project, whose mistakes are told by its name and the row."""
+
+    def __init__(
+        self, kind: str, name: str, call: Caller, check: Callable[[Any, int], AnswerT], *, drop_errors: bool
+    ) -> None:
+        """
+        Args:
+            kind: what it is called in messages.
+            check: from its answer, and how many values are wanted, to the values; raises `ValueError`.
+        """
+        self.name = name
+        self._kind, self._call, self._check, self._drop_errors = kind, call, check, drop_errors
+
+    async def __call__(self, row: PromptRow, size: int, **arguments: Any) -> AnswerT | None:
+        """Its answer to `size` times prompt and columns of the row, and `arguments`; None for a dropped error."""
+        columns = {column: [value] * size for column, value in row.columns.items()}
         try:
-            return check_rewards(await self._callers[name](arguments), size)
+            answer = await self._call({"prompts": [row.prompt] * size, **arguments, **columns})
+            return self._check(answer, size)
         except (Exception, SystemExit) as error:
-            message = f"reward function {name} on {row.where}: {describe(error)}"
+            message = f"{self._kind} {self.name} on {row.where}: {describe(error)}"
             if self._drop_errors and not isinstance(error, Hung | UserError):
                 log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
                 return None
@@ -117,15 +76,110 @@ class Rewards:
             raise UserError(f"{message}.{mend}") from error
 
 
-def _caller(config: RewardConfig, timeout_s: float, one_at_a_time: asyncio.Lock) -> Caller:
-    """Who calls the function of `config`."""
-    timeout_s = config.timeout_s or timeout_s
-    function = load_function(config.function, config.arguments)
-    if config.sandbox:
-        return Sandbox(config.function, config.arguments, timeout_s=timeout_s)
+class Rewards:
+    """Scores groups with all configured functions."""
+
+    def __init__(
+        self,
+        configs: Sequence[RewardConfig],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        drop_errors: bool,
+        timeout_s: float,
+    ) -> None:
+        """Load the functions; `timeout_s` is the deadline of a call whose reward has none of its own.
+
+        Raises:
+            UserError: a function does not exist, cannot be imported, or is named twice.
+        """
+        names = [config.function for config in configs]
+        if len(set(names)) < len(names):
+            raise UserError(f"trainer.rewards names a function twice: {names}; wanted each once")
+        turn = asyncio.Lock()
+        self._sandboxes: list[Sandbox] = []
+        self._functions = [
+            ProjectFunction(
+                "reward function",
+                config.function,
+                self._caller(config, config.timeout_s or timeout_s, turn),
+                check_rewards,
+                drop_errors=drop_errors,
+            )
+            for config in configs
+        ]
+        self._weights = [config.weight for config in configs]
+        self._tokenizer = tokenizer
+
+    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+        """See Scorer."""
+        texts = decode(self._tokenizer, group)
+        size, nothing = len(texts), (None,) * len(texts)
+        arguments = {
+            "completions": as_in_prompt(row, texts),
+            "completion_ids": [list(c.token_ids) for c in group.completions],
+        }
+        async with task_group() as calls:
+            tasks = {f.name: calls.create_task(f(row, size, **arguments)) for f in self._functions}
+        answers = {name: task.result() for name, task in tasks.items()}
+        by_function = {name: nothing if answer is None else answer for name, answer in answers.items()}
+        totals = tuple(self._total(column) for column in zip(*by_function.values(), strict=True))
+        return scored_group(row, group, texts, nothing if None in answers.values() else totals, by_function)
+
+    async def close(self) -> None:
+        """End the sandboxes."""
+        for sandbox in self._sandboxes:
+            await sandbox.close()
+
+    def _caller(self, config: RewardConfig, timeout_s: float, turn: asyncio.Lock) -> Caller:
+        function = load_function("reward function", config.function, config.arguments)
+        if not config.sandbox:
+            return in_process(function, timeout_s, turn)
+        self._sandboxes.append(Sandbox(config.function, config.arguments, timeout_s=timeout_s))
+        return self._sandboxes[-1]
+
+    def _total(self, rewards: Sequence[float | None]) -> float | None:
+        """Weighted sum of the functions that gave a reward; None if none did."""
+        weighted = [w * r for w, r in zip(self._weights, rewards, strict=True) if r is not None]
+        return sum(weighted) if weighted else None
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, group: Group) -> list[str]:
+    """The completions without special tokens."""
+    return list(tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True))
+
+
+def as_in_prompt(row: PromptRow, texts: Sequence[str]) -> list[Any]:
+    """The completions as functions get them: messages after a conversation, text after text."""
+    return list(texts) if isinstance(row.prompt, str) else [[{"role": "assistant", "content": t}] for t in texts]
+
+
+def scored_group(
+    row: PromptRow,
+    group: Group,
+    texts: Sequence[str],
+    rewards: tuple[float | None, ...],
+    by_function: dict[str, tuple[float | None, ...]],
+) -> ScoredGroup:
+    return ScoredGroup(
+        row=row.index,
+        prompt_ids=row.token_ids,
+        prompt_text=row.text,
+        texts=tuple(texts),
+        group=group,
+        rewards=rewards,
+        rewards_by_function=by_function,
+    )
+
+
+def in_process(function: Callable[..., Any], timeout_s: float, turn: asyncio.Lock) -> Caller:
+    """A caller that runs asynchronous functions concurrently, and synchronous ones in a worker thread.
+
+    Of the latter, one runs at a time of all that share `turn`, so that they need not be thread-safe and do not hold up
+    the streams.
+    """
     if inspect.iscoroutinefunction(function):
         return functools.partial(_await, function, timeout_s)
-    return functools.partial(_run_in_thread, function, timeout_s, one_at_a_time)
+    return functools.partial(_run_in_thread, function, timeout_s, turn)
 
 
 async def _await(function: Callable[..., Awaitable[Any]], timeout_s: float, arguments: dict[str, Any]) -> Any:
@@ -135,7 +189,7 @@ async def _await(function: Callable[..., Awaitable[Any]], timeout_s: float, argu
     except TimeoutError as error:
         if not deadline.expired():
             raise
-        raise RewardError(_late(timeout_s)) from error
+        raise CallFailed(_late(timeout_s)) from error
 
 
 async def _run_in_thread(

@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from .reward_functions import RewardError, check_rewards, describe, load_function
+from .functions import CallFailed, check_rewards, describe, load_function
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Sandbox:
         """What the function answers to `arguments`; waits for its turn first, which the deadline leaves out.
 
         Raises:
-            RewardError: it raised, its process died, or it did not answer in time, whereupon its process was killed.
+            CallFailed: it raised, its process died, or it did not answer in time, whereupon its process was killed.
         """
         async with self._turn:
             try:
@@ -101,16 +101,16 @@ class Sandbox:
                 line = await self._process.stdout.readline()
                 code = await self._process.wait() if not line else None
         except TimeoutError:
-            raise RewardError(f"no answer within {timeout_s:g} s; its sandbox was killed") from None
+            raise CallFailed(f"no answer within {timeout_s:g} s; its sandbox was killed") from None
         if code is not None:
-            raise RewardError(f"its sandbox ended with exit code {code} before it answered")
+            raise CallFailed(f"its sandbox ended with exit code {code} before it answered")
         try:
             answer = json.loads(line)
             error, value = answer["error"], answer["value"]
         except (ValueError, KeyError, TypeError):
-            raise RewardError(f"its sandbox answered {line[:100]!r}") from None
+            raise CallFailed(f"its sandbox answered {line[:100]!r}") from None
         if error is not None:
-            raise RewardError(f"{error}, in its sandbox")
+            raise CallFailed(f"{error}, in its sandbox")
         return value
 
 
@@ -137,7 +137,7 @@ def main() -> None:
             return
         try:
             if function is None:
-                function = load_function(*message)
+                function = load_function("reward function", *message)
                 answer(without_network)
             else:
                 answer(_rewards(function(**message), len(message["completions"])))

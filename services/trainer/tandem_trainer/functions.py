@@ -1,4 +1,4 @@
-"""A reward function of the user's: finding it, and checking and describing what comes of a call.
+"""A function of the user's project: finding it, and checking and describing what comes of a call.
 
 Imports nothing heavy: a sandbox's process starts with this module.
 """
@@ -16,12 +16,15 @@ from typing import Any
 from .errors import UserError
 
 
-class RewardError(Exception):
-    """A call gave no rewards; the message says all there is to say."""
+class CallFailed(Exception):
+    """A call gave no answer; the message says all there is to say."""
 
 
-def load_function(name: str, arguments: Mapping[str, Any] | None = None) -> Callable[..., Any]:
+def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = None) -> Callable[..., Any]:
     """The function that `module:function` names, from the project's folder or anything installed, given `arguments`.
+
+    Args:
+        kind: what it is called in messages.
 
     Raises:
         UserError: it cannot be imported or is no function.
@@ -31,12 +34,12 @@ def load_function(name: str, arguments: Mapping[str, Any] | None = None) -> Call
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"reward function {name}: importing {module_name} failed: {describe(error)}. Wanted a module in the "
+            f"{kind} {name}: importing {module_name} failed: {describe(error)}. Wanted a module in the "
             "project's folder (that of config.yaml) or an installed one."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise UserError(f"reward function {name}: module {module_name} has no function {function_name!r}")
+        raise UserError(f"{kind} {name}: module {module_name} has no function {function_name!r}")
     return functools.partial(function, **arguments) if arguments else function
 
 
@@ -60,7 +63,7 @@ def check_rewards(answer: Any, size: int) -> tuple[float | None, ...]:
 
 def describe(error: BaseException) -> str:
     """The error with the line that raised it, unless it is one of ours."""
-    if isinstance(error, RewardError | UserError):
+    if isinstance(error, CallFailed | UserError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
