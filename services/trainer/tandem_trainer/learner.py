@@ -25,9 +25,12 @@ from .batch import Batch
 from .config import TrainerConfig
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
+from .optimizer import make_optimizer
 
 OPTIMIZER_FILE = "optimizer.pt"
 MODEL_DIR = "model"
+CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
+"""Of a micro-batch, by default. Larger ones gain a CPU nothing; a GPU has to be kept busy."""
 
 
 class Learner:
@@ -53,15 +56,10 @@ class Learner:
             model.gradient_checkpointing_enable()
         policy = self._logprobs_of(model)
         check(policy)
+        if config.learner.compile:
+            model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
         optim = config.optim
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=optim.learning_rate,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            eps=optim.adam_epsilon,
-            weight_decay=optim.weight_decay,
-            fused=True,
-        )
+        optimizer = make_optimizer(model.parameters(), optim)
         self._policy, self._optimizer = accelerator.prepare(policy, optimizer)
         # Not prepared: accelerate would step it once a rank.
         self._scheduler = get_scheduler(
@@ -89,7 +87,9 @@ class Learner:
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
         """
-        pieces = list(batch.to(self._accelerator.device).micro_batches(self._config.learner.max_tokens_per_micro_batch))
+        on_cpu = self._accelerator.device.type == "cpu"
+        max_tokens = self._config.learner.max_tokens_per_micro_batch or (CPU_MAX_TOKENS if on_cpu else GPU_MAX_TOKENS)
+        pieces = list(batch.to(self._accelerator.device).micro_batches(max_tokens))
         old_logprobs: list[Tensor] = []
         steps = []
         for left in reversed(range(algorithm.num_iterations)):

@@ -43,7 +43,9 @@ class TokenLogprobs(nn.Module):
         rows_N, offsets_N = present_BT.nonzero(as_tuple=True)
         positions_N = prompt_lengths_B[rows_N] + offsets_N
         hidden_NH, targets_N = hidden_BSH[rows_N, positions_N - 1], token_ids_BS[rows_N, positions_N]
-        *again, last = zip(hidden_NH.split(self._chunk_size), targets_N.split(self._chunk_size), strict=True)
+        *again, last = zip(
+            torch.split(hidden_NH, self._chunk_size), torch.split(targets_N, self._chunk_size), strict=True
+        )
         chunks = [checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in again]
         chunks.append(self._chunk(*last))
         logprobs_N, entropies_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
@@ -53,7 +55,7 @@ class TokenLogprobs(nn.Module):
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = self.model.get_output_embeddings()(hidden_CH).float()
-        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, self.temperature)
+        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, self.temperature)  # type: ignore[no-untyped-call]
         return logprobs_C, entropies_C
 
 
@@ -68,7 +70,7 @@ class _OfTargets(torch.autograd.Function):
     def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logprobs_C, entropies_C = logits_CV.new_empty(2, len(logits_CV))
         rows = max(1, BLOCK // logits_CV.shape[1])
-        blocks = (tensor.split(rows) for tensor in (logits_CV, targets_C, logprobs_C, entropies_C))
+        blocks = (torch.split(tensor, rows) for tensor in (logits_CV, targets_C, logprobs_C, entropies_C))
         for values_RV, targets_R, logprobs_R, entropies_R in zip(*blocks, strict=True):
             logprobs_RV = values_RV.div_(temperature).log_softmax(-1)
             torch.gather(logprobs_RV, -1, targets_R[:, None], out=logprobs_R[:, None])
@@ -80,7 +82,7 @@ class _OfTargets(torch.autograd.Function):
         return logprobs_C, entropies_C
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_C: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
         probs_CV, targets_C = ctx.saved_tensors
         # d log p(target) / d logits = onehot(target) − p, over the temperature
