@@ -109,7 +109,7 @@ class Stopwatch:
         return Measured(statistics.median(wall), statistics.median(cpu), peak_mb, peak_mb - self._before_mb, values)
 
 
-def run_tandem(model_dir: Path, rows: list[Row], updates: int) -> Measured:
+def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> Measured:
     from accelerate import Accelerator
     from transformers import AutoTokenizer
 
@@ -127,11 +127,11 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int) -> Measured:
             "rewards": [{"function": "rewards:r"}],
             "optim": {"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant"},
             "grpo": {"importance_sampling": "none"},  # as TRL has it without vLLM
-            "learner": json.loads(os.environ.get("BENCH_LEARNER", "{}")),
+            "learner": json.loads(learner),
         }
     )
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    learner = Learner(
+    policy = Learner(
         SharedConfig(model=str(model_dir)), config, tokenizer, Accelerator(cpu=True), needs_reference=False
     )
     algorithm = Grpo(config)
@@ -156,7 +156,7 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int) -> Measured:
             row_total=len(rows),
             token_total=sum(len(row.completion) for row in rows),
         )
-        stats = learner.update(trained, algorithm)
+        stats = policy.update(trained, algorithm)
         watch.end()
         values.append([stats["loss"], stats["grad_norm"], stats["entropy"]])
     return watch.measured(values)
@@ -221,23 +221,26 @@ def run_trl(model_dir: Path, rows: list[Row], updates: int, *, cut: bool) -> Mea
     return watch.measured([[log["loss"], float(log["grad_norm"]), log["entropy"]] for log in logs])
 
 
-def profiled(side: str, model_dir: Path, rows: list[Row]) -> None:
-    """Print where one update's CPU time goes."""
+def run_side(side: str, model_dir: Path, rows: list[Row], learner: str) -> Measured:
+    updates = WARM_UP + MEASURED
+    if side == "tandem":
+        return run_tandem(model_dir, rows, updates, learner)
+    return run_trl(model_dir, rows, updates, cut=side == "trl-cut")
+
+
+def run_profiled(side: str, *arguments: Any) -> None:
+    """Print where the updates' CPU time goes."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
-        run_side(side, model_dir, rows, updates=WARM_UP + 1)
-    averages = [event for event in profiler.key_averages() if event.key.startswith("aten::")]
-    total = sum(event.self_cpu_time_total for event in averages)
-    print(f"  {side}: self CPU time by operator")
-    for event in sorted(averages, key=lambda event: -event.self_cpu_time_total)[:12]:
-        print(f"    {event.key:34} {event.self_cpu_time_total / total:6.1%}  {event.count} calls")
-
-
-def run_side(side: str, model_dir: Path, rows: list[Row], updates: int) -> Measured:
-    if side == "tandem":
-        return run_tandem(model_dir, rows, updates)
-    return run_trl(model_dir, rows, updates, cut=side == "trl-cut")
+        run_side(side, *arguments)
+    operators = [event for event in profiler.key_averages() if event.key.startswith("aten::")]
+    total = sum(event.self_cpu_time_total for event in operators)
+    print(f"  {side}: self CPU time by operator, {total / 1e6:.1f} s in all")
+    for event in sorted(operators, key=lambda event: -event.self_cpu_time_total)[:12]:
+        print(
+            f"    {event.key.removeprefix('aten::'):50} {event.self_cpu_time_total / total:6.1%} {event.count:6} calls"
+        )
 
 
 # -- the parent ------------------------------------------------------------------------------------------------------
@@ -319,6 +322,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--threads", type=int, default=1, help="more of them wait for each other on a busy machine")
     parser.add_argument("--ragged", action="store_true", help="completions of different lengths")
+    parser.add_argument("--learner", default="{}", help="trainer.learner of the configuration, as JSON")
     parser.add_argument("--profile", action="store_true", help="say where the time goes instead")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--model-dir", type=Path, help=argparse.SUPPRESS)
@@ -329,12 +333,12 @@ def main() -> None:
         torch.set_num_threads(args.threads)
         rows = make_rows(args.rows, args.tokens, ragged=args.ragged)
         if args.profile:
-            profiled(args.side, args.model_dir, rows)
+            run_profiled(args.side, args.model_dir, rows, args.learner)
         else:
-            print(json.dumps(run_side(args.side, args.model_dir, rows, WARM_UP + MEASURED)))
+            print(json.dumps(run_side(args.side, args.model_dir, rows, args.learner)))
         return
     make_trl_env()
-    numbers = {"rows": args.rows, "tokens": args.tokens, "threads": args.threads}
+    numbers = {"rows": args.rows, "tokens": args.tokens, "threads": args.threads, "learner": args.learner}
     options = [*(f"--{name}={number}" for name, number in numbers.items()), *["--ragged"] * args.ragged]
     with tempfile.TemporaryDirectory() as folder:
         for name in args.models:
