@@ -15,14 +15,14 @@ from docker.models.containers import Container
 
 ROOT = Path(__file__).parents[2]
 PROJECT_LABEL = "com.docker.compose.project"
-_PREFIX = "tandem-test"
+PREFIX = "tandem-test"
 
 
 class Stack:
     """One `docker compose` project; `env` are the variables of compose.yaml."""
 
     def __init__(self, **env: str) -> None:
-        self.name = f"{_PREFIX}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.name = f"{PREFIX}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self.env = env
         self.engine = docker.from_env(timeout=60)
 
@@ -96,14 +96,14 @@ def sweep() -> None:
     """Remove what test processes that were killed have left."""
     engine = docker.from_env(timeout=60)
     for container in engine.containers.list(all=True, filters={"label": PROJECT_LABEL}):
-        if _is_orphan(container.labels[PROJECT_LABEL]):
+        if is_orphan(container.labels[PROJECT_LABEL]):
             container.remove(force=True, v=True)
     for resource in [*engine.networks.list(), *engine.volumes.list()]:
-        if _is_orphan((resource.attrs["Labels"] or {}).get(PROJECT_LABEL, "")):
+        if is_orphan((resource.attrs["Labels"] or {}).get(PROJECT_LABEL, "")):
             resource.remove()
 
 
-def _is_orphan(project: str) -> bool:
+def is_orphan(project: str) -> bool:
     with suppress(ValueError):
-        return project.startswith(f"{_PREFIX}-") and not psutil.pid_exists(int(project.split("-")[2]))
+        return project.startswith(f"{PREFIX}-") and not psutil.pid_exists(int(project.split("-")[2]))
     return False

@@ -1,0 +1,179 @@
+"""One machine's stand-in for a cluster: plays a rendering's pods with podman, on a network and volumes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+import docker
+import yaml
+
+from support.pods import Object, Pod, lift, manifest
+from support.stack import PREFIX, is_orphan
+
+OWNER = "uid=0,gid=10001"
+"""Of a volume, as kubelet leaves one to the chart's fsGroup."""
+PAGE_BYTES = 4096
+PLAY_TIMEOUT_S = 60.0
+
+
+def podman(*words: str, stdin: str = "", timeout_s: float = PLAY_TIMEOUT_S) -> str:
+    """What a podman command prints, which has to succeed."""
+    done = subprocess.run(
+        ["podman", "--log-level=error", *words], input=stdin, capture_output=True, text=True, timeout=timeout_s
+    )
+    assert done.returncode == 0, f"podman {' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def load_images(*names: str) -> None:
+    """Bring images of the Docker engine into podman's store, where it has others or none."""
+    for name in names:
+        image = docker.from_env(timeout=60).images.get(name).id.removeprefix("sha256:")
+        if image in podman("images", "--all", "--quiet", "--no-trunc"):
+            podman("tag", image, f"localhost/{name}")
+            continue
+        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as save:
+            subprocess.run(["podman", "load", "--quiet"], stdin=save.stdout, check=True, timeout=900)
+        podman("tag", image, f"localhost/{name}")
+        podman("image", "prune", "--force")
+
+
+class Cluster:
+    """The objects of a rendering; their volumes and the pods that are played bear the cluster's name."""
+
+    def __init__(self) -> None:
+        self.name = f"{PREFIX}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        podman("network", "create", "--internal", self.name)
+
+    # -- volumes, as support.pods wants them ---------------------------------------------------------------------
+
+    def own(self, name: str) -> str:
+        return f"{self.name}-{name}"
+
+    def claim(self, name: str) -> str:
+        return self._volume(name, f"o={OWNER}")
+
+    def scratch(self, name: str, size: str) -> str:
+        """An emptyDir: in memory, so that its size holds."""
+        number, unit = re.fullmatch(r"(\d+)([KMG])i", size).groups()
+        pages = int(number) * 1024 ** (1 + "KMG".index(unit)) // PAGE_BYTES
+        return self._volume(name, "type=tmpfs", "device=tmpfs", f"o=nr_blocks={pages},mode=2777,{OWNER}")
+
+    def _volume(self, name: str, *options: str) -> str:
+        own = self.own(name)
+        if own not in podman("volume", "ls", "--quiet").split():
+            podman("volume", "create", *(word for option in options for word in ("--opt", option)), own)
+            self.folder(name).chmod(0o2775)
+        return own
+
+    def folder(self, claim: str, path: str = ".") -> Path:
+        """Where a claim's files are on this machine."""
+        return Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", self.own(claim))) / path
+
+    # -- pods ----------------------------------------------------------------------------------------------------
+
+    def play(self, objects: Sequence[Object], pods: Sequence[Pod] | None = None, *, timeout_s: float) -> list[Pod]:
+        """Start a rendering's pods (or some of them) side by side, each when its init containers have ended.
+
+        Returns the pods when all have started.
+        """
+        pods = lift(objects) if pods is None else list(pods)
+        for pod in pods:
+            for volume in pod.spec["volumes"]:
+                if claim := volume.get("persistentVolumeClaim"):
+                    self.claim(claim["claimName"])
+        pool = ThreadPoolExecutor(len(pods))
+        tasks = [pool.submit(self._play, pod, objects, timeout_s) for pod in pods]
+        pool.shutdown(wait=False)
+        done, pending = wait(tasks, timeout=timeout_s + PLAY_TIMEOUT_S, return_when=FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+        assert not pending, f"{len(pending)} pods did not start within {timeout_s} s"
+        return pods
+
+    def _play(self, pod: Pod, objects: Sequence[Object], timeout_s: float) -> None:
+        for init in pod.inits:
+            self._kube_play(manifest(pod, objects, self, init), aliases=())
+            container = self.own(f"{pod.name}-{init['name']}-{init['name']}")
+            assert self._exit_code(container, timeout_s) == 0, podman("logs", container)
+        self._kube_play(manifest(pod, objects, self), pod.names)
+
+    def _kube_play(self, documents: Sequence[Object], aliases: Sequence[str]) -> None:
+        network = ",".join([f"alias={alias}" for alias in aliases])
+        podman("kube", "play", "--network", f"{self.name}:{network}", "-", stdin=yaml.safe_dump_all(documents))
+
+    def container(self, pod: Pod) -> str:
+        return self.own(f"{pod.name}-{pod.container['name']}")
+
+    def wait(self, pod: Pod, *, timeout_s: float) -> int:
+        """The exit code of a pod that ends by itself."""
+        return self._exit_code(self.container(pod), timeout_s)
+
+    def _exit_code(self, container: str, timeout_s: float) -> int:
+        return int(podman("wait", container, timeout_s=timeout_s))
+
+    def logs(self, pod: Pod) -> str:
+        return podman("logs", self.container(pod))
+
+    def python(self, pod: Pod, code: str) -> str:
+        """What `code` prints inside a running pod."""
+        return podman("exec", self.container(pod), "python3", "-c", code)
+
+    def address(self, pod: Pod) -> str:
+        infra = json.loads(podman("pod", "inspect", self.own(pod.name)))["InfraContainerID"]
+        networks = json.loads(podman("inspect", infra))[0]["NetworkSettings"]["Networks"]
+        return networks[self.name]["IPAddress"]
+
+    def stop(self, pod: Pod) -> None:
+        """End a pod as kubelet does: preStop, then SIGTERM, then its grace."""
+        grace_s = pod.spec["terminationGracePeriodSeconds"]
+        if hook := pod.container.get("lifecycle", {}).get("preStop"):
+            podman("exec", self.container(pod), *hook["exec"]["command"])
+        podman("pod", "stop", "--time", str(grace_s), self.own(pod.name), timeout_s=grace_s + PLAY_TIMEOUT_S)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def leftovers(self) -> list[str]:
+        """Every pod, volume and network that bears the cluster's name."""
+        return [name for names in _existing(self.name).values() for name in names]
+
+    def down(self) -> None:
+        _remove(_existing(self.name))
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """A cluster that is gone afterwards."""
+    made = Cluster()
+    try:
+        yield made
+    finally:
+        made.down()
+
+
+def sweep() -> None:
+    """Remove what test processes that were killed have left."""
+    _remove({kind: [name for name in names if is_orphan(name)] for kind, names in _existing(PREFIX).items()})
+
+
+REMOVE = {"pod": ("--force", "--time", "0"), "volume": ("--force",), "network": ()}
+"""What podman has of a cluster, in the order of removal, with the options of `podman KIND rm`."""
+
+
+def _existing(prefix: str) -> dict[str, list[str]]:
+    listed = {kind: podman(kind, "ls", "--format", "{{.Name}}").split() for kind in REMOVE}
+    return {kind: [name for name in names if name.startswith(prefix)] for kind, names in listed.items()}
+
+
+def _remove(existing: dict[str, list[str]]) -> None:
+    for kind, names in existing.items():
+        if names:
+            podman(kind, "rm", *REMOVE[kind], *names)
