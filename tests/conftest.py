@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 
 import docker
@@ -30,7 +31,17 @@ def _docker_missing() -> str | None:
     return None
 
 
-NEEDS: dict[str, Callable[[], str | None]] = {"vllm": _vllm_missing, "docker": _docker_missing}
+def _podman_missing() -> str | None:
+    if not shutil.which("podman"):
+        return "podman is not installed"
+    return None if os.geteuid() == 0 else "the tests look into podman's volumes, which are root's"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "vllm": _vllm_missing,
+    "docker": _docker_missing,
+    "podman": _podman_missing,
+}
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import docker
 import yaml
 
-from support.pods import Object, Pod, lift, manifest
+from support.pods import Object, Pod, manifest
 from support.stack import PREFIX, is_orphan
 
 OWNER = "uid=0,gid=10001"
@@ -80,12 +80,8 @@ class Cluster:
 
     # -- pods ----------------------------------------------------------------------------------------------------
 
-    def play(self, objects: Sequence[Object], pods: Sequence[Pod] | None = None, *, timeout_s: float) -> list[Pod]:
-        """Start a rendering's pods (or some of them) side by side, each when its init containers have ended.
-
-        Returns the pods when all have started.
-        """
-        pods = lift(objects) if pods is None else list(pods)
+    def play(self, objects: Sequence[Object], pods: Sequence[Pod], *, timeout_s: float) -> None:
+        """Start pods of a rendering side by side, each when its init containers have ended; all run afterwards."""
         for pod in pods:
             for volume in pod.spec["volumes"]:
                 if claim := volume.get("persistentVolumeClaim"):
@@ -97,7 +93,6 @@ class Cluster:
         for task in done:
             task.result()
         assert not pending, f"{len(pending)} pods did not start within {timeout_s} s"
-        return pods
 
     def _play(self, pod: Pod, objects: Sequence[Object], timeout_s: float) -> None:
         for init in pod.inits:
@@ -132,12 +127,20 @@ class Cluster:
         networks = json.loads(podman("inspect", infra))[0]["NetworkSettings"]["Networks"]
         return networks[self.name]["IPAddress"]
 
-    def stop(self, pod: Pod) -> None:
-        """End a pod as kubelet does: preStop, then SIGTERM, then its grace."""
+    def inspect(self, pod: Pod) -> str:
+        """podman's JSON about a pod's container."""
+        return podman("inspect", self.container(pod))
+
+    def kill(self, pod: Pod) -> None:
+        podman("kill", self.container(pod))
+
+    def stop(self, pod: Pod) -> int:
+        """End a pod as kubelet does: preStop, then SIGTERM, then its grace. Returns its exit code."""
         grace_s = pod.spec["terminationGracePeriodSeconds"]
         if hook := pod.container.get("lifecycle", {}).get("preStop"):
             podman("exec", self.container(pod), *hook["exec"]["command"])
         podman("pod", "stop", "--time", str(grace_s), self.own(pod.name), timeout_s=grace_s + PLAY_TIMEOUT_S)
+        return self.wait(pod, timeout_s=PLAY_TIMEOUT_S)
 
     # -- the end -------------------------------------------------------------------------------------------------
 

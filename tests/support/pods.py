@@ -85,6 +85,10 @@ class Pod:
         return self.template["spec"]
 
     @property
+    def component(self) -> str:
+        return self.template["metadata"]["labels"]["app.kubernetes.io/component"]
+
+    @property
     def container(self) -> Object:
         (only,) = self.spec["containers"]
         return only
