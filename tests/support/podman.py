@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator, Sequence
@@ -26,11 +27,20 @@ PLAY_TIMEOUT_S = 60.0
 
 def podman(*words: str, stdin: str = "", timeout_s: float = PLAY_TIMEOUT_S) -> str:
     """What a podman command prints, which has to succeed."""
-    done = subprocess.run(
-        ["podman", "--log-level=error", *words], input=stdin, capture_output=True, text=True, timeout=timeout_s
-    )
+    done = _run(words, stdin, timeout_s)
     assert done.returncode == 0, f"podman {' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout.strip()
+
+
+def logs(container: str) -> str:
+    """What a container has printed."""
+    done = _run(("logs", container))
+    return done.stdout + done.stderr
+
+
+def _run(words: Sequence[str], stdin: str = "", timeout_s: float = PLAY_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    command = ["podman", "--log-level=error", *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s)
 
 
 def load_images(*names: str) -> None:
@@ -98,7 +108,7 @@ class Cluster:
         for init in pod.inits:
             self._kube_play(manifest(pod, objects, self, init), aliases=())
             container = self.own(f"{pod.name}-{init['name']}-{init['name']}")
-            assert self._exit_code(container, timeout_s) == 0, podman("logs", container)
+            assert self._exit_code(container, timeout_s) == 0, logs(container)
         self._kube_play(manifest(pod, objects, self), pod.names)
 
     def _kube_play(self, documents: Sequence[Object], aliases: Sequence[str]) -> None:
@@ -116,7 +126,7 @@ class Cluster:
         return int(podman("wait", container, timeout_s=timeout_s))
 
     def logs(self, pod: Pod) -> str:
-        return podman("logs", self.container(pod))
+        return logs(self.container(pod))
 
     def python(self, pod: Pod, code: str) -> str:
         """What `code` prints inside a running pod."""
@@ -127,19 +137,22 @@ class Cluster:
         networks = json.loads(podman("inspect", infra))[0]["NetworkSettings"]["Networks"]
         return networks[self.name]["IPAddress"]
 
-    def inspect(self, pod: Pod) -> str:
-        """podman's JSON about a pod's container."""
-        return podman("inspect", self.container(pod))
+    def inspect(self, pod: Pod) -> Object:
+        """What podman knows of a pod's container."""
+        (found,) = json.loads(podman("inspect", self.container(pod)))
+        return dict(found)
 
     def kill(self, pod: Pod) -> None:
-        podman("kill", self.container(pod))
+        """End a container as if it had crashed; `podman kill` would end the pod with it."""
+        os.kill(self.inspect(pod)["State"]["Pid"], signal.SIGKILL)
 
     def stop(self, pod: Pod) -> int:
         """End a pod as kubelet does: preStop, then SIGTERM, then its grace. Returns its exit code."""
         grace_s = pod.spec["terminationGracePeriodSeconds"]
         if hook := pod.container.get("lifecycle", {}).get("preStop"):
             podman("exec", self.container(pod), *hook["exec"]["command"])
-        podman("pod", "stop", "--time", str(grace_s), self.own(pod.name), timeout_s=grace_s + PLAY_TIMEOUT_S)
+        # The container alone: `podman pod stop` takes the pod's network down at the same time.
+        podman("stop", "--time", str(grace_s), self.container(pod), timeout_s=grace_s + PLAY_TIMEOUT_S)
         return self.wait(pod, timeout_s=PLAY_TIMEOUT_S)
 
     # -- the end -------------------------------------------------------------------------------------------------

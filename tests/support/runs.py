@@ -26,6 +26,11 @@ POLL_S = 0.2
 PREPARE = f"{Path(models.__file__).read_text()}\n\nmake_tiny_model(Path('model'))\n"
 
 
+def upgraded(objects: Sequence[Object], to: Sequence[Object]) -> list[Object]:
+    """The rendering `to` as `helm upgrade` makes it where `objects` are installed: with the token that is there."""
+    return [*(thing for thing in to if thing["kind"] != "Secret"), one(objects, "Secret", "-token")]
+
+
 def project_values(steps: int) -> dict[str, Any]:
     """The chart's values for the project of the deployment's tests, which makes its model itself."""
     with TemporaryDirectory() as folder:
@@ -121,7 +126,7 @@ class Run:
         return "\n".join(f"{pod.name}: {self.cluster.logs(pod)}" for pod in self.pods)
 
     def started_at(self, pod: Pod) -> str:
-        return str(json.loads(self.cluster.inspect(pod))[0]["State"]["StartedAt"])
+        return str(self.cluster.inspect(pod)["State"]["StartedAt"])
 
     def refusal(self, pod: Pod, path: str) -> str:
         """The name of the error that writing `path` in a pod ends with, or `none`."""
