@@ -15,6 +15,8 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from support import helm
+
 
 def _vllm_missing() -> str | None:
     return (
@@ -40,6 +42,7 @@ def _podman_missing() -> str | None:
 NEEDS: dict[str, Callable[[], str | None]] = {
     "vllm": _vllm_missing,
     "docker": _docker_missing,
+    "helm": helm.missing,
     "podman": _podman_missing,
 }
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())

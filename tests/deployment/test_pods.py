@@ -8,32 +8,26 @@ from typing import Any
 
 import pytest
 
-from support.helm import render
+from support.helm import CHART, Object, render
 from support.podman import cluster
 from support.probes import Answers, probed
 from support.runs import Run, project_values, upgraded
 
-pytestmark = [pytest.mark.docker, pytest.mark.podman]
+pytestmark = [pytest.mark.docker, pytest.mark.helm, pytest.mark.podman]
 
 START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 180.0
-MOCK = {
-    "generator": {
-        "image": {"tag": "mock"},
-        "resources": {"requests": {"cpu": "100m", "memory": "128Mi"}, "limits": {"cpu": "1", "memory": "512Mi"}},
-    }
-}
 
 
-def mock_values(steps: int, **generator: Any) -> dict[str, Any]:
-    return {**project_values(steps), "generator": {**MOCK["generator"], **generator}}
+def rendered(steps: int, **generator: Any) -> list[Object]:
+    return render({**project_values(steps), "generator": generator}, of=CHART / "ci/mock-values.yaml")
 
 
 @pytest.fixture(scope="module")
 def finished(mock_pods: None) -> Iterator[Run]:
     """A run of four steps from two replicas, to its end."""
     with cluster() as made:
-        run = Run(made, render(mock_values(4, replicas=2)))
+        run = Run(made, rendered(4))
         run.start(timeout_s=START_TIMEOUT_S)
         assert run.end(timeout_s=END_TIMEOUT_S) == [0], run.logs()
         yield run
@@ -43,7 +37,7 @@ def finished(mock_pods: None) -> Iterator[Run]:
 def endless(mock_pods: None) -> Iterator[Run]:
     """A run that goes on until it is stopped, and has begun."""
     with cluster() as made:
-        run = Run(made, render(mock_values(1_000_000)))
+        run = Run(made, rendered(1_000_000, replicas=1))
         run.start(timeout_s=START_TIMEOUT_S)
         run.reach(1)
         yield run
@@ -58,7 +52,7 @@ def test_the_rendered_pods_train_to_the_end_and_every_replica_serves_it(finished
 
 def test_changed_configuration_is_another_job_which_goes_on_from_the_checkpoint(finished: Run) -> None:
     before = [finished.started_at(generator) for generator in finished.generators]
-    objects = upgraded(finished.objects, render(mock_values(6, replicas=2)))
+    objects = upgraded(finished.objects, rendered(6))
     changed = Run(finished.cluster, objects)
     assert {pod.name for pod in changed.trainers}.isdisjoint(pod.name for pod in finished.trainers)
     changed.start_trainers(timeout_s=START_TIMEOUT_S)
@@ -124,7 +118,7 @@ def test_a_killed_generator_comes_back_and_serves_the_newest_weights(endless: Ru
 
 def test_stopped_pods_end_within_their_grace(mock_pods: None) -> None:
     with cluster() as made:
-        run = Run(made, render(mock_values(1_000_000)))
+        run = Run(made, rendered(1_000_000, replicas=1))
         run.start(timeout_s=START_TIMEOUT_S)
         run.reach(1)
         for pod in (*run.trainers, *run.generators):

@@ -1,4 +1,4 @@
-"""The chart, rendered by a real `helm`: the one on PATH, else the one inside a PyPI package of the test requirements."""
+"""The chart, rendered by a real `helm`: the one on PATH, else the one inside a package of the test requirements."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def helm(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str
 
 @functools.lru_cache(maxsize=256)
 def _template(values: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    return helm("template", "run", CHART, "--namespace", "rl", "--values", "-", *arguments, stdin=values)
+    return helm("template", "run", CHART, "--namespace", "rl", *arguments, "--values", "-", stdin=values)
 
 
 def render(values: Mapping[str, Any] | None = None, *arguments: str, of: Path | None = None) -> list[Object]:

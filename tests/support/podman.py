@@ -16,7 +16,8 @@ from pathlib import Path
 import docker
 import yaml
 
-from support.pods import Object, Pod, manifest
+from support.helm import Object
+from support.pods import Pod, manifest
 from support.stack import PREFIX, is_orphan
 
 OWNER = "uid=0,gid=10001"

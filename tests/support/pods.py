@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-Object = dict[str, Any]
-"""A Kubernetes object, or a part of one."""
+from support.helm import Object
 
 PLAYED = {
     "pod's metadata": {"labels"},
@@ -126,14 +125,12 @@ def _pods_of(thing: Object, objects: Sequence[Object]) -> Iterator[Pod]:
 
 
 def _names(pod: str, template: Object, objects: Sequence[Object]) -> tuple[str, ...]:
-    """`service` and `pod.service`, short, with the namespace and in full, for each headless Service that selects it."""
+    """`service` and `pod.service` for each Service that selects it."""
     found: list[str] = []
     for service in (thing for thing in objects if thing["kind"] == "Service"):
-        name, namespace = service["metadata"]["name"], service["metadata"].get("namespace", "default")
+        name = service["metadata"]["name"]
         if service["spec"]["selector"].items() <= template["metadata"]["labels"].items():
-            own = [f"{pod}.{name}"] if template["spec"].get("subdomain") == name else []
-            ends = ("", f".{namespace}", f".{namespace}.svc", f".{namespace}.svc.cluster.local")
-            found += [f"{host}{end}" for host in (name, *own) for end in ends]
+            found += [name, f"{pod}.{name}"] if template["spec"].get("subdomain") == name else [name]
     return tuple(found)
 
 

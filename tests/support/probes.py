@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from support.pods import Object, Pod
+from support.helm import Object
+from support.pods import Pod
 
 KINDS = ("startupProbe", "readinessProbe", "livenessProbe")
 PERIOD_S = 0.1

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from support import models, probes
-from support.helm import one
+from support.helm import Object, one
 from support.podman import Cluster
-from support.pods import Object, Pod, lift
+from support.pods import Pod, lift
 from support.projects import write_project
 
 REACH_TIMEOUT_S = 120.0

@@ -2,7 +2,7 @@
 {{- define "tandem.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
-{{- default $full .Values.fullnameOverride | trunc 36 | trimSuffix "-" }}
+{{- default $full .Values.fullnameOverride | trunc 30 | trimSuffix "-" }}
 {{- end }}
 
 {{- /* Labels that select; (list $ component). */}}

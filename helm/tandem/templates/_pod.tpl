@@ -68,6 +68,10 @@ echo "error: the project was not there within {{ .Values.generator.startupBudget
 exit 1
 {{- end }}
 
+{{- define "tandem.tokenSecret" -}}
+{{ default (printf "%s-token" (include "tandem.fullname" .)) .Values.token.existingSecret }}
+{{- end }}
+
 {{- define "tandem.serviceEnv" -}}
 - name: TANDEM_TOKEN_FILE
   value: /secrets/token
@@ -75,18 +79,22 @@ exit 1
   value: '["http://{{ include "tandem.fullname" . }}-generator:8000"]'
 {{- end }}
 
-{{- /* Volumes of every pod; (list $ options). */}}
+{{- define "tandem.tokenVolume" -}}
+- name: token
+  secret:
+    secretName: {{ include "tandem.tokenSecret" . }}
+    items: [{key: {{ .Values.token.key }}, path: token}]
+    defaultMode: 0440
+{{- end }}
+
+{{- /* Volumes of a service's pod; (list $ options). */}}
 {{- define "tandem.volumes" -}}
 {{- $ := index . 0 -}}
 - name: tmp
   emptyDir: {sizeLimit: {{ (index . 1).tmpSize }}}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ (index . 1).shmSize }}}
-- name: token
-  secret:
-    secretName: {{ default (printf "%s-token" (include "tandem.fullname" $)) $.Values.token.existingSecret }}
-    items: [{key: {{ $.Values.token.key }}, path: token}]
-    defaultMode: 0440
+{{ include "tandem.tokenVolume" $ }}
 - name: weights
   persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "weights") }}}
 - name: cache

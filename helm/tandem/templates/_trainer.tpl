@@ -7,14 +7,14 @@
 {{- /* The Job's spec; (list $ name), the name being known only when the spec is. */}}
 {{- define "tandem.trainerJob" -}}
 {{- $ := index . 0 }}{{ $name := index . 1 }}{{ $options := $.Values.trainer }}{{ $several := gt (int $options.nodes) 1 -}}
-backoffLimit: {{ $options.backoffLimit }}
+backoffLimit: {{ ternary 0 $options.backoffLimit $options.jobSet }}
 completions: {{ $options.nodes }}
 parallelism: {{ $options.nodes }}
-completionMode: {{ ternary "Indexed" "NonIndexed" $several }}
+completionMode: {{ ternary "Indexed" "NonIndexed" (or $several $options.jobSet) }}
 podFailurePolicy:
   rules:
     - action: Ignore  # an eviction is nobody's failure
-      onPodConditions: [{type: DisruptionTarget}]
+      onPodConditions: [{type: DisruptionTarget, status: "True"}]
     - action: FailJob  # a mistake of the user's, which another try would not mend
       onExitCodes: {containerName: trainer, operator: In, values: [2]}
 template:
@@ -69,6 +69,8 @@ template:
           {{- include "tandem.hubEnv" $ | nindent 10 }}
           - name: TANDEM_TRAINER_PROCESSES
             value: {{ max 1 $options.accelerator.count | quote }}
+          - name: TANDEM__TRAINER__METRICS_PORT
+            value: "9400"
           - name: TORCH_ELASTIC_SHUTDOWN_TIMEOUT  # within the pod's grace
             value: {{ max 10 (sub $options.terminationGracePeriodSeconds 30) | quote }}
           {{- if $several }}
@@ -77,12 +79,14 @@ template:
           - name: TANDEM_TRAINER_NODE_RANK
             valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
           - name: TANDEM_TRAINER_RENDEZVOUS
-            value: {{ ternary (printf "%s-trainer-0-0.%s" $name $name) (printf "%s-0.%s-trainer" $name (include "tandem.fullname" $)) $options.jobSet }}:29500
+            value: {{ ternary (printf "%s-node-0-0.%s" $name $name) (printf "%s-0.%s-trainer" $name (include "tandem.fullname" $)) $options.jobSet }}:29500
           {{- end }}
           {{- range $key, $value := $options.env }}
           - name: {{ $key }}
             value: {{ $value | quote }}
           {{- end }}
+        ports:
+          - {name: metrics, containerPort: 9400}
         resources: {{- include "tandem.resources" $options | nindent 10 }}
         {{- include "tandem.securityContext" $ | nindent 8 }}
         volumeMounts:
