@@ -19,8 +19,8 @@ START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 180.0
 
 
-def rendered(steps: int, **generator: Any) -> list[Object]:
-    return render({**project_values(steps), "generator": generator}, of=CHART / "ci/mock-values.yaml")
+def rendered(steps: int, **values: Any) -> list[Object]:
+    return render({**project_values(steps), **values}, of=CHART / "ci/mock-values.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def finished(mock_pods: None) -> Iterator[Run]:
 def endless(mock_pods: None) -> Iterator[Run]:
     """A run that goes on until it is stopped, and has begun."""
     with cluster() as made:
-        run = Run(made, rendered(1_000_000, replicas=1))
+        run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
         run.start(timeout_s=START_TIMEOUT_S)
         run.reach(1)
         yield run
@@ -48,6 +48,10 @@ def test_the_rendered_pods_train_to_the_end_and_every_replica_serves_it(finished
     assert len(finished.generators) == 2
     for generator in finished.generators:
         assert finished.served(generator) == finished.metrics()[-1]["version"]
+
+
+def test_helm_test_passes(finished: Run) -> None:
+    finished.test(timeout_s=END_TIMEOUT_S)
 
 
 def test_changed_configuration_is_another_job_which_goes_on_from_the_checkpoint(finished: Run) -> None:
@@ -118,12 +122,21 @@ def test_a_killed_generator_comes_back_and_serves_the_newest_weights(endless: Ru
 
 def test_stopped_pods_end_within_their_grace(mock_pods: None) -> None:
     with cluster() as made:
-        run = Run(made, rendered(1_000_000, replicas=1))
+        run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
         run.start(timeout_s=START_TIMEOUT_S)
         run.reach(1)
         for pod in (*run.trainers, *run.generators):
             assert made.stop(pod) == 0, made.logs(pod)
-        steps = len(run.metrics())
-        assert run.checkpoints()[-1] == steps, "what was learned is kept"
+        assert run.checkpoint(len(run.metrics())).exists(), "what was learned is kept"
         made.down()
         assert made.leftovers() == []
+
+
+def test_a_trainer_of_two_nodes_is_one_run(mock_pods: None) -> None:
+    with cluster() as made:
+        shared = {"accessMode": "ReadWriteMany"}
+        run = Run(made, rendered(4, trainer={"nodes": 2}, storage=dict.fromkeys(("weights", "cache", "runs"), shared)))
+        run.start(timeout_s=START_TIMEOUT_S)
+        assert run.end(timeout_s=END_TIMEOUT_S) == [0, 0], run.logs()
+        assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+        assert {path.name for path in run.checkpoint(4).glob("rollouts-*")} == {"rollouts-0.json", "rollouts-1.json"}

@@ -62,6 +62,7 @@ class Cluster:
 
     def __init__(self) -> None:
         self.name = f"{PREFIX}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._addresses: dict[str, str] = {}
         podman("network", "create", "--internal", self.name)
 
     # -- volumes, as support.pods wants them ---------------------------------------------------------------------
@@ -134,9 +135,11 @@ class Cluster:
         return podman("exec", self.container(pod), "python3", "-c", code)
 
     def address(self, pod: Pod) -> str:
-        infra = json.loads(podman("pod", "inspect", self.own(pod.name)))["InfraContainerID"]
-        networks = json.loads(podman("inspect", infra))[0]["NetworkSettings"]["Networks"]
-        return networks[self.name]["IPAddress"]
+        if pod.name not in self._addresses:
+            infra = json.loads(podman("pod", "inspect", self.own(pod.name)))["InfraContainerID"]
+            networks = json.loads(podman("inspect", infra))[0]["NetworkSettings"]["Networks"]
+            self._addresses[pod.name] = networks[self.name]["IPAddress"]
+        return self._addresses[pod.name]
 
     def inspect(self, pod: Pod) -> Object:
         """What podman knows of a pod's container."""

@@ -1,4 +1,4 @@
-"""The pods of a rendered chart, lifted out of their StatefulSet or Job, as podman 4.3's `kube play` takes them."""
+"""The pods of a rendered chart, also those of a StatefulSet or Job, as podman 4.3's `kube play` takes them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ PLAYED = {
 """What podman gets as it was rendered."""
 
 NOT_PLAYED = {
-    "pod's metadata": {"annotations": "podman allows their values 63 characters; variables made of them are filled in"},
+    "pod's metadata": {
+        "name": "a cluster's names begin with its own",
+        "annotations": "podman allows their values 63 characters; variables made of them are filled in",
+    },
     "pod": {
         "initContainers": "podman holds the pod's lock while they run: each is played before, as a pod of its own",
         "restartPolicy": "init containers have another than the pod's; `Pod.restart` says which",
@@ -112,6 +115,8 @@ def _pods_of(thing: Object, objects: Sequence[Object]) -> Iterator[Pod]:
         template = {**spec["template"], "spec": {"subdomain": spec["serviceName"], **spec["template"]["spec"]}}
         for index in range(spec["replicas"]):
             yield Pod(f"{name}-{index}", template, "Always", _names(f"{name}-{index}", template, objects))
+    if thing["kind"] == "Pod":
+        yield Pod(name, thing, spec["restartPolicy"], ())
     if thing["kind"] == "Job":
         for index in range(spec["completions"]):
             pod, template = f"{name}-{index}", spec["template"]

@@ -46,9 +46,11 @@ class Run:
 
     def __init__(self, cluster: Cluster, objects: Sequence[Object]) -> None:
         self.cluster, self.objects = cluster, objects
-        self.pods = lift(objects)
-        self.generators = [pod for pod in self.pods if pod.component == "generator"]
-        self.trainers = [pod for pod in self.pods if pod.component == "trainer"]
+        self.generators, self.trainers, self.tests = (
+            [pod for pod in lift(objects) if pod.component == component]
+            for component in ("generator", "trainer", "test")
+        )
+        self.pods = [*self.generators, *self.trainers]
 
     # -- its life ------------------------------------------------------------------------------------------------
 
@@ -61,6 +63,12 @@ class Run:
     def start_trainers(self, *, timeout_s: float) -> None:
         """What an upgrade that leaves the generators as they are starts."""
         self.cluster.play(self.objects, self.trainers, timeout_s=timeout_s)
+
+    def test(self, *, timeout_s: float) -> None:
+        """What `helm test` does."""
+        self.cluster.play(self.objects, self.tests, timeout_s=timeout_s)
+        for test in self.tests:
+            assert self.cluster.wait(test, timeout_s=timeout_s) == 0, self.cluster.logs(test)
 
     def end(self, *, timeout_s: float) -> list[int]:
         """The trainers' exit codes."""
@@ -110,8 +118,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self._run_dir / "metrics.jsonl").read_text().splitlines()]
 
-    def checkpoints(self) -> list[int]:
-        return sorted(int(path.name) for path in (self._run_dir / "checkpoints").glob("0*"))
+    def checkpoint(self, step: int) -> Path:
+        return self._run_dir / "checkpoints" / f"{step:06d}"
 
     @property
     def _run_dir(self) -> Path:
