@@ -39,9 +39,19 @@ def _podman_missing() -> str | None:
     return None if os.geteuid() == 0 else "the tests look into podman's volumes, which are root's"
 
 
+@functools.cache
+def _cdi_missing() -> str | None:
+    if missing := _docker_missing():
+        return missing
+    if not docker.from_env(timeout=5).info().get("CDISpecDirs"):
+        return "the Docker engine has CDI off"
+    return None if os.geteuid() == 0 else "only root can declare devices to the Docker engine"
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "vllm": _vllm_missing,
     "docker": _docker_missing,
+    "cdi": _cdi_missing,
     "helm": helm.missing,
     "podman": _podman_missing,
 }

@@ -22,7 +22,17 @@ ALLOWED = {
     "tandem_protocol": {"pydantic", "pydantic_core", "yaml", "xxhash"},
     "tandem_generator": {"tandem_protocol"},
     "tandem_trainer": {"tandem_protocol"},
-    "tandem_cli": {"tandem_protocol", "docker", "httpx", "matplotlib", "psutil", "pydantic", "rich"},
+    "tandem_cli": {
+        "tandem_protocol",
+        "docker",
+        "httpx",
+        "matplotlib",
+        "psutil",
+        "pydantic",
+        "rich",
+        "testcontainers",
+        "yaml",
+    },
 }
 """Everything outside the standard library for the protocol and the CLI; for the services, which of our packages."""
 
@@ -34,6 +44,7 @@ ONLY_IN = {
         "tandem_generator.volume_engine",
     },
     "httpx": {"tandem_trainer.client", "tandem_cli"},
+    "testcontainers": {"tandem_cli.testing"},
     "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
 }
 """Which modules (or whole packages) may import a library."""

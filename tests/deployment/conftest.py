@@ -8,36 +8,36 @@ import pytest
 
 from support import podman
 from support.projects import write_project
-from support.stack import Stack, sweep
-
-MOCK = {"TANDEM_GENERATOR_TARGET": "mock"}
+from support.stack import Stack
+from tandem_cli.testing import sweep
 
 
 @pytest.fixture(scope="session")
-def mock_images() -> dict[str, str]:
-    """The variables of a stack with the mock generator, whose images are built."""
+def mock_images() -> None:
+    """The images of a stack with the mock generator."""
+    _build("mock")
+
+
+@pytest.fixture(scope="session")
+def cpu_images() -> None:
+    """The images of a stack with vLLM on the CPU."""
+    _build("vllm")
+
+
+def _build(engine: str) -> None:
     sweep()
-    Stack(**MOCK).must("build", timeout_s=1800)
-    return MOCK
+    Stack(engine=engine).must("build", timeout_s=1800)
 
 
 @pytest.fixture(scope="session")
-def cpu_images() -> dict[str, str]:
-    """The variables of a stack with vLLM on the CPU, whose images are built."""
-    sweep()
-    Stack().must("build", timeout_s=1800)
-    return {}
-
-
-@pytest.fixture(scope="session")
-def mock_pods(mock_images: dict[str, str]) -> None:
+def mock_pods(mock_images: None) -> None:
     """Images of the pods with the mock generator are in podman's store."""
     podman.sweep()
     podman.load_images("tandem-generator:mock", "tandem-trainer:cpu")
 
 
 @pytest.fixture(scope="session")
-def cpu_pods(cpu_images: dict[str, str]) -> None:
+def cpu_pods(cpu_images: None) -> None:
     """Images of the pods with vLLM on the CPU are in podman's store."""
     podman.sweep()
     podman.load_images("tandem-generator:cpu", "tandem-trainer:cpu")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import pytest
 
 from support.stack import Stack, set_steps, stack
+from tandem_cli.testing import IMAGES
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
 
-UP = ("up", "--no-build", "--exit-code-from", "trainer")
 SERVICES = ("generator", "trainer")
 
 
@@ -26,54 +28,45 @@ while not any(pathlib.Path("/runs/default/checkpoints").glob("0*")):
 
 
 @pytest.fixture
-def endless(mock_images: dict[str, str], project: Path) -> Iterator[Stack]:
+def endless(project: Path) -> Iterator[Stack]:
     """A stack whose trainer has begun and goes on until it is stopped."""
     set_steps(project, 1_000_000)
-    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
-        made.must("up", "--no-build", "--detach")
+    with Stack(project) as made:
         yield made
 
 
-def test_a_run_ends_with_its_last_step_and_leaves_nothing_behind(
-    mock_images: dict[str, str], project: Path, tmp_path: Path
-) -> None:
-    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
-        made.must(*UP)
-        lines = (made.copy_runs(tmp_path / "runs") / "default" / "metrics.jsonl").read_text().splitlines()
-        assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
-        made.down()
-        assert made.leftovers() == []
+def test_a_run_ends_with_its_last_step_and_leaves_nothing_behind(project: Path) -> None:
+    with Stack(project) as made:
+        assert made.wait(timeout_s=120) == 0
+        assert [record["step"] for record in made.metrics()] == [1, 2, 3, 4]
+    assert made.leftovers() == []
 
 
-def test_killed_services_come_back_and_nothing_is_lost(
-    mock_images: dict[str, str], project: Path, tmp_path: Path
-) -> None:
+def test_killed_services_come_back_and_nothing_is_lost(project: Path) -> None:
     set_steps(project, 200)
-    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
-        made.must("up", "--no-build", "--detach")
+    with Stack(project) as made:
         made.python("trainer", FIRST_CHECKPOINT)
         for service in SERVICES:
             made.must("kill", service)
             made.must("start", service)
-        assert made.container("trainer").wait(timeout=180)["StatusCode"] == 0
-        lines = (made.copy_runs(tmp_path / "runs") / "default" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+        assert made.wait(timeout_s=180) == 0
+        records = made.metrics()
     assert [record["step"] for record in records] == list(range(1, 201))
     assert records[-1]["version"] == "200.2", "the second incarnation of the trainer ends the run"
 
 
-def test_a_project_that_only_its_owner_can_read_is_copied(mock_images: dict[str, str], project: Path) -> None:
+def test_a_project_that_only_its_owner_can_read_is_copied(project: Path) -> None:
     for path in [project, *project.rglob("*")]:
         path.chmod(0o700 if path.is_dir() else 0o600)
-    with stack(**mock_images, TANDEM_PROJECT=str(project)) as made:
+    with stack(project) as made:
         made.must("up", "--no-build", "preflight")
         assert made.container("preflight").attrs["State"]["ExitCode"] == 0
 
 
-def test_cpu_sets_that_overlap_are_refused_before_anything_starts(mock_images: dict[str, str], project: Path) -> None:
+def test_cpu_sets_that_overlap_are_refused_before_anything_starts(project: Path) -> None:
     cpus = {"TANDEM_GENERATOR_CPUS": "0-1", "TANDEM_TRAINER_CPUS": "1"}
-    with stack(**mock_images, **cpus, TANDEM_PROJECT=str(project)) as made:
-        assert made.compose(*UP).returncode != 0
+    with stack(project, variables=cpus) as made:
+        assert made.compose("up", "--no-build", "--detach").returncode != 0
         assert made.container("preflight").attrs["State"]["ExitCode"] == 2
         assert made.container("generator").attrs["State"]["StartedAt"].startswith("0001-")
 
@@ -116,6 +109,16 @@ def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Stac
         "print(ask({}), ask({'Authorization': f'Bearer {token}'}))"
     )
     assert endless.python("trainer", ask).split() == ["401", "200"]
+
+
+def test_the_mock_image_is_small_and_has_neither_torch_nor_vllm() -> None:
+    engine = docker.from_env(timeout=60)
+    base = engine.images.get(os.environ.get("PYTHON_BASE", "python:3.11-slim-bookworm"))
+    mock = engine.images.get(IMAGES["mock"])
+    assert mock.attrs["Size"] - base.attrs["Size"] < 200e6
+    installed = engine.containers.run(mock, ["-m", "pip", "list"], entrypoint=["python3"], remove=True).decode()
+    assert "tandem-generator" in installed
+    assert not {"torch", "vllm"} & {line.split()[0] for line in installed.splitlines()}
 
 
 def refusal(made: Stack, service: str, path: str) -> str:

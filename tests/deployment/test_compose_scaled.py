@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import pytest
 from docker.models.containers import Container
 
-from support.stack import Stack, set_steps, stack
+from support.stack import Stack, set_steps
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
 
 METRICS = """
 import urllib.request as r
@@ -24,15 +23,14 @@ CATCH_UP_TIMEOUT_S = 120.0
 
 
 @pytest.fixture
-def scaled(mock_images: dict[str, str], project: Path) -> Iterator[Stack]:
+def scaled(project: Path) -> Iterator[Stack]:
     """A run without an end, on two processes, from two replicas."""
     set_steps(project, 1_000_000)
-    with stack(**mock_images, TANDEM_PROJECT=str(project), TANDEM_TRAINER_PROCESSES="2") as made:
-        made.must("up", "--no-build", "--detach", "--scale", "generator=2")
+    with Stack(project, replicas=2, processes=2) as made:
         yield made
 
 
-def test_a_replica_that_leaves_and_comes_back_catches_up_and_nothing_is_lost(scaled: Stack, tmp_path: Path) -> None:
+def test_a_replica_that_leaves_and_comes_back_catches_up_and_nothing_is_lost(scaled: Stack) -> None:
     one, two = scaled.containers("generator")
     for replica in (one, two):
         reach(replica, step=3)
@@ -48,8 +46,7 @@ def test_a_replica_that_leaves_and_comes_back_catches_up_and_nothing_is_lost(sca
     assert processes.count("-m tandem_trainer --config") >= 2, processes
 
     scaled.must("stop", "trainer")
-    lines = (scaled.copy_runs(tmp_path / "runs") / "default" / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records = scaled.metrics()
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     assert {record["version"] for record in records} == {f"{step}.1" for step in range(1, len(records) + 1)}
     for replica in (one, two):

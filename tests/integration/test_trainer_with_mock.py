@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
-from support.generators import running
+from support.generators import TOKEN, free_port, running
 from support.models import make_tiny_model
 from support.projects import Project
+from support.series import STEP
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
@@ -86,6 +91,21 @@ def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(
     store = WeightStore(project.directory.parent / "weights")
     assert store.latest() == Version(4, 1)
     assert store.versions()[-2:] == [Version(3, 1), Version(4, 1)]
+
+
+def test_a_running_trainer_shows_prometheus_every_figure_that_is_watched(make_project: Any):
+    port = free_port()
+    project = make_project(max_steps=20, metrics_port=port)
+    seen: set[str] = set()
+    with ThreadPoolExecutor() as pool:
+        ended = pool.submit(project.train)
+        while not ended.done() and "tandem_trainer_timings" not in seen:
+            with contextlib.suppress(httpx.TransportError):
+                text = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {TOKEN}"}).text
+                seen = {family.name for family in text_string_to_metric_families(text)}
+            time.sleep(0.05)
+    assert ended.result().returncode == 0, ended.result().stderr
+    assert {f"tandem_trainer_{name}" for name in STEP} <= seen
 
 
 def test_with_lag_rollouts_come_from_older_versions_but_none_too_old(make_project: Any):

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ import yaml
 
 from support.helm import Object
 from support.pods import Pod, manifest
-from support.stack import PREFIX, is_orphan
+from tandem_cli.testing import is_orphan, unique_name
 
 OWNER = "uid=0,gid=10001"
 """Of a volume, as kubelet leaves one to the chart's fsGroup."""
@@ -61,7 +60,7 @@ class Cluster:
     """The objects of a rendering; their volumes and the pods that are played bear the cluster's name."""
 
     def __init__(self) -> None:
-        self.name = f"{PREFIX}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self.name = unique_name()
         self._addresses: dict[str, str] = {}
         podman("network", "create", "--internal", self.name)
 
@@ -181,14 +180,14 @@ def cluster() -> Iterator[Cluster]:
 
 def sweep() -> None:
     """Remove what test processes that were killed have left."""
-    _remove({kind: [name for name in names if is_orphan(name)] for kind, names in _existing(PREFIX).items()})
+    _remove({kind: [name for name in names if is_orphan(name)] for kind, names in _existing().items()})
 
 
 REMOVE = {"pod": ("--force", "--time", "0"), "volume": ("--force",), "network": ()}
 """What podman has of a cluster, in the order of removal, with the options of `podman KIND rm`."""
 
 
-def _existing(prefix: str) -> dict[str, list[str]]:
+def _existing(prefix: str = "") -> dict[str, list[str]]:
     listed = {kind: podman(kind, "ls", "--format", "{{.Name}}").split() for kind in REMOVE}
     return {kind: [name for name in names if name.startswith(prefix)] for kind, names in listed.items()}
 

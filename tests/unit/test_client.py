@@ -83,6 +83,23 @@ async def test_replicas_share_the_prompts_and_indices_are_those_of_the_request()
     assert sorted(asked) == [[10, 12, 14], [11, 13]]
 
 
+async def test_short_requests_of_all_ranks_are_spread_over_the_replicas():
+    hosts: list[str] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        hosts.append(request.url.host)
+        return _answer(_lines(request))
+
+    short = REQUEST.model_copy(update={"prompts": REQUEST.prompts[:1]})
+    for rank in range(2):
+        client = GeneratorClient(
+            ["http://replica0", "http://replica1"], None, rank=rank, transport=httpx.MockTransport(handler)
+        )
+        for _ in range(2):
+            await client.rollouts(short, lambda _: None, timeout_s=5)
+    assert hosts == ["replica0", "replica1", "replica1", "replica0"]
+
+
 async def test_after_a_broken_stream_only_the_missing_prompts_are_asked_for_again():
     asked: list[list[int]] = []
 

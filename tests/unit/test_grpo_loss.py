@@ -1,4 +1,4 @@
-"""The loss and the advantages equal TRL's values, and parts of a step add up to the whole."""
+"""Losses and gradients equal TRL's for every option, and parts of a step add up to the whole."""
 
 from __future__ import annotations
 
@@ -8,123 +8,133 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from support.rollouts import completion, scored
-from tandem_trainer.algorithms.grpo import Grpo, advantages, policy_loss
+from tandem_trainer.algorithms.corrections import entropy_quantile
+from tandem_trainer.algorithms.grpo import policy_loss
+from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.config import GrpoConfig
 
-GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trl-1.16-losses.json").read_text())
+GOLDEN_DIR = Path(__file__).parents[1] / "golden"
+GOLDEN = json.loads((GOLDEN_DIR / "trl-1.16-losses.json").read_text())
+RANDOM = json.loads((GOLDEN_DIR / "trl-1.16-losses-random.json").read_text())
+EXACT = {"atol": 1e-9, "rtol": 0}
 
 
-def _implemented(case: dict[str, Any]) -> bool:
-    try:
-        GrpoConfig.model_validate({"loss_type": case["loss_type"], **case["options"]})
-    except ValueError:
-        return False
-    return True
+def _tensors(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    return {n: torch.tensor(v, dtype=torch.float64) for n, v in inputs.items() if n != "max_completion_length"}
 
 
-CASES = [case for case in GOLDEN["cases"] if _implemented(case)]
+def _inputs() -> dict[str, Tensor]:
+    return _tensors(GOLDEN["inputs"])
 
 
-def _inputs() -> dict[str, torch.Tensor]:
-    names = ("logps", "old_logps", "ref_logps", "sampler_logps", "mask", "entropy", "advantages")
-    return {name: torch.tensor(GOLDEN["inputs"][name], dtype=torch.float64) for name in names}
-
-
-def _loss(case: dict[str, Any], **changes: Any) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    inputs = _inputs() | changes
-    logps = inputs.pop("logps").requires_grad_()
-    loss, metrics = policy_loss(
-        logps,
-        inputs.pop("old_logps"),
-        inputs.pop("advantages"),
-        inputs.pop("mask"),
-        options={"loss_type": case["loss_type"], **case["options"]},
-        max_completion_length=GOLDEN["inputs"]["max_completion_length"],
-        **inputs,
-    )
+def _loss(options: Any, inputs: dict[str, Tensor], **more: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    logps = inputs["logps"].clone().requires_grad_()
+    more = {"max_completion_length": 4} | more
+    loss, metrics = policy_loss(options=options, **inputs | {"logps": logps}, **more)
     (gradient,) = torch.autograd.grad(loss, logps)
     return loss, gradient, metrics
 
 
-def test_goldens_of_every_implemented_option_are_there():
-    assert {case["loss_type"] for case in CASES} == {"grpo", "dapo"}
-    assert {"beta", "epsilon_high", "importance_sampling", "clip_max"} <= {o for case in CASES for o in case["options"]}
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['loss_type']}-{case['options']}")
-def test_loss_and_gradient_equal_trl(case: dict[str, Any]):
-    loss, gradient, _ = _loss(case)
+def _assert_equals_trl(case: dict[str, Any], inputs: dict[str, Tensor], max_completion_length: int) -> None:
+    options = {"loss_type": case["loss_type"], **case["options"]}
+    loss, gradient, _ = _loss(options, inputs, max_completion_length=max_completion_length)
     assert loss.item() == pytest.approx(case["loss"], abs=1e-9)
-    torch.testing.assert_close(gradient, torch.tensor(case["grad_logps"], dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(gradient, torch.tensor(case["grad_logps"], dtype=torch.float64), **EXACT)
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
-def test_rows_on_their_own_add_up_to_the_whole(loss_type: str):
-    options = {"loss_type": loss_type, "beta": 0.04, "importance_sampling": "token_truncate"}
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: f"{case['loss_type']}-{case['options']}")
+def test_loss_and_gradient_equal_trl(case: dict[str, Any]):
+    _assert_equals_trl(case, _inputs(), GOLDEN["inputs"]["max_completion_length"])
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_loss_and_gradient_equal_trl_for_random_options_and_inputs(loss_type: str):
+    inputs = [_tensors(one) for one in RANDOM["inputs"]]
+    cases = [case for case in RANDOM["cases"] if case["loss_type"] == loss_type]
+    assert len(cases) > 15
+    for case in cases:
+        _assert_equals_trl(case, inputs[case["input"]], RANDOM["max_completion_length"])
+
+
+@pytest.mark.parametrize("options", [{}, {"level": "sequence"}, {"top_entropy_quantile": 0.4}], ids=str)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_rows_on_their_own_add_up_to_the_whole(loss_type: str, options: dict[str, Any]):
+    options = {"loss_type": loss_type, "beta": 0.04, "importance_sampling": "token_truncate", **options}
+    inputs = _tensors(RANDOM["inputs"][1])
+    mask = inputs["mask"].bool()
+    step: dict[str, Any] = {"token_total": int(mask.sum()), "row_total": len(mask)}
+    step["entropy_threshold"] = entropy_quantile(inputs["entropy"][mask], 0.6)
+    whole, gradient, _ = _loss(options, inputs)
+    parts = [_loss(options, {n: v[i : i + 1] for n, v in inputs.items()}, **step) for i in range(len(mask))]
+    torch.testing.assert_close(torch.stack([loss for loss, _, _ in parts]).sum(), whole)
+    torch.testing.assert_close(torch.cat([gradient for _, gradient, _ in parts]), gradient)
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_what_stands_in_the_padding_changes_nothing(loss_type: str):
+    options = {"loss_type": loss_type, "beta": 0.04, "off_policy_mask": 0.05, "top_entropy_quantile": 0.5}
     inputs = _inputs()
-    whole, _ = policy_loss(options=options, **inputs)
-    parts = [
-        policy_loss(options=options, token_total=5, row_total=2, **{k: v[i : i + 1] for k, v in inputs.items()})[0]
-        for i in range(2)
-    ]
-    assert sum(part.item() for part in parts) == pytest.approx(whole.item(), abs=1e-12)
+    padding = inputs["mask"] == 0
+    noise = {n: torch.where(padding, 0.7, v) for n, v in inputs.items() if v.shape == padding.shape and n != "mask"}
+    loss, gradient, metrics = _loss(options, inputs)
+    other_loss, other_gradient, other_metrics = _loss(options, inputs | noise)
+    torch.testing.assert_close(other_loss, loss)
+    torch.testing.assert_close(other_gradient, gradient)
+    torch.testing.assert_close(other_metrics, metrics)
 
 
-def test_kl_sampler_is_the_k3_estimate_over_the_tokens_in_the_mask():
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "luspo"])
+def test_without_drift_all_clipped_losses_are_reinforce(loss_type: str):
     inputs = _inputs()
-    _, metrics = policy_loss(options={"loss_type": "dapo"}, **inputs)
+    _, gradient, metrics = _loss({"loss_type": loss_type}, inputs | {"old_logps": inputs["logps"]})
+    weight = {"grpo": [[1 / 6], [1 / 4]], "dapo": [[1 / 5]], "dr_grpo": [[1 / 8]], "luspo": [[1 / 2]]}[loss_type]
+    expected = -inputs["advantages"][:, None] * torch.tensor(weight, dtype=torch.float64) * inputs["mask"]
+    torch.testing.assert_close(gradient, expected)
+    assert metrics["clip_ratio/region_mean"] == 0
+
+
+def test_metrics_are_means_over_the_tokens_in_the_mask_and_maxima():
+    inputs = _inputs()
+    _, _, metrics = _loss({"loss_type": "dapo", "importance_sampling": "token_truncate", "epsilon": 0.15}, inputs)
     log_ratio = (inputs["logps"] - inputs["sampler_logps"])[inputs["mask"].bool()]
-    assert metrics["kl_sampler"].item() == pytest.approx((log_ratio.exp() - 1 - log_ratio).mean().item(), abs=1e-12)
-    assert metrics["entropy"].item() == pytest.approx((0.1 + 1.5 + 0.7 + 0.2 + 2.0) / 5, abs=1e-12)
+    correction = (inputs["old_logps"] - inputs["sampler_logps"])[inputs["mask"].bool()].exp()
+    expected = {
+        "kl_sampler": (log_ratio.exp() - 1 - log_ratio).mean().item(),
+        "entropy": (0.1 + 1.5 + 0.7 + 0.2 + 2.0) / 5,
+        "sampling/importance_sampling_ratio/mean": correction.mean().item(),
+        "sampling/importance_sampling_ratio/max": correction.max().item(),
+        "clip_ratio/low_mean": 0.0,
+        "clip_ratio/high_mean": 1 / 5,
+        "clip_ratio/region_mean": 1 / 5,
+    }
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_advantages_equal_trl(scale: Any):
-    golden = GOLDEN["advantages"]
-    rewards = torch.tensor([float("nan") if r is None else r for r in golden["rewards"]], dtype=torch.float64)
-    got = advantages(rewards.view(-1, golden["group_size"]), scale)
-    # TRL computes them in float32.
-    expected = torch.tensor(golden[f"scale_{scale}"], dtype=torch.float64)
-    torch.testing.assert_close(got.flatten(), expected, atol=1e-7, rtol=0)
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({"beta": 0.1}, "ref_logps"),
+        ({"importance_sampling": "token_mask"}, "sampler_logps"),
+        ({"top_entropy_quantile": 0.5}, "entropy"),
+        ({"loss_type": "dr_grpo"}, "max_completion_length"),
+    ],
+)
+def test_an_option_says_which_argument_it_misses(options: dict[str, Any], missing: str):
+    arguments = {**_inputs(), "max_completion_length": 4} | {missing: None}
+    with pytest.raises(ValueError, match=f"got no {missing}; wanted"):
+        policy_loss(options=options, **arguments)
 
 
-@pytest.mark.parametrize("scale", ["group", "batch", "none"])
-def test_equal_rewards_and_lone_rewards_give_no_advantage(scale: Any):
-    nan = float("nan")
-    rewards = torch.tensor([[0.1, 0.1, 0.1], [0.7, nan, nan], [nan, nan, nan]], dtype=torch.float64)
-    assert advantages(rewards, scale).tolist() == [[0.0] * 3] * 3
-
-
-def test_batch_leaves_out_what_has_no_gradient_and_still_counts_it():
-    groups = [
-        scored([5], [completion([6, 7]), completion([8])], [1.0, 0.0]),
-        scored([5], [completion([6, 7, 8]), completion([9, 9, 9, 9])], [0.5, 0.5]),
-        scored([5], [completion([6]), completion([7])], [None, None]),
-    ]
-    batch = Grpo(GrpoConfig(scale_rewards="none")).make_batch(groups)
-    assert batch.advantages_B.tolist() == [0.5, -0.5]
-    assert batch.token_ids_BS.tolist() == [[5, 6, 7], [5, 8, 0]]
-    assert (batch.row_total, batch.token_total) == (4, 10)
-    assert batch.has_signal
-
-
-def test_with_a_reference_every_rewarded_row_is_trained_on():
-    groups = [scored([5], [completion([6]), completion([7]), completion([8])], [0.5, 0.5, None])]
-    batch = Grpo(GrpoConfig(beta=0.1)).make_batch(groups)
-    assert batch.token_ids_BS.tolist() == [[5, 6], [5, 7]]
-    assert not batch.has_signal
-
-
-def test_truncated_completions_can_be_left_out_of_the_loss():
-    groups = [scored([5], [completion([6, 7], finish="length"), completion([8])], [1.0, 0.0])]
-    batch = Grpo(GrpoConfig(mask_truncated_completions=True)).make_batch(groups)
-    assert batch.token_ids_BS.tolist() == [[5, 8]]
-    assert batch.token_total == 1
-
-
-def test_without_any_reward_a_batch_has_one_row_and_no_signal():
-    batch = Grpo(GrpoConfig()).make_batch([scored([5], [completion([6]), completion([7])], [None, None])])
-    assert batch.mask_BT.tolist() == [[0.0]]
-    assert not batch.has_signal
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss_type": "vespo", "importance_sampling": "sequence_mask"}, "wanted none, token_truncate or token_mask"),
+        ({"clip_min": 3.0, "clip_max": 2.0}, "clip_min is 3.0 for clip_max 2.0"),
+        ({"importance_sampling": "token_truncate", "clip_max": None}, "neither clip_max nor clip_min"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        GrpoConfig.model_validate(options)

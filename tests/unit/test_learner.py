@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from accelerate import Accelerator
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
+from tandem_trainer.algorithms.base import Algorithm, Share
 from tandem_trainer.algorithms.grpo import Grpo
+from tandem_trainer.algorithms.objectives import LOSS_TYPES
+from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.errors import UserError
@@ -36,7 +40,7 @@ def _learner(model_dir: Path, config: TrainerConfig, *, reference: bool = False)
 
 
 def _grpo(**options: Any) -> Grpo:
-    return Grpo(_config(grpo=options).grpo)
+    return Grpo(_config(grpo=options))
 
 
 def _batch(algorithm: Grpo) -> Batch:
@@ -52,19 +56,76 @@ def _parameters(learner: Learner) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "dapo"])
+class Broken(Grpo):
+    """Its loss is NaN: in the second optimizer step of a batch if there is one, else in the first."""
+
+    def loss(self, *args: Any, **kwargs: Any) -> Share:
+        share = super().loss(*args, **kwargs)
+        drifted = bool((args[0].detach() != kwargs["old_logprobs_BT"]).any())
+        return share._replace(loss=share.loss * (float("nan") if drifted or self.num_iterations == 1 else 1))
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("max_tokens", [1, 20])
 def test_the_cut_into_micro_batches_changes_nothing(model_dir: Path, loss_type: str, max_tokens: int):
-    algorithm = _grpo(loss_type=loss_type, beta=0.1)
+    got = _cut_equals_whole(model_dir, max_tokens, updates=2, loss_type=loss_type, beta=0.1, num_iterations=2)
+    assert got["kl_reference"] > 0, "the second step sees it"
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20])
+def test_the_cut_into_micro_batches_does_not_change_which_tokens_are_the_least_sure(model_dir: Path, max_tokens: int):
+    # Later steps would compare the entropies of policies that differ by rounding.
+    _cut_equals_whole(model_dir, max_tokens, updates=1, top_entropy_quantile=0.3)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 20])
+def test_the_cut_into_micro_batches_does_not_change_online_dpo(model_dir: Path, max_tokens: int):
+    rollout = {"num_generations": 2}
+    algorithm = OnlineDpo(_config(algorithm="online_dpo", rollout=rollout, online_dpo={"missing_eos_penalty": 0.1}))
+    completions = [completion([6, 7, 8]), completion([9]), completion([10, 11, 12, 13, 2]), completion([14, 15])]
+    pairs = [([4, 5], completions[:2]), ([5] * 9, completions[2:]), ([6], completions[1:3])]
+    groups = [scored(prompt, pair, [0.0, 1.0]) for prompt, pair in pairs]
+    got = _compare(model_dir, algorithm, lambda: algorithm.make_batch(groups), max_tokens, updates=2)
+    assert got["rewards/margins"] > 0
+    assert got["rewards/accuracies"] == 1.0
+
+
+def _cut_equals_whole(model_dir: Path, max_tokens: int, *, updates: int, **options: Any) -> dict[str, float]:
+    algorithm = _grpo(**options)
+    return _compare(model_dir, algorithm, lambda: _batch(algorithm), max_tokens, updates=updates)
+
+
+def _compare(
+    model_dir: Path, algorithm: Algorithm, make_batch: Callable[[], Batch], max_tokens: int, *, updates: int
+) -> dict[str, float]:
     whole = _learner(model_dir, _config(), reference=True)
     cut = _learner(model_dir, _config(learner={"max_tokens_per_micro_batch": max_tokens}), reference=True)
-    for _ in range(2):  # the second step sees a KL that is not 0
-        expected = whole.update(_batch(algorithm), algorithm.loss)
-        got = cut.update(_batch(algorithm), algorithm.loss)
+    for _ in range(updates):
+        expected = whole.update(make_batch(), algorithm)
+        got = cut.update(make_batch(), algorithm)
     assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    assert got["kl_reference"] > 0
     # AdamW divides by the gradient's size, so rounding of tiny gradients shows.
     torch.testing.assert_close(_parameters(cut), _parameters(whole), atol=1e-3, rtol=0)
+    return got
+
+
+def test_several_iterations_compare_with_the_policy_before_the_first(model_dir: Path):
+    learner, algorithm = _learner(model_dir, _config()), _grpo(num_iterations=3, epsilon=0.02)
+    stats = learner.update(_batch(algorithm), algorithm)
+    assert stats["clip_ratio/region_mean"] > 0
+    assert stats["learning_rate"] == 0.01
+    once = _learner(model_dir, _config())
+    for _ in range(3):
+        stats = once.update(_batch(_grpo()), _grpo(epsilon=0.02))
+        assert stats["clip_ratio/region_mean"] == 0
+    assert not torch.allclose(_parameters(learner), _parameters(once), atol=1e-3)
+
+
+def test_after_some_of_the_iterations_the_parameters_are_no_version_s(model_dir: Path):
+    learner, broken = _learner(model_dir, _config()), Broken(_config(grpo={"num_iterations": 2}))
+    with pytest.raises(FloatingPointError, match="loss nan"):
+        learner.update(_batch(broken), broken)
+    assert not learner.is_whole
 
 
 def test_an_update_raises_the_logprob_of_better_completions(model_dir: Path):
@@ -75,7 +136,7 @@ def test_an_update_raises_the_logprob_of_better_completions(model_dir: Path):
         return learner.model(input_ids=torch.tensor([[4]])).logits[0, -1].detach()
 
     before = logits()
-    stats = learner.update(batch, algorithm.loss)
+    stats = learner.update(batch, algorithm)
     gap = (logits() - before)[6] - (logits() - before)[7]
     assert gap > 0
     assert stats["learning_rate"] == 0.01
@@ -85,27 +146,24 @@ def test_an_update_raises_the_logprob_of_better_completions(model_dir: Path):
 def test_a_loss_that_is_not_finite_stops_before_the_step(model_dir: Path):
     learner, algorithm = _learner(model_dir, _config()), _grpo()
 
-    def broken(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss, metrics = algorithm.loss(*args, **kwargs)
-        return loss * float("nan"), metrics
-
     before = _parameters(learner)
     with pytest.raises(FloatingPointError, match="loss nan"):
-        learner.update(_batch(algorithm), broken)
+        learner.update(_batch(algorithm), Broken(_config()))
     assert torch.equal(_parameters(learner), before)
-    learner.update(_batch(algorithm), algorithm.loss)
+    assert learner.is_whole
+    learner.update(_batch(algorithm), algorithm)
     assert torch.isfinite(_parameters(learner)).all()
 
 
 def test_a_loaded_learner_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
     config = _config(optim={"learning_rate": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 3})
     algorithm, learner = _grpo(), _learner(model_dir, config)
-    learner.update(_batch(algorithm), algorithm.loss)
+    learner.update(_batch(algorithm), algorithm)
     learner.save(tmp_path)
-    expected = learner.update(_batch(algorithm), algorithm.loss)
+    expected = learner.update(_batch(algorithm), algorithm)
     resumed = _learner(model_dir, config)
     resumed.load(tmp_path)
-    assert resumed.update(_batch(algorithm), algorithm.loss) == expected
+    assert resumed.update(_batch(algorithm), algorithm) == expected
     assert torch.equal(_parameters(resumed), _parameters(learner))
 
 

@@ -74,11 +74,18 @@ spec:
   volumes: {{- include "tandem.volumes" (list $ $options) | nindent 4 }}
 {{- end }}
 
+{{- /* How many parts the tensor parallel size is one of: a replica's devices / (data parallel × pipeline parallel). */}}
+{{- define "tandem.tensorGroups" -}}
+{{- $config := include "tandem.config" . | fromYaml }}
+{{- mul .Values.generator.dataParallelSize (dig "generator" "vllm" "pipeline_parallel_size" 1 $config) }}
+{{- end }}
+
 {{- /* Tensor and data parallel sizes that use exactly the replica's accelerators. */}}
 {{- define "tandem.parallel" -}}
+{{- $groups := include "tandem.tensorGroups" . }}
 {{- with .Values.generator }}{{ if .accelerator.count -}}
 - name: TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE
-  value: {{ div (mul .accelerator.count .nodesPerReplica) .dataParallelSize | quote }}
+  value: {{ div (mul .accelerator.count .nodesPerReplica) $groups | quote }}
 - name: TANDEM__GENERATOR__DATA_PARALLEL_SIZE
   value: {{ .dataParallelSize | quote }}
 {{- end }}{{ end }}

@@ -37,13 +37,14 @@ template:
           - sh
           - -ec
           - |
-            if [ "${JOB_COMPLETION_INDEX:-0}" = 0 ]; then
-              flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} /weights/WRITER true
-              python3 /opt/preflight.py
-              printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared
-              exit 0
+            {{- if $several }}
+            if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
+              {{- include "tandem.waitForProject" $ | nindent 14 }}
             fi
-            {{- include "tandem.waitForProject" $ | nindent 12 }}
+            {{- end }}
+            flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} /weights/WRITER true
+            python3 /opt/preflight.py
+            printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared
         env:
           {{- include "tandem.projectEnv" $ | nindent 10 }}
           - name: TANDEM_PROJECT_SOURCES

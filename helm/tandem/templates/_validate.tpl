@@ -72,8 +72,9 @@ config: got nothing for the project of {{ first $sources }}; wanted its config.y
 {{- end }}
 {{- with .Values.generator }}
   {{- $devices := mul .accelerator.count .nodesPerReplica }}
-  {{- if mod $devices .dataParallelSize }}
-generator.dataParallelSize: got {{ .dataParallelSize }} for the {{ $devices }} devices of a replica; wanted a divisor of their number
+  {{- $groups := include "tandem.tensorGroups" $ }}
+  {{- if mod $devices $groups }}
+generator.dataParallelSize: got {{ .dataParallelSize }}{{ if ne $groups (toString .dataParallelSize) }} (with pipeline_parallel_size {{ $groups }}){{ end }} for the {{ $devices }} devices of a replica; wanted a divisor of their number
   {{- end }}
   {{- if and (gt (int .nodesPerReplica) 1) (not .accelerator.count) }}
 generator.nodesPerReplica: got {{ .nodesPerReplica }} without devices; wanted generator.accelerator.count on each of these nodes

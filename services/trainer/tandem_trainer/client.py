@@ -45,9 +45,11 @@ class GeneratorClient:
         token: str | None,
         *,
         stall_timeout_s: float = 300.0,
+        rank: int = 0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._replicas = Replicas(urls)
+        self._next_replica = rank  # ranks begin apart, or the first replica would get most of short requests
         self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
         self._http = httpx.AsyncClient(
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
@@ -97,6 +99,7 @@ class GeneratorClient:
             TimeoutError: groups are missing after `timeout_s`.
         """
         missing = dict(enumerate(request.prompts))
+        begin, self._next_replica = self._next_replica, self._next_replica + len(request.prompts)
         reasons: dict[str, str] = {}
 
         def take(group: Group) -> None:
@@ -106,7 +109,7 @@ class GeneratorClient:
         async def share(first: int, count: int) -> None:
             mine = {index: missing[index] for index in range(first, len(request.prompts), count)}
             pauses = _pauses()
-            replica = first
+            replica = begin + first
             while mine:
                 urls = await self._replicas.now()
                 url = urls[replica % len(urls)]

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from tandem_protocol.config import Section, SharedConfig
 from tandem_protocol.messages import SwitchMode
 
+FUNCTION = r"^[\w.]+:\w+$"
+"""`module:function`."""
+
 
 class PromptsConfig(Section):
     """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
@@ -29,7 +32,7 @@ class PromptsConfig(Section):
 class RewardConfig(Section):
     """One reward function from the project."""
 
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: str = Field(pattern=FUNCTION)
     """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
     weight: float = 1.0
 
@@ -58,21 +61,78 @@ class RolloutConfig(Section):
 
 
 class GrpoConfig(Section):
-    """Group Relative Policy Optimization and its variants."""
+    """Group Relative Policy Optimization and its variants. GSPO is `loss_type: grpo` with `level: sequence`."""
 
-    loss_type: Literal["grpo", "dapo"] = "dapo"
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
+    """What a token contributes and how tokens are summed up; `bnpo` and `dapo` are one here."""
+    level: Literal["token", "sequence"] = "token"
+    """Whether the ratio to the old policy is of each token or of a whole completion (then as a geometric mean)."""
     beta: float = Field(0.0, ge=0.0)
     """Weight of the KL to the start policy; 0 keeps no reference model."""
+    bias_correction_kl: bool = True
+    """Multiply the KL by the ratio, so that its gradient is unbiased off-policy."""
     epsilon: float = Field(0.2, ge=0.0)
     epsilon_high: float | None = Field(None, ge=0.0)
-    """None: the same as `epsilon`."""
+    """None: the same as `epsilon`. For `cispo` it is the ratio's cap itself, so say it there (5.0)."""
+    delta: float | None = Field(None, gt=0.0)
+    """Cap of the ratio where the advantage is negative, above 1 + `epsilon_high`; None: no cap."""
+    sapo_temperature_pos: float = Field(1.0, gt=0.0)
+    sapo_temperature_neg: float = Field(1.05, gt=0.0)
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+    top_entropy_quantile: float = Field(1.0, ge=0.0, le=1.0)
+    """Learn from this part of the tokens only, those with the highest entropy. Below 1, each optimizer step has one
+    forward pass more, to know it."""
+    off_policy_mask: float | None = Field(None, ge=0.0)
+    """Leave out completions with a negative advantage that drifted further from their sampler (nats a token)."""
+    importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        "token_truncate"
+    )
+    """Corrects for tokens that an older policy, or the sampler's own arithmetic, gave another probability: by the ratio
+    of each token or of a whole completion, either capped or, beyond the cap, 0."""
+    clip_max: float | None = Field(3.0, gt=0.0)
+    """Cap of that correction's ratio; None: no cap."""
+    clip_min: float | None = Field(None, ge=0.0)
     scale_rewards: Literal["group", "batch", "none"] = "group"
-    importance_sampling: Literal["none", "token_truncate"] = "token_truncate"
-    """Corrects for tokens that an older policy, or the sampler's own arithmetic, gave another probability."""
-    clip_max: float = Field(3.0, gt=0.0)
-    """Cap of that correction's ratio."""
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """With several rewards: scale their weighted sum, or scale each in its group (whatever `scale_rewards` says), sum
+    them, and scale that over the batch."""
     mask_truncated_completions: bool = False
     """Leave completions that hit `max_completion_length` out of the loss."""
+    num_iterations: int = Field(1, ge=1)
+    """Optimizer steps for each batch of rollouts, all within one version."""
+
+    @property
+    def upper_epsilon(self) -> float:
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> GrpoConfig:
+        if self.loss_type == "vespo" and self.importance_sampling.startswith("sequence"):
+            raise ValueError(
+                f"importance_sampling is {self.importance_sampling} for loss_type vespo, which multiplies the tokens' "
+                "ratios by itself; wanted none, token_truncate or token_mask"
+            )
+        if self.clip_min is not None and self.clip_max is not None and self.clip_min >= self.clip_max:
+            raise ValueError(f"clip_min is {self.clip_min} for clip_max {self.clip_max}; wanted less than that")
+        if self.importance_sampling.endswith("truncate") and self.clip_min is None and self.clip_max is None:
+            raise ValueError(f"importance_sampling {self.importance_sampling} got neither clip_max nor clip_min")
+        return self
+
+
+class OnlineDpoConfig(Section):
+    """Online Direct Preference Optimization: of two completions a prompt, the better one is preferred."""
+
+    judge: str | None = Field(None, pattern=FUNCTION)
+    """`module:function` from the project that says which is better, instead of rewards. Called with `prompts,
+    completions, **columns`, of which `completions` has pairs; gives 0, 1 or, for neither, None a pair."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    beta: float = Field(0.1, gt=0.0)
+    """How much it costs to leave the start policy; for `ipo` it is τ."""
+    missing_eos_penalty: float | None = Field(None, gt=0.0)
+    """Taken off the reward of a completion that hit `max_completion_length`; what a judge prefers has the reward 1."""
 
 
 class OptimConfig(Section):
@@ -133,13 +193,17 @@ class TrainerConfig(Section):
     max_steps: int = Field(ge=1)
     max_lag: int = Field(1, ge=0)
     """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""
-    algorithm: Literal["grpo"] = "grpo"
+    algorithm: Literal["grpo", "online_dpo"] = "grpo"
     prompts: PromptsConfig = PromptsConfig()
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    rewards: tuple[RewardConfig, ...] = ()
+    """At least one, or `online_dpo.judge`."""
     reward_errors: Literal["fail", "drop"] = "fail"
     """What an exception in a reward function does: end the run, or leave that row out of the update."""
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoConfig = GrpoConfig()
+    """For `algorithm: grpo`."""
+    online_dpo: OnlineDpoConfig = OnlineDpoConfig()
+    """For `algorithm: online_dpo`."""
     optim: OptimConfig = OptimConfig()
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -153,10 +217,29 @@ class TrainerConfig(Section):
     """How long to wait for the generators to be ready."""
 
     @model_validator(mode="after")
-    def _groups_have_a_spread(self) -> TrainerConfig:
-        if self.rollout.num_generations < 2:
+    def _groups_can_be_compared(self) -> TrainerConfig:
+        generations = self.rollout.num_generations
+        if self.algorithm == "online_dpo" and generations != 2:
+            raise ValueError(f"rollout.num_generations is {generations}; online_dpo compares two completions, wanted 2")
+        if generations < 2:
             raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, wanted 2 or more")
         return self
+
+    @model_validator(mode="after")
+    def _something_says_what_is_better(self) -> TrainerConfig:
+        judge = self.online_dpo.judge
+        if judge and self.algorithm != "online_dpo":
+            raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}; wanted online_dpo")
+        if judge and self.rewards:
+            raise ValueError("both rewards and online_dpo.judge say what is better; wanted one of them")
+        if not judge and not self.rewards:
+            raise ValueError("rewards is empty; wanted at least one, or online_dpo.judge with algorithm online_dpo")
+        return self
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names of the functions that say what is better."""
+        return tuple(reward.function for reward in self.rewards) or (str(self.online_dpo.judge),)
 
     @property
     def run_dir(self) -> Path:

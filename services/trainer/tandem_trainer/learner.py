@@ -6,19 +6,21 @@ Tensor names end in their shape: B rows, T completion tokens.
 from __future__ import annotations
 
 import math
-from collections import Counter
+import statistics
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from tandem_protocol.config import SharedConfig
 
-from .algorithms.base import LossFunction, Totals
+from .algorithms.base import Algorithm, Share, Totals
+from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .config import TrainerConfig
 from .errors import UserError
@@ -68,61 +70,98 @@ class Learner:
             num_training_steps=config.max_steps,
         )
         self._reference = self._frozen_copy(shared) if needs_reference else None
+        self.is_whole = True
+        """False while the parameters are no version's: after some of a batch's optimizer steps, before the last."""
 
     @property
     def model(self) -> PreTrainedModel:
         model: PreTrainedModel = self._accelerator.unwrap_model(self._policy).model
         return model
 
-    def update(self, batch: Batch, loss: LossFunction) -> dict[str, float]:
-        """One optimizer step. The result does not depend on how the batch is cut into micro-batches or over ranks.
+    def update(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
+        """`algorithm.num_iterations` optimizer steps; how the batch is cut and spread over ranks changes no value.
 
         Returns:
-            loss, grad_norm, learning_rate and the loss function's metrics as means over the step's trained tokens.
+            loss, grad_norm, learning_rate and the loss function's metrics (means over the trained tokens, or maxima);
+            over the optimizer steps too.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; the parameters are as before.
+            FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
         """
-        rows, tokens = self._sum([batch.row_total, batch.token_total])
         pieces = list(batch.to(self._accelerator.device).micro_batches(self._config.learner.max_tokens_per_micro_batch))
-        sums: Counter[str] = Counter()
+        old_logprobs: list[Tensor] = []
+        steps = []
+        for left in reversed(range(algorithm.num_iterations)):
+            steps.append(self._step(pieces, algorithm, old_logprobs))
+            self.is_whole = not left
+        learning_rate = self._scheduler.get_last_lr()[0]
+        self._scheduler.step()
+        means = {name: statistics.fmean(getattr(step, name) for step in steps) for name in ("loss", "grad_norm")}
+        return means | {"learning_rate": learning_rate} | _combined([m for step in steps for m in step.metrics])
+
+    def _step(self, pieces: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> _Step:
+        """One optimizer step; fills `old_logprobs`, one a piece, if this is the batch's first."""
+        totals, first = self._totals(pieces, algorithm), not old_logprobs
+        losses, metrics = [], []
         self._optimizer.zero_grad()
-        for piece in pieces:
+        for index, piece in enumerate(pieces):
             # Gradients travel between ranks once, with the last piece; ranks may have different numbers of pieces.
             with nullcontext() if piece is pieces[-1] else self._accelerator.no_sync(self._policy):
-                sums.update(self._backward(piece, loss, Totals(int(rows), int(tokens))))
-        stats = dict(zip(sorted(sums), self._sum([sums[name] for name in sorted(sums)]), strict=True))
-        trained_tokens = stats.pop("tokens")
-        loss_value = stats.pop("loss")
+                logprobs_BT, share = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
+            losses.append(share.loss.item())
+            metrics.append({name: (mean.value.item(), mean.weight.item()) for name, mean in share.metrics.items()})
+            if first:
+                old_logprobs.append(logprobs_BT)
+        (loss,) = self._sum([sum(losses)])
         grad_norm = float(
             self._accelerator.clip_grad_norm_(self._policy.parameters(), self._config.optim.max_grad_norm)
         )
-        if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._optimizer.zero_grad()
             raise FloatingPointError(
-                f"the update has loss {loss_value} and gradient norm {grad_norm}; wanted finite numbers. The "
-                "parameters are as before this step. Lower trainer.optim.learning_rate, or use "
+                f"the update has loss {loss} and gradient norm {grad_norm}; wanted finite numbers. The "
+                "parameters are as before this optimizer step. Lower trainer.optim.learning_rate, or use "
                 "trainer.learner.dtype: float32."
             )
-        learning_rate = self._scheduler.get_last_lr()[0]
         self._optimizer.step()
-        self._scheduler.step()
-        means = {name: value / max(trained_tokens, 1) for name, value in stats.items()}
-        return {"loss": loss_value, "grad_norm": grad_norm, "learning_rate": learning_rate, **means}
+        return _Step(loss, grad_norm, gather_object(metrics))
 
-    def _backward(self, piece: Batch, loss: LossFunction, totals: Totals) -> dict[str, float]:
-        """Add the gradient of one micro-batch; returns its sums over tokens."""
-        arguments = (piece.token_ids_BS, piece.prompt_lengths_B, piece.present_BT)
-        logprobs_BT, entropy_BT = self._policy(*arguments)
+    def _backward(
+        self, piece: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
+    ) -> tuple[Tensor, Share]:
+        """Add the gradient of one micro-batch; returns its logprobs and what it adds to the step."""
+        logprobs_BT, entropy_BT = self._policy(*piece.model_inputs)
         ref_logprobs_BT: Tensor | None = None
         if self._reference is not None:
             with torch.no_grad():
-                ref_logprobs_BT, _ = self._reference(*arguments)
-        share, means = loss(logprobs_BT, piece, totals, entropy_BT=entropy_BT, ref_logprobs_BT=ref_logprobs_BT)
+                ref_logprobs_BT, _ = self._reference(*piece.model_inputs)
+        share = algorithm.loss(
+            logprobs_BT,
+            piece,
+            totals,
+            entropy_BT=entropy_BT,
+            old_logprobs_BT=logprobs_BT.detach() if old_logprobs_BT is None else old_logprobs_BT,
+            ref_logprobs_BT=ref_logprobs_BT,
+        )
         # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
-        self._accelerator.backward(share * self._accelerator.num_processes)
-        tokens = float(piece.mask_BT.sum())
-        return {"loss": share.item(), "tokens": tokens} | {name: mean.item() * tokens for name, mean in means.items()}
+        self._accelerator.backward(share.loss * self._accelerator.num_processes)
+        return logprobs_BT.detach(), share
+
+    def _totals(self, pieces: list[Batch], algorithm: Algorithm) -> Totals:
+        rows, tokens = self._sum([pieces[0].row_total, pieces[0].token_total])
+        threshold = None
+        if algorithm.entropy_quantile is not None:
+            threshold = self._entropy_quantile(pieces, algorithm.entropy_quantile)
+        return Totals(int(rows), int(tokens), threshold)
+
+    @torch.no_grad()
+    def _entropy_quantile(self, pieces: list[Batch], quantile: float) -> Tensor:
+        """Of all tokens in the loss, on all ranks."""
+        entropies = [self._policy(*piece.model_inputs)[1][piece.mask_BT.bool()] for piece in pieces]
+        # Entropies are never negative, so what fills up a rank with fewer tokens is told from them.
+        padded_N = self._accelerator.pad_across_processes(torch.cat(entropies), pad_index=-1)
+        everyones_N = self._accelerator.gather(padded_N)
+        return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
     def save(self, directory: Path) -> None:
         """Write the model (a Hugging Face directory, tokenizer included) and the optimizer; main process only."""
@@ -156,6 +195,24 @@ class Learner:
         """Over all ranks."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
         return self._accelerator.reduce(tensor, reduction="sum").tolist()  # type: ignore[no-any-return]  # untyped library
+
+
+class _Step(NamedTuple):
+    loss: float
+    grad_norm: float
+    metrics: list[dict[str, tuple[float, float]]]
+    """Value and weight, of every micro-batch on every rank."""
+
+
+def _combined(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Means over what the parts' means are over; maxima."""
+    return {name: _mean_or_max(name, [part[name] for part in parts]) for name in parts[0]}
+
+
+def _mean_or_max(name: str, parts: list[tuple[float, float]]) -> float:
+    if name.endswith("/max"):
+        return max(value for value, _ in parts)
+    return sum(value * weight for value, weight in parts) / max(sum(weight for _, weight in parts), 1)
 
 
 def load_model(source: str | Path, shared: SharedConfig) -> PreTrainedModel:

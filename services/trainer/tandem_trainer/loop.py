@@ -31,12 +31,12 @@ def train(
         while step < cfg.max_steps and not run.should_stop():
             with run.timer("wait_for_rollouts"):
                 groups = rollouts.next(min_version=step - cfg.max_lag)  # scored while they decode
-            batch = algorithm.make_batch(groups)
+            batch = algorithm.make_batch(groups, run.gather)
             if not run.agree(batch.has_signal):
                 run.skip(groups)
                 continue
             with run.timer("update"):
-                stats = learner.update(batch, algorithm.loss)  # raises before stepping on NaN
+                stats = learner.update(batch, algorithm)  # raises before stepping on NaN
             step += 1
             run.measure(step, groups, stats)
             with run.timer("publish"):

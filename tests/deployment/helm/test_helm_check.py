@@ -85,4 +85,11 @@ def test_the_test_pod_asks_the_name_that_has_every_replica() -> None:
     (container,) = pod["spec"]["containers"]
     assert container["args"][1] == f"http://{service['metadata']['name']}:8000"
     assert {"name": "REPLICAS", "value": "3"} in container["env"]
-    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+
+
+def test_the_test_pod_shows_its_log_and_is_gone_afterwards() -> None:
+    annotations = one(render(), "Pod")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook"] == "test"
+    ends = {"hook-succeeded", "hook-failed"}
+    assert ends <= set(annotations["helm.sh/hook-delete-policy"].split(","))
+    assert ends == set(annotations["helm.sh/hook-output-log-policy"].split(","))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,9 +131,35 @@ def test_the_containers_that_prepare_and_wait_do_so(tmp_path: Path) -> None:
     assert (project / "rewards.py").read_text() == "x = 1\n"
     assert (project / "config.yaml").read_text() == "shared: {model: .}\n", "the chart's configuration wins"
     assert run(wait, tmp_path).returncode == 0
-    assert run(make, tmp_path, JOB_COMPLETION_INDEX="1").returncode == 0, "another node's trainer waits too"
     (project / ".prepared").write_text("another configuration")
     assert run(wait, tmp_path).returncode == 1
+
+
+def test_of_several_trainer_pods_the_first_prepares_and_the_others_wait(tmp_path: Path) -> None:
+    for folder in ("weights", "cache", "source", "config"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "config/config.yaml").write_text("shared: {model: .}\n")
+    values = {"trainer": {"nodes": 2}, "storage": {"runs": {"accessMode": "ReadWriteMany"}}}
+    job = one(render({**values, "generator": {"startupBudgetSeconds": 10}}), "Job")
+    (container,) = job["spec"]["template"]["spec"]["initContainers"]
+    assert "was not there within 10 s" in run(container, tmp_path, JOB_COMPLETION_INDEX="1").stderr
+    assert run(container, tmp_path, JOB_COMPLETION_INDEX="0").returncode == 0
+    with (tmp_path / "weights/WRITER").open() as held:  # by the trainer in the first pod, which has begun
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(container, tmp_path, JOB_COMPLETION_INDEX="1").returncode == 0
+
+
+def test_a_project_is_not_prepared_while_a_trainer_runs(tmp_path: Path) -> None:
+    for folder in ("weights", "cache", "source", "config"):
+        (tmp_path / folder).mkdir()
+    (container,) = one(render(), "Job")["spec"]["template"]["spec"]["initContainers"]
+    command = [*container["command"][:-1], re.sub(r"--timeout \d+", "--timeout 1", container["command"][-1])]
+    with (tmp_path / "weights/WRITER").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ended = run({**container, "command": command}, tmp_path)
+    assert ended.returncode == 1
+    assert "timeout while waiting to get lock" in ended.stderr
+    assert not (tmp_path / "cache/project").exists()
 
 
 def run(container: Object, root: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -141,6 +169,7 @@ def run(container: Object, root: Path, **env: str) -> subprocess.CompletedProces
         for path in ("/weights", "/cache", "/source", "/config"):
             text = text.replace(f" {path}", f" {root}{path}").replace(f":{path}", f":{root}{path}")
             text = f"{root}{text}" if text.startswith(path) else text
+        text = re.sub(r"seq \d+", "seq 1", text)
         return text.replace("python3 /opt/preflight.py", f"{sys.executable} {ROOT / 'docker/preflight.py'}")
 
     made = {entry["name"]: here(entry["value"]) for entry in container["env"]}

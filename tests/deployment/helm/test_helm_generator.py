@@ -60,6 +60,12 @@ def test_parallel_sizes_use_exactly_the_devices(resource: str) -> None:
     assert env(made)["TANDEM__GENERATOR__DATA_PARALLEL_SIZE"] == "2"
 
 
+def test_pipeline_parallel_takes_its_share_of_the_devices() -> None:
+    config = {"generator": {"vllm": {"pipeline_parallel_size": 2}}}
+    made = container({"generator": {"accelerator": {"count": 8}, "dataParallelSize": 2}, "config": config})
+    assert env(made)["TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE"] == "2"
+
+
 def test_without_devices_nothing_is_asked_for_and_the_configuration_decides() -> None:
     assert container()["resources"].keys() == {"requests", "limits"}
     assert set(container()["resources"]["limits"]) == {"cpu", "memory"}

@@ -16,8 +16,15 @@ pytestmark = pytest.mark.helm
 
 OLDEST = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"].removeprefix(">=").removesuffix(".0-0")
 VERSIONS = (OLDEST, "1.31", "1.34", kubernetes_validate.latest_version())
+SCHEMA_CONTENTS = functools.cache(kubernetes_validate.utils.schema_contents)
 OPERATORS = ("monitoring.coreos.com", "jobset.x-k8s.io", "leaderworkerset.x-k8s.io")
 """Whose objects are not Kubernetes' own, so that nothing here knows their schema; what is in them is."""
+
+
+@pytest.fixture(autouse=True)
+def schemas_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library reads megabytes of them for every object."""
+    monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", SCHEMA_CONTENTS)
 
 
 def own(thing: Object) -> list[Object]:

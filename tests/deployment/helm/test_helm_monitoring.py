@@ -6,44 +6,16 @@ import json
 import re
 from typing import Any
 
-import prometheus_client
 import pytest
 
-import tandem_generator.metrics  # noqa: F401 - registers them
-from support.helm import CHART, Object, names, one, render
+from support.helm import CHART, ROOT, Object, names, one, render
+from support.series import known, used
 from support.variations import CI, OWN
-from tandem_trainer.exporter import LABELS, PREFIX
+from tandem_trainer.exporter import LABELS
 
 pytestmark = pytest.mark.helm
 
 ALL = {"monitoring": {name: {"enabled": True} for name in ("scrape", "rules", "dashboard")}}
-OTHERS = {
-    "up",
-    "kubelet_volume_stats_used_bytes",
-    "kubelet_volume_stats_capacity_bytes",
-    "kube_job_failed",
-}
-"""Series of Prometheus itself, of the kubelet and of kube-state-metrics."""
-STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "completion_tokens_mean",
-        "truncated_fraction", "groups_skipped", "step", "timings"}  # fmt: skip
-"""Keys of a line of metrics.jsonl; tests/integration/test_trainer_with_mock.py looks for each in a real run."""
-
-
-def generator_series() -> set[str]:
-    """Names of all series that are the generator's own."""
-    families = [f for f in prometheus_client.REGISTRY.collect() if f.name.startswith("tandem_")]
-    counters = {f"{family.name}_total" for family in families if family.type == "counter"}
-    return counters | {sample.name for family in families for sample in family.samples}
-
-
-def known(series: str) -> bool:
-    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP}
-
-
-def used(expression: str) -> set[str]:
-    """Names of series in a PromQL expression: words before a selector or a range, that no parenthesis follows."""
-    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(by|on) \([^)]*\)", "", expression)
-    return {word for word in re.findall(r"[a-z_]{2,}\b(?!\s*\()", bare) if word not in ("or", "and", "unless")}
 
 
 def rules(values: dict[str, Any] = ALL) -> dict[str, Object]:
@@ -109,6 +81,11 @@ def test_the_alerts_that_matter_are_there_with_the_values_bounds() -> None:
     assert all('namespace="rl"' in rule["expr"] for rule in found.values()), (
         "another release's series are not this one's"
     )
+
+
+def test_the_runbook_says_what_to_do_at_every_alert() -> None:
+    told = set(re.findall(r"(?m)^\| `(Tandem\w+)`", (ROOT / "docs/runbook.md").read_text()))
+    assert told == rules().keys()
 
 
 def test_every_panel_is_over_series_that_exist() -> None:

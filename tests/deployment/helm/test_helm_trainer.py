@@ -55,7 +55,12 @@ def test_whatever_changes_the_job_gives_it_another_name_and_the_same_claims(chan
 
 @pytest.mark.parametrize(
     "change",
-    [{"generator": {"replicas": 2}}, {"monitoring": {"rules": {"enabled": True}}}, {"token": {"key": "token"}}],
+    [
+        {"generator": {"replicas": 2, "image": {"tag": "other"}, "startupBudgetSeconds": 60, "env": {"A": "b"}}},
+        {"monitoring": {"rules": {"enabled": True}}},
+        {"networkPolicy": {"enabled": False}},
+        {"storage": {"runs": {"size": "1Ti"}}},
+    ],
 )
 def test_what_does_not_change_the_job_leaves_it_alone(change: dict[str, Any]) -> None:
     assert job(change) == job()

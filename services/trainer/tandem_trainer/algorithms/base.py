@@ -5,7 +5,7 @@ Tensor names end in their shape: B rows (one completion each), T completion toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -14,14 +14,39 @@ from ..batch import Batch, ScoredGroup
 
 
 class Totals(NamedTuple):
-    """What normalises a loss: counts of the whole step, over all micro-batches and ranks."""
+    """What a loss takes from the whole step, over all micro-batches and ranks."""
 
     rows: int
     tokens: int
+    entropy_threshold: Tensor | None = None
+    """The `entropy_quantile` of the entropies of all tokens in the loss; a scalar."""
+
+
+Gather = Callable[[list[float]], list[float]]
+"""From values to those of all ranks; every rank calls it at the same time."""
+
+
+class Mean(NamedTuple):
+    """A mean and what it is over, so that means of parts make the mean of the whole."""
+
+    value: Tensor
+    weight: Tensor
+
+    @classmethod
+    def over(cls, values: Tensor, weights: Tensor) -> Mean:
+        return cls((values.detach() * weights).sum() / weights.sum().clamp(min=1), weights.sum())
+
+
+class Share(NamedTuple):
+    """What a micro-batch adds to the step."""
+
+    loss: Tensor
+    metrics: dict[str, Mean]
+    """One whose name ends in `/max` is a maximum, whatever its weight; of values that are not negative."""
 
 
 class LossFunction(Protocol):
-    """From a micro-batch to its share of the step's loss, and metrics as means over its tokens in the loss."""
+    """From a micro-batch to its share of the step's loss."""
 
     def __call__(
         self,
@@ -30,8 +55,9 @@ class LossFunction(Protocol):
         totals: Totals,
         *,
         entropy_BT: Tensor,
+        old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    ) -> Share: ...
 
 
 class Algorithm(Protocol):
@@ -39,10 +65,14 @@ class Algorithm(Protocol):
 
     needs_reference: bool
     """Whether `loss` wants logprobs of the policy that training started from."""
+    num_iterations: int
+    """Optimizer steps for one batch; `old_logprobs_BT` is of the policy before the first of them."""
+    entropy_quantile: float | None
+    """Which quantile of the step's entropies `loss` wants to know, if any."""
 
     @property
     def loss(self) -> LossFunction: ...
 
-    def make_batch(self, groups: Sequence[ScoredGroup]) -> Batch:
-        """The rows to train on, at least one; `has_signal` is False when there is nothing to learn from them."""
+    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather) -> Batch:
+        """This rank's rows to train on, at least one; without `has_signal` there is nothing to learn from them."""
         ...

@@ -1,0 +1,146 @@
+"""GRPO's family of losses: for each `loss_type`, what a token contributes and what the sum is divided by.
+
+Tensor names end in their shape: B rows (one completion each), T completion tokens. What ends in BT may be [B, 1] where
+one value holds for a whole row, as the ratio does at sequence level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import GrpoConfig
+from .corrections import policy_ratio, sampler_correction
+from .tokens import Tokens
+
+MAX_LOG_RATIO = 20.0
+MIN_LOG_WEIGHT = math.log(1e-8)
+
+
+class Objective(NamedTuple):
+    """A token's loss, not yet corrected for the sampler, and metrics."""
+
+    loss_BT: Tensor
+    metrics_BT: dict[str, Tensor]
+
+
+def clipped(tokens: Tokens, options: GrpoConfig) -> Objective:
+    """The ratio, kept from growing past its bounds in the advantage's direction; `delta` bounds it in the other too.
+
+    Source: GRPO, arXiv:2402.03300 eq. 3; `epsilon_high`: DAPO, arXiv:2503.14476 eq. 8; `delta`: INTELLECT-2,
+        arXiv:2505.07291 (two-sided clipping).
+    """
+    low, high = 1 - options.epsilon, 1 + options.upper_epsilon
+    ratio_BT, advantages_BT = policy_ratio(tokens, options), tokens.advantages_BT
+    clipped_BT = ratio_BT.clamp(low, high)
+    if options.delta is not None:
+        ratio_BT = ratio_BT.clamp(max=options.delta)
+    loss_BT = -torch.min(ratio_BT * advantages_BT, clipped_BT * advantages_BT)
+    too_low_BT = (ratio_BT < low) & (advantages_BT < 0)
+    too_high_BT = (ratio_BT > high) & (advantages_BT > 0)
+    metrics_BT = {"low_mean": too_low_BT, "high_mean": too_high_BT, "region_mean": too_low_BT | too_high_BT}
+    return Objective(loss_BT, {f"clip_ratio/{name}": value for name, value in metrics_BT.items()})
+
+
+def cispo(tokens: Tokens, options: GrpoConfig) -> Objective:
+    """REINFORCE weighted by the ratio, of which `epsilon_high` itself (not 1 + epsilon_high) is the cap.
+
+    Source: MiniMax-M1, arXiv:2506.13585 eq. 4–5; the cap as ScaleRL has it, arXiv:2510.13786.
+    """
+    ratio_BT = policy_ratio(tokens, options).detach()
+    weight_BT = ratio_BT.clamp(max=options.upper_epsilon)
+    capped_BT = (ratio_BT > options.upper_epsilon) & (tokens.advantages_BT > 0)
+    return Objective(-weight_BT * tokens.advantages_BT * tokens.logprobs_BT, {"cispo_clip_ratio": capped_BT})
+
+
+def sapo(tokens: Tokens, options: GrpoConfig) -> Objective:
+    """A sigmoid gate around ratio 1 instead of a clip.
+
+    Source: Soft Adaptive Policy Optimization, arXiv:2511.20347 eq. 6.
+    """
+    temperature_BT = _by_sign(tokens.advantages_BT > 0, options.sapo_temperature_pos, options.sapo_temperature_neg)
+    gate_BT = torch.sigmoid(temperature_BT * (policy_ratio(tokens, options) - 1)) * 4 / temperature_BT
+    return Objective(-gate_BT * tokens.advantages_BT, {})
+
+
+def vespo(tokens: Tokens, options: GrpoConfig) -> Objective:
+    """REINFORCE weighted by a gamma density of the whole row's ratio to its sampler, 1 where that is 1.
+
+    Source: Variational Sequence-Level Soft Policy Optimization, arXiv:2602.10693; the clamps are the authors'.
+    """
+    log_weight_B1 = (tokens.log_ratio_BT.detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO) * tokens.mask_BT).sum(1, True)
+    correction_BT = sampler_correction(tokens, options)
+    if correction_BT is not None:
+        log_weight_B1 = log_weight_B1 + correction_BT.log().clamp(MIN_LOG_WEIGHT, MAX_LOG_RATIO).sum(1, True)
+    log_weight_B1 = log_weight_B1.clamp(MIN_LOG_WEIGHT, MAX_LOG_RATIO)
+    better_BT = tokens.advantages_BT >= 0
+    k_BT = _by_sign(better_BT, options.vespo_k_pos, options.vespo_k_neg)
+    lambda_BT = _by_sign(better_BT, options.vespo_lambda_pos, options.vespo_lambda_neg).clamp(min=1e-4)
+    phi_BT = (lambda_BT + k_BT * log_weight_B1 - lambda_BT * log_weight_B1.exp()).exp()
+    phi_BT = phi_BT.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    return Objective(-phi_BT * tokens.advantages_BT * tokens.logprobs_BT, {"vespo/phi_seq_mean": phi_BT})
+
+
+def _by_sign(condition_BT: Tensor, positive: float, negative: float) -> Tensor:
+    """In float32 whatever the inputs are, because TRL's values are, and 1.05 is another number in float64."""
+    values = torch.tensor([negative, positive], dtype=torch.float32, device=condition_BT.device)
+    return values[condition_BT.long()]
+
+
+class Counts(NamedTuple):
+    """What normalises a loss: of the whole step, of which these rows may be a part."""
+
+    rows: int
+    tokens: int
+    max_completion_length: int | None
+
+
+def row_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+    """Mean over each row, then over rows. Source: GRPO, arXiv:2402.03300 eq. 3."""
+    return ((loss_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).sum() / max(1, counts.rows)
+
+
+def row_sum(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+    """Sum over each row, then mean over rows. Source: LUSPO, arXiv:2602.05261."""
+    return (loss_BT * mask_BT).sum() / max(1, counts.rows)
+
+
+def token_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+    """Mean over all tokens. Source: DAPO, arXiv:2503.14476 eq. 8."""
+    return (loss_BT * mask_BT).sum() / max(1, counts.tokens)
+
+
+def constant_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+    """Sum over as many tokens as there could be at most. Source: Dr. GRPO, arXiv:2503.20783.
+
+    Raises:
+        ValueError: nobody said how many.
+    """
+    if counts.max_completion_length is None:
+        raise ValueError("loss_type dr_grpo got no max_completion_length; wanted the most tokens a completion can have")
+    return (loss_BT * mask_BT).sum() / (max(1, counts.rows) * counts.max_completion_length)
+
+
+class LossType(NamedTuple):
+    """How a loss is put together."""
+
+    objective: Callable[[Tokens, GrpoConfig], Objective]
+    reduce: Callable[[Tensor, Tensor, Counts], Tensor]
+    multiplies_correction: bool = True
+    """Whether the sampler's correction multiplies the objective, which otherwise has it in it."""
+
+
+LOSS_TYPES = {
+    "grpo": LossType(clipped, row_mean),
+    "bnpo": LossType(clipped, token_mean),
+    "dr_grpo": LossType(clipped, constant_mean),
+    "dapo": LossType(clipped, token_mean),
+    "cispo": LossType(cispo, token_mean),
+    "sapo": LossType(sapo, row_mean),
+    "vespo": LossType(vespo, token_mean, multiplies_correction=False),
+    "luspo": LossType(clipped, row_sum),
+}

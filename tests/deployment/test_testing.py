@@ -1,0 +1,91 @@
+"""tandem_cli.testing, as docs/testing.md shows it to other people's CI."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import docker
+import pytest
+
+from support.models import make_tiny_model
+from support.policies import ReferencePolicy
+from support.stack import ROOT
+from tandem_cli.testing import GeneratorContainer, sweep
+from tandem_protocol.messages import Info, RolloutLine, ServedWeights, SwitchMode
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
+
+REQUEST = {"prompts": [{"token_ids": [1, 2, 3]}], "sampling": {"n": 4, "max_tokens": 8}}
+ABANDON = """
+import os
+from tandem_cli.testing import GeneratorContainer
+print(GeneratorContainer().start().get_wrapped_container().name, flush=True)
+os._exit(0)
+"""
+
+
+@pytest.fixture(autouse=True)
+def _without_ryuk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("testcontainers.core.config.testcontainers_config.ryuk_disabled", True)
+
+
+def test_the_example_of_the_documentation_passes(project: Path, tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.DOTALL)
+    example = example.replace("/path/to/project", str(project)).replace("/path/to/tandem", str(ROOT))
+    (tmp_path / "test_example.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "test_example.py"],
+        cwd=tmp_path,
+        env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    assert "2 passed" in done.stdout, done.stdout
+
+
+def test_a_generator_serves_what_this_machine_publishes(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "model")
+    policy = ReferencePolicy(tmp_path / "model", WeightStore(tmp_path / "weights"))
+    with (
+        GeneratorContainer(model=tmp_path / "model", weights_dir=tmp_path / "weights") as generator,
+        generator.client as client,
+    ):
+        info = Info.model_validate(client.get("/info").raise_for_status().json())
+        assert info.model == "/model"
+        version = Version(1, 1)
+        body = {"manifest_digest": policy.publish(version), "mode": SwitchMode.DRAIN}
+        served = ServedWeights.model_validate(client.put(f"/weights/{version}", json=body).raise_for_status().json())
+    assert served.version == version
+    assert list((tmp_path / "weights" / "served").glob("*.json")), "its lease is there"
+
+
+def test_faults_reach_the_engine_and_the_token_is_wanted() -> None:
+    with GeneratorContainer(faults={"error_rate": 1.0}) as generator, generator.client as client:
+        assert client.get("/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
+        lines = client.post("/rollouts", json=REQUEST).raise_for_status().text.splitlines()
+        assert RolloutLine.model_validate_json(lines[-1]).error is not None
+
+
+def test_what_a_killed_test_leaves_is_swept() -> None:
+    name = subprocess.run(
+        [sys.executable, "-c", ABANDON],
+        env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout.strip()
+    engine = docker.from_env(timeout=60)
+    assert engine.containers.get(name).status == "running"
+    with GeneratorContainer() as ours:
+        sweep()
+        assert ours.client.get("/readyz").status_code == 200, "what is still somebody's stays"
+    assert name not in [container.name for container in engine.containers.list(all=True)]
