@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,32 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from support.generators import TOKEN, free_port, running
-from support.models import make_tiny_model
 from support.projects import Project
 from support.series import STEP
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, model: Path) -> Iterator[Callable[..., Project]]:
-    """A project with its own generator and store: the mock follows attempts, so runs must not share one."""
-    with contextlib.ExitStack() as stack:
-
-        def make(name: str = "project", faults: tuple[str, ...] = (), **trainer: Any) -> Project:
-            weights_dir = tmp_path / name / "weights"
-            weights_dir.mkdir(parents=True)
-            generator = stack.enter_context(
-                running("mock", model, weights_dir, *faults, log=tmp_path / name / "generator.log")
-            )
-            return Project(tmp_path / name / "project", model, generator, weights_dir, **trainer)
-
-        yield make
 
 
 @pytest.fixture(scope="module")

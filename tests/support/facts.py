@@ -19,14 +19,14 @@ from tandem_cli.doctor.facts import (
     Nvidia,
     Service,
     Stack,
-    Unknown,
     Volume,
 )
 from tandem_cli.doctor.settings import Settings
+from tandem_cli.doctor.unknown import Unknown
 
 GIB = 1 << 30
-SMALL = Model("the folder /p/model", 810_000, 4, 128, 4, 32, 24, 64)
-QWEN = Model("the cache volume", 1_543_714_304, 28, 1536, 2, 128, 151_936, 32_768)
+SMALL = Model("the folder /p/model", 860_000, 4, 128, 384, 4, 32, 24, 64)
+QWEN = Model("the cache volume", 1_543_714_304, 28, 1536, 8960, 2, 128, 151_936, 32_768)
 """Qwen2.5-1.5B's sizes."""
 UUIDS = tuple(f"GPU-{index:08x}-c1d2" for index in range(8))
 
@@ -34,7 +34,7 @@ UUIDS = tuple(f"GPU-{index:08x}-c1d2" for index in range(8))
 def on_cpus() -> Facts:
     """examples/digits on a laptop."""
     return Facts(
-        engine=Engine("26.1.5", False, Unknown("CDI is off"), 16 * GIB, 8, "x86_64", Path("/var/lib/docker")),
+        engine=Engine("26.1.5", False, Unknown("CDI is off"), 16 * GIB, 8, Path("/var/lib/docker")),
         compose_version="2.26.1",
         stack=a_stack(generator={"cpuset": "0-3"}, trainer={"cpuset": "4-7"}),
         images={name: an_image(name) for name in ("preflight", "generator", "trainer")},
@@ -59,7 +59,7 @@ def on_gpus() -> Facts:
         engine=replace(laptop.engine, has_nvidia_toolkit=True, memory_bytes=512 * GIB),
         stack=replace(stack, volumes={"weights": Volume("tandem_weights", {"size": "24g", "uid": "10001"})}),
         images={name: an_image(name, CUDA_VERSION="12.8.1") for name in laptop.images},
-        nvidia=Nvidia("570.86.15", (12, 8), tuple(Gpu(i, UUIDS[i], "H100", 80 * GIB) for i in range(8))),
+        nvidia=Nvidia("570.86.15", (12, 8), tuple(Gpu(i, UUIDS[i], 80 * GIB) for i in range(8))),
         available_bytes=500 * GIB,
         disk_free_bytes=500 * GIB,
         settings=settings(generator={"tensor_parallel_size": 2}),
@@ -79,7 +79,7 @@ def a_stack(**changes: Mapping[str, Any]) -> Stack:
     """Each service as in compose.yaml, with some of its fields changed."""
     weights = Mount("weights", "/weights")
     services = {
-        "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True, "bind"),)),
+        "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True),)),
         "generator": Service("tandem-generator:cpu", shm_bytes=GIB, mounts=(replace(weights, read_only=True),)),
         "trainer": Service("tandem-trainer:cpu", shm_bytes=GIB, mounts=(weights,)),
     }

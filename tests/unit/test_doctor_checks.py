@@ -8,8 +8,9 @@ import pytest
 
 from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
-from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Refused, Stack, Unknown, Volume
+from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Stack, Volume
 from tandem_cli.doctor.finding import Finding
+from tandem_cli.doctor.unknown import Refused, Unknown
 
 LAPTOP, GPUS = on_cpus(), on_gpus()
 NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused")
@@ -18,7 +19,7 @@ NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused"
 def with_process(facts: Facts, pid: int) -> Facts:
     """The same, but GPU 4 has a process on it."""
     assert isinstance(facts.nvidia, Nvidia)
-    gpus = (*facts.nvidia.gpus[:4], Gpu(4, UUIDS[4], "H100", 80 * GIB, (Process(pid, "python", 3 * GIB),)))
+    gpus = (*facts.nvidia.gpus[:4], Gpu(4, UUIDS[4], 80 * GIB, (Process(pid, "python", 3 * GIB),)))
     return replace(facts, nvidia=replace(facts.nvidia, gpus=(*gpus, *facts.nvidia.gpus[5:])))
 
 
@@ -27,13 +28,15 @@ def with_driver(facts: Facts, *cuda: int) -> Facts:
     return replace(facts, nvidia=replace(facts.nvidia, cuda=cuda))
 
 
-def with_size(facts: Facts, size: str) -> Facts:
-    """The same, with another size of the weight store."""
+def with_size(facts: Facts, size: str, made: str | None = None) -> Facts:
+    """The same, with another size of the weight store, and perhaps one that it was made with."""
     assert isinstance(facts.stack, Stack)
-    return replace(facts, stack=replace(facts.stack, volumes={"weights": Volume("tandem_weights", {"size": size})}))
+    volume = Volume("tandem_weights", {"size": size}, {"size": made} if made else None)
+    return replace(facts, stack=replace(facts.stack, volumes={"weights": volume}))
 
 
 REFUSED: list[tuple[str, Facts, str]] = [
+    ("weight store", with_size(LAPTOP, "1g", made="1m"), "of 1.0 MiB, which tandem_weights was made with"),
     ("engine", replace(LAPTOP, engine=NO_ENGINE), "no Docker engine answers: connection refused"),
     ("engine", replace(LAPTOP, engine=replace(LAPTOP.engine, version="24.0.7")), "24.0.7; wanted 25.0"),
     ("compose", replace(LAPTOP, compose_version="v2.23.3-desktop.2"), "2.23.3-desktop.2; wanted 2.24"),
@@ -83,6 +86,8 @@ REFUSED: list[tuple[str, Facts, str]] = [
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", (UUIDS[4], UUIDS[0])),)), "share 0"),
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=1),)), "share 0"),
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=1",)),)), "share 1"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=all",)),)), "share 0, 1"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=-1),)), "share 0, 1"),
     ("GPU use", with_process(GPUS, 4711), "GPU 4: pid 4711 (python, 3.0 GiB)"),
     ("GPU driver", with_driver(GPUS, 11, 8), "runs CUDA 11.8, the generator's image has 12.8"),
     ("model", replace(LAPTOP, model=Refused("the model is not known", "mend it", "the hub answers 401")), "401"),
@@ -96,7 +101,7 @@ REFUSED: list[tuple[str, Facts, str]] = [
         replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=2 * GIB)),
         "1.0 GiB tmpfs + 2.0 GiB shm",
     ),
-    ("host memory", replace(LAPTOP, settings=settings()), "15.0 GiB services on the CPU"),
+    ("host memory", replace(LAPTOP, settings=settings()), "15.1 GiB services on the CPU"),
     ("disk", replace(GPUS, disk_free_bytes=50 * GIB), "3 checkpoints × 17.3 GiB = 51.8 GiB of 50.0 GiB free"),
     ("weights access", changed(LAPTOP, "trainer", mounts=()), "a writable volume at /weights"),
     ("weights access", changed(LAPTOP, "generator", user="1000:1000"), "user 10001's, and the user of the generator"),
@@ -142,7 +147,8 @@ WARNED: list[tuple[str, Facts, str]] = [
     ("host memory", with_size(LAPTOP, "much"), "not checked: got 'much'"),
     ("trainer fits", changed(GPUS, "trainer", devices=(Devices("nvidia", ("MIG-1",)),)), "lists none of the trainer's"),
     ("generator fits", replace(LAPTOP, settings=settings()), "vLLM takes 0.92 of all memory"),
-    ("trainer fits", replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=300 << 20)), "tight"),
+    ("trainer fits", replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=400 << 20)), "tight"),
+    ("weight store", with_size(LAPTOP, "2g", made="1g"), "of 1.0 GiB, which tandem_weights was made with (now 2.0"),
     ("GPU driver", with_driver(GPUS, 12, 4), "runs CUDA 12.4, the generator's image has 12.8"),
     ("GPU driver", replace(GPUS, images={name: an_image(name) for name in GPUS.images}), "does not tell its CUDA"),
     ("model", replace(LAPTOP, model=Unknown("the model is not known", "", "prepare.py has not run")), "prepare.py"),

@@ -22,11 +22,12 @@ from tandem_cli.doctor import settings as parts
 from tandem_cli.doctor.command import show
 from tandem_cli.doctor.compose import parse_size, parse_stack
 from tandem_cli.doctor.engine import connect
-from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Refused, Unknown, Volume
+from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Volume
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.hub import ask_hub
 from tandem_cli.doctor.model import parse_model, read_model
 from tandem_cli.doctor.nvidia import read_nvidia
+from tandem_cli.doctor.unknown import Refused, Unknown
 from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.fingerprint import checkpoint_shapes
@@ -51,7 +52,7 @@ MERGED = {
             "image": "elsewhere/trainer",
             "cpuset": "1",
             "user": "7:7",
-            "gpus": [{"count": "all"}, {"driver": "cdi", "count": 2}],
+            "gpus": [{"count": "all"}, {"driver": "cdi", "count": 2}, {"capabilities": ["gpu"]}],
             "devices": ["nvidia.com/gpu=3", {"source": "/dev/fuse", "target": "/dev/fuse"}],
         },
     },
@@ -89,6 +90,7 @@ def test_the_merged_configuration_is_read_as_compose_prints_it() -> None:
     assert trainer.devices == (
         Devices("nvidia", count=-1),
         Devices("cdi", count=2),
+        Devices("nvidia", count=-1),
         Devices("cdi", ("nvidia.com/gpu=3",)),
     )
     assert (trainer.is_built, trainer.user, trainer.cpuset, trainer.shm_bytes) == (False, "7:7", "1", 64 << 20)
@@ -130,8 +132,8 @@ def test_nvidia_smi_tells_driver_gpus_and_who_computes_on_them(nvidia_smi: Nvidi
         "570.86.15",
         (12, 8),
         (
-            Gpu(0, "GPU-1b", "NVIDIA H100 80GB HBM3", 81559 << 20, busy),
-            Gpu(1, "GPU-2c", "NVIDIA H100 80GB HBM3", 81559 << 20),
+            Gpu(0, "GPU-1b", 81559 << 20, busy),
+            Gpu(1, "GPU-2c", 81559 << 20),
         ),
     )
 
@@ -231,5 +233,5 @@ def test_the_doctor_reckons_with_the_services_own_defaults(part: type[BaseModel]
 
 def test_a_finding_is_one_line_with_its_mend_beneath() -> None:
     output = io.StringIO()
-    show([Finding("ok", "fine", name="a"), Finding("fail", "broken [x]", "mend [y]", "bcd")], Console(file=output))
+    show([Finding("a", "ok", "fine"), Finding("bcd", "fail", "broken [x]", "mend [y]")], Console(file=output))
     assert output.getvalue() == "ok    a    fine\nFAIL  bcd  broken [x]\n           → mend [y]\n"

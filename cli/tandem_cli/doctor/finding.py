@@ -12,23 +12,23 @@ Status = Literal["ok", "warn", "fail"]
 class Finding:
     """`message` says what was got and what was wanted; `mend` what to do, a command where there is one."""
 
+    name: str
+    """Of the check."""
     status: Status
     message: str
     mend: str = ""
-    name: str = ""
-    """Of the check."""
 
 
 def ok(message: str) -> Finding:
-    return Finding("ok", message)
+    return Finding("", "ok", message)
 
 
 def warn(message: str, mend: str = "") -> Finding:
-    return Finding("warn", message, mend)
+    return Finding("", "warn", message, mend)
 
 
 def fail(message: str, mend: str) -> Finding:
-    return Finding("fail", message, mend)
+    return Finding("", "fail", message, mend)
 
 
 def gib(size_bytes: float) -> str:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import httpx
 
-from .facts import Model, Refused, Unknown
+from .facts import Model
 from .model import NO_MODEL, parse_model
+from .unknown import Refused, Unknown
 
 TIMEOUT_S = 15.0
 DEFAULT_ENDPOINT = "https://huggingface.co"

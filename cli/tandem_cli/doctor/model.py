@@ -10,7 +10,8 @@ from typing import Any
 
 from tandem_protocol.fingerprint import checkpoint_shapes
 
-from .facts import Model, Refused, Unknown
+from .facts import Model
+from .unknown import Refused, Unknown
 
 NO_MODEL = "the model is not known"
 
@@ -34,14 +35,15 @@ def parse_model(config: Mapping[str, Any], parameters: int | None, where: str, *
     sizes = config.get("text_config") or config
     try:
         layers, hidden, heads = (sizes[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
-        vocab = sizes["vocab_size"]
+        vocab, intermediate = sizes["vocab_size"], sizes.get("intermediate_size") or 4 * hidden
         kv_heads = sizes.get("num_key_value_heads") or heads
         head_dim = sizes.get("head_dim") or hidden // heads
         return Model(
             where=where,
-            parameters=parameters or _count_parameters(sizes, head_dim, kv_heads),
+            parameters=parameters or _count_parameters(sizes, intermediate, head_dim, kv_heads),
             layers=layers,
             hidden=hidden,
+            intermediate=intermediate,
             kv_heads=kv_heads,
             head_dim=head_dim,
             vocab=vocab,
@@ -52,11 +54,11 @@ def parse_model(config: Mapping[str, Any], parameters: int | None, where: str, *
         raise ValueError(f"its config.json has no {error}") from error
 
 
-def _count_parameters(sizes: Mapping[str, Any], head_dim: int, kv_heads: int) -> int:
+def _count_parameters(sizes: Mapping[str, Any], intermediate: int, head_dim: int, kv_heads: int) -> int:
     """Of a Llama-like decoder: a layer is q, k, v, o (hidden × head_dim × heads each) and gate, up, down (hidden ×
     intermediate); norms are left out, and an embedding counts twice where the output has its own."""
     hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
     attention = 2 * hidden * head_dim * (heads + kv_heads)
-    layer = attention + 3 * hidden * sizes["intermediate_size"]
+    layer = attention + 3 * hidden * intermediate
     embeddings = 1 if sizes.get("tie_word_embeddings") else 2
     return int(sizes["num_hidden_layers"] * layer + embeddings * sizes["vocab_size"] * hidden)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from ..devices import DevicesUnknown, nvidia_smi
-from .facts import Gpu, Nvidia, Process, Unknown
+from .facts import Gpu, Nvidia, Process
+from .unknown import Unknown
 
 INSTALL = "install NVIDIA's driver; `nvidia-smi` has to list the GPUs"
 
@@ -37,7 +38,7 @@ def _gpu(index: int, element: ElementTree.Element) -> Gpu:
         for p in element.iter("process_info")
     )
     memory_bytes = _mebibytes(_text(element, "fb_memory_usage/total"))
-    return Gpu(index, _text(element, "uuid"), _text(element, "product_name"), memory_bytes, tuple(processes))
+    return Gpu(index, _text(element, "uuid"), memory_bytes, tuple(processes))
 
 
 def _text(element: ElementTree.Element, path: str) -> str:

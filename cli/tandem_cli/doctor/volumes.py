@@ -10,8 +10,9 @@ import docker
 from docker.errors import DockerException, NotFound
 
 from .engine import PROJECT_LABEL
-from .facts import GENERATOR, TRAINER, Access, Image, Model, Refused, Service, Stack, Unknown
+from .facts import GENERATOR, TRAINER, Access, Image, Model, Service, Stack
 from .model import NO_MODEL, parse_model
+from .unknown import Refused, Unknown
 
 TIMEOUT_S = 60
 PREPARE = "docker compose up preflight"
@@ -45,6 +46,8 @@ class Workshop:
     def find_model(self, name: str) -> Model | Unknown:
         """The model on the project or the cache volume, as the trainer sees it."""
         printed = self._run(TRAINER, ("/project", "/cache"), LOOK, name)
+        if isinstance(printed, Refused):
+            return Refused(NO_MODEL, PREPARE, f"{name} on the project's volume: {printed.reason}")
         if isinstance(printed, Unknown):
             return printed
         if not printed:
@@ -53,7 +56,7 @@ class Workshop:
         try:
             return parse_model(found["config"], found["parameters"], f"the volume at {found['folder']}")
         except ValueError as error:
-            return Unknown(NO_MODEL, detail=f"{found['folder']} cannot be read: {error}")
+            return Refused(NO_MODEL, PREPARE, f"{found['folder']} cannot be read: {error}")
 
     def try_weights(self) -> Access | Unknown:
         """Whether the trainer can write the weight store and the generator read it."""
@@ -67,8 +70,12 @@ class Workshop:
 
     def pids(self) -> frozenset[int]:
         """The processes of the stack's running containers, as the host numbers them."""
-        running = self.client.containers.list(filters={"label": f"{PROJECT_LABEL}={self.stack.name}"})
-        return frozenset(int(row[0]) for c in running for row in c.top(ps_args="-o pid")["Processes"])
+        own = {"label": f"{PROJECT_LABEL}={self.stack.name}"}
+        try:
+            running = self.client.containers.list(ignore_removed=True, filters=own)
+            return frozenset(int(row[0]) for c in running for row in c.top(ps_args="-o pid")["Processes"])
+        except DockerException:  # one of them ends just now
+            return frozenset()
 
     def _run(self, name: str, targets: tuple[str, ...], program: str, *arguments: str) -> str | Unknown:
         """What `program` prints in a container of a service; `Refused` with its last line when it fails there."""

@@ -178,10 +178,15 @@ class PublishConfig(Section):
 
 
 class EvalConfig(Section):
-    """Greedy completions for held-out prompts, before the first step, after the last and every `every_steps`."""
+    """One completion for each held-out prompt, before the first step, after the last and every `every_steps`.
+
+    With a judge, its reward is how it fares against the first policy's completion for the same prompt: 1 is a win in
+    both orders, 0.5 a tie."""
 
     prompts: PromptsConfig
     every_steps: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0.0)
+    """0 is greedy; above, each prompt is sampled with the same seed every time."""
 
 
 class TrainerConfig(Section):

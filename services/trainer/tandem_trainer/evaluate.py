@@ -1,4 +1,4 @@
-"""How good the policy is on held-out prompts: greedy completions through the generator, scored as in training.
+"""How good the policy is on held-out prompts: a completion each through the generator, scored as in training.
 
 With a judge, the reward is the rate of wins against the first policy that the run evaluated.
 """
@@ -68,11 +68,14 @@ class Evaluation:
         self._file.append([record])
 
     async def _collect(self, version: Version) -> list[ScoredGroup]:
-        rollout = self._config.rollout
+        assert self._config.eval is not None, "due says so"
+        rollout, temperature = self._config.rollout, self._config.eval.temperature
         request = RolloutRequest(
-            prompts=tuple(Prompt(token_ids=row.token_ids) for row in self._rows),
+            prompts=tuple(
+                Prompt(token_ids=row.token_ids, seed=row.index if temperature else None) for row in self._rows
+            ),
             sampling=sampling(rollout).model_copy(
-                update={"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+                update={"n": 1, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
             ),
             min_version=version,
         )

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..facts import GENERATOR, TRAINER, Facts, known
+from ..facts import GENERATOR, TRAINER, Facts, Model
 from ..finding import Finding, count, fail, gib, ok, warn
+from ..settings import LearnerPart
+from ..unknown import known
 from .devices import gpus_of
 
 VLLM_UTILIZATION = 0.92
 """Share of a device's memory that vLLM 0.32 takes unless gpu_memory_utilization says otherwise; on the CPU too, unless
 the size of its KV cache is set."""
 KV_SPACE = "VLLM_CPU_KVCACHE_SPACE"
-ACTIVATION_BYTES = 34
-"""A layer keeps about 34 bytes per token and hidden unit for the backward pass, in 16 bit and without the attention
-matrix, which fused attention does not keep. Source: Korthikanti et al. 2022, Reducing Activation Recomputation."""
 TIGHT = 0.9
 
 
@@ -86,24 +85,36 @@ def _with_cpu_cache(facts: Facts, weights: float, text: str) -> Need:
 
 def trainer_need(facts: Facts) -> Need:
     """A process holds P × (4 parameters + 4 gradients + 8 AdamW) bytes, P × 2 for copies in bfloat16 where that is the
-    dtype, P × 4 for a reference model (grpo.beta), and for the backward pass L × T × H × 34 bytes in bfloat16, 68 in
-    float32, with T = max_tokens_per_micro_batch. With gradient_checkpointing that is one layer's worth, and each
-    layer's input. The logits of one chunk, their softmax and their gradients: 3 × logprob_chunk_size × V × 4.
+    dtype, P × 4 for a reference model (grpo.beta), P × 4 for what several processes exchange gradients in, and the
+    activations of max_tokens_per_micro_batch tokens. Logits exist as one chunk, its softmax and its gradient:
+    3 × logprob_chunk_size × V × 4.
     """
-    config, model = known(facts.settings).trainer, known(facts.model)
-    learner, wide = config.learner, 2 if config.learner.dtype == "float32" else 1
-    state_width = 16 + (2 if learner.dtype == "bfloat16" else 0) + (4 if config.grpo.beta else 0)
-    state, tokens = model.parameters * state_width, learner.max_tokens_per_micro_batch
-    layer = tokens * model.hidden * ACTIVATION_BYTES * wide
-    inputs = model.layers * tokens * model.hidden * 2 * wide
-    activations = inputs + layer if learner.gradient_checkpointing else model.layers * layer
-    logits = 3 * learner.logprob_chunk_size * model.vocab * 4
-    processes = 1 if _on_gpu(facts, TRAINER) else trainer_processes(facts)
+    config, model, ranks = known(facts.settings).trainer, known(facts.model), trainer_processes(facts)
+    learner, tokens = config.learner, config.learner.max_tokens_per_micro_batch
+    extras = (2 * (learner.dtype == "bfloat16"), 4 * (config.grpo.beta > 0), 4 * (ranks > 1))
+    state_width = 16 + sum(extras)
+    state = model.parameters * state_width
+    activations = tokens * token_bytes(model, learner) + 3 * learner.logprob_chunk_size * model.vocab * 4
+    here = 1 if _on_gpu(facts, TRAINER) else ranks
     text = (
         f"{count(model.parameters)} × {state_width} B = {gib(state)} parameters, gradients, optimizer + "
-        f"{gib(activations + logits)} activations of {tokens} tokens"
+        f"{gib(activations)} activations of {tokens} tokens"
     )
-    return Need(processes * (state + activations + logits), f"{processes} × ({text})" if processes > 1 else text)
+    return Need(here * (state + activations), f"{here} × ({text})" if here > 1 else text)
+
+
+def token_bytes(model: Model, learner: LearnerPart) -> int:
+    """What autograd keeps of a token: in float32 32 H + 8 K + 16 I bytes a layer, where K is KV heads × head size and I
+    the intermediate size of a gated MLP; in bfloat16 30 H + 4 K + 8 I, since norms and residuals stay in float32. With
+    gradient_checkpointing it is one layer's worth, and the input of each: 4 H.
+
+    Source: counted for Llama and Qwen2 (tests/unit/test_doctor_memory.py counts again).
+    """
+    keys = model.kv_heads * model.head_dim
+    in_float32 = 32 * model.hidden + 8 * keys + 16 * model.intermediate
+    in_bfloat16 = 30 * model.hidden + 4 * keys + 8 * model.intermediate
+    layer = in_float32 if learner.dtype == "float32" else in_bfloat16
+    return layer + model.layers * 4 * model.hidden if learner.gradient_checkpointing else model.layers * layer
 
 
 def trainer_processes(facts: Facts) -> int:
