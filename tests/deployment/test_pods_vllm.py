@@ -7,7 +7,7 @@ import yaml
 
 from support.helm import CHART, ROOT, render
 from support.podman import cluster
-from support.probes import Answers, probed
+from support.probes import probed
 from support.runs import Run, project_values
 
 pytestmark = [
@@ -33,4 +33,4 @@ def test_vllm_and_trainer_train_to_the_end_while_probes_pass(cpu_pods: None) -> 
             assert run.end(timeout_s=600) == [0], run.logs()
         assert [line["step"] for line in run.metrics()] == list(range(1, STEPS + 1))
         assert run.served(generator) == run.metrics()[-1]["version"]
-        assert Answers(set(answers.ready), set(answers.alive)) == Answers({True}, {True})
+        assert set(answers.ready) == set(answers.alive) == {True}

@@ -19,8 +19,6 @@ from support.helm import Object
 from support.pods import Pod, manifest
 from tandem_cli.testing import is_orphan, unique_name
 
-OWNER = "uid=0,gid=10001"
-"""Of a volume, as kubelet leaves one to the chart's fsGroup."""
 PAGE_BYTES = 4096
 PLAY_TIMEOUT_S = 60.0
 
@@ -69,21 +67,25 @@ class Cluster:
     def own(self, name: str) -> str:
         return f"{self.name}-{name}"
 
-    def claim(self, name: str) -> str:
-        return self._volume(name, f"o={OWNER}")
+    def claim(self, name: str, group: int) -> str:
+        """A volume as kubelet leaves it to an fsGroup."""
+        if self._volume(name, f"o=uid=0,gid={group}"):
+            self.folder(name).chmod(0o2775 if group else 0o755)
+        return self.own(name)
 
-    def scratch(self, name: str, size: str) -> str:
+    def scratch(self, name: str, size: str, group: int) -> str:
         """An emptyDir: in memory, so that its size holds."""
         number, unit = re.fullmatch(r"(\d+)([KMG])i", size).groups()
         pages = int(number) * 1024 ** (1 + "KMG".index(unit)) // PAGE_BYTES
-        return self._volume(name, "type=tmpfs", "device=tmpfs", f"o=nr_blocks={pages},mode=2777,{OWNER}")
+        self._volume(name, "type=tmpfs", "device=tmpfs", f"o=nr_blocks={pages},mode=2777,uid=0,gid={group}")
+        return self.own(name)
 
-    def _volume(self, name: str, *options: str) -> str:
-        own = self.own(name)
-        if own not in podman("volume", "ls", "--quiet").split():
-            podman("volume", "create", *(word for option in options for word in ("--opt", option)), own)
-            self.folder(name).chmod(0o2775)
-        return own
+    def _volume(self, name: str, *options: str) -> bool:
+        """Make a volume; False if it was there."""
+        if self.own(name) in podman("volume", "ls", "--quiet").split():
+            return False
+        podman("volume", "create", *(word for option in options for word in ("--opt", option)), self.own(name))
+        return True
 
     def folder(self, claim: str, path: str = ".") -> Path:
         """Where a claim's files are on this machine."""
@@ -96,14 +98,17 @@ class Cluster:
         for pod in pods:
             for volume in pod.spec["volumes"]:
                 if claim := volume.get("persistentVolumeClaim"):
-                    self.claim(claim["claimName"])
+                    self.claim(claim["claimName"], pod.group)
         pool = ThreadPoolExecutor(len(pods))
         tasks = [pool.submit(self._play, pod, objects, timeout_s) for pod in pods]
         pool.shutdown(wait=False)
         done, pending = wait(tasks, timeout=timeout_s + PLAY_TIMEOUT_S, return_when=FIRST_EXCEPTION)
+        if pending:  # what they wait for will not come
+            _remove({"pod": _existing(self.name)["pod"]})
+            wait(pending, timeout=PLAY_TIMEOUT_S)
         for task in done:
             task.result()
-        assert not pending, f"{len(pending)} pods did not start within {timeout_s} s"
+        assert not pending, f"{len(pending)} of {len(pods)} pods did not start within {timeout_s} s"
 
     def _play(self, pod: Pod, objects: Sequence[Object], timeout_s: float) -> None:
         for init in pod.inits:

@@ -13,9 +13,9 @@ from support.helm import Object
 
 PLAYED = {
     "pod's metadata": {"labels"},
-    "pod": {"containers", "volumes", "securityContext", "hostname"},
+    "pod": {"containers", "volumes", "securityContext"},
     "container": {"name", "image", "command", "args", "env", "resources", "securityContext", "volumeMounts"},
-    "security of a pod": {"runAsUser", "runAsGroup", "supplementalGroups"},
+    "security of a pod": {"runAsUser", "runAsGroup"},
     "security of a container": {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"},
     "mount": {"name", "mountPath", "readOnly"},
 }
@@ -51,7 +51,7 @@ NOT_PLAYED = {
     },
     "security of a pod": {
         "runAsNonRoot": "not known; the tests look at the user",
-        "fsGroup": "not known; volumes are made with that owner",
+        "fsGroup": "not known; volumes are made with that group",
         "fsGroupChangePolicy": "volumes are new",
         "seccompProfile": "podman's default is RuntimeDefault",
     },
@@ -63,8 +63,8 @@ NOT_PLAYED = {
 class Volumes(Protocol):
     """The volumes of a cluster, by names of its own; all exist afterwards."""
 
-    def claim(self, name: str) -> str: ...
-    def scratch(self, name: str, size: str) -> str: ...
+    def claim(self, name: str, group: int) -> str: ...
+    def scratch(self, name: str, size: str, group: int) -> str: ...
     def folder(self, claim: str, path: str) -> Path: ...
     def own(self, name: str) -> str: ...
 
@@ -94,6 +94,11 @@ class Pod:
     def container(self) -> Object:
         (only,) = self.spec["containers"]
         return only
+
+    @property
+    def group(self) -> int:
+        """Of its volumes' files."""
+        return self.spec["securityContext"].get("fsGroup", 0)
 
     @property
     def inits(self) -> list[Object]:
@@ -204,9 +209,9 @@ def _source(
         case {"persistentVolumeClaim": {"claimName": claim}} if sub_path:
             return {"hostPath": {"path": str(volumes.folder(claim, sub_path)), "type": "DirectoryOrCreate"}}
         case {"persistentVolumeClaim": {"claimName": claim}}:
-            return {"persistentVolumeClaim": {"claimName": volumes.claim(claim)}}
+            return {"persistentVolumeClaim": {"claimName": volumes.claim(claim, pod.group)}}
         case {"emptyDir": {"sizeLimit": size}}:
-            return {"persistentVolumeClaim": {"claimName": volumes.scratch(own, size)}}
+            return {"persistentVolumeClaim": {"claimName": volumes.scratch(own, size, pod.group)}}
         case {"configMap": {"name": name} as options}:
             files = _find(objects, "ConfigMap", name).get("data", {})
         case {"secret": {"secretName": name} as options}:  # podman 4.3 mounts a Secret's base64, all keys of it

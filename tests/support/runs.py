@@ -58,7 +58,8 @@ class Run:
         """Start all pods; the generators are ready afterwards."""
         self.cluster.play(self.objects, self.pods, timeout_s=timeout_s)
         for generator in self.generators:
-            probes.wait_until(generator, "readinessProbe", self.cluster.address(generator))
+            ready = probes.pass_in_time(generator, "readinessProbe", self.cluster.address(generator))
+            assert ready, f"{generator.name} is not ready within the startup probe's budget: {self.logs()}"
 
     def start_trainers(self, *, timeout_s: float) -> None:
         """What an upgrade that leaves the generators as they are starts."""
@@ -123,12 +124,8 @@ class Run:
 
     @property
     def _run_dir(self) -> Path:
-        (claim,) = {
-            volume["persistentVolumeClaim"]["claimName"]
-            for volume in self.trainers[0].spec["volumes"]
-            if volume["name"] == "runs"
-        }
-        return self.cluster.folder(claim, "default")
+        claim = one(self.objects, "PersistentVolumeClaim", "-runs")
+        return self.cluster.folder(claim["metadata"]["name"], "default")
 
     def logs(self) -> str:
         return "\n".join(f"{pod.name}: {self.cluster.logs(pod)}" for pod in self.pods)
