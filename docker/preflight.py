@@ -27,6 +27,7 @@ SOURCES = [Path(path) for path in os.environ.get("TANDEM_PROJECT_SOURCES", "/sou
 """Later ones win."""
 PROJECT = Path(os.environ.get("TANDEM_PROJECT_DIR", "/project"))
 NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
+HUB_TOKEN = Path("/hf_token")
 MENDS = {
     "CPUs": "set TANDEM_GENERATOR_CPUS and TANDEM_TRAINER_CPUS",
     "GPUs": "run `tandem gpus`, or set TANDEM_GENERATOR_GPU and TANDEM_TRAINER_GPU for one each",
@@ -44,6 +45,8 @@ def main() -> int:
     """Exit code: 0 when the services may start, 2 for a mistake of the user, else what prepare.py ended with."""
     try:
         check_devices(os.environ)
+        if HUB_TOKEN.exists() and (token := HUB_TOKEN.read_text().strip()):
+            os.environ["HF_TOKEN"] = token  # only its owner, or root, can read the file
         copy_project()
         if os.geteuid() == 0:
             become_owner_of(PROJECT)

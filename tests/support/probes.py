@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from support.helm import Object
 from support.pods import Pod
 
-KINDS = ("startupProbe", "readinessProbe", "livenessProbe")
 PERIOD_S = 0.1
 """Between two probes; kubelet leaves seconds, in which a short failure hides."""
 

@@ -19,6 +19,7 @@ RECORD = {
     "reward_mean": 0.25,
     "kl_sampler": 1e-05,
     "reward_std": None,
+    "clip_ratio/low_mean": 0.5,
     "rewards": {"rewards:exact_match": 0.25, "rewards:none": None},
     "timings": {"update_s": 1.5},
 }
@@ -45,6 +46,7 @@ def test_every_number_of_a_step_is_a_gauge_and_what_is_none_is_left_out() -> Non
         "tandem_trainer_step": 7,
         "tandem_trainer_reward_mean": 0.25,
         "tandem_trainer_kl_sampler": 1e-05,
+        "tandem_trainer_clip_ratio_low_mean": 0.5,
         "tandem_trainer_rewards{'function': 'rewards:exact_match'}": 0.25,
         "tandem_trainer_timings{'phase': 'update_s'}": 1.5,
     }

@@ -16,7 +16,7 @@ podFailurePolicy:
     - action: Ignore  # an eviction is nobody's failure
       onPodConditions: [{type: DisruptionTarget, status: "True"}]
     - action: FailJob  # a mistake of the user's, which another try would not mend
-      onExitCodes: {containerName: trainer, operator: In, values: [2]}
+      onExitCodes: {operator: In, values: [2]}
 template:
   metadata:
     labels: {{- include "tandem.selector" (list $ "trainer") | nindent 6 }}

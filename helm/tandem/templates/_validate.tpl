@@ -88,6 +88,11 @@ config.generator.{{ $name }}: got it in the configuration; here it follows from 
   {{- end }}
 {{- end }}
 {{- range $service := list "generator" "trainer" }}
+  {{- range $name := list "NVIDIA_VISIBLE_DEVICES" "CUDA_VISIBLE_DEVICES" }}
+    {{- if hasKey (get $.Values $service).env $name }}
+{{ $service }}.env.{{ $name }}: got devices by name; here the device plugin hands them out, so that no two pods share one: set {{ $service }}.accelerator
+    {{- end }}
+  {{- end }}
   {{- with (get $.Values $service).image }}{{ if and (not .digest) (has .tag (list "" "latest")) }}
 {{ $service }}.image.tag: got {{ .tag | quote }}; wanted one that stays what it is, or a digest
   {{- end }}{{ end }}

@@ -26,7 +26,7 @@ from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
 
-from . import algorithms
+from . import algorithms, trackers
 from .algorithms.base import Algorithm
 from .client import GeneratorClient
 from .config import Settings, TrainerConfig
@@ -90,8 +90,12 @@ def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
     # Where the kind of device is decided: without this accelerate starts several CPU processes as strangers.
     on_cpu = not torch.accelerator.is_available()
+    trackers.check_installed(settings.trainer)
     accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no"
+        cpu=on_cpu,
+        mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no",
+        log_with=list(settings.trainer.trackers),
+        project_dir=settings.trainer.run_dir,
     )
     accelerators = all_accelerators(accelerator)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
@@ -115,9 +119,13 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         )
         stack.callback(portal.call, client.close)
         project = load_project(settings, accelerator, run)
+        if isinstance(project.scorer, Rewards):
+            stack.callback(portal.call, project.scorer.close)
         with run.timer("wait_for_generators"):
             attempts = meet_generators(settings, client, portal, project, accelerators)
         run.identify(identity(settings, accelerator, project), attempts)
+        trackers.start(accelerator, settings.trainer)
+        stack.callback(trackers.finish, accelerator)
         run.stop_on_signals()
         step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
     if accelerator.is_main_process and step < settings.trainer.max_steps:
@@ -266,10 +274,10 @@ def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Re
     Raises:
         UserError: one of the project's functions does not exist or cannot be imported.
     """
-    drop_errors = config.reward_errors == "drop"
+    drop_errors, timeout_s = config.reward_errors == "drop", config.reward_timeout_s
     if judge := config.online_dpo.judge:
-        return Judge(judge, tokenizer, drop_errors=drop_errors)
-    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors)
+        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
 
 
 def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:

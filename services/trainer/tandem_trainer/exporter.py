@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import json
+import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -79,8 +80,12 @@ def newest(run_dir: Path) -> dict[str, Any]:
 
 
 def exposition(record: Mapping[str, Any]) -> str:
-    """`record` in Prometheus' text format: a gauge a number, and one a mapping with its keys as a label."""
-    gauges = [(PREFIX + name, _samples(name, value)) for name, value in record.items() if name != "version"]
+    """`record` in Prometheus' text format: a gauge a number, and one a mapping with its keys as a label.
+
+    Names are the record's with `_` for what Prometheus does not take: `clip_ratio/low_mean` → `clip_ratio_low_mean`.
+    """
+    numbers = {name: value for name, value in record.items() if name != "version"}
+    gauges = [(PREFIX + re.sub(r"\W", "_", name), _samples(name, value)) for name, value in numbers.items()]
     return "".join(
         f"# TYPE {name} gauge\n" + "".join(f"{name}{labels} {value}\n" for labels, value in samples)
         for name, samples in gauges
@@ -94,5 +99,5 @@ LABELS = {"rewards": "function", "timings": "phase"}
 def _samples(name: str, value: Any) -> list[tuple[str, float]]:
     items: Iterable[tuple[str, Any]] = [("", value)]
     if isinstance(value, Mapping):
-        items = ((f'{{{LABELS[name]}="{key}"}}', number) for key, number in value.items())
+        items = ((f'{{{LABELS.get(name, "key")}="{key}"}}', number) for key, number in value.items())
     return [(labels, number) for labels, number in items if isinstance(number, int | float)]

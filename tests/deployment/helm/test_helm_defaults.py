@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -58,14 +62,24 @@ def test_the_notes_say_what_to_do_with_names_that_are_there() -> None:
     )
 
 
-def test_a_package_holds_the_demo_and_nothing_that_was_made_beside_it(tmp_path) -> None:
-    made = helm("package", CHART, "--destination", tmp_path)
+def test_a_package_holds_the_demo_and_nothing_that_was_made_beside_it(tmp_path: Path) -> None:
+    for folder in ("helm/tandem", "examples/digits"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
+    for made in ("model/model.safetensors", "runs/digits/metrics.jsonl", "__pycache__/rewards.pyc", "prompts.jsonl"):
+        file = tmp_path / "examples/digits" / made
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * 100)
+    made = helm("package", tmp_path / "helm/tandem", "--destination", tmp_path)
     assert made.returncode == 0, made.stderr
     (package,) = tmp_path.glob("*.tgz")
+    with tarfile.open(package) as archive:
+        names = {name.removeprefix("tandem/files/") for name in archive.getnames() if "/files/" in name}
+    demo = {f"digits/{name}" for name in ("config.yaml", "prepare.py", "rewards.py")}
+    assert names == {*demo, "check.py", "dashboard.json", "schema.json"}
+
+    own = {"token": {"existingSecret": "mine"}}
     shown = helm("template", "run", package, "--namespace", "rl", "--set", "token.existingSecret=mine")
-    objects = [thing for thing in yaml.safe_load_all(shown.stdout) if thing]
-    assert objects == render({"token": {"existingSecret": "mine"}})
-    assert package.stat().st_size < 60_000
+    assert [thing for thing in yaml.safe_load_all(shown.stdout) if thing] == render(own)
 
 
 def notes(*arguments: str) -> str:

@@ -88,6 +88,7 @@ def test_all_unknown_values_are_told_at_once() -> None:
         ("trainer.image.tag=latest", 'trainer.image.tag: got "latest"; wanted one that stays what it is'),
         ("config.generator.tensor_parallel_size=2,generator.accelerator.count=2", "so leave it out"),
         ("generator.accelerator.count=4,generator.dataParallelSize=3", "wanted a divisor of their number"),
+        ("trainer.env.NVIDIA_VISIBLE_DEVICES=all", "the device plugin hands them out, so that no two pods share one"),
         ("generator.nodesPerReplica=2", "wanted generator.accelerator.count on each"),
         ("project.configMap=a,project.imagePath=/b,config.shared.model=m", "got 2 sources of the project; wanted one"),
         ("project.configMap=a", "wanted its config.yaml"),
