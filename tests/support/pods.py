@@ -1,4 +1,7 @@
-"""The pods of a rendered chart, also those of a StatefulSet or Job, as podman 4.3's `kube play` takes them."""
+"""The pods of a rendered chart, also those of a StatefulSet or Job, as podman 4.3's `kube play` takes them.
+
+NetworkPolicies, disruption budgets, monitors, JobSets and LeaderWorkerSets are nothing that podman could play.
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,9 @@ NOT_PLAYED = {
     "container": {
         "imagePullPolicy": "images come from the Docker engine; podman would ask a registry",
         "ports": "podman would publish each on the host; `Pod.port` knows their names",
-        "startupProbe": "not known; `Probes` sends it",
-        "readinessProbe": "not known; `Probes` sends it",
-        "livenessProbe": "podman would want curl in the image and systemd; `Probes` sends it",
+        "startupProbe": "not known; support.probes sends it",
+        "readinessProbe": "not known; support.probes sends it",
+        "livenessProbe": "podman would want curl in the image and systemd; support.probes sends it",
         "lifecycle": "not known; `Cluster.stop` runs preStop",
     },
     "security of a pod": {
@@ -203,7 +206,11 @@ def _variable(pod: Pod, variable: Object) -> Object:
 def _source(
     pod: Pod, volume: Object, sub_path: str | None, volumes: Volumes, objects: Sequence[Object], maps: list[Object]
 ) -> Object:
-    """What podman mounts for a volume; appends the ConfigMap that it fills it from, if it does."""
+    """What podman mounts for a volume; appends the ConfigMap that it fills it from, if it does.
+
+    Three things differ from kubelet: an emptyDir on disk is in memory too, it is empty again after an init container,
+    and files of ConfigMaps and Secrets can be read by all, whatever `defaultMode` says.
+    """
     own = f"{pod.name}-{volume['name']}"
     match volume:
         case {"persistentVolumeClaim": {"claimName": claim}} if sub_path:
