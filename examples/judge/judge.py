@@ -1,5 +1,6 @@
 """The judge of this example. It never grades: it only says which of two names it likes better."""
 
+from itertools import pairwise
 from typing import Any
 
 VOWELS = set("aeiou")
@@ -17,5 +18,5 @@ def prefer(prompts: list[str], completions: list[list[str]], **_: Any) -> list[i
 
 def hardness(name: str) -> int:
     """Neighbours that are both vowels or both consonants, letters that were there before, letters too many or few."""
-    clashes = sum((a in VOWELS) == (b in VOWELS) for a, b in zip(name, name[1:], strict=False))
+    clashes = sum((a in VOWELS) == (b in VOWELS) for a, b in pairwise(name))
     return clashes + len(name) - len(set(name)) + abs(len(name) - LENGTH)

@@ -1,17 +1,35 @@
-"""Makes what this project starts from: a tiny Llama that invents names of any letters, and prompts.
+"""Makes what this project starts from: a tiny Llama with five ways to go on with a name, and prompts.
 
-The warm start shows it random letters, eight a name on average. What a good name is, is left to the judge.
+The warm start shows it each way as often as the others, and never says which is wanted: that is left to the judge.
 """
 
 import json
 import random
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from string import ascii_lowercase
 
 SEED = 0
 MODEL = Path("model")
-STEPS, BATCH_SIZE = 100, 64
+LETTERS = 6
+STEPS, BATCH_SIZE = 200, 128
+VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
+
+
+def in_turn(beginning: str, rng: random.Random) -> str:
+    """Vowel, consonant, vowel …"""
+    kinds = (CONSONANTS, VOWELS) if beginning[-1] in VOWELS else (VOWELS, CONSONANTS)
+    return "".join(rng.choice(kinds[i % 2]) for i in range(LETTERS))
+
+
+WAYS: tuple[Callable[[str, random.Random], str], ...] = (
+    in_turn,
+    lambda _, rng: "".join(rng.choices(ascii_lowercase, k=LETTERS)),
+    lambda _, rng: "".join(rng.choices(CONSONANTS, k=LETTERS)),
+    lambda beginning, _: beginning[-1] * LETTERS,
+    lambda beginning, _: (ascii_lowercase * 2)[ascii_lowercase.index(beginning[-1]) + 1 :][:LETTERS],
+)
 
 
 def main() -> None:
@@ -21,11 +39,11 @@ def main() -> None:
     for name, rows in (("held_out.jsonl", beginnings[:128]), ("prompts.jsonl", beginnings[128:])):
         Path(name).write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
     if not (MODEL / "model.safetensors").exists():
-        warm_start(rng)
+        warm_start(beginnings[128:], rng)
 
 
-def warm_start(rng: random.Random) -> None:
-    """Make the model (0.4 M parameters) and its tokenizer, show it `STEPS` batches of random names, save both."""
+def warm_start(beginnings: list[str], rng: random.Random) -> None:
+    """Make the model (0.5 M parameters) and its tokenizer, show it `STEPS` batches of names, save both."""
     import torch  # here because it takes seconds that a project which is ready need not wait for
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -45,11 +63,12 @@ def warm_start(rng: random.Random) -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(1, STEPS + 1):
-        names = ["".join(rng.choices(ascii_lowercase, k=rng.randint(7, 9))) for _ in range(BATCH_SIZE)]
-        input_ids = tokenizer([f"{name}<eos>" for name in names], return_tensors="pt", padding=True).input_ids
-        labels = input_ids.masked_fill(input_ids == tokenizer.pad_token_id, -100)
+        names = [beginning + rng.choice(WAYS)(beginning, rng) for beginning in rng.choices(beginnings, k=BATCH_SIZE)]
+        input_ids = tokenizer([f"{name}<eos>" for name in names], return_tensors="pt").input_ids
+        labels = input_ids.clone()
+        labels[:, :2] = -100  # the beginning is given, not learned
         loss = model(input_ids=input_ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()

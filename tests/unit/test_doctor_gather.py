@@ -59,7 +59,7 @@ def test_a_model_is_the_projects_or_made_by_prepare_or_the_hubs(project: Path, m
     stack = a_stack_of(project, preflight={"env": {"HF_TOKEN": "t"}})
     settings = settings_of(stack)
     assert find_model(stack, settings, NO_ENGINE) == Unknown("asked")
-    assert asked == [("model", None, {"HF_TOKEN": "t"})]
+    assert asked == [("model", None, stack.services["preflight"])]
     (project / "prepare.py").touch()
     made = find_model(stack, settings, NO_ENGINE)
     assert isinstance(made, Unknown)

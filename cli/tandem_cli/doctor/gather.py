@@ -88,7 +88,7 @@ def find_model(stack: Stack | Unknown, settings: Settings | Unknown, workshop: W
         return found
     if "/" not in name and (folder / "prepare.py").exists():
         return Unknown(NO_MODEL, PREPARE, f"{folder.name}/prepare.py, which makes it, has not run yet")
-    return ask_hub(name, settings.shared.revision, stack.services[PREFLIGHT].env)
+    return ask_hub(name, settings.shared.revision, stack.services[PREFLIGHT])
 
 
 def read_available_memory(engine: Engine | Unknown) -> int | Unknown:

@@ -32,6 +32,7 @@ from .client import GeneratorClient
 from .config import Settings, TrainerConfig
 from .errors import UserError
 from .evaluate import Evaluation
+from .exporter import exported
 from .handshake import check_generators
 from .judge import Judge, WinRate
 from .learner import Learner
@@ -107,6 +108,8 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         accelerator.wait_for_everyone()
         run = Run(settings.trainer, accelerator, store)
         (run.dir / "config.resolved").write_text(f"{resolved}\n")
+        if settings.trainer.metrics_port and accelerator.is_main_process:
+            stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
         portal = stack.enter_context(start_blocking_portal())
         client = GeneratorClient(
             settings.shared.generators,

@@ -247,6 +247,8 @@ class TrainerConfig(Section):
     folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: to the run's folder)."""
     log_completions: int = Field(4, ge=0)
     """Completions a step that `rollouts.jsonl` keeps."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Where Prometheus finds the newest step (`/metrics`, with the bearer token); None: nowhere."""
     start_timeout_s: float = Field(900.0, gt=0.0)
     """How long to wait for the generators to be ready."""
 
