@@ -106,6 +106,7 @@ def _read(config: PromptsConfig) -> Iterator[dict[str, Any]]:
         return _read_jsonl(Path(source))
     import datasets  # slow to import and seldom needed
 
+    datasets.disable_progress_bars()
     file_type = Path(source).suffix.removeprefix(".")
     try:
         if file_type in ("parquet", "csv"):
