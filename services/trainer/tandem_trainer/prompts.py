@@ -146,6 +146,8 @@ def _prompt_row(
         )
     prompt = row[config.column]
     if isinstance(prompt, str):
+        if config.tools:
+            raise UserError(f"{where}: the prompt is plain text, which no tools reach; wanted a conversation")
         text, token_ids = prompt, tokenizer(prompt).input_ids
     else:
         text = _apply_template(where, prompt, row.get("tools"), config, tokenizer)
