@@ -1,4 +1,4 @@
-"""A run's checkpoint as a plain Hugging Face folder: for vLLM, transformers, or an upload to the hub."""
+"""A run's checkpoint as a plain Hugging Face folder, of a model or an adapter: for vLLM, transformers or the hub."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     """
     step = _step(run_dir, checkpoint, _steps(run_dir))
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"
-    if not (model / "config.json").is_file():
-        raise ConfigError(f"{model} holds no Hugging Face model; wanted config.json in it. Choose another --checkpoint")
+    if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise ConfigError(
+            f"{model} holds no Hugging Face model; wanted config.json in it, or peft's adapter_config.json. Choose "
+            "another --checkpoint"
+        )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is in use; wanted a folder that does not exist or is empty")
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -46,8 +49,11 @@ def _steps(run_dir: Path) -> list[int]:
 def _step(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
     if checkpoint == "last":
         return steps[-1]
-    step = _best(run_dir, steps[-1]) if checkpoint == "best" else int(checkpoint) if checkpoint.isdecimal() else None
-    if step not in steps:
+    if checkpoint == "best":
+        step: int | None = _best(run_dir, steps[-1])
+    else:
+        step = int(checkpoint) if checkpoint.isdecimal() else None
+    if step is None or step not in steps:
         there = ", ".join(map(str, steps))
         raise ConfigError(
             f"{run_dir} holds no checkpoint {checkpoint!r}; wanted last, best, or one of the steps {there}"

@@ -19,7 +19,7 @@ from support.models import make_tiny_model
 
 REWARDS = '''
 """Rewards odd tokens. ACTION and AT_CALL make the call with that number do something else first."""
-import os, signal
+import os, signal, time
 
 calls = 0
 
@@ -32,6 +32,8 @@ def odd(completion_ids, **_):
         raise KeyError("answer")
     if action == "short":
         return [0.0]
+    if action == "hang":
+        time.sleep(1000)
     if action:
         os.kill(os.getpid(), getattr(signal, action))
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]

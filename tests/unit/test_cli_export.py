@@ -31,6 +31,13 @@ def test_the_checkpoint_that_was_meant_is_written(run_dir: Path, tmp_path: Path,
     assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 
+def test_an_adapter_is_written_as_peft_has_it(run_dir: Path, tmp_path: Path):
+    model = run_dir / "checkpoints" / "000100" / "model"
+    (model / "config.json").rename(model / "adapter_config.json")
+    assert main(["export", str(run_dir), "--to", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "adapter_config.json").read_text() == "100"
+
+
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(["export", *map(str, arguments)]) == 2
     return capsys.readouterr().err
