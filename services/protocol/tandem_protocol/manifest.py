@@ -62,13 +62,17 @@ class Manifest(Message):
         return {tensor.name: tensor.shape for tensor in self.tensors}
 
 
+Digest = xxhash.xxh3_128
+"""Of bytes that come piece by piece; `hexdigest` gives what `FileEntry` holds."""
+
+
 def digest_bytes(data: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(data)
+    return Digest(data).hexdigest()
 
 
 def digest_file(path: Path) -> str:
     """xxh3-128 of a file, read in pieces so that memory stays flat whatever its size."""
-    hasher = xxhash.xxh3_128()
+    hasher = Digest()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(1 << 20):
             hasher.update(piece)

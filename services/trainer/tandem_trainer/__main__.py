@@ -29,7 +29,7 @@ from tandem_protocol.store import WeightStore
 from . import algorithms
 from .algorithms.base import Algorithm
 from .client import GeneratorClient
-from .config import Settings, TrainerConfig
+from .config import LearnerConfig, Settings, TrainerConfig
 from .errors import UserError
 from .evaluate import Evaluation
 from .handshake import check_generators
@@ -84,13 +84,27 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
     return known.config.absolute(), known.check, parse_overrides(rest)
 
 
+def make_accelerator(config: LearnerConfig) -> Accelerator:
+    """Where the kind of device is decided.
+
+    Raises:
+        UserError: `accelerate launch` was told to shard the model, which the configuration decides.
+    """
+    for name, theirs in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "").lower() == "true":
+            raise UserError(
+                f"accelerate launch was told to use {theirs}; wanted plain processes (`accelerate launch --multi_gpu "
+                "--num_processes N`, or TANDEM_TRAINER_PROCESSES=N with `python -m tandem_trainer.launch`). To spread "
+                "parameters over them, as FSDP and DeepSpeed's ZeRO-3 do, set trainer.learner.parallelism: fsdp2."
+            )
+    # Without this accelerate starts several CPU processes as strangers.
+    on_cpu = not torch.accelerator.is_available()
+    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if config.dtype == "bfloat16" else "no")
+
+
 def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
-    # Where the kind of device is decided: without this accelerate starts several CPU processes as strangers.
-    on_cpu = not torch.accelerator.is_available()
-    accelerator = Accelerator(
-        cpu=on_cpu, mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no"
-    )
+    accelerator = make_accelerator(settings.trainer.learner)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     set_seed(settings.trainer.seed)
     store = WeightStore(settings.shared.weights_dir)

@@ -6,7 +6,7 @@ Tensor names end in their shape: B rows (one completion each), S prompt + comple
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -94,6 +94,11 @@ class Batch:
                 rows = []
             rows.append(row)
         yield self._select(rows)
+
+    def weightless(self) -> Batch:
+        """One row that no loss counts."""
+        row = self._select([0])
+        return replace(row, mask_BT=torch.zeros_like(row.mask_BT))
 
     def _select(self, rows: list[int]) -> Batch:
         picked_B = torch.tensor(rows, device=self.token_ids_BS.device)

@@ -138,6 +138,9 @@ class LearnerConfig(Section):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic and of what is published; the optimizer's parameters are float32 either way."""
+    parallelism: Literal["ddp", "fsdp2"] = "ddp"
+    """What several processes do with the model: each holds all of it (`ddp`), or parameters, gradients and the
+    optimizer's state are spread over them (`fsdp2`)."""
     max_tokens_per_micro_batch: int = Field(8192, ge=1)
     """Padded tokens of one forward pass."""
     logprob_chunk_size: int = Field(1024, ge=1)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from tandem_protocol.config import SharedConfig
@@ -25,9 +26,9 @@ from .batch import Batch
 from .config import TrainerConfig
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
+from .parallel import is_sharded, load_optimizer, save_model, save_optimizer, spread
 
-OPTIMIZER_FILE = "optimizer.pt"
-MODEL_DIR = "model"
+MODEL_DIR, STATE_FILE = "model", "learner.pt"
 
 
 class Learner:
@@ -48,20 +49,22 @@ class Learner:
             UserError: there is no such model, or its logits are not what `logprobs.py` computes.
         """
         self._shared, self._config, self._tokenizer, self._accelerator = shared, config, tokenizer, accelerator
+        self._is_sharded = is_sharded(config.learner, accelerator)
         model = load_model(shared.model, shared)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         policy = self._logprobs_of(model)
         check(policy)
+        self._policy = spread(policy, config.learner, accelerator)
         optim = config.optim
         optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self._policy.parameters(),
             lr=optim.learning_rate,
             betas=(optim.adam_beta1, optim.adam_beta2),
             eps=optim.adam_epsilon,
             weight_decay=optim.weight_decay,
         )
-        self._policy, self._optimizer = accelerator.prepare(policy, optimizer)
+        self._optimizer = accelerator.prepare(optimizer)
         # Not prepared: accelerate would step it once a rank.
         self._scheduler = get_scheduler(
             optim.lr_scheduler_type,
@@ -88,7 +91,7 @@ class Learner:
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
         """
-        pieces = list(batch.to(self._accelerator.device).micro_batches(self._config.learner.max_tokens_per_micro_batch))
+        pieces = self._pieces(batch)
         old_logprobs: list[Tensor] = []
         passes = []
         for left in reversed(range(algorithm.num_iterations)):
@@ -102,6 +105,15 @@ class Learner:
         }
         return stats | {"learning_rate": learning_rate}
 
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
+        cut = batch.to(self._accelerator.device).micro_batches(self._config.learner.max_tokens_per_micro_batch)
+        pieces = list(cut)
+        if self._is_sharded:
+            most = int(self._over_ranks({"pieces/max": len(pieces)})["pieces/max"])
+            pieces += [pieces[0].weightless()] * (most - len(pieces))
+        return pieces
+
     def _step(self, pieces: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> dict[str, float]:
         """One optimizer step; fills `old_logprobs`, one a piece, if this is the batch's first."""
         totals = self._totals(pieces, algorithm)
@@ -109,8 +121,10 @@ class Learner:
         self._optimizer.zero_grad()
         first = not old_logprobs
         for index, piece in enumerate(pieces):
-            # Gradients travel between ranks once, with the last piece; ranks may have different numbers of pieces.
-            with nullcontext() if piece is pieces[-1] else self._accelerator.no_sync(self._policy):
+            # Whole gradients travel between ranks once, with the last piece: ranks may have different numbers of them.
+            # Parts of them travel with every piece, because to wait would take the memory of whole ones.
+            travels = self._is_sharded or index == len(pieces) - 1
+            with nullcontext() if travels else self._accelerator.no_sync(self._policy):
                 logprobs_BT, sums = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
             for name, value in sums.items():
                 collected[name].append(value)
@@ -173,21 +187,28 @@ class Learner:
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
     def save(self, directory: Path) -> None:
-        """Write the model (a Hugging Face directory, tokenizer included) and the optimizer; main process only."""
-        self.model.save_pretrained(directory / MODEL_DIR)
-        self._tokenizer.save_pretrained(directory / MODEL_DIR)
-        state = {"optimizer": self._optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
-        try:
-            torch.save(state | {"rng": torch.get_rng_state()}, directory / OPTIMIZER_FILE)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(f"{directory / OPTIMIZER_FILE} cannot be written: {error}") from error
+        """Write the model (a Hugging Face directory, tokenizer included) and the optimizer; all ranks take part.
+
+        Raises:
+            OSError: such as ENOSPC when the disk is full.
+        """
+        is_main = self._accelerator.is_main_process
+        if self._is_sharded:
+            save_model(self.model, directory / MODEL_DIR, self._accelerator)
+        elif is_main:
+            self.model.save_pretrained(directory / MODEL_DIR)
+        save_optimizer(self.model, self._optimizer.optimizer, directory)
+        if is_main:
+            self._tokenizer.save_pretrained(directory / MODEL_DIR)
+            state = {"scheduler": self._scheduler.state_dict(), "rng": torch.get_rng_state()}
+            torch.save(state, directory / STATE_FILE)
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
         saved = load_model(directory / MODEL_DIR, self._shared)
-        self.model.load_state_dict(saved.state_dict())
-        state = torch.load(directory / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
-        self._optimizer.load_state_dict(state["optimizer"])
+        set_model_state_dict(self.model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
+        load_optimizer(self.model, self._optimizer.optimizer, directory)
+        state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
         self._scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"])
 
@@ -197,8 +218,8 @@ class Learner:
         )
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
-        model = load_model(shared.model, shared).requires_grad_(False).eval()
-        return self._logprobs_of(model).to(self._accelerator.device)
+        policy = self._logprobs_of(load_model(shared.model, shared).requires_grad_(False).eval())
+        return spread(policy, self._config.learner, self._accelerator)
 
     def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
         names = sorted(values)
