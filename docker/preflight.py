@@ -12,6 +12,7 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -19,9 +20,15 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import BaseModel
 
 from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, load
+from tandem_protocol.devices import check_disjoint, parse_devices
 
 SOURCE, PROJECT = Path("/source"), Path("/project")
 NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
+MENDS = {
+    "CPUs": "set TANDEM_GENERATOR_CPUS and TANDEM_TRAINER_CPUS",
+    "GPUs": "run `tandem gpus`, or set TANDEM_GENERATOR_GPU and TANDEM_TRAINER_GPU for one each",
+}
+"""What to do about sets that overlap."""
 
 
 class Settings(BaseModel, extra="ignore"):
@@ -33,7 +40,7 @@ class Settings(BaseModel, extra="ignore"):
 def main() -> int:
     """Exit code: 0 when the services may start, 2 for a mistake of the user, else what prepare.py ended with."""
     try:
-        check_cpus(os.environ["TANDEM_GENERATOR_CPUS"], os.environ["TANDEM_TRAINER_CPUS"])
+        check_devices(os.environ)
         copy_project()
         become_owner_of(PROJECT)
         make_token(Path(os.environ[TOKEN_FILE_ENV]))
@@ -55,30 +62,17 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def parse_cpus(text: str) -> set[int]:
-    """`0-2,5` → {0, 1, 2, 5}.
+def check_devices(env: Mapping[str, str]) -> None:
+    """Refuse CPU sets or GPUs that overlap; a set that is not there is not checked.
 
     Raises:
-        ConfigError: `text` is no list of CPUs.
+        ConfigError: they do, or are no lists of devices.
     """
-    try:
-        ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"got the CPU set {text!r}; wanted something like 0-3,8") from None
-    return {cpu for part in ends for cpu in range(part[0], part[-1] + 1)}
-
-
-def check_cpus(generator: str, trainer: str) -> None:
-    """Refuse sets that overlap: two services that take turns on a core are slower than one.
-
-    Raises:
-        ConfigError: they do.
-    """
-    if shared := parse_cpus(generator) & parse_cpus(trainer):
-        raise ConfigError(
-            f"got TANDEM_GENERATOR_CPUS={generator} and TANDEM_TRAINER_CPUS={trainer}, which share {sorted(shared)}; "
-            "wanted disjoint sets"
+    for kind, mend in MENDS.items():
+        generator, trainer = (
+            parse_devices(env.get(f"TANDEM_{of}_{kind.upper()}", "")) for of in ("GENERATOR", "TRAINER")
         )
+        check_disjoint(generator, trainer, kind=kind, mend=mend)
 
 
 def make_token(path: Path) -> None:

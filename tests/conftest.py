@@ -30,7 +30,16 @@ def _docker_missing() -> str | None:
     return None
 
 
-NEEDS: dict[str, Callable[[], str | None]] = {"vllm": _vllm_missing, "docker": _docker_missing}
+@functools.cache
+def _cdi_missing() -> str | None:
+    if missing := _docker_missing():
+        return missing
+    if not docker.from_env(timeout=5).info().get("CDISpecDirs"):
+        return "the Docker engine has CDI off"
+    return None if os.geteuid() == 0 else "only root can declare devices to the Docker engine"
+
+
+NEEDS: dict[str, Callable[[], str | None]] = {"vllm": _vllm_missing, "docker": _docker_missing, "cdi": _cdi_missing}
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 
 

@@ -6,33 +6,84 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from tandem_protocol.config import ConfigError, parse_overrides
 
 from .demo import USER_ERROR, demo
+from .doctor import doctor
+from .gpus import COMPOSE_FILES, gpus
 from .launch import check
 from .project import Project, choose_engine
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, 2 for a mistake of the person's, 1 for a failure, 130 or 143 after a signal."""
     arguments, rest = _parser().parse_known_args(argv)
     try:
-        project = Project.read(arguments.project, parse_overrides(rest))
-        engine, note = choose_engine(arguments.engine or project.settings.generator.engine)
-        if note:
-            print(f"note: {note}", file=sys.stderr)
-        if arguments.check:
-            return check(project, engine)
-        return demo(project, engine, resume=arguments.resume, plain=arguments.plain)
+        code: int = arguments.run(arguments, rest)
+        return code
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
 
 
+def _demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    project = Project.read(arguments.project, parse_overrides(rest))
+    engine, note = choose_engine(arguments.engine or project.settings.generator.engine)
+    if note:
+        _note(note)
+    if arguments.check:
+        return check(project, engine)
+    return demo(project, engine, resume=arguments.resume, plain=arguments.plain)
+
+
+def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    for note in gpus(
+        arguments.generator,
+        arguments.trainer,
+        driver=arguments.driver,
+        tensor_parallel=arguments.tensor_parallel,
+        project=arguments.project,
+        folder=arguments.directory,
+    ):
+        _note(note)
+    print(f"Wrote {arguments.directory / COMPOSE_FILES[2]} and .env beside it: `docker compose up` uses them.")
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    return doctor(arguments.project, as_json=arguments.json)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def _refuse(rest: Sequence[str]) -> None:
+    """For a command that takes no overrides.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if rest:
+        raise ConfigError(f"got {' '.join(rest)}, which this command does not take; --help lists what it takes")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tandem", allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_gpus(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_demo(commands: Commands) -> None:
     run = commands.add_parser(
         "demo",
         help="train a project on this machine and watch it",
@@ -52,7 +103,46 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--resume", action="store_true", help="continue the earlier run from its last checkpoint")
     run.add_argument("--check", action="store_true", help="print the resolved configuration and exit")
     run.add_argument("--plain", action="store_true", help="one line a step; so it is where output is no terminal")
-    return parser
+    run.set_defaults(run=_demo)
+
+
+def _add_gpus(commands: Commands) -> None:
+    run = commands.add_parser(
+        "gpus",
+        help="give each service of the compose stack its GPUs",
+        description=(
+            "Writes compose.devices.yaml, which gives each service of the compose stack its own GPUs, and .env, so "
+            "that `docker compose up` uses it."
+        ),
+        epilog="DEVICES: indexes, ranges, UUIDs or CDI names, with commas between them: 0-3 or 0,2,GPU-8932f937-….",
+        allow_abbrev=False,
+    )
+    run.add_argument("--generator", required=True, metavar="DEVICES", help="the generator's")
+    run.add_argument("--trainer", required=True, metavar="DEVICES", help="the trainer's, one process each")
+    run.add_argument("--driver", choices=("nvidia", "cdi"), default="nvidia",
+                     help="who hands them out: NVIDIA's container runtime, or CDI (default: %(default)s)")  # fmt: skip
+    run.add_argument("--tensor-parallel", type=int, metavar="N",
+                     help="GPUs that share one copy of the model (default: all of the generator's)")  # fmt: skip
+    run.add_argument("--project", type=Path, metavar="DIR", help="the stack's project (default: TANDEM_PROJECT)")
+    run.add_argument("--directory", type=Path, default=Path(), metavar="DIR",
+                     help="where compose.yaml is (default: here)")  # fmt: skip
+    run.set_defaults(run=_gpus)
+
+
+def _add_doctor(commands: Commands) -> None:
+    run = commands.add_parser(
+        "doctor",
+        help="check this machine for the compose stack, and say how to mend what is wrong",
+        description=(
+            "Checks, in the folder of compose.yaml, whether `docker compose up` will run here: the engine, the merged "
+            "configuration with its overrides and .env, images, devices, memory, disk, model."
+        ),
+        epilog="Exit code: 0; 1 when a check says FAIL; 2 for a mistake on the command line.",
+        allow_abbrev=False,
+    )
+    run.add_argument("--project", type=Path, metavar="DIR", help="the stack's project (default: TANDEM_PROJECT)")
+    run.add_argument("--json", action="store_true", help="print the findings as JSON")
+    run.set_defaults(run=_doctor)
 
 
 if __name__ == "__main__":

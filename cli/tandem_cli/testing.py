@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -119,6 +119,9 @@ def _why_not_ready(container: GeneratorContainer) -> str | None:
 class TandemStack:
     """The compose stack of a checkout, under a project name of its own: up in the `with` block, gone after it."""
 
+    files: Sequence[str] = ("compose.yaml",)
+    """Compose files of the checkout, whichever its .env names; with none given here, those of .env."""
+
     def __init__(
         self,
         project: str | Path = "examples/digits",
@@ -206,9 +209,9 @@ class TandemStack:
 
     def compose(self, *arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
         """Run `docker compose` to its end, whatever that is."""
-        command = ["docker", "compose", "--file", "compose.yaml", "--project-name", self.name, "--progress", "plain"]
+        files = [word for name in self.files for word in ("--file", name)]
         return subprocess.run(
-            [*command, *arguments],
+            ["docker", "compose", *files, "--project-name", self.name, "--progress", "plain", *arguments],
             cwd=self._checkout,
             env=self._environment,
             stdin=subprocess.DEVNULL,

@@ -22,7 +22,17 @@ ALLOWED = {
     "tandem_protocol": {"pydantic", "pydantic_core", "yaml", "xxhash"},
     "tandem_generator": {"tandem_protocol"},
     "tandem_trainer": {"tandem_protocol"},
-    "tandem_cli": {"tandem_protocol", "docker", "httpx", "matplotlib", "psutil", "pydantic", "rich", "testcontainers"},
+    "tandem_cli": {
+        "tandem_protocol",
+        "docker",
+        "httpx",
+        "matplotlib",
+        "psutil",
+        "pydantic",
+        "rich",
+        "testcontainers",
+        "yaml",
+    },
 }
 """Everything outside the standard library for the protocol and the CLI; for the services, which of our packages."""
 

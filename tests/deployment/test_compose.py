@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import docker
 import pytest
 
 from support.stack import Stack, set_steps, stack
+from tandem_cli.testing import IMAGES
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
 
@@ -106,6 +109,16 @@ def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Stac
         "print(ask({}), ask({'Authorization': f'Bearer {token}'}))"
     )
     assert endless.python("trainer", ask).split() == ["401", "200"]
+
+
+def test_the_mock_image_is_small_and_has_neither_torch_nor_vllm() -> None:
+    engine = docker.from_env(timeout=60)
+    base = engine.images.get(os.environ.get("PYTHON_BASE", "python:3.11-slim-bookworm"))
+    mock = engine.images.get(IMAGES["mock"])
+    assert mock.attrs["Size"] - base.attrs["Size"] < 200e6
+    installed = engine.containers.run(mock, ["-m", "pip", "list"], entrypoint=["python3"], remove=True).decode()
+    assert "tandem-generator" in installed
+    assert not {"torch", "vllm"} & {line.split()[0] for line in installed.splitlines()}
 
 
 def refusal(made: Stack, service: str, path: str) -> str:

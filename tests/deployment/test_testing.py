@@ -35,19 +35,18 @@ def _without_ryuk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("testcontainers.core.config.testcontainers_config.ryuk_disabled", True)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_example_of_the_documentation_passes(tmp_path: Path) -> None:
+def test_the_example_of_the_documentation_passes(project: Path, tmp_path: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.DOTALL)
+    example = example.replace("/path/to/project", str(project)).replace("/path/to/tandem", str(ROOT))
     (tmp_path / "test_example.py").write_text(example)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", tmp_path],
-        cwd=ROOT,
+        [sys.executable, "-m", "pytest", "-q", "test_example.py"],
+        cwd=tmp_path,
         env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=1100,
+        timeout=400,
     )
     assert "2 passed" in done.stdout, done.stdout
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from support.generators import running
 from support.models import make_tiny_model
-from support.projects import Project
+from support.projects import Project, make_projects
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
@@ -22,22 +20,6 @@ from tandem_protocol.version import Version
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture
-def make_project(tmp_path: Path, model: Path) -> Iterator[Callable[..., Project]]:
-    """A project with its own generator and store: the mock follows attempts, so runs must not share one."""
-    with contextlib.ExitStack() as stack:
-
-        def make(name: str = "project", faults: tuple[str, ...] = (), **trainer: Any) -> Project:
-            weights_dir = tmp_path / name / "weights"
-            weights_dir.mkdir(parents=True)
-            generator = stack.enter_context(
-                running("mock", model, weights_dir, *faults, log=tmp_path / name / "generator.log")
-            )
-            return Project(tmp_path / name / "project", model, generator, weights_dir, **trainer)
-
-        yield make
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +33,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Projec
         ended = project.train()
         assert ended.returncode == 0, ended.stderr
     return project
+
+
+@pytest.fixture
+def make_project(tmp_path: Path, model: Path) -> Iterator[Callable[..., Project]]:
+    with make_projects(tmp_path, model) as make:
+        yield make
 
 
 def _assert_same(project: Project, undisturbed: Project) -> None:
@@ -106,20 +94,6 @@ def test_a_killed_run_goes_on_bit_for_bit(make_project: Any, undisturbed: Projec
     assert ended.returncode == 0, ended.stderr
     _assert_same(project, undisturbed)
     assert [line["version"] for line in project.lines("metrics.jsonl")] == ["1.1", "2.1", "3.2", "4.2", "5.2"]
-
-
-def test_two_ranks_learn_what_one_does(make_project: Any, model: Path):
-    one, two = (make_project(name, max_steps=3, prompts={"shuffle": False}) for name in ("one", "two"))
-    for project, ranks in ((one, 1), (two, 2)):
-        ended = project.train(ranks=ranks)
-        assert ended.returncode == 0, ended.stderr
-    for ours, theirs in zip(two.lines("metrics.jsonl"), one.lines("metrics.jsonl"), strict=True):
-        for name in ("loss", "grad_norm", "reward_mean", "reward_std", "kl_sampler", "rollout_tokens"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
-    start, ours, theirs = load_file(model / "model.safetensors"), two.parameters(3), one.parameters(3)
-    assert any((theirs[name] - start[name]).abs().max() > 1e-3 for name in start)
-    for name in theirs:
-        torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
 
 
 def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(make_project: Any, undisturbed: Project):

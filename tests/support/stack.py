@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 class Stack(TandemStack):
     """Not up yet in the `with` block of `stack`."""
 
-    def __init__(self, project: Path | str = "examples/digits", **options: Any) -> None:
-        super().__init__(project, checkout=ROOT, **options)
+    def __init__(self, project: Path | str = "examples/digits", *, checkout: Path = ROOT, **options: Any) -> None:
+        super().__init__(project, checkout=checkout, **options)
 
     def python(self, service: str, code: str) -> str:
         """What `code` prints inside a running service."""

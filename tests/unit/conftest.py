@@ -1,4 +1,4 @@
-"""A Policy over a scripted engine and a store that is watched; a name server that a test fills."""
+"""A Policy over a scripted engine and a store that is watched; a name server and an nvidia-smi that a test fills."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from support.engines import ScriptedEngine, Start, WatchedStore
+from support.gpus import NvidiaSmi
 from tandem_generator.config import GeneratorConfig
 from tandem_generator.policy import Policy
 from tandem_trainer import client as client_module
+
+torch.set_num_threads(1)  # models are tiny, and threads that wait for each other are slower than one
 
 Names = dict[str, list[str]]
 """Host → addresses."""
@@ -57,3 +61,12 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(client_module, "FIRST_PAUSE_S", 0.001)
     return known
+
+
+@pytest.fixture
+def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NvidiaSmi:
+    """The only nvidia-smi that can be found; missing until the test says what it prints."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return NvidiaSmi(folder)

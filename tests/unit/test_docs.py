@@ -29,8 +29,15 @@ def test_the_readmes_configuration_is_valid(tmp_path: Path, settings: type[tande
     assert loaded.shared.model
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/runbook.md"])
+PAGES = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_links_to_exists(page: str) -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", (ROOT / page).read_text())
-    assert links
     assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []

@@ -71,6 +71,26 @@ def test_normalize_then_sum_counts_a_reward_that_is_missing_as_average():
     assert got.advantages_B.tolist() == pytest.approx(_standard(_standard([1.0, 0.0])), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "options", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}], ids=str
+)
+def test_scaling_over_the_batch_is_over_all_ranks(options: dict[str, Any]):
+    completions = [completion([6]), completion([7]), completion([8])]
+    groups = [scored([5], completions, rewards) for rewards in ([1.0, 0.0, 0.2], [3.0, 0.0, 9.0])]
+    whole = _grpo(**options).make_batch(groups)
+    values: list[list[float]] = []
+
+    def spy(mine: list[float]) -> list[float]:
+        values.append(mine)
+        return mine
+
+    for group in groups:
+        _grpo(**options).make_batch([group], spy)
+    everyones = [value for mine in values for value in mine]
+    parts = [_grpo(**options).make_batch([group], lambda _: everyones) for group in groups]
+    torch.testing.assert_close(torch.cat([part.advantages_B for part in parts]), whole.advantages_B)
+
+
 def test_batch_leaves_out_what_has_no_gradient_and_still_counts_it():
     groups = [
         scored([5], [completion([6, 7]), completion([8])], [1.0, 0.0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from accelerate import Accelerator
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
+from tandem_trainer.algorithms.base import Algorithm, Share
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
+from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.errors import UserError
@@ -56,10 +59,10 @@ def _parameters(learner: Learner) -> torch.Tensor:
 class Broken(Grpo):
     """Its loss is NaN: in the second optimizer step of a batch if there is one, else in the first."""
 
-    def loss(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        loss, metrics = super().loss(*args, **kwargs)
+    def loss(self, *args: Any, **kwargs: Any) -> Share:
+        share = super().loss(*args, **kwargs)
         drifted = bool((args[0].detach() != kwargs["old_logprobs_BT"]).any())
-        return loss * (float("nan") if drifted or self.num_iterations == 1 else 1), metrics
+        return share._replace(loss=share.loss * (float("nan") if drifted or self.num_iterations == 1 else 1))
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -75,13 +78,31 @@ def test_the_cut_into_micro_batches_does_not_change_which_tokens_are_the_least_s
     _cut_equals_whole(model_dir, max_tokens, updates=1, top_entropy_quantile=0.3)
 
 
+@pytest.mark.parametrize("max_tokens", [1, 20])
+def test_the_cut_into_micro_batches_does_not_change_online_dpo(model_dir: Path, max_tokens: int):
+    rollout = {"num_generations": 2}
+    algorithm = OnlineDpo(_config(algorithm="online_dpo", rollout=rollout, online_dpo={"missing_eos_penalty": 0.1}))
+    completions = [completion([6, 7, 8]), completion([9]), completion([10, 11, 12, 13, 2]), completion([14, 15])]
+    pairs = [([4, 5], completions[:2]), ([5] * 9, completions[2:]), ([6], completions[1:3])]
+    groups = [scored(prompt, pair, [0.0, 1.0]) for prompt, pair in pairs]
+    got = _compare(model_dir, algorithm, lambda: algorithm.make_batch(groups), max_tokens, updates=2)
+    assert got["rewards/margins"] > 0
+    assert got["rewards/accuracies"] == 1.0
+
+
 def _cut_equals_whole(model_dir: Path, max_tokens: int, *, updates: int, **options: Any) -> dict[str, float]:
     algorithm = _grpo(**options)
+    return _compare(model_dir, algorithm, lambda: _batch(algorithm), max_tokens, updates=updates)
+
+
+def _compare(
+    model_dir: Path, algorithm: Algorithm, make_batch: Callable[[], Batch], max_tokens: int, *, updates: int
+) -> dict[str, float]:
     whole = _learner(model_dir, _config(), reference=True)
     cut = _learner(model_dir, _config(learner={"max_tokens_per_micro_batch": max_tokens}), reference=True)
     for _ in range(updates):
-        expected = whole.update(_batch(algorithm), algorithm)
-        got = cut.update(_batch(algorithm), algorithm)
+        expected = whole.update(make_batch(), algorithm)
+        got = cut.update(make_batch(), algorithm)
     assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
     # AdamW divides by the gradient's size, so rounding of tiny gradients shows.
     torch.testing.assert_close(_parameters(cut), _parameters(whole), atol=1e-3, rtol=0)

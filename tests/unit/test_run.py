@@ -103,6 +103,7 @@ class Saved:
     """Stands for learner and rollouts: writes that it was saved, remembers that it was loaded."""
 
     loaded = False
+    is_whole = True
 
     def save(self, directory: Path) -> None:
         (directory / "saved").touch()
@@ -154,6 +155,15 @@ def test_a_run_that_fails_goes_on_from_its_last_whole_step(tmp_path: Path):
     (line,) = (tmp_path / "default" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(line)["step"] == 3
     assert json.loads(line)["timings"]["publish_s"] == 0.0
+
+
+def test_a_run_that_fails_between_two_optimizer_steps_of_a_batch_writes_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Saved, "is_whole", False)
+    with pytest.raises(OSError, match="no"):
+        _fail_after_step_3(_run(tmp_path), OSError("no"))
+    assert not (tmp_path / "default" / "checkpoints").exists()
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_no_checkpoint(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,18 @@ INFO = Info(
     model="m",
     fingerprint=OURS,
     version=BASE,
-    devices=(),
+    devices=("cpu:0", "cpu:1"),
     world_size=1,
     max_model_len=32,
     max_num_seqs=1,
 )
 
 
-def _check(**changes: object) -> int:
+def _check(*, accelerators: Sequence[str] = (), **changes: object) -> int:
     infos = [INFO, INFO.model_copy(update={"generator_id": "h", "max_model_len": 24} | changes)]
-    return check_generators(infos, ["http://a", "http://b"], ours=OURS, model="m", max_completion_length=16)
+    return check_generators(
+        infos, ["http://a", "http://b"], ours=OURS, model="m", max_completion_length=16, accelerators=accelerators
+    )
 
 
 def test_generators_that_belong_to_the_trainer_give_the_shortest_length():
@@ -102,3 +105,12 @@ def test_generators_that_belong_to_the_trainer_give_the_shortest_length():
 def test_a_generator_that_does_not_belong_is_named(changes: dict[str, object], words: str):
     with pytest.raises(UserError, match=words):
         _check(**changes)
+
+
+def test_a_generator_on_an_accelerator_of_any_rank_is_refused_with_both_lists():
+    assert _check(devices=("GPU-a", "GPU-b"), accelerators=("GPU-c", "GPU-d")) == 24
+    words = (
+        "generator h at http://b computes on GPU-a, GPU-B and the trainer on GPU-c, GPU-b, which share GPU-b; wanted"
+    )
+    with pytest.raises(UserError, match=words):
+        _check(devices=("GPU-a", "GPU-B"), accelerators=("GPU-c", "GPU-b"))

@@ -35,11 +35,13 @@ def register() -> None:
         _custom_ops._supports_onednn = False
 
 
-def devices() -> tuple[str, ...]:
-    """UUIDs of the accelerators that this process may use, or `cpu:<n>` a core."""
+def devices(world_size: int) -> tuple[str, ...]:
+    """UUIDs of the accelerators that an engine of `world_size` ranks computes on, or `cpu:<n>` a core it may use."""
     if current_platform.is_cpu():
         return tuple(f"cpu:{core}" for core in sorted(os.sched_getaffinity(0)))
-    return tuple(current_platform.get_device_uuid(index) for index in range(current_platform.device_count()))
+    return tuple(
+        current_platform.get_device_uuid(index) for index in range(min(world_size, current_platform.device_count()))
+    )
 
 
 def takes_seeds() -> bool:
@@ -65,8 +67,9 @@ class TandemRoutes:
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         assert engine_client is not None, "the task generate has an engine"
+        ranks = engine_client.vllm_config.parallel_config.world_size_across_dp
         self.engine.attach(
-            engine_client, devices(), takes_seeds=takes_seeds(), trust_remote_code=args.trust_remote_code
+            engine_client, devices(ranks), takes_seeds=takes_seeds(), trust_remote_code=args.trust_remote_code
         )
         await self.policy.start()
         self._watch = asyncio.create_task(self._watch_end(state))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -33,6 +33,7 @@ from .config import LearnerConfig, Settings, TrainerConfig
 from .errors import UserError
 from .evaluate import Evaluation
 from .handshake import check_generators
+from .judge import Judge, WinRate
 from .learner import Learner
 from .loop import train
 from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
@@ -105,6 +106,7 @@ def make_accelerator(config: LearnerConfig) -> Accelerator:
 def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
     accelerator = make_accelerator(settings.trainer.learner)
+    accelerators = all_accelerators(accelerator)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     set_seed(settings.trainer.seed)
     store = WeightStore(settings.shared.weights_dir)
@@ -125,7 +127,7 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         stack.callback(portal.call, client.close)
         project = load_project(settings, accelerator, run)
         with run.timer("wait_for_generators"):
-            attempts = meet_generators(settings, client, portal, project)
+            attempts = meet_generators(settings, client, portal, project, accelerators)
         run.identify(identity(settings, accelerator, project), attempts)
         run.stop_on_signals()
         step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
@@ -133,10 +135,21 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         print(f"stopped at step {step}, resume by running the same command", flush=True)
 
 
+def all_accelerators(accelerator: Accelerator) -> list[str]:
+    """UUIDs of the accelerators that the ranks compute on, as the driver writes them; none on CPUs.
+
+    Waits for every rank, and gives each the same list, so that all of them stop where one has to.
+    """
+    device = accelerator.device
+    own = [] if device.type == "cpu" else [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
+    everyones: list[str] = gather_object(own)
+    return everyones
+
+
 class Project(NamedTuple):
     """What the user brings, loaded and checked."""
 
-    rewards: Rewards
+    scorer: Rewards | Judge
     rows: list[PromptRow]
     eval_rows: list[PromptRow]
     algorithm: Algorithm
@@ -154,13 +167,13 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         )
     with run.timer("start"):
         tokenizer = load_tokenizer(shared)
-        rewards = Rewards(config.rewards, tokenizer, drop_errors=config.reward_errors == "drop")
+        scorer = load_scorer(config, tokenizer)
         rows = load_prompts(config.prompts, tokenizer)
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         ours = fingerprint_of(learner.model, model_dir(shared))
-    return Project(rewards, rows, eval_rows, algorithm, learner, ours)
+    return Project(scorer, rows, eval_rows, algorithm, learner, ours)
 
 
 def identity(settings: Settings, accelerator: Accelerator, project: Project) -> dict[str, Any]:
@@ -176,7 +189,13 @@ def identity(settings: Settings, accelerator: Accelerator, project: Project) -> 
     }
 
 
-def meet_generators(settings: Settings, client: GeneratorClient, portal: BlockingPortal, project: Project) -> list[int]:
+def meet_generators(
+    settings: Settings,
+    client: GeneratorClient,
+    portal: BlockingPortal,
+    project: Project,
+    accelerators: Sequence[str],
+) -> list[int]:
     """Wait until the generators are ready and see that they fit the project; returns the attempts that they serve."""
     completion = settings.trainer.rollout.max_completion_length
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
@@ -187,6 +206,7 @@ def meet_generators(settings: Settings, client: GeneratorClient, portal: Blockin
         ours=project.fingerprint,
         model=settings.shared.model,
         max_completion_length=completion,
+        accelerators=accelerators,
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return [info.version.attempt for info in infos.values()]
@@ -213,7 +233,7 @@ def construct_and_train(
         rows=project.rows,
         cursor=cursor,
         client=client,
-        rewards=project.rewards,
+        rewards=project.scorer,
         portal=portal,
         wait=run.wait,
         config=config.rollout,
@@ -232,10 +252,14 @@ def construct_and_train(
         dtype=getattr(torch, config.learner.dtype),
         accelerator=accelerator,
     )
+    win_rate = None
+    if isinstance(project.scorer, Judge):
+        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
     evaluate = Evaluation(
         rows=project.eval_rows,
         client=client,
-        rewards=project.rewards,
+        rewards=project.scorer,
+        win_rate=win_rate,
         portal=portal,
         config=config,
         file=run.dir / "eval.jsonl",
@@ -245,6 +269,18 @@ def construct_and_train(
         return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
     finally:
         rollouts.close()
+
+
+def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
+    """What says which completions are better.
+
+    Raises:
+        UserError: one of the project's functions does not exist or cannot be imported.
+    """
+    drop_errors = config.reward_errors == "drop"
+    if judge := config.online_dpo.judge:
+        return Judge(judge, tokenizer, drop_errors=drop_errors)
+    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors)
 
 
 def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:

@@ -63,6 +63,8 @@ class Batch:
     advantages_B: Tensor
     row_total: int
     token_total: int
+    rows_together: int = 1
+    """So many consecutive rows stay in one micro-batch."""
 
     @property
     def has_signal(self) -> bool:
@@ -85,20 +87,21 @@ class Batch:
         return Batch(**{**vars(self), **tensors})
 
     def micro_batches(self, max_tokens: int) -> Iterator[Batch]:
-        """Cut into pieces of rows of like length with at most `max_tokens` padded tokens, but at least one row."""
-        lengths = (self.prompt_lengths_B + self.completion_lengths_B).tolist()
+        """Cut into pieces of rows of like length, at most `max_tokens` padded tokens or else as few rows as can be."""
+        together = self.rows_together
+        lengths = (self.prompt_lengths_B + self.completion_lengths_B).view(-1, together).amax(1).tolist()
         rows: list[int] = []
-        for row in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if rows and lengths[row] * (len(rows) + 1) > max_tokens:
+        for unit in sorted(range(len(lengths)), key=lengths.__getitem__):
+            if rows and lengths[unit] * (len(rows) + together) > max_tokens:
                 yield self._select(rows)
                 rows = []
-            rows.append(row)
+            rows.extend(range(unit * together, (unit + 1) * together))
         yield self._select(rows)
 
     def weightless(self) -> Batch:
-        """One row that no loss counts."""
-        row = self._select([0])
-        return replace(row, mask_BT=torch.zeros_like(row.mask_BT))
+        """As few rows as can be, which no loss counts."""
+        rows = self._select(list(range(self.rows_together)))
+        return replace(rows, mask_BT=torch.zeros_like(rows.mask_BT), advantages_B=torch.zeros_like(rows.advantages_B))
 
     def _select(self, rows: list[int]) -> Batch:
         picked_B = torch.tensor(rows, device=self.token_ids_BS.device)
@@ -113,10 +116,11 @@ class Batch:
             advantages_B=self.advantages_B[picked_B],
             row_total=self.row_total,
             token_total=self.token_total,
+            rows_together=self.rows_together,
         )
 
 
-def pad(rows: Sequence[Row], *, row_total: int, token_total: int) -> Batch:
+def pad(rows: Sequence[Row], *, row_total: int, token_total: int, rows_together: int = 1) -> Batch:
     """The tensors of `rows`. The padding value is never read: attention is causal and padding stands on the right."""
     completions = [row.completion for row in rows]
     return Batch(
@@ -130,4 +134,5 @@ def pad(rows: Sequence[Row], *, row_total: int, token_total: int) -> Batch:
         advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         row_total=row_total,
         token_total=token_total,
+        rows_together=rows_together,
     )

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from tandem_protocol.config import Section, SharedConfig
 from tandem_protocol.messages import SwitchMode
 
+FUNCTION = r"^[\w.]+:\w+$"
+"""`module:function`."""
+
 
 class PromptsConfig(Section):
     """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
@@ -29,7 +32,7 @@ class PromptsConfig(Section):
 class RewardConfig(Section):
     """One reward function from the project."""
 
-    function: str = Field(pattern=r"^[\w.]+:\w+$")
+    function: str = Field(pattern=FUNCTION)
     """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
     weight: float = 1.0
 
@@ -119,6 +122,19 @@ class GrpoConfig(Section):
         return self
 
 
+class OnlineDpoConfig(Section):
+    """Online Direct Preference Optimization: of two completions a prompt, the better one is preferred."""
+
+    judge: str | None = Field(None, pattern=FUNCTION)
+    """`module:function` from the project that says which is better, instead of rewards. Called with `prompts,
+    completions, **columns`, of which `completions` has pairs; gives 0, 1 or, for neither, None a pair."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    beta: float = Field(0.1, gt=0.0)
+    """How much it costs to leave the start policy; for `ipo` it is τ."""
+    missing_eos_penalty: float | None = Field(None, gt=0.0)
+    """Taken off the reward of a completion that hit `max_completion_length`; what a judge prefers has the reward 1."""
+
+
 class OptimConfig(Section):
     """AdamW."""
 
@@ -180,13 +196,17 @@ class TrainerConfig(Section):
     max_steps: int = Field(ge=1)
     max_lag: int = Field(1, ge=0)
     """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""
-    algorithm: Literal["grpo"] = "grpo"
+    algorithm: Literal["grpo", "online_dpo"] = "grpo"
     prompts: PromptsConfig = PromptsConfig()
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    rewards: tuple[RewardConfig, ...] = ()
+    """At least one, or `online_dpo.judge`."""
     reward_errors: Literal["fail", "drop"] = "fail"
     """What an exception in a reward function does: end the run, or leave that row out of the update."""
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoConfig = GrpoConfig()
+    """For `algorithm: grpo`."""
+    online_dpo: OnlineDpoConfig = OnlineDpoConfig()
+    """For `algorithm: online_dpo`."""
     optim: OptimConfig = OptimConfig()
     learner: LearnerConfig = LearnerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -198,10 +218,29 @@ class TrainerConfig(Section):
     """How long to wait for the generators to be ready."""
 
     @model_validator(mode="after")
-    def _groups_have_a_spread(self) -> TrainerConfig:
-        if self.rollout.num_generations < 2:
+    def _groups_can_be_compared(self) -> TrainerConfig:
+        generations = self.rollout.num_generations
+        if self.algorithm == "online_dpo" and generations != 2:
+            raise ValueError(f"rollout.num_generations is {generations}; online_dpo compares two completions, wanted 2")
+        if generations < 2:
             raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, wanted 2 or more")
         return self
+
+    @model_validator(mode="after")
+    def _something_says_what_is_better(self) -> TrainerConfig:
+        judge = self.online_dpo.judge
+        if judge and self.algorithm != "online_dpo":
+            raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}; wanted online_dpo")
+        if judge and self.rewards:
+            raise ValueError("both rewards and online_dpo.judge say what is better; wanted one of them")
+        if not judge and not self.rewards:
+            raise ValueError("rewards is empty; wanted at least one, or online_dpo.judge with algorithm online_dpo")
+        return self
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names of the functions that say what is better."""
+        return tuple(reward.function for reward in self.rewards) or (str(self.online_dpo.judge),)
 
     @property
     def run_dir(self) -> Path:

@@ -1,7 +1,11 @@
-"""How good the policy is on held-out prompts: greedy completions through the generator, scored as in training."""
+"""How good the policy is on held-out prompts: greedy completions through the generator, scored as in training.
+
+With a judge, the reward is the rate of wins against the first policy that the run evaluated.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +18,10 @@ from tandem_protocol.version import Version
 from .batch import ScoredGroup
 from .client import GeneratorClient
 from .config import TrainerConfig
+from .judge import WinRate
 from .metrics import JsonLines, mean
 from .prompts import PromptRow
-from .rewards import Rewards
+from .rewards import Scorer
 from .rollouts import collect, sampling
 
 
@@ -28,13 +33,15 @@ class Evaluation:
         *,
         rows: Sequence[PromptRow],
         client: GeneratorClient,
-        rewards: Rewards,
+        rewards: Scorer,
+        win_rate: WinRate | None,
         portal: BlockingPortal,
         config: TrainerConfig,
         file: Path,
         is_main: bool,
     ) -> None:
-        self._rows, self._client, self._rewards, self._portal = rows, client, rewards, portal
+        self._rows, self._client, self._portal = rows, client, portal
+        self._rewards, self._win_rate = rewards, win_rate
         self._config, self._file, self._is_main = config, JsonLines(file), is_main
 
     def due(self, step: int) -> bool:
@@ -49,7 +56,7 @@ class Evaluation:
         if not self._is_main:
             return
         groups = self._portal.call(self._collect, version)
-        names = [reward.function for reward in self._config.rewards]
+        names = self._config.scorers
         record = {
             "step": version.step,
             "version": str(version),
@@ -72,12 +79,21 @@ class Evaluation:
         scored: list[ScoredGroup] = []
 
         steps = math.ceil(len(self._rows) / (rollout.num_prompts * rollout.num_generations))
+        timeout_s = rollout.timeout_s * steps
         await collect(
             self._client,
             self._rewards,
             request,
             self._rows,
             lambda _, group: scored.append(group),
-            timeout_s=rollout.timeout_s * steps,
+            timeout_s=timeout_s,
         )
-        return scored
+        if self._win_rate is None:
+            return scored
+        try:
+            return await asyncio.wait_for(self._win_rate(scored, version), timeout_s)
+        except TimeoutError as error:
+            raise TimeoutError(
+                f"the judge has not compared {len(scored)} completions of the evaluation within {timeout_s:g} s; mend "
+                "it, make trainer.eval.prompts.limit smaller, or raise trainer.rollout.timeout_s."
+            ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tandem_protocol.devices import shared_devices
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.messages import PROTOCOL_VERSION, Info, ModelFingerprint
 
@@ -11,12 +12,23 @@ from .errors import UserError
 
 
 def check_generators(
-    infos: Sequence[Info], urls: Sequence[str], *, ours: ModelFingerprint, model: str, max_completion_length: int
+    infos: Sequence[Info],
+    urls: Sequence[str],
+    *,
+    ours: ModelFingerprint,
+    model: str,
+    max_completion_length: int,
+    accelerators: Sequence[str],
 ) -> int:
     """The length in tokens that every replica can take.
 
+    Args:
+        accelerators: UUIDs of those that the trainer's ranks compute on. CPU cores have no name beyond their host, so
+            services that share some are not found out here.
+
     Raises:
-        UserError: a replica speaks another protocol, holds another model, or is too short for any completion.
+        UserError: a replica speaks another protocol, holds another model, is too short for any completion, or computes
+            on an accelerator of the trainer's.
     """
     for info, url in zip(infos, urls, strict=True):
         where = f"generator {info.generator_id} at {url}"
@@ -35,6 +47,12 @@ def check_generators(
                 f"{where} takes {info.max_model_len} tokens, prompt and completion together; wanted more than "
                 f"trainer.rollout.max_completion_length {max_completion_length}. Lower that or raise "
                 "generator.max_model_len."
+            )
+        if shared := shared_devices(accelerators, info.devices):
+            raise UserError(
+                f"{where} computes on {', '.join(info.devices)} and the trainer on {', '.join(accelerators)}, which "
+                f"share {', '.join(shared)}; wanted disjoint sets. Give each its own: `tandem gpus --generator 0-3 "
+                "--trainer 4-7` under compose, or another CUDA_VISIBLE_DEVICES for each process."
             )
     ids = [info.generator_id for info in infos]
     if len(set(ids)) < len(ids):

@@ -6,21 +6,21 @@ Tensor names end in their shape: B rows, T completion tokens.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable
+import statistics
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from tandem_protocol.config import SharedConfig
 
-from .algorithms.base import Algorithm, Totals
+from .algorithms.base import Algorithm, Share, Totals
 from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .config import TrainerConfig
@@ -93,89 +93,80 @@ class Learner:
         """
         pieces = self._pieces(batch)
         old_logprobs: list[Tensor] = []
-        passes = []
+        steps = []
         for left in reversed(range(algorithm.num_iterations)):
-            passes.append(self._step(pieces, algorithm, old_logprobs))
+            steps.append(self._step(pieces, algorithm, old_logprobs))
             self.is_whole = not left
         learning_rate = self._scheduler.get_last_lr()[0]
         self._scheduler.step()
-        stats = {
-            name: _reduction(name)([stats[name] for stats in passes]) / (1 if _is_max(name) else len(passes))
-            for name in passes[0]
-        }
-        return stats | {"learning_rate": learning_rate}
+        means = {name: statistics.fmean(getattr(step, name) for step in steps) for name in ("loss", "grad_norm")}
+        return means | {"learning_rate": learning_rate} | _combined([m for step in steps for m in step.metrics])
 
     def _pieces(self, batch: Batch) -> list[Batch]:
         """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
         cut = batch.to(self._accelerator.device).micro_batches(self._config.learner.max_tokens_per_micro_batch)
         pieces = list(cut)
         if self._is_sharded:
-            most = int(self._over_ranks({"pieces/max": len(pieces)})["pieces/max"])
+            most = max(gather_object([len(pieces)]))
             pieces += [pieces[0].weightless()] * (most - len(pieces))
         return pieces
 
-    def _step(self, pieces: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> dict[str, float]:
+    def _step(self, pieces: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> _Step:
         """One optimizer step; fills `old_logprobs`, one a piece, if this is the batch's first."""
-        totals = self._totals(pieces, algorithm)
-        collected: defaultdict[str, list[float]] = defaultdict(list)
+        totals, first = self._totals(pieces, algorithm), not old_logprobs
+        losses, metrics = [], []
         self._optimizer.zero_grad()
-        first = not old_logprobs
         for index, piece in enumerate(pieces):
             # Whole gradients travel between ranks once, with the last piece: ranks may have different numbers of them.
             # Parts of them travel with every piece, because to wait would take the memory of whole ones.
             travels = self._is_sharded or index == len(pieces) - 1
             with nullcontext() if travels else self._accelerator.no_sync(self._policy):
-                logprobs_BT, sums = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
-            for name, value in sums.items():
-                collected[name].append(value)
+                logprobs_BT, share = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
+            losses.append(share.loss.item())
+            metrics.append({name: (mean.value.item(), mean.weight.item()) for name, mean in share.metrics.items()})
             if first:
                 old_logprobs.append(logprobs_BT)
-        stats = self._over_ranks({name: _reduction(name)(values) for name, values in collected.items()})
-        trained_tokens = max(stats.pop("tokens"), 1)
-        stats = {name: v if name == "loss" or _is_max(name) else v / trained_tokens for name, v in stats.items()}
+        (loss,) = self._sum([sum(losses)])
         grad_norm = float(
             self._accelerator.clip_grad_norm_(self._policy.parameters(), self._config.optim.max_grad_norm)
         )
-        if not (math.isfinite(stats["loss"]) and math.isfinite(grad_norm)):
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self._optimizer.zero_grad()
             raise FloatingPointError(
-                f"the update has loss {stats['loss']} and gradient norm {grad_norm}; wanted finite numbers. The "
+                f"the update has loss {loss} and gradient norm {grad_norm}; wanted finite numbers. The "
                 "parameters are as before this optimizer step. Lower trainer.optim.learning_rate, or use "
                 "trainer.learner.dtype: float32."
             )
         self._optimizer.step()
-        return stats | {"grad_norm": grad_norm}
+        return _Step(loss, grad_norm, gather_object(metrics))
 
     def _backward(
         self, piece: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
-    ) -> tuple[Tensor, dict[str, float]]:
-        """Add the gradient of one micro-batch; returns its logprobs, and its sums over tokens."""
+    ) -> tuple[Tensor, Share]:
+        """Add the gradient of one micro-batch; returns its logprobs and what it adds to the step."""
         logprobs_BT, entropy_BT = self._policy(*piece.model_inputs)
         ref_logprobs_BT: Tensor | None = None
         if self._reference is not None:
             with torch.no_grad():
                 ref_logprobs_BT, _ = self._reference(*piece.model_inputs)
-        detached_BT = logprobs_BT.detach()
-        share, means = algorithm.loss(
+        share = algorithm.loss(
             logprobs_BT,
             piece,
             totals,
             entropy_BT=entropy_BT,
-            old_logprobs_BT=detached_BT if old_logprobs_BT is None else old_logprobs_BT,
+            old_logprobs_BT=logprobs_BT.detach() if old_logprobs_BT is None else old_logprobs_BT,
             ref_logprobs_BT=ref_logprobs_BT,
         )
         # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
-        self._accelerator.backward(share * self._accelerator.num_processes)
-        tokens = float(piece.mask_BT.sum())
-        sums = {name: value.item() * (1 if _is_max(name) else tokens) for name, value in means.items()}
-        return detached_BT, {"loss": share.item(), "tokens": tokens} | sums
+        self._accelerator.backward(share.loss * self._accelerator.num_processes)
+        return logprobs_BT.detach(), share
 
     def _totals(self, pieces: list[Batch], algorithm: Algorithm) -> Totals:
-        counts = self._over_ranks({"rows": float(pieces[0].row_total), "tokens": float(pieces[0].token_total)})
+        rows, tokens = self._sum([pieces[0].row_total, pieces[0].token_total])
         threshold = None
         if algorithm.entropy_quantile is not None:
             threshold = self._entropy_quantile(pieces, algorithm.entropy_quantile)
-        return Totals(int(counts["rows"]), int(counts["tokens"]), threshold)
+        return Totals(int(rows), int(tokens), threshold)
 
     @torch.no_grad()
     def _entropy_quantile(self, pieces: list[Batch], quantile: float) -> Tensor:
@@ -221,20 +212,28 @@ class Learner:
         policy = self._logprobs_of(load_model(shared.model, shared).requires_grad_(False).eval())
         return spread(policy, self._config.learner, self._accelerator)
 
-    def _over_ranks(self, values: dict[str, float]) -> dict[str, float]:
-        names = sorted(values)
-        mine = torch.tensor([[values[name] for name in names]], dtype=torch.float64, device=self._accelerator.device)
-        columns = self._accelerator.gather(mine).T.tolist()
-        return {name: _reduction(name)(column) for name, column in zip(names, columns, strict=True)}
+    def _sum(self, values: list[float]) -> list[float]:
+        """Over all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
+        return self._accelerator.reduce(tensor, reduction="sum").tolist()  # type: ignore[no-any-return]  # untyped library
 
 
-def _is_max(name: str) -> bool:
-    """Whether a metric is a maximum rather than a mean or a sum."""
-    return name.endswith("/max")
+class _Step(NamedTuple):
+    loss: float
+    grad_norm: float
+    metrics: list[dict[str, tuple[float, float]]]
+    """Value and weight, of every micro-batch on every rank."""
 
 
-def _reduction(name: str) -> Callable[[list[float]], float]:
-    return max if _is_max(name) else sum
+def _combined(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
+    """Means over what the parts' means are over; maxima."""
+    return {name: _mean_or_max(name, [part[name] for part in parts]) for name in parts[0]}
+
+
+def _mean_or_max(name: str, parts: list[tuple[float, float]]) -> float:
+    if name.endswith("/max"):
+        return max(value for value, _ in parts)
+    return sum(value * weight for value, weight in parts) / max(sum(weight for _, weight in parts), 1)
 
 
 def load_model(source: str | Path, shared: SharedConfig) -> PreTrainedModel:

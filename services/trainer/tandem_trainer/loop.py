@@ -31,7 +31,7 @@ def train(
         while step < cfg.max_steps and not run.should_stop():
             with run.timer("wait_for_rollouts"):
                 groups = rollouts.next(min_version=step - cfg.max_lag)  # scored while they decode
-            batch = algorithm.make_batch(groups)
+            batch = algorithm.make_batch(groups, run.gather)
             if not run.agree(batch.has_signal):
                 run.skip(groups)
                 continue

@@ -1,4 +1,4 @@
-"""Reward functions of the user's project: loading, calling, and checking what they answer."""
+"""Functions of the user's project that say how good completions are: loading, calling, checking what they answer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import math
 import numbers
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -24,13 +24,73 @@ from .prompts import PromptRow
 
 log = logging.getLogger(__name__)
 
+AnswerT = TypeVar("AnswerT")
+
+
+class Scorer(Protocol):
+    """Says how good the completions of a group are."""
+
+    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+        """All rewards of one group.
+
+        Raises:
+            UserError: a function raised or gave something else than was wanted, and errors are not dropped.
+        """
+        ...
+
+
+class ProjectFunction(Generic[AnswerT]):
+    """A function of the user's project, whose mistakes are told by its name and the row.
+
+    Synchronous functions run in a worker thread, one call at a time (`limiter`), so that they need not be thread-safe
+    and do not hold up the streams; asynchronous ones run concurrently.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        check: Callable[[Any, int], AnswerT],
+        *,
+        limiter: anyio.CapacityLimiter,
+        drop_errors: bool,
+    ) -> None:
+        """Load it.
+
+        Args:
+            kind: what it is called in messages.
+            check: from its answer, and how many values are wanted, to the values; raises `ValueError`.
+
+        Raises:
+            UserError: it does not exist or cannot be imported.
+        """
+        self.name = name
+        self._kind, self._check, self._limiter, self._drop_errors = kind, check, limiter, drop_errors
+        self._function = load_function(kind, name)
+
+    async def __call__(self, row: PromptRow, size: int, **arguments: Any) -> AnswerT | None:
+        """Its answer to `size` times prompt and columns of the row, and `arguments`; None for a dropped error."""
+        columns = {column: [value] * size for column, value in row.columns.items()}
+        try:
+            answer = await self._run({"prompts": [row.prompt] * size, **arguments, **columns})
+            return self._check(answer, size)
+        except (Exception, SystemExit) as error:
+            message = f"{self._kind} {self.name} on {row.where}: {_describe(error)}"
+            if self._drop_errors:
+                log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
+                return None
+            raise UserError(f"{message}. Mend the function, or set trainer.reward_errors: drop.") from error
+
+    async def _run(self, arguments: dict[str, Any]) -> Any:
+        if inspect.iscoroutinefunction(self._function):
+            return await self._function(**arguments)
+        return await anyio.to_thread.run_sync(
+            lambda: self._function(**arguments), abandon_on_cancel=True, limiter=self._limiter
+        )
+
 
 class Rewards:
-    """Scores groups with all configured functions.
-
-    Synchronous functions run in a worker thread, one call at a time, so that they need not be thread-safe and do not
-    hold up the streams; asynchronous ones run concurrently.
-    """
+    """Scores groups with all configured functions."""
 
     def __init__(
         self, configs: Sequence[RewardConfig], tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool
@@ -40,70 +100,69 @@ class Rewards:
         Raises:
             UserError: a function does not exist, cannot be imported, or is named twice.
         """
-        self._functions = {config.function: load_function(config.function) for config in configs}
-        self._weights = {config.function: config.weight for config in configs}
-        if len(self._functions) < len(configs):
-            raise UserError(
-                f"trainer.rewards names a function twice: {[c.function for c in configs]}; wanted each once"
-            )
+        names = [config.function for config in configs]
+        if len(set(names)) < len(names):
+            raise UserError(f"trainer.rewards names a function twice: {names}; wanted each once")
+        limiter = anyio.CapacityLimiter(1)
+        self._functions = [
+            ProjectFunction("reward function", name, check_rewards, limiter=limiter, drop_errors=drop_errors)
+            for name in names
+        ]
+        self._weights = [config.weight for config in configs]
         self._tokenizer = tokenizer
-        self._drop_errors = drop_errors
-        self._one_at_a_time = anyio.CapacityLimiter(1)
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """All rewards of one group.
-
-        Raises:
-            UserError: a function raised or answered something that is no list of rewards, and errors are not dropped.
-        """
-        texts = self._tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True)
-        answers = {name: await self._call(name, row, group, texts) for name in self._functions}
-        nothing = (None,) * len(texts)
+        """See Scorer."""
+        texts = decode(self._tokenizer, group)
+        size, nothing = len(texts), (None,) * len(texts)
+        answers = {
+            function.name: await function(
+                row,
+                size,
+                completions=as_in_prompt(row, texts),
+                completion_ids=[list(c.token_ids) for c in group.completions],
+            )
+            for function in self._functions
+        }
         by_function = {name: nothing if answer is None else answer for name, answer in answers.items()}
         totals = tuple(self._total(column) for column in zip(*by_function.values(), strict=True))
-        return ScoredGroup(
-            row=row.index,
-            prompt_ids=row.token_ids,
-            prompt_text=row.text,
-            texts=tuple(texts),
-            group=group,
-            rewards=nothing if None in answers.values() else totals,
-            rewards_by_function=by_function,
-        )
+        return scored_group(row, group, texts, nothing if None in answers.values() else totals, by_function)
 
     def _total(self, rewards: Sequence[float | None]) -> float | None:
         """Weighted sum of the functions that gave a reward; None if none did."""
-        weighted = [w * r for w, r in zip(self._weights.values(), rewards, strict=True) if r is not None]
+        weighted = [w * r for w, r in zip(self._weights, rewards, strict=True) if r is not None]
         return sum(weighted) if weighted else None
 
-    async def _call(self, name: str, row: PromptRow, group: Group, texts: list[str]) -> tuple[float | None, ...] | None:
-        """The function's rewards; None when it failed and errors are dropped."""
-        conversation = not isinstance(row.prompt, str)
-        size = len(texts)
-        arguments = {
-            "prompts": [row.prompt] * size,
-            "completions": [[{"role": "assistant", "content": t}] for t in texts] if conversation else texts,
-            "completion_ids": [list(c.token_ids) for c in group.completions],
-            **{column: [value] * size for column, value in row.columns.items()},
-        }
-        try:
-            return check_rewards(await self._run(self._functions[name], arguments), size)
-        except (Exception, SystemExit) as error:
-            message = f"reward function {name} on {row.where}: {_describe(error)}"
-            if self._drop_errors:
-                log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
-                return None
-            raise UserError(f"{message}. Mend the function, or set trainer.reward_errors: drop.") from error
 
-    async def _run(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(function):
-            return await function(**arguments)
-        return await anyio.to_thread.run_sync(
-            lambda: function(**arguments), abandon_on_cancel=True, limiter=self._one_at_a_time
-        )
+def decode(tokenizer: PreTrainedTokenizerBase, group: Group) -> list[str]:
+    """The completions without special tokens."""
+    return list(tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True))
 
 
-def load_function(name: str) -> Callable[..., Any]:
+def as_in_prompt(row: PromptRow, texts: Sequence[str]) -> list[Any]:
+    """The completions as functions get them: messages after a conversation, text after text."""
+    return list(texts) if isinstance(row.prompt, str) else [[{"role": "assistant", "content": t}] for t in texts]
+
+
+def scored_group(
+    row: PromptRow,
+    group: Group,
+    texts: Sequence[str],
+    rewards: tuple[float | None, ...],
+    by_function: dict[str, tuple[float | None, ...]],
+) -> ScoredGroup:
+    return ScoredGroup(
+        row=row.index,
+        prompt_ids=row.token_ids,
+        prompt_text=row.text,
+        texts=tuple(texts),
+        group=group,
+        rewards=rewards,
+        rewards_by_function=by_function,
+    )
+
+
+def load_function(kind: str, name: str) -> Callable[..., Any]:
     """The function that `module:function` names, from the project's folder or anything installed.
 
     Raises:
@@ -114,12 +173,12 @@ def load_function(name: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise UserError(
-            f"reward function {name}: importing {module_name} failed: {_describe(error)}. Wanted a module in the "
+            f"{kind} {name}: importing {module_name} failed: {_describe(error)}. Wanted a module in the "
             "project's folder (that of config.yaml) or an installed one."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise UserError(f"reward function {name}: module {module_name} has no function {function_name!r}")
+        raise UserError(f"{kind} {name}: module {module_name} has no function {function_name!r}")
     return function  # type: ignore[no-any-return]  # a user's function is typed by its contract only
 
 

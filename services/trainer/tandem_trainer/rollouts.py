@@ -18,7 +18,7 @@ from .batch import ScoredGroup
 from .client import GeneratorClient, task_group
 from .config import RolloutConfig
 from .prompts import Draw, PromptCursor, PromptRow
-from .rewards import Rewards
+from .rewards import Scorer
 
 
 @dataclass
@@ -47,7 +47,7 @@ def sampling(config: RolloutConfig) -> Sampling:
 
 async def collect(
     client: GeneratorClient,
-    rewards: Rewards,
+    rewards: Scorer,
     request: RolloutRequest,
     rows: Sequence[PromptRow],
     keep: Callable[[int, ScoredGroup], object],
@@ -91,7 +91,7 @@ class Rollouts:
         rows: Sequence[PromptRow],
         cursor: PromptCursor,
         client: GeneratorClient,
-        rewards: Rewards,
+        rewards: Scorer,
         portal: BlockingPortal,
         wait: Callable[[Future[None]], None],
         config: RolloutConfig,

@@ -88,6 +88,10 @@ class Run:
         flags = torch.tensor([flag], dtype=torch.int32, device=self._accelerator.device)
         return bool(self._accelerator.reduce(flags, reduction="sum").item())
 
+    def gather(self, values: list[float]) -> list[float]:
+        """Of all ranks, in their order."""
+        return gather_object(values)  # type: ignore[no-any-return]  # untyped library
+
     def identify(self, identity: dict[str, Any], attempts: Iterable[int]) -> None:
         """Say what the run is of (a checkpoint of something else is refused) and which attempts generators serve.
 
@@ -229,7 +233,7 @@ class Run:
             version,
             gather_object(samples(groups, version.step - 1)),
             stats,
-            functions=[reward.function for reward in self._config.rewards],
+            functions=self._config.scorers,
             groups_skipped=sum(gather_object([self._groups_skipped])),
             step_s=now - self._step_started,
         ) | {"timings": {f"{phase}_s": 0.0 for phase in PHASES}}

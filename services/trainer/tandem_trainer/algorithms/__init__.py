@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..config import TrainerConfig
 from .base import Algorithm
 from .grpo import Grpo
+from .online_dpo import OnlineDpo
 
 
 def build(config: TrainerConfig) -> Algorithm:
     """The algorithm that `trainer.algorithm` names."""
-    return {"grpo": Grpo}[config.algorithm](config)
+    algorithms: dict[str, Callable[[TrainerConfig], Algorithm]] = {"grpo": Grpo, "online_dpo": OnlineDpo}
+    return algorithms[config.algorithm](config)

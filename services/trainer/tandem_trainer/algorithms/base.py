@@ -5,7 +5,7 @@ Tensor names end in their shape: B rows (one completion each), T completion toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -22,11 +22,31 @@ class Totals(NamedTuple):
     """The `entropy_quantile` of the entropies of all tokens in the loss; a scalar."""
 
 
-class LossFunction(Protocol):
-    """From a micro-batch to its share of the step's loss, and metrics.
+Gather = Callable[[list[float]], list[float]]
+"""From values to those of all ranks; every rank calls it at the same time."""
 
-    A metric is a mean over the micro-batch's tokens in the loss; one whose name ends in `/max` is a maximum.
-    """
+
+class Mean(NamedTuple):
+    """A mean and what it is over, so that means of parts make the mean of the whole."""
+
+    value: Tensor
+    weight: Tensor
+
+    @classmethod
+    def over(cls, values: Tensor, weights: Tensor) -> Mean:
+        return cls((values.detach() * weights).sum() / weights.sum().clamp(min=1), weights.sum())
+
+
+class Share(NamedTuple):
+    """What a micro-batch adds to the step."""
+
+    loss: Tensor
+    metrics: dict[str, Mean]
+    """One whose name ends in `/max` is a maximum, whatever its weight; of values that are not negative."""
+
+
+class LossFunction(Protocol):
+    """From a micro-batch to its share of the step's loss."""
 
     def __call__(
         self,
@@ -37,7 +57,7 @@ class LossFunction(Protocol):
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    ) -> Share: ...
 
 
 class Algorithm(Protocol):
@@ -53,6 +73,6 @@ class Algorithm(Protocol):
     @property
     def loss(self) -> LossFunction: ...
 
-    def make_batch(self, groups: Sequence[ScoredGroup]) -> Batch:
-        """The rows to train on, at least one; `has_signal` is False when there is nothing to learn from them."""
+    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather) -> Batch:
+        """This rank's rows to train on, at least one; without `has_signal` there is nothing to learn from them."""
         ...

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..batch import Batch, Row, ScoredGroup, pad
 from ..config import GrpoConfig, TrainerConfig
-from .advantages import advantages, decoupled_advantages
-from .base import Totals
+from .advantages import advantages, decoupled_totals, standardized
+from .base import Gather, Mean, Share, Totals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask
 from .objectives import LOSS_TYPES, Counts, LossType
 from .tokens import Tokens
@@ -37,11 +37,11 @@ class Grpo:
         self.num_iterations = options.num_iterations
         self.entropy_quantile = 1 - options.top_entropy_quantile if options.top_entropy_quantile < 1 else None
 
-    def make_batch(self, groups: Sequence[ScoredGroup]) -> Batch:
+    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather = list) -> Batch:
         """Rows with a gradient; those without one still count in the totals, so leaving them out changes no value."""
         rows = [
             Row(group.prompt_ids, completion, advantage, in_loss=reward is not None and self._counts(completion))
-            for group, row in zip(groups, self._advantages(groups), strict=True)
+            for group, row in zip(groups, self._advantages(groups, gather), strict=True)
             for completion, reward, advantage in zip(group.group.completions, group.rewards, row, strict=True)
         ]
         all_matter = self.needs_reference or self.entropy_quantile is not None
@@ -52,15 +52,21 @@ class Grpo:
             token_total=sum(len(row.completion.token_ids) for row in rows if row.in_loss),
         )
 
-    def _advantages(self, groups: Sequence[ScoredGroup]) -> list[list[float]]:
+    def _advantages(self, groups: Sequence[ScoredGroup], gather: Gather) -> list[list[float]]:
         """One list a group."""
-        totals_PG = _tensor([group.rewards for group in groups])
+
+        def everyones(values_PG: Tensor) -> Tensor:
+            return torch.tensor(gather(values_PG.flatten().tolist()), dtype=torch.float64)
+
+        scale, totals_PG = self._options.scale_rewards, _tensor([group.rewards for group in groups])
         if self._options.multi_objective_aggregation == "sum_then_normalize":
-            return advantages(totals_PG, self._options.scale_rewards).tolist()
+            batch_N = everyones(totals_PG) if scale == "batch" else None
+            return advantages(totals_PG, scale, batch_N).tolist()
         by_function_PGK = torch.stack([_tensor(group.rewards_by_function.values()).T for group in groups])
         # A function that failed leaves its whole group without a reward, whatever the others said.
         by_function_PGK = by_function_PGK.masked_fill(totals_PG.isnan()[..., None], NAN)
-        return decoupled_advantages(by_function_PGK, self._weights_K).tolist()
+        decoupled_PG = decoupled_totals(by_function_PGK, self._weights_K)
+        return standardized(decoupled_PG, everyones(decoupled_PG)).tolist()
 
     def _counts(self, completion: Any) -> bool:
         return not (self._options.mask_truncated_completions and completion.finish_reason == "length")
@@ -74,8 +80,8 @@ class Grpo:
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return policy_loss(
+    ) -> Share:
+        loss, metrics = policy_loss(
             logprobs_BT,
             old_logprobs_BT,
             batch.advantages_B,
@@ -89,6 +95,8 @@ class Grpo:
             row_total=totals.rows,
             entropy_threshold=totals.entropy_threshold,
         )
+        tokens = batch.mask_BT.sum()
+        return Share(loss, {name: Mean(value, tokens) for name, value in metrics.items()})
 
 
 def _tensor(rewards: Any) -> Tensor:
@@ -173,9 +181,10 @@ def _token_losses(tokens: Tokens, loss_type: LossType, options: GrpoConfig) -> t
 
 def _means(metrics_BT: Mapping[str, Tensor], mask_BT: Tensor) -> dict[str, Tensor]:
     """Over the tokens in the mask; of a name that ends in `/max` their maximum, of values that are not negative."""
-    counted = {name: (value_BT.detach() * mask_BT).flatten() for name, value_BT in metrics_BT.items()}
-    tokens = mask_BT.sum().clamp(min=1)
+    nothing = mask_BT.new_zeros(1)
     return {
-        name: torch.cat([value_N, value_N.new_zeros(1)]).max() if name.endswith("/max") else value_N.sum() / tokens
-        for name, value_N in counted.items()
+        name: torch.cat([(value_BT.detach() * mask_BT).flatten(), nothing]).max()
+        if name.endswith("/max")
+        else Mean.over(value_BT, mask_BT).value
+        for name, value_BT in metrics_BT.items()
     }

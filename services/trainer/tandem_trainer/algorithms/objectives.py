@@ -87,7 +87,8 @@ def vespo(tokens: Tokens, options: GrpoConfig) -> Objective:
 
 def _by_sign(condition_BT: Tensor, positive: float, negative: float) -> Tensor:
     """In float32 whatever the inputs are, because TRL's values are, and 1.05 is another number in float64."""
-    return torch.where(condition_BT, torch.tensor(positive).float(), torch.tensor(negative).float())
+    values = torch.tensor([negative, positive], dtype=torch.float32, device=condition_BT.device)
+    return values[condition_BT.long()]
 
 
 class Counts(NamedTuple):

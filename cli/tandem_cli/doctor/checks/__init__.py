@@ -1,0 +1,50 @@
+"""The checks: pure functions from facts to a finding, in the order in which they are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from ..facts import Facts, NotKnown, Stack
+from ..finding import Finding, warn
+from . import devices, engine, images, memory, project, storage
+
+CHECKS: dict[str, Callable[[Facts], Finding]] = {
+    "engine": engine.version,
+    "compose": engine.compose,
+    "configuration": engine.configuration,
+    "project": project.configuration,
+    "images": images.present,
+    "image versions": images.one_version,
+    "CPU sets": devices.cpus,
+    "GPU access": devices.access,
+    "GPU ids": devices.exist,
+    "GPU sets": devices.disjoint,
+    "GPU use": devices.unused,
+    "GPU driver": devices.driver,
+    "model": project.model,
+    "generator fits": memory.generator,
+    "trainer fits": memory.trainer,
+    "weight store": storage.weights,
+    "host memory": storage.memory,
+    "disk": storage.disk,
+    "weights access": storage.access,
+    "ports": images.ports,
+}
+
+GPU_CHECKS = frozenset({"GPU ids", "GPU sets", "GPU use", "GPU driver"})
+"""Those that say nothing where no service wants a GPU."""
+
+
+def examine(facts: Facts) -> list[Finding]:
+    """One finding a check; a check whose facts could not be had says so."""
+    without_gpus = isinstance(facts.stack, Stack) and not facts.stack.wants_gpus
+    left_out = GPU_CHECKS if without_gpus else frozenset()
+    return [replace(_judge(check, facts), name=name) for name, check in CHECKS.items() if name not in left_out]
+
+
+def _judge(check: Callable[[Facts], Finding], facts: Facts) -> Finding:
+    try:
+        return check(facts)
+    except NotKnown as error:
+        return warn(f"not checked: {error}")

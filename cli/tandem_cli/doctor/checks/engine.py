@@ -1,0 +1,39 @@
+"""The engine, compose, and whether compose takes the configuration."""
+
+from __future__ import annotations
+
+import re
+
+from ..facts import Facts, Unknown
+from ..finding import Finding, fail, ok
+
+MIN_ENGINE, MIN_COMPOSE = (25, 0), (2, 24)
+UPDATE = "update Docker, from its own packages rather than an old distribution's"
+
+
+def version(facts: Facts) -> Finding:
+    """CDI devices and start-interval of health checks came with engine 25."""
+    if isinstance(facts.engine, Unknown):
+        return fail(facts.engine.message, facts.engine.mend)
+    return _at_least("Docker engine", facts.engine.version, MIN_ENGINE)
+
+
+def compose(facts: Facts) -> Finding:
+    """`!override` came with compose 2.24."""
+    if isinstance(facts.compose_version, Unknown):
+        return fail(facts.compose_version.message, facts.compose_version.mend)
+    return _at_least("docker compose", facts.compose_version, MIN_COMPOSE)
+
+
+def configuration(facts: Facts) -> Finding:
+    if isinstance(facts.stack, Unknown):
+        return fail(facts.stack.message, facts.stack.mend)
+    return ok(f"project {facts.stack.name}: services {', '.join(facts.stack.services)}")
+
+
+def _at_least(what: str, got: str, wanted: tuple[int, int]) -> Finding:
+    numbers = tuple(int(number) for number in re.findall(r"\d+", got)[:2])
+    text = ".".join(str(number) for number in wanted)
+    if numbers < wanted:
+        return fail(f"got {what} {got}; wanted {text} or newer", UPDATE)
+    return ok(f"{what} {got}; wanted {text} or newer")

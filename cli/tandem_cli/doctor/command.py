@@ -1,0 +1,40 @@
+"""The command: gather, judge, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from .checks import examine
+from .finding import Finding
+from .gather import gather
+
+WORDS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bold red")}
+
+
+def doctor(project: Path | None, *, as_json: bool) -> int:
+    """Returns the exit code: 1 when a check fails."""
+    findings = examine(gather(project.absolute() if project else None))
+    if as_json:
+        json.dump([asdict(finding) for finding in findings], sys.stdout, indent=1)
+        print()
+    else:
+        show(findings, Console(highlight=False))
+    return int(any(finding.status == "fail" for finding in findings))
+
+
+def show(findings: Sequence[Finding], console: Console) -> None:
+    """One line a check, with the mend beneath."""
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        word, style = WORDS[finding.status]
+        line = Text.assemble((f"{word:<4}", style), f"  {finding.name:<{width}}  {finding.message}")
+        console.print(line, soft_wrap=True)
+        if finding.mend:
+            console.print(Text(f"{'':<{width + 8}}→ {finding.mend}", style="bold"), soft_wrap=True)

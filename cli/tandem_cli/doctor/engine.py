@@ -1,0 +1,102 @@
+"""What the Docker engine says of itself, of the stack's images and of what runs already."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import docker
+from docker.errors import DockerException, ImageNotFound
+
+from ..devices import DevicesUnknown, cdi_devices
+from .facts import Engine, Image, Port, PortState, Service, Stack, Unknown
+
+TIMEOUT_S = 20
+PROJECT_LABEL = "com.docker.compose.project"
+TOOLKIT_HOOK = "nvidia-container-runtime-hook"
+"""The engine offers `driver: nvidia` when it finds this program."""
+JOIN_GROUP = "let your user use Docker (sudo usermod -aG docker $USER), then log in again"
+START_IT = "start Docker (sudo systemctl start docker) or set DOCKER_HOST; `docker version` has to name a server"
+
+
+def connect() -> docker.DockerClient | Unknown:
+    """The engine that `docker compose` would use."""
+    try:
+        client = docker.from_env(timeout=TIMEOUT_S)
+        client.ping()
+    except DockerException as error:
+        where = f"DOCKER_HOST={os.environ['DOCKER_HOST']}: " if "DOCKER_HOST" in os.environ else ""
+        mend = JOIN_GROUP if "Permission denied" in str(error) else START_IT
+        return Unknown("no Docker engine answers", mend, f"{where}{error}")
+    return client
+
+
+def describe(client: docker.DockerClient) -> Engine | Unknown:
+    try:
+        info = client.info()
+    except DockerException as error:
+        return Unknown("the engine does not describe itself", START_IT, str(error))
+    try:
+        cdi: frozenset[str] | Unknown = cdi_devices(info)
+    except DevicesUnknown as error:
+        cdi = Unknown(str(error))
+    return Engine(
+        version=info["ServerVersion"],
+        has_nvidia_toolkit="nvidia" in (info.get("Runtimes") or {}) or shutil.which(TOOLKIT_HOOK) is not None,
+        cdi_devices=cdi,
+        memory_bytes=info["MemTotal"],
+        cpus=info["NCPU"],
+        root_dir=Path(info["DockerRootDir"]),
+        is_this_host=info["Name"] == socket.gethostname(),
+    )
+
+
+def find_image(client: docker.DockerClient, name: str) -> Image | Unknown:
+    try:
+        config = client.images.get(name).attrs["Config"]
+    except ImageNotFound:
+        return Unknown(f"the image {name} is not there", "docker compose build")
+    except DockerException as error:
+        return Unknown(f"the image {name} cannot be looked at: {error}")
+    env = dict(line.partition("=")[::2] for line in config.get("Env") or ())
+    return Image(name, config.get("User", ""), env, config.get("Labels") or {})
+
+
+def look_at_ports(client: docker.DockerClient, engine: Engine, stack: Stack) -> Stack:
+    """The same stack, its published ports with their state."""
+    elsewhere = None if engine.is_this_host else Unknown("the engine runs on another machine")
+    own = _published_by(client, stack.name)
+
+    def looked_at(service: Service) -> Service:
+        return replace(
+            service, ports=tuple(replace(port, state=elsewhere or _state(port, own)) for port in service.ports)
+        )
+
+    services: Mapping[str, Service] = {name: looked_at(service) for name, service in stack.services.items()}
+    return replace(stack, services=services)
+
+
+def _published_by(client: docker.DockerClient, project: str) -> set[int]:
+    """The host's ports that the containers of a compose project have."""
+    containers = client.containers.list(ignore_removed=True, filters={"label": f"{PROJECT_LABEL}={project}"})
+    bindings = (binding for c in containers for bound in c.ports.values() for binding in bound or ())
+    return {int(binding["HostPort"]) for binding in bindings}
+
+
+def _state(port: Port, own: set[int]) -> PortState | Unknown:
+    if port.number in own:
+        return "own"
+    with closing(socket.socket()) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((port.host_ip, port.number))
+        except PermissionError:
+            return Unknown(f"port {port.number} is the administrator's to open")
+        except OSError:
+            return "taken"
+    return "free"

@@ -1,0 +1,49 @@
+"""What the model hub says of a model that is on no volume yet: is it there, may it be fetched, how large is it?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import httpx
+
+from .facts import Model, Refused, Unknown
+from .model import NO_MODEL, parse_model
+
+TIMEOUT_S = 15.0
+DEFAULT_ENDPOINT = "https://huggingface.co"
+UNAUTHORIZED = (401, 403)
+
+
+def ask_hub(name: str, revision: str | None, env: Mapping[str, str]) -> Model | Unknown:
+    """The model as the hub describes it to the bearer of HF_TOKEN.
+
+    Args:
+        env: of the preflight, which is to fetch it: HF_ENDPOINT, HF_TOKEN.
+    """
+    token = env.get("HF_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    base, rev = env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT, revision or "main"
+    try:
+        with httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as hub:
+            about = hub.get(f"/api/models/{name}/revision/{rev}").raise_for_status().json()
+            config = hub.get(f"/{name}/resolve/{rev}/config.json").raise_for_status().json()
+        parameters = about.get("safetensors", {}).get("total")
+        return parse_model(config, parameters, f"the hub ({name})", is_local=False)
+    except httpx.HTTPStatusError as error:
+        return _refusal(name, rev, error.response.status_code, has_token=bool(token))
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        return Unknown(NO_MODEL, f"the preflight has to reach {base} to fetch it", f"{name}: {error}")
+
+
+def _refusal(name: str, revision: str, code: int, *, has_token: bool) -> Unknown:
+    what = f"the hub answers {code} for {name} ({revision})"
+    if code in UNAUTHORIZED:
+        said = "and refuses the preflight's HF_TOKEN" if has_token else "and the preflight has no HF_TOKEN"
+        mend = (
+            "accept the model's terms on the hub and give the preflight a token (HF_TOKEN in its environment, by an "
+            "override file), or put the model into the project"
+        )
+        return Refused(NO_MODEL, mend, f"{what} {said}: it is gated, or there is none")
+    if code == 404:
+        return Refused(NO_MODEL, "shared.model is a folder of the project or an id on the hub: correct it", what)
+    return Unknown(NO_MODEL, "try again later", what)

@@ -1,0 +1,52 @@
+"""What nvidia-smi says: one call, since each takes seconds on a host with many GPUs."""
+
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+from ..devices import DevicesUnknown, nvidia_smi
+from .facts import Gpu, Nvidia, Process, Unknown
+
+INSTALL = "install NVIDIA's driver; `nvidia-smi` has to list the GPUs"
+
+
+def read_nvidia() -> Nvidia | Unknown:
+    try:
+        text = nvidia_smi("-q", "-x")
+    except DevicesUnknown as error:
+        return Unknown(str(error), INSTALL)
+    try:
+        return parse_nvidia(text)
+    except (ElementTree.ParseError, ValueError) as error:
+        return Unknown(f"nvidia-smi -q -x prints what cannot be read: {error}", INSTALL)
+
+
+def parse_nvidia(text: str) -> Nvidia:
+    """Raises:
+    ValueError: something is missing or no number.
+    """
+    log = ElementTree.fromstring(text)  # noqa: S314 - a program of the host's administrator has written it
+    major, _, minor = _text(log, "cuda_version").partition(".")
+    gpus = (_gpu(index, element) for index, element in enumerate(log.iter("gpu")))
+    return Nvidia(_text(log, "driver_version"), (int(major), int(minor)), tuple(gpus))
+
+
+def _gpu(index: int, element: ElementTree.Element) -> Gpu:
+    processes = (
+        Process(int(_text(p, "pid")), _text(p, "process_name"), _mebibytes(_text(p, "used_memory")))
+        for p in element.iter("process_info")
+    )
+    memory_bytes = _mebibytes(_text(element, "fb_memory_usage/total"))
+    return Gpu(index, _text(element, "uuid"), memory_bytes, tuple(processes))
+
+
+def _text(element: ElementTree.Element, path: str) -> str:
+    if not (text := element.findtext(path)):
+        raise ValueError(f"it has no {path}")
+    return text
+
+
+def _mebibytes(text: str) -> int:
+    """`40960 MiB` → bytes; 0 for `N/A`, as in a container or on Windows."""
+    number = text.split()[0]
+    return int(number) << 20 if number.isdecimal() else 0

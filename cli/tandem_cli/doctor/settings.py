@@ -1,0 +1,57 @@
+"""The keys of a project's configuration that the doctor reckons with. A test holds the defaults to the services'."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Part(BaseModel):
+    """Their owners check the whole section."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class SharedPart(_Part):
+    model: str
+    revision: str | None = None
+
+
+class GeneratorPart(_Part):
+    engine: Literal["vllm", "mock"] = "vllm"
+    tensor_parallel_size: int = 1
+    data_parallel_size: int = 1
+    gpu_memory_utilization: float | None = None
+    dtype: str = "auto"
+    max_model_len: int | None = None
+    vllm: dict[str, Any] = {}
+    env: dict[str, str] = {}
+
+
+class LearnerPart(_Part):
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    max_tokens_per_micro_batch: int = 8192
+    logprob_chunk_size: int = 1024
+    gradient_checkpointing: bool = False
+
+
+class GrpoPart(_Part):
+    beta: float = 0.0
+
+
+class KeepPart(_Part):
+    keep: int = 2
+
+
+class TrainerPart(_Part):
+    learner: LearnerPart = LearnerPart()
+    grpo: GrpoPart = GrpoPart()
+    checkpoint: KeepPart = KeepPart()
+    publish: KeepPart = KeepPart()
+
+
+class Settings(_Part):
+    shared: SharedPart
+    generator: GeneratorPart = GeneratorPart()
+    trainer: TrainerPart = TrainerPart()

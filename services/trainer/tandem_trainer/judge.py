@@ -1,0 +1,106 @@
+"""A judge of the user's project: of two completions, which is better? And how often does the policy beat its start?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+from transformers import PreTrainedTokenizerBase
+
+from tandem_protocol.messages import Group
+from tandem_protocol.version import Version
+
+from .batch import ScoredGroup
+from .client import task_group
+from .prompts import PromptRow
+from .rewards import ProjectFunction, as_in_prompt, decode, scored_group
+
+TIE = 0.5
+
+
+class Judge:
+    """Scores groups of two: 1 for the better completion, 0 for the other, 0.5 for both if neither is better."""
+
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool) -> None:
+        """Load the function.
+
+        Raises:
+            UserError: it does not exist or cannot be imported.
+        """
+        self._function = ProjectFunction(
+            "judge", name, check_choices, limiter=anyio.CapacityLimiter(1), drop_errors=drop_errors
+        )
+        self._tokenizer = tokenizer
+
+    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+        """See Scorer. A completion alone has no reward."""
+        texts = decode(self._tokenizer, group)
+        wins = await self.wins(row, texts) if len(texts) > 1 else None
+        rewards = (None,) * len(texts) if wins is None else (wins, 1 - wins)
+        return scored_group(row, group, texts, rewards, {self._function.name: rewards})
+
+    async def wins(self, row: PromptRow, texts: Sequence[str]) -> float | None:
+        """1 if the first of two is better, 0 if the second is; None if the judge failed and errors are dropped."""
+        choices = await self._function(row, 1, completions=[as_in_prompt(row, texts)])
+        return None if choices is None else TIE if choices[0] is None else 1.0 - choices[0]
+
+
+class WinRate:
+    """Rewards a completion by how it fares against that of the run's first evaluated policy, for the same prompt."""
+
+    def __init__(self, judge: Judge, rows: Sequence[PromptRow], file: Path) -> None:
+        """
+        Args:
+            file: keeps the first policy's completions, for as long as the run goes on.
+        """
+        self._judge, self._file = judge, file
+        self._rows = {row.index: row for row in rows}
+
+    async def __call__(self, groups: Sequence[ScoredGroup], version: Version) -> list[ScoredGroup]:
+        """The groups, of one completion each, with rewards.
+
+        Raises:
+            UserError: the judge failed, and errors are not dropped.
+        """
+        if version.step == 0 or not self._file.exists():
+            temporary = self._file.with_suffix(".tmp")
+            temporary.write_text(json.dumps({str(group.row): group.texts[0] for group in groups}))
+            temporary.replace(self._file)
+        first = json.loads(self._file.read_text())
+        async with task_group() as judging:
+            tasks = [judging.create_task(self._against(group, first.get(str(group.row)))) for group in groups]
+        return [task.result() for task in tasks]
+
+    async def _against(self, group: ScoredGroup, text: str | None) -> ScoredGroup:
+        """Both orders are judged, for a judge may like what comes first; two equal texts are a tie."""
+        reward: float | None = None
+        if text is not None:
+            row, pair = self._rows[group.row], [group.texts[0], text]
+            equal = pair[0] == pair[1]
+            ahead = TIE if equal else await self._judge.wins(row, pair)
+            behind = TIE if equal else await self._judge.wins(row, pair[::-1])
+            reward = None if ahead is None or behind is None else (ahead + 1 - behind) / 2
+        by_function = dict.fromkeys(group.rewards_by_function, (reward,))
+        return group.model_copy(update={"rewards": (reward,), "rewards_by_function": by_function})
+
+
+def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:
+    """The answer of a judge: 0 or 1 a pair, None for neither.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    if hasattr(answer, "tolist"):  # an array or a tensor
+        answer = answer.tolist()
+    if not isinstance(answer, list | tuple) or len(answer) != size:
+        raise ValueError(f"got {answer!r}; wanted a list of {size}, one of 0, 1 and None a pair")
+    # As TRL's judges say it, -1 is neither.
+    choices = tuple(None if choice == -1 else choice for choice in answer)
+    if wrong := [choice for choice in choices if choice not in (0, 1, None)]:
+        raise ValueError(
+            f"got {wrong[0]!r}; wanted 0 if the first completion is better, 1 if the second, None if neither"
+        )
+    return tuple(None if choice is None else int(choice) for choice in choices)

@@ -1,0 +1,209 @@
+"""`tandem gpus`: what it writes, what it keeps, and what it refuses before it has written anything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.gpus import NvidiaSmi
+from support.stack import ROOT
+from tandem_cli import devices
+from tandem_cli.__main__ import main
+from tandem_cli.devices import DevicesUnknown
+
+UUIDS = [f"GPU-{index:08x}-c1d2" for index in range(8)]
+
+
+class Overriding(yaml.SafeLoader):
+    """Reads compose's `!override`."""
+
+
+Overriding.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
+
+
+@pytest.fixture
+def eight_gpus(nvidia_smi: NvidiaSmi) -> None:
+    nvidia_smi.says("".join(f"GPU {index}: NVIDIA H100 (UUID: {uuid})\n" for index, uuid in enumerate(UUIDS)))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Tandem's compose files and, as the stack's project, one with a model of 6 attention heads."""
+    for name in ("compose.yaml", "compose.gpu.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    model = tmp_path / "examples" / "digits" / "model"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text('{"num_attention_heads": 6}')
+    (model.parent / "config.yaml").write_text("shared: {model: model}\n")
+    for name in ("COMPOSE_FILE", "TANDEM_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def run(folder: Path, generator: str, trainer: str, *more: str) -> int:
+    return main(["gpus", "--generator", generator, "--trainer", trainer, "--directory", str(folder), *more])
+
+
+def written(folder: Path) -> dict[str, dict[str, object]]:
+    """The written override: of each service its environment and its only reservation."""
+    services = yaml.load((folder / "compose.devices.yaml").read_text(), Overriding)["services"]
+    return {
+        name: service["environment"]
+        | (service["deploy"]["resources"]["reservations"]["devices"][0] if "deploy" in service else {})
+        for name, service in services.items()
+    }
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_the_services_get_their_devices_and_as_many_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folder, "0-2", f"5,{UUIDS[7]}") == 0
+    assert written(folder) == {
+        "preflight": {"TANDEM_GENERATOR_GPUS": "0,1,2", "TANDEM_TRAINER_GPUS": f"5,{UUIDS[7]}"},
+        "generator": {
+            "TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE": "3",
+            "TANDEM__GENERATOR__DATA_PARALLEL_SIZE": "1",
+            "driver": "nvidia",
+            "device_ids": ["0", "1", "2"],
+            "capabilities": ["gpu"],
+        },
+        "trainer": {
+            "TANDEM_TRAINER_PROCESSES": "2",
+            "driver": "nvidia",
+            "device_ids": ["5", UUIDS[7]],
+            "capabilities": ["gpu"],
+        },
+    }
+    assert (folder / ".env").read_text() == "COMPOSE_FILE=compose.yaml:compose.gpu.yaml:compose.devices.yaml\n"
+    assert capsys.readouterr().err == "", "everything could be checked"
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_gpus_beyond_the_tensor_parallel_size_serve_copies(folder: Path) -> None:
+    assert run(folder, "0-3", "4", "--tensor-parallel", "2") == 0
+    environment = written(folder)["generator"]
+    assert environment["TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE"] == "2"
+    assert environment["TANDEM__GENERATOR__DATA_PARALLEL_SIZE"] == "2"
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize(
+    ("generator", "trainer", "more", "words"),
+    [
+        ("0-3", "3-5", (), "got the GPUs 0, 1, 2, 3 for the generator and 3, 4, 5 for the trainer, which share 3"),
+        ("0-2", UUIDS[2], (), "which share 2"),
+        (f"1,{UUIDS[1]}", "2", (), "got one GPU twice"),
+        ("0", "7-9", (), "--trainer: got 8, 9; wanted some of 0, 1, "),
+        ("GPU-8932f937", "1", (), "--generator: got GPU-8932f937; wanted some of"),
+        ("", "1", (), "--generator: got no device"),
+        ("nvidia.com/gpu=0", "1", (), "wanted --driver cdi"),
+        ("0-3", "4", (), "has 6 attention heads; wanted a divisor of them: --tensor-parallel 1 or 2,"),
+        ("0-2", "4", ("--tensor-parallel", "2"), "got 2 for 3 devices of the generator; wanted a divisor of 3"),
+        ("0-2", "4", ("--tensor-parallel", "0"), "got 0 for 3 devices"),
+        ("0", "1", ("--max-steps", "4"), "got --max-steps 4, which this command does not take"),
+        ("0", "1", ("--project", "nowhere"), "nowhere/config.yaml does not exist; wanted --project"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_nothing_written(
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    generator: str,
+    trainer: str,
+    more: tuple[str, ...],
+    words: str,
+) -> None:
+    assert run(folder, generator, trainer, *more) == 2
+    assert words in capsys.readouterr().err
+    assert not (folder / ".env").exists()
+    assert not (folder / "compose.devices.yaml").exists()
+
+
+def test_a_folder_without_the_stack_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "0", "1") == 2
+    assert "has no compose.yaml and no compose.gpu.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_what_could_not_be_checked_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "examples/digits/config.yaml").write_text("shared: {model: org/on-the-hub}\n")
+    assert run(folder, "0-4", "5") == 0
+    nvidia, model = capsys.readouterr().err.splitlines()
+    assert "whether the devices exist was not checked" in nvidia
+    assert "org/on-the-hub does not tell here" in model
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_cdi_names_are_made_of_indexes_and_checked_against_the_engines(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {"DiscoveredDevices": [{"Source": "cdi", "ID": f"nvidia.com/gpu={index}"} for index in range(3)]}
+    monkeypatch.setattr(devices, "engine_info", lambda: found)
+    assert run(folder, "0,nvidia.com/gpu=1", "2", "--driver", "cdi") == 0
+    generator = written(folder)["generator"]
+    assert (generator["driver"], generator["device_ids"]) == ("cdi", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
+    assert run(folder, "0-1", "nvidia.com/gpu=1", "--driver", "cdi") == 2
+    assert "share nvidia.com/gpu=1" in capsys.readouterr().err
+    assert run(folder, "0-1", "3", "--driver", "cdi") == 2
+    assert "--trainer: got nvidia.com/gpu=3; wanted some of" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nvidia_smi")
+def test_an_engine_that_does_not_answer_is_a_note(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def engine_info() -> None:
+        raise DevicesUnknown("no Docker engine answers")
+
+    monkeypatch.setattr(devices, "engine_info", engine_info)
+    assert run(folder, "0", "1", "--driver", "cdi") == 0
+    assert "no Docker engine answers; whether the devices exist was not checked" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_the_persons_own_lines_and_files_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = folder / "examples" / "digits"
+    (folder / ".env").write_text("# mine\nTANDEM_SHM_SIZE=2g\nCOMPOSE_FILE=compose.yaml:mine.yaml\nA=b")
+    for _ in range(2):
+        assert run(folder, "0", "1", "--project", str(project)) == 0
+    assert (folder / ".env").read_text().splitlines() == [
+        "# mine",
+        "TANDEM_SHM_SIZE=2g",
+        "A=b",
+        "COMPOSE_FILE=compose.yaml:compose.gpu.yaml:compose.devices.yaml:mine.yaml",
+        f"TANDEM_PROJECT={project}",
+    ]
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_an_override_that_compose_read_by_itself_goes_on_being_read(folder: Path) -> None:
+    (folder / "compose.override.yaml").write_text("{}")
+    assert run(folder, "0", "1") == 0
+    assert (folder / ".env").read_text().endswith(":compose.devices.yaml:compose.override.yaml\n")
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_the_project_is_the_one_that_the_stack_would_take(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = folder / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text(f"shared: {{model: {folder}/model}}\n")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 4}}))
+    (folder / ".env").write_text('TANDEM_PROJECT="./other"\n')
+    assert run(folder, "0-3", "4") == 0
+    monkeypatch.setenv("TANDEM_PROJECT", "./examples/digits")
+    assert run(folder, "0-3", "4") == 2
+    assert "6 attention heads" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_a_shells_own_compose_file_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMPOSE_FILE", "compose.yaml")
+    assert run(folder, "0", "1") == 0
+    assert "unset COMPOSE_FILE" in capsys.readouterr().err

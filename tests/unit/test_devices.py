@@ -1,0 +1,47 @@
+"""Sets of devices: how they are written, and which of them two services share."""
+
+from __future__ import annotations
+
+import pytest
+
+from tandem_protocol.config import ConfigError
+from tandem_protocol.devices import check_disjoint, identity, parse_devices, shared_devices
+
+UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
+
+
+@pytest.mark.parametrize(
+    ("text", "devices"),
+    [
+        ("0-3", ("0", "1", "2", "3")),
+        ("5, 0,2-2", ("5", "0", "2")),
+        ("0-1,1,0", ("0", "1")),
+        (f"{UUID},MIG-{UUID}/7/0", (UUID, f"MIG-{UUID}/7/0")),
+        ("nvidia.com/gpu=0,nvidia.com/gpu=1:2", ("nvidia.com/gpu=0", "nvidia.com/gpu=1:2")),
+        ("", ()),
+    ],
+)
+def test_lists_ranges_and_names_are_read_in_their_order_and_once(text: str, devices: tuple[str, ...]) -> None:
+    assert parse_devices(text) == devices
+
+
+@pytest.mark.parametrize("part", ["3-0", "", "all", "nvidia.com/gpu=all", "-1", "0-", "a", "GPU-", "0 1"])
+def test_what_is_no_device_is_refused_by_name(part: str) -> None:
+    with pytest.raises(ConfigError, match=f"where '{part}' is none; wanted a list"):
+        parse_devices(f"0,{part}")
+
+
+def test_a_device_is_one_however_it_is_written() -> None:
+    uuids = {"3": UUID}
+    assert len({identity(name, uuids) for name in ("3", "nvidia.com/gpu=3", UUID, f"nvidia.com/gpu={UUID}")}) == 1
+    assert shared_devices(("2", "3"), (UUID.upper(), "4"), uuids) == ("3",)
+    assert shared_devices(("0", "1"), ("nvidia.com/gpu=1",)) == ("1",)
+    assert shared_devices(("nvidia.com/gpu=1",), ("amd.com/gpu=1",)) == ()
+    assert shared_devices((), ("1",)) == ()
+
+
+def test_sets_that_overlap_are_refused_with_both_of_them() -> None:
+    check_disjoint(("0", "1"), ("2",), kind="GPUs", mend="-")
+    wanted = "got the GPUs 0, 1 for the generator and 1, 2 for the trainer, which share 1; wanted .*: do this"
+    with pytest.raises(ConfigError, match=wanted):
+        check_disjoint(("0", "1"), ("1", "2"), kind="GPUs", mend="do this")

@@ -1,0 +1,208 @@
+"""The doctor: every check is content with a sound machine, and every check has something that it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
+from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
+from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Refused, Stack, Unknown, Volume
+from tandem_cli.doctor.finding import Finding
+
+LAPTOP, GPUS = on_cpus(), on_gpus()
+NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused")
+
+
+def with_process(facts: Facts, pid: int) -> Facts:
+    """The same, but GPU 4 has a process on it."""
+    assert isinstance(facts.nvidia, Nvidia)
+    gpus = (*facts.nvidia.gpus[:4], Gpu(4, UUIDS[4], 80 * GIB, (Process(pid, "python", 3 * GIB),)))
+    return replace(facts, nvidia=replace(facts.nvidia, gpus=(*gpus, *facts.nvidia.gpus[5:])))
+
+
+def with_driver(facts: Facts, *cuda: int) -> Facts:
+    assert isinstance(facts.nvidia, Nvidia)
+    return replace(facts, nvidia=replace(facts.nvidia, cuda=cuda))
+
+
+def with_size(facts: Facts, size: str) -> Facts:
+    """The same, with another size of the weight store."""
+    assert isinstance(facts.stack, Stack)
+    return replace(facts, stack=replace(facts.stack, volumes={"weights": Volume("tandem_weights", {"size": size})}))
+
+
+REFUSED: list[tuple[str, Facts, str]] = [
+    ("engine", replace(LAPTOP, engine=NO_ENGINE), "no Docker engine answers: connection refused"),
+    ("engine", replace(LAPTOP, engine=replace(LAPTOP.engine, version="24.0.7")), "24.0.7; wanted 25.0"),
+    ("compose", replace(LAPTOP, compose_version="v2.23.3-desktop.2"), "2.23.3-desktop.2; wanted 2.24"),
+    ("compose", replace(LAPTOP, compose_version=Unknown("docker compose cannot be asked", "install it")), "asked"),
+    (
+        "configuration",
+        replace(LAPTOP, stack=Unknown("docker compose config fails", "mend it", "line 3")),
+        "fails: line 3",
+    ),
+    (
+        "project",
+        replace(LAPTOP, settings=Refused("the project cannot be read", "mend it", "no config.yaml")),
+        "config.yaml",
+    ),
+    (
+        "images",
+        replace(
+            changed(LAPTOP, "trainer", is_built=False), images={**LAPTOP.images, "trainer": Unknown("is not there")}
+        ),
+        "tandem-trainer:cpu: not there",
+    ),
+    (
+        "image versions",
+        replace(LAPTOP, images={**LAPTOP.images, "trainer": replace(an_image("trainer"), labels={})}),
+        "generator 4f5c2a1, trainer without labels",
+    ),
+    ("CPU sets", changed(LAPTOP, "trainer", cpuset="3-7"), "generator 0-3 and trainer 3-7 share 3"),
+    ("CPU sets", changed(LAPTOP, "trainer", cpuset="4-9"), "got CPU 8, 9; this host has 0-7"),
+    ("CPU sets", changed(LAPTOP, "trainer", cpuset="4-"), "got the devices '4-'"),
+    (
+        "GPU access",
+        replace(GPUS, engine=replace(GPUS.engine, has_nvidia_toolkit=False)),
+        "does not have NVIDIA's container toolkit",
+    ),
+    ("GPU access", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=4",)),)), "CDI is off"),
+    ("GPU ids", changed(GPUS, "trainer", devices=(Devices("nvidia", ("4", "8")),)), "got GPU 8; there are 0, 1, 2"),
+    ("GPU ids", changed(GPUS, "trainer", devices=(Devices("nvidia", count=9),)), "got GPU 8"),
+    (
+        "GPU ids",
+        replace(
+            changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=4",)),)),
+            engine=replace(GPUS.engine, cdi_devices=frozenset({"nvidia.com/gpu=0"})),
+        ),
+        "got GPU nvidia.com/gpu=4",
+    ),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", ("1", "2")),)), "share 1"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", (UUIDS[4], UUIDS[0])),)), "share 0"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=1),)), "share 0"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=1",)),)), "share 1"),
+    ("GPU use", with_process(GPUS, 4711), "GPU 4: pid 4711 (python, 3.0 GiB)"),
+    ("GPU driver", with_driver(GPUS, 11, 8), "runs CUDA 11.8, the generator's image has 12.8"),
+    ("model", replace(LAPTOP, model=Refused("the model is not known", "mend it", "the hub answers 401")), "401"),
+    ("generator fits", replace(GPUS, model=replace(QWEN, parameters=100_000_000_000)), "100.00 B × 2 B / 2"),
+    ("trainer fits", replace(GPUS, model=replace(QWEN, parameters=7_615_616_512)), "7.62 B × 16 B = 113.5 GiB"),
+    ("trainer fits", replace(LAPTOP, model=QWEN), "of 16.0 GiB of memory"),
+    ("weight store", replace(LAPTOP, model=QWEN), "4 versions × 5.8 GiB = 23.0 GiB of 1.0 GiB"),
+    ("weight store", with_size(LAPTOP, "much"), "got 'much' as the size of the volume tandem_weights"),
+    (
+        "host memory",
+        replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=2 * GIB)),
+        "1.0 GiB tmpfs + 2.0 GiB shm",
+    ),
+    ("host memory", replace(LAPTOP, settings=settings()), "15.1 GiB services on the CPU"),
+    ("disk", replace(GPUS, disk_free_bytes=50 * GIB), "3 checkpoints × 17.3 GiB = 51.8 GiB of 50.0 GiB free"),
+    ("weights access", changed(LAPTOP, "trainer", mounts=()), "a writable volume at /weights"),
+    ("weights access", changed(LAPTOP, "generator", user="1000:1000"), "user 10001's, and the user of the generator"),
+    (
+        "weights access",
+        replace(LAPTOP, access=Access("PermissionError", None)),
+        "trainer cannot write the weights: Perm",
+    ),
+    ("weights access", replace(LAPTOP, access=Access(None, "PermissionError")), "generator cannot read the weights"),
+    ("ports", changed(LAPTOP, "generator", ports=(Port("0.0.0.0", 8000, "taken"),)), "port 8000"),
+]
+
+
+def judge(name: str, facts: Facts) -> Finding:
+    return next(finding for finding in examine(facts) if finding.name == name)
+
+
+@pytest.mark.parametrize("facts", [LAPTOP, GPUS], ids=["CPUs", "GPUs"])
+def test_a_sound_machine_passes_every_check(facts: Facts) -> None:
+    assert {finding.name: finding.message for finding in examine(facts) if finding.status != "ok"} == {}
+
+
+@pytest.mark.parametrize(("name", "facts", "words"), REFUSED, ids=[f"{n}: {w}" for n, _, w in REFUSED])
+def test_what_a_check_refuses_comes_with_its_mend(name: str, facts: Facts, words: str) -> None:
+    finding = judge(name, facts)
+    assert finding.status == "fail"
+    assert words in finding.message
+    assert finding.mend
+
+
+def test_every_check_refuses_something() -> None:
+    assert {name for name, *_ in REFUSED} == CHECKS.keys()
+
+
+WARNED: list[tuple[str, Facts, str]] = [
+    ("images", replace(LAPTOP, images={**LAPTOP.images, "trainer": Unknown("is not there")}), "not built yet"),
+    (
+        "image versions",
+        replace(LAPTOP, images={name: replace(an_image(name), labels={}) for name in LAPTOP.images}),
+        "do not tell",
+    ),
+    ("CPU sets", changed(LAPTOP, "trainer", cpuset=""), "without a CPU set"),
+    ("host memory", with_size(LAPTOP, "much"), "not checked: got 'much'"),
+    ("trainer fits", changed(GPUS, "trainer", devices=(Devices("nvidia", ("MIG-1",)),)), "lists none of the trainer's"),
+    ("generator fits", replace(LAPTOP, settings=settings()), "vLLM takes 0.92 of all memory"),
+    ("trainer fits", replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=400 << 20)), "tight"),
+    ("GPU driver", with_driver(GPUS, 12, 4), "runs CUDA 12.4, the generator's image has 12.8"),
+    ("GPU driver", replace(GPUS, images={name: an_image(name) for name in GPUS.images}), "does not tell its CUDA"),
+    ("model", replace(LAPTOP, model=Unknown("the model is not known", "", "prepare.py has not run")), "prepare.py"),
+    ("host memory", replace(LAPTOP, available_bytes=GIB), "1.0 GiB are free now"),
+    ("ports", changed(LAPTOP, "generator", ports=(Port("0.0.0.0", 80, Unknown("not ours to try")),)), "not ours"),
+]
+
+
+@pytest.mark.parametrize(("name", "facts", "words"), WARNED, ids=[f"{n}: {w}" for n, _, w in WARNED])
+def test_what_may_still_go_well_is_a_warning(name: str, facts: Facts, words: str) -> None:
+    finding = judge(name, facts)
+    assert finding.status == "warn"
+    assert words in finding.message
+
+
+ALLOWED: list[tuple[str, Facts]] = [
+    ("GPU use", replace(with_process(GPUS, 4711), own_pids=frozenset({4711}))),
+    ("ports", changed(LAPTOP, "generator", ports=(Port("0.0.0.0", 8000, "own"),))),
+    ("CPU sets", changed(GPUS, "trainer", cpuset="")),
+    ("GPU driver", with_driver(GPUS, 13, 0)),
+]
+
+
+@pytest.mark.parametrize(("name", "facts"), ALLOWED, ids=[name for name, _ in ALLOWED])
+def test_what_is_the_stacks_own_or_newer_is_no_fault(name: str, facts: Facts) -> None:
+    assert judge(name, facts).status == "ok"
+
+
+def test_without_an_engine_one_check_fails_and_those_that_need_it_say_that_they_were_not_made() -> None:
+    findings = examine(replace(LAPTOP, engine=NO_ENGINE, images={}, disk_free_bytes=NO_ENGINE, access=NO_ENGINE))
+    assert [finding.name for finding in findings if finding.status == "fail"] == ["engine"]
+    assert {finding.message for finding in findings if finding.status == "warn"} == {
+        "not checked: no Docker engine answers"
+    }
+    assert {"images", "image versions", "CPU sets", "disk"} <= {f.name for f in findings if f.status == "warn"}
+
+
+def test_the_checks_of_gpus_are_left_out_where_no_service_wants_one() -> None:
+    assert {finding.name for finding in examine(LAPTOP)} == CHECKS.keys() - GPU_CHECKS
+    assert {finding.name for finding in examine(GPUS)} == CHECKS.keys()
+
+
+def test_a_driver_is_compared_with_the_requirement_of_an_image_that_has_no_cuda_version() -> None:
+    images = {name: an_image(name, NVIDIA_REQUIRE_CUDA="cuda>=13.0 brand=tesla,driver>=535") for name in GPUS.images}
+    assert "image has 13.0" in judge("GPU driver", replace(GPUS, images=images)).message
+
+
+def test_gpus_that_nobody_can_list_are_a_warning_and_their_sets_are_compared_all_the_same() -> None:
+    blind = replace(GPUS, nvidia=Unknown("nvidia-smi cannot be asked"))
+    assert judge("GPU ids", blind).status == "warn"
+    assert judge("GPU sets", blind).status == "ok"
+    assert judge("GPU sets", changed(blind, "trainer", devices=(Devices("nvidia", ("0",)),))).status == "fail"
+
+
+def test_a_gpu_stack_may_pin_its_services_to_cores_or_not() -> None:
+    assert "any of 8 cores" in judge("CPU sets", changed(GPUS, "generator", cpuset="0-3")).message
+    pinned = changed(changed(GPUS, "generator", cpuset="0-3"), "trainer", cpuset="4-7")
+    assert "generator 0-3, trainer 4-7" in judge("CPU sets", pinned).message
+
+
+def test_an_on_disk_weight_store_has_no_size_to_keep_to() -> None:
+    stack = replace(a_stack(), volumes={})
+    assert judge("weight store", replace(LAPTOP, stack=stack, model=QWEN)).status == "ok"

@@ -1,0 +1,78 @@
+"""How the doctor puts facts together: whose environment counts, where a model is looked for, what is out of sight."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from support.facts import a_stack, an_image, on_cpus
+from support.models import make_tiny_model
+from tandem_cli.doctor import gather
+from tandem_cli.doctor.facts import Engine, Model, Mount, Refused, Stack, Unknown
+from tandem_cli.doctor.gather import find_model, read_available_memory, read_disk, read_settings
+from tandem_cli.doctor.settings import Settings
+
+NO_ENGINE = Unknown("no Docker engine answers")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "config.yaml").write_text(
+        "shared: {model: model}\ngenerator: {tensor_parallel_size: 2, dtype: float32}\n"
+    )
+    return tmp_path
+
+
+def a_stack_of(project: Path, **changes: dict[str, object]) -> Stack:
+    """One that copies `project`."""
+    source = Mount(str(project), "/source", read_only=True, kind="bind")
+    return a_stack(**{**changes, "preflight": {"mounts": (source,), **changes.get("preflight", {})}})
+
+
+def settings_of(stack: Stack) -> Settings:
+    settings = read_settings(stack, {"generator": an_image("generator", TANDEM__GENERATOR__ENGINE="mock")})
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def test_the_configuration_counts_as_the_service_will_see_it(project: Path) -> None:
+    generator = settings_of(a_stack_of(project)).generator
+    assert (generator.engine, generator.tensor_parallel_size, generator.dtype) == ("mock", 2, "float32")
+    env = {"TANDEM__GENERATOR__ENGINE": "vllm", "TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE": "4"}
+    generator = settings_of(a_stack_of(project, generator={"env": env})).generator
+    assert (generator.engine, generator.tensor_parallel_size, generator.dtype) == ("vllm", 4, "float32")
+
+
+def test_a_project_that_cannot_be_used_is_refused(project: Path) -> None:
+    (project / "config.yaml").write_text("shared: {}\n")
+    refused = read_settings(a_stack_of(project), {})
+    assert isinstance(refused, Refused)
+    assert "shared.model is missing" in refused.message
+
+
+def test_a_model_is_the_projects_or_made_by_prepare_or_the_hubs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(gather, "ask_hub", lambda *question: asked.append(question) or Unknown("asked"))
+    stack = a_stack_of(project, preflight={"env": {"HF_TOKEN": "t"}})
+    settings = settings_of(stack)
+    assert find_model(stack, settings, NO_ENGINE) == Unknown("asked")
+    assert asked == [("model", None, {"HF_TOKEN": "t"})]
+    (project / "prepare.py").touch()
+    made = find_model(stack, settings, NO_ENGINE)
+    assert isinstance(made, Unknown)
+    assert "prepare.py" in made.message
+    make_tiny_model(project / "model")
+    assert isinstance(find_model(stack, settings, NO_ENGINE), Model)
+    assert len(asked) == 1
+
+
+def test_disk_and_free_memory_of_an_engine_elsewhere_are_out_of_sight(tmp_path: Path) -> None:
+    engine = on_cpus().engine
+    assert isinstance(engine, Engine)
+    here = replace(engine, root_dir=tmp_path)
+    for read in (read_disk, read_available_memory):
+        assert isinstance(read(here), int)
+        assert isinstance(read(replace(here, is_this_host=False)), Unknown)
+        assert isinstance(read(NO_ENGINE), Unknown)

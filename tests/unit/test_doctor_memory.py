@@ -1,0 +1,151 @@
+"""What the doctor reckons that a model takes: exact numbers for sizes that can be checked by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from support.facts import GIB, QWEN, UUIDS, changed, on_cpus, on_gpus, settings
+from tandem_cli.doctor.checks import memory
+from tandem_cli.doctor.facts import Facts, Gpu, Model, Nvidia
+from tandem_cli.doctor.settings import LearnerPart
+from tandem_trainer.logprobs import TokenLogprobs
+
+MODEL = Model("", 1000, 3, 8, 20, 2, 4, 100, 64)
+"""1000 parameters, 3 layers of 8 and 20, 2 KV heads of 4, 100 words, 64 positions."""
+
+
+def with_settings(facts: Facts, **sections: Any) -> Facts:
+    return replace(facts, model=MODEL, settings=settings(**sections))
+
+
+def generator_bytes(**options: Any) -> float:
+    return memory.generator_need(with_settings(on_gpus(), generator=options)).size_bytes
+
+
+def trainer_bytes(facts: Facts | None = None, **options: Any) -> float:
+    facts = facts or on_gpus()
+    return memory.trainer_need(with_settings(facts, trainer=options)).size_bytes
+
+
+def test_the_generator_holds_its_share_of_the_weights_and_one_longest_request() -> None:
+    a_token = 2 * 3 * 2 * 4 * 2
+    assert generator_bytes() == 2000 + 64 * a_token
+    assert generator_bytes(max_model_len=16) == 2000 + 16 * a_token
+    assert generator_bytes(dtype="float32") == 2 * generator_bytes()
+    assert generator_bytes(tensor_parallel_size=2) == generator_bytes() / 2
+    assert generator_bytes(tensor_parallel_size=4) == 500 + 64 * a_token / 2, "ranks share no KV head"
+
+
+def test_on_the_cpu_the_cache_is_what_the_configuration_or_the_environment_says() -> None:
+    laptop = on_cpus()
+    cache = memory.generator_need(with_settings(laptop, generator={"env": {memory.KV_SPACE: "2"}}))
+    assert cache.size_bytes == 2000 + 2 * GIB
+    by_environment = changed(laptop, "generator", env={memory.KV_SPACE: "3"})
+    cache = memory.generator_need(with_settings(by_environment, generator={"env": {memory.KV_SPACE: "2"}}))
+    assert cache.size_bytes == 2000 + 3 * GIB
+    share = memory.generator_need(with_settings(laptop, generator={"gpu_memory_utilization": 0.5}))
+    assert share.size_bytes == 8 * GIB
+
+
+def test_the_trainer_holds_its_state_and_a_micro_batchs_activations() -> None:
+    learner = {"max_tokens_per_micro_batch": 10, "logprob_chunk_size": 5}
+    layer, logits = 10 * (32 * 8 + 8 * 8 + 16 * 20), 3 * 5 * 100 * 4
+    assert trainer_bytes(learner=learner) == 16_000 + 3 * layer + logits
+    assert trainer_bytes(learner=learner, grpo={"beta": 0.1}) == 20_000 + 3 * layer + logits
+    half = learner | {"dtype": "bfloat16"}
+    assert trainer_bytes(learner=half) == 18_000 + 3 * 10 * (30 * 8 + 4 * 8 + 8 * 20) + logits
+    recomputed = learner | {"gradient_checkpointing": True}
+    assert trainer_bytes(learner=recomputed) == 16_000 + layer + 3 * 10 * 8 * 4 + logits
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("intermediate", "kv_heads"), [(344, 4), (746, 1)])
+def test_activations_are_what_autograd_keeps(
+    dtype: Literal["float32", "bfloat16"], checkpointing: bool, intermediate: int, kv_heads: int
+) -> None:
+    """A layer's worth is the difference that two more layers make. Copies of weights are not activations."""
+    learner = LearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
+
+    def kept_and_reckoned(layers: int) -> tuple[float, int]:
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=64,
+                hidden_size=128,
+                intermediate_size=intermediate,
+                num_hidden_layers=layers,
+                num_attention_heads=4,
+                num_key_value_heads=kv_heads,
+            )
+        )
+        reckoned = memory.token_bytes(Model("", 0, layers, 128, intermediate, kv_heads, 32, 64, 64), learner)
+        return bytes_kept_a_token(model, learner), reckoned
+
+    few, many = kept_and_reckoned(1), kept_and_reckoned(3)
+    assert many[0] - few[0] == pytest.approx(many[1] - few[1], rel=0.03)
+
+
+def bytes_kept_a_token(model: LlamaForCausalLM, learner: LearnerPart, tokens: int = 512) -> float:
+    """Of the storages that the trainer's backward pass waits for, but for parameters and copies of them."""
+    if learner.gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+    shapes = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tuple(sorted(tensor.shape)) not in shapes:
+            kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    ids_BS = torch.zeros(1, tokens, dtype=torch.long)
+    policy = TokenLogprobs(model.train(), temperature=1.0, chunk_size=tokens)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=learner.dtype == "bfloat16"),
+    ):
+        policy(ids_BS, torch.tensor([1]), torch.ones(1, tokens - 1).bool())
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / tokens
+
+
+def test_trainer_processes_share_the_hosts_memory_but_not_a_gpus() -> None:
+    laptop, host = (
+        changed(facts, "trainer", env={"TANDEM_TRAINER_PROCESSES": "2"}) for facts in (on_cpus(), on_gpus())
+    )
+    assert trainer_bytes(laptop) == 2 * trainer_bytes(host)
+    assert trainer_bytes(host) == trainer_bytes() + 4_000, "gradients under way"
+    assert memory.trainer_need(with_settings(laptop, trainer={})).text.startswith("2 × (")
+    assert not memory.trainer_need(with_settings(host, trainer={})).text.startswith("2 × (")
+
+
+def test_generators_on_the_cpu_share_the_hosts_memory() -> None:
+    laptop = on_cpus()
+    assert memory.on_host_bytes(changed(laptop, "generator", replicas=3)) - memory.on_host_bytes(laptop) == 2 * int(
+        memory.generator_need(laptop).size_bytes
+    )
+
+
+def test_only_vllms_share_of_the_smallest_gpu_counts() -> None:
+    host = on_gpus()
+    assert isinstance(host.nvidia, Nvidia)
+    assert "73.6 GiB on each GPU (0.92 × 80.0 GiB)" in memory.generator(host).message
+    assert "of 80.0 GiB on each GPU" in memory.trainer(host).message
+    mixed = replace(host.nvidia, gpus=(Gpu(0, UUIDS[0], 16 * GIB), *host.nvidia.gpus[1:]))
+    mixed_host = replace(host, nvidia=mixed)
+    assert memory.generator(mixed_host).status == "ok"
+    larger = replace(mixed_host, model=replace(QWEN, parameters=16_000_000_000))
+    assert memory.generator(larger).status == "fail", "14.9 GiB each, of 0.92 × 16"
+    assert "tandem gpus" in memory.generator(larger).mend
+
+
+def test_on_the_cpu_the_mend_is_a_smaller_cache() -> None:
+    laptop = on_cpus()
+    assert isinstance(laptop.model, Model)
+    too_large = replace(laptop, model=replace(laptop.model, parameters=10_000_000_000))
+    assert memory.generator(too_large).status == "fail"
+    assert memory.KV_SPACE in memory.generator(too_large).mend

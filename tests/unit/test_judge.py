@@ -1,0 +1,120 @@
+"""A judge gets a prompt and two completions; its word becomes rewards, and a rate of wins against the first policy."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.models import make_tokenizer
+from support.rollouts import completion, group
+from tandem_protocol.version import Version
+from tandem_trainer.batch import ScoredGroup
+from tandem_trainer.errors import UserError
+from tandem_trainer.judge import Judge, WinRate
+from tandem_trainer.prompts import PromptRow
+
+TOKENIZER = make_tokenizer(80)
+ROW = PromptRow(7, "prompts.jsonl row 7", "1+2=", "1+2=", tuple(TOKENIZER("1+2=").input_ids), {"answer": 3})
+
+
+@pytest.fixture
+def project() -> Iterator[types.ModuleType]:
+    """A module of the user's that tests put a judge into."""
+    module = types.ModuleType("user_judge")
+    sys.modules[module.__name__] = module
+    yield module
+    del sys.modules[module.__name__]
+
+
+def _judge(*, drop: bool = False) -> Judge:
+    return Judge("user_judge:prefer", TOKENIZER, drop_errors=drop)
+
+
+def _score(*texts: str, row: PromptRow = ROW, drop: bool = False) -> ScoredGroup:
+    completions = [completion(TOKENIZER(text).input_ids) for text in texts]
+    return asyncio.run(_judge(drop=drop).score(row, group(completions)))
+
+
+def _longer(completions: list[list[str]], **_: Any) -> list[int | None]:
+    return [None if len(a) == len(b) else int(len(b) > len(a)) for a, b in completions]
+
+
+def test_a_judge_gets_pairs_with_prompt_and_columns(project: Any):
+    seen: dict[str, Any] = {}
+
+    async def prefer(**arguments: Any) -> list[int]:
+        seen.update(arguments)
+        return [1]
+
+    project.prefer = prefer
+    got = _score("12", "a")
+    assert seen == {"prompts": ["1+2="], "completions": [["12", "a"]], "answer": [3]}
+    assert got.rewards == (0.0, 1.0)
+    assert got.rewards_by_function == {"user_judge:prefer": (0.0, 1.0)}
+    conversation = [{"role": "user", "content": "hi"}]
+    _score("12", "a", row=PromptRow(0, "row 0", conversation, "u:hi|a:", (4,), {}))
+    assert seen["prompts"] == [conversation]
+    assert seen["completions"] == [[[{"role": "assistant", "content": "12"}], [{"role": "assistant", "content": "a"}]]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "rewards"), [([0], (1.0, 0.0)), ([True], (0.0, 1.0)), ([None], (0.5, 0.5)), ([-1], (0.5, 0.5))]
+)
+def test_what_is_preferred_has_the_reward_1(project: Any, answer: Any, rewards: Any):
+    project.prefer = lambda **_: answer
+    got = _score("12", "a")
+    assert got.rewards == rewards
+    assert got.has_signal == (rewards != (0.5, 0.5))
+
+
+@pytest.mark.parametrize("answer", [[2], [0, 1], 0, ["first"], [0.5]])
+def test_a_wrong_answer_names_judge_and_row(project: Any, answer: Any):
+    project.prefer = lambda **_: answer
+    with pytest.raises(UserError, match=r"judge user_judge:prefer on prompts.jsonl row 7: ValueError: got .*; wanted"):
+        _score("12", "a")
+
+
+def test_a_failing_judge_can_leave_the_pair_out(project: Any):
+    project.prefer = lambda **_: 1 / 0
+    with pytest.raises(UserError, match="ZeroDivisionError"):
+        _score("12", "a")
+    assert _score("12", "a", drop=True).rewards == (None, None)
+
+
+def test_a_judge_that_is_not_there_is_told_at_the_start(project: Any):
+    with pytest.raises(UserError, match="judge user_judge:prefer: module user_judge has no function 'prefer'"):
+        _judge()
+
+
+def _rates(file: Path, step: int, *texts: str) -> list[float | None]:
+    rows = [PromptRow(i, f"row {i}", "p", "p", (4,), {}) for i in range(len(texts))]
+    groups = [
+        asyncio.run(_judge().score(row, group([completion(TOKENIZER(t).input_ids)])))
+        for row, t in zip(rows, texts, strict=True)
+    ]
+    rated = asyncio.run(WinRate(_judge(), rows, file)(groups, Version(step, 1)))
+    assert [g.rewards_by_function["user_judge:prefer"] for g in rated] == [g.rewards for g in rated]
+    return [g.rewards[0] for g in rated]
+
+
+def test_wins_are_against_the_first_policy_whatever_else_was_evaluated(project: Any, tmp_path: Path):
+    project.prefer = _longer
+    file = tmp_path / "first.json"
+    assert _rates(file, 0, "1", "12", "123") == [0.5, 0.5, 0.5]
+    assert _rates(file, 5, "123", "ab", "") == [1.0, 0.5, 0.0]
+    assert _rates(file, 10, "12", "1", "1234") == [1.0, 0.0, 1.0]
+    assert _rates(file, 0, "1234", "1", "1") == [0.5, 0.5, 0.5], "a run that begins again forgets an earlier one"
+    assert _rates(file, 5, "123", "12", "12", "new") == [0.0, 1.0, 1.0, None]
+
+
+def test_a_judge_that_likes_what_comes_first_finds_no_winner(project: Any, tmp_path: Path):
+    project.prefer = lambda completions, **_: [0 for _ in completions]
+    file = tmp_path / "first.json"
+    _rates(file, 0, "1", "12")
+    assert _rates(file, 5, "123", "4") == [0.5, 0.5]
