@@ -23,7 +23,17 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from .errors import StoreError, StoreLocked, WeightsNotVisible, WeightsRefused
-from .manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, digest_bytes, digest_file, read_header
+from .manifest import (
+    ADAPTER_CONFIG_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Kind,
+    Manifest,
+    TensorEntry,
+    digest_bytes,
+    digest_file,
+    read_header,
+)
 from .messages import Message, ModelFingerprint
 from .version import Version
 
@@ -115,7 +125,8 @@ class WeightStore:
                     raise _refused(path, f"{size} bytes", f"{entry.size_bytes}")
                 if (digest := digest_file(path)) != entry.xxh3_128:
                     raise _refused(path, f"xxh3-128 {digest}", entry.xxh3_128)
-                found += read_header(path)
+                if path.name != ADAPTER_CONFIG_NAME:
+                    found += read_header(path)
             except (OSError, ValueError) as error:
                 raise _refused(path, str(error), "the file that the manifest names") from error
         if sorted(found, key=lambda t: t.name) != sorted(manifest.tensors, key=lambda t: t.name):
@@ -206,6 +217,7 @@ class WeightStore:
         *,
         run: str,
         fingerprint: ModelFingerprint,
+        kind: Kind = "full",
         digests: Mapping[str, str] | None = None,
     ) -> tuple[Manifest, str]:
         """Make the shards in `staged` version `version`: all on disk first, then one rename, then LATEST.
@@ -218,20 +230,22 @@ class WeightStore:
         """
         digests = digests or {}
         shards = sorted(staged.glob("*.safetensors"))
+        configs = [staged / ADAPTER_CONFIG_NAME] if kind == "lora" else []
         if lost := digests.keys() - {shard.name for shard in shards}:
             raise StoreError(
                 f"{min(lost)} of version {version} was written but is not in {staged}; wanted one weights volume that "
                 "all trainer processes mount at shared.weights_dir"
             )
-        for shard in shards:
-            _fsync(shard)
+        for path in [*shards, *configs]:
+            _fsync(path)
         manifest = Manifest(
             run=run,
             version=version,
+            kind=kind,
             fingerprint=fingerprint,
             files=tuple(
-                FileEntry(name=s.name, size_bytes=s.stat().st_size, xxh3_128=digests.get(s.name) or digest_file(s))
-                for s in shards
+                FileEntry(name=p.name, size_bytes=p.stat().st_size, xxh3_128=digests.get(p.name) or digest_file(p))
+                for p in [*shards, *configs]
             ),
             tensors=tuple(tensor for shard in shards for tensor in read_header(shard)),
         )

@@ -184,6 +184,7 @@ def identity(settings: Settings, accelerator: Accelerator, project: Project) -> 
         "the model's fingerprint": project.fingerprint.model_dump(),
         "the number of trainer processes": accelerator.num_processes,
         "the number of prompts": len(project.rows),
+        "trainer.lora": settings.trainer.lora and settings.trainer.lora.model_dump(mode="json"),
         "trainer.rollout.num_prompts": settings.trainer.rollout.num_prompts,
         "trainer.rollout.num_generations": settings.trainer.rollout.num_generations,
     }

@@ -164,6 +164,17 @@ class LearnerConfig(Section):
     gradient_checkpointing: bool = False
 
 
+class LoraConfig(Section):
+    """Train a low-rank adapter beside frozen weights. Its dropout is 0, as all dropout here."""
+
+    r: int = Field(16, ge=1)
+    """Rank. The generator serves up to `generator.vllm.max_lora_rank`, with `enable_lora: true`."""
+    alpha: float = Field(32.0, gt=0.0)
+    """The adapter counts `alpha / r` times."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names (or their ends) of the linear layers that get one; `all-linear` leaves the output embedding out."""
+
+
 class CheckpointConfig(Section):
     """What survives a crash."""
 
@@ -209,6 +220,8 @@ class TrainerConfig(Section):
     """For `algorithm: online_dpo`."""
     optim: OptimConfig = OptimConfig()
     learner: LearnerConfig = LearnerConfig()
+    lora: LoraConfig | None = None
+    """None: all parameters are trained."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     publish: PublishConfig = PublishConfig()
     eval: EvalConfig | None = None

@@ -26,6 +26,7 @@ from .batch import Batch
 from .config import TrainerConfig
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
+from .lora import add_adapter, load_adapter, switched_off, write_adapter
 from .parallel import is_sharded, load_optimizer, save_model, save_optimizer, spread
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
@@ -53,12 +54,14 @@ class Learner:
         model = load_model(shared.model, shared)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        if config.lora:
+            add_adapter(model, config.lora, shared.model)
         policy = self._logprobs_of(model)
         check(policy)
         self._policy = spread(policy, config.learner, accelerator)
         optim = config.optim
         optimizer = torch.optim.AdamW(
-            self._policy.parameters(),
+            [parameter for parameter in self._policy.parameters() if parameter.requires_grad],
             lr=optim.learning_rate,
             betas=(optim.adam_beta1, optim.adam_beta2),
             eps=optim.adam_epsilon,
@@ -72,7 +75,8 @@ class Learner:
             num_warmup_steps=optim.warmup_steps,
             num_training_steps=config.max_steps,
         )
-        self._reference = self._frozen_copy(shared) if needs_reference else None
+        self._needs_reference = needs_reference
+        self._reference = self._frozen_copy(shared) if needs_reference and not config.lora else None
         self.is_whole = True
         """False while the parameters are no version's: after some of a batch's optimizer steps, before the last."""
 
@@ -144,11 +148,8 @@ class Learner:
         self, piece: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
     ) -> tuple[Tensor, Share]:
         """Add the gradient of one micro-batch; returns its logprobs and what it adds to the step."""
+        ref_logprobs_BT = self._ref_logprobs(piece) if self._needs_reference else None
         logprobs_BT, entropy_BT = self._policy(*piece.model_inputs)
-        ref_logprobs_BT: Tensor | None = None
-        if self._reference is not None:
-            with torch.no_grad():
-                ref_logprobs_BT, _ = self._reference(*piece.model_inputs)
         share = algorithm.loss(
             logprobs_BT,
             piece,
@@ -160,6 +161,16 @@ class Learner:
         # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
         self._accelerator.backward(share.loss * self._accelerator.num_processes)
         return logprobs_BT.detach(), share
+
+    @torch.no_grad()
+    def _ref_logprobs(self, piece: Batch) -> Tensor:
+        """Of the policy that training started from: a frozen copy, or this one without its adapter."""
+        if self._reference is not None:
+            logprobs_BT, _ = self._reference(*piece.model_inputs)
+        else:
+            with switched_off(self._policy):
+                logprobs_BT, _ = self._policy(*piece.model_inputs)
+        return logprobs_BT  # type: ignore[no-any-return]  # a module answers with anything
 
     def _totals(self, pieces: list[Batch], algorithm: Algorithm) -> Totals:
         rows, tokens = self._sum([pieces[0].row_total, pieces[0].token_total])
@@ -178,26 +189,31 @@ class Learner:
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
     def save(self, directory: Path) -> None:
-        """Write the model (a Hugging Face directory, tokenizer included) and the optimizer; all ranks take part.
+        """Write the model or its adapter (a folder as transformers and peft have it) and the optimizer; all ranks do.
 
         Raises:
             OSError: such as ENOSPC when the disk is full.
         """
-        is_main = self._accelerator.is_main_process
-        if self._is_sharded:
-            save_model(self.model, directory / MODEL_DIR, self._accelerator)
+        is_main, model_dir = self._accelerator.is_main_process, directory / MODEL_DIR
+        if self._config.lora:
+            write_adapter(self.model, model_dir, torch.float32, is_main=is_main)
+        elif self._is_sharded:
+            save_model(self.model, model_dir, self._accelerator)
         elif is_main:
-            self.model.save_pretrained(directory / MODEL_DIR)
+            self.model.save_pretrained(model_dir)
         save_optimizer(self.model, self._optimizer.optimizer, directory)
         if is_main:
-            self._tokenizer.save_pretrained(directory / MODEL_DIR)
+            self._tokenizer.save_pretrained(model_dir)
             state = {"scheduler": self._scheduler.state_dict(), "rng": torch.get_rng_state()}
             torch.save(state, directory / STATE_FILE)
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
-        saved = load_model(directory / MODEL_DIR, self._shared)
-        set_model_state_dict(self.model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
+        if self._config.lora:
+            load_adapter(self.model, directory / MODEL_DIR)
+        else:
+            saved = load_model(directory / MODEL_DIR, self._shared)
+            set_model_state_dict(self.model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
         load_optimizer(self.model, self._optimizer.optimizer, directory)
         state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
         self._scheduler.load_state_dict(state["scheduler"])

@@ -14,12 +14,14 @@ from anyio.from_thread import BlockingPortal
 from transformers import PreTrainedModel
 
 from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.manifest import Kind
 from tandem_protocol.messages import ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 from .client import GeneratorClient
 from .config import PublishConfig
+from .lora import adapter_table, has_adapter, write_adapter
 from .shards import model_table, model_tensors, write_part
 
 HEADER_BYTES = 1 << 20
@@ -72,18 +74,23 @@ class Publisher:
         """Each rank its part; returns the manifest's digest, which only the main process knows."""
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
         is_main = self._accelerator.is_main_process
-        table = model_table(model, self._dtype)
+        kind: Kind = "lora" if has_adapter(model) else "full"
+        table = adapter_table(model, self._dtype) if kind == "lora" else model_table(model, self._dtype)
         needs_bytes = sum(tensor.nbytes for tensor in table.values()) + HEADER_BYTES
         with ExitStack() as stack:
             with self._accelerator.main_process_first():
                 staged = stack.enter_context(self._store.staging(version, needs_bytes=needs_bytes, owner=is_main))
-            written = write_part(staged, table, model_tensors(model, self._dtype), rank=rank, ranks=ranks)
+            if kind == "lora":
+                written = write_adapter(model, staged, self._dtype, is_main=is_main)
+            else:
+                written = write_part(staged, table, model_tensors(model, self._dtype), rank=rank, ranks=ranks)
             digests = dict(gather_object(list(written.items())))
             if not is_main:
                 return ""
-            return self._store.commit(
-                staged, version, run=self._run_name, fingerprint=self._fingerprint, digests=digests
-            )[1]
+            _, digest = self._store.commit(
+                staged, version, run=self._run_name, fingerprint=self._fingerprint, kind=kind, digests=digests
+            )
+            return digest
 
 
 def fingerprint_of(model: PreTrainedModel, model_dir: Path) -> ModelFingerprint:

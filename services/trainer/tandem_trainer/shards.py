@@ -37,15 +37,17 @@ def model_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[
 
 def model_table(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """The same names in the same order with tensors that have a dtype and a shape but no data."""
-    return dict(_named(model, _on_meta(_untied(model)), dtype))
+    return dict(_named(model, on_meta(_untied(model)), dtype))
 
 
 def _untied(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Without an adapter, whatever it is at."""
     tied = model.all_tied_weights_keys
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied and ".lora_" not in name}
+    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
 
 
-def _on_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def on_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
 
 
@@ -59,19 +61,20 @@ def _named(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dty
     wide_first = sorted(state, key=itemsize, reverse=True)
     for _, names in groupby(wide_first, str if _is_separable(model, state) else itemsize):
         yield from revert_weight_conversion(
-            model, {name: _whole(state[name].to(dtypes[name])) for name in names}
+            model, {name: whole(state[name].to(dtypes[name])) for name in names}
         ).items()
 
 
 def _is_separable(model: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
     """Whether each parameter alone tells its tensors in a checkpoint."""
-    meta = _on_meta(state)
+    meta = on_meta(state)
     apart = [pair for name in meta for pair in revert_weight_conversion(model, {name: meta[name]}).items()]
     together = revert_weight_conversion(model, meta)
     return {name: tensor.shape for name, tensor in apart} == {name: tensor.shape for name, tensor in together.items()}
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def whole(tensor: Tensor) -> Tensor:
+    """Gathered from all ranks, if each has a part of it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
