@@ -22,6 +22,7 @@ from tandem_trainer.config import TrainerConfig
 from tandem_trainer.errors import UserError
 from tandem_trainer.learner import Learner
 from tandem_trainer.lora import ADAPTER_FILE, adapter_table, switched_off, write_adapter
+from tandem_trainer.merge import main
 from tandem_trainer.publish import fingerprint_of
 
 IDS = torch.tensor([[4, 5, 6, 7]])
@@ -96,6 +97,23 @@ def test_a_loaded_adapter_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
     resumed.load(tmp_path)
     assert _update(resumed) == expected
     assert torch.equal(_logits(resumed.model), _logits(learner.model))
+
+
+def test_what_is_merged_is_the_policy_and_needs_neither_base_nor_peft(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    learner = _learner(model_dir)
+    _update(learner)
+    learner.save(tmp_path)
+    merged = tmp_path / "merged"
+    assert main([str(tmp_path / "model"), str(merged), "--dtype", "float32"]) == 0
+    model = AutoModelForCausalLM.from_pretrained(merged)
+    torch.testing.assert_close(_logits(model), _logits(learner.model))
+    assert checkpoint_shapes(merged) == checkpoint_shapes(model_dir)
+    assert (merged / "tokenizer.json").is_file()
+    assert main([str(model_dir), str(tmp_path / "other")]) == 2
+    assert main([str(tmp_path / "model"), str(merged)]) == 2
+    assert "wanted the model folder of a LoRA run's checkpoint" in capsys.readouterr().err
 
 
 def test_target_modules_that_the_model_lacks_are_named(model_dir: Path):
