@@ -7,6 +7,9 @@ runs on GPUs.
 from __future__ import annotations
 
 import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -103,11 +106,8 @@ def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> 
     if not optimizer.state:
         return
     try:
-        save(
-            get_optimizer_state_dict(policy, optimizer),
-            checkpoint_id=directory / OPTIMIZER_DIR,
-            no_dist=not torch.distributed.is_initialized(),
-        )
+        with _maybe_alone() as alone:
+            save(get_optimizer_state_dict(policy, optimizer), checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{directory / OPTIMIZER_DIR} cannot be written: {error}") from error
 
@@ -117,5 +117,14 @@ def load_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> 
     if not (directory / OPTIMIZER_DIR).exists():
         return
     state = get_optimizer_state_dict(policy, optimizer)
-    load(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=not torch.distributed.is_initialized())
+    with _maybe_alone() as alone:
+        load(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
     set_optimizer_state_dict(policy, optimizer, state)
+
+
+@contextmanager
+def _maybe_alone() -> Iterator[bool]:
+    """Whether this is the only process, of which torch need not warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield not torch.distributed.is_initialized()
