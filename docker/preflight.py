@@ -1,8 +1,9 @@
-"""Gets everything ready before the services start; runs again at every `docker compose up`.
+"""Gets everything ready before the services start; runs again at every `docker compose up` and trainer pod.
 
-The host's project is mounted read-only, and prepare.py writes beside itself: so the services see a copy on a volume.
-Copying is root's, since a model that transformers saved is its owner's to read; the rest is the services' user's.
-Only this container has a way outside, so it is also the one to fetch a model from the hub.
+The project is mounted read-only, and prepare.py writes beside itself: so the services see a copy on a volume.
+Compose starts this as root, since a model that transformers saved is its owner's to read; all but copying is the
+services' user's, as whom Kubernetes starts it. It is also the one to fetch a model from the hub, because the services
+have no way outside.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from pydantic import BaseModel
 from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, load
 from tandem_protocol.devices import check_disjoint, parse_devices
 
-SOURCE, PROJECT = Path("/source"), Path("/project")
+SOURCES = [Path(path) for path in os.environ.get("TANDEM_PROJECT_SOURCES", "/source").split(":")]
+"""Later ones win."""
+PROJECT = Path(os.environ.get("TANDEM_PROJECT_DIR", "/project"))
 NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
+HUB_TOKEN = Path("/hf_token")
 MENDS = {
     "CPUs": "set TANDEM_GENERATOR_CPUS and TANDEM_TRAINER_CPUS",
     "GPUs": "run `tandem gpus`, or set TANDEM_GENERATOR_GPU and TANDEM_TRAINER_GPU for one each",
@@ -41,9 +45,13 @@ def main() -> int:
     """Exit code: 0 when the services may start, 2 for a mistake of the user, else what prepare.py ended with."""
     try:
         check_devices(os.environ)
+        if HUB_TOKEN.exists() and (token := HUB_TOKEN.read_text().strip()):
+            os.environ["HF_TOKEN"] = token  # only its owner, or root, can read the file
         copy_project()
-        become_owner_of(PROJECT)
-        make_token(Path(os.environ[TOKEN_FILE_ENV]))
+        if os.geteuid() == 0:
+            become_owner_of(PROJECT)
+        if file := os.environ.get(TOKEN_FILE_ENV):
+            make_token(Path(file))
         if (PROJECT / "prepare.py").exists():
             say("preparing the project with its prepare.py")
             subprocess.run([sys.executable, "prepare.py"], cwd=PROJECT, check=True)
@@ -85,18 +93,21 @@ def make_token(path: Path) -> None:
 
 
 def copy_project() -> None:
-    """Copy the host's files over those on the volume, where what prepare.py has made stays.
+    """Copy the sources' files over those on the volume, where what prepare.py has made stays.
 
     Raises:
         ConfigError: there is no project.
     """
-    if not (SOURCE / "config.yaml").is_file():
+    if not any((source / "config.yaml").is_file() for source in SOURCES):
         raise ConfigError("got a folder without config.yaml; wanted TANDEM_PROJECT=<a project: a folder that has one>")
+    PROJECT.mkdir(exist_ok=True)
     owner = PROJECT.stat()
     ignore = shutil.ignore_patterns(*NOT_COPIED)
-    shutil.copytree(SOURCE, PROJECT, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
-    for path in [PROJECT, *PROJECT.rglob("*")]:
-        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
+    for source in SOURCES:
+        shutil.copytree(source, PROJECT, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    if os.geteuid() == 0:
+        for path in [PROJECT, *PROJECT.rglob("*")]:
+            os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
 def become_owner_of(path: Path) -> None:

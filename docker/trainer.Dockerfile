@@ -67,6 +67,8 @@ FROM runtime AS cuda
 COPY --from=dependencies-cuda /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY docker/preflight.py /opt/
+# That of the lock: `tandem doctor` compares it with the driver.
+ENV CUDA_VERSION=13.0
 LABEL org.opencontainers.image.title="Tandem trainer (CUDA)" org.opencontainers.image.licenses=Apache-2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}

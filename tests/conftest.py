@@ -14,6 +14,8 @@ import docker
 import pytest
 from docker.errors import DockerException
 
+from support import helm
+
 
 def _vllm_missing() -> str | None:
     return (
@@ -39,7 +41,12 @@ def _cdi_missing() -> str | None:
     return None if os.geteuid() == 0 else "only root can declare devices to the Docker engine"
 
 
-NEEDS: dict[str, Callable[[], str | None]] = {"vllm": _vllm_missing, "docker": _docker_missing, "cdi": _cdi_missing}
+NEEDS: dict[str, Callable[[], str | None]] = {
+    "vllm": _vllm_missing,
+    "docker": _docker_missing,
+    "cdi": _cdi_missing,
+    "helm": helm.missing,
+}
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 
 

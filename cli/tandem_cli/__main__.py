@@ -12,6 +12,7 @@ from tandem_protocol.config import ConfigError, parse_overrides
 
 from .demo import USER_ERROR, demo
 from .doctor import doctor
+from .export import export
 from .gpus import COMPOSE_FILES, gpus
 from .launch import check
 from .project import Project, choose_engine
@@ -60,6 +61,13 @@ def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return doctor(arguments.project, as_json=arguments.json)
 
 
+def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    _refuse(rest)
+    step = export(arguments.run_dir, arguments.checkpoint, arguments.to)
+    print(f"Wrote the model after step {step} to {arguments.to}")
+    return 0
+
+
 def _note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
@@ -80,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_gpus(commands)
     _add_doctor(commands)
+    _add_export(commands)
     return parser
 
 
@@ -143,6 +152,20 @@ def _add_doctor(commands: Commands) -> None:
     run.add_argument("--project", type=Path, metavar="DIR", help="the stack's project (default: TANDEM_PROJECT)")
     run.add_argument("--json", action="store_true", help="print the findings as JSON")
     run.set_defaults(run=_doctor)
+
+
+def _add_export(commands: Commands) -> None:
+    run = commands.add_parser(
+        "export",
+        help="write a checkpoint as a plain Hugging Face folder",
+        description="Copies a checkpoint's model and tokenizer: a folder for vLLM, transformers or the hub.",
+        allow_abbrev=False,
+    )
+    run.add_argument("run_dir", type=Path, metavar="RUN", help="the run's folder: PROJECT/runs/NAME")
+    run.add_argument("--checkpoint", default="last", metavar="WHICH",
+                     help="last, a step, or best: of the best evaluation (default: %(default)s)")  # fmt: skip
+    run.add_argument("--to", required=True, type=Path, metavar="DIR", help="a new folder")
+    run.set_defaults(run=_export)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class EvalResult(Record):
 
     step: int
     reward_mean: float | None
+    pass_at: dict[str, dict[str, float]] = {}
+    """By reward function and k."""
 
 
 class Sample(Record):

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .progress import Progress, StepMetrics, tokens_per_s
+from .progress import EvalResult, Progress, StepMetrics, tokens_per_s
 from .screen import arrow, duration, shown
 
 _SMOOTHING_STEPS = 10
@@ -42,10 +42,25 @@ def facts(progress: Progress) -> list[tuple[str, str]]:
         ("steps", f"{progress.step} of {progress.max_steps} in {duration(duration_s)}"),
         ("reward", arrow(progress.rewards).plain),
         ("evaluation", arrow(progress.eval_rewards).plain),
+        *pass_rates(progress.evals.records),
         ("speed", f"{tokens_per_s(steps) or 0:,.0f} tokens/s"),
         ("time", time_split(steps)),
         ("policy", f"version {steps[-1].version}"),
     ]
+
+
+def pass_rates(evals: Sequence[EvalResult]) -> list[tuple[str, str]]:
+    """Each function's pass@k, from the first evaluation to the last that knows it: `0.250 → 0.750 (exact_match)`."""
+    last = evals[-1].pass_at if evals else {}
+    return [
+        (f"pass@{k}", f"{arrow(_course(evals, name, k)).plain} ({name.rpartition(':')[2]})")
+        for name in last
+        for k in last[name]
+    ]
+
+
+def _course(evals: Sequence[EvalResult], name: str, k: str) -> list[float]:
+    return [result.pass_at[name][k] for result in evals if k in result.pass_at.get(name, {})]
 
 
 def time_split(steps: Sequence[StepMetrics]) -> str:

@@ -94,6 +94,15 @@ def test_a_volume_that_is_roots_alone_is_found_by_trial(patient: Patient, tmp_pa
     assert found.code == 1
 
 
+def test_a_volume_that_was_made_counts_as_it_was_made(patient: Patient, tmp_path: Path) -> None:
+    small = yaml.safe_dump({"volumes": {"weights": {"driver_opts": {"o": "size=100k,uid=10001,gid=10001"}}}})
+    (tmp_path / "small.yaml").write_text(small)
+    patient.stack.must("--file", str(tmp_path / "small.yaml"), "create", "--no-build")
+    found = patient.examine(TANDEM_WEIGHTS_SIZE="2g")
+    assert found.failed == {"weight store"}
+    assert "(now 2.0 GiB is configured)" in found.message["weight store"]
+
+
 def test_the_model_that_prepare_made_is_found_on_its_volume(patient: Patient, project: Path) -> None:
     patient.stack.must("up", "--no-build", "preflight")
     (project / "model").rename(project.parent / "model")

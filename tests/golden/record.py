@@ -31,7 +31,7 @@ CHOICES: dict[str, list[Any]] = {
     "off_policy_mask": [None, 0.05, 0.5],
     "importance_sampling": ["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"],
     "clip_max": [3.0, 1.05, 2.0],
-    "clip_min": [None, 0.5],
+    "clip_min": [None, 0.9],
     "sapo_temperature_pos": [1.0, 1.3],
     "sapo_temperature_neg": [1.05, 0.77],
     "vespo_k_pos": [2.0, 1.1],

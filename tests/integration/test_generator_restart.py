@@ -19,7 +19,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 V41, V42, V43 = Version(41, 1), Version(42, 1), Version(43, 1)
-STOP_S = 15.0
+STOP_S = 60.0
 PATIENT = ["--visible-timeout-s", "600", "--shutdown-timeout-s", "600"]
 """So that nothing but the property under test ends the process within STOP_S."""
 FAULT = "--generator.mock.faults."

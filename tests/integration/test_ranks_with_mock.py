@@ -10,17 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from support.models import make_tiny_model
 from support.projects import Project, make_projects
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 FIGURES = ("loss", "grad_norm", "reward_mean", "reward_std", "kl_sampler", "rollout_tokens")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support.generators import running
-from support.models import make_tiny_model
-from support.projects import Project, make_projects
+from support.projects import Project, assert_same_course
+from tandem_cli.__main__ import main as tandem
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +31,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Projec
     return project
 
 
-@pytest.fixture
-def make_project(tmp_path: Path, model: Path) -> Iterator[Callable[..., Project]]:
-    with make_projects(tmp_path, model) as make:
-        yield make
-
-
-def _assert_same(project: Project, undisturbed: Project) -> None:
-    """Parameters bit for bit, and the same figures for every step."""
-    assert project.steps == undisturbed.steps == [1, 2, 3, 4, 5]
-    ours, theirs = project.parameters(5), undisturbed.parameters(5)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    timed = {"timings", "tokens_per_s", "version"}
-    for got, expected in zip(project.lines("metrics.jsonl"), undisturbed.lines("metrics.jsonl"), strict=True):
-        assert {k: v for k, v in got.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
+def _tracked(project: Project, name: str) -> list[tuple[int, float]]:
+    """Step and value of what TensorBoard got."""
+    events = EventAccumulator(str(project.run_dir / "tandem"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
 
 
 def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(make_project: Any):
-    project = make_project(max_steps=4, eval={"prompts": {"limit": 3}, "every_steps": 2})
+    held_out = {"prompts": {"limit": 3}, "every_steps": 2, "num_generations": 4, "temperature": 1.0, "pass_at": [1, 4]}
+    project = make_project(max_steps=4, eval=held_out, trackers=["tensorboard"])
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
 
@@ -67,13 +54,44 @@ def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(
     assert [line["timings"]["checkpoint_s"] > 0 for line in metrics] == [False, True, False, True]
     assert len(completions) == 4 * 4
     assert all(line["versions"] == [f"{line['step'] - 1}.1"] for line in completions)
-    assert [(e["step"], e["n"]) for e in project.lines("eval.jsonl")] == [(0, 3), (2, 3), (4, 3)]
+    evals = project.lines("eval.jsonl")
+    assert [(e["step"], e["n"]) for e in evals] == [(0, 3), (2, 3), (4, 3)]
+    for e in evals:
+        rates = e["pass_at"]["odd_rewards:odd"]
+        assert 0 <= rates["1"] <= rates["4"] <= 1
+        assert e["rewards"] == {"odd_rewards:odd": e["reward_mean"]}
+    assert [line.get("eval") for line in metrics] == [
+        None if e is None else {k: v for k, v in e.items() if k not in ("step", "version")}
+        for e in (None, evals[1], None, evals[2])
+    ]
+    assert _tracked(project, "reward_mean") == [(m["step"], pytest.approx(m["reward_mean"])) for m in metrics]
+    assert [step for step, _ in _tracked(project, "eval/pass_at/odd_rewards:odd/4")] == [2, 4]
     status = json.loads((project.run_dir / "status.json").read_text())
     assert (status["step"], status["version"]) == (4, "4.1")
     assert "command line" not in (project.run_dir / "config.resolved").read_text()
     store = WeightStore(project.directory.parent / "weights")
     assert store.latest() == Version(4, 1)
     assert store.versions()[-2:] == [Version(3, 1), Version(4, 1)]
+
+
+def test_the_best_checkpoint_by_evaluation_is_kept_and_exported_as_a_model_that_loads(
+    make_project: Any, tmp_path: Path
+):
+    project = make_project(
+        max_steps=4,
+        eval={"prompts": {"limit": 3}, "every_steps": 1, "num_generations": 4, "temperature": 1.0},
+        checkpoint={"keep_best": True, "keep": 1, "every_steps": 10},
+    )
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    rewards = {line["step"]: line["eval"]["reward_mean"] for line in project.lines("metrics.jsonl")}
+    best = max(rewards, key=lambda step: (rewards[step], -step))
+    assert {path.name for path in (project.run_dir / "checkpoints").iterdir()} == {f"{best:06d}", "000004"}
+    assert tandem(["export", str(project.run_dir), "--checkpoint", "best", "--to", str(tmp_path / "exported")]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "exported")
+    expected = project.parameters(best)
+    assert all(torch.equal(model.state_dict()[name], expected[name]) for name in expected)
+    assert AutoTokenizer.from_pretrained(tmp_path / "exported")("1+2").input_ids
 
 
 def test_with_lag_rollouts_come_from_older_versions_but_none_too_old(make_project: Any):
@@ -92,7 +110,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_project: Any, undisturbed: Projec
     assert project.steps == [1, 2, 3]
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    _assert_same(project, undisturbed)
+    assert_same_course(project, undisturbed)
     assert [line["version"] for line in project.lines("metrics.jsonl")] == ["1.1", "2.1", "3.2", "4.2", "5.2"]
 
 
@@ -121,7 +139,7 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(mak
     assert project.parameters(3)
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    _assert_same(project, undisturbed)
+    assert_same_course(project, undisturbed)
 
 
 def test_dropped_connections_and_failing_engines_change_nothing(make_project: Any, undisturbed: Project):
@@ -130,13 +148,19 @@ def test_dropped_connections_and_failing_engines_change_nothing(make_project: An
     )
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    _assert_same(project, undisturbed)
+    assert_same_course(project, undisturbed)
 
 
 def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make_project: Any):
     project = make_project(
         faults=("--generator.mock.faults.stale", "true"),
-        rollout={"num_prompts": 2, "num_generations": 4, "max_completion_length": 12, "timeout_s": 2},
+        rollout={
+            "num_prompts": 2,
+            "num_generations": 4,
+            "temperature": 1.0,
+            "max_completion_length": 12,
+            "timeout_s": 2,
+        },
     )
     ended = project.train()
     assert ended.returncode == 1
@@ -165,6 +189,7 @@ def test_mistakes_at_the_start_exit_2_with_the_message_alone(make_project: Any):
         (("--shared.model=no-such-model",), {}, "no-such-model"),
         (("--trainer.prompts.source=none.jsonl",), {}, "none.jsonl cannot be read"),
         (("--trainer.rollout.max_completion_length=126",), {}, "row 0: the prompt has 4 tokens"),
+        (("--trainer.trackers=[trackio]",), {}, "pip install trackio"),
         ((), {"TANDEM_TOKEN": "wrong"}, "token"),
     ]:
         ended = project.train(*arguments, **env)

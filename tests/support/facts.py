@@ -19,10 +19,10 @@ from tandem_cli.doctor.facts import (
     Nvidia,
     Service,
     Stack,
-    Unknown,
     Volume,
 )
 from tandem_cli.doctor.settings import Settings
+from tandem_cli.doctor.unknown import Unknown
 
 GIB = 1 << 30
 SMALL = Model("the folder /p/model", 860_000, 4, 128, 384, 4, 32, 24, 64)
@@ -79,7 +79,7 @@ def a_stack(**changes: Mapping[str, Any]) -> Stack:
     """Each service as in compose.yaml, with some of its fields changed."""
     weights = Mount("weights", "/weights")
     services = {
-        "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True, "bind"),)),
+        "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True),)),
         "generator": Service("tandem-generator:cpu", shm_bytes=GIB, mounts=(replace(weights, read_only=True),)),
         "trainer": Service("tandem-trainer:cpu", shm_bytes=GIB, mounts=(weights,)),
     }

@@ -86,9 +86,9 @@ class Generator:
         try:
             return self.process.wait(60)
         finally:
-            self._kill_session()
+            self.kill()
 
-    def _kill_session(self) -> None:
+    def kill(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 SPECIAL = ["<pad>", "<s>", "</s>"]
 CHARACTERS = list("0123456789+-=abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,:?!|")
 CHAT_TEMPLATE = (
+    "{% for tool in tools or [] %}t:{{ tool.function.name }}|{% endfor %}"
     "{% for turn in messages %}{{ turn.role[0] }}:{{ turn.content }}|{% endfor %}"
     "{% if add_generation_prompt %}a:{% endif %}"
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from safetensors.torch import load_file
 from torch import Tensor
@@ -110,3 +111,15 @@ class Project:
         """Of the checkpoint of that step."""
         files = (self.run_dir / "checkpoints" / f"{step:06d}" / "model").glob("*.safetensors")
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def assert_same_course(ours: Project, theirs: Project) -> None:
+    """Final parameters bit for bit, and the same figures for every step."""
+    assert ours.steps == theirs.steps == [*range(1, len(theirs.steps) + 1)]
+    last = theirs.steps[-1]
+    got, expected = ours.parameters(last), theirs.parameters(last)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    timed = {"timings", "tokens_per_s", "version"}
+    for mine, yours in zip(ours.lines("metrics.jsonl"), theirs.lines("metrics.jsonl"), strict=True):
+        assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in yours.items() if k not in timed}

@@ -109,6 +109,14 @@ def test_the_summary_counts_what_the_records_say(run_dir: Path) -> None:
     ]
 
 
+def test_the_summary_has_each_rewards_pass_rates(run_dir: Path) -> None:
+    evals = [(3, {}), (4, {"rewards:right": {"1": 0.25, "4": 0.5}}), (5, {"rewards:right": {"1": 0.75, "4": 1.0}})]
+    lines = (json.dumps({"step": step, "reward_mean": None, "pass_at": rates}) for step, rates in evals)
+    (run_dir / "eval.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    rows = [(label, value) for label, value in facts(progress_of(run_dir)) if label.startswith("pass")]
+    assert rows == [("pass@1", "0.250 → 0.750 (right)"), ("pass@4", "0.500 → 1.000 (right)")]
+
+
 def test_a_run_that_ended_before_its_first_step_says_where_to_look(tmp_path: Path) -> None:
     console = Console(width=200, file=io.StringIO(), record=True)
     show_summary(console, progress_of(tmp_path), tmp_path)

@@ -29,6 +29,12 @@ def test_the_readmes_configuration_is_valid(tmp_path: Path, settings: type[tande
     assert loaded.shared.model
 
 
+def test_the_trainers_image_tells_the_cuda_version_of_its_lock() -> None:
+    lock = (ROOT / "docker/requirements/trainer-cuda.txt").read_text()
+    (told,) = re.findall(r"^ENV CUDA_VERSION=(.*)$", (ROOT / "docker/trainer.Dockerfile").read_text(), re.MULTILINE)
+    assert f"\ncuda-toolkit=={told}." in lock
+
+
 PAGES = [
     "README.md",
     "ARCHITECTURE.md",

@@ -8,8 +8,9 @@ import pytest
 
 from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
-from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Refused, Stack, Unknown, Volume
+from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Stack, Volume
 from tandem_cli.doctor.finding import Finding
+from tandem_cli.doctor.unknown import Refused, Unknown
 
 LAPTOP, GPUS = on_cpus(), on_gpus()
 NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused")
@@ -27,13 +28,15 @@ def with_driver(facts: Facts, *cuda: int) -> Facts:
     return replace(facts, nvidia=replace(facts.nvidia, cuda=cuda))
 
 
-def with_size(facts: Facts, size: str) -> Facts:
-    """The same, with another size of the weight store."""
+def with_size(facts: Facts, size: str, made: str | None = None) -> Facts:
+    """The same, with another size of the weight store, and perhaps one that it was made with."""
     assert isinstance(facts.stack, Stack)
-    return replace(facts, stack=replace(facts.stack, volumes={"weights": Volume("tandem_weights", {"size": size})}))
+    volume = Volume("tandem_weights", {"size": size}, {"size": made} if made else None)
+    return replace(facts, stack=replace(facts.stack, volumes={"weights": volume}))
 
 
 REFUSED: list[tuple[str, Facts, str]] = [
+    ("weight store", with_size(LAPTOP, "1g", made="1m"), "of 1.0 MiB, which tandem_weights was made with"),
     ("engine", replace(LAPTOP, engine=NO_ENGINE), "no Docker engine answers: connection refused"),
     ("engine", replace(LAPTOP, engine=replace(LAPTOP.engine, version="24.0.7")), "24.0.7; wanted 25.0"),
     ("compose", replace(LAPTOP, compose_version="v2.23.3-desktop.2"), "2.23.3-desktop.2; wanted 2.24"),
@@ -83,6 +86,8 @@ REFUSED: list[tuple[str, Facts, str]] = [
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", (UUIDS[4], UUIDS[0])),)), "share 0"),
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=1),)), "share 0"),
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=1",)),)), "share 1"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=all",)),)), "share 0, 1"),
+    ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=-1),)), "share 0, 1"),
     ("GPU use", with_process(GPUS, 4711), "GPU 4: pid 4711 (python, 3.0 GiB)"),
     ("GPU driver", with_driver(GPUS, 11, 8), "runs CUDA 11.8, the generator's image has 12.8"),
     ("model", replace(LAPTOP, model=Refused("the model is not known", "mend it", "the hub answers 401")), "401"),
@@ -143,6 +148,7 @@ WARNED: list[tuple[str, Facts, str]] = [
     ("trainer fits", changed(GPUS, "trainer", devices=(Devices("nvidia", ("MIG-1",)),)), "lists none of the trainer's"),
     ("generator fits", replace(LAPTOP, settings=settings()), "vLLM takes 0.92 of all memory"),
     ("trainer fits", replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=400 << 20)), "tight"),
+    ("weight store", with_size(LAPTOP, "2g", made="1g"), "of 1.0 GiB, which tandem_weights was made with (now 2.0"),
     ("GPU driver", with_driver(GPUS, 12, 4), "runs CUDA 12.4, the generator's image has 12.8"),
     ("GPU driver", replace(GPUS, images={name: an_image(name) for name in GPUS.images}), "does not tell its CUDA"),
     ("model", replace(LAPTOP, model=Unknown("the model is not known", "", "prepare.py has not run")), "prepare.py"),

@@ -22,11 +22,12 @@ from tandem_cli.doctor import settings as parts
 from tandem_cli.doctor.command import show
 from tandem_cli.doctor.compose import parse_size, parse_stack
 from tandem_cli.doctor.engine import connect
-from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Refused, Unknown, Volume
+from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Service, Volume
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.hub import ask_hub
 from tandem_cli.doctor.model import parse_model, read_model
 from tandem_cli.doctor.nvidia import read_nvidia
+from tandem_cli.doctor.unknown import Refused, Unknown
 from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.fingerprint import checkpoint_shapes
@@ -195,18 +196,23 @@ def hub() -> Iterator[str]:
             thread.join()
 
 
-def test_the_hub_tells_a_models_size_and_whether_the_preflights_token_opens_it() -> None:
+def test_the_hub_tells_a_models_size_and_whether_the_preflights_token_opens_it(tmp_path: Path) -> None:
+    def ask(name: str, token: str = "") -> Model | Unknown:
+        (tmp_path / "token").write_text(f"{token}\n")
+        mount = Mount(str(tmp_path / "token"), "/hf_token", read_only=True)
+        return ask_hub(name, None, Service("tandem-trainer:cpu", env={"HF_ENDPOINT": url}, mounts=(mount,)))
+
     with hub() as url:
-        model = ask_hub("org/open", None, {"HF_ENDPOINT": url})
+        model = ask("org/open")
         assert isinstance(model, Model)
         assert (model.parameters, model.is_local) == (1234, False)
-        assert isinstance(ask_hub("org/gated", None, {"HF_ENDPOINT": url, "HF_TOKEN": "good"}), Model)
-        for env, words in (({}, "has no HF_TOKEN"), ({"HF_TOKEN": "bad"}, "refuses the preflight's HF_TOKEN")):
-            refused = ask_hub("org/gated", None, {"HF_ENDPOINT": url, **env})
+        assert isinstance(ask("org/gated", "good"), Model)
+        for token, words in (("", "has no token"), ("bad", "refuses the preflight's token")):
+            refused = ask("org/gated", token)
             assert isinstance(refused, Refused)
             assert words in refused.message
-        assert isinstance(ask_hub("org/none", None, {"HF_ENDPOINT": url}), Refused)
-    unreachable = ask_hub("org/open", None, {"HF_ENDPOINT": url})
+        assert isinstance(ask("org/none"), Refused)
+    unreachable = ask("org/open")
     assert isinstance(unreachable, Unknown)
     assert not isinstance(unreachable, Refused)
 

@@ -10,9 +10,10 @@ import pytest
 from support.facts import a_stack, an_image, on_cpus
 from support.models import make_tiny_model
 from tandem_cli.doctor import gather
-from tandem_cli.doctor.facts import Engine, Model, Mount, Refused, Stack, Unknown
+from tandem_cli.doctor.facts import Engine, Model, Mount, Stack
 from tandem_cli.doctor.gather import find_model, read_available_memory, read_disk, read_settings
 from tandem_cli.doctor.settings import Settings
+from tandem_cli.doctor.unknown import Refused, Unknown
 
 NO_ENGINE = Unknown("no Docker engine answers")
 
@@ -27,7 +28,7 @@ def project(tmp_path: Path) -> Path:
 
 def a_stack_of(project: Path, **changes: dict[str, object]) -> Stack:
     """One that copies `project`."""
-    source = Mount(str(project), "/source", read_only=True, kind="bind")
+    source = Mount(str(project), "/source", read_only=True)
     return a_stack(**{**changes, "preflight": {"mounts": (source,), **changes.get("preflight", {})}})
 
 
@@ -58,7 +59,7 @@ def test_a_model_is_the_projects_or_made_by_prepare_or_the_hubs(project: Path, m
     stack = a_stack_of(project, preflight={"env": {"HF_TOKEN": "t"}})
     settings = settings_of(stack)
     assert find_model(stack, settings, NO_ENGINE) == Unknown("asked")
-    assert asked == [("model", None, {"HF_TOKEN": "t"})]
+    assert asked == [("model", None, stack.services["preflight"])]
     (project / "prepare.py").touch()
     made = find_model(stack, settings, NO_ENGINE)
     assert isinstance(made, Unknown)

@@ -19,7 +19,7 @@ import tandem_trainer.config
 from tandem_protocol.config import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ARITHMETIC, DIGITS = EXAMPLES / "arithmetic", EXAMPLES / "digits"
+ARITHMETIC, DIGITS, JUDGE = EXAMPLES / "arithmetic", EXAMPLES / "digits", EXAMPLES / "judge"
 PROJECTS = sorted(path.parent for path in EXAMPLES.glob("*/config.yaml"))
 
 
@@ -37,7 +37,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_the_examples_are_found() -> None:
-    assert PROJECTS == [ARITHMETIC, DIGITS]
+    assert PROJECTS == [ARITHMETIC, DIGITS, JUDGE]
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
@@ -103,6 +103,21 @@ def exact_match(questions: Sequence[dict[str, Any]], **sampling: Any) -> float:
     completions = tokenizer.batch_decode(generated, skip_special_tokens=True)
     right = [completion == row["answer"] for completion, row in zip(completions, questions, strict=True)]
     return sum(right) / len(right)
+
+
+def test_judge_prefers_the_name_that_is_easier_to_say_wherever_it_stands() -> None:
+    prefer = module(JUDGE / "judge.py").prefer
+    pairs = [["milone", "mrtlpq"], ["mrtlpq", "milone"], ["milone", "mileno"], ["milone", "mimimi"], ["milone", "mil"]]
+    assert prefer(prompts=["ka"] * 5, completions=pairs) == [0, 1, None, 0, 0]
+
+
+def test_judge_trains_on_no_held_out_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    already_there(Path("model/model.safetensors"))
+    module(JUDGE / "prepare.py").main()
+    train, held_out = ({row["prompt"] for row in rows(Path(name))} for name in ("prompts.jsonl", "held_out.jsonl"))
+    assert (len(train), len(held_out)) == (548, 128)
+    assert not train & held_out
 
 
 def test_arithmetic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

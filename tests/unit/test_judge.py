@@ -33,7 +33,7 @@ def project() -> Iterator[types.ModuleType]:
 
 
 def _judge(*, drop: bool = False) -> Judge:
-    return Judge("user_judge:prefer", TOKENIZER, drop_errors=drop)
+    return Judge("user_judge:prefer", TOKENIZER, drop_errors=drop, timeout_s=60)
 
 
 def _score(*texts: str, row: PromptRow = ROW, drop: bool = False) -> ScoredGroup:

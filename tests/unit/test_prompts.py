@@ -37,11 +37,53 @@ def test_a_conversation_gets_the_chat_template_with_the_turn_opened(tmp_path: Pa
     assert row.prompt == conversation
 
 
-def test_a_datasets_source_gives_the_same_rows(tmp_path: Path):
-    rows = [{"prompt": "a"}, {"prompt": "b"}]
-    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
-    got = load_prompts(PromptsConfig(source=str(tmp_path)), TOKENIZER)
+@pytest.mark.parametrize("source", ["train.parquet", "train.csv", ""], ids=["parquet", "csv", "a folder"])
+def test_a_datasets_source_gives_the_same_rows(tmp_path: Path, source: str):
+    rows = datasets.Dataset.from_list([{"prompt": "a"}, {"prompt": "b"}])
+    rows.to_csv(tmp_path / source) if source.endswith("csv") else rows.to_parquet(tmp_path / "train.parquet")
+    got = load_prompts(PromptsConfig(source=str(tmp_path / source)), TOKENIZER)
     assert [row.prompt for row in got] == ["a", "b"]
+
+
+def test_a_damaged_parquet_file_is_named(tmp_path: Path):
+    (tmp_path / "train.parquet").write_text("no parquet")
+    with pytest.raises(UserError, match=r"train\.parquet' cannot be loaded"):
+        load_prompts(PromptsConfig(source=str(tmp_path / "train.parquet")), TOKENIZER)
+
+
+def _tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.mark.parametrize("column", [[_tool("add")], json.dumps([_tool("add")])], ids=["list", "JSON text"])
+def test_the_template_offers_a_rows_own_tools_or_else_those_of_the_configuration(tmp_path: Path, column: Any):
+    turns = [{"role": "user", "content": "hi"}]
+    source = _file(tmp_path, {"prompt": turns, "tools": column}, {"prompt": turns, "tools": None})
+    rows = load_prompts(PromptsConfig(source=source, tools=(_tool("sub"),)), TOKENIZER)
+    assert [row.text for row in rows] == ["t:add|u:hi|a:", "t:sub|u:hi|a:"]
+    assert rows[0].columns == {"tools": column}
+
+
+@pytest.mark.parametrize("column", ["add", 7, ["add"]])
+def test_tools_that_are_none_are_named_with_their_row(tmp_path: Path, column: Any):
+    source = _file(tmp_path, {"prompt": [{"role": "user", "content": "hi"}], "tools": column})
+    with pytest.raises(UserError, match=r"row 0: the column 'tools'"):
+        load_prompts(PromptsConfig(source=source), TOKENIZER)
+
+
+def test_a_turn_may_call_a_tool_instead_of_saying_something(tmp_path: Path):
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
+    source = _file(tmp_path, {"prompt": [{"role": "user", "content": "hi"}, call, {"role": "tool", "content": "3"}]})
+    (row,) = load_prompts(PromptsConfig(source=source), TOKENIZER)
+    assert row.text == "u:hi|a:|t:3|a:"
+
+
+def test_a_conversation_that_the_template_refuses_is_named_with_its_row(tmp_path: Path):
+    tokenizer = make_tokenizer(80)
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    source = _file(tmp_path, {"prompt": [{"role": "user", "content": "hi"}]})
+    with pytest.raises(UserError, match="row 0: the model's chat template refuses the prompt: roles must alternate"):
+        load_prompts(PromptsConfig(source=source), tokenizer)
 
 
 @pytest.mark.parametrize(

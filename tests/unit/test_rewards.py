@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -36,7 +38,7 @@ def project() -> Iterator[types.ModuleType]:
 
 def _score(module: types.ModuleType, row: PromptRow = ROW, *, drop: bool = False, **weights: float) -> ScoredGroup:
     configs = [RewardConfig(function=f"user_rewards:{name}", weight=weight) for name, weight in weights.items()]
-    return asyncio.run(Rewards(configs, TOKENIZER, drop_errors=drop).score(row, group(COMPLETIONS)))
+    return asyncio.run(Rewards(configs, TOKENIZER, drop_errors=drop, timeout_s=60).score(row, group(COMPLETIONS)))
 
 
 def _recording(into: dict[str, Any]) -> Callable[..., list[float]]:
@@ -129,4 +131,86 @@ def test_with_drop_a_failing_function_leaves_the_whole_row_without_reward(projec
 def test_a_function_that_is_not_there_is_told_at_the_start(project: Any, name: str, words: str):
     project.__file__ = "rewards.py"
     with pytest.raises(UserError, match=words):
-        Rewards([RewardConfig(function=name)], TOKENIZER, drop_errors=False)
+        Rewards([RewardConfig(function=name)], TOKENIZER, drop_errors=False, timeout_s=60)
+
+
+async def test_asynchronous_functions_of_a_group_run_at_the_same_time(project: Any):
+    """Each waits for the other: one after the other, neither would end before its deadline."""
+    here, there = asyncio.Event(), asyncio.Event()
+
+    async def one(**_: Any) -> list[float]:
+        here.set()
+        await there.wait()
+        return [1.0, 0.0]
+
+    async def two(**_: Any) -> list[float]:
+        there.set()
+        await here.wait()
+        return [1.0, 0.0]
+
+    project.one, project.two = one, two
+    configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=10) for name in ("one", "two")]
+    scored = await Rewards(configs, TOKENIZER, drop_errors=False, timeout_s=60).score(ROW, group(COMPLETIONS))
+    assert scored.rewards == (2.0, 0.0)
+
+
+async def test_synchronous_functions_take_turns_and_waiting_for_one_is_not_late(project: Any):
+    inside = threading.Semaphore(1)
+
+    def slow(**_: Any) -> list[float]:
+        assert inside.acquire(blocking=False), "two at a time"
+        time.sleep(0.4)
+        inside.release()
+        return [1.0, 0.0]
+
+    project.one = project.two = slow
+    configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=1) for name in ("one", "two")]
+    rewards = Rewards(configs, TOKENIZER, drop_errors=False, timeout_s=60)
+    groups = await asyncio.gather(*(rewards.score(ROW, group(COMPLETIONS)) for _ in range(2)))
+    assert [scored.rewards for scored in groups] == [(2.0, 0.0)] * 2
+
+
+@pytest.mark.parametrize("drop", [False, True])
+def test_a_late_asynchronous_function_is_named_with_its_row_or_dropped(project: Any, drop: bool):
+    async def late(**_: Any) -> list[float]:
+        await asyncio.sleep(60)
+        return [1.0, 0.0]
+
+    project.late = late
+    rewards = Rewards([RewardConfig(function="user_rewards:late")], TOKENIZER, drop_errors=drop, timeout_s=0.05)
+    if drop:
+        assert asyncio.run(rewards.score(ROW, group(COMPLETIONS))).rewards == (None, None)
+    else:
+        with pytest.raises(UserError, match=r"user_rewards:late on prompts.jsonl row 7: no answer within 0\.05 s"):
+            asyncio.run(rewards.score(ROW, group(COMPLETIONS)))
+
+
+def test_a_hung_synchronous_function_ends_the_run_even_with_drop_and_names_the_sandbox(project: Any):
+    """It would go on in its thread beside the next call."""
+    ended = threading.Event()
+
+    def hung(**_: Any) -> list[float]:
+        ended.wait(30)
+        return [1.0, 0.0]
+
+    project.hung = hung
+    config = RewardConfig(function="user_rewards:hung", timeout_s=0.05)
+    with pytest.raises(UserError, match=r"user_rewards:hung on .* row 7: no answer within 0\.05 s.*sandbox: true"):
+        asyncio.run(Rewards([config], TOKENIZER, drop_errors=True, timeout_s=60).score(ROW, group(COMPLETIONS)))
+    ended.set()
+
+
+def test_a_functions_own_timeout_error_is_told_as_its_own(project: Any):
+    async def gives_up(**_: Any) -> list[float]:
+        raise TimeoutError("the judge is away")
+
+    project.gives_up = gives_up
+    with pytest.raises(UserError, match="TimeoutError: the judge is away"):
+        _score(project, gives_up=1.0)
+
+
+def test_arguments_reach_the_function_by_name(project: Any):
+    project.longer_than = lambda completions, length, **_: [float(len(text) > length) for text in completions]
+    config = RewardConfig(function="user_rewards:longer_than", arguments={"length": 1})
+    scored = asyncio.run(Rewards([config], TOKENIZER, drop_errors=False, timeout_s=60).score(ROW, group(COMPLETIONS)))
+    assert scored.rewards == (1.0, 0.0)

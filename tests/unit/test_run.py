@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -46,6 +47,14 @@ def test_a_checkpoint_appears_whole_and_old_ones_go(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000010", "000100"]
 
 
+def test_the_best_checkpoint_stays_beside_the_newest(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 2, 3):
+        checkpoints.begin(step)
+        checkpoints.commit(step, best=min(step, 2))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000002", "000003"]
+
+
 def test_what_a_killed_process_left_in_staging_is_no_checkpoint(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path, keep=1)
     checkpoints.begin(5)
@@ -76,6 +85,7 @@ def test_a_step_record_holds_the_steps_values():
         "reward_mean": 0.5,
         "reward_std": (1 / 6) ** 0.5,
         "rewards": {"rewards:r": 0.5},
+        "rewards_std": {"rewards:r": (1 / 6) ** 0.5},
         "loss": 0.25,
         "grad_norm": 2.0,
         "kl_sampler": 0.125,
@@ -131,8 +141,9 @@ def signals() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def _run(folder: Path, attempts: tuple[int, ...] = (), identity: dict[str, object] = IDENTITY) -> Run:
-    config = TrainerConfig(output_dir=folder, max_steps=9, rewards=(RewardConfig(function="rewards:r"),))
+def _run(folder: Path, attempts: tuple[int, ...] = (), identity: dict[str, object] = IDENTITY, **options: Any) -> Run:
+    rewards = (RewardConfig(function="rewards:r"),)
+    config = TrainerConfig.model_validate({"output_dir": folder, "max_steps": 9, "rewards": rewards} | options)
     run = Run(config, Accelerator(cpu=True), WeightStore(folder / "weights"))
     run.identify(identity, attempts)
     return run
@@ -178,6 +189,35 @@ def test_a_checkpoint_of_something_else_is_refused_with_both_values(tmp_path: Pa
         _fail_after_step_3(_run(tmp_path), OSError("x"))
     with pytest.raises(UserError, match=r"shared.model is 'other', in the checkpoint 'm'\..*another trainer.run_name"):
         _run(tmp_path, identity=IDENTITY | {"shared.model": "other"})
+
+
+def test_a_checkpoint_is_due_where_an_evaluation_is_the_best_and_a_resumed_run_remembers_which(tmp_path: Path):
+    def run() -> Run:
+        return _run(
+            tmp_path,
+            checkpoint={"keep_best": True, "every_steps": 5, "keep": 1},
+            eval={"prompts": {"source": "held_out.jsonl"}, "every_steps": 1},
+        )
+
+    def step(run: Run, number: int, reward: float | None) -> bool:
+        run.measure(number, GROUPS, {"loss": 0.25})
+        run.evaluated({"reward_mean": reward})
+        if due := run.checkpoint_due(number):
+            run.checkpoint(number, saved, saved)  # type: ignore[arg-type]
+        return due
+
+    saved, first = Saved(), run()
+    first.evaluated({"reward_mean": 9.0})  # of the policy that training starts from: no checkpoint holds it
+    assert [step(first, n, reward) for n, reward in [(1, 0.2), (2, 0.5), (3, 0.5), (4, None), (5, 0.1)]] == [
+        True, True, False, False, True,
+    ]  # fmt: skip
+    again = run()
+    again.resume(saved, saved)  # type: ignore[arg-type]
+    assert [step(again, n, reward) for n, reward in [(6, 0.4), (7, 0.5)]] == [False, False]
+    again.checkpoint(7, saved, saved)  # type: ignore[arg-type]
+    kept = sorted((tmp_path / "default" / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["000002", "000007"]
+    assert json.loads((kept[-1] / "state.json").read_text())["best"] == {"step": 2, "reward_mean": 0.5}
 
 
 def test_an_attempt_is_newer_than_any_that_a_generator_serves(tmp_path: Path):

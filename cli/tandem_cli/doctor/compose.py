@@ -12,7 +12,8 @@ from typing import Any
 
 from tandem_protocol.devices import CDI_KIND
 
-from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Unknown, Volume
+from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Volume
+from .unknown import Unknown
 
 TIMEOUT_S = 60.0
 RUN_IT_THERE = "run `tandem doctor` where Tandem's compose.yaml is; `docker compose config` has to print the stack"
@@ -72,8 +73,7 @@ def _service(service: Mapping[str, Any]) -> Service:
         env={name: value or "" for name, value in (service.get("environment") or {}).items()},
         devices=tuple(_devices(service)),
         mounts=tuple(
-            Mount(v.get("source", ""), v["target"], v.get("read_only", False), v["type"])
-            for v in service.get("volumes", ())
+            Mount(v.get("source", ""), v["target"], v.get("read_only", False)) for v in service.get("volumes", ())
         ),
         ports=tuple(_port(port) for port in service.get("ports", ()) if port.get("published")),
         replicas=_replicas(service),
@@ -102,9 +102,13 @@ def _port(port: Mapping[str, Any]) -> Port:
 
 def _volume(key: str, volume: Mapping[str, Any]) -> Volume:
     options = volume.get("driver_opts") or {}
-    is_tmpfs = options.get("type") == "tmpfs"
-    pairs = (word.partition("=") for word in options.get("o", "").split(",") if word)
-    return Volume(volume.get("name", key), {name: value for name, _, value in pairs} if is_tmpfs else None)
+    return Volume(volume.get("name", key), parse_options(options) if options.get("type") == "tmpfs" else None)
+
+
+def parse_options(driver_opts: Mapping[str, str]) -> dict[str, str]:
+    """A volume's mount options: `size=1g,uid=10001` → `{"size": "1g", "uid": "10001"}`."""
+    pairs = (word.partition("=") for word in driver_opts.get("o", "").split(",") if word)
+    return {name: value for name, _, value in pairs}
 
 
 def parse_size(text: str | int) -> int:

@@ -14,7 +14,9 @@ import docker
 from docker.errors import DockerException, ImageNotFound
 
 from ..devices import DevicesUnknown, cdi_devices
-from .facts import Engine, Image, Port, PortState, Service, Stack, Unknown
+from .compose import parse_options
+from .facts import Engine, Image, Port, PortState, Service, Stack, Volume
+from .unknown import Unknown
 
 TIMEOUT_S = 20
 PROJECT_LABEL = "com.docker.compose.project"
@@ -79,6 +81,20 @@ def look_at_ports(client: docker.DockerClient, engine: Engine, stack: Stack) -> 
 
     services: Mapping[str, Service] = {name: looked_at(service) for name, service in stack.services.items()}
     return replace(stack, services=services)
+
+
+def look_at_volumes(client: docker.DockerClient, stack: Stack) -> Stack:
+    """The same stack, its tmpfs volumes with the options that they were made with."""
+
+    def looked_at(volume: Volume) -> Volume:
+        try:
+            made = client.volumes.get(volume.name).attrs.get("Options") or {}
+        except DockerException:
+            return volume
+        return replace(volume, made=parse_options(made))
+
+    volumes = {key: looked_at(v) if v.options is not None else v for key, v in stack.volumes.items()}
+    return replace(stack, volumes=volumes)
 
 
 def _published_by(client: docker.DockerClient, project: str) -> set[int]:

@@ -5,54 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 from .settings import Settings
-
-FactT = TypeVar("FactT")
+from .unknown import Unknown
 
 PortState = Literal["free", "own", "taken"]
 
 GENERATOR, TRAINER, PREFLIGHT = "generator", "trainer", "preflight"
 SERVICES = (GENERATOR, TRAINER)
 """Those that have devices."""
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A fact that could not be had. `reason` is short, since each check that needs the fact repeats it."""
-
-    reason: str
-    mend: str = ""
-    detail: str = ""
-
-    @property
-    def message(self) -> str:
-        return f"{self.reason}: {self.detail}" if self.detail else self.reason
-
-
-@dataclass(frozen=True)
-class Refused(Unknown):
-    """A fact that was asked for and denied: asking again changes nothing."""
-
-
-class NotKnown(Exception):
-    """A check needs a fact that could not be had."""
-
-    def __init__(self, unknown: Unknown) -> None:
-        super().__init__(unknown.reason)
-        self.unknown = unknown
-
-
-def known(fact: FactT | Unknown) -> FactT:
-    """The fact itself.
-
-    Raises:
-        NotKnown: it could not be had.
-    """
-    if isinstance(fact, Unknown):
-        raise NotKnown(fact)
-    return fact
 
 
 @dataclass(frozen=True)
@@ -97,7 +59,6 @@ class Mount:
     source: str
     target: str
     read_only: bool = False
-    kind: str = "volume"
 
 
 @dataclass(frozen=True)
@@ -135,6 +96,8 @@ class Volume:
 
     name: str
     options: Mapping[str, str] | None = None
+    made: Mapping[str, str] | None = None
+    """The options that it was made with and keeps, where it is there."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from tandem_protocol.config import ConfigError, load
 
 from . import engine as engines
 from .compose import compose_version, read_stack
-from .facts import GENERATOR, PREFLIGHT, TRAINER, Engine, Facts, Image, Model, Refused, Stack, Unknown
+from .facts import GENERATOR, PREFLIGHT, TRAINER, Engine, Facts, Image, Model, Stack
 from .hub import ask_hub
 from .model import NO_MODEL, read_model
 from .nvidia import read_nvidia
 from .settings import Settings
+from .unknown import Refused, Unknown
 from .volumes import PREPARE, Workshop
 
 MEMINFO = Path("/proc/meminfo")
@@ -29,7 +30,7 @@ def gather(project: Path | None) -> Facts:
     images: Mapping[str, Image | Unknown] = {}
     engine = client if isinstance(client, Unknown) else engines.describe(client)
     if not (isinstance(client, Unknown) or isinstance(engine, Unknown) or isinstance(stack, Unknown)):
-        stack = engines.look_at_ports(client, engine, stack)
+        stack = engines.look_at_volumes(client, engines.look_at_ports(client, engine, stack))
         images = {name: engines.find_image(client, service.image) for name, service in stack.services.items()}
     settings = read_settings(stack, images)
     workshop = _workshop(client, stack, images)
@@ -87,7 +88,7 @@ def find_model(stack: Stack | Unknown, settings: Settings | Unknown, workshop: W
         return found
     if "/" not in name and (folder / "prepare.py").exists():
         return Unknown(NO_MODEL, PREPARE, f"{folder.name}/prepare.py, which makes it, has not run yet")
-    return ask_hub(name, settings.shared.revision, stack.services[PREFLIGHT].env)
+    return ask_hub(name, settings.shared.revision, stack.services[PREFLIGHT])
 
 
 def read_available_memory(engine: Engine | Unknown) -> int | Unknown:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 
 import httpx
 
-from .facts import Model, Refused, Unknown
+from .facts import Model, Service
 from .model import NO_MODEL, parse_model
+from .unknown import Refused, Unknown
 
 TIMEOUT_S = 15.0
 DEFAULT_ENDPOINT = "https://huggingface.co"
 UNAUTHORIZED = (401, 403)
 
 
-def ask_hub(name: str, revision: str | None, env: Mapping[str, str]) -> Model | Unknown:
-    """The model as the hub describes it to the bearer of HF_TOKEN.
-
-    Args:
-        env: of the preflight, which is to fetch it: HF_ENDPOINT, HF_TOKEN.
-    """
-    token = env.get("HF_TOKEN")
+def ask_hub(name: str, revision: str | None, preflight: Service) -> Model | Unknown:
+    """The model as the hub describes it to the preflight, which is to fetch it."""
+    env, token = preflight.env, _token(preflight)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     base, rev = env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT, revision or "main"
     try:
@@ -35,13 +32,23 @@ def ask_hub(name: str, revision: str | None, env: Mapping[str, str]) -> Model | 
         return Unknown(NO_MODEL, f"the preflight has to reach {base} to fetch it", f"{name}: {error}")
 
 
+def _token(preflight: Service) -> str | None:
+    """That of the file that it is given, or else of its environment."""
+    mount = preflight.mount("/hf_token")
+    try:
+        token = Path(mount.source).read_text().strip() if mount else ""
+    except OSError:
+        token = ""  # a file of another machine, or of another user
+    return token or preflight.env.get("HF_TOKEN")
+
+
 def _refusal(name: str, revision: str, code: int, *, has_token: bool) -> Unknown:
     what = f"the hub answers {code} for {name} ({revision})"
     if code in UNAUTHORIZED:
-        said = "and refuses the preflight's HF_TOKEN" if has_token else "and the preflight has no HF_TOKEN"
+        said = "and refuses the preflight's token" if has_token else "and the preflight has no token"
         mend = (
-            "accept the model's terms on the hub and give the preflight a token (HF_TOKEN in its environment, by an "
-            "override file), or put the model into the project"
+            "accept the model's terms on the hub and set TANDEM_HF_TOKEN_FILE to a file with your token, or put the "
+            "model into the project"
         )
         return Refused(NO_MODEL, mend, f"{what} {said}: it is gated, or there is none")
     if code == 404:

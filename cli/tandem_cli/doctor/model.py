@@ -10,7 +10,8 @@ from typing import Any
 
 from tandem_protocol.fingerprint import checkpoint_shapes
 
-from .facts import Model, Refused, Unknown
+from .facts import Model
+from .unknown import Refused, Unknown
 
 NO_MODEL = "the model is not known"
 

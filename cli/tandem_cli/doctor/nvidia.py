@@ -5,7 +5,8 @@ from __future__ import annotations
 from xml.etree import ElementTree
 
 from ..devices import DevicesUnknown, nvidia_smi
-from .facts import Gpu, Nvidia, Process, Unknown
+from .facts import Gpu, Nvidia, Process
+from .unknown import Unknown
 
 INSTALL = "install NVIDIA's driver; `nvidia-smi` has to list the GPUs"
 

@@ -10,8 +10,9 @@ import docker
 from docker.errors import DockerException, NotFound
 
 from .engine import PROJECT_LABEL
-from .facts import GENERATOR, TRAINER, Access, Image, Model, Refused, Service, Stack, Unknown
+from .facts import GENERATOR, TRAINER, Access, Image, Model, Service, Stack
 from .model import NO_MODEL, parse_model
+from .unknown import Refused, Unknown
 
 TIMEOUT_S = 60
 PREPARE = "docker compose up preflight"

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 import uvloop
+from vllm.entrypoints.cli.serve import run_headless
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -25,11 +26,18 @@ _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TEL
 def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     """Serve until SIGTERM or SIGINT. Returns False when the server ended by itself, because its engine died.
 
+    With `--headless` this is a further node of a replica (`--nnodes`): vLLM's workers alone, for as long as the first
+    node, which has the routes, is there.
+
     Raises:
         TandemError: the weight store's newest version cannot be served.
         SystemExit: vLLM refuses an option.
     """
     args = parse_engine_args(settings, engine_args)
+    if args.headless:
+        args.api_server_count = 0
+        run_headless(args)
+        return False
     TandemRoutes.settings = settings
     try:
         uvloop.run(run_server(args))

@@ -26,12 +26,13 @@ from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
 
-from . import algorithms
+from . import algorithms, trackers
 from .algorithms.base import Algorithm
 from .client import GeneratorClient
-from .config import LearnerConfig, Settings, TrainerConfig
+from .config import Settings, TrainerConfig
 from .errors import UserError
 from .evaluate import Evaluation
+from .exporter import exported
 from .handshake import check_generators
 from .judge import Judge, WinRate
 from .learner import Learner
@@ -85,12 +86,14 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
     return known.config.absolute(), known.check, parse_overrides(rest)
 
 
-def make_accelerator(config: LearnerConfig) -> Accelerator:
+def make_accelerator(config: TrainerConfig) -> Accelerator:
     """Where the kind of device is decided.
 
     Raises:
-        UserError: `accelerate launch` was told to shard the model, which the configuration decides.
+        UserError: `accelerate launch` was told to shard the model, which the configuration decides; a tracker is not
+            installed.
     """
+    trackers.check_installed(config)
     for name, theirs in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
         if os.environ.get(name, "").lower() == "true":
             raise UserError(
@@ -100,12 +103,17 @@ def make_accelerator(config: LearnerConfig) -> Accelerator:
             )
     # Without this accelerate starts several CPU processes as strangers.
     on_cpu = not torch.accelerator.is_available()
-    return Accelerator(cpu=on_cpu, mixed_precision="bf16" if config.dtype == "bfloat16" else "no")
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if config.learner.dtype == "bfloat16" else "no",
+        log_with=list(config.trackers),
+        project_dir=config.run_dir,
+    )
 
 
 def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
-    accelerator = make_accelerator(settings.trainer.learner)
+    accelerator = make_accelerator(settings.trainer)
     accelerators = all_accelerators(accelerator)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     set_seed(settings.trainer.seed)
@@ -117,6 +125,8 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         accelerator.wait_for_everyone()
         run = Run(settings.trainer, accelerator, store)
         (run.dir / "config.resolved").write_text(f"{resolved}\n")
+        if settings.trainer.metrics_port and accelerator.is_main_process:
+            stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
         portal = stack.enter_context(start_blocking_portal())
         client = GeneratorClient(
             settings.shared.generators,
@@ -126,9 +136,13 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         )
         stack.callback(portal.call, client.close)
         project = load_project(settings, accelerator, run)
+        if isinstance(project.scorer, Rewards):
+            stack.callback(portal.call, project.scorer.close)
         with run.timer("wait_for_generators"):
             attempts = meet_generators(settings, client, portal, project, accelerators)
         run.identify(identity(settings, accelerator, project), attempts)
+        trackers.start(accelerator, settings.trainer)
+        stack.callback(trackers.finish, accelerator)
         run.stop_on_signals()
         step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
     if accelerator.is_main_process and step < settings.trainer.max_steps:
@@ -278,10 +292,10 @@ def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Re
     Raises:
         UserError: one of the project's functions does not exist or cannot be imported.
     """
-    drop_errors = config.reward_errors == "drop"
+    drop_errors, timeout_s = config.reward_errors == "drop", config.reward_timeout_s
     if judge := config.online_dpo.judge:
-        return Judge(judge, tokenizer, drop_errors=drop_errors)
-    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors)
+        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
 
 
 def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:

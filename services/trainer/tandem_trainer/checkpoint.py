@@ -27,15 +27,19 @@ class Checkpoints:
             shutil.rmtree(leftover)
         self.staging(step).mkdir(parents=True)
 
-    def commit(self, step: int) -> None:
-        """Bring the staged files to disk, make them the checkpoint by one rename, and delete what is too many."""
+    def commit(self, step: int, *, best: int | None = None) -> None:
+        """Bring the staged files to disk, make them the checkpoint by one rename, and delete what is too many.
+
+        The checkpoint of step `best` stays.
+        """
         staging = self.staging(step)
         for path in [*staging.rglob("*"), staging]:
             _fsync(path)
         staging.rename(self._root / f"{step:06d}")
         _fsync(self._root)
         for old in self._all()[: -self._keep]:
-            shutil.rmtree(old)
+            if int(old.name) != best:
+                shutil.rmtree(old)
 
     def _all(self) -> list[Path]:
         return sorted((path for path in self._root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))

@@ -18,7 +18,7 @@ class PromptsConfig(Section):
     """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
 
     source: str = "prompts.jsonl"
-    """A JSONL file, or anything `datasets.load_dataset` takes (a hub id, a folder, `parquet`)."""
+    """A JSONL, parquet or CSV file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
     subset: str | None = None
     split: str = "train"
     column: str = "prompt"
@@ -27,6 +27,8 @@ class PromptsConfig(Section):
     limit: int | None = Field(None, ge=1)
     """Use only the first rows."""
     chat_template_kwargs: dict[str, Any] = {}
+    tools: tuple[dict[str, Any], ...] = ()
+    """JSON schemas of functions that the chat template offers; a row's own column `tools` takes their place."""
 
 
 class RewardConfig(Section):
@@ -35,6 +37,13 @@ class RewardConfig(Section):
     function: str = Field(pattern=FUNCTION)
     """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
     weight: float = 1.0
+    arguments: dict[str, Any] = {}
+    """Given to the function by name, besides the columns."""
+    timeout_s: float | None = Field(None, gt=0.0)
+    """Deadline of one call; None: `trainer.reward_timeout_s`."""
+    sandbox: bool = False
+    """Run it in a process without credentials that is killed at the deadline: for rewards that run what a model wrote.
+    docs/rewards.md says what it keeps out and what not."""
 
 
 class RolloutConfig(Section):
@@ -180,6 +189,8 @@ class CheckpointConfig(Section):
 
     every_steps: int = Field(20, ge=1)
     keep: int = Field(2, ge=1)
+    keep_best: bool = False
+    """Write a checkpoint at each evaluation that is the run's best so far (by mean reward), and keep that one too."""
 
 
 class PublishConfig(Section):
@@ -192,10 +203,30 @@ class PublishConfig(Section):
 
 
 class EvalConfig(Section):
-    """Greedy completions for held-out prompts, before the first step, after the last and every `every_steps`."""
+    """Completions for held-out prompts, before the first step, after the last and every `every_steps`.
+
+    With a judge, a completion's reward is how it fares against the first policy's for the same prompt: 1 is a win in
+    both orders, 0.5 a tie."""
 
     prompts: PromptsConfig
     every_steps: int | None = Field(None, ge=1)
+    temperature: float = Field(0.0, ge=0.0)
+    """0 is greedy; above, each prompt is sampled with the same seed every time."""
+    num_generations: int = Field(1, ge=1)
+    """Completions a prompt."""
+    pass_at: tuple[int, ...] = ()
+    """For each k of these, each reward function's pass@k: the probability that one of k completions gets 1 or more."""
+
+    @model_validator(mode="after")
+    def _samples_are_enough_and_differ(self) -> EvalConfig:
+        if self.num_generations > 1 and self.temperature == 0:
+            raise ValueError(
+                f"num_generations is {self.num_generations} at temperature 0, which gives the same completion each "
+                "time; wanted a temperature above 0"
+            )
+        if wrong := [k for k in self.pass_at if not 1 <= k <= self.num_generations]:
+            raise ValueError(f"pass_at holds {wrong}; wanted 1 to num_generations, which is {self.num_generations}")
+        return self
 
 
 class TrainerConfig(Section):
@@ -213,6 +244,8 @@ class TrainerConfig(Section):
     """At least one, or `online_dpo.judge`."""
     reward_errors: Literal["fail", "drop"] = "fail"
     """What an exception in a reward function does: end the run, or leave that row out of the update."""
+    reward_timeout_s: float = Field(300.0, gt=0.0)
+    """How long one call of a reward function may take; a synchronous one's wait for its turn is left out."""
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoConfig = GrpoConfig()
     """For `algorithm: grpo`."""
@@ -225,10 +258,21 @@ class TrainerConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     publish: PublishConfig = PublishConfig()
     eval: EvalConfig | None = None
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where the figures of `metrics.jsonl` go besides. Needs the tracker's package; `tensorboard` writes into the run's
+    folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: to the run's folder)."""
     log_completions: int = Field(4, ge=0)
     """Completions a step that `rollouts.jsonl` keeps."""
+    metrics_port: int | None = Field(None, ge=1, le=65535)
+    """Where Prometheus finds the newest step (`/metrics`, with the bearer token); None: nowhere."""
     start_timeout_s: float = Field(900.0, gt=0.0)
     """How long to wait for the generators to be ready."""
+
+    @model_validator(mode="after")
+    def _best_is_known(self) -> TrainerConfig:
+        if self.checkpoint.keep_best and (self.eval is None or self.eval.every_steps is None):
+            raise ValueError("checkpoint.keep_best is set without eval.every_steps; wanted evaluations to choose by")
+        return self
 
     @model_validator(mode="after")
     def _groups_can_be_compared(self) -> TrainerConfig:
@@ -248,6 +292,11 @@ class TrainerConfig(Section):
             raise ValueError("both rewards and online_dpo.judge say what is better; wanted one of them")
         if not judge and not self.rewards:
             raise ValueError("rewards is empty; wanted at least one, or online_dpo.judge with algorithm online_dpo")
+        if judge and self.eval and self.eval.num_generations > 1:
+            raise ValueError(
+                f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion a prompt with "
+                "the first policy's, wanted 1"
+            )
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""How good the policy is on held-out prompts: greedy completions through the generator, scored as in training.
+"""How good the policy is on held-out prompts: completions through the generator, scored as in training.
 
 With a judge, the reward is the rate of wins against the first policy that the run evaluated.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from anyio.from_thread import BlockingPortal
 
@@ -26,7 +28,7 @@ from .rollouts import collect, sampling
 
 
 class Evaluation:
-    """Appends one line to `eval.jsonl` each time it is called: step, version, n, mean rewards."""
+    """Appends one line to `eval.jsonl` each time it is called: step, version, `evaluation_record`."""
 
     def __init__(
         self,
@@ -51,34 +53,33 @@ class Evaluation:
         every_steps = self._config.eval.every_steps
         return step in (0, self._config.max_steps) or (every_steps is not None and step % every_steps == 0)
 
-    def __call__(self, version: Version) -> None:
-        """Main process only; the others go on to the next thing that all do together."""
+    def __call__(self, version: Version) -> dict[str, Any] | None:
+        """The figures. Main process only; the others go on to the next thing that all do together."""
         if not self._is_main:
-            return
+            return None
+        assert self._config.eval is not None, "due says so"
         groups = self._portal.call(self._collect, version)
-        names = self._config.scorers
-        record = {
-            "step": version.step,
-            "version": str(version),
-            "n": len(groups),
-            "reward_mean": mean(group.rewards[0] for group in groups),
-            "rewards": {name: mean(group.rewards_by_function[name][0] for group in groups) for name in names},
-        }
+        record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
         self._file.forget_after(version.step - 1)
-        self._file.append([record])
+        self._file.append([{"step": version.step, "version": str(version)} | record])
+        return record
 
     async def _collect(self, version: Version) -> list[ScoredGroup]:
-        rollout = self._config.rollout
+        assert self._config.eval is not None, "due says so"
+        rollout, temperature = self._config.rollout, self._config.eval.temperature
+        count = self._config.eval.num_generations
         request = RolloutRequest(
-            prompts=tuple(Prompt(token_ids=row.token_ids) for row in self._rows),
+            prompts=tuple(
+                Prompt(token_ids=row.token_ids, seed=row.index if temperature else None) for row in self._rows
+            ),
             sampling=sampling(rollout).model_copy(
-                update={"n": 1, "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
+                update={"n": count, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
             ),
             min_version=version,
         )
         scored: list[ScoredGroup] = []
 
-        steps = math.ceil(len(self._rows) / (rollout.num_prompts * rollout.num_generations))
+        steps = math.ceil(len(self._rows) * count / (rollout.num_prompts * rollout.num_generations))
         timeout_s = rollout.timeout_s * steps
         await collect(
             self._client,
@@ -97,3 +98,29 @@ class Evaluation:
                 f"the judge has not compared {len(scored)} completions of the evaluation within {timeout_s:g} s; mend "
                 "it, make trainer.eval.prompts.limit smaller, or raise trainer.rollout.timeout_s."
             ) from error
+
+
+def evaluation_record(
+    groups: Sequence[ScoredGroup], functions: Sequence[str], pass_at: Iterable[int]
+) -> dict[str, Any]:
+    """Prompts `n`, mean rewards in all and of each function, and each function's pass@k, where 1 or more is a pass."""
+    columns = {name: [group.rewards_by_function[name] for group in groups] for name in functions}
+    return {
+        "n": len(groups),
+        "reward_mean": mean(reward for group in groups for reward in group.rewards),
+        "rewards": {name: mean(reward for rewards in column for reward in rewards) for name, column in columns.items()},
+        "pass_at": {
+            name: {str(k): statistics.fmean(pass_at_k(rewards, k) for rewards in column) for k in pass_at}
+            for name, column in columns.items()
+        },
+    }
+
+
+def pass_at_k(rewards: Sequence[float | None], k: int) -> float:
+    """How probable it is that one of `k` of these samples, drawn without replacement, has a reward of 1 or more.
+
+    Unbiased for the probability that one of k fresh samples has.
+    Source: Chen et al. 2021, arXiv:2107.03374, equation 1.
+    """
+    failed = sum(reward is None or reward < 1.0 for reward in rewards)
+    return 1.0 - math.comb(failed, k) / math.comb(len(rewards), k)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import anyio
 from transformers import PreTrainedTokenizerBase
 
 from tandem_protocol.messages import Group
@@ -15,8 +15,9 @@ from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
 from .client import task_group
+from .functions import load_function
 from .prompts import PromptRow
-from .rewards import ProjectFunction, as_in_prompt, decode, scored_group
+from .rewards import ProjectFunction, as_in_prompt, decode, in_process, scored_group
 
 TIE = 0.5
 
@@ -24,15 +25,14 @@ TIE = 0.5
 class Judge:
     """Scores groups of two: 1 for the better completion, 0 for the other, 0.5 for both if neither is better."""
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool) -> None:
-        """Load the function.
+    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool, timeout_s: float) -> None:
+        """Load the function; `timeout_s` is the deadline of a call.
 
         Raises:
             UserError: it does not exist or cannot be imported.
         """
-        self._function = ProjectFunction(
-            "judge", name, check_choices, limiter=anyio.CapacityLimiter(1), drop_errors=drop_errors
-        )
+        call = in_process(load_function("judge", name), timeout_s, asyncio.Lock())
+        self._function = ProjectFunction("judge", name, call, check_choices, drop_errors=drop_errors)
         self._tokenizer = tokenizer
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:

@@ -126,23 +126,24 @@ class Learner:
             travels = self._is_sharded or index == len(pieces) - 1
             with nullcontext() if travels else self._accelerator.no_sync(self._policy):
                 logprobs_BT, share = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
-            losses.append(share.loss.item())
-            metrics.append({name: (mean.value.item(), mean.weight.item()) for name, mean in share.metrics.items()})
+            loss, means = _on_host(share)
+            losses.append(loss)
+            metrics.append(means)
             if first:
                 old_logprobs.append(logprobs_BT)
-        (loss,) = self._sum([sum(losses)])
+        (whole_loss,) = self._sum([sum(losses)])
         grad_norm = float(
             self._accelerator.clip_grad_norm_(self._policy.parameters(), self._config.optim.max_grad_norm)
         )
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        if not (math.isfinite(whole_loss) and math.isfinite(grad_norm)):
             self._optimizer.zero_grad()
             raise FloatingPointError(
-                f"the update has loss {loss} and gradient norm {grad_norm}; wanted finite numbers. The "
+                f"the update has loss {whole_loss} and gradient norm {grad_norm}; wanted finite numbers. The "
                 "parameters are as before this optimizer step. Lower trainer.optim.learning_rate, or use "
                 "trainer.learner.dtype: float32."
             )
         self._optimizer.step()
-        return _Step(loss, grad_norm, gather_object(metrics))
+        return _Step(whole_loss, grad_norm, gather_object(metrics))
 
     def _backward(
         self, piece: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
@@ -239,6 +240,13 @@ class _Step(NamedTuple):
     grad_norm: float
     metrics: list[dict[str, tuple[float, float]]]
     """Value and weight, of every micro-batch on every rank."""
+
+
+def _on_host(share: Share) -> tuple[float, dict[str, tuple[float, float]]]:
+    """Loss, and value and weight of each metric, in one transfer."""
+    scalars = [share.loss.detach(), *(scalar for mean in share.metrics.values() for scalar in mean)]
+    loss, *rest = torch.stack(scalars).tolist()
+    return loss, dict(zip(share.metrics, zip(rest[::2], rest[1::2], strict=True), strict=True))
 
 
 def _combined(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:

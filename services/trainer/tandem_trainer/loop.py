@@ -27,7 +27,7 @@ def train(
             version = publish(learner.model, step)  # a broken weight path fails here, not in an hour
         if evaluate.due(step):
             with run.timer("evaluate"):
-                evaluate(version)
+                run.evaluated(evaluate(version))
         while step < cfg.max_steps and not run.should_stop():
             with run.timer("wait_for_rollouts"):
                 groups = rollouts.next(min_version=step - cfg.max_lag)  # scored while they decode
@@ -41,11 +41,11 @@ def train(
             run.measure(step, groups, stats)
             with run.timer("publish"):
                 version = publish(learner.model, step)
+            if evaluate.due(step):
+                with run.timer("evaluate"):
+                    run.evaluated(evaluate(version))
             if run.checkpoint_due(step):
                 run.checkpoint(step, learner, rollouts)
             run.log(groups)
-            if evaluate.due(step):
-                with run.timer("evaluate"):
-                    evaluate(version)
     run.checkpoint(step, learner, rollouts)
     return step

@@ -48,14 +48,16 @@ def step_record(
     step_s: float,
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`. `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean over tokens."""
-    rewards = [row.reward for row in rows if row.reward is not None]
+    rewards = [row.reward for row in rows]
+    columns = list(zip(*(row.rewards_by_function for row in rows), strict=True))
     tokens = sum(row.tokens for row in rows)
     return {
         "step": version.step,
         "version": str(version),
         "reward_mean": mean(rewards),
-        "reward_std": statistics.pstdev(rewards) if rewards else None,
-        "rewards": {name: mean(row.rewards_by_function[i] for row in rows) for i, name in enumerate(functions)},
+        "reward_std": std(rewards),
+        "rewards": {name: mean(column) for name, column in zip(functions, columns, strict=True)},
+        "rewards_std": {name: std(column) for name, column in zip(functions, columns, strict=True)},
         **stats,
         "lag_max": max(row.lag for row in rows),
         "completion_tokens_mean": tokens / len(rows),
@@ -88,6 +90,12 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Of those that are not None; None without any."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
+
+
+def std(values: Iterable[float | None]) -> float | None:
+    """Of those that are not None, as a whole population; None without any."""
+    known = [value for value in values if value is not None]
+    return statistics.pstdev(known) if known else None
 
 
 class JsonLines:

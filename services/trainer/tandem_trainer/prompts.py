@@ -9,13 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .config import PromptsConfig
 from .errors import UserError
 
-Conversation = list[dict[str, str]]
+Conversation = list[dict[str, Any]]
 
 REWARD_ARGUMENTS = frozenset({"prompts", "completions", "completion_ids"})
 """What every reward function gets besides the columns."""
@@ -100,13 +101,17 @@ class PromptCursor:
 
 
 def _read(config: PromptsConfig) -> Iterator[dict[str, Any]]:
-    if config.source.endswith((".jsonl", ".json")):
-        return _read_jsonl(Path(config.source))
+    source = config.source
+    if source.endswith((".jsonl", ".json")):
+        return _read_jsonl(Path(source))
     import datasets  # slow to import and seldom needed
 
+    file_type = Path(source).suffix.removeprefix(".")
     try:
-        return iter(datasets.load_dataset(config.source, config.subset, split=config.split))
-    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        if file_type in ("parquet", "csv"):
+            return iter(datasets.load_dataset(file_type, data_files=source, split=config.split))
+        return iter(datasets.load_dataset(source, config.subset, split=config.split))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"prompts.source {config.source!r} cannot be loaded: {error}") from error
 
 
@@ -142,7 +147,7 @@ def _prompt_row(
     if isinstance(prompt, str):
         text, token_ids = prompt, tokenizer(prompt).input_ids
     else:
-        text = _apply_template(where, prompt, config, tokenizer)
+        text = _apply_template(where, prompt, row.get("tools"), config, tokenizer)
         # The template writes the special tokens itself.
         token_ids = tokenizer(text, add_special_tokens=False).input_ids
     if not token_ids:
@@ -151,15 +156,42 @@ def _prompt_row(
     return PromptRow(index, where, prompt, text, tuple(token_ids), columns)
 
 
-def _apply_template(where: str, prompt: Any, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+def _apply_template(
+    where: str, prompt: Any, tools: Any, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase
+) -> str:
     turns = prompt if isinstance(prompt, list) else []
-    if not turns or not all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in turns):
+    if not turns or not all(isinstance(turn, dict) and "role" in turn and _says_something(turn) for turn in turns):
         raise UserError(f"{where}: the prompt is {prompt!r}; wanted a string or a list of role/content objects")
     if tokenizer.chat_template is None:
         raise UserError(
             f"{where} is a conversation but the model's tokenizer has no chat template; write the prompts as plain "
             "strings or choose an instruct model"
         )
-    return str(
-        tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True, **config.chat_template_kwargs)
-    )
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                prompt,
+                tools=_tools(where, tools) or list(config.tools) or None,
+                tokenize=False,
+                add_generation_prompt=True,
+                **config.chat_template_kwargs,
+            )
+        )
+    except jinja2.TemplateError as error:
+        raise UserError(f"{where}: the model's chat template refuses the prompt: {error}") from error
+
+
+def _says_something(turn: dict[str, Any]) -> bool:
+    return "content" in turn or "tool_calls" in turn
+
+
+def _tools(where: str, tools: Any) -> list[dict[str, Any]]:
+    """A row's tools. As JSON text too: parquet has one type a column, and schemas differ."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: the column 'tools' is no JSON: {error}; wanted a list of schemas") from error
+    if not isinstance(tools, list | None) or not all(isinstance(tool, dict) for tool in tools or []):
+        raise UserError(f"{where}: the column 'tools' holds {tools!r}; wanted a list of JSON schemas of functions")
+    return tools or []

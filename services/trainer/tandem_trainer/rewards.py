@@ -1,26 +1,26 @@
-"""Functions of the user's project that say how good completions are: loading, calling, checking what they answer."""
+"""Functions of the user's project that say how good completions are: calling them, and scoring groups with them."""
 
 from __future__ import annotations
 
-import importlib
+import asyncio
+import functools
 import inspect
 import logging
-import math
-import numbers
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-import anyio
 import anyio.to_thread
 from transformers import PreTrainedTokenizerBase
 
 from tandem_protocol.messages import Group
 
 from .batch import ScoredGroup
+from .client import task_group
 from .config import RewardConfig
 from .errors import UserError
+from .functions import CallFailed, check_rewards, describe, load_function
 from .prompts import PromptRow
+from .sandbox import Sandbox
 
 log = logging.getLogger(__name__)
 
@@ -39,63 +39,55 @@ class Scorer(Protocol):
         ...
 
 
-class ProjectFunction(Generic[AnswerT]):
-    """A function of the user's project, whose mistakes are told by its name and the row.
+Caller = Callable[[dict[str, Any]], Awaitable[Any]]
+"""Calls one function with these arguments, within its deadline."""
 
-    Synchronous functions run in a worker thread, one call at a time (`limiter`), so that they need not be thread-safe
-    and do not hold up the streams; asynchronous ones run concurrently.
-    """
+
+class Hung(CallFailed):
+    """The function did not answer in time and cannot be ended."""
+
+
+class ProjectFunction(Generic[AnswerT]):
+    """A function of the user's project, whose mistakes are told by its name and the row."""
 
     def __init__(
-        self,
-        kind: str,
-        name: str,
-        check: Callable[[Any, int], AnswerT],
-        *,
-        limiter: anyio.CapacityLimiter,
-        drop_errors: bool,
+        self, kind: str, name: str, call: Caller, check: Callable[[Any, int], AnswerT], *, drop_errors: bool
     ) -> None:
-        """Load it.
-
+        """
         Args:
             kind: what it is called in messages.
             check: from its answer, and how many values are wanted, to the values; raises `ValueError`.
-
-        Raises:
-            UserError: it does not exist or cannot be imported.
         """
         self.name = name
-        self._kind, self._check, self._limiter, self._drop_errors = kind, check, limiter, drop_errors
-        self._function = load_function(kind, name)
+        self._kind, self._call, self._check, self._drop_errors = kind, call, check, drop_errors
 
     async def __call__(self, row: PromptRow, size: int, **arguments: Any) -> AnswerT | None:
         """Its answer to `size` times prompt and columns of the row, and `arguments`; None for a dropped error."""
         columns = {column: [value] * size for column, value in row.columns.items()}
         try:
-            answer = await self._run({"prompts": [row.prompt] * size, **arguments, **columns})
+            answer = await self._call({"prompts": [row.prompt] * size, **arguments, **columns})
             return self._check(answer, size)
         except (Exception, SystemExit) as error:
-            message = f"{self._kind} {self.name} on {row.where}: {_describe(error)}"
-            if self._drop_errors:
+            message = f"{self._kind} {self.name} on {row.where}: {describe(error)}"
+            if self._drop_errors and not isinstance(error, Hung | UserError):
                 log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
                 return None
-            raise UserError(f"{message}. Mend the function, or set trainer.reward_errors: drop.") from error
-
-    async def _run(self, arguments: dict[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(self._function):
-            return await self._function(**arguments)
-        return await anyio.to_thread.run_sync(
-            lambda: self._function(**arguments), abandon_on_cancel=True, limiter=self._limiter
-        )
+            mend = "" if isinstance(error, Hung) else " Mend the function, or set trainer.reward_errors: drop."
+            raise UserError(f"{message}.{mend}") from error
 
 
 class Rewards:
     """Scores groups with all configured functions."""
 
     def __init__(
-        self, configs: Sequence[RewardConfig], tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool
+        self,
+        configs: Sequence[RewardConfig],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        drop_errors: bool,
+        timeout_s: float,
     ) -> None:
-        """Load the functions.
+        """Load the functions; `timeout_s` is the deadline of a call whose reward has none of its own.
 
         Raises:
             UserError: a function does not exist, cannot be imported, or is named twice.
@@ -103,10 +95,17 @@ class Rewards:
         names = [config.function for config in configs]
         if len(set(names)) < len(names):
             raise UserError(f"trainer.rewards names a function twice: {names}; wanted each once")
-        limiter = anyio.CapacityLimiter(1)
+        turn = asyncio.Lock()
+        self._sandboxes: list[Sandbox] = []
         self._functions = [
-            ProjectFunction("reward function", name, check_rewards, limiter=limiter, drop_errors=drop_errors)
-            for name in names
+            ProjectFunction(
+                "reward function",
+                config.function,
+                self._caller(config, config.timeout_s or timeout_s, turn),
+                check_rewards,
+                drop_errors=drop_errors,
+            )
+            for config in configs
         ]
         self._weights = [config.weight for config in configs]
         self._tokenizer = tokenizer
@@ -115,18 +114,28 @@ class Rewards:
         """See Scorer."""
         texts = decode(self._tokenizer, group)
         size, nothing = len(texts), (None,) * len(texts)
-        answers = {
-            function.name: await function(
-                row,
-                size,
-                completions=as_in_prompt(row, texts),
-                completion_ids=[list(c.token_ids) for c in group.completions],
-            )
-            for function in self._functions
+        arguments = {
+            "completions": as_in_prompt(row, texts),
+            "completion_ids": [list(c.token_ids) for c in group.completions],
         }
+        async with task_group() as calls:
+            tasks = {f.name: calls.create_task(f(row, size, **arguments)) for f in self._functions}
+        answers = {name: task.result() for name, task in tasks.items()}
         by_function = {name: nothing if answer is None else answer for name, answer in answers.items()}
         totals = tuple(self._total(column) for column in zip(*by_function.values(), strict=True))
         return scored_group(row, group, texts, nothing if None in answers.values() else totals, by_function)
+
+    async def close(self) -> None:
+        """End the sandboxes."""
+        for sandbox in self._sandboxes:
+            await sandbox.close()
+
+    def _caller(self, config: RewardConfig, timeout_s: float, turn: asyncio.Lock) -> Caller:
+        function = load_function("reward function", config.function, config.arguments)
+        if not config.sandbox:
+            return in_process(function, timeout_s, turn)
+        self._sandboxes.append(Sandbox(config.function, config.arguments, timeout_s=timeout_s))
+        return self._sandboxes[-1]
 
     def _total(self, rewards: Sequence[float | None]) -> float | None:
         """Weighted sum of the functions that gave a reward; None if none did."""
@@ -162,44 +171,43 @@ def scored_group(
     )
 
 
-def load_function(kind: str, name: str) -> Callable[..., Any]:
-    """The function that `module:function` names, from the project's folder or anything installed.
+def in_process(function: Callable[..., Any], timeout_s: float, turn: asyncio.Lock) -> Caller:
+    """A caller that runs asynchronous functions concurrently, and synchronous ones in a worker thread.
 
-    Raises:
-        UserError: it cannot be imported or is no function.
+    Of the latter, one runs at a time of all that share `turn`, so that they need not be thread-safe and do not hold up
+    the streams.
     """
-    module_name, _, function_name = name.partition(":")
+    if inspect.iscoroutinefunction(function):
+        return functools.partial(_await, function, timeout_s)
+    return functools.partial(_run_in_thread, function, timeout_s, turn)
+
+
+async def _await(function: Callable[..., Awaitable[Any]], timeout_s: float, arguments: dict[str, Any]) -> Any:
     try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"{kind} {name}: importing {module_name} failed: {_describe(error)}. Wanted a module in the "
-            "project's folder (that of config.yaml) or an installed one."
-        ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(f"{kind} {name}: module {module_name} has no function {function_name!r}")
-    return function  # type: ignore[no-any-return]  # a user's function is typed by its contract only
+        async with asyncio.timeout(timeout_s) as deadline:
+            return await function(**arguments)
+    except TimeoutError as error:
+        if not deadline.expired():
+            raise
+        raise CallFailed(_late(timeout_s)) from error
 
 
-def check_rewards(answer: Any, size: int) -> tuple[float | None, ...]:
-    """The answer of a reward function as floats.
+async def _run_in_thread(
+    function: Callable[..., Any], timeout_s: float, turn: asyncio.Lock, arguments: dict[str, Any]
+) -> Any:
+    """The deadline leaves out the wait for its turn."""
+    async with turn:
+        try:
+            async with asyncio.timeout(timeout_s) as deadline:
+                return await anyio.to_thread.run_sync(lambda: function(**arguments), abandon_on_cancel=True)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise Hung(
+                f"{_late(timeout_s)}, and a thread cannot be ended. Give the reward more time, or `sandbox: true`: "
+                "a process that is killed at its deadline"
+            ) from error
 
-    Raises:
-        ValueError: it is not `size` finite numbers or Nones.
-    """
-    if hasattr(answer, "tolist"):  # an array or a tensor
-        answer = answer.tolist()
-    if not isinstance(answer, list | tuple):
-        raise ValueError(f"got {type(answer).__name__}; wanted a list of {size} floats, one a completion")
-    if len(answer) != size:
-        raise ValueError(f"got {len(answer)} rewards; wanted {size}, one a completion")
-    for index, reward in enumerate(answer):
-        if reward is not None and not (isinstance(reward, numbers.Real) and math.isfinite(reward)):
-            raise ValueError(f"got {reward!r} for completion {index}; wanted a finite number, or None for no reward")
-    return tuple(None if reward is None else float(reward) for reward in answer)
 
-
-def _describe(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}:{frame.lineno})"
+def _late(timeout_s: float) -> str:
+    return f"no answer within {timeout_s:g} s (trainer.reward_timeout_s, or the reward's own timeout_s)"

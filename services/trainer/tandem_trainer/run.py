@@ -29,6 +29,7 @@ from .errors import UserError
 from .learner import Learner
 from .metrics import JsonLines, completion_records, samples, step_record
 from .rollouts import Rollouts
+from .trackers import scalars
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Run:
         self._timings: defaultdict[str, float] = defaultdict(float)
         self._step_started = time.monotonic()
         self._record: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = self._saved.get("best") if self._saved else None
         self._consecutive_skips = self._groups_skipped = 0
         self._stop, self._wait_until = False, math.inf
         self._step, self._version = 0, Version(0, 0)
@@ -162,7 +164,10 @@ class Run:
         return task.result()
 
     def checkpoint_due(self, step: int) -> bool:
-        return step % self._config.checkpoint.every_steps == 0 or step == self._config.max_steps
+        """At every n-th step, the last, and where an evaluation was the best of the run."""
+        if step % self._config.checkpoint.every_steps == 0 or step == self._config.max_steps:
+            return True
+        return self._config.checkpoint.keep_best and self.agree(self._best_step == step)
 
     def checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
         """Write everything that `resume` needs; does nothing when this step is on disk already."""
@@ -176,12 +181,20 @@ class Run:
             (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict()))
             learner.save(staging)
             if is_main:
-                state = {"step": step, "attempt": self.attempt, "identity": self._identity, "record": self._record}
+                state = {
+                    "step": step, "attempt": self.attempt, "identity": self._identity, "record": self._record,
+                    "best": self._best,
+                }  # fmt: skip
                 (staging / STATE_FILE).write_text(json.dumps(state))
             self._accelerator.wait_for_everyone()
             if is_main:
-                self._checkpoints.commit(step)
+                self._checkpoints.commit(step, best=self._best_step)
         self._checkpointed_step = step
+
+    @property
+    def _best_step(self) -> int | None:
+        """Known to the main process."""
+        return self._best["step"] if self._best else None
 
     @property
     def _rank_file(self) -> str:
@@ -240,6 +253,15 @@ class Run:
         self._step_started = now
         self._consecutive_skips = self._groups_skipped = 0
 
+    def evaluated(self, evaluation: dict[str, Any] | None) -> None:
+        """Put an evaluation's figures into the step's record, and remember the best; None says nothing."""
+        if evaluation is None or self._record is None:  # of another rank, or of the policy that training starts from
+            return
+        self._record["eval"] = evaluation
+        reward = evaluation["reward_mean"]
+        if reward is not None and (self._best is None or reward > self._best["reward_mean"]):
+            self._best = {"step": self._step, "reward_mean": reward}
+
     def log(self, groups: Sequence[ScoredGroup]) -> None:
         """Write the step's record and some of its completions."""
         assert self._record is not None, "measure comes first"
@@ -248,6 +270,7 @@ class Run:
         if self._accelerator.is_main_process:
             self._metrics.append([self._record])
             self._completions.append(completion_records(self._version, groups, self._config.log_completions))
+        self._accelerator.log(dict(scalars(self._record)), step=self._step)
 
 
 PHASES = ("wait_for_rollouts", "update", "publish", "checkpoint")

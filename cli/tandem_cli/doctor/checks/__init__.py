@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..facts import Facts, NotKnown, Stack
+from ..facts import Facts, Stack
 from ..finding import Finding, warn
+from ..unknown import NotKnown
 from . import devices, engine, images, memory, project, storage
 
 CHECKS: dict[str, Callable[[Facts], Finding]] = {

@@ -7,8 +7,9 @@ import re
 from tandem_protocol.config import ConfigError
 from tandem_protocol.devices import identity, parse_devices, shared_devices
 
-from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, NotKnown, Nvidia, Unknown, known
+from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
+from ..unknown import NotKnown, known
 
 CHOOSE = "tandem gpus --generator 0-3 --trainer 4-7, with GPUs of this host"
 TOOLKIT = (
@@ -126,7 +127,7 @@ def gpus_of(facts: Facts, service: str) -> list[Gpu]:
     wanted = {identity(device, uuids(facts)) for device in gpu_ids(facts, service)}
     found = [gpu for gpu in known(facts.nvidia).gpus if gpu.uuid.lower() in wanted]
     if wanted and not found:
-        raise NotKnown(Unknown(f"nvidia-smi lists none of the {service}'s GPUs"))
+        raise NotKnown(f"nvidia-smi lists none of the {service}'s GPUs")
     return found
 
 
@@ -136,10 +137,11 @@ def uuids(facts: Facts) -> dict[str, str]:
 
 
 def _ids(facts: Facts, request: Devices) -> tuple[str, ...]:
-    if request.count is None:
+    wants_all = request.count == -1 or any(identity(device) == "all" for device in request.ids)
+    if request.count is None and not wants_all:
         return request.ids
-    number = len(known(facts.nvidia).gpus) if request.count < 0 else request.count
-    return tuple(str(index) for index in range(number))
+    number = len(known(facts.nvidia).gpus) if wants_all else request.count
+    return tuple(str(index) for index in range(number or 0))
 
 
 def _offered(facts: Facts, request: Devices) -> set[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..facts import Facts, Unknown
+from ..facts import Facts
 from ..finding import Finding, fail, ok
+from ..unknown import Unknown
 
 MIN_ENGINE, MIN_COMPOSE = (25, 0), (2, 24)
 UPDATE = "update Docker, from its own packages rather than an old distribution's"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..facts import SERVICES, Facts, Image, Unknown, known
+from ..facts import SERVICES, Facts, Image
 from ..finding import Finding, fail, ok, warn
+from ..unknown import Unknown, known
 
 REVISION, VERSION = "org.opencontainers.image.revision", "org.opencontainers.image.version"
 UNTOLD = ("", "unknown")

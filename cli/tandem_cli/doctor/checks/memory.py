@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..facts import GENERATOR, TRAINER, Facts, Model, known
+from ..facts import GENERATOR, TRAINER, Facts, Model
 from ..finding import Finding, count, fail, gib, ok, warn
 from ..settings import LearnerPart
+from ..unknown import known
 from .devices import gpus_of
 
 VLLM_UTILIZATION = 0.92

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..facts import Facts, Model, Refused, Unknown, known
+from ..facts import Facts, Model
 from ..finding import Finding, count, fail, ok, warn
+from ..unknown import Refused, Unknown, known
 
 
 def configuration(facts: Facts) -> Finding:

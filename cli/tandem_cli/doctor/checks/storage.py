@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from ..compose import parse_size
-from ..facts import GENERATOR, SERVICES, TRAINER, Facts, Image, Model, Service, Unknown, Volume, known
+from ..facts import GENERATOR, SERVICES, TRAINER, Facts, Image, Model, Service, Volume
 from ..finding import Finding, fail, gib, ok, warn
+from ..unknown import Unknown, known
 from .memory import on_host_bytes
 
 MOMENTS = 2
@@ -21,26 +23,26 @@ def weights(facts: Facts) -> Finding:
     volume = _weights_volume(facts)
     if volume.options is None:
         return ok(f"the volume {volume.name} is on disk")
-    size = tmpfs_bytes(volume, facts)
-    if isinstance(size, Unknown):
-        return fail(size.message, "TANDEM_WEIGHTS_SIZE: a number with k, m or g, such as 1g")
+    configured = tmpfs_bytes(volume, volume.options, facts)
+    if isinstance(configured, Unknown):
+        return fail(configured.message, "TANDEM_WEIGHTS_SIZE: a number with k, m or g, such as 1g")
+    size = configured if volume.made is None else known(tmpfs_bytes(volume, volume.made, facts))
     config, model = known(facts.settings).trainer, known(facts.model)
-    versions = config.publish.keep + 2
-    version = model.parameters * (4 if config.learner.dtype == "float32" else 2)
+    versions, version = config.publish.keep + 2, model.parameters * (4 if config.learner.dtype == "float32" else 2)
     need = versions * version
     message = f"{versions} versions × {gib(version)} = {gib(need)} of {gib(size)}"
+    if size != configured:
+        message += f", which {volume.name} was made with (now {gib(configured)} is configured)"
     if need > size:
         return fail(message, f"TANDEM_WEIGHTS_SIZE={math.ceil(need / (1 << 30))}g; {_again(volume)}")
-    return ok(message)
+    return ok(message) if size == configured else warn(message, _again(volume))
 
 
 def memory(facts: Facts) -> Finding:
     """What lies in the host's memory when everything is full: tmpfs volumes, /dev/shm, and the services on the CPU."""
     stack, total = known(facts.stack), known(facts.engine).memory_bytes
     parts = {
-        "tmpfs": sum(
-            known(tmpfs_bytes(volume, facts)) for volume in stack.volumes.values() if volume.options is not None
-        ),
+        "tmpfs": sum(known(tmpfs_bytes(v, v.options, facts)) for v in stack.volumes.values() if v.options is not None),
         "shm": sum(stack.services[name].shm_bytes for name in SERVICES),
     }
     if isinstance(facts.model, Model) and (services := on_host_bytes(facts)):
@@ -86,9 +88,9 @@ def access(facts: Facts) -> Finding:
     return ok("tried: the trainer writes, the generator reads")
 
 
-def tmpfs_bytes(volume: Volume, facts: Facts) -> int | Unknown:
+def tmpfs_bytes(volume: Volume, options: Mapping[str, str], facts: Facts) -> int | Unknown:
     """The size option of a tmpfs: bytes with a suffix or a share of memory; the kernel's default is half of it."""
-    size, total = (volume.options or {}).get("size", "50%"), known(facts.engine).memory_bytes
+    size, total = options.get("size", "50%"), known(facts.engine).memory_bytes
     try:
         return int(float(size[:-1]) / 100 * total) if size.endswith("%") else parse_size(size)
     except ValueError:

@@ -54,7 +54,7 @@ def _centred(values: Tensor, among: Tensor) -> Tensor:
 
 
 def _nanstd(values: Tensor) -> Tensor:
-    """Over the last dimension."""
-    deviations = values - values.nanmean(-1, keepdim=True)
-    count = values.isnan().logical_not().sum(-1, keepdim=True)
-    return (deviations.square().nansum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    """Over the last dimension. Bessel's factor is in float32, as it is in TRL, whatever the values are."""
+    variance = (values - values.nanmean(-1, keepdim=True)).square().nanmean(-1, keepdim=True)
+    count = values.isnan().logical_not().sum(-1, keepdim=True).float()
+    return (variance * (count / (count - 1).clamp(min=1))).sqrt()

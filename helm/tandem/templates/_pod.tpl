@@ -1,0 +1,102 @@
+{{- /* What every pod has; (list $ options), options being .generator or .trainer of the values. */}}
+{{- define "tandem.podOptions" -}}
+{{- $ := index . 0 }}{{ $options := index . 1 -}}
+serviceAccountName: {{ include "tandem.fullname" $ }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with $.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 10001
+  runAsGroup: 10001
+  fsGroup: 10001
+  fsGroupChangePolicy: OnRootMismatch
+  seccompProfile: {type: RuntimeDefault}
+{{- if include "tandem.oneNode" $ }}
+affinity:
+  podAffinity:  # the claims can be mounted on one node only
+    requiredDuringSchedulingIgnoredDuringExecution:
+      - topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels: {{- include "tandem.selector" (list $ "generator") | nindent 12 }}
+{{- end }}
+{{- with $options.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $options.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with $options.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $options.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "tandem.securityContext" -}}
+securityContext:
+  allowPrivilegeEscalation: false
+  readOnlyRootFilesystem: true
+  capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- /* Of init containers, which copy, download or wait. */}}
+{{- define "tandem.smallResources" -}}
+resources:
+  requests: {cpu: 50m, memory: 64Mi}
+  limits: {cpu: "1", memory: 256Mi}
+{{- end }}
+
+{{- /* Where the trainer's pod has left the project, and the word that says that it is this one. */}}
+{{- define "tandem.projectEnv" -}}
+- name: TANDEM_PROJECT_DIR
+  value: /cache/project
+- name: TANDEM_PREPARED
+  value: {{ include "tandem.generatorHash" . }}
+{{- end }}
+
+{{- /* A shell script that waits for that word. */}}
+{{- define "tandem.waitForProject" -}}
+for _ in $(seq {{ div .Values.generator.startupBudgetSeconds 2 }}); do
+  if [ "$(cat $TANDEM_PROJECT_DIR/.prepared 2>/dev/null)" = $TANDEM_PREPARED ]; then exit 0; fi
+  sleep 2
+done
+echo "error: the project was not there within {{ .Values.generator.startupBudgetSeconds }} s (generator.startupBudgetSeconds); the trainer's container 'prepare' puts it there and its log says what is wrong" >&2
+exit 1
+{{- end }}
+
+{{- define "tandem.tokenSecret" -}}
+{{ default (printf "%s-token" (include "tandem.fullname" .)) .Values.token.existingSecret }}
+{{- end }}
+
+{{- define "tandem.serviceEnv" -}}
+- name: TANDEM_TOKEN_FILE
+  value: /secrets/token
+- name: TANDEM__SHARED__GENERATORS
+  value: '["http://{{ include "tandem.fullname" . }}-generator:8000"]'
+{{- end }}
+
+{{- define "tandem.tokenVolume" -}}
+- name: token
+  secret:
+    secretName: {{ include "tandem.tokenSecret" . }}
+    items: [{key: {{ .Values.token.key }}, path: token}]
+    defaultMode: 0440
+{{- end }}
+
+{{- /* Volumes of a service's pod; (list $ options). */}}
+{{- define "tandem.volumes" -}}
+{{- $ := index . 0 -}}
+- name: tmp
+  emptyDir: {sizeLimit: {{ (index . 1).tmpSize }}}
+- name: shm
+  emptyDir: {medium: Memory, sizeLimit: {{ (index . 1).shmSize }}}
+{{ include "tandem.tokenVolume" $ }}
+- name: weights
+  persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "weights") }}}
+- name: cache
+  persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "cache") }}}
+{{- end }}

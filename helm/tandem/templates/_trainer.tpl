@@ -1,0 +1,125 @@
+{{- /* The Job's name: a Job's template is immutable, so another template is another Job, which resumes the run. */}}
+{{- define "tandem.trainerName" -}}
+{{- $template := list (include "tandem.trainerJob" (list . "")) .Values.trainer.jobSet (include "tandem.config" .) (include "tandem.projectFiles" .) }}
+{{- printf "%s-trainer-%s" (include "tandem.fullname" .) ($template | toJson | sha256sum | trunc 8) }}
+{{- end }}
+
+{{- /* The Job's spec; (list $ name), the name being known only when the spec is. */}}
+{{- define "tandem.trainerJob" -}}
+{{- $ := index . 0 }}{{ $name := index . 1 }}{{ $options := $.Values.trainer }}{{ $several := gt (int $options.nodes) 1 -}}
+backoffLimit: {{ ternary 0 $options.backoffLimit $options.jobSet }}
+completions: {{ $options.nodes }}
+parallelism: {{ $options.nodes }}
+completionMode: {{ ternary "Indexed" "NonIndexed" (or $several $options.jobSet) }}
+podFailurePolicy:
+  rules:
+    - action: Ignore  # an eviction is nobody's failure
+      onPodConditions: [{type: DisruptionTarget, status: "True"}]
+    - action: FailJob  # a mistake of the user's, which another try would not mend
+      onExitCodes: {operator: In, values: [2]}
+template:
+  metadata:
+    labels: {{- include "tandem.selector" (list $ "trainer") | nindent 6 }}
+    annotations:
+      checksum/config: {{ list (include "tandem.config" $) (include "tandem.projectFiles" $) | toJson | sha256sum }}
+  spec:
+    restartPolicy: Never
+    {{- include "tandem.podOptions" (list $ $options) | nindent 4 }}
+    terminationGracePeriodSeconds: {{ $options.terminationGracePeriodSeconds }}
+    {{- if and $several (not $options.jobSet) }}
+    subdomain: {{ include "tandem.fullname" $ }}-trainer
+    {{- end }}
+    initContainers:
+      - name: prepare  # what compose.yaml's preflight is; on the first node, after the trainer before this one has ended
+        image: {{ include "tandem.image" $options.image }}
+        imagePullPolicy: {{ $options.image.pullPolicy }}
+        command:
+          - sh
+          - -ec
+          - |
+            {{- if $several }}
+            if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
+              {{- include "tandem.waitForProject" $ | nindent 14 }}
+            fi
+            {{- end }}
+            flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} /weights/WRITER true
+            python3 /opt/preflight.py
+            printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared
+        env:
+          {{- include "tandem.projectEnv" $ | nindent 10 }}
+          - name: TANDEM_PROJECT_SOURCES
+            value: {{ printf "%s:/config" (default "/source" $.Values.project.imagePath) }}
+          {{- include "tandem.hubEnv" $ | nindent 10 }}
+        resources: {{- toYaml $options.resources | nindent 10 }}
+        {{- include "tandem.securityContext" $ | nindent 8 }}
+        volumeMounts:
+          - {name: tmp, mountPath: /tmp}
+          - {name: config, mountPath: /config, readOnly: true}
+          {{- if not $.Values.project.imagePath }}
+          - {name: project, mountPath: /source, readOnly: true}
+          {{- end }}
+          - {name: cache, mountPath: /cache}
+          - {name: weights, mountPath: /weights}
+    containers:
+      - name: trainer
+        image: {{ include "tandem.image" $options.image }}
+        imagePullPolicy: {{ $options.image.pullPolicy }}
+        args: [--config, /cache/project/config.yaml]
+        env:
+          {{- include "tandem.serviceEnv" $ | nindent 10 }}
+          {{- include "tandem.hubEnv" $ | nindent 10 }}
+          - name: TANDEM_TRAINER_PROCESSES
+            value: {{ max 1 $options.accelerator.count | quote }}
+          - name: TANDEM__TRAINER__METRICS_PORT
+            value: "9400"
+          - name: TORCH_ELASTIC_SHUTDOWN_TIMEOUT  # within the pod's grace
+            value: {{ max 10 (sub $options.terminationGracePeriodSeconds 30) | quote }}
+          {{- if $several }}
+          - name: TANDEM_TRAINER_NODES
+            value: {{ $options.nodes | quote }}
+          - name: TANDEM_TRAINER_NODE_RANK
+            valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
+          - name: TANDEM_TRAINER_RENDEZVOUS
+            value: {{ ternary (printf "%s-node-0-0.%s" $name $name) (printf "%s-0.%s-trainer" $name (include "tandem.fullname" $)) $options.jobSet }}:29500
+          {{- end }}
+          {{- range $key, $value := $options.env }}
+          - name: {{ $key }}
+            value: {{ $value | quote }}
+          {{- end }}
+        ports:
+          - {name: metrics, containerPort: 9400}
+        resources: {{- include "tandem.resources" $options | nindent 10 }}
+        {{- include "tandem.securityContext" $ | nindent 8 }}
+        volumeMounts:
+          - {name: tmp, mountPath: /tmp}
+          - {name: shm, mountPath: /dev/shm}
+          - {name: token, mountPath: /secrets, readOnly: true}
+          - {name: cache, mountPath: /cache}
+          - {name: weights, mountPath: /weights}
+          - {name: runs, mountPath: /runs}
+    volumes:
+      {{- include "tandem.volumes" (list $ $options) | nindent 6 }}
+      - name: runs
+        persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "runs") }}}
+      - name: config
+        configMap: {name: {{ include "tandem.fullname" $ }}-config}
+      {{- if not $.Values.project.imagePath }}
+      - name: project
+        {{- if $.Values.project.existingClaim }}
+        persistentVolumeClaim: {claimName: {{ $.Values.project.existingClaim }}, readOnly: true}
+        {{- else }}
+        configMap: {name: {{ default (printf "%s-project" (include "tandem.fullname" $)) $.Values.project.configMap }}}
+        {{- end }}
+      {{- end }}
+{{- end }}
+
+{{- /* How the trainer's pod reaches the hub, if it may. */}}
+{{- define "tandem.hubEnv" -}}
+{{- if .Values.offline -}}
+- name: HF_HUB_OFFLINE
+  value: "1"
+{{- else if .Values.huggingFace.existingSecret -}}
+- name: HF_TOKEN
+  valueFrom: {secretKeyRef: {name: {{ .Values.huggingFace.existingSecret }}, key: {{ .Values.huggingFace.key }}}}
+{{- end }}
+{{- end }}

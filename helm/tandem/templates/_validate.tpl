@@ -1,0 +1,106 @@
+{{- /*
+What is wrong with the values, one problem a line. Unknown keys are looked for here and not by the schema, whose objects
+are closed unless they say `additionalProperties`: helm checks the schema first, and it cannot say what was meant.
+*/}}
+{{- define "tandem.problems" -}}
+{{- $schema := .Files.Get "files/schema.json" | fromJson }}
+{{- $walk := dict "schema" $schema "known" list "unknown" list }}
+{{- include "tandem.walk" (dict "walk" $walk "node" $schema "values" (omit .Values "global") "path" "") }}
+{{- range $walk.unknown }}
+{{ include "tandem.didYouMean" (dict "path" . "known" $walk.known) }}
+{{- end }}
+{{- include "tandem.contradictions" . }}
+{{- end }}
+
+{{- /* Collects into .walk the dotted keys that the schema knows and those of the values that it does not. */}}
+{{- define "tandem.walk" -}}
+{{- $node := .node }}
+{{- with index $node "$ref" }}{{ $node = get (index $.walk.schema "$defs") (base .) }}{{ end }}
+{{- if and $node.properties (not (hasKey $node "additionalProperties")) }}
+  {{- range $key, $child := $node.properties }}
+    {{- $path := printf "%s%s" $.path $key }}
+    {{- $_ := set $.walk "known" (append $.walk.known $path) }}
+    {{- include "tandem.walk" (dict "walk" $.walk "node" $child "values" (get (default dict $.values) $key) "path" (printf "%s." $path)) }}
+  {{- end }}
+  {{- range $key, $_ := $.values }}
+    {{- if not (hasKey $node.properties $key) }}
+      {{- $_ := set $.walk "unknown" (append $.walk.unknown (printf "%s%s" $.path $key)) }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- /* Nearest is the known key whose last word shares most pairs of letters; among equals, one with the same parent. */}}
+{{- define "tandem.didYouMean" -}}
+{{- $pairs := include "tandem.pairs" .path | fromJsonArray }}
+{{- $best := dict "score" 0.0 "path" "" }}
+{{- range .known }}
+  {{- $other := include "tandem.pairs" . | fromJsonArray }}
+  {{- $common := 0 }}
+  {{- range $other }}{{ if has . $pairs }}{{ $common = add1 $common }}{{ end }}{{ end }}
+  {{- $score := divf (mulf 2.0 $common) (add 1 (len $pairs) (len $other)) }}
+  {{- if eq (dir (replace "." "/" .)) (dir (replace "." "/" $.path)) }}{{ $score = mulf $score 1.2 }}{{ end }}
+  {{- if gt $score $best.score }}{{ $best = dict "score" $score "path" . }}{{ end }}
+{{- end -}}
+{{ .path }}: there is no such value; {{ if gt $best.score 0.3 -}}
+did you mean {{ $best.path }}?
+{{- else -}}
+values.yaml lists and explains them all
+{{- end }}
+{{- end }}
+
+{{- /* Pairs of neighbouring letters in the last word of a dotted key, its ends included. */}}
+{{- define "tandem.pairs" -}}
+{{- $word := printf "^%s$" (splitList "." . | last | lower) }}
+{{- $pairs := list }}
+{{- range $i := until (sub (len $word) 1 | int) }}{{ $pairs = append $pairs (substr $i (add $i 2 | int) $word) }}{{ end }}
+{{- toJson $pairs }}
+{{- end }}
+
+{{- /* Values that are fine alone but not together. */}}
+{{- define "tandem.contradictions" -}}
+{{- $config := include "tandem.config" . | fromYaml }}
+{{- with .Values.project }}
+  {{- $sources := list }}
+  {{- range $name := list "files" "configMap" "existingClaim" "imagePath" }}{{ if get $.Values.project $name }}{{ $sources = append $sources (printf "project.%s" $name) }}{{ end }}{{ end }}
+  {{- if gt (len $sources) 1 }}
+{{ join ", " $sources }}: got {{ len $sources }} sources of the project; wanted one
+  {{- end }}
+  {{- if and $sources (not $.Values.config) }}
+config: got nothing for the project of {{ first $sources }}; wanted its config.yaml (--set-file config=my-project/config.yaml)
+  {{- end }}
+{{- end }}
+{{- with .Values.generator }}
+  {{- $devices := mul .accelerator.count .nodesPerReplica }}
+  {{- $groups := include "tandem.tensorGroups" $ }}
+  {{- if mod $devices $groups }}
+generator.dataParallelSize: got {{ .dataParallelSize }}{{ if ne $groups (toString .dataParallelSize) }} (with pipeline_parallel_size {{ $groups }}){{ end }} for the {{ $devices }} devices of a replica; wanted a divisor of their number
+  {{- end }}
+  {{- if and (gt (int .nodesPerReplica) 1) (not .accelerator.count) }}
+generator.nodesPerReplica: got {{ .nodesPerReplica }} without devices; wanted generator.accelerator.count on each of these nodes
+  {{- end }}
+  {{- if .accelerator.count }}
+    {{- range $name := list "tensor_parallel_size" "data_parallel_size" }}
+      {{- if dig "generator" $name "" $config }}
+config.generator.{{ $name }}: got it in the configuration; here it follows from generator.accelerator.count, nodesPerReplica and dataParallelSize, so leave it out
+      {{- end }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- range $service := list "generator" "trainer" }}
+  {{- range $name := list "NVIDIA_VISIBLE_DEVICES" "CUDA_VISIBLE_DEVICES" }}
+    {{- if hasKey (get $.Values $service).env $name }}
+{{ $service }}.env.{{ $name }}: got devices by name; here the device plugin hands them out, so that no two pods share one: set {{ $service }}.accelerator
+    {{- end }}
+  {{- end }}
+  {{- with (get $.Values $service).image }}{{ if and (not .digest) (has .tag (list "" "latest")) }}
+{{ $service }}.image.tag: got {{ .tag | quote }}; wanted one that stays what it is, or a digest
+  {{- end }}{{ end }}
+{{- end }}
+{{- $several := or (gt (int .Values.trainer.nodes) 1) (gt (int .Values.generator.nodesPerReplica) 1) }}
+{{- range $name, $storage := .Values.storage }}
+  {{- if and $several (eq $storage.accessMode "ReadWriteOnce") (or (ne $name "runs") (gt (int $.Values.trainer.nodes) 1)) }}
+storage.{{ $name }}.accessMode: got ReadWriteOnce, a volume that one node can mount, for several nodes; wanted ReadWriteMany, or trainer.nodes and generator.nodesPerReplica 1
+  {{- end }}
+{{- end }}
+{{- end }}

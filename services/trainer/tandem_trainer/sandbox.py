@@ -1,0 +1,153 @@
+"""A reward function in a process of its own, for rewards that run untrusted code: killed at its deadline, started anew.
+
+It gets a few environment variables (no token), limits on memory and file sizes and, where the kernel lets an ordinary
+user do so, no network. It is no wall against an attacker: it runs as the trainer's user and reads the trainer's files.
+
+Arguments go to it as pickles. Answers come as JSON lines, because nothing that untrusted code says may be unpickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import inspect
+import json
+import logging
+import os
+import pickle
+import resource
+import signal
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from .functions import CallFailed, check_rewards, describe, load_function
+
+log = logging.getLogger(__name__)
+
+ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
+"""All that it gets of the trainer's environment."""
+LIMITS_BYTES = {resource.RLIMIT_AS: 4 << 30, resource.RLIMIT_FSIZE: 1 << 30, resource.RLIMIT_CORE: 0}
+"""Address space of each process, size of each file it writes, core dumps."""
+START_TIMEOUT_S = 120.0
+"""For importing the function's module."""
+_MAX_ANSWER_BYTES = 1 << 20
+_PR_SET_PDEATHSIG = 1
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+
+
+class Sandbox:
+    """Calls one function in its process, one call at a time."""
+
+    def __init__(self, function: str, arguments: Mapping[str, Any], *, timeout_s: float) -> None:
+        self._function, self._arguments, self._timeout_s = function, dict(arguments), timeout_s
+        self._turn = asyncio.Lock()
+        self._process: Process | None = None
+
+    async def __call__(self, arguments: Mapping[str, Any]) -> Any:
+        """What the function answers to `arguments`; waits for its turn first, which the deadline leaves out.
+
+        Raises:
+            CallFailed: it raised, its process died, or it did not answer in time, whereupon its process was killed.
+        """
+        async with self._turn:
+            try:
+                if self._process is None:
+                    await self._start()
+                return await self._ask(arguments, self._timeout_s)
+            except BaseException:  # also when the caller gives up: an answer to come would be taken for the next one's
+                await self.close()
+                raise
+
+    async def close(self) -> None:
+        """Kill the process and those of its session."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+    async def _start(self) -> None:
+        kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            __name__,
+            stdin=PIPE,
+            stdout=PIPE,
+            env={**kept, "HOME": tempfile.gettempdir()},
+            start_new_session=True,
+            limit=_MAX_ANSWER_BYTES,
+        )
+        if not await self._ask((self._function, self._arguments), START_TIMEOUT_S):
+            log.warning(
+                "reward function %s: its sandbox shares the trainer's network, because this machine lets no ordinary "
+                "user make a network namespace; put the trainer into a network of its own, as compose.yaml does",
+                self._function,
+            )
+
+    async def _ask(self, message: Any, timeout_s: float) -> Any:
+        assert self._process is not None, "started before"
+        assert self._process.stdin is not None, "a pipe"
+        assert self._process.stdout is not None, "a pipe"
+        try:
+            async with asyncio.timeout(timeout_s):
+                with suppress(ConnectionError):  # it died; the missing answer says so
+                    self._process.stdin.write(pickle.dumps(message))
+                    await self._process.stdin.drain()
+                line = await self._process.stdout.readline()
+                code = await self._process.wait() if not line else None
+        except TimeoutError:
+            raise CallFailed(f"no answer within {timeout_s:g} s; its sandbox was killed") from None
+        if code is not None:
+            raise CallFailed(f"its sandbox ended with exit code {code} before it answered")
+        try:
+            answer = json.loads(line)
+            error, value = answer["error"], answer["value"]
+        except (ValueError, KeyError, TypeError):
+            raise CallFailed(f"its sandbox answered {line[:100]!r}") from None
+        if error is not None:
+            raise CallFailed(f"{error}, in its sandbox")
+        return value
+
+
+def main() -> None:
+    """The process: one function, then calls of it until the trainer closes the pipe."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)  # what the function prints goes to the trainer's log
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    for limit, size_bytes in LIMITS_BYTES.items():
+        resource.setrlimit(limit, (size_bytes, size_bytes))
+    without_network = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+
+    def answer(value: Any, error: str | None = None) -> None:
+        answers.write(json.dumps({"value": value, "error": error}) + "\n")
+        answers.flush()
+
+    function = None
+    while True:
+        try:
+            message = pickle.load(requests)  # noqa: S301 - of the trainer's
+        except EOFError:
+            return
+        try:
+            if function is None:
+                function = load_function("reward function", *message)
+                answer(without_network)
+            else:
+                answer(_rewards(function(**message), len(message["completions"])))
+        except (Exception, SystemExit) as error:
+            answer(None, describe(error))
+
+
+def _rewards(result: Any, size: int) -> tuple[float | None, ...]:
+    return check_rewards(asyncio.run(result) if inspect.iscoroutine(result) else result, size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The figures of a run for TensorBoard, Weights & Biases or trackio, through accelerate; none unless configured."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+
+from .config import TrainerConfig
+from .errors import UserError
+
+PROJECT = "tandem"
+
+
+def check_installed(config: TrainerConfig) -> None:
+    """Refuse trackers whose package is not there, which accelerate would leave out without a word.
+
+    Raises:
+        UserError: names the package.
+    """
+    if missing := [name for name in config.trackers if importlib.util.find_spec(name) is None]:
+        raise UserError(
+            f"trainer.trackers names {', '.join(missing)}, which is not installed here; pip install "
+            f"{' '.join(missing)} into the trainer's environment, or take it out of trainer.trackers"
+        )
+
+
+def start(accelerator: Accelerator, config: TrainerConfig) -> None:
+    """Begin a tracked run of the run's name."""
+    if config.trackers:
+        wandb = {"name": config.run_name, "dir": str(config.run_dir)}
+        accelerator.init_trackers(PROJECT, init_kwargs={"wandb": wandb, "trackio": {"name": config.run_name}})
+
+
+def finish(accelerator: Accelerator) -> None:
+    """Let every tracker write what it still holds."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a record, those of inner ones as `rewards/rewards:exact_match`."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step":
+            yield f"{prefix}{name}", float(value)

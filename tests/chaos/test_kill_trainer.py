@@ -1,0 +1,139 @@
+"""SIGKILL at any moment costs the trainer nothing but time: resumed, it ends with the parameters it would have had."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import statistics
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support.forked import start_trainer
+from support.generators import running
+from support.models import make_tiny_model
+from support.projects import Project, assert_same_course
+from tandem_protocol.store import WeightStore
+
+KILLS = 20
+STEPS = 24
+SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))
+TIMEOUT_S = 120.0
+START = "start"
+START_S = 0.5
+PHASES = (START, "wait_for_rollouts", "update", "publish", "checkpoint")
+"""In one of these each kill comes, at a random moment of it: spread over time alone, most would hit the longest."""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@contextmanager
+def _project(directory: Path, model: Path) -> Iterator[Project]:
+    """With a generator and a store of its own: the mock follows attempts, so runs must not share one."""
+    weights_dir = directory / "weights"
+    weights_dir.mkdir(parents=True)
+    with running("mock", model, weights_dir, log=directory / "generator.log") as generator:
+        yield Project(directory / "project", model, generator, weights_dir, max_steps=STEPS)
+
+
+def _start(project: Project) -> ForkServerProcess:
+    return start_trainer(project.directory / "config.yaml", project.directory / "trainer.log")
+
+
+def _finish(project: Project) -> None:
+    trainer = _start(project)
+    trainer.join(TIMEOUT_S)
+    assert trainer.exitcode == 0, (project.directory / "trainer.log").read_text()[-3000:]
+
+
+def _status(project: Project) -> dict[str, Any]:
+    """What the trainer says that it does."""
+    file = project.run_dir / "status.json"
+    return json.loads(file.read_text()) if file.exists() else {"step": 0, "phase": START, "since_unix_s": 0.0}
+
+
+def _wait_for_phase(project: Project, trainer: ForkServerProcess, phase: str, began_unix_s: float) -> None:
+    """Wait until this trainer, and not the one before it, is in `phase` of a step."""
+    deadline, steps_began = time.monotonic() + TIMEOUT_S, False
+    while time.monotonic() < deadline:
+        assert trainer.is_alive(), (project.directory / "trainer.log").read_text()[-3000:]
+        status = _status(project)
+        steps_began |= status["phase"] == "wait_for_rollouts" and status["since_unix_s"] > began_unix_s
+        if steps_began and status["phase"] == phase:
+            return
+        time.sleep(0.0005)
+    raise TimeoutError(f"not in phase {phase} after {TIMEOUT_S} s")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Project]:
+    with _project(tmp_path_factory.mktemp("undisturbed"), model) as project:
+        _finish(project)
+        yield project
+
+
+def test_twenty_kills_at_random_moments_change_no_bit_of_the_parameters(
+    tmp_path: Path, model: Path, undisturbed: Project
+):
+    print(f"TANDEM_CHAOS_SEED={SEED}")
+    chance = random.Random(SEED)
+    duration_s = _durations(undisturbed)
+    hits: Counter[str] = Counter()
+    with _project(tmp_path, model) as project:
+        for kill in range(KILLS):
+            phase = chance.choice(PHASES)
+            began_unix_s, trainer = time.time(), _start(project)
+            if phase != START:
+                _wait_for_phase(project, trainer, phase, began_unix_s)
+            time.sleep(chance.uniform(0, duration_s[phase]))
+            trainer.kill()
+            trainer.join(TIMEOUT_S)
+            assert trainer.exitcode == -signal.SIGKILL, "it ended before it was killed"
+            status = _status(project)
+            hits[status["phase"]] += 1
+            print(
+                f"kill {kill + 1} after {time.time() - began_unix_s:.2f} s: {status['phase']} at step {status['step']}"
+            )
+        _finish(project)
+        assert len(hits) >= 4, f"the kills hit {dict(hits)} only"
+        assert_same_course(project, undisturbed)
+        _assert_same_optimizer(project, undisturbed)
+        assert _published(project) == _published(undisturbed)
+
+
+def _durations(project: Project) -> dict[str, float]:
+    """Seconds of each phase, on the average."""
+    lines = project.lines("metrics.jsonl")
+    phases = {
+        name: [line["timings"][f"{name}_s"] for line in lines if line["timings"][f"{name}_s"]] for name in PHASES[1:]
+    }
+    return {START: START_S} | {name: statistics.fmean(seconds) for name, seconds in phases.items()}
+
+
+def _assert_same_optimizer(ours: Project, theirs: Project) -> None:
+    def state(project: Project) -> Any:
+        file = project.run_dir / "checkpoints" / f"{STEPS:06d}" / "optimizer.pt"
+        return torch.load(file, weights_only=True)["optimizer"]["state"]
+
+    torch.testing.assert_close(state(ours), state(theirs), rtol=0, atol=0)
+
+
+def _published(project: Project) -> tuple[Any, ...]:
+    """The digests of the files that the last version consists of."""
+    store = WeightStore(project.directory.parent / "weights")
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == STEPS
+    return store.read(latest)[0].files

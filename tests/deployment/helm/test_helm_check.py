@@ -1,0 +1,95 @@
+"""`helm test` passes on generators that are ready, and fails when one is missing, wrong, or shares a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from support.generators import TOKEN, free_port, running
+from support.helm import CHART, one, render
+from tandem_protocol.messages import Info, ModelFingerprint
+from tandem_protocol.version import BASE
+
+pytestmark = pytest.mark.helm
+
+
+@pytest.fixture
+def urls(tmp_path: Path) -> Iterator[list[str]]:
+    """Two generators, on the mock engine."""
+    arguments = ("mock", "unknown", tmp_path / "weights")
+    with running(*arguments, log=tmp_path / "a") as a, running(*arguments, log=tmp_path / "b") as b:
+        yield [f"http://127.0.0.1:{generator.port}" for generator in (a, b)]
+
+
+def check(*urls: str, token: str = TOKEN, replicas: int = 2, ready_timeout_s: float = 60) -> tuple[int, str]:
+    """Exit status and output of the test pod's very command."""
+    (container,) = one(render(), "Pod")["spec"]["containers"]
+    _, *flags = container["command"]
+    script, _ = container["args"]
+    env = {"TANDEM_TOKEN": token, "REPLICAS": str(replicas), "READY_TIMEOUT_S": str(ready_timeout_s)}
+    made = subprocess.run(
+        [sys.executable, *flags, script, *urls],
+        env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return made.returncode, made.stdout + made.stderr
+
+
+def test_generators_that_are_ready_pass(urls: list[str]) -> None:
+    status, said = check(*urls)
+    assert status == 0, said
+    assert said.count("sampled 16 tokens at version 0") == 2, "two prompts × two samples × four tokens, of each"
+
+
+def test_a_wrong_token_a_missing_replica_and_one_that_does_not_answer_fail(urls: list[str]) -> None:
+    status, said = check(*urls, token="another")
+    assert (status, "got another token" in said) == (1, True), said
+    status, said = check(*urls, replicas=3, ready_timeout_s=3)
+    assert (status, "error: fewer than 3 replicas were ready within 3 s" in said) == (1, True), said
+    status, said = check(f"http://127.0.0.1:{free_port()}", ready_timeout_s=2)
+    assert (status, "error: " in said, "Traceback" in said) == (1, True, False), said
+
+
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("check", CHART / "files/check.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def info(generator_id: str, *devices: str) -> Info:
+    return Info(
+        generator_id=generator_id, engine="vllm", engine_version="0", model="m", version=BASE, world_size=1,
+        fingerprint=ModelFingerprint.model_construct(), devices=devices, max_model_len=8, max_num_seqs=8,
+    )  # fmt: skip
+
+
+def test_replicas_on_one_device_fail_and_cores_may_be_shared(capsys: pytest.CaptureFixture[str]) -> None:
+    module = script()
+    module.check_devices({"a": info("g-0", "cpu:0", "GPU-1"), "b": info("g-1", "cpu:0", "GPU-2")})
+    with pytest.raises(SystemExit, match="g-1 and g-0 share GPU-1"):
+        module.check_devices({"a": info("g-0", "GPU-1"), "b": info("g-1", "GPU-2", "GPU-1")})
+
+
+def test_the_test_pod_asks_the_name_that_has_every_replica() -> None:
+    objects = render({"generator": {"replicas": 3}})
+    pod, service = one(objects, "Pod"), one(objects, "Service", "-generator")
+    (container,) = pod["spec"]["containers"]
+    assert container["args"][1] == f"http://{service['metadata']['name']}:8000"
+    assert {"name": "REPLICAS", "value": "3"} in container["env"]
+
+
+def test_the_test_pod_shows_its_log_and_is_gone_afterwards() -> None:
+    annotations = one(render(), "Pod")["metadata"]["annotations"]
+    assert annotations["helm.sh/hook"] == "test"
+    ends = {"hook-succeeded", "hook-failed"}
+    assert ends <= set(annotations["helm.sh/hook-delete-policy"].split(","))
+    assert ends == set(annotations["helm.sh/hook-output-log-policy"].split(","))

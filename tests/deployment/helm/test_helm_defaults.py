@@ -1,0 +1,95 @@
+"""`helm install` without a value is the CPU demo, whole; what it leaves is what cannot be made again."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.helm import CHART, CI_VALUES, ROOT, helm, names, of_kind, one, render
+
+pytestmark = pytest.mark.helm
+
+
+def test_the_defaults_run_the_digits_example() -> None:
+    objects = render()
+    config = yaml.safe_load(one(objects, "ConfigMap", "-config")["data"]["config.yaml"])
+    assert config == yaml.safe_load((ROOT / "examples/digits/config.yaml").read_text())
+    files = one(objects, "ConfigMap", "-project")["data"]
+    assert files == {name: (ROOT / "examples/digits" / name).read_text() for name in ("prepare.py", "rewards.py")}
+
+
+def test_the_defaults_are_these_objects() -> None:
+    assert sorted(kind for kind, _ in names(render())) == sorted(
+        ["StatefulSet", "Job", "Service", "PodDisruptionBudget", "ServiceAccount", "Secret", "Pod"]
+        + ["ConfigMap"] * 2 + ["PersistentVolumeClaim"] * 3 + ["NetworkPolicy"] * 4
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("file", [None, *CI_VALUES], ids=lambda file: file.name if file else "defaults")
+def test_lint_has_no_complaint(file: object) -> None:
+    made = helm("lint", "--strict", CHART, *(["--values", str(file)] if file else []))
+    assert made.returncode == 0, made.stdout + made.stderr
+
+
+def test_uninstalling_keeps_the_runs_and_the_notes_say_so() -> None:
+    kept = {
+        thing["metadata"]["name"]
+        for thing in render()
+        if thing["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
+    }
+    assert kept == {"run-tandem-runs"}
+    assert "removes everything but the claim run-tandem-runs" in notes()
+    own = notes("--set", "storage.runs.existingClaim=mine")
+    assert "removes everything but your own claims" in own
+    assert "delete pvc" not in own
+
+
+def test_the_notes_say_what_to_do_with_names_that_are_there() -> None:
+    text = notes()
+    job = one(render(), "Job")["metadata"]["name"]
+    assert f"job/{job}" in text
+    assert "/runs/digits/metrics.jsonl" in text
+    assert "run-tandem-weights wants a storage class with ReadWriteMany" in text
+    one_node = notes("--values", str(CHART / "ci/cpu-values.yaml"))
+    assert "ReadWriteMany" not in one_node
+    assert "all pods are held on one node" in one_node
+    assert "4 × nvidia.com/gpu for generators, 4 × nvidia.com/gpu for the trainer" in notes(
+        "--values", str(CHART / "ci/gpu-values.yaml")
+    )
+
+
+def test_a_package_holds_the_demo_and_nothing_that_was_made_beside_it(tmp_path: Path) -> None:
+    for folder in ("helm/tandem", "examples/digits"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
+    for made in ("model/model.safetensors", "runs/digits/metrics.jsonl", "__pycache__/rewards.pyc", "prompts.jsonl"):
+        file = tmp_path / "examples/digits" / made
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * 100)
+    made = helm("package", tmp_path / "helm/tandem", "--destination", tmp_path)
+    assert made.returncode == 0, made.stderr
+    (package,) = tmp_path.glob("*.tgz")
+    with tarfile.open(package) as archive:
+        names = {name.removeprefix("tandem/files/") for name in archive.getnames() if "/files/" in name}
+    demo = {f"digits/{name}" for name in ("config.yaml", "prepare.py", "rewards.py")}
+    assert names == {*demo, "check.py", "dashboard.json", "schema.json"}
+
+    own = {"token": {"existingSecret": "mine"}}
+    shown = helm("template", "run", package, "--namespace", "rl", "--set", "token.existingSecret=mine")
+    assert [thing for thing in yaml.safe_load_all(shown.stdout) if thing] == render(own)
+
+
+def notes(*arguments: str) -> str:
+    made = helm("install", "run", CHART, "--namespace", "rl", "--dry-run=client", *arguments)
+    assert made.returncode == 0, made.stderr
+    return made.stdout.partition("NOTES:")[2]
+
+
+def test_every_object_is_of_the_release_and_has_a_template_of_its_own() -> None:
+    files = [path for path in (CHART / "templates").rglob("*.yaml") if path.name != "validate.yaml"]
+    assert all(path.read_text().count("\nkind: ") + path.read_text().count('"tandem.claim"') == 1 for path in files)
+    assert all(thing["metadata"]["name"].startswith("run-tandem") for thing in render())
+    assert not of_kind(render(), "List")

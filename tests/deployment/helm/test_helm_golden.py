@@ -1,0 +1,51 @@
+"""What the sets in ci/ render to, word for word, so that a change of the chart is seen in a review as what it does.
+
+After a change: TANDEM_GOLDEN=write .venv/bin/pytest tests/deployment/helm/test_helm_golden.py
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+import yaml
+
+from support.helm import CHART, CI_VALUES, ROOT, helm
+
+pytestmark = pytest.mark.helm
+
+GOLDEN = ROOT / "tests/golden/helm"
+FILES = ("files/digits/prepare.py", "files/digits/rewards.py", "files/check.py", "files/dashboard.json")
+SETS = {"defaults": (), **{file.stem: ("--values", str(file)) for file in CI_VALUES}}
+
+
+def rendered(arguments: tuple[str, ...]) -> str:
+    """With the token left out, which is another each time, and files of the repository, which are golden already."""
+    made = helm("template", "run", CHART, "--namespace", "rl", *arguments)
+    assert made.returncode == 0, made.stderr
+    text = re.sub(r"(?m)^  token: \S{40,}$", "  token: …", made.stdout)
+    for file in FILES:
+        lines = [re.escape(line) for line in (CHART / file).read_text().rstrip().splitlines()]
+        block = r"(?m)^( +)" + r"\n *".join(lines) + r"$"
+        text = re.sub(block, rf"\1… {file} …", text)
+    return text
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_rendering_is_the_golden_one(name: str) -> None:
+    text, file = rendered(SETS[name]), GOLDEN / f"{name}.yaml"
+    if os.environ.get("TANDEM_GOLDEN") == "write":
+        file.write_text(text)
+    assert text == file.read_text(), f"if {file.name} should change, write it anew: see {__file__}"
+
+
+def test_nothing_else_is_golden() -> None:
+    assert {file.stem for file in GOLDEN.iterdir()} == SETS.keys()
+
+
+def test_a_rendering_is_the_same_each_time_but_for_the_token() -> None:
+    first, second = rendered(()), rendered(())
+    assert first == second
+    assert len(list(yaml.safe_load_all(first))) > 10
+    assert "token: …" in first

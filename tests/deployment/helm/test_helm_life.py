@@ -1,0 +1,74 @@
+"""A release's life with a real helm: what an upgrade keeps and replaces, and what the end leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from support.helm import CHART, Object, helm
+from support.kube_api import KubeApi, kube_api
+
+pytestmark = pytest.mark.helm
+
+
+@pytest.fixture
+def api() -> Iterator[KubeApi]:
+    with kube_api() as made:
+        yield made
+
+
+def run(api: KubeApi, *words: str, values: tuple[str, ...] = ()) -> None:
+    chart = [str(CHART), "--disable-openapi-validation"] if words[0] in ("install", "upgrade") else []
+    sets = [word for value in values for word in ("--set", value)]
+    done = helm(*words, "run", *chart, "--namespace", "rl", "--kube-apiserver", api.url, *sets)
+    assert done.returncode == 0, done.stderr
+
+
+def job(api: KubeApi) -> Object:
+    (name,) = api.names("Job")
+    return api.get("Job", name)
+
+
+def token(api: KubeApi) -> str:
+    return str(api.get("Secret", "run-tandem-token")["data"]["token"])
+
+
+def test_an_upgrade_keeps_the_token_and_the_claims_and_replaces_the_job_when_it_changes(api: KubeApi) -> None:
+    run(api, "install")
+    first, made, claims = job(api), token(api), api.names("PersistentVolumeClaim")
+    run(api, "upgrade", values=("generator.replicas=2",))
+    assert job(api) == first
+    assert api.get("StatefulSet", "run-tandem-generator")["spec"]["replicas"] == 2
+    run(api, "upgrade", values=("config.trainer.max_steps=300",))
+    assert job(api)["metadata"]["name"] != first["metadata"]["name"]
+    assert "max_steps: 300" in api.get("ConfigMap", "run-tandem-config")["data"]["config.yaml"]
+    assert token(api) == made
+    assert api.names("PersistentVolumeClaim") == claims
+    run(api, "rollback")
+    assert job(api)["metadata"]["name"] == first["metadata"]["name"]
+    assert token(api) == made
+
+
+def test_uninstalling_leaves_the_runs_and_installing_again_takes_them_up(api: KubeApi) -> None:
+    run(api, "install")
+    first = token(api)
+    run(api, "uninstall")
+    assert set(api.objects) == {("persistentvolumeclaims", "run-tandem-runs")}
+    run(api, "install")
+    assert "run-tandem-runs" in api.names("PersistentVolumeClaim")
+    assert token(api) != first
+
+
+def test_the_upgrade_from_the_demo_to_any_set_in_ci_and_back_is_one_that_kubernetes_takes(api: KubeApi) -> None:
+    run(api, "install")
+    for name in ("cpu", "mock"):
+        run(api, "upgrade", "--values", str(CHART / f"ci/{name}-values.yaml"))
+        run(api, "upgrade")
+
+
+def test_a_change_that_kubernetes_refuses_is_noticed(api: KubeApi) -> None:
+    run(api, "install")
+    job(api)["spec"]["template"]["spec"]["subdomain"] = "another"
+    with pytest.raises(AssertionError, match="field is immutable"):
+        run(api, "upgrade")

@@ -1,0 +1,29 @@
+"""Online DPO as a visitor runs it: examples/judge on the real vLLM engine."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from support.demo import running_demo
+
+JUDGE = Path(__file__).parents[2] / "examples" / "judge"
+TIMEOUT_S = 540
+
+
+@pytest.mark.vllm
+def test_the_judge_comes_to_like_the_policy_better_than_its_start(tmp_path: Path) -> None:
+    project = tmp_path / "judge"
+    project.mkdir()
+    for name in ("config.yaml", "judge.py", "prepare.py"):
+        shutil.copy(JUDGE / name, project)
+    with running_demo(project, "--trainer.run_name=default", PYTHONPATH="") as demo:
+        demo.process.communicate(timeout=TIMEOUT_S)
+        assert demo.process.returncode == 0, demo.errors
+        wins = [json.loads(line)["reward_mean"] for line in (demo.run_dir / "eval.jsonl").read_text().splitlines()]
+        demo.wait_until_nothing_is_left()
+    assert wins[0] == 0.5
+    assert wins[-1] >= 0.8

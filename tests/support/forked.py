@@ -1,0 +1,34 @@
+"""Trainers that start in a second: forked from a process that has imported everything, and then real ones."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from support.generators import TOKEN
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(["tandem_trainer.__main__", "transformers.models.llama.modeling_llama"])
+
+
+def start_trainer(config: Path, log: Path) -> ForkServerProcess:
+    """A trainer of its own process; what it prints is added to `log`."""
+    process = _forkserver.Process(target=_train, args=(config, log))
+    process.start()
+    return process
+
+
+def _train(config: Path, log: Path) -> None:
+    from tandem_trainer.__main__ import main  # in the child only: the test's process need not know torch
+
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    os.environ["TANDEM_TOKEN"] = TOKEN
+    os.sched_setaffinity(
+        0, {min(os.sched_getaffinity(0))}
+    )  # threads that spin for each other cost a tiny model seconds
+    sys.exit(main(["--config", str(config)]))

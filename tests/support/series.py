@@ -1,0 +1,38 @@
+"""Which series there are for Prometheus, and which of them an expression uses."""
+
+from __future__ import annotations
+
+import re
+
+import prometheus_client
+
+import tandem_generator.metrics  # noqa: F401 - registers them
+from tandem_trainer.exporter import PREFIX
+
+OTHERS = {
+    "up",
+    "kubelet_volume_stats_used_bytes",
+    "kubelet_volume_stats_capacity_bytes",
+    "kube_job_failed",
+}
+"""Series of Prometheus itself, of the kubelet and of kube-state-metrics."""
+STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "completion_tokens_mean",
+        "truncated_fraction", "groups_skipped", "step", "timings"}  # fmt: skip
+"""Keys of a step that are watched; tests/integration/test_trainer_scraped.py finds each in a real run."""
+
+
+def generator_series() -> set[str]:
+    """Names of all series that are the generator's own."""
+    families = [f for f in prometheus_client.REGISTRY.collect() if f.name.startswith("tandem_")]
+    counters = {f"{family.name}_total" for family in families if family.type == "counter"}
+    return counters | {sample.name for family in families for sample in family.samples}
+
+
+def known(series: str) -> bool:
+    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP}
+
+
+def used(expression: str) -> set[str]:
+    """Names of series in a PromQL expression: words before a selector or a range, that no parenthesis follows."""
+    bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(by|on) \([^)]*\)", "", expression)
+    return {word for word in re.findall(r"[a-z_]{2,}\b(?!\s*\()", bare) if word not in ("or", "and", "unless")}

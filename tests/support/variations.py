@@ -1,0 +1,67 @@
+"""Values that the chart has to take: the sets in ci/, and many combinations of what changes its objects most."""
+
+from __future__ import annotations
+
+from itertools import cycle, product
+from typing import Any
+
+import yaml
+
+from support.helm import CI_VALUES
+
+Values = dict[str, Any]
+
+OWN = {"config": {"shared": {"model": "m"}, "trainer": {"max_steps": 1, "rewards": [{"function": "r:f"}]}}}
+PROJECTS: dict[str, Values] = {
+    "demo": {},
+    "files": {**OWN, "project": {"files": {"r.py": "def f(): ..."}}},
+    "map": {**OWN, "project": {"configMap": "mine"}},
+    "claim": {**OWN, "project": {"existingClaim": "mine"}},
+    "image": {**OWN, "project": {"imagePath": "/opt/mine"}},
+}
+SERVICES: dict[str, Values] = {
+    "cpu": {},
+    "gpu": {
+        "generator": {"replicas": 2, "accelerator": {"count": 4}, "dataParallelSize": 2},
+        "trainer": {"accelerator": {"resource": "nvidia.com/mig-3g.40gb", "count": 4}},
+    },
+    "nodes": {"trainer": {"nodes": 3}},
+    "jobset": {"trainer": {"nodes": 2, "jobSet": True, "accelerator": {"count": 8}}},
+    "groups": {"generator": {"nodesPerReplica": 2, "accelerator": {"count": 8}}},
+}
+STORAGE: dict[str, Values] = {
+    "shared": {"storage": {"runs": {"accessMode": "ReadWriteMany"}}},
+    "one-node": {"storage": {name: {"accessMode": "ReadWriteOnce"} for name in ("weights", "cache", "runs")}},
+    "existing": {
+        "storage": {
+            name: {"existingClaim": f"my-{name}", "accessMode": "ReadWriteMany"} for name in ("weights", "runs")
+        },
+        "token": {"existingSecret": "mine", "key": "bearer"},
+    },
+}
+REST: dict[str, Values] = {
+    "plain": {},
+    "all": {
+        "offline": False,
+        "huggingFace": {"existingSecret": "hub"},
+        "monitoring": {name: {"enabled": True} for name in ("scrape", "rules", "dashboard")},
+        "imagePullSecrets": [{"name": "registry"}],
+        "fullnameOverride": "a-very-long-name-that-has-to-be-cut-somewhere-before-it-ends",
+    },
+}
+
+
+def _combined() -> dict[str, Values]:
+    """All pairs of services, storage and rest, each with the next kind of project."""
+    named, projects = {}, cycle(PROJECTS.items())
+    for parts in product(SERVICES.items(), STORAGE.items(), REST.items()):
+        words = [name for name, _ in parts]
+        if "one-node" in words and {"nodes", "jobset", "groups"} & {*words}:
+            continue  # refused: test_helm_storage.py
+        project, values = next(projects)
+        named["-".join([*words, project])] = {k: v for _, part in parts for k, v in part.items()} | values
+    return named
+
+
+CI: dict[str, Values] = {file.name.removesuffix("-values.yaml"): yaml.safe_load(file.read_text()) for file in CI_VALUES}
+VARIATIONS: dict[str, Values] = {"defaults": {}, **CI, **_combined()}

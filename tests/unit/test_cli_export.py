@@ -1,0 +1,54 @@
+"""`tandem export` writes the checkpoint that was meant, or says which there are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tandem_cli.__main__ import main
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """Checkpoints of steps 20 and 100, of which 20 was the best."""
+    for step in (20, 100):
+        checkpoint = tmp_path / "runs" / "mine" / "checkpoints" / f"{step:06d}"
+        (checkpoint / "model").mkdir(parents=True)
+        (checkpoint / "model" / "config.json").write_text(str(step))
+        (checkpoint / "state.json").write_text(json.dumps({"step": step, "best": {"step": 20, "reward_mean": 0.5}}))
+    (tmp_path / "runs" / "mine" / "checkpoints" / ".staging-000120").mkdir()
+    return tmp_path / "runs" / "mine"
+
+
+@pytest.mark.parametrize(("arguments", "step"), [([], "100"), (["best"], "20"), (["last"], "100"), (["20"], "20")])
+def test_the_checkpoint_that_was_meant_is_written(run_dir: Path, tmp_path: Path, arguments: list[str], step: str):
+    target = tmp_path / "out" / "model"
+    which = [f"--checkpoint={word}" for word in arguments]
+    assert main(["export", str(run_dir), *which, "--to", str(target)]) == 0
+    assert (target / "config.json").read_text() == step
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+
+
+def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    assert main(["export", *map(str, arguments)]) == 2
+    return capsys.readouterr().err
+
+
+def test_what_is_not_there_is_refused_with_what_is(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    to = ("--to", tmp_path / "out")
+    assert "one of the steps 20, 100" in _refusal(capsys, run_dir, "--checkpoint", "40", *to)
+    assert "holds no checkpoint" in _refusal(capsys, run_dir.parent, *to)
+    (run_dir / "checkpoints" / "000100" / "state.json").write_text('{"step": 100}')
+    assert "trainer.checkpoint.keep_best" in _refusal(capsys, run_dir, "--checkpoint", "best", *to)
+    (run_dir / "checkpoints" / "000100" / "model" / "config.json").unlink()
+    assert "holds no Hugging Face model" in _refusal(capsys, run_dir, *to)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_use_is_left_alone(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("mine")
+    assert "is in use" in _refusal(capsys, run_dir, "--to", tmp_path / "used")
+    assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]

@@ -1,0 +1,50 @@
+"""The rewards that come with the trainer, called as it calls them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from tandem_trainer.errors import UserError
+from tandem_trainer.ready_rewards import exact_match, math_answer, regex_match, soft_overlong_punishment
+
+
+def _said(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def test_exact_match_reads_strings_and_conversations_and_answers_of_any_type():
+    assert exact_match([" 42\n", "42.", "7"], answer=[42, "42", "7 "], prompts=[]) == [1.0, 0.0, 1.0]
+    assert exact_match([_said("42"), _said("4")], answer=["42", "42"]) == [1.0, 0.0]
+
+
+def test_regex_match_wants_the_whole_text():
+    pattern = r"<think>.*</think>\s*<answer>.*</answer>"
+    good = "<think>a\nb</think>\n<answer>4</answer>"
+    assert regex_match([good, f"{good} and more", f"well: {good}"], pattern=pattern) == [1.0, 0.0, 0.0]
+
+
+def test_math_answer_finds_equal_values_however_they_are_written():
+    texts = [r"so it is $\boxed{\frac{1}{2}}$", "The answer is 0.5", "$x^2 + 2x + 1$", "43", "no idea"]
+    answers = [r"\frac{2}{4}", "1/2", "(x+1)^2", "42", "42"]
+    assert math_answer(texts, answer=answers) == [1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_math_answer_abstains_where_the_gold_answer_is_empty():
+    assert math_answer(["42"], answer=[""]) == [None]
+
+
+def test_math_answer_without_the_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(UserError, match=r"tandem-trainer\[math\]"):
+        math_answer(["42"], answer=["42"])
+
+
+def test_soft_overlong_punishment_is_the_papers_at_its_corners():
+    lengths = [0, 8, 9, 10, 12, 20]
+    rewards = soft_overlong_punishment([[1] * n for n in lengths], max_completion_length=12, cache_length=4)
+    assert rewards == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
+    with pytest.raises(UserError, match="cache_length is 13"):
+        soft_overlong_punishment([[1]], max_completion_length=12, cache_length=13)
