@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,20 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from support.models import make_tiny_model, make_tokenizer
 from support.ranks import run_ranks
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
+from tandem_trainer import shards
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.batch import ScoredGroup
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.learner import Learner
 from tandem_trainer.lora import has_adapter, write_adapter
 from tandem_trainer.shards import model_table, model_tensors, write_part
+from tandem_trainer.shards import whole as _whole
 
 
 def _config(case: str, **grpo: Any) -> TrainerConfig:
@@ -65,6 +69,16 @@ def _publish(learner: Learner, accelerator: Accelerator, directory: Path) -> Non
     if has_adapter(learner.model):
         write_adapter(learner.model, directory, dtype, is_main=accelerator.is_main_process)
         return
+    gathered: list[weakref.ref[Tensor]] = []
+
+    def whole(tensor: Tensor) -> Tensor:
+        result = _whole(tensor)
+        if isinstance(tensor, DTensor):
+            gathered.append(weakref.ref(result))
+            assert sum(ref() is not None for ref in gathered) <= 2, "the last one may still be on its way to the disk"
+        return result
+
+    shards.whole = whole
     write_part(
         directory,
         model_table(learner.model, dtype),

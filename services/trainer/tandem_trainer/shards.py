@@ -1,6 +1,7 @@
 """The model as safetensors files, one a rank: which tensors there are, who writes which, and writing one at a time.
 
-However the parameters are spread over ranks, a rank holds no more than its part of them and one whole tensor.
+However the parameters are spread over ranks, a rank holds no more than its part of them and two whole tensors: one that
+is being gathered and one that is being written.
 """
 
 from __future__ import annotations
