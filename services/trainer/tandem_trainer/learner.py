@@ -206,7 +206,10 @@ class Learner:
         if is_main:
             self._tokenizer.save_pretrained(model_dir)
             state = {"scheduler": self._scheduler.state_dict(), "rng": torch.get_rng_state()}
-            torch.save(state, directory / STATE_FILE)
+            try:
+                torch.save(state, directory / STATE_FILE)
+            except RuntimeError as error:  # torch's word for a full disk
+                raise OSError(f"{directory / STATE_FILE} cannot be written: {error}") from error
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
