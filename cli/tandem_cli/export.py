@@ -1,4 +1,4 @@
-"""A run's checkpoint as a plain Hugging Face folder, of a model or an adapter: for vLLM, transformers or the hub."""
+"""A run's checkpoint as a plain Hugging Face folder: for vLLM, transformers or the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 
 
 def export(run_dir: Path, checkpoint: str, to: Path) -> int:
@@ -17,11 +18,13 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     """
     step = _step(run_dir, checkpoint, _steps(run_dir))
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"
-    if not any((model / name).is_file() for name in ("config.json", "adapter_config.json")):
+    if (model / ADAPTER_CONFIG_NAME).is_file():
         raise ConfigError(
-            f"{model} holds no Hugging Face model; wanted config.json in it, or peft's adapter_config.json. Choose "
-            "another --checkpoint"
+            f"{model} holds an adapter, which has to be added to its base; wanted `python -m tandem_trainer.merge "
+            f"{model} {to}`, from the project's folder and where the trainer is installed"
         )
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"{model} holds no Hugging Face model; wanted config.json in it. Choose another --checkpoint")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is in use; wanted a folder that does not exist or is empty")
     to.parent.mkdir(parents=True, exist_ok=True)

@@ -31,13 +31,6 @@ def test_the_checkpoint_that_was_meant_is_written(run_dir: Path, tmp_path: Path,
     assert [path.name for path in target.parent.iterdir()] == ["model"]
 
 
-def test_an_adapter_is_written_as_peft_has_it(run_dir: Path, tmp_path: Path):
-    model = run_dir / "checkpoints" / "000100" / "model"
-    (model / "config.json").rename(model / "adapter_config.json")
-    assert main(["export", str(run_dir), "--to", str(tmp_path / "out")]) == 0
-    assert (tmp_path / "out" / "adapter_config.json").read_text() == "100"
-
-
 def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(["export", *map(str, arguments)]) == 2
     return capsys.readouterr().err
@@ -52,6 +45,15 @@ def test_what_is_not_there_is_refused_with_what_is(run_dir: Path, tmp_path: Path
     (run_dir / "checkpoints" / "000100" / "model" / "config.json").unlink()
     assert "holds no Hugging Face model" in _refusal(capsys, run_dir, *to)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_refused_with_the_command_that_merges_it(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = run_dir / "checkpoints" / "000100" / "model"
+    (model / "config.json").rename(model / "adapter_config.json")
+    said = _refusal(capsys, run_dir, "--to", tmp_path / "out")
+    assert f"python -m tandem_trainer.merge {model} {tmp_path / 'out'}" in said
 
 
 def test_a_folder_in_use_is_left_alone(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -163,11 +163,25 @@ class LearnerConfig(Section):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic and of what is published; the optimizer's parameters are float32 either way."""
+    parallelism: Literal["ddp", "fsdp2"] = "ddp"
+    """What several processes do with the model: each holds all of it (`ddp`), or parameters, gradients and the
+    optimizer's state are spread over them (`fsdp2`)."""
     max_tokens_per_micro_batch: int = Field(8192, ge=1)
     """Padded tokens of one forward pass."""
     logprob_chunk_size: int = Field(1024, ge=1)
     """Positions whose logits exist at one time."""
     gradient_checkpointing: bool = False
+
+
+class LoraConfig(Section):
+    """Train a low-rank adapter beside frozen weights. Its dropout is 0, as all dropout here."""
+
+    r: int = Field(16, ge=1)
+    """Rank. The generator serves up to `generator.vllm.max_lora_rank`, with `enable_lora: true`."""
+    alpha: float = Field(32.0, gt=0.0)
+    """The adapter counts `alpha / r` times."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names (or their ends) of the linear layers that get one; `all-linear` leaves the output embedding out."""
 
 
 class CheckpointConfig(Section):
@@ -239,6 +253,8 @@ class TrainerConfig(Section):
     """For `algorithm: online_dpo`."""
     optim: OptimConfig = OptimConfig()
     learner: LearnerConfig = LearnerConfig()
+    lora: LoraConfig | None = None
+    """None: all parameters are trained."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     publish: PublishConfig = PublishConfig()
     eval: EvalConfig | None = None
