@@ -1,4 +1,4 @@
-"""A run's checkpoint as a plain Hugging Face folder: for vLLM, transformers, or an upload to the hub."""
+"""A run's checkpoint as a plain Hugging Face folder: for vLLM, transformers or the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 
 
 def export(run_dir: Path, checkpoint: str, to: Path) -> int:
@@ -17,6 +18,11 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     """
     step = _step(run_dir, checkpoint, _steps(run_dir))
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"
+    if (model / ADAPTER_CONFIG_NAME).is_file():
+        raise ConfigError(
+            f"{model} holds an adapter, which has to be added to its base; wanted `python -m tandem_trainer.merge "
+            f"{model} {to}`, from the project's folder and where the trainer is installed"
+        )
     if not (model / "config.json").is_file():
         raise ConfigError(f"{model} holds no Hugging Face model; wanted config.json in it. Choose another --checkpoint")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
@@ -46,8 +52,11 @@ def _steps(run_dir: Path) -> list[int]:
 def _step(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
     if checkpoint == "last":
         return steps[-1]
-    step = _best(run_dir, steps[-1]) if checkpoint == "best" else int(checkpoint) if checkpoint.isdecimal() else None
-    if step not in steps:
+    if checkpoint == "best":
+        step: int | None = _best(run_dir, steps[-1])
+    else:
+        step = int(checkpoint) if checkpoint.isdecimal() else None
+    if step is None or step not in steps:
         there = ", ".join(map(str, steps))
         raise ConfigError(
             f"{run_dir} holds no checkpoint {checkpoint!r}; wanted last, best, or one of the steps {there}"

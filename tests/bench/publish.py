@@ -28,7 +28,7 @@ from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import ServedWeights, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.publish import published_tensors, write_shards
+from tandem_trainer.shards import model_table, model_tensors, write_part
 
 
 def make_model(folder: Path, hidden: int) -> LlamaForCausalLM:
@@ -52,11 +52,12 @@ def publish_and_switch(
     model: LlamaForCausalLM, store: WeightStore, step: int, generator: Generator
 ) -> dict[str, float]:
     version, began = Version(step, 1), time.perf_counter()
-    tensors = published_tensors(model, torch.float32)
-    with store.staging(version, needs_bytes=sum(t.nbytes for t in tensors.values())) as staged:
-        write_shards(tensors, staged)
+    table = model_table(model, torch.float32)
+    with store.staging(version, needs_bytes=sum(t.nbytes for t in table.values())) as staged:
+        digests = write_part(staged, table, model_tensors(model, torch.float32), rank=0, ranks=1)
         written = time.perf_counter()
-        _, digest = store.commit(staged, version, run="bench", fingerprint=fingerprint(Path(model.name_or_path)))
+        ours = fingerprint(Path(model.name_or_path))
+        _, digest = store.commit(staged, version, run="bench", fingerprint=ours, digests=digests)
     committed = time.perf_counter()
     response = generator.put(version, digest, SwitchMode.IN_FLIGHT)
     assert response.status_code == 200, response.text
@@ -96,7 +97,7 @@ def main(rounds: int, hidden: int, folder: str) -> None:
         model = make_model(root / "model", hidden)
         store = WeightStore(root / "weights")
         (store.root / "versions").mkdir(parents=True)
-        data = [memoryview(t.numpy()).cast("B") for t in published_tensors(model, torch.float32).values()]
+        data = [memoryview(t.numpy()).cast("B") for _, t in model_tensors(model, torch.float32)]
         target = bytearray(sum(piece.nbytes for piece in data))
         with running("vllm", root / "model", store.root, "--max-model-len", "512", log=root / "log") as generator:
             ours, plain = [], []

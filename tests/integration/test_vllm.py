@@ -102,7 +102,7 @@ def test_sixteen_running_requests_survive_a_switch_and_every_token_is_of_the_ver
         )
     )
     asking.start()
-    _wait_until_running(served.generator, 16)
+    served.generator.wait_until_running(16)
     served.switch(after, digest, SwitchMode.IN_FLIGHT)
     asking.join(120)
     completions = [group.completions[0] for group in groups]
@@ -145,16 +145,6 @@ def test_the_openai_routes_answer_on_the_same_port_behind_the_same_token(served:
     assert served.generator.client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
     anonymous = served.generator.client.post("/v1/completions", json=body, headers={"Authorization": ""})
     assert anonymous.status_code == 401
-
-
-def _wait_until_running(generator: Generator, requests: int) -> None:
-    """Wait until vLLM decodes so many requests."""
-    for _ in range(2000):
-        metrics = generator.client.get("/metrics").text
-        lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
-        if lines and float(lines[0].split()[-1]) >= requests:
-            return
-    raise AssertionError(f"{requests} requests never ran at once")
 
 
 def test_the_first_version_is_the_base_until_something_is_published(served: Served) -> None:

@@ -70,12 +70,12 @@ class ScriptedEngine:
         self.calls.append(f"pause {mode}")
         await self.may_pause.wait()
 
-    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
+    async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
         self.calls.append(f"load {version}")
         await self.may_load.wait()
         if self.failures and (failure := self.failures.pop(0)):
             raise failure
-        assert shards
+        assert files
         self.holds = version
 
     async def resume(self) -> None:

@@ -67,6 +67,15 @@ class Generator:
     def put(self, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN) -> httpx.Response:
         return self.client.put(f"/weights/{version}", json={"manifest_digest": digest, "mode": mode})
 
+    def wait_until_running(self, requests: int) -> None:
+        """Wait until vLLM decodes so many requests."""
+        for _ in range(2000):
+            metrics = self.client.get("/metrics").text
+            lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
+            if lines and float(lines[0].split()[-1]) >= requests:
+                return
+        raise AssertionError(f"{requests} requests never ran at once")
+
     @property
     def served(self) -> ServedWeights:
         return ServedWeights.model_validate(self.client.get("/weights").json())

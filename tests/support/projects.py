@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,12 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from support.generators import TOKEN, Generator
+from support.generators import TOKEN, Generator, running
+from support.models import make_tiny_model
 
 REWARDS = '''
-"""Rewards odd tokens. ACTION and AT_CALL make the call with that number do something else first."""
-import os, signal
+"""Rewards odd tokens. ACTION and AT_CALL make the call with that number, in rank AT_RANK, do something else first."""
+import os, signal, time
 
 calls = 0
 
@@ -26,16 +29,59 @@ calls = 0
 def odd(completion_ids, **_):
     global calls
     calls += 1
-    action = os.environ.get("ACTION") if calls == int(os.environ.get("AT_CALL", "0")) else None
+    env = os.environ
+    here = calls == int(env.get("AT_CALL", "0")) and env.get("RANK", "0") == env.get("AT_RANK", "0")
+    action = env.get("ACTION") if here else None
     if action == "raise":
         raise KeyError("answer")
     if action == "short":
         return [0.0]
+    if action == "hang":
+        time.sleep(1000)
     if action:
         os.kill(os.getpid(), getattr(signal, action))
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 '''
 PROMPTS_A_STEP = 2
+
+
+def write_project(folder: Path) -> Path:
+    """A project that the mock engine has something to learn from, for the tests of the deployment."""
+    make_tiny_model(folder / "model")
+    config = {
+        "shared": {"model": "model"},
+        "generator": {"engine": "vllm"},
+        "trainer": {
+            "max_steps": 4,
+            "rewards": [{"function": "odd_rewards:odd"}],
+            "rollout": {"num_prompts": PROMPTS_A_STEP, "num_generations": 4, "max_completion_length": 12},
+            "checkpoint": {"every_steps": 2},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    _write_rewards_and_prompts(folder)
+    return folder
+
+
+def _write_rewards_and_prompts(folder: Path) -> None:
+    (folder / "odd_rewards.py").write_text(REWARDS)
+    rows = ({"prompt": f"{i}+{j}="} for i in range(3) for j in range(3))
+    (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+@contextlib.contextmanager
+def make_projects(directory: Path, model: Path) -> Iterator[Callable[..., Project]]:
+    """Makes projects, each with its own mock generator and store: the mock follows attempts, so runs must not share."""
+    with contextlib.ExitStack() as stack:
+
+        def make(name: str = "project", faults: tuple[str, ...] = (), **trainer: Any) -> Project:
+            weights_dir = directory / name / "weights"
+            weights_dir.mkdir(parents=True)
+            log = directory / name / "generator.log"
+            generator = stack.enter_context(running("mock", model, weights_dir, *faults, log=log))
+            return Project(directory / name / "project", model, generator, weights_dir, **trainer)
+
+        yield make
 
 
 class Project:
@@ -61,9 +107,7 @@ class Project:
             | trainer,
         }
         (directory / "config.yaml").write_text(yaml.safe_dump(config))
-        (directory / "odd_rewards.py").write_text(REWARDS)
-        rows = ({"prompt": f"{i}+{j}="} for i in range(3) for j in range(3))
-        (directory / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        _write_rewards_and_prompts(directory)
 
     def train(self, *arguments: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the trainer to its end, in `ranks` processes."""
@@ -90,7 +134,8 @@ class Project:
 
     def parameters(self, step: int) -> dict[str, Tensor]:
         """Of the checkpoint of that step."""
-        return load_file(self.run_dir / "checkpoints" / f"{step:06d}" / "model" / "model.safetensors")
+        files = (self.run_dir / "checkpoints" / f"{step:06d}" / "model").glob("*.safetensors")
+        return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def assert_same_course(ours: Project, theirs: Project) -> None:

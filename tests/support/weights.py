@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from tandem_protocol.manifest import MANIFEST_NAME, Manifest
+from tandem_protocol.manifest import ADAPTER_CONFIG_NAME, MANIFEST_NAME, Manifest
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
@@ -29,6 +29,16 @@ def publish(store: WeightStore, version: Version, *, run: str = "test") -> tuple
         for number, (name, tensor) in enumerate(tensors(version.step).items()):
             save_file({name: tensor}, staged / f"shard-{number:05d}.safetensors")
         return store.commit(staged, version, run=run, fingerprint=FINGERPRINT)
+
+
+def publish_adapter(store: WeightStore, version: Version, *, rank: int) -> tuple[Manifest, str]:
+    """Commit an adapter for one layer of 4 inputs and 8 outputs."""
+    (store.root / "versions").mkdir(parents=True, exist_ok=True)
+    matrices = {"lora_A.weight": np.zeros((rank, 4), np.float32), "lora_B.weight": np.zeros((8, rank), np.float32)}
+    with store.staging(version, needs_bytes=1 << 12) as staged:
+        save_file({f"layer.{name}": matrix for name, matrix in matrices.items()}, staged / "adapter_model.safetensors")
+        (staged / ADAPTER_CONFIG_NAME).write_text(json.dumps({"r": rank}))
+        return store.commit(staged, version, run="test", fingerprint=FINGERPRINT, kind="lora")
 
 
 def shard(store: WeightStore, version: Version) -> Path:

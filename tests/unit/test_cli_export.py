@@ -47,6 +47,15 @@ def test_what_is_not_there_is_refused_with_what_is(run_dir: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_is_refused_with_the_command_that_merges_it(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    model = run_dir / "checkpoints" / "000100" / "model"
+    (model / "config.json").rename(model / "adapter_config.json")
+    said = _refusal(capsys, run_dir, "--to", tmp_path / "out")
+    assert f"python -m tandem_trainer.merge {model} {tmp_path / 'out'}" in said
+
+
 def test_a_folder_in_use_is_left_alone(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("mine")

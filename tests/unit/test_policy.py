@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from support.engines import ScriptedEngine, Start, WatchedStore, put, request, until, version_that_answers
-from support.weights import edit_manifest, publish, shard
+from support.weights import FINGERPRINT, edit_manifest, publish, publish_adapter, shard
 from tandem_generator.policy import Policy
 from tandem_protocol.errors import (
     NotReady,
@@ -106,6 +107,45 @@ async def test_a_table_that_does_not_fit_is_refused_with_the_names_of_its_tensor
     policy, (_, digest) = await start(), publish(store, V1)
     wanted = "3 tensors: embed.weight got (8, 4), wanted (8, 5); head.weight is missing; norm.weight is unknown"
     assert wanted in await refused(policy, V1, digest)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({}, "of kind lora; this generator serves full. With trainer.lora set generator.vllm"),
+        ({"kinds": {"lora"}, "max_lora_rank": 4}, "an adapter of rank 8; wanted at most 4. Raise"),
+        (
+            {"kinds": {"lora"}, "max_lora_rank": 8, "fingerprint": FINGERPRINT.model_copy(update={"parameters": "0"})},
+            "an adapter for a model with other parameters",
+        ),
+    ],
+)
+async def test_an_adapter_that_does_not_fit_is_refused_with_the_mend(
+    start: Start, engine: ScriptedEngine, store: WatchedStore, facts: dict[str, Any], words: str
+) -> None:
+    engine.facts = engine.facts._replace(**facts)
+    policy, (_, digest) = await start(), publish_adapter(store, V1, rank=8)
+    assert words in await refused(policy, V1, digest)
+
+
+async def test_a_full_version_is_refused_by_a_generator_that_serves_adapters(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    engine.facts = engine.facts._replace(kinds=frozenset({"lora"}))
+    policy, (_, digest) = await start(), publish(store, V1)
+    assert "of kind full; this generator serves lora" in await refused(policy, V1, digest)
+
+
+async def test_adapters_are_switched_in_flight_but_not_the_first_which_running_requests_cannot_get(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    engine.facts = engine.facts._replace(kinds=frozenset({"lora"}), max_lora_rank=8)
+    policy = await start()
+    for version in (V1, V2):
+        _, digest = publish_adapter(store, version, rank=8)
+        await put(policy, version, digest, SwitchMode.IN_FLIGHT)
+    assert [call for call in engine.calls if call.startswith("pause")] == ["pause abort", "pause in_flight"]
+    assert policy.version == V2
 
 
 async def test_a_damaged_shard_is_refused(start: Start, store: WatchedStore) -> None:

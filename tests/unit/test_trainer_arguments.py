@@ -114,3 +114,13 @@ def test_a_generator_on_an_accelerator_of_any_rank_is_refused_with_both_lists():
     )
     with pytest.raises(UserError, match=words):
         _check(devices=("GPU-a", "GPU-B"), accelerators=("GPU-c", "GPU-b"))
+
+
+@pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharding_that_accelerate_launch_was_told_of_is_refused_with_our_way_to_it(
+    config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setenv(name, "true")
+    monkeypatch.chdir(Path(config).parent)  # the trainer changes it
+    assert main(["--config", config]) == 2
+    assert "set trainer.learner.parallelism: fsdp2" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from tandem_protocol.errors import (
     WeightsRefused,
 )
 from tandem_protocol.fingerprint import differences
-from tandem_protocol.manifest import Manifest
+from tandem_protocol.manifest import Kind, Manifest
 from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
@@ -44,7 +44,8 @@ class _Serving(NamedTuple):
 
     version: Version
     manifest_digest: str | None
-    shards: tuple[Path, ...]
+    files: tuple[Path, ...]
+    kind: Kind = "full"
 
 
 class Policy:
@@ -233,7 +234,7 @@ class Policy:
         await self._lease.hold(version, self.version)
         await asyncio.to_thread(self._store.verify, manifest)
         directory = self._store.directory(version)
-        return _Serving(version, digest, tuple(directory / file.name for file in manifest.files))
+        return _Serving(version, digest, tuple(directory / file.name for file in manifest.files), manifest.kind)
 
     async def _visible(self, version: Version) -> tuple[Manifest, str]:
         """Read the manifest as soon as this side of the shared volume shows it, or raise WeightsNotVisible."""
@@ -248,6 +249,8 @@ class Policy:
 
     async def _pause_load_resume(self, target: _Serving, mode: SwitchMode) -> tuple[float, float]:
         """Returns when the engine was paused and when the weights were loaded, on the monotonic clock."""
+        if target.kind != self._serving.kind and mode is SwitchMode.IN_FLIGHT:
+            mode = SwitchMode.ABORT  # a request that began without an adapter could not go on with one
         try:
             async with asyncio.timeout(self._config.switch_timeout_s):
                 await self.engine.pause(mode)
@@ -272,7 +275,7 @@ class Policy:
 
     async def _load(self, target: _Serving) -> None:
         async with asyncio.timeout(self._config.switch_timeout_s):
-            await self.engine.load_weights(target.version, target.shards)
+            await self.engine.load_weights(target.version, target.files)
 
     async def _roll_back(self, version: Version, cause: Exception) -> None:
         """Load the last good version back. Always raises: the switch did not happen."""
@@ -321,11 +324,34 @@ def _check_model(manifest: Manifest, engine: Engine) -> None:
             f"version {manifest.version} (run {manifest.run!r}) is of another model: its {' and '.join(other)} differ "
             "from this generator's. Start both services with the same shared.model and revision."
         )
+    if manifest.kind == "lora" or manifest.kind not in facts.kinds:
+        _check_kind(manifest, engine)
+        return
     problems = _table_problems(facts.shapes, manifest.shapes) if facts.shapes else []
     if problems:
         raise WeightsRefused(
             f"version {manifest.version} (run {manifest.run!r}) does not fit this generator's model in {len(problems)} "
             f"tensors: {'; '.join(problems[:3])}. Start both services with the same shared.model and revision."
+        )
+
+
+def _check_kind(manifest: Manifest, engine: Engine) -> None:
+    facts, name = engine.facts, f"version {manifest.version} (run {manifest.run!r})"
+    if manifest.kind not in facts.kinds:
+        raise WeightsRefused(
+            f"{name} is of kind {manifest.kind}; this generator serves {', '.join(sorted(facts.kinds))}. With "
+            "trainer.lora set generator.vllm: {enable_lora: true, max_lora_rank: …}, without it leave both out; then "
+            "start the generator again."
+        )
+    if manifest.lora_rank > facts.max_lora_rank:
+        raise WeightsRefused(
+            f"{name} is an adapter of rank {manifest.lora_rank}; wanted at most {facts.max_lora_rank}. Raise "
+            "generator.vllm.max_lora_rank and start the generator again, or lower trainer.lora.r."
+        )
+    if "parameters" in differences(facts.fingerprint, manifest.fingerprint):
+        raise WeightsRefused(
+            f"{name} is an adapter for a model with other parameters than this generator's. Start both services with "
+            "the same shared.model and revision."
         )
 
 

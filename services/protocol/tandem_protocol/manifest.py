@@ -19,10 +19,15 @@ MAX_HEADER_BYTES = 100_000_000
 """The limit that safetensors itself sets."""
 
 
-class FileEntry(Message):
-    """One safetensors shard."""
+Kind = Literal["full", "lora"]
+"""`full`: all tensors of the model. `lora`: an adapter for the base weights, in peft's files."""
+ADAPTER_CONFIG_NAME = "adapter_config.json"
 
-    name: str = Field(pattern=r"^[\w.-]+\.safetensors$")
+
+class FileEntry(Message):
+    """One safetensors shard, or an adapter's configuration."""
+
+    name: str = Field(pattern=r"^([\w.-]+\.safetensors|adapter_config\.json)$")
     """A plain file name: a manifest can never point outside its own directory."""
     size_bytes: int = Field(ge=0)
     xxh3_128: str
@@ -44,8 +49,9 @@ class Manifest(Message):
     run: str
     """Name of the run that computed the version, for people who find the file."""
     version: Version
-    kind: Literal["full"] = "full"
+    kind: Kind = "full"
     fingerprint: ModelFingerprint
+    """Of the model; for an adapter, of its base."""
     files: tuple[FileEntry, ...] = Field(min_length=1)
     tensors: tuple[TensorEntry, ...] = Field(min_length=1)
 
@@ -58,17 +64,27 @@ class Manifest(Message):
         return sum(file.size_bytes for file in self.files)
 
     @property
+    def lora_rank(self) -> int:
+        """The largest rank of the adapter's matrices; 0 in a full version."""
+        ranks = [tensor.shape[0] for tensor in self.tensors if tensor.name.endswith(".lora_A.weight")]
+        return max(ranks, default=0)
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {tensor.name: tensor.shape for tensor in self.tensors}
 
 
+Digest = xxhash.xxh3_128
+"""Of bytes that come piece by piece; `hexdigest` gives what `FileEntry` holds."""
+
+
 def digest_bytes(data: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(data)
+    return Digest(data).hexdigest()
 
 
 def digest_file(path: Path) -> str:
     """xxh3-128 of a file, read in pieces so that memory stays flat whatever its size."""
-    hasher = xxhash.xxh3_128()
+    hasher = Digest()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(1 << 20):
             hasher.update(piece)

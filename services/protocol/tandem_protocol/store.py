@@ -16,14 +16,24 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from .errors import StoreError, StoreLocked, WeightsNotVisible, WeightsRefused
-from .manifest import MANIFEST_NAME, FileEntry, Manifest, TensorEntry, digest_bytes, digest_file, read_header
+from .manifest import (
+    ADAPTER_CONFIG_NAME,
+    MANIFEST_NAME,
+    FileEntry,
+    Kind,
+    Manifest,
+    TensorEntry,
+    digest_bytes,
+    digest_file,
+    read_header,
+)
 from .messages import Message, ModelFingerprint
 from .version import Version
 
@@ -115,7 +125,8 @@ class WeightStore:
                     raise _refused(path, f"{size} bytes", f"{entry.size_bytes}")
                 if (digest := digest_file(path)) != entry.xxh3_128:
                     raise _refused(path, f"xxh3-128 {digest}", entry.xxh3_128)
-                found += read_header(path)
+                if path.name != ADAPTER_CONFIG_NAME:
+                    found += read_header(path)
             except (OSError, ValueError) as error:
                 raise _refused(path, str(error), "the file that the manifest names") from error
         if sorted(found, key=lambda t: t.name) != sorted(manifest.tensors, key=lambda t: t.name):
@@ -173,17 +184,22 @@ class WeightStore:
         return max((version.attempt for version in self.versions()), default=0) + 1
 
     @contextmanager
-    def staging(self, version: Version, *, needs_bytes: int) -> Iterator[Path]:
+    def staging(self, version: Version, *, needs_bytes: int, owner: bool = True) -> Iterator[Path]:
         """A directory to write the shards of `version` into before `commit`; gone afterwards whatever happens.
+
+        Args:
+            owner: False in the processes that only help the one that holds `writer`: they enter after it and leave
+                before it commits.
 
         Raises:
             StoreError: the volume is full, before or while writing.
         """
-        free = shutil.disk_usage(self._versions).free
-        if free < needs_bytes:
-            raise _full(self.root, version, f"{free / 1e6:.1f} MB free", f"{needs_bytes / 1e6:.1f} MB")
         directory = self._versions / f".staging-{version}"
-        directory.mkdir(exist_ok=True)
+        if owner:
+            free = shutil.disk_usage(self._versions).free
+            if free < needs_bytes:
+                raise _full(self.root, version, f"{free / 1e6:.1f} MB free", f"{needs_bytes / 1e6:.1f} MB")
+            directory.mkdir(exist_ok=True)
         try:
             yield directory
         except OSError as error:
@@ -191,24 +207,46 @@ class WeightStore:
                 raise _full(self.root, version, str(error), f"{needs_bytes / 1e6:.1f} MB") from error
             raise
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            if owner:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def commit(
-        self, staged: Path, version: Version, *, run: str, fingerprint: ModelFingerprint
+        self,
+        staged: Path,
+        version: Version,
+        *,
+        run: str,
+        fingerprint: ModelFingerprint,
+        kind: Kind = "full",
+        digests: Mapping[str, str] | None = None,
     ) -> tuple[Manifest, str]:
         """Make the shards in `staged` version `version`: all on disk first, then one rename, then LATEST.
 
+        Args:
+            digests: file name → digest, of files whose writers know it; the others are read again.
+
         Raises:
-            StoreError: that version exists already.
+            StoreError: that version exists already, or a file that `digests` names is not in `staged`.
         """
+        digests = digests or {}
         shards = sorted(staged.glob("*.safetensors"))
-        for shard in shards:
-            _fsync(shard)
+        configs = [staged / ADAPTER_CONFIG_NAME] if kind == "lora" else []
+        if lost := digests.keys() - {shard.name for shard in shards}:
+            raise StoreError(
+                f"{min(lost)} of version {version} was written but is not in {staged}; wanted one weights volume that "
+                "all trainer processes mount at shared.weights_dir"
+            )
+        for path in [*shards, *configs]:
+            _fsync(path)
         manifest = Manifest(
             run=run,
             version=version,
+            kind=kind,
             fingerprint=fingerprint,
-            files=tuple(FileEntry(name=s.name, size_bytes=s.stat().st_size, xxh3_128=digest_file(s)) for s in shards),
+            files=tuple(
+                FileEntry(name=p.name, size_bytes=p.stat().st_size, xxh3_128=digests.get(p.name) or digest_file(p))
+                for p in [*shards, *configs]
+            ),
             tensors=tuple(tensor for shard in shards for tensor in read_header(shard)),
         )
         data = manifest.to_bytes()

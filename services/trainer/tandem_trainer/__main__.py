@@ -86,17 +86,34 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
     return known.config.absolute(), known.check, parse_overrides(rest)
 
 
+def make_accelerator(config: TrainerConfig) -> Accelerator:
+    """Where the kind of device is decided.
+
+    Raises:
+        UserError: `accelerate launch` was told to shard the model, which the configuration decides; a tracker is not
+            installed.
+    """
+    trackers.check_installed(config)
+    for name, theirs in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
+        if os.environ.get(name, "").lower() == "true":
+            raise UserError(
+                f"accelerate launch was told to use {theirs}; wanted plain processes (`accelerate launch --multi_gpu "
+                "--num_processes N`, or TANDEM_TRAINER_PROCESSES=N with `python -m tandem_trainer.launch`). To spread "
+                "parameters over them, as FSDP and DeepSpeed's ZeRO-3 do, set trainer.learner.parallelism: fsdp2."
+            )
+    # Without this accelerate starts several CPU processes as strangers.
+    on_cpu = not torch.accelerator.is_available()
+    return Accelerator(
+        cpu=on_cpu,
+        mixed_precision="bf16" if config.learner.dtype == "bfloat16" else "no",
+        log_with=list(config.trackers),
+        project_dir=config.run_dir,
+    )
+
+
 def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
-    # Where the kind of device is decided: without this accelerate starts several CPU processes as strangers.
-    on_cpu = not torch.accelerator.is_available()
-    trackers.check_installed(settings.trainer)
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        mixed_precision="bf16" if settings.trainer.learner.dtype == "bfloat16" else "no",
-        log_with=list(settings.trainer.trackers),
-        project_dir=settings.trainer.run_dir,
-    )
+    accelerator = make_accelerator(settings.trainer)
     accelerators = all_accelerators(accelerator)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     set_seed(settings.trainer.seed)
@@ -181,6 +198,7 @@ def identity(settings: Settings, accelerator: Accelerator, project: Project) -> 
         "the model's fingerprint": project.fingerprint.model_dump(),
         "the number of trainer processes": accelerator.num_processes,
         "the number of prompts": len(project.rows),
+        "trainer.lora": settings.trainer.lora and settings.trainer.lora.model_dump(mode="json"),
         "trainer.rollout.num_prompts": settings.trainer.rollout.num_prompts,
         "trainer.rollout.num_generations": settings.trainer.rollout.num_generations,
     }

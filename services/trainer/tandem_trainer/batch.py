@@ -6,7 +6,7 @@ Tensor names end in their shape: B rows (one completion each), S prompt + comple
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,11 @@ class Batch:
                 rows = []
             rows.extend(range(unit * together, (unit + 1) * together))
         yield self._select(rows)
+
+    def weightless(self) -> Batch:
+        """As few rows as can be, which no loss counts."""
+        rows = self._select(list(range(self.rows_together)))
+        return replace(rows, mask_BT=torch.zeros_like(rows.mask_BT), advantages_B=torch.zeros_like(rows.advantages_B))
 
     def _select(self, rows: list[int]) -> Batch:
         picked_B = torch.tensor(rows, device=self.token_ids_BS.device)

@@ -165,6 +165,9 @@ class LearnerConfig(Section):
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic and of what is published; the optimizer's parameters are float32 either way."""
+    parallelism: Literal["ddp", "fsdp2"] = "ddp"
+    """What several processes do with the model: each holds all of it (`ddp`), or parameters, gradients and the
+    optimizer's state are spread over them (`fsdp2`)."""
     max_tokens_per_micro_batch: int | None = Field(None, ge=1)
     """Padded tokens of one forward pass; None: 1024 on CPUs, 8192 on GPUs. Activations are in proportion to it."""
     logprob_chunk_size: int = Field(1024, ge=1)
@@ -174,6 +177,17 @@ class LearnerConfig(Section):
     short, lower `max_tokens_per_micro_batch` first, which costs less until it is a row's length."""
     compile: bool = False
     """Let `torch.compile` fuse the layers, from the first update on; it needs a C++ compiler."""
+
+
+class LoraConfig(Section):
+    """Train a low-rank adapter beside frozen weights. Its dropout is 0, as all dropout here."""
+
+    r: int = Field(16, ge=1)
+    """Rank. The generator serves up to `generator.vllm.max_lora_rank`, with `enable_lora: true`."""
+    alpha: float = Field(32.0, gt=0.0)
+    """The adapter counts `alpha / r` times."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names (or their ends) of the linear layers that get one; `all-linear` leaves the output embedding out."""
 
 
 class CheckpointConfig(Section):
@@ -245,6 +259,8 @@ class TrainerConfig(Section):
     """For `algorithm: online_dpo`."""
     optim: OptimConfig = OptimConfig()
     learner: LearnerConfig = LearnerConfig()
+    lora: LoraConfig | None = None
+    """None: all parameters are trained."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     publish: PublishConfig = PublishConfig()
     eval: EvalConfig | None = None

@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from tandem_protocol.config import SharedConfig
@@ -25,10 +26,11 @@ from .batch import Batch
 from .config import TrainerConfig
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
+from .lora import add_adapter, load_adapter, switched_off, write_adapter
 from .optimizer import make_optimizer
+from .parallel import is_sharded, load_optimizer, save_model, save_optimizer, spread
 
-OPTIMIZER_FILE = "optimizer.pt"
-MODEL_DIR = "model"
+MODEL_DIR, STATE_FILE = "model", "learner.pt"
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
 """Of a micro-batch, by default. Larger ones gain a CPU nothing; a GPU has to be kept busy."""
 
@@ -51,24 +53,29 @@ class Learner:
             UserError: there is no such model, or its logits are not what `logprobs.py` computes.
         """
         self._shared, self._config, self._tokenizer, self._accelerator = shared, config, tokenizer, accelerator
+        self._is_sharded = is_sharded(config.learner, accelerator)
         model = load_model(shared.model, shared)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
+        if config.lora:
+            add_adapter(model, config.lora, shared.model)
         policy = self._logprobs_of(model)
         check(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
-        optim = config.optim
-        optimizer = make_optimizer(model.parameters(), optim)
-        self._policy, self._optimizer = accelerator.prepare(policy, optimizer)
+        self._policy = spread(policy, config.learner, accelerator)
+        trained = [parameter for parameter in self._policy.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(trained, config.optim)
+        self._optimizer = accelerator.prepare(optimizer)
         # Not prepared: accelerate would step it once a rank.
         self._scheduler = get_scheduler(
-            optim.lr_scheduler_type,
+            config.optim.lr_scheduler_type,
             optimizer,
-            num_warmup_steps=optim.warmup_steps,
+            num_warmup_steps=config.optim.warmup_steps,
             num_training_steps=config.max_steps,
         )
-        self._reference = self._frozen_copy(shared) if needs_reference else None
+        self._needs_reference = needs_reference
+        self._reference = self._frozen_copy(shared) if needs_reference and not config.lora else None
         self.is_whole = True
         """False while the parameters are no version's: after some of a batch's optimizer steps, before the last."""
 
@@ -87,9 +94,7 @@ class Learner:
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
         """
-        on_cpu = self._accelerator.device.type == "cpu"
-        max_tokens = self._config.learner.max_tokens_per_micro_batch or (CPU_MAX_TOKENS if on_cpu else GPU_MAX_TOKENS)
-        pieces = list(batch.to(self._accelerator.device).micro_batches(max_tokens))
+        pieces = self._pieces(batch)
         old_logprobs: list[Tensor] = []
         steps = []
         for left in reversed(range(algorithm.num_iterations)):
@@ -100,14 +105,27 @@ class Learner:
         means = {name: statistics.fmean(getattr(step, name) for step in steps) for name in ("loss", "grad_norm")}
         return means | {"learning_rate": learning_rate} | _combined([m for step in steps for m in step.metrics])
 
+    def _pieces(self, batch: Batch) -> list[Batch]:
+        """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
+        device = self._accelerator.device
+        default = CPU_MAX_TOKENS if device.type == "cpu" else GPU_MAX_TOKENS
+        cut = batch.to(device).micro_batches(self._config.learner.max_tokens_per_micro_batch or default)
+        pieces = list(cut)
+        if self._is_sharded:
+            most = max(gather_object([len(pieces)]))
+            pieces += [pieces[0].weightless()] * (most - len(pieces))
+        return pieces
+
     def _step(self, pieces: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> _Step:
         """One optimizer step; fills `old_logprobs`, one a piece, if this is the batch's first."""
         totals, first = self._totals(pieces, algorithm), not old_logprobs
         losses, metrics = [], []
         self._optimizer.zero_grad()
         for index, piece in enumerate(pieces):
-            # Gradients travel between ranks once, with the last piece; ranks may have different numbers of pieces.
-            with nullcontext() if piece is pieces[-1] else self._accelerator.no_sync(self._policy):
+            # Whole gradients travel between ranks once, with the last piece: ranks may have different numbers of them.
+            # Parts of them travel with every piece, because to wait would take the memory of whole ones.
+            travels = self._is_sharded or index == len(pieces) - 1
+            with nullcontext() if travels else self._accelerator.no_sync(self._policy):
                 logprobs_BT, share = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
             loss, means = _on_host(share)
             losses.append(loss)
@@ -132,11 +150,8 @@ class Learner:
         self, piece: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
     ) -> tuple[Tensor, Share]:
         """Add the gradient of one micro-batch; returns its logprobs and what it adds to the step."""
+        ref_logprobs_BT = self._ref_logprobs(piece) if self._needs_reference else None
         logprobs_BT, entropy_BT = self._policy(*piece.model_inputs)
-        ref_logprobs_BT: Tensor | None = None
-        if self._reference is not None:
-            with torch.no_grad():
-                ref_logprobs_BT, _ = self._reference(*piece.model_inputs)
         share = algorithm.loss(
             logprobs_BT,
             piece,
@@ -148,6 +163,16 @@ class Learner:
         # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
         self._accelerator.backward(share.loss * self._accelerator.num_processes)
         return logprobs_BT.detach(), share
+
+    @torch.no_grad()
+    def _ref_logprobs(self, piece: Batch) -> Tensor:
+        """Of the policy that training started from: a frozen copy, or this one without its adapter."""
+        if self._reference is not None:
+            logprobs_BT, _ = self._reference(*piece.model_inputs)
+        else:
+            with switched_off(self._policy):
+                logprobs_BT, _ = self._policy(*piece.model_inputs)
+        return logprobs_BT  # type: ignore[no-any-return]  # a module answers with anything
 
     def _totals(self, pieces: list[Batch], algorithm: Algorithm) -> Totals:
         rows, tokens = self._sum([pieces[0].row_total, pieces[0].token_total])
@@ -166,21 +191,36 @@ class Learner:
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
     def save(self, directory: Path) -> None:
-        """Write the model (a Hugging Face directory, tokenizer included) and the optimizer; main process only."""
-        self.model.save_pretrained(directory / MODEL_DIR)
-        self._tokenizer.save_pretrained(directory / MODEL_DIR)
-        state = {"optimizer": self._optimizer.state_dict(), "scheduler": self._scheduler.state_dict()}
-        try:
-            torch.save(state | {"rng": torch.get_rng_state()}, directory / OPTIMIZER_FILE)
-        except RuntimeError as error:  # torch's word for a full disk
-            raise OSError(f"{directory / OPTIMIZER_FILE} cannot be written: {error}") from error
+        """Write the model or its adapter (a folder as transformers and peft have it) and the optimizer; all ranks do.
+
+        Raises:
+            OSError: such as ENOSPC when the disk is full.
+        """
+        is_main, model_dir = self._accelerator.is_main_process, directory / MODEL_DIR
+        if self._config.lora:
+            write_adapter(self.model, model_dir, torch.float32, is_main=is_main)
+        elif self._is_sharded:
+            save_model(self.model, model_dir, self._accelerator)
+        elif is_main:
+            self.model.save_pretrained(model_dir)
+        save_optimizer(self.model, self._optimizer.optimizer, directory)
+        if is_main:
+            self._tokenizer.save_pretrained(model_dir)
+            state = {"scheduler": self._scheduler.state_dict(), "rng": torch.get_rng_state()}
+            try:
+                torch.save(state, directory / STATE_FILE)
+            except RuntimeError as error:  # torch's word for a full disk
+                raise OSError(f"{directory / STATE_FILE} cannot be written: {error}") from error
 
     def load(self, directory: Path) -> None:
         """Go on from what `save` wrote."""
-        saved = load_model(directory / MODEL_DIR, self._shared)
-        self.model.load_state_dict(saved.state_dict())
-        state = torch.load(directory / OPTIMIZER_FILE, weights_only=True, map_location="cpu")
-        self._optimizer.load_state_dict(state["optimizer"])
+        if self._config.lora:
+            load_adapter(self.model, directory / MODEL_DIR)
+        else:
+            saved = load_model(directory / MODEL_DIR, self._shared)
+            set_model_state_dict(self.model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
+        load_optimizer(self.model, self._optimizer.optimizer, directory)
+        state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
         self._scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"])
 
@@ -190,8 +230,8 @@ class Learner:
         )
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
-        model = load_model(shared.model, shared).requires_grad_(False).eval()
-        return self._logprobs_of(model).to(self._accelerator.device)
+        policy = self._logprobs_of(load_model(shared.model, shared).requires_grad_(False).eval())
+        return spread(policy, self._config.learner, self._accelerator)
 
     def _sum(self, values: list[float]) -> list[float]:
         """Over all ranks."""

@@ -179,8 +179,8 @@ class Run:
                 self._checkpoints.begin(step)
             self._accelerator.wait_for_everyone()
             (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict()))
+            learner.save(staging)
             if is_main:
-                learner.save(staging)
                 state = {
                     "step": step, "attempt": self.attempt, "identity": self._identity, "record": self._record,
                     "best": self._best,

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from tandem_protocol.manifest import Kind
 from tandem_protocol.messages import Group, ModelFingerprint, RolloutRequest, SwitchMode
 from tandem_protocol.version import Version
 
@@ -26,6 +27,9 @@ class EngineFacts(NamedTuple):
     shapes: Mapping[str, tuple[int, ...]]
     """Parameter table under Hugging Face names, tied copies left out; empty where the engine cannot tell."""
     fingerprint: ModelFingerprint
+    kinds: frozenset[Kind] = frozenset({"full"})
+    """What versions it can load."""
+    max_lora_rank: int = 0
 
 
 class Engine(Protocol):
@@ -53,8 +57,10 @@ class Engine(Protocol):
         """Stop scheduling. Afterwards no running request holds anything that was computed with the old weights."""
         ...
 
-    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
-        """Copy the tensors of `shards` (verified safetensors) into the model and stamp later tokens with `version`.
+    async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
+        """Copy the tensors of `files` (verified safetensors) into the model and stamp later tokens with `version`.
+
+        With an adapter's configuration among them, they are an adapter, which takes the place of the last one.
 
         Raises:
             Exception: loading failed; which weights the model then holds is undefined until a later call succeeds.

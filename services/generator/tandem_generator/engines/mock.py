@@ -23,7 +23,7 @@ import xxhash
 
 from tandem_protocol.errors import EngineFailed
 from tandem_protocol.fingerprint import checkpoint_shapes, fingerprint
-from tandem_protocol.manifest import read_header
+from tandem_protocol.manifest import ADAPTER_CONFIG_NAME, read_header
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
 from tandem_protocol.version import BASE, Version
 
@@ -35,6 +35,7 @@ _EOS_RANK = 3
 """Which candidate ends the sequence: completions are about 16 tokens long at temperature 1."""
 _DEFAULT_VOCAB_SIZE = 256
 _DEFAULT_MAX_MODEL_LEN = 4096
+_MAX_LORA_RANK = 512
 
 
 class ConnectionDropped(Exception):
@@ -113,6 +114,8 @@ class MockEngine:
             base_shards=(),
             shapes=shapes,
             fingerprint=fingerprint(directory or Path(), shapes),
+            kinds=frozenset({"full", "lora"}),
+            max_lora_rank=_MAX_LORA_RANK,
         )
 
     async def start(self) -> None:
@@ -183,12 +186,13 @@ class MockEngine:
             self._abort_epoch += 1
         await self._idle.wait()
 
-    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
+    async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
         if self._loads_to_fail:
             self._loads_to_fail -= 1
             raise RuntimeError("the mock engine failed a load because generator.mock.faults.load_failures told it to")
-        for shard in shards:
-            await asyncio.to_thread(read_header, shard)
+        for file in files:
+            if file.name != ADAPTER_CONFIG_NAME:
+                await asyncio.to_thread(read_header, file)
         self._version = version
         if not self._faults.stale or self._label == BASE:
             self._label = version

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import vllm
 from pydantic import ValidationError
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from tandem_protocol.errors import BadRequest, EngineFailed
 from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
 from tandem_protocol.version import BASE, Version
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_ADAPTER = "tandem"
 _PAUSE_MODES = {SwitchMode.DRAIN: "wait", SwitchMode.IN_FLIGHT: "keep", SwitchMode.ABORT: "abort"}
 
 
@@ -42,6 +45,8 @@ class VllmEngine:
     ) -> None:
         """Serve with `client`, which runs on `devices`; without `takes_seeds` samples are not repeatable."""
         self._client, self._takes_seeds = client, takes_seeds
+        self._adapter: LoRARequest | None = None
+        lora = client.vllm_config.lora_config
         model, parallel = client.model_config, client.vllm_config.parallel_config
         directory = _local_directory(model.model, model.revision)
         shapes = _parameter_table(directory, trust_remote_code=trust_remote_code)
@@ -56,6 +61,9 @@ class VllmEngine:
             base_shards=tuple(sorted(directory.glob("*.safetensors"))),
             shapes=shapes,
             fingerprint=fingerprint(directory, shapes),
+            # Layers that take adapters no longer have their weights where a full version puts them.
+            kinds=frozenset({"lora" if lora else "full"}),
+            max_lora_rank=lora.max_lora_rank if lora else 0,
         )
 
     async def start(self) -> None:
@@ -86,7 +94,8 @@ class VllmEngine:
 
     async def _run(self, token_ids: Sequence[int], params: SamplingParams) -> Sequence[CompletionOutput]:
         request = {"prompt_token_ids": list(token_ids)}
-        async for output in self._client.generate(request, params, f"tandem-{uuid.uuid4()}"):
+        name = f"tandem-{uuid.uuid4()}"
+        async for output in self._client.generate(request, params, name, lora_request=self._adapter):
             if output.finished:
                 return output.outputs  # type: ignore[no-any-return]  # vLLM ships no types
         raise EngineFailed("vLLM's engine ended a request without its output; see its log")
@@ -95,13 +104,26 @@ class VllmEngine:
         # clear_cache recomputes the running requests' KV with the new weights; old KV would not match their tokens.
         await self._client.pause_generation(mode=_PAUSE_MODES[mode], clear_cache=True)
 
-    async def load_weights(self, version: Version, shards: Sequence[Path]) -> None:
-        if not shards:
+    async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
+        if "lora" in self.facts.kinds:
+            await self._load_adapter(files)
+            await self._client.update_weight_version(str(version))
+            return
+        if not files:
             raise ValueError("the base weights are no safetensors files that could be loaded back")
-        update = {"shards": [str(shard.resolve()) for shard in shards]}
+        update = {"shards": [str(file.resolve()) for file in files]}
         await self._client.start_weight_update()
         await self._client.update_weights(WeightTransferUpdateRequest(update_info=update))
         await self._client.finish_weight_update(str(version))
+
+    async def _load_adapter(self, files: Sequence[Path]) -> None:
+        """In the place of the last one, so that the requests that run with it get the new one; or none for the base."""
+        self._adapter = None
+        if config := next((file for file in files if file.name == ADAPTER_CONFIG_NAME), None):
+            folder = str(config.parent.resolve())
+            if not await self._client.add_lora(LoRARequest(_ADAPTER, 1, folder, load_inplace=True)):
+                raise ValueError(f"vLLM did not load the adapter in {folder}; see its log")
+            self._adapter = LoRARequest(_ADAPTER, 1, folder)
 
     async def resume(self) -> None:
         await self._client.resume_generation()

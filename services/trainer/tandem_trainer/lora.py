@@ -1,0 +1,102 @@
+"""LoRA: which parameters are trained, switching them off, and the adapter on disk as peft and vLLM know it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers import PreTrainedModel
+
+from .config import LoraConfig
+from .errors import UserError
+from .shards import on_meta, whole, write_safetensors
+
+ADAPTER_FILE = "adapter_model.safetensors"
+NAME = "default"
+"""Of the one adapter, in the names of its parameters; peft leaves it out of files."""
+
+
+def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str) -> None:
+    """Freeze `model`, in place, and give it an adapter that changes nothing yet; `base` is the model's name.
+
+    Source: LoRA, arXiv:2106.09685.
+
+    Raises:
+        UserError: the model has none of `target_modules`.
+    """
+    every = config.target_modules == "all-linear"
+    settings = peft.LoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number will do
+        target_modules="all-linear" if every else list(config.target_modules),
+        lora_dropout=0.0,
+        bias="none",
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+    )
+    try:
+        model.add_adapter(settings, NAME)
+    except ValueError as error:
+        raise UserError(f"trainer.lora.target_modules: {error}") from error
+
+
+def has_adapter(model: PreTrainedModel) -> bool:
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+@contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """Within the block `model` is what it was before its adapter."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        # Not `enable_adapters(False)`, which also takes the gradients away, for which DDP and FSDP wait.
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def adapter_table(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The names in the adapter's file, with tensors that have a dtype and a shape but no data."""
+    return {file_name(name): tensor.to(dtype) for name, tensor in on_meta(_adapter(model)).items()}
+
+
+def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype, *, is_main: bool) -> dict[str, str]:
+    """Write the adapter as peft does; only the main process writes, all ranks call it at the same time.
+
+    Returns:
+        File name → digest.
+    """
+    tensors = (whole(tensor.to(dtype)) for tensor in _adapter(model).values())
+    if not is_main:
+        for _ in tensors:  # the main process cannot gather without this rank
+            pass
+        return {}
+    directory.mkdir(parents=True, exist_ok=True)
+    model.peft_config[NAME].save_pretrained(directory)
+    return {ADAPTER_FILE: write_safetensors(directory / ADAPTER_FILE, adapter_table(model, dtype), tensors)}
+
+
+def load_adapter(model: PreTrainedModel, directory: Path) -> None:
+    """Go on from what `write_adapter` wrote."""
+    saved = load_file(directory / ADAPTER_FILE)
+    state = {name: saved[file_name(name)] for name in _adapter(model)}
+    set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
+
+
+def file_name(parameter: str) -> str:
+    """`…q_proj.lora_A.default.weight` → the name in the adapter's file."""
+    return f"base_model.model.{parameter.replace(f'.{NAME}.', '.')}"
+
+
+def _adapter(model: PreTrainedModel) -> Mapping[str, Tensor]:
+    return {name: tensor for name, tensor in model.state_dict().items() if ".lora_" in name}

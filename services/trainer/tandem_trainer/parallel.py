@@ -1,0 +1,130 @@
+"""Parameters spread over ranks: FSDP2, and a learner's state on disk, each rank writing its part.
+
+torch's own `fully_shard`, not accelerate's plug-in around it, which leaves CPUs out: so what is tested on CPUs is what
+runs on GPUs.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from tandem_protocol.manifest import read_header
+
+from .config import LearnerConfig
+from .logprobs import TokenLogprobs
+from .shards import model_table, model_tensors, write_part
+
+OPTIMIZER_DIR = "optimizer"
+
+
+def is_sharded(config: LearnerConfig, accelerator: Accelerator) -> bool:
+    """Whether each rank holds only a part of each parameter."""
+    return config.parallelism == "fsdp2" and accelerator.num_processes > 1
+
+
+def spread(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator) -> nn.Module:
+    """`policy` on the ranks and their devices, for training or, if nothing of it is trained, for use as it is."""
+    if is_sharded(config, accelerator):
+        _shard(policy, accelerator, getattr(torch, config.dtype))
+        return policy
+    if not any(parameter.requires_grad for parameter in policy.parameters()):
+        return policy.to(accelerator.device)
+    wrapped: nn.Module = accelerator.prepare(policy)
+    _settle(wrapped, accelerator)
+    return wrapped
+
+
+def _shard(policy: TokenLogprobs, accelerator: Accelerator, dtype: torch.dtype) -> None:
+    """Spread `policy` in place; it computes in `dtype` and its parameters keep theirs.
+
+    Each layer is gathered when it computes; what is outside of layers (embeddings) is gathered for a whole pass.
+
+    Source: FSDP2, docs of `torch.distributed.fsdp.fully_shard`.
+    """
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    layers = set(policy.model._no_split_modules or ())
+    for module in list(policy.modules()):
+        if type(module).__name__ in layers:
+            fully_shard(module, mesh=mesh, mp_policy=precision)
+    fully_shard(policy, mesh=mesh, mp_policy=precision)
+
+
+def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
+    """Let DDP lay out its buckets, which it does anew after the first backward pass.
+
+    With four ranks or more, another layout adds gradients up in another order: a resumed run would differ in the last
+    bit from one that was never ended.
+    """
+    token_ids_BS = torch.arange(2, device=accelerator.device)[None]
+    one_B, present_BT = torch.ones_like(token_ids_BS[:, 0]), torch.ones_like(token_ids_BS[:, 1:]).bool()
+    logprobs_BT, _ = policy(token_ids_BS, one_B, present_BT)
+    accelerator.backward(0.0 * logprobs_BT.sum())
+    policy.zero_grad()
+
+
+def save_model(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
+    """Write a sharded model as a Hugging Face directory; every rank calls it at the same time."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    with accelerator.main_process_first():
+        directory.mkdir(parents=True, exist_ok=True)
+    write_part(
+        directory, model_table(model, torch.float32), model_tensors(model, torch.float32), rank=rank, ranks=ranks
+    )
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        model.config.save_pretrained(directory)
+        if model.can_generate():
+            model.generation_config.save_pretrained(directory)
+        files = sorted(directory.glob("model-*.safetensors"))
+        index = {"metadata": {}, "weight_map": {entry.name: file.name for file in files for entry in read_header(file)}}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
+    """Write the optimizer's state, each rank its part; nothing before the first step.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if not optimizer.state:
+        return
+    try:
+        with _maybe_alone() as alone:
+            save(get_optimizer_state_dict(policy, optimizer), checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
+    except CheckpointException as error:
+        raise OSError(f"{directory / OPTIMIZER_DIR} cannot be written: {error}") from error
+
+
+def load_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
+    """Go on from what `save_optimizer` wrote."""
+    if not (directory / OPTIMIZER_DIR).exists():
+        return
+    state = get_optimizer_state_dict(policy, optimizer)
+    with _maybe_alone() as alone:
+        load(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
+    set_optimizer_state_dict(policy, optimizer, state)
+
+
+@contextmanager
+def _maybe_alone() -> Iterator[bool]:
+    """Whether this is the only process, of which torch need not warn."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield not torch.distributed.is_initialized()

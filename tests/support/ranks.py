@@ -1,0 +1,54 @@
+"""Several processes on this machine that talk over gloo, as `accelerate launch` would start them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+TIMEOUT_S = 120.0
+
+
+def run_ranks(ranks: int, function: Callable[..., object], *arguments: Any) -> None:
+    """Call `function(*arguments)` in `ranks` processes at the same time.
+
+    Forked by a fresh process that has imported everything, because each import of torch takes seconds.
+
+    Raises:
+        AssertionError: one of them failed (its traceback stands in stderr), or hung for TIMEOUT_S.
+    """
+    parent = multiprocessing.get_context("spawn").Process(target=_fork, args=(ranks, function, arguments))
+    parent.start()
+    parent.join(TIMEOUT_S + 60)
+    assert parent.exitcode == 0, f"ended with {parent.exitcode}; 7 stands for a hang"
+
+
+def _fork(ranks: int, function: Callable[..., object], arguments: Sequence[Any]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_rank, args=(rank, ranks, port, function, arguments)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(TIMEOUT_S)
+    hung = [process for process in processes if process.is_alive()]
+    for process in hung:
+        process.kill()
+    os._exit(7 if hung else max(abs(process.exitcode or 0) for process in processes))
+
+
+def _rank(rank: int, ranks: int, port: int, function: Callable[..., object], arguments: Sequence[Any]) -> None:
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    function(*arguments)

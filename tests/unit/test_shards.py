@@ -1,0 +1,66 @@
+"""What is written is the model under its checkpoint names, in the wanted precision, each tensor once over all ranks."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from support.models import make_tiny_model
+from tandem_protocol.manifest import digest_file, read_header
+from tandem_trainer.shards import divide, model_table, model_tensors, write_part, write_safetensors
+
+
+def _model(directory: Path, *, tied: bool = True) -> PreTrainedModel:
+    return LlamaForCausalLM.from_pretrained(make_tiny_model(directory, tied=tied))
+
+
+def _written(model: PreTrainedModel, directory: Path, dtype: torch.dtype, ranks: int = 1) -> dict[str, Tensor]:
+    table, digests = model_table(model, dtype), {}
+    for rank in range(ranks):
+        digests |= write_part(directory, table, model_tensors(model, dtype), rank=rank, ranks=ranks)
+    assert digests == {path.name: digest_file(path) for path in directory.iterdir()}
+    assert len({entry.name for path in directory.iterdir() for entry in read_header(path)}) == len(table)
+    return {name: tensor for path in directory.iterdir() for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_and_values_are_those_of_the_checkpoint(tmp_path: Path, tied: bool, ranks: int):
+    model = _model(tmp_path / "model", tied=tied)
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    (tmp_path / "written").mkdir()
+    written = _written(model, tmp_path / "written", torch.float32, ranks)
+    assert written.keys() == saved.keys()
+    assert ("lm_head.weight" in written) is not tied
+    assert all(torch.equal(written[name], saved[name]) for name in saved)
+
+
+def test_floats_get_the_wanted_precision_and_everything_else_stays(tmp_path: Path):
+    model = _model(tmp_path / "model")
+    model.register_buffer("odd", torch.tensor([True, False, True]))
+    model.register_buffer("count", torch.tensor(3))
+    (tmp_path / "written").mkdir()
+    written = _written(model, tmp_path / "written", torch.bfloat16)
+    assert torch.equal(written["odd"], model.odd)
+    assert torch.equal(written["count"], model.count)
+    assert torch.equal(written["model.norm.weight"], model.model.norm.weight.bfloat16())
+    assert {written[name].dtype for name in written if name not in ("odd", "count")} == {torch.bfloat16}
+
+
+def test_parts_are_about_as_large_as_each_other_and_may_be_empty(tmp_path: Path):
+    table = {str(size): torch.empty(size, device="meta") for size in (5, 1, 3, 2)}
+    assert [list(part) for part in divide(table, 2)] == [["5", "1"], ["3", "2"]]
+    assert write_part(tmp_path, table, [("1", torch.zeros(1))], rank=4, ranks=5) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_as_one():
+    with pytest.raises(OSError, match="No space left") as error:
+        write_safetensors(Path("/dev/full"), {"a": torch.empty(4, device="meta")}, [torch.zeros(4)])
+    assert error.value.errno == errno.ENOSPC
