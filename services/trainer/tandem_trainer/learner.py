@@ -5,6 +5,7 @@ Tensor names end in their shape: B rows, T completion tokens.
 
 from __future__ import annotations
 
+import ctypes
 import math
 import statistics
 from contextlib import nullcontext
@@ -162,6 +163,8 @@ class Learner:
         )
         # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
         self._accelerator.backward(share.loss * self._accelerator.num_processes)
+        if self._accelerator.device.type == "cpu":
+            _give_back_freed_memory()
         return logprobs_BT.detach(), share
 
     @torch.no_grad()
@@ -262,6 +265,13 @@ def _mean_or_max(name: str, parts: list[tuple[float, float]]) -> float:
     if name.endswith("/max"):
         return max(value for value, _ in parts)
     return sum(value * weight for value, weight in parts) / max(sum(weight for _, weight in parts), 1)
+
+
+def _give_back_freed_memory() -> None:
+    """What glibc holds of freed activations is in pieces too small for the next micro-batch's (docs/measured.md)."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def load_model(source: str | Path, shared: SharedConfig) -> PreTrainedModel:
