@@ -173,7 +173,7 @@ class LearnerConfig(Section):
     logprob_chunk_size: int = Field(1024, ge=1)
     """Positions whose logits exist at one time."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: a quarter more time. Where memory is
+    """Compute activations again in the backward pass instead of keeping them: up to a third more time. Where memory is
     short, lower `max_tokens_per_micro_batch` first, which costs less until it is a row's length."""
     compile: bool = False
     """Let `torch.compile` fuse the layers, from the first update on; it needs a C++ compiler."""
