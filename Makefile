@@ -1,12 +1,12 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench up down clean lock
+.PHONY: help setup demo check test bench bench-trainer up down clean lock
 PROJECT ?= examples/digits
 TESTS ?= tests
 BIN := .venv/bin
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:  ## Build .venv with pip from the pinned locks (idempotent; PYTHON=python3.11)
 	@PYTHON=$(PYTHON) scripts/setup
@@ -25,7 +25,11 @@ test: setup  ## Run the tests (TESTS=tests/unit); says what it skipped and why
 	$(BIN)/pytest $(TESTS)
 
 bench: setup  ## Measure and print ratios; gates nothing
-	@for script in tests/bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(filter-out %/trainer.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+
+bench-trainer: setup  ## One update ÷ TRL's: time and peak memory (makes .venv-trl; 20 minutes on 2 cores)
+	$(BIN)/python tests/bench/trainer.py
+	$(BIN)/python tests/bench/trainer.py --profile
 
 # Half of the cores each, where nothing else is said.
 up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))

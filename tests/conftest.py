@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 
 import docker
@@ -32,6 +33,12 @@ def _docker_missing() -> str | None:
     return None
 
 
+def _podman_missing() -> str | None:
+    if not shutil.which("podman"):
+        return "podman is not installed"
+    return None if os.geteuid() == 0 else "the tests look into podman's volumes, which are root's"
+
+
 @functools.cache
 def _cdi_missing() -> str | None:
     if missing := _docker_missing():
@@ -46,6 +53,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "docker": _docker_missing,
     "cdi": _cdi_missing,
     "helm": helm.missing,
+    "podman": _podman_missing,
 }
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 

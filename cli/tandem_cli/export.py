@@ -1,4 +1,4 @@
-"""A run's checkpoint as a plain Hugging Face folder: for vLLM, transformers, or an upload to the hub."""
+"""A run's checkpoint as a plain Hugging Face folder: for vLLM, transformers or the hub."""
 
 from __future__ import annotations
 
@@ -52,8 +52,11 @@ def _steps(run_dir: Path) -> list[int]:
 def _step(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
     if checkpoint == "last":
         return steps[-1]
-    step = _best(run_dir, steps[-1]) if checkpoint == "best" else int(checkpoint) if checkpoint.isdecimal() else None
-    if step not in steps:
+    if checkpoint == "best":
+        step: int | None = _best(run_dir, steps[-1])
+    else:
+        step = int(checkpoint) if checkpoint.isdecimal() else None
+    if step is None or step not in steps:
         there = ", ".join(map(str, steps))
         raise ConfigError(
             f"{run_dir} holds no checkpoint {checkpoint!r}; wanted last, best, or one of the steps {there}"

@@ -59,7 +59,7 @@ class GeneratorContainer(DockerContainer):
             options: any other keys of section `generator`, dotted.
             image: None: the one of compose.yaml.
         """
-        super().__init__(image or IMAGES[engine], name=_name(), ports=[PORT])
+        super().__init__(image or IMAGES[engine], name=unique_name(), ports=[PORT])
         self.token = secrets.token_urlsafe(32)
         self.with_copy_into_container(self.token.encode(), "/opt/token")
         self.with_env("TANDEM_TOKEN_FILE", "/opt/token")
@@ -139,7 +139,7 @@ class TandemStack:
             replicas: generators; `processes` likewise, of the trainer.
             variables: any others of docs/containers.md.
         """
-        self.name = _name()
+        self.name = unique_name()
         self.engine = docker.from_env(timeout=60)
         self._checkout, self._replicas = Path(checkout), replicas
         self._environment = {
@@ -237,17 +237,19 @@ def sweep() -> None:
     """Remove what test processes of this machine that were killed have left; what Ryuk does, where it cannot be had."""
     engine = docker.from_env(timeout=60)
     for container in engine.containers.list(all=True):
-        if _is_orphan(container.name):
+        if is_orphan(container.name):
             container.remove(force=True, v=True)
     for resource in [*engine.networks.list(), *engine.volumes.list()]:
-        if _is_orphan(resource.name):
+        if is_orphan(resource.name):
             resource.remove()
 
 
-def _name() -> str:
+def unique_name() -> str:
+    """For what a test makes, so that `sweep` and its like know it."""
     return f"tandem-test-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
-def _is_orphan(name: str) -> bool:
+def is_orphan(name: str) -> bool:
+    """Whether the process that named it has ended."""
     owner = _NAME.match(name)
     return owner is not None and not psutil.pid_exists(int(owner[1]))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-from support.models import make_tiny_model
-from support.projects import REWARDS
+from support import podman
+from support.projects import write_project
 from support.stack import Stack
 from tandem_cli.testing import sweep
 
@@ -31,23 +29,21 @@ def _build(engine: str) -> None:
     Stack(engine=engine).must("build", timeout_s=1800)
 
 
+@pytest.fixture(scope="session")
+def mock_pods(mock_images: None) -> None:
+    """Images of the pods with the mock generator are in podman's store."""
+    podman.sweep()
+    podman.load_images("tandem-generator:mock", "tandem-trainer:cpu")
+
+
+@pytest.fixture(scope="session")
+def cpu_pods(cpu_images: None) -> None:
+    """Images of the pods with vLLM on the CPU are in podman's store."""
+    podman.sweep()
+    podman.load_images("tandem-generator:cpu", "tandem-trainer:cpu")
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project that the mock engine has something to learn from."""
-    folder = tmp_path / "project"
-    make_tiny_model(folder / "model")
-    config = {
-        "shared": {"model": "model"},
-        "generator": {"engine": "vllm"},
-        "trainer": {
-            "max_steps": 4,
-            "rewards": [{"function": "odd_rewards:odd"}],
-            "rollout": {"num_prompts": 2, "num_generations": 4, "max_completion_length": 12},
-            "checkpoint": {"every_steps": 2},
-        },
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    (folder / "odd_rewards.py").write_text(REWARDS)
-    rows = ({"prompt": f"{i}+{j}="} for i in range(3) for j in range(3))
-    (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return folder
+    return write_project(tmp_path / "project")

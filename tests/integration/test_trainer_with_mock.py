@@ -82,7 +82,7 @@ def test_the_best_checkpoint_by_evaluation_is_kept_and_exported_as_a_model_that_
         eval={"prompts": {"limit": 3}, "every_steps": 1, "num_generations": 4, "temperature": 1.0},
         checkpoint={"keep_best": True, "keep": 1, "every_steps": 10},
     )
-    ended = project.train()
+    ended = project.train(ranks=2)
     assert ended.returncode == 0, ended.stderr
     rewards = {line["step"]: line["eval"]["reward_mean"] for line in project.lines("metrics.jsonl")}
     best = max(rewards, key=lambda step: (rewards[step], -step))
@@ -171,10 +171,14 @@ def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make
 
 @pytest.mark.parametrize(
     ("action", "words"),
-    [("raise", "KeyError: 'answer'"), ("short", "got 1 rewards; wanted 4, one a completion")],
+    [
+        ("raise", "KeyError: 'answer'"),
+        ("short", "got 1 rewards; wanted 4, one a completion"),
+        ("hang", "no answer within 2 s"),
+    ],
 )
 def test_a_bad_reward_function_ends_the_run_with_function_and_row_named(make_project: Any, action: str, words: str):
-    project = make_project()
+    project = make_project(reward_timeout_s=2)
     ended = project.train(ACTION=action, AT_CALL="3")
     assert ended.returncode == 2
     assert words in ended.stderr

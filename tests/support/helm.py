@@ -75,7 +75,7 @@ def helm(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str
 
 @functools.lru_cache(maxsize=256)
 def _template(values: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    return helm("template", "run", CHART, "--namespace", "rl", "--values", "-", *arguments, stdin=values)
+    return helm("template", "run", CHART, "--namespace", "rl", *arguments, "--values", "-", stdin=values)
 
 
 def render(values: Mapping[str, Any] | None = None, *arguments: str, of: Path | None = None) -> list[Object]:

@@ -17,10 +17,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from support.generators import TOKEN, Generator, running
+from support.models import make_tiny_model
 
 REWARDS = '''
 """Rewards odd tokens. ACTION and AT_CALL make the call with that number, in rank AT_RANK, do something else first."""
-import os, signal
+import os, signal, time
 
 calls = 0
 
@@ -35,11 +36,37 @@ def odd(completion_ids, **_):
         raise KeyError("answer")
     if action == "short":
         return [0.0]
+    if action == "hang":
+        time.sleep(1000)
     if action:
         os.kill(os.getpid(), getattr(signal, action))
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 '''
 PROMPTS_A_STEP = 2
+
+
+def write_project(folder: Path) -> Path:
+    """A project that the mock engine has something to learn from, for the tests of the deployment."""
+    make_tiny_model(folder / "model")
+    config = {
+        "shared": {"model": "model"},
+        "generator": {"engine": "vllm"},
+        "trainer": {
+            "max_steps": 4,
+            "rewards": [{"function": "odd_rewards:odd"}],
+            "rollout": {"num_prompts": PROMPTS_A_STEP, "num_generations": 4, "max_completion_length": 12},
+            "checkpoint": {"every_steps": 2},
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    _write_rewards_and_prompts(folder)
+    return folder
+
+
+def _write_rewards_and_prompts(folder: Path) -> None:
+    (folder / "odd_rewards.py").write_text(REWARDS)
+    rows = ({"prompt": f"{i}+{j}="} for i in range(3) for j in range(3))
+    (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
 @contextlib.contextmanager
@@ -80,9 +107,7 @@ class Project:
             | trainer,
         }
         (directory / "config.yaml").write_text(yaml.safe_dump(config))
-        (directory / "odd_rewards.py").write_text(REWARDS)
-        rows = ({"prompt": f"{i}+{j}="} for i in range(3) for j in range(3))
-        (directory / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        _write_rewards_and_prompts(directory)
 
     def train(self, *arguments: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the trainer to its end, in `ranks` processes."""

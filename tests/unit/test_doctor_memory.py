@@ -55,11 +55,13 @@ def test_on_the_cpu_the_cache_is_what_the_configuration_or_the_environment_says(
 
 def test_the_trainer_holds_its_state_and_a_micro_batchs_activations() -> None:
     learner = {"max_tokens_per_micro_batch": 10, "logprob_chunk_size": 5}
-    layer, logits = 10 * (32 * 8 + 8 * 8 + 16 * 20), 3 * 5 * 100 * 4
+    layer, logits = 10 * (32 * 8 + 8 * 8 + 16 * 20), 5 * 100 * 4
     assert trainer_bytes(learner=learner) == 16_000 + 3 * layer + logits
     assert trainer_bytes(learner=learner, grpo={"beta": 0.1}) == 20_000 + 3 * layer + logits
     half = learner | {"dtype": "bfloat16"}
-    assert trainer_bytes(learner=half) == 18_000 + 3 * 10 * (30 * 8 + 4 * 8 + 8 * 20) + logits
+    assert trainer_bytes(learner=half) == 18_000 + 3 * 10 * (30 * 8 + 4 * 8 + 8 * 20) + 5 * 100 * 6
+    default = learner | {"max_tokens_per_micro_batch": None}
+    assert trainer_bytes(learner=default) == 16_000 + 3 * 8192 * layer / 10 + logits, "on a GPU"
     recomputed = learner | {"gradient_checkpointing": True}
     assert trainer_bytes(learner=recomputed) == 16_000 + layer + 3 * 10 * 8 * 4 + logits
 
@@ -117,7 +119,8 @@ def test_trainer_processes_share_the_hosts_memory_but_not_a_gpus() -> None:
     laptop, host = (
         changed(facts, "trainer", env={"TANDEM_TRAINER_PROCESSES": "2"}) for facts in (on_cpus(), on_gpus())
     )
-    assert trainer_bytes(laptop) == 2 * trainer_bytes(host)
+    tokens = {"max_tokens_per_micro_batch": 64}  # by default fewer on CPUs
+    assert trainer_bytes(laptop, learner=tokens) == 2 * trainer_bytes(host, learner=tokens)
     assert trainer_bytes(host) == trainer_bytes() + 4_000, "gradients under way"
     assert memory.trainer_need(with_settings(laptop, trainer={})).text.startswith("2 × (")
     assert not memory.trainer_need(with_settings(host, trainer={})).text.startswith("2 × (")

@@ -92,15 +92,18 @@ def test_a_judge_that_is_not_there_is_told_at_the_start(project: Any):
         _judge()
 
 
-def _rates(file: Path, step: int, *texts: str) -> list[float | None]:
-    rows = [PromptRow(i, f"row {i}", "p", "p", (4,), {}) for i in range(len(texts))]
+def _rates(file: Path, step: int, *texts: str, samples: int = 1) -> list[float | None]:
+    """Of rows with `samples` texts each."""
+    rows = [PromptRow(i, f"row {i}", "p", "p", (4,), {}) for i in range(len(texts) // samples)]
+    win_rate = WinRate(_judge(), rows, file)
+    answers = [completion(TOKENIZER(text).input_ids) for text in texts]
     groups = [
-        asyncio.run(_judge().score(row, group([completion(TOKENIZER(t).input_ids)])))
-        for row, t in zip(rows, texts, strict=True)
+        asyncio.run(win_rate.score(row, group(answers[row.index * samples : (row.index + 1) * samples])))
+        for row in rows
     ]
-    rated = asyncio.run(WinRate(_judge(), rows, file)(groups, Version(step, 1)))
+    rated = asyncio.run(win_rate(groups, Version(step, 1)))
     assert [g.rewards_by_function["user_judge:prefer"] for g in rated] == [g.rewards for g in rated]
-    return [g.rewards[0] for g in rated]
+    return [reward for g in rated for reward in g.rewards]
 
 
 def test_wins_are_against_the_first_policy_whatever_else_was_evaluated(project: Any, tmp_path: Path):
@@ -111,6 +114,13 @@ def test_wins_are_against_the_first_policy_whatever_else_was_evaluated(project: 
     assert _rates(file, 10, "12", "1", "1234") == [1.0, 0.0, 1.0]
     assert _rates(file, 0, "1234", "1", "1") == [0.5, 0.5, 0.5], "a run that begins again forgets an earlier one"
     assert _rates(file, 5, "123", "12", "12", "new") == [0.0, 1.0, 1.0, None]
+
+
+def test_several_samples_of_a_prompt_are_compared_one_by_one(project: Any, tmp_path: Path):
+    project.prefer = _longer
+    file = tmp_path / "first.json"
+    _rates(file, 0, "1", "12", "123", "1", "12", "", samples=3)
+    assert _rates(file, 5, "12", "12", "12", "12", "12", "12", samples=3) == [1.0, 0.5, 0.0, 1.0, 0.5, 1.0]
 
 
 def test_a_judge_that_likes_what_comes_first_finds_no_winner(project: Any, tmp_path: Path):

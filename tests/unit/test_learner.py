@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +109,34 @@ def _compare(
     # AdamW divides by the gradient's size, so rounding of tiny gradients shows.
     torch.testing.assert_close(_parameters(cut), _parameters(whole), atol=1e-3, rtol=0)
     return got
+
+
+@pytest.mark.parametrize("option", ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.slow)])
+def test_options_of_speed_and_memory_change_no_value(model_dir: Path, option: str):
+    if option == "compile" and not shutil.which("g++"):
+        pytest.skip("torch.compile needs g++")
+    algorithm, plain = _grpo(), _learner(model_dir, _config())
+    optioned = _learner(model_dir, _config(learner={option: True, "max_tokens_per_micro_batch": 20}))
+    for _ in range(2):
+        expected, got = plain.update(_batch(algorithm), algorithm), optioned.update(_batch(algorithm), algorithm)
+        assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert ("_compiled_call_impl" in vars(optioned.model.base_model)) == (option == "compile")
+
+
+def test_a_batch_is_cut_by_default(model_dir: Path):
+    learner, algorithm, seen = _learner(model_dir, _config()), _grpo(), []
+    learner.model.base_model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    groups = [scored([4] * 60, [completion([5 + i] * 60) for i in range(10)], [float(i) for i in range(10)])]
+    learner.update(algorithm.make_batch(groups), algorithm)
+    assert seen == [8 * 120, 2 * 120]
+
+
+def test_8_bit_moments_want_bitsandbytes(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="adamw_8bit needs the package bitsandbytes"):
+        _learner(model_dir, _config(optim={"name": "adamw_8bit"}))
 
 
 def test_several_iterations_compare_with_the_policy_before_the_first(model_dir: Path):

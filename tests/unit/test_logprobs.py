@@ -9,6 +9,7 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, LlamaForCausalLM
 
 from support.models import make_tiny_model
+from tandem_trainer import logprobs
 from tandem_trainer.errors import UserError
 from tandem_trainer.logprobs import TokenLogprobs, check
 
@@ -17,29 +18,35 @@ PROMPTS_B = torch.tensor([2, 3])
 PRESENT_BT = torch.tensor([[True, True, True], [True, True, True]])
 
 
-def _expected(model: LlamaForCausalLM, temperature: float) -> torch.Tensor:
-    """From whole logits, one unpadded row at a time."""
-    rows = []
+def _expected(model: LlamaForCausalLM, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logprobs and entropies, from whole logits, one unpadded row at a time."""
+    rows, entropies = [], []
     for tokens_S, prompt in zip(TOKENS_BS, PROMPTS_B.tolist(), strict=True):
         real_S = tokens_S[: prompt + 3]
         logprobs_SV = (model(input_ids=real_S[None]).logits[0] / temperature).log_softmax(-1)
         rows.append(logprobs_SV[prompt - 1 : -1].gather(-1, real_S[prompt:, None]).squeeze(-1))
-    return torch.stack(rows)
+        entropies.append(-(logprobs_SV.exp() * logprobs_SV).sum(-1)[prompt - 1 : -1])
+    return torch.stack(rows), torch.stack(entropies)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("chunk_size", [1, 4, 1000])
-def test_value_and_gradient_equal_the_full_logits(tmp_path: Path, tied: bool, chunk_size: int):
+@pytest.mark.parametrize("block", [1, 1000])
+def test_value_and_gradient_equal_the_full_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool, chunk_size: int, block: int
+):
+    monkeypatch.setattr(logprobs, "BLOCK", block)
     model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path, tied=tied)).double()
     policy = TokenLogprobs(model, temperature=0.7, chunk_size=chunk_size)
     weights_BT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]])
 
-    expected_BT = _expected(model, 0.7)
+    expected_BT, expected_entropy_BT = _expected(model, 0.7)
     expected = torch.autograd.grad((expected_BT * weights_BT).sum(), list(model.parameters()))
-    logprobs_BT, _ = policy(TOKENS_BS, PROMPTS_B, PRESENT_BT)
+    logprobs_BT, entropy_BT = policy(TOKENS_BS, PROMPTS_B, PRESENT_BT)
     got = torch.autograd.grad((logprobs_BT * weights_BT).sum(), list(model.parameters()))
 
     torch.testing.assert_close(logprobs_BT, expected_BT.float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(entropy_BT, expected_entropy_BT.float(), atol=1e-6, rtol=0)
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -59,7 +66,7 @@ def test_logits_never_exist_for_more_than_a_chunk(tmp_path: Path):
     model.lm_head.register_forward_hook(lambda _module, _input, output: seen.append(len(output)))
     logprobs_BT, _ = TokenLogprobs(model, temperature=1.0, chunk_size=4)(TOKENS_BS, PROMPTS_B, PRESENT_BT)
     logprobs_BT.sum().backward()
-    assert seen == [4, 2, 2, 4]  # forward, and once more in the backward pass
+    assert seen == [4, 2, 4]  # forward; in the backward pass, all but the last once more
 
 
 def test_a_model_that_caps_its_logits_is_refused():

@@ -71,6 +71,12 @@ def test_tools_that_are_none_are_named_with_their_row(tmp_path: Path, column: An
         load_prompts(PromptsConfig(source=source), TOKENIZER)
 
 
+def test_tools_of_the_configuration_want_conversations(tmp_path: Path):
+    source = _file(tmp_path, {"prompt": "hi"})
+    with pytest.raises(UserError, match="row 0: the prompt is plain text, which no tools reach"):
+        load_prompts(PromptsConfig(source=source, tools=(_tool("add"),)), TOKENIZER)
+
+
 def test_a_turn_may_call_a_tool_instead_of_saying_something(tmp_path: Path):
     call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
     source = _file(tmp_path, {"prompt": [{"role": "user", "content": "hi"}, call, {"role": "tool", "content": "3"}]})

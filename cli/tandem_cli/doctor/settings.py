@@ -31,7 +31,7 @@ class GeneratorPart(_Part):
 
 class LearnerPart(_Part):
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_tokens_per_micro_batch: int = 8192
+    max_tokens_per_micro_batch: int | None = None
     logprob_chunk_size: int = 1024
     gradient_checkpointing: bool = False
 

@@ -147,6 +147,8 @@ class OnlineDpoConfig(Section):
 class OptimConfig(Section):
     """AdamW."""
 
+    name: Literal["adamw", "adamw_8bit"] = "adamw"
+    """`adamw_8bit` keeps its moments in a quarter of the memory, and is that of bitsandbytes, if you install it."""
     learning_rate: float = Field(1e-6, gt=0.0)
     weight_decay: float = Field(0.0, ge=0.0)
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
@@ -159,18 +161,22 @@ class OptimConfig(Section):
 
 
 class LearnerConfig(Section):
-    """How an update is computed; apart from `dtype`, changes its memory and time, never its value."""
+    """How an update is computed; apart from `dtype`, changes its memory and time, never its value but by rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the arithmetic and of what is published; the optimizer's parameters are float32 either way."""
     parallelism: Literal["ddp", "fsdp2"] = "ddp"
     """What several processes do with the model: each holds all of it (`ddp`), or parameters, gradients and the
     optimizer's state are spread over them (`fsdp2`)."""
-    max_tokens_per_micro_batch: int = Field(8192, ge=1)
-    """Padded tokens of one forward pass."""
+    max_tokens_per_micro_batch: int | None = Field(None, ge=1)
+    """Padded tokens of one forward pass; None: 1024 on CPUs, 8192 on GPUs. Activations are in proportion to it."""
     logprob_chunk_size: int = Field(1024, ge=1)
     """Positions whose logits exist at one time."""
     gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: a quarter more time. Where memory is
+    short, lower `max_tokens_per_micro_batch` first, which costs less until it is a row's length."""
+    compile: bool = False
+    """Let `torch.compile` fuse the layers, from the first update on; it needs a C++ compiler."""
 
 
 class LoraConfig(Section):

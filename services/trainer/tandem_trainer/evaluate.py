@@ -83,7 +83,7 @@ class Evaluation:
         timeout_s = rollout.timeout_s * steps
         await collect(
             self._client,
-            self._rewards,
+            self._win_rate or self._rewards,
             request,
             self._rows,
             lambda _, group: scored.append(group),

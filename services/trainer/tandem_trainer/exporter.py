@@ -93,7 +93,7 @@ def exposition(record: Mapping[str, Any]) -> str:
     )
 
 
-LABELS = {"rewards": "function", "timings": "phase"}
+LABELS = {"rewards": "function", "rewards_std": "function", "timings": "phase"}
 
 
 def _samples(name: str, value: Any) -> list[tuple[str, float]]:

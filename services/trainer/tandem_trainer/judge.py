@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,11 +37,19 @@ class Judge:
         self._tokenizer = tokenizer
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """See Scorer. A completion alone has no reward."""
+        """See Scorer."""
+        unjudged = self.unjudged(row, group)
+        wins = await self.wins(row, unjudged.texts)
+        return unjudged if wins is None else self.judged(unjudged, (wins, 1 - wins))
+
+    def unjudged(self, row: PromptRow, group: Group) -> ScoredGroup:
+        """The completions, however many, without a reward."""
         texts = decode(self._tokenizer, group)
-        wins = await self.wins(row, texts) if len(texts) > 1 else None
-        rewards = (None,) * len(texts) if wins is None else (wins, 1 - wins)
-        return scored_group(row, group, texts, rewards, {self._function.name: rewards})
+        nothing = (None,) * len(texts)
+        return scored_group(row, group, texts, nothing, {self._function.name: nothing})
+
+    def judged(self, group: ScoredGroup, rewards: tuple[float | None, ...]) -> ScoredGroup:
+        return group.model_copy(update={"rewards": rewards, "rewards_by_function": {self._function.name: rewards}})
 
     async def wins(self, row: PromptRow, texts: Sequence[str]) -> float | None:
         """1 if the first of two is better, 0 if the second is; None if the judge failed and errors are dropped."""
@@ -59,32 +68,37 @@ class WinRate:
         self._judge, self._file = judge, file
         self._rows = {row.index: row for row in rows}
 
+    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+        """See Scorer; rewards come with the call below, when all completions are there."""
+        return self._judge.unjudged(row, group)
+
     async def __call__(self, groups: Sequence[ScoredGroup], version: Version) -> list[ScoredGroup]:
-        """The groups, of one completion each, with rewards.
+        """The groups with rewards; those of the first policy are ties.
 
         Raises:
             UserError: the judge failed, and errors are not dropped.
         """
         if version.step == 0 or not self._file.exists():
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({str(group.row): group.texts[0] for group in groups}))
+            temporary.write_text(json.dumps({str(group.row): group.texts for group in groups}))
             temporary.replace(self._file)
         first = json.loads(self._file.read_text())
         async with task_group() as judging:
-            tasks = [judging.create_task(self._against(group, first.get(str(group.row)))) for group in groups]
+            tasks = [judging.create_task(self._against(group, first.get(str(group.row), ()))) for group in groups]
         return [task.result() for task in tasks]
 
-    async def _against(self, group: ScoredGroup, text: str | None) -> ScoredGroup:
+    async def _against(self, group: ScoredGroup, first: Sequence[str]) -> ScoredGroup:
+        """Sample by sample; None where the first policy has none."""
+        pairs = itertools.zip_longest(group.texts, first[: len(group.texts)])
+        return self._judge.judged(group, tuple([await self._rate(self._rows[group.row], pair) for pair in pairs]))
+
+    async def _rate(self, row: PromptRow, pair: tuple[str, str | None]) -> float | None:
         """Both orders are judged, for a judge may like what comes first; two equal texts are a tie."""
-        reward: float | None = None
-        if text is not None:
-            row, pair = self._rows[group.row], [group.texts[0], text]
-            equal = pair[0] == pair[1]
-            ahead = TIE if equal else await self._judge.wins(row, pair)
-            behind = TIE if equal else await self._judge.wins(row, pair[::-1])
-            reward = None if ahead is None or behind is None else (ahead + 1 - behind) / 2
-        by_function = dict.fromkeys(group.rewards_by_function, (reward,))
-        return group.model_copy(update={"rewards": (reward,), "rewards_by_function": by_function})
+        text, first = pair
+        if first is None or first == text:
+            return None if first is None else TIE
+        ahead, behind = await self._judge.wins(row, (text, first)), await self._judge.wins(row, (first, text))
+        return None if ahead is None or behind is None else (ahead + 1 - behind) / 2
 
 
 def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:

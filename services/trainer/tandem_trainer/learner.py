@@ -26,9 +26,12 @@ from .config import TrainerConfig
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
+from .optimizer import make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
+CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
+"""Of a micro-batch, by default. Larger ones gain a CPU nothing; a GPU has to be kept busy."""
 
 
 class Learner:
@@ -58,21 +61,17 @@ class Learner:
         policy = self._logprobs_of(model)
         if not self._is_elsewhere:
             check(policy)
+        if config.learner.compile:
+            model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
         self._policy = spread(policy, config.learner, accelerator)
-        optim = config.optim
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in self._policy.parameters() if parameter.requires_grad],
-            lr=optim.learning_rate,
-            betas=(optim.adam_beta1, optim.adam_beta2),
-            eps=optim.adam_epsilon,
-            weight_decay=optim.weight_decay,
-        )
+        trained = [parameter for parameter in self._policy.parameters() if parameter.requires_grad]
+        optimizer = make_optimizer(trained, config.optim)
         self._optimizer = accelerator.prepare(optimizer)
         # Not prepared: accelerate would step it once a rank.
         self._scheduler = get_scheduler(
-            optim.lr_scheduler_type,
+            config.optim.lr_scheduler_type,
             optimizer,
-            num_warmup_steps=optim.warmup_steps,
+            num_warmup_steps=config.optim.warmup_steps,
             num_training_steps=config.max_steps,
         )
         self._needs_reference = needs_reference
@@ -108,7 +107,9 @@ class Learner:
 
     def _pieces(self, batch: Batch) -> list[Batch]:
         """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
-        cut = batch.to(self._accelerator.device).micro_batches(self._config.learner.max_tokens_per_micro_batch)
+        device = self._accelerator.device
+        default = CPU_MAX_TOKENS if device.type == "cpu" else GPU_MAX_TOKENS
+        cut = batch.to(device).micro_batches(self._config.learner.max_tokens_per_micro_batch or default)
         pieces = list(cut)
         if self._is_sharded:
             most = max(gather_object([len(pieces)]))

@@ -6,12 +6,18 @@ rows together, C tokens of one chunk, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .errors import UserError
+
+BLOCK = 2**22
+"""Logits that a softmax takes at a time, so that what it needs besides their own memory is small."""
 
 
 class TokenLogprobs(nn.Module):
@@ -29,30 +35,60 @@ class TokenLogprobs(nn.Module):
     def forward(self, token_ids_BS: Tensor, prompt_lengths_B: Tensor, present_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Logprobs and entropies of the completion tokens: [B, T] each, 0 where `present_BT` is False.
 
-        At any time logits exist for `chunk_size` tokens only; the backward pass computes them again.
+        At any time logits exist for `chunk_size` tokens only. The backward pass begins with the last chunk, whose
+        probabilities are kept for it, and computes the others again.
         """
         # No attention mask: padding stands on the right, where a causal model cannot see it.
         hidden_BSH = self.model.base_model(input_ids=token_ids_BS, use_cache=False).last_hidden_state
         rows_N, offsets_N = present_BT.nonzero(as_tuple=True)
         positions_N = prompt_lengths_B[rows_N] + offsets_N
         hidden_NH, targets_N = hidden_BSH[rows_N, positions_N - 1], token_ids_BS[rows_N, positions_N]
-        chunks = [
-            checkpoint(self._chunk, hidden_CH, targets_C, use_reentrant=False)
-            for hidden_CH, targets_C in zip(
-                torch.split(hidden_NH, self._chunk_size), torch.split(targets_N, self._chunk_size), strict=True
-            )
-        ]
+        *again, last = zip(
+            torch.split(hidden_NH, self._chunk_size), torch.split(targets_N, self._chunk_size), strict=True
+        )
+        chunks = [checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in again]
+        chunks.append(self._chunk(*last))
         logprobs_N, entropies_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         where = (rows_N, offsets_N)
         zeros_BT = logprobs_N.new_zeros(present_BT.shape)
         return zeros_BT.index_put(where, logprobs_N), zeros_BT.index_put(where, entropies_N)
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
-        logits_CV = self.model.get_output_embeddings()(hidden_CH).float() / self.temperature
-        logprobs_CV = logits_CV.log_softmax(-1)
-        with torch.no_grad():
-            entropies_C = -(logprobs_CV.exp() * logprobs_CV).sum(-1)
-        return logprobs_CV.gather(-1, targets_C[:, None]).squeeze(-1), entropies_C
+        logits_CV = self.model.get_output_embeddings()(hidden_CH).float()
+        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, self.temperature)  # type: ignore[no-untyped-call]
+        return logprobs_C, entropies_C
+
+
+class _OfTargets(torch.autograd.Function):
+    """Logprobs of targets, and entropies without a gradient, in the memory of the logits.
+
+    What is given as logits is overwritten by probabilities in the forward pass, and by the logits' gradient in the
+    backward pass, so there can be only one of those.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        logprobs_C, entropies_C = logits_CV.new_empty(2, len(logits_CV))
+        rows = max(1, BLOCK // logits_CV.shape[1])
+        blocks = (torch.split(tensor, rows) for tensor in (logits_CV, targets_C, logprobs_C, entropies_C))
+        for values_RV, targets_R, logprobs_R, entropies_R in zip(*blocks, strict=True):
+            logprobs_RV = values_RV.div_(temperature).log_softmax(-1)
+            torch.gather(logprobs_RV, -1, targets_R[:, None], out=logprobs_R[:, None])
+            torch.exp(logprobs_RV, out=values_RV)
+            torch.sum(logprobs_RV.mul_(values_RV), -1, out=entropies_R).neg_()
+        ctx.save_for_backward(logits_CV, targets_C)
+        ctx.temperature = temperature
+        ctx.mark_non_differentiable(entropies_C)
+        return logprobs_C, entropies_C
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_C: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
+        probs_CV, targets_C = ctx.saved_tensors
+        # d log p(target) / d logits = onehot(target) − p, over the temperature
+        grad_C1 = grad_C[:, None] / ctx.temperature
+        gradient_CV = probs_CV.mul_(-grad_C1).scatter_add_(-1, targets_C[:, None], grad_C1)
+        return gradient_CV, None, None
 
 
 @torch.no_grad()

@@ -106,6 +106,7 @@ def _read(config: PromptsConfig) -> Iterator[dict[str, Any]]:
         return _read_jsonl(Path(source))
     import datasets  # slow to import and seldom needed
 
+    datasets.disable_progress_bars()
     file_type = Path(source).suffix.removeprefix(".")
     try:
         if file_type in ("parquet", "csv"):
@@ -145,6 +146,8 @@ def _prompt_row(
         )
     prompt = row[config.column]
     if isinstance(prompt, str):
+        if config.tools:
+            raise UserError(f"{where}: the prompt is plain text, which no tools reach; wanted a conversation")
         text, token_ids = prompt, tokenizer(prompt).input_ids
     else:
         text = _apply_template(where, prompt, row.get("tools"), config, tokenizer)

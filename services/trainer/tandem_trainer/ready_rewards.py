@@ -5,6 +5,7 @@ All take completions as strings or conversations, of which the last turn counts.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -41,8 +42,10 @@ def math_answer(completions: Sequence[Completion], answer: Sequence[str], **_: A
     except ImportError as error:
         raise UserError('math-verify is not installed; pip install "tandem-trainer[math]"') from error
 
+    # Its own deadlines are signals, which the main thread alone can take; it warns that without them there are none.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
     def score(text: str, wanted: str) -> float | None:
-        # Its own deadlines are signals, which the main thread alone can take.
         gold = parse(wanted, parsing_timeout=None) or parse(f"${wanted}$", parsing_timeout=None)
         got = parse(text, parsing_timeout=None)
         return float(verify(gold, got, timeout_seconds=None)) if gold else None

@@ -46,6 +46,7 @@ class Sandbox:
         self._function, self._arguments, self._timeout_s = function, dict(arguments), timeout_s
         self._turn = asyncio.Lock()
         self._process: Process | None = None
+        self._warned = False
 
     async def __call__(self, arguments: Mapping[str, Any]) -> Any:
         """What the function answers to `arguments`; waits for its turn first, which the deadline leaves out.
@@ -82,7 +83,9 @@ class Sandbox:
             start_new_session=True,
             limit=_MAX_ANSWER_BYTES,
         )
-        if not await self._ask((self._function, self._arguments), START_TIMEOUT_S):
+        without_network = await self._ask((self._function, self._arguments), START_TIMEOUT_S)
+        if not without_network and not self._warned:
+            self._warned = True
             log.warning(
                 "reward function %s: its sandbox shares the trainer's network, because this machine lets no ordinary "
                 "user make a network namespace; put the trainer into a network of its own, as compose.yaml does",

@@ -1,4 +1,4 @@
-"""What the sets in ci/ render to, word for word, so that a change of the chart is seen in a review as what it does.
+"""What the chart renders to, word for word, so that a change of it is seen in a review as what it does.
 
 After a change: TANDEM_GOLDEN=write .venv/bin/pytest tests/deployment/helm/test_helm_golden.py
 """
@@ -11,13 +11,25 @@ import re
 import pytest
 import yaml
 
-from support.helm import CHART, CI_VALUES, ROOT, helm
+from support.helm import CHART, ROOT, helm
 
 pytestmark = pytest.mark.helm
 
 GOLDEN = ROOT / "tests/golden/helm"
 FILES = ("files/digits/prepare.py", "files/digits/rewards.py", "files/check.py", "files/dashboard.json")
-SETS = {"defaults": (), **{file.stem: ("--values", str(file)) for file in CI_VALUES}}
+NODES = "--set trainer.nodes=2,storage.runs.accessMode=ReadWriteMany"
+SETS = {
+    "defaults": (),
+    "gpu": ("--values", str(CHART / "ci/gpu-values.yaml")),
+    "multinode": ("--values", str(CHART / "ci/multinode-values.yaml")),
+    "nodes": (
+        *NODES.split(),
+        "--show-only",
+        "templates/service-trainer.yaml",
+        "--show-only",
+        "templates/job-trainer.yaml",
+    ),
+}
 
 
 def rendered(arguments: tuple[str, ...]) -> str:
@@ -40,8 +52,12 @@ def test_the_rendering_is_the_golden_one(name: str) -> None:
     assert text == file.read_text(), f"if {file.name} should change, write it anew: see {__file__}"
 
 
-def test_nothing_else_is_golden() -> None:
+def test_every_template_has_a_golden_rendering_and_nothing_else_is_golden() -> None:
     assert {file.stem for file in GOLDEN.iterdir()} == SETS.keys()
+    text = "".join(file.read_text() for file in GOLDEN.iterdir())
+    shown = set(re.findall(r"# Source: tandem/templates/(\S+)", text))
+    templates = {str(path.relative_to(CHART / "templates")) for path in (CHART / "templates").rglob("*.yaml")}
+    assert shown == templates - {"validate.yaml"}
 
 
 def test_a_rendering_is_the_same_each_time_but_for_the_token() -> None:

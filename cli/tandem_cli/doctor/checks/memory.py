@@ -86,16 +86,18 @@ def _with_cpu_cache(facts: Facts, weights: float, text: str) -> Need:
 def trainer_need(facts: Facts) -> Need:
     """A process holds P × (4 parameters + 4 gradients + 8 AdamW) bytes, P × 2 for copies in bfloat16 where that is the
     dtype, P × 4 for a reference model (grpo.beta), P × 4 for what several processes exchange gradients in, and the
-    activations of max_tokens_per_micro_batch tokens. Logits exist as one chunk, its softmax and its gradient:
-    3 × logprob_chunk_size × V × 4.
+    activations of max_tokens_per_micro_batch tokens. Logits exist for one chunk, in whose memory their softmax and
+    gradient are computed: logprob_chunk_size × V × 4, and × 2 for a copy in bfloat16 where that is the dtype.
     """
     config, model, ranks = known(facts.settings).trainer, known(facts.model), trainer_processes(facts)
-    learner, tokens = config.learner, config.learner.max_tokens_per_micro_batch
+    learner, on_gpu = config.learner, _on_gpu(facts, TRAINER)
+    tokens = learner.max_tokens_per_micro_batch or (8192 if on_gpu else 1024)
     extras = (2 * (learner.dtype == "bfloat16"), 4 * (config.grpo.beta > 0), 4 * (ranks > 1))
     state_width = 16 + sum(extras)
     state = model.parameters * state_width
-    activations = tokens * token_bytes(model, learner) + 3 * learner.logprob_chunk_size * model.vocab * 4
-    here = 1 if _on_gpu(facts, TRAINER) else ranks
+    logits = learner.logprob_chunk_size * model.vocab * (4 if learner.dtype == "float32" else 6)
+    activations = tokens * token_bytes(model, learner) + logits
+    here = 1 if on_gpu else ranks
     text = (
         f"{count(model.parameters)} × {state_width} B = {gib(state)} parameters, gradients, optimizer + "
         f"{gib(activations)} activations of {tokens} tokens"

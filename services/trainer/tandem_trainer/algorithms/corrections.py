@@ -27,7 +27,7 @@ def sampler_correction(tokens: Tokens, options: GrpoConfig) -> Tensor | None:
 
     A token whose logprob the sampler did not give counts as 1.
 
-    Source: importance sampling truncated as in arXiv:2510.11370's TIS or masked as in its MIS, with TRL's defaults.
+    Source: truncated importance sampling, https://fengyao.notion.site/off-policy-rl; masked as TRL 1.16 has it.
     """
     if options.importance_sampling == "none":
         return None

@@ -1,0 +1,142 @@
+"""The pods of the chart run for real, with the mock generator: their end, fences and probes, and what comes after."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from support.helm import CHART, Object, render
+from support.podman import cluster
+from support.probes import probed
+from support.runs import Run, project_values, upgraded
+
+pytestmark = [pytest.mark.docker, pytest.mark.helm, pytest.mark.podman]
+
+START_TIMEOUT_S = 180.0
+END_TIMEOUT_S = 180.0
+
+
+def rendered(steps: int, **values: Any) -> list[Object]:
+    return render({**project_values(steps), **values}, of=CHART / "ci/mock-values.yaml")
+
+
+@pytest.fixture(scope="module")
+def finished(mock_pods: None) -> Iterator[Run]:
+    """A run of four steps from two replicas, to its end."""
+    with cluster() as made:
+        run = Run(made, rendered(4))
+        run.start(timeout_s=START_TIMEOUT_S)
+        assert run.end(timeout_s=END_TIMEOUT_S) == [0], run.logs()
+        yield run
+
+
+@pytest.fixture(scope="module")
+def endless(mock_pods: None) -> Iterator[Run]:
+    """A run that goes on until it is stopped, and has begun."""
+    with cluster() as made:
+        run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
+        run.start(timeout_s=START_TIMEOUT_S)
+        run.reach(1)
+        yield run
+
+
+def test_the_rendered_pods_train_to_the_end_and_every_replica_serves_it(finished: Run) -> None:
+    assert [line["step"] for line in finished.metrics()[:4]] == [1, 2, 3, 4]
+    assert len(finished.generators) == 2
+    for generator in finished.generators:
+        assert finished.served(generator) == finished.metrics()[-1]["version"]
+
+
+def test_helm_test_passes(finished: Run) -> None:
+    finished.test(timeout_s=END_TIMEOUT_S)
+
+
+def test_changed_configuration_is_another_job_which_goes_on_from_the_checkpoint(finished: Run) -> None:
+    before = [finished.started_at(generator) for generator in finished.generators]
+    objects = upgraded(finished.objects, rendered(6))
+    changed = Run(finished.cluster, objects)
+    assert {pod.name for pod in changed.trainers}.isdisjoint(pod.name for pod in finished.trainers)
+    changed.start_trainers(timeout_s=START_TIMEOUT_S)
+    assert changed.end(timeout_s=END_TIMEOUT_S) == [0], changed.logs()
+    assert [line["step"] for line in changed.metrics()] == [1, 2, 3, 4, 5, 6]
+    assert [line["version"] for line in changed.metrics()[3:]] == ["4.1", "5.2", "6.2"]
+    for generator in finished.generators:
+        assert finished.served(generator) == "6.2"
+    assert [finished.started_at(generator) for generator in finished.generators] == before
+
+
+def test_pods_are_fenced_in(endless: Run) -> None:
+    for pod in endless.pods:
+        status = dict(
+            line.split(":\t", 1)
+            for line in endless.cluster.python(pod, "print(open('/proc/1/status').read())").splitlines()
+            if ":\t" in line
+        )
+        assert status["Uid"].split() == ["10001"] * 4
+        assert status["Gid"].split() == ["10001"] * 4
+        assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
+        assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+        assert endless.refusal(pod, "/opt/x") == "EROFS"
+        assert endless.refusal(pod, "/tmp/x") == "none"
+        assert endless.refusal(pod, "/dev/shm/x") == "none"
+
+
+def test_a_generator_writes_no_weights_but_its_lease(endless: Run) -> None:
+    (generator,), (trainer,) = endless.generators, endless.trainers
+    for path in ("/weights/x", "/opt/store/LATEST", "/cache/x", "/secrets/x"):
+        assert endless.refusal(generator, path) == "EROFS"
+    assert endless.refusal(generator, "/leases/x") == "none"
+    for path in ("/weights/x", "/cache/x", "/runs/x"):
+        assert endless.refusal(trainer, path) == "none"
+
+
+def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Run) -> None:
+    for pod in endless.pods:
+        assert endless.token not in json.dumps(endless.cluster.inspect(pod))
+    (generator,) = endless.generators
+    assert endless.ask(generator, "/info", token="") == 401
+    assert endless.ask(generator, "/info", token=endless.token) == 200
+
+
+def test_no_switch_of_weights_disturbs_a_probe(endless: Run) -> None:
+    (generator,) = endless.generators
+    first = endless.step(generator)
+    with probed(generator, endless.cluster.address(generator)) as answers:
+        endless.reach(first + 20)
+    assert len(answers.ready) >= 10
+    assert set(answers.ready) == set(answers.alive) == {True}
+
+
+def test_a_killed_generator_comes_back_and_serves_the_newest_weights(endless: Run) -> None:
+    (generator,) = endless.generators
+    before = endless.step(generator)
+    endless.cluster.kill(generator)
+    endless.reach(before + 3)
+    assert endless.cluster.inspect(generator)["RestartCount"] == 1
+    steps = [line["step"] for line in endless.metrics()]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_stopped_pods_end_within_their_grace(mock_pods: None) -> None:
+    with cluster() as made:
+        run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
+        run.start(timeout_s=START_TIMEOUT_S)
+        run.reach(1)
+        for pod in (*run.trainers, *run.generators):
+            assert made.stop(pod) == 0, made.logs(pod)
+        assert run.checkpoint(len(run.metrics())).exists(), "what was learned is kept"
+        made.down()
+        assert made.leftovers() == []
+
+
+def test_a_trainer_of_two_nodes_is_one_run(mock_pods: None) -> None:
+    with cluster() as made:
+        shared = {"accessMode": "ReadWriteMany"}
+        run = Run(made, rendered(4, trainer={"nodes": 2}, storage=dict.fromkeys(("weights", "cache", "runs"), shared)))
+        run.start(timeout_s=START_TIMEOUT_S)
+        assert run.end(timeout_s=END_TIMEOUT_S) == [0, 0], run.logs()
+        assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
+        assert {path.name for path in run.checkpoint(4).glob("rollouts-*")} == {"rollouts-0.json", "rollouts-1.json"}

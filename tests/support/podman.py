@@ -1,0 +1,203 @@
+"""One machine's stand-in for a cluster: plays a rendering's pods with podman, on a network and volumes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+
+import docker
+import yaml
+
+from support.helm import Object
+from support.pods import Pod, manifest
+from tandem_cli.testing import is_orphan, unique_name
+
+PAGE_BYTES = 4096
+PLAY_TIMEOUT_S = 60.0
+
+
+def podman(*words: str, stdin: str = "", timeout_s: float = PLAY_TIMEOUT_S) -> str:
+    """What a podman command prints, which has to succeed."""
+    done = _run(words, stdin, timeout_s)
+    assert done.returncode == 0, f"podman {' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}"
+    return done.stdout.strip()
+
+
+def logs(container: str) -> str:
+    """What a container has printed."""
+    done = _run(("logs", container))
+    return done.stdout + done.stderr
+
+
+def _run(words: Sequence[str], stdin: str = "", timeout_s: float = PLAY_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    command = ["podman", "--log-level=error", *words]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=timeout_s)
+
+
+def load_images(*names: str) -> None:
+    """Bring images of the Docker engine into podman's store, where it has others or none."""
+    for name in names:
+        image = docker.from_env(timeout=60).images.get(name).id.removeprefix("sha256:")
+        if image in podman("images", "--all", "--quiet", "--no-trunc"):
+            podman("tag", image, f"localhost/{name}")
+            continue
+        with subprocess.Popen(["docker", "save", image], stdout=subprocess.PIPE) as save:
+            subprocess.run(["podman", "load", "--quiet"], stdin=save.stdout, check=True, timeout=900)
+        podman("tag", image, f"localhost/{name}")
+        podman("image", "prune", "--force")
+
+
+class Cluster:
+    """The objects of a rendering; their volumes and the pods that are played bear the cluster's name."""
+
+    def __init__(self) -> None:
+        self.name = unique_name()
+        self._addresses: dict[str, str] = {}
+        podman("network", "create", "--internal", self.name)
+
+    # -- volumes, as support.pods wants them ---------------------------------------------------------------------
+
+    def own(self, name: str) -> str:
+        return f"{self.name}-{name}"
+
+    def claim(self, name: str, group: int) -> str:
+        """A volume as kubelet leaves it to an fsGroup."""
+        if self._volume(name, f"o=uid=0,gid={group}"):
+            self.folder(name).chmod(0o2775 if group else 0o755)
+        return self.own(name)
+
+    def scratch(self, name: str, size: str, group: int) -> str:
+        """An emptyDir: in memory, so that its size holds."""
+        number, unit = re.fullmatch(r"(\d+)([KMG])i", size).groups()
+        pages = int(number) * 1024 ** (1 + "KMG".index(unit)) // PAGE_BYTES
+        self._volume(name, "type=tmpfs", "device=tmpfs", f"o=nr_blocks={pages},mode=2777,uid=0,gid={group}")
+        return self.own(name)
+
+    def _volume(self, name: str, *options: str) -> bool:
+        """Make a volume; False if it was there."""
+        if self.own(name) in podman("volume", "ls", "--quiet").split():
+            return False
+        podman("volume", "create", *(word for option in options for word in ("--opt", option)), self.own(name))
+        return True
+
+    def folder(self, claim: str, path: str = ".") -> Path:
+        """Where a claim's files are on this machine."""
+        return Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", self.own(claim))) / path
+
+    # -- pods ----------------------------------------------------------------------------------------------------
+
+    def play(self, objects: Sequence[Object], pods: Sequence[Pod], *, timeout_s: float) -> None:
+        """Start pods of a rendering side by side, each when its init containers have ended; all run afterwards."""
+        for pod in pods:
+            for volume in pod.spec["volumes"]:
+                if claim := volume.get("persistentVolumeClaim"):
+                    self.claim(claim["claimName"], pod.group)
+        pool = ThreadPoolExecutor(len(pods))
+        tasks = [pool.submit(self._play, pod, objects, timeout_s) for pod in pods]
+        pool.shutdown(wait=False)
+        done, pending = wait(tasks, timeout=timeout_s + PLAY_TIMEOUT_S, return_when=FIRST_EXCEPTION)
+        if pending:  # what they wait for will not come
+            _remove({"pod": _existing(self.name)["pod"]})
+            wait(pending, timeout=PLAY_TIMEOUT_S)
+        for task in done:
+            task.result()
+        assert not pending, f"{len(pending)} of {len(pods)} pods did not start within {timeout_s} s"
+
+    def _play(self, pod: Pod, objects: Sequence[Object], timeout_s: float) -> None:
+        for init in pod.inits:
+            self._kube_play(manifest(pod, objects, self, init), aliases=())
+            container = self.own(f"{pod.name}-{init['name']}-{init['name']}")
+            assert self._exit_code(container, timeout_s) == 0, logs(container)
+        self._kube_play(manifest(pod, objects, self), pod.names)
+
+    def _kube_play(self, documents: Sequence[Object], aliases: Sequence[str]) -> None:
+        network = ",".join([f"alias={alias}" for alias in aliases])
+        podman("kube", "play", "--network", f"{self.name}:{network}", "-", stdin=yaml.safe_dump_all(documents))
+
+    def container(self, pod: Pod) -> str:
+        return self.own(f"{pod.name}-{pod.container['name']}")
+
+    def wait(self, pod: Pod, *, timeout_s: float) -> int:
+        """The exit code of a pod that ends by itself."""
+        return self._exit_code(self.container(pod), timeout_s)
+
+    def _exit_code(self, container: str, timeout_s: float) -> int:
+        return int(podman("wait", container, timeout_s=timeout_s))
+
+    def logs(self, pod: Pod) -> str:
+        return logs(self.container(pod))
+
+    def python(self, pod: Pod, code: str) -> str:
+        """What `code` prints inside a running pod."""
+        return podman("exec", self.container(pod), "python3", "-c", code)
+
+    def address(self, pod: Pod) -> str:
+        if pod.name not in self._addresses:
+            infra = json.loads(podman("pod", "inspect", self.own(pod.name)))["InfraContainerID"]
+            networks = json.loads(podman("inspect", infra))[0]["NetworkSettings"]["Networks"]
+            self._addresses[pod.name] = networks[self.name]["IPAddress"]
+        return self._addresses[pod.name]
+
+    def inspect(self, pod: Pod) -> Object:
+        """What podman knows of a pod's container."""
+        (found,) = json.loads(podman("inspect", self.container(pod)))
+        return dict(found)
+
+    def kill(self, pod: Pod) -> None:
+        """End a container as if it had crashed; `podman kill` would end the pod with it."""
+        os.kill(self.inspect(pod)["State"]["Pid"], signal.SIGKILL)
+
+    def stop(self, pod: Pod) -> int:
+        """End a pod as kubelet does: preStop, then SIGTERM, then its grace. Returns its exit code."""
+        grace_s = pod.spec["terminationGracePeriodSeconds"]
+        if hook := pod.container.get("lifecycle", {}).get("preStop"):
+            podman("exec", self.container(pod), *hook["exec"]["command"])
+        # The container alone: `podman pod stop` takes the pod's network down at the same time.
+        podman("stop", "--time", str(grace_s), self.container(pod), timeout_s=grace_s + PLAY_TIMEOUT_S)
+        return self.wait(pod, timeout_s=PLAY_TIMEOUT_S)
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def leftovers(self) -> list[str]:
+        """Every pod, volume and network that bears the cluster's name."""
+        return [name for names in _existing(self.name).values() for name in names]
+
+    def down(self) -> None:
+        _remove(_existing(self.name))
+
+
+@contextmanager
+def cluster() -> Iterator[Cluster]:
+    """A cluster that is gone afterwards."""
+    made = Cluster()
+    try:
+        yield made
+    finally:
+        made.down()
+
+
+def sweep() -> None:
+    """Remove what test processes that were killed have left."""
+    _remove({kind: [name for name in names if is_orphan(name)] for kind, names in _existing().items()})
+
+
+REMOVE = {"pod": ("--force", "--time", "0"), "volume": ("--force",), "network": ()}
+"""What podman has of a cluster, in the order of removal, with the options of `podman KIND rm`."""
+
+
+def _existing(prefix: str = "") -> dict[str, list[str]]:
+    listed = {kind: podman(kind, "ls", "--format", "{{.Name}}").split() for kind in REMOVE}
+    return {kind: [name for name in names if name.startswith(prefix)] for kind, names in listed.items()}
+
+
+def _remove(existing: dict[str, list[str]]) -> None:
+    for kind, names in existing.items():
+        if names:
+            podman(kind, "rm", *REMOVE[kind], *names)
