@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +22,6 @@ from tandem_protocol.errors import (
     WeightsNotVisible,
     WeightsRefused,
 )
-from tandem_protocol.fingerprint import differences
 from tandem_protocol.manifest import Kind, Manifest
 from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
 from tandem_protocol.store import WeightStore
@@ -31,6 +30,7 @@ from tandem_protocol.version import BASE, Version
 from . import metrics
 from .config import GeneratorConfig
 from .engines.base import Engine
+from .fit import check_model
 from .lease import LeaseKeeper
 
 log = logging.getLogger(__name__)
@@ -230,7 +230,7 @@ class Policy:
                 f"version {version} in {self._store.root} has manifest digest {found}; wanted {digest}. Another run or "
                 "another attempt wrote it: give each run its own shared.weights_dir, and publish again."
             )
-        _check_model(manifest, self.engine)
+        check_model(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
         await asyncio.to_thread(self._store.verify, manifest)
         directory = self._store.directory(version)
@@ -314,53 +314,3 @@ class Policy:
                     self.failed.set()
             else:
                 silences, self._hung = 0, None
-
-
-def _check_model(manifest: Manifest, engine: Engine) -> None:
-    facts = engine.facts
-    # The parameter table is compared name by name below, which tells more than its digest.
-    if other := [name for name in differences(facts.fingerprint, manifest.fingerprint) if name != "parameters"]:
-        raise WeightsRefused(
-            f"version {manifest.version} (run {manifest.run!r}) is of another model: its {' and '.join(other)} differ "
-            "from this generator's. Start both services with the same shared.model and revision."
-        )
-    if manifest.kind == "lora" or manifest.kind not in facts.kinds:
-        _check_kind(manifest, engine)
-        return
-    problems = _table_problems(facts.shapes, manifest.shapes) if facts.shapes else []
-    if problems:
-        raise WeightsRefused(
-            f"version {manifest.version} (run {manifest.run!r}) does not fit this generator's model in {len(problems)} "
-            f"tensors: {'; '.join(problems[:3])}. Start both services with the same shared.model and revision."
-        )
-
-
-def _check_kind(manifest: Manifest, engine: Engine) -> None:
-    facts, name = engine.facts, f"version {manifest.version} (run {manifest.run!r})"
-    if manifest.kind not in facts.kinds:
-        raise WeightsRefused(
-            f"{name} is of kind {manifest.kind}; this generator serves {', '.join(sorted(facts.kinds))}. With "
-            "trainer.lora set generator.vllm: {enable_lora: true, max_lora_rank: …}, without it leave both out; then "
-            "start the generator again."
-        )
-    if manifest.lora_rank > facts.max_lora_rank:
-        raise WeightsRefused(
-            f"{name} is an adapter of rank {manifest.lora_rank}; wanted at most {facts.max_lora_rank}. Raise "
-            "generator.vllm.max_lora_rank and start the generator again, or lower trainer.lora.r."
-        )
-    if "parameters" in differences(facts.fingerprint, manifest.fingerprint):
-        raise WeightsRefused(
-            f"{name} is an adapter for a model with other parameters than this generator's. Start both services with "
-            "the same shared.model and revision."
-        )
-
-
-def _table_problems(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> list[str]:
-    missing = [f"{name} is missing" for name in sorted(ours.keys() - theirs.keys())]
-    unknown = [f"{name} is unknown" for name in sorted(theirs.keys() - ours.keys())]
-    shapes = [
-        f"{name} got {theirs[name]}, wanted {ours[name]}"
-        for name in sorted(ours.keys() & theirs.keys())
-        if ours[name] != theirs[name]
-    ]
-    return [*shapes, *missing, *unknown]

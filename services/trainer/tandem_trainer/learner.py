@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, init_empty_weights
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from tandem_protocol.config import SharedConfig
 
@@ -29,7 +28,7 @@ from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
 from .optimizer import make_optimizer
-from .parallel import is_sharded, load_optimizer, save_model, save_optimizer, spread
+from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
@@ -55,13 +54,14 @@ class Learner:
         """
         self._shared, self._config, self._tokenizer, self._accelerator = shared, config, tokenizer, accelerator
         self._is_sharded = is_sharded(config.learner, accelerator)
-        model = load_model(shared.model, shared)
+        model = self._loaded(shared.model)
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if config.lora:
             add_adapter(model, config.lora, shared.model)
         policy = self._logprobs_of(model)
-        check(policy)
+        if not self._is_elsewhere:
+            check(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
         self._policy = spread(policy, config.learner, accelerator)
@@ -220,12 +220,19 @@ class Learner:
         if self._config.lora:
             load_adapter(self.model, directory / MODEL_DIR)
         else:
-            saved = load_model(directory / MODEL_DIR, self._shared)
-            set_model_state_dict(self.model, saved.state_dict(), options=StateDictOptions(full_state_dict=True))
+            fill(self.model, self._loaded(directory / MODEL_DIR).state_dict(), from_main=self._is_sharded)
         load_optimizer(self.model, self._optimizer.optimizer, directory)
         state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
         self._scheduler.load_state_dict(state["scheduler"])
         torch.set_rng_state(state["rng"])
+
+    def _loaded(self, source: str | Path) -> PreTrainedModel:
+        return load_model(source, self._shared, without_weights=self._is_elsewhere)
+
+    @property
+    def _is_elsewhere(self) -> bool:
+        """Whether this process reads no weights: it gets its part of them from the main process."""
+        return self._is_sharded and not self._accelerator.is_main_process
 
     def _logprobs_of(self, model: PreTrainedModel) -> TokenLogprobs:
         return TokenLogprobs(
@@ -233,7 +240,7 @@ class Learner:
         )
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
-        policy = self._logprobs_of(load_model(shared.model, shared).requires_grad_(False).eval())
+        policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False).eval())
         return spread(policy, self._config.learner, self._accelerator)
 
     def _sum(self, values: list[float]) -> list[float]:
@@ -274,16 +281,26 @@ def _give_back_freed_memory() -> None:
         libc.malloc_trim(0)
 
 
-def load_model(source: str | Path, shared: SharedConfig) -> PreTrainedModel:
+def load_model(source: str | Path, shared: SharedConfig, *, without_weights: bool = False) -> PreTrainedModel:
     """The model in float32, without dropout: the generator that its logprobs are compared with has none.
+
+    Args:
+        without_weights: its parameters have shapes only.
 
     Raises:
         UserError: there is no such model.
     """
+    options = {"revision": shared.revision, "trust_remote_code": shared.trust_remote_code}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, revision=shared.revision, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
-        )
+        if without_weights:
+            config = AutoConfig.from_pretrained(source, **options)
+            with init_empty_weights(include_buffers=False):
+                model: Any = AutoModelForCausalLM.from_config(
+                    config, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
+                )
+            model.tie_weights()  # which the context has undone
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
     except (OSError, ValueError) as error:
         raise UserError(
             f"shared.model {str(source)!r} cannot be loaded: {error}. Wanted a directory with a Hugging Face model "

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
@@ -39,9 +45,14 @@ def is_sharded(config: LearnerConfig, accelerator: Accelerator) -> bool:
 
 
 def spread(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator) -> nn.Module:
-    """`policy` on the ranks and their devices, for training or, if nothing of it is trained, for use as it is."""
+    """`policy` on the ranks and their devices, for training or, if nothing of it is trained, for use as it is.
+
+    Where it is sharded, the main process' weights are everyone's, and the others may come without.
+    """
     if is_sharded(config, accelerator):
+        weights = policy.model.state_dict()
         _shard(policy, accelerator, getattr(torch, config.dtype))
+        fill(policy.model, weights, from_main=True)
         return policy
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         return policy.to(accelerator.device)
@@ -64,6 +75,15 @@ def _shard(policy: TokenLogprobs, accelerator: Accelerator, dtype: torch.dtype) 
         if type(module).__name__ in layers:
             fully_shard(module, mesh=mesh, mp_policy=precision)
     fully_shard(policy, mesh=mesh, mp_policy=precision)
+
+
+def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], *, from_main: bool) -> None:
+    """Give `model` whole `weights`, each rank its part: tensor by tensor from the main process, or everyone's own."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=from_main)
+    mine: dict[str, Any] = dict(weights) if not from_main or torch.distributed.get_rank() == 0 else {}
+    set_model_state_dict(model, mine, options=options)
+    if from_main:
+        model.tie_weights()  # torch has given each name a tensor of its own
 
 
 def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
