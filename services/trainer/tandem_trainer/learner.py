@@ -163,8 +163,7 @@ class Learner:
         )
         # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
         self._accelerator.backward(share.loss * self._accelerator.num_processes)
-        if self._accelerator.device.type == "cpu":
-            _give_back_freed_memory()
+        _give_back_freed_memory()
         return logprobs_BT.detach(), share
 
     @torch.no_grad()
@@ -275,7 +274,8 @@ def _mean_or_max(name: str, parts: list[tuple[float, float]]) -> float:
 
 
 def _give_back_freed_memory() -> None:
-    """What glibc holds of freed activations is in pieces too small for the next micro-batch's (docs/measured.md)."""
+    """To the system, of the host: what glibc holds of a CPU's freed activations is in pieces too small for the next
+    micro-batch's (docs/measured.md)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
