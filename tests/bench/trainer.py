@@ -251,7 +251,7 @@ def make_trl_env() -> None:
         return
     print(f"Installing {TRL} into {TRL_ENV} …", file=sys.stderr)
     subprocess.run([sys.executable, "-m", "venv", "--clear", TRL_ENV], check=True)
-    env = {**os.environ, "PATH": f"{TRL_ENV / 'bin'}:{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
+    env = {**os.environ, "PIP_QUIET": "1", "PATH": f"{TRL_ENV / 'bin'}:{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
     lock = ROOT / "docker/requirements/trainer-cpu.txt"
     subprocess.run([ROOT / "docker/install", lock], env=env, check=True, stdout=sys.stderr)
     subprocess.run([TRL_ENV / "bin/pip", "install", "--quiet", "--no-deps", TRL], check=True)
