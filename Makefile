@@ -25,7 +25,7 @@ test: setup  ## Run the tests (TESTS=tests/unit); says what it skipped and why
 	$(BIN)/pytest $(TESTS)
 
 bench: setup  ## Measure and print ratios; gates nothing
-	@for script in $(filter-out %/trainer.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(filter-out %/trainer.py %/trainer_update.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
 bench-trainer: setup  ## One update ÷ TRL's: time and peak memory (makes .venv-trl; 20 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py

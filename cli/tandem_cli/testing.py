@@ -90,6 +90,7 @@ class GeneratorContainer(DockerContainer):
 
     @property
     def client(self) -> httpx.Client:
+        """A new one, for a `with` block."""
         return httpx.Client(base_url=self.url, headers=self.headers, timeout=120.0)
 
 
@@ -110,7 +111,8 @@ class _Ready(WaitStrategy):
 
 def _why_not_ready(container: GeneratorContainer) -> str | None:
     try:
-        answer = container.client.get("/readyz")
+        with container.client as client:
+            answer = client.get("/readyz")
     except (httpx.TransportError, TimeoutError, ConnectionError) as error:  # also of looking up its port
         return f"{type(error).__name__}: {error}"
     return None if answer.is_success else answer.text

@@ -63,6 +63,18 @@ def test_a_project_that_only_its_owner_can_read_is_copied(project: Path) -> None
         assert made.container("preflight").attrs["State"]["ExitCode"] == 0
 
 
+def test_the_hubs_token_reaches_what_fetches_and_is_in_no_environment(project: Path, tmp_path: Path) -> None:
+    file = tmp_path / "hub-token"
+    file.write_text("of-the-hub\n")
+    file.chmod(0o600)
+    (project / "prepare.py").write_text("import os, sys; sys.exit(os.environ.get('HF_TOKEN') != 'of-the-hub')")
+    with stack(project, variables={"TANDEM_HF_TOKEN_FILE": str(file)}) as made:
+        made.must("up", "--no-build", "preflight")
+        container = made.container("preflight")
+        assert container.attrs["State"]["ExitCode"] == 0, made.logs("preflight")
+        assert "of-the-hub" not in json.dumps(container.attrs)
+
+
 def test_cpu_sets_that_overlap_are_refused_before_anything_starts(project: Path) -> None:
     cpus = {"TANDEM_GENERATOR_CPUS": "0-1", "TANDEM_TRAINER_CPUS": "1"}
     with stack(project, variables=cpus) as made:

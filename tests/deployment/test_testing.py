@@ -85,7 +85,7 @@ def test_what_a_killed_test_leaves_is_swept() -> None:
     ).stdout.strip()
     engine = docker.from_env(timeout=60)
     assert engine.containers.get(name).status == "running"
-    with GeneratorContainer() as ours:
+    with GeneratorContainer() as ours, ours.client as client:
         sweep()
-        assert ours.client.get("/readyz").status_code == 200, "what is still somebody's stays"
+        assert client.get("/readyz").status_code == 200, "what is still somebody's stays"
     assert name not in [container.name for container in engine.containers.list(all=True)]

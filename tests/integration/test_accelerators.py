@@ -18,10 +18,12 @@ from pathlib import Path
 from types import SimpleNamespace as Fake
 import torch
 from accelerate import Accelerator
-from tandem_trainer.__main__ import all_accelerators
-rank = Accelerator(cpu=True).process_index
+from tandem_trainer.devices import all_accelerators
+accelerator = Accelerator(cpu=True)
+rank = accelerator.process_index
 torch.cuda.get_device_properties = lambda device: Fake(uuid=f"uuid-{device.index}")
 Path(f"rank-{rank}").write_text(" ".join(all_accelerators(Fake(device=torch.device("cuda", rank)))))
+accelerator.state.destroy_process_group()
 """
 
 

@@ -14,6 +14,7 @@ from support.facts import GIB, QWEN, UUIDS, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import memory
 from tandem_cli.doctor.facts import Facts, Gpu, Model, Nvidia
 from tandem_cli.doctor.settings import LearnerPart
+from tandem_trainer.devices import CPU_MAX_TOKENS, GPU_MAX_TOKENS
 from tandem_trainer.logprobs import TokenLogprobs
 
 MODEL = Model("", 1000, 3, 8, 20, 2, 4, 100, 64)
@@ -61,7 +62,8 @@ def test_the_trainer_holds_its_state_and_a_micro_batchs_activations() -> None:
     half = learner | {"dtype": "bfloat16"}
     assert trainer_bytes(learner=half) == 18_000 + 3 * 10 * (30 * 8 + 4 * 8 + 8 * 20) + 5 * 100 * 6
     default = learner | {"max_tokens_per_micro_batch": None}
-    assert trainer_bytes(learner=default) == 16_000 + 3 * 8192 * layer / 10 + logits, "on a GPU"
+    assert trainer_bytes(learner=default) == 16_000 + 3 * GPU_MAX_TOKENS * layer / 10 + logits
+    assert trainer_bytes(on_cpus(), learner=default) == 16_000 + 3 * CPU_MAX_TOKENS * layer / 10 + logits
     recomputed = learner | {"gradient_checkpointing": True}
     assert trainer_bytes(learner=recomputed) == 16_000 + layer + 3 * 10 * 8 * 4 + logits
 

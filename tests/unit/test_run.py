@@ -192,6 +192,8 @@ def test_a_checkpoint_of_something_else_is_refused_with_both_values(tmp_path: Pa
 
 
 def test_a_checkpoint_is_due_where_an_evaluation_is_the_best_and_a_resumed_run_remembers_which(tmp_path: Path):
+    saved: Any = Saved()  # stands for the learner and the rollouts
+
     def run() -> Run:
         return _run(
             tmp_path,
@@ -203,18 +205,18 @@ def test_a_checkpoint_is_due_where_an_evaluation_is_the_best_and_a_resumed_run_r
         run.measure(number, GROUPS, {"loss": 0.25})
         run.evaluated({"reward_mean": reward})
         if due := run.checkpoint_due(number):
-            run.checkpoint(number, saved, saved)  # type: ignore[arg-type]
+            run.checkpoint(number, saved, saved)
         return due
 
-    saved, first = Saved(), run()
+    first = run()
     first.evaluated({"reward_mean": 9.0})  # of the policy that training starts from: no checkpoint holds it
     assert [step(first, n, reward) for n, reward in [(1, 0.2), (2, 0.5), (3, 0.5), (4, None), (5, 0.1)]] == [
         True, True, False, False, True,
     ]  # fmt: skip
     again = run()
-    again.resume(saved, saved)  # type: ignore[arg-type]
+    again.resume(saved, saved)
     assert [step(again, n, reward) for n, reward in [(6, 0.4), (7, 0.5)]] == [False, False]
-    again.checkpoint(7, saved, saved)  # type: ignore[arg-type]
+    again.checkpoint(7, saved, saved)
     kept = sorted((tmp_path / "default" / "checkpoints").iterdir())
     assert [path.name for path in kept] == ["000002", "000007"]
     assert json.loads((kept[-1] / "state.json").read_text())["best"] == {"step": 2, "reward_mean": 0.5}

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
+from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -30,6 +30,7 @@ from . import algorithms, trackers
 from .algorithms.base import Algorithm
 from .client import GeneratorClient
 from .config import Settings, TrainerConfig
+from .devices import all_accelerators, make_accelerator
 from .errors import UserError
 from .evaluate import Evaluation
 from .exporter import exported
@@ -86,31 +87,6 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
     return known.config.absolute(), known.check, parse_overrides(rest)
 
 
-def make_accelerator(config: TrainerConfig) -> Accelerator:
-    """Where the kind of device is decided.
-
-    Raises:
-        UserError: `accelerate launch` was told to shard the model, which the configuration decides; a tracker is not
-            installed.
-    """
-    trackers.check_installed(config)
-    for name, theirs in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(name, "").lower() == "true":
-            raise UserError(
-                f"accelerate launch was told to use {theirs}; wanted plain processes (`accelerate launch --multi_gpu "
-                "--num_processes N`, or TANDEM_TRAINER_PROCESSES=N with `python -m tandem_trainer.launch`). To spread "
-                "parameters over them, as FSDP and DeepSpeed's ZeRO-3 do, set trainer.learner.parallelism: fsdp2."
-            )
-    # Without this accelerate starts several CPU processes as strangers.
-    on_cpu = not torch.accelerator.is_available()
-    return Accelerator(
-        cpu=on_cpu,
-        mixed_precision="bf16" if config.learner.dtype == "bfloat16" else "no",
-        log_with=list(config.trackers),
-        project_dir=config.run_dir,
-    )
-
-
 def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
     accelerator = make_accelerator(settings.trainer)
@@ -147,17 +123,8 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
     if accelerator.is_main_process and step < settings.trainer.max_steps:
         print(f"stopped at step {step}, resume by running the same command", flush=True)
-
-
-def all_accelerators(accelerator: Accelerator) -> list[str]:
-    """UUIDs of the accelerators that the ranks compute on, as the driver writes them; none on CPUs.
-
-    Waits for every rank, and gives each the same list, so that all of them stop where one has to.
-    """
-    device = accelerator.device
-    own = [] if device.type == "cpu" else [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
-    everyones: list[str] = gather_object(own)
-    return everyones
+    # Or gloo's threads, which nobody has ended, may abort a process that has done its work.
+    accelerator.state.destroy_process_group()
 
 
 class Project(NamedTuple):

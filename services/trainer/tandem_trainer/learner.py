@@ -24,6 +24,7 @@ from .algorithms.base import Algorithm, Share, Totals
 from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .config import TrainerConfig
+from .devices import default_max_tokens
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
@@ -31,8 +32,6 @@ from .optimizer import make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
-CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
-"""Of a micro-batch, by default. Larger ones gain a CPU nothing; a GPU has to be kept busy."""
 
 
 class Learner:
@@ -109,9 +108,8 @@ class Learner:
     def _pieces(self, batch: Batch) -> list[Batch]:
         """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
         device = self._accelerator.device
-        default = CPU_MAX_TOKENS if device.type == "cpu" else GPU_MAX_TOKENS
-        cut = batch.to(device).micro_batches(self._config.learner.max_tokens_per_micro_batch or default)
-        pieces = list(cut)
+        max_tokens = self._config.learner.max_tokens_per_micro_batch or default_max_tokens(device)
+        pieces = list(batch.to(device).micro_batches(max_tokens))
         if self._is_sharded:
             most = max(gather_object([len(pieces)]))
             pieces += [pieces[0].weightless()] * (most - len(pieces))

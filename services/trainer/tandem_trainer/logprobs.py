@@ -55,7 +55,7 @@ class TokenLogprobs(nn.Module):
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = self.model.get_output_embeddings()(hidden_CH).float()
-        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, self.temperature)  # type: ignore[no-untyped-call]
+        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, self.temperature)  # type: ignore[no-untyped-call]  # torch's
         return logprobs_C, entropies_C
 
 

@@ -35,7 +35,7 @@ class OnlineDpo:
     def __init__(self, config: TrainerConfig) -> None:
         self._options = config.online_dpo
 
-    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather = list) -> Batch:  # noqa: ARG002
+    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather = list) -> Batch:  # noqa: ARG002 - of the Algorithm protocol
         """Its `advantages_B` are 1 for what is preferred and -1 for what is not."""
         pairs = [pair for group in groups for pair in self._pairs(group)]
         nothing = [
@@ -70,7 +70,7 @@ class OnlineDpo:
         totals: Totals,
         *,
         entropy_BT: Tensor,
-        old_logprobs_BT: Tensor,  # noqa: ARG002
+        old_logprobs_BT: Tensor,  # noqa: ARG002 - of the LossFunction protocol
         ref_logprobs_BT: Tensor | None,
     ) -> Share:
         assert ref_logprobs_BT is not None, "needs_reference"
