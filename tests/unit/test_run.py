@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,6 @@ def test_a_step_record_holds_the_steps_values():
         {"loss": 0.25, "grad_norm": 2.0, "kl_sampler": 0.125},
         functions=["rewards:r"],
         groups_skipped=1,
-        step_s=0.5,
     )
     assert record == {
         "step": 3,
@@ -93,7 +92,6 @@ def test_a_step_record_holds_the_steps_values():
         "completion_tokens_mean": 1.25,
         "truncated_fraction": 0.25,
         "rollout_tokens": 5,
-        "tokens_per_s": 10.0,
         "groups_skipped": 1,
     }
 
@@ -115,8 +113,8 @@ class Saved:
     loaded = False
     is_whole = True
 
-    def save(self, directory: Path) -> None:
-        (directory / "saved").touch()
+    def saving(self, directory: Path) -> list[Callable[[], None]]:
+        return [(directory / "saved").touch]
 
     def load(self, directory: Path) -> None:
         self.loaded = (directory / "saved").exists()
@@ -124,7 +122,8 @@ class Saved:
     def state_dict(self) -> dict[str, int]:
         return {}
 
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
+    def load_state_dict(self, state: dict[str, int], **again: bool) -> None:
+        self.again = again
 
     def start(self, first: Version) -> None: ...
 
@@ -187,7 +186,9 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_checkpoint(tmp_path: P
 def test_a_checkpoint_of_something_else_is_refused_with_both_values(tmp_path: Path):
     with pytest.raises(OSError, match="x"):
         _fail_after_step_3(_run(tmp_path), OSError("x"))
-    with pytest.raises(UserError, match=r"shared.model is 'other', in the checkpoint 'm'\..*another trainer.run_name"):
+    with pytest.raises(
+        UserError, match=r'shared.model: "m" → "other", but the checkpoint holds.*another trainer.run_name'
+    ):
         _run(tmp_path, identity=IDENTITY | {"shared.model": "other"})
 
 

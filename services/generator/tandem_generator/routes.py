@@ -94,6 +94,7 @@ def build_router(policy: Policy, model: str) -> APIRouter:
             world_size=facts.world_size,
             max_model_len=facts.max_model_len,
             max_num_seqs=facts.max_num_seqs,
+            dtype=facts.dtype,
         )
 
     @router.get(paths.WEIGHTS)

@@ -165,6 +165,8 @@ class Info(Message):
     world_size: int
     max_model_len: int
     max_num_seqs: int
+    dtype: str | None = None
+    """Of the engine's arithmetic, such as `bfloat16`; None if its logprobs are not those of a model (the mock)."""
 
 
 class Readiness(Message):

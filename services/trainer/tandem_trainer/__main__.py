@@ -23,10 +23,11 @@ from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
-from tandem_protocol.messages import ModelFingerprint
+from tandem_protocol.lock import Held, exclusive
+from tandem_protocol.messages import Info, ModelFingerprint
 from tandem_protocol.store import WeightStore
 
-from . import algorithms, trackers
+from . import algorithms, resume, trackers
 from .algorithms.base import Algorithm
 from .client import GeneratorClient
 from .config import Settings, TrainerConfig
@@ -38,13 +39,16 @@ from .handshake import check_generators
 from .judge import Judge, WinRate
 from .learner import Learner
 from .loop import train
+from .mismatch import MismatchCheck
 from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
 from .publish import Publisher, fingerprint_of
 from .rewards import Rewards
 from .rollouts import Rollouts
-from .run import Run
+from .run import CheckpointFailed, Run
 
 INFO_TIMEOUT_S = 30.0
+LOCK_FILE = "LOCK"
+"""In the run's folder; names the trainer that is at work there."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C before the first step, as shells have it."""
 
@@ -68,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (TandemError, FloatingPointError, OSError, SafetensorError) as error:
+    except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -94,37 +98,80 @@ def run_trainer(settings: Settings, resolved: str) -> None:
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
     set_seed(settings.trainer.seed)
     store = WeightStore(settings.shared.weights_dir)
+    holder = f"run {settings.trainer.run_name}, pid {os.getpid()} on {socket.gethostname()}"
     with ExitStack() as stack:
         if accelerator.is_main_process:
-            holder = f"run {settings.trainer.run_name}, pid {os.getpid()} on {socket.gethostname()}"
-            stack.enter_context(store.writer(holder))
+            hold_run_dir(stack, settings.trainer.run_dir, holder)
         accelerator.wait_for_everyone()
         run = Run(settings.trainer, accelerator, store)
-        (run.dir / "config.resolved").write_text(f"{resolved}\n")
-        if settings.trainer.metrics_port and accelerator.is_main_process:
-            stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
-        portal = stack.enter_context(start_blocking_portal())
-        client = GeneratorClient(
-            settings.shared.generators,
-            read_token(),
-            stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
-            rank=accelerator.process_index,
-        )
-        stack.callback(portal.call, client.close)
-        project = load_project(settings, accelerator, run)
-        if isinstance(project.scorer, Rewards):
-            stack.callback(portal.call, project.scorer.close)
-        with run.timer("wait_for_generators"):
-            attempts = meet_generators(settings, client, portal, project, accelerators)
-        run.identify(identity(settings, accelerator, project), attempts)
-        trackers.start(accelerator, settings.trainer)
-        stack.callback(trackers.finish, accelerator)
-        run.stop_on_signals()
-        step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
-    if accelerator.is_main_process and step < settings.trainer.max_steps:
-        print(f"stopped at step {step}, resume by running the same command", flush=True)
+        if run.finished:
+            if accelerator.is_main_process:
+                print(run.finished, flush=True)
+        else:
+            if accelerator.is_main_process:
+                stack.enter_context(store.writer(holder))
+            train_run(settings, resolved, accelerator, accelerators, store, run, stack)
     # Or gloo's threads, which nobody has ended, may abort a process that has done its work.
     accelerator.state.destroy_process_group()
+
+
+def hold_run_dir(stack: ExitStack, run_dir: Path, holder: str) -> None:
+    """Keep other trainers out of the run's folder for as long as `stack` lasts.
+
+    Raises:
+        UserError: another trainer is in it.
+    """
+    try:
+        stack.enter_context(exclusive(run_dir / LOCK_FILE, holder))
+    except Held as error:
+        raise UserError(
+            f"{run_dir} is in use by {error}; {holder} cannot use it too. Wait for that trainer or stop it, or choose "
+            "another trainer.run_name."
+        ) from error
+
+
+def train_run(
+    settings: Settings,
+    resolved: str,
+    accelerator: Accelerator,
+    accelerators: Sequence[str],
+    store: WeightStore,
+    run: Run,
+    stack: ExitStack,
+) -> None:
+    """Load the project, meet the generators and train, in the folder and the store that are this process's now."""
+    stack.enter_context(run.life())
+    (run.dir / "config.resolved").write_text(f"{resolved}\n")
+    if settings.trainer.metrics_port and accelerator.is_main_process:
+        stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
+    portal = stack.enter_context(start_blocking_portal())
+    client = GeneratorClient(
+        settings.shared.generators,
+        read_token(),
+        stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
+        rank=accelerator.process_index,
+    )
+    stack.callback(portal.call, client.close)
+    project = load_project(settings, accelerator, run)
+    if isinstance(project.scorer, Rewards):
+        stack.callback(portal.call, project.scorer.close)
+    with run.timer("wait_for_generators"):
+        infos = meet_generators(settings, client, portal, project, accelerators)
+    project.learner.mismatch = MismatchCheck(settings.trainer, [info.dtype for info in infos], run.alert_mismatch)
+    facts = resume.describe(
+        settings,
+        processes=accelerator.num_processes,
+        fingerprint=project.fingerprint.model_dump(),
+        rows=project.rows,
+        eval_rows=project.eval_rows,
+    )
+    run.identify(facts, [info.version.attempt for info in infos])
+    trackers.start(accelerator, settings.trainer)
+    stack.callback(trackers.finish, accelerator)
+    run.stop_on_signals()
+    step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
+    if accelerator.is_main_process and step < settings.trainer.max_steps:
+        print(f"stopped at step {step}, resume by running the same command", flush=True)
 
 
 class Project(NamedTuple):
@@ -157,28 +204,14 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
     return Project(scorer, rows, eval_rows, algorithm, learner, ours)
 
 
-def identity(settings: Settings, accelerator: Accelerator, project: Project) -> dict[str, Any]:
-    """What must not change between a run's checkpoint and its resumption."""
-    return {
-        "shared.model": settings.shared.model,
-        "shared.revision": settings.shared.revision,
-        "the model's fingerprint": project.fingerprint.model_dump(),
-        "the number of trainer processes": accelerator.num_processes,
-        "the number of prompts": len(project.rows),
-        "trainer.lora": settings.trainer.lora and settings.trainer.lora.model_dump(mode="json"),
-        "trainer.rollout.num_prompts": settings.trainer.rollout.num_prompts,
-        "trainer.rollout.num_generations": settings.trainer.rollout.num_generations,
-    }
-
-
 def meet_generators(
     settings: Settings,
     client: GeneratorClient,
     portal: BlockingPortal,
     project: Project,
     accelerators: Sequence[str],
-) -> list[int]:
-    """Wait until the generators are ready and see that they fit the project; returns the attempts that they serve."""
+) -> list[Info]:
+    """Wait until the generators are ready, and check that they fit the project; returns what they are."""
     completion = settings.trainer.rollout.max_completion_length
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
     infos = portal.call(client.info, INFO_TIMEOUT_S)
@@ -191,7 +224,7 @@ def meet_generators(
         accelerators=accelerators,
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
-    return [info.version.attempt for info in infos.values()]
+    return list(infos.values())
 
 
 def construct_and_train(

@@ -27,6 +27,10 @@ class Checkpoints:
             shutil.rmtree(leftover)
         self.staging(step).mkdir(parents=True)
 
+    def discard(self, step: int) -> None:
+        """Remove what was staged for a checkpoint that failed."""
+        shutil.rmtree(self.staging(step), ignore_errors=True)
+
     def commit(self, step: int, *, best: int | None = None) -> None:
         """Bring the staged files to disk, make them the checkpoint by one rename, and delete what is too many.
 

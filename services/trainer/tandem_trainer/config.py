@@ -151,6 +151,7 @@ class OptimConfig(Section):
     """`adamw_8bit` keeps its moments in a quarter of the memory, and is that of bitsandbytes, if you install it."""
     learning_rate: float = Field(1e-6, gt=0.0)
     weight_decay: float = Field(0.0, ge=0.0)
+    """Biases and norms are spared."""
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0)
     adam_epsilon: float = Field(1e-8, gt=0.0)
@@ -267,6 +268,9 @@ class TrainerConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where the figures of `metrics.jsonl` go besides. Needs the tracker's package; `tensorboard` writes into the run's
     folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: to the run's folder)."""
+    max_mismatch: float = Field(0.2, gt=0.0)
+    """How far trainer and generators may differ in the logprobs of the same tokens under the same weights, in nats per
+    token (a moving average). Above it the run stops: the two sides compute different models."""
     log_completions: int = Field(4, ge=0)
     """Completions a step that `rollouts.jsonl` keeps."""
     metrics_port: int | None = Field(None, ge=1, le=65535)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tandem_protocol.manifest import digest_bytes
 from tandem_protocol.messages import Group
 from tandem_protocol.version import Version
 
@@ -78,13 +80,14 @@ class WinRate:
         Raises:
             UserError: the judge failed, and errors are not dropped.
         """
+        keys = _keys(groups)
         if version.step == 0 or not self._file.exists():
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({str(group.row): group.texts for group in groups}))
+            temporary.write_text(json.dumps({keys[group.row]: group.texts for group in groups}))
             temporary.replace(self._file)
         first = json.loads(self._file.read_text())
         async with task_group() as judging:
-            tasks = [judging.create_task(self._against(group, first.get(str(group.row), ()))) for group in groups]
+            tasks = [judging.create_task(self._against(group, first.get(keys[group.row], ()))) for group in groups]
         return [task.result() for task in tasks]
 
     async def _against(self, group: ScoredGroup, first: Sequence[str]) -> ScoredGroup:
@@ -99,6 +102,17 @@ class WinRate:
             return None if first is None else TIE
         ahead, behind = await self._judge.wins(row, (text, first)), await self._judge.wins(row, (first, text))
         return None if ahead is None or behind is None else (ahead + 1 - behind) / 2
+
+
+def _keys(groups: Sequence[ScoredGroup]) -> dict[int, str]:
+    """Row → a name of its prompt that an edited data set keeps: the prompt's digest, and which of its likes it is."""
+    seen: Counter[str] = Counter()
+    keys = {}
+    for group in sorted(groups, key=lambda group: group.row):
+        digest = digest_bytes(json.dumps(group.prompt_ids).encode())
+        keys[group.row] = f"{digest}-{seen[digest]}"
+        seen[digest] += 1
+    return keys
 
 
 def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:

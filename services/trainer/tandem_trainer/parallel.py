@@ -118,7 +118,10 @@ def save_model(model: PreTrainedModel, directory: Path, accelerator: Accelerator
 
 
 def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Write the optimizer's state, each rank its part; nothing before the first step.
+    """Write the optimizer's moments and step counts, each rank its part; nothing before the first step.
+
+    Learning rate, betas and the like are settings. They stay out, so that a resumed run takes them from its
+    configuration.
 
     Raises:
         OSError: it cannot be written.
@@ -127,19 +130,21 @@ def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> 
         return
     try:
         with _maybe_alone() as alone:
-            save(get_optimizer_state_dict(policy, optimizer), checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
+            state = {"state": get_optimizer_state_dict(policy, optimizer)["state"]}
+            save(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{directory / OPTIMIZER_DIR} cannot be written: {error}") from error
 
 
 def load_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Go on from what `save_optimizer` wrote."""
+    """Load the moments and step counts that `save_optimizer` wrote."""
     if not (directory / OPTIMIZER_DIR).exists():
         return
-    state = get_optimizer_state_dict(policy, optimizer)
+    whole = get_optimizer_state_dict(policy, optimizer)
+    state = {"state": whole["state"]}
     with _maybe_alone() as alone:
         load(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
-    set_optimizer_state_dict(policy, optimizer, state)
+    set_optimizer_state_dict(policy, optimizer, whole | state)
 
 
 @contextmanager

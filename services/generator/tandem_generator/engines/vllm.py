@@ -64,6 +64,7 @@ class VllmEngine:
             # Layers that take adapters no longer have their weights where a full version puts them.
             kinds=frozenset({"lora" if lora else "full"}),
             max_lora_rank=lora.max_lora_rank if lora else 0,
+            dtype=_dtype(client),
         )
 
     async def start(self) -> None:
@@ -165,6 +166,13 @@ def _completion(output: CompletionOutput) -> Completion:
 def _sampled_logprobs(flat: Any, tokens: int) -> tuple[float, ...]:
     """[T]. `flat` holds the sampled token first at each position, and with logprobs=0 nothing else."""
     return tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
+
+
+def _dtype(client: EngineClient) -> str:
+    """Such as `bfloat16`, or `bfloat16 with an fp8 KV cache`."""
+    config = client.vllm_config
+    dtype, cache = str(client.model_config.dtype).removeprefix("torch."), config.cache_config.cache_dtype
+    return dtype if cache in ("auto", dtype) else f"{dtype} with a KV cache of {cache}"
 
 
 def _local_directory(model: str, revision: str | None) -> Path:
