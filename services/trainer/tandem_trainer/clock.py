@@ -26,8 +26,10 @@ class StepClock:
     def phase(self, name: str) -> Iterator[None]:
         """Count the block's time as that of a phase."""
         started = time.monotonic()
-        yield
-        self._timings[name] += time.monotonic() - started
+        try:
+            yield
+        finally:
+            self._timings[name] += time.monotonic() - started
 
     def figures(self, tokens: int) -> dict[str, Any]:
         """Seconds of each phase so far, and `tokens` per second of the step.

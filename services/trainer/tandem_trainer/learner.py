@@ -8,8 +8,8 @@ from __future__ import annotations
 import ctypes
 import math
 import statistics
-from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +31,8 @@ from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
 from .mismatch import MismatchCheck
 from .optimizer import Schedule, make_optimizer
-from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
+from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
+from .ranks import do_together
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
 MISMATCH = "mismatch"
@@ -215,39 +216,35 @@ class Learner:
         everyones_N = self._accelerator.gather(padded_N)
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
-    def saving(self, directory: Path) -> list[Callable[[], None]]:
-        """The parts of writing a checkpoint into `directory`. All ranks do each part before any begins the next.
-
-        Model or adapter become a folder as transformers and peft have it.
+    def save(self, directory: Path) -> None:
+        """Write the model or its adapter (a folder as transformers and peft have it) and the optimizer; all ranks do.
 
         Raises:
-            OSError: by each of them, such as ENOSPC when the disk is full.
+            PartFailed: on every rank, for instance when the disk is full.
         """
-
-        def optimizer() -> None:
-            save_optimizer(self.model, self._optimizer.optimizer, directory)
-
-        return [lambda: self._save_model(directory / MODEL_DIR), optimizer, lambda: self._save_state(directory)]
-
-    def save(self, directory: Path) -> None:
-        """All parts of `saving`, for a process that is alone."""
-        for part in self.saving(directory):
-            part()
+        do_together(
+            self._accelerator,
+            partial(self._save_model, directory / MODEL_DIR),
+            partial(save_optimizer, self.model, self._optimizer.optimizer, directory),
+            partial(self._save_rest, directory),
+        )
 
     def _save_model(self, directory: Path) -> None:
         is_main = self._accelerator.is_main_process
         if self._config.lora:
             write_adapter(self.model, directory, torch.float32, is_main=is_main)
         elif self._is_sharded:
-            save_model(self.model, directory, self._accelerator)
+            save_part(self.model, directory, self._accelerator)
         elif is_main:
             self.model.save_pretrained(directory)
-        if is_main:
-            self._tokenizer.save_pretrained(directory)
 
-    def _save_state(self, directory: Path) -> None:
+    def _save_rest(self, directory: Path) -> None:
+        """Of which the main process alone has to write something."""
         if not self._accelerator.is_main_process:
             return
+        if self._is_sharded and not self._config.lora:
+            save_index(self.model, directory / MODEL_DIR)
+        self._tokenizer.save_pretrained(directory / MODEL_DIR)
         state = {"updates": self._schedule.updates, "rng": torch.get_rng_state()}
         try:
             torch.save(state, directory / STATE_FILE)

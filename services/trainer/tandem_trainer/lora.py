@@ -77,13 +77,15 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype, *
         File name → digest.
     """
     tensors = (whole(tensor.to(dtype)) for tensor in _adapter(model).values())
-    if not is_main:
-        for _ in tensors:  # the main process cannot gather without this rank
+    try:
+        if not is_main:
+            return {}
+        directory.mkdir(parents=True, exist_ok=True)
+        model.peft_config[NAME].save_pretrained(directory)
+        return {ADAPTER_FILE: write_safetensors(directory / ADAPTER_FILE, adapter_table(model, dtype), tensors)}
+    finally:
+        for _ in tensors:  # the others cannot gather without this rank, even if its disk is full
             pass
-        return {}
-    directory.mkdir(parents=True, exist_ok=True)
-    model.peft_config[NAME].save_pretrained(directory)
-    return {ADAPTER_FILE: write_safetensors(directory / ADAPTER_FILE, adapter_table(model, dtype), tensors)}
 
 
 def load_adapter(model: PreTrainedModel, directory: Path) -> None:

@@ -88,6 +88,6 @@ class Schedule:
     def resume(self, updates: int) -> None:
         """Go on after `updates` updates."""
         if updates:
-            position = {"last_epoch": updates - 1, "_step_count": updates}
+            position = {"last_epoch": updates - 1, "_step_count": updates + 1}
             self._scheduler.load_state_dict({**self._scheduler.state_dict(), **position})
             self._scheduler.step()

@@ -99,22 +99,23 @@ def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
     policy.zero_grad()
 
 
-def save_model(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
-    """Write a sharded model as a Hugging Face directory; every rank calls it at the same time."""
+def save_part(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
+    """Write this rank's part of a sharded model; every rank calls it at the same time."""
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    with accelerator.main_process_first():
-        directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     write_part(
         directory, model_table(model, torch.float32), model_tensors(model, torch.float32), rank=rank, ranks=ranks
     )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        model.config.save_pretrained(directory)
-        if model.can_generate():
-            model.generation_config.save_pretrained(directory)
-        files = sorted(directory.glob("model-*.safetensors"))
-        index = {"metadata": {}, "weight_map": {entry.name: file.name for file in files for entry in read_header(file)}}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def save_index(model: PreTrainedModel, directory: Path) -> None:
+    """Make the parts of all ranks a Hugging Face directory."""
+    model.config.save_pretrained(directory)
+    if model.can_generate():
+        model.generation_config.save_pretrained(directory)
+    files = sorted(directory.glob("model-*.safetensors"))
+    index = {"metadata": {}, "weight_map": {entry.name: file.name for file in files for entry in read_header(file)}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:

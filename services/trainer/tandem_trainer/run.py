@@ -6,7 +6,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -20,14 +20,14 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
-from .checkpoint import Checkpoints
+from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state
 from .clock import StepClock
 from .config import TrainerConfig
 from .errors import UserError
 from .journal import FAILED, FINISHED, STOPPED, Journal
 from .learner import Learner
 from .metrics import completion_records, samples, step_record
-from .ranks import any_rank, do_together
+from .ranks import PartFailed, any_rank, do_together
 from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
 from .rollouts import Rollouts
 from .trackers import scalars
@@ -36,10 +36,6 @@ MAX_CONSECUTIVE_SKIPS = 50
 STOP_POLL_S = 0.2
 STOP_GRACE_S = 20.0
 """How long a run that was asked to stop still waits for generators, to finish its step: they may be gone already."""
-STATE_FILE = "state.json"
-FORMAT = 2
-"""Of checkpoints; one more whenever an older release's cannot be read."""
-
 
 ResultT = TypeVar("ResultT")
 
@@ -62,7 +58,7 @@ class Run:
         self.journal = Journal(self.dir, is_main=accelerator.is_main_process)
         self._checkpoints = Checkpoints(self.dir / "checkpoints", keep=config.checkpoint.keep)
         latest = self._checkpoints.latest()
-        self._saved = _read_state(latest) if latest else None
+        self._saved = read_state(latest) if latest else None
         self._facts: dict[str, Any] = {}
         self._changes = Changes()
         self.attempt = 0
@@ -212,29 +208,33 @@ class Run:
         """
         if step == self._checkpointed_step:
             return True
-        staging = self._checkpoints.staging(step)
-        parts: list[Callable[[], object]] = [
-            lambda: self._checkpoints.begin(step) if self._accelerator.is_main_process else None,
-            lambda: (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict())),
-            *learner.saving(staging),
-            lambda: self._commit(step, staging) if self._accelerator.is_main_process else None,
-        ]
-        with self.timer("checkpoint"):
-            problem = do_together(self._accelerator, parts)
-        if problem is None:
-            self._checkpointed_step, self._failed_checkpoints = step, 0
-            return True
+        staging, is_main = self._checkpoints.staging(step), self._accelerator.is_main_process
+        try:
+            with self.timer("checkpoint"):
+                do_together(
+                    self._accelerator,
+                    lambda: self._checkpoints.begin(step) if is_main else None,
+                    lambda: (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict())),
+                    lambda: learner.save(staging),
+                    lambda: self._commit(step, staging) if is_main else None,
+                )
+        except PartFailed as error:
+            self._checkpoint_failed(step, error)
+            return False
+        self._checkpointed_step, self._failed_checkpoints = step, 0
+        return True
+
+    def _checkpoint_failed(self, step: int, error: PartFailed) -> None:
         if self._accelerator.is_main_process:
             self._checkpoints.discard(step)  # on a full disk, the metrics need its room
         self._failed_checkpoints += 1
         self.journal.alert(
             "checkpoint_failed",
             step,
-            f"the checkpoint of step {step} cannot be written: {problem}. The run goes on and tries again at the next "
+            f"the checkpoint of step {step} cannot be written: {error}. The run goes on and tries again at the next "
             "step. Until then a crash loses the steps since the last checkpoint.",
             failures=self._failed_checkpoints,
         )
-        return False
 
     def last_checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
         """Write the checkpoint that the run ends with.
@@ -332,19 +332,3 @@ class Run:
         self.journal.completions(completion_records(self._version, groups, self._config.log_completions))
         self._accelerator.log(dict(scalars(self._record)), step=self._step)
         self._clock.start_step()
-
-
-def _read_state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the checkpoint {checkpoint} cannot be read: {error}. Delete it to go on from the one before."
-        ) from error
-    if (found := state.get("format", 1)) != FORMAT:
-        raise UserError(
-            f"the checkpoint {checkpoint} has format {found}, expected {FORMAT}: another release of Tandem wrote it. "
-            "Finish the run with that release, or choose another trainer.run_name. `tandem export` takes the weights "
-            "out of it."
-        )
-    return state

@@ -92,12 +92,12 @@ def write_part(
     """
     mine = divide(table, ranks)[rank]
     part = (tensor for name, tensor in tensors if name in mine)
-    if mine:
-        file = f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
-        return {file: write_safetensors(directory / file, mine, part)}
-    for _ in part:  # the others cannot gather without this rank
-        pass
-    return {}
+    file = f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
+    try:
+        return {file: write_safetensors(directory / file, mine, part)} if mine else {}
+    finally:
+        for _ in part:  # the others cannot gather without this rank, even if its disk is full
+            pass
 
 
 def divide(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]]:
