@@ -10,13 +10,13 @@ import math
 import statistics
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator, init_empty_weights
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from tandem_protocol.config import SharedConfig
 
@@ -25,9 +25,9 @@ from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .config import TrainerConfig
 from .devices import default_max_tokens
-from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
+from .model import load_model
 from .optimizer import make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
 
@@ -277,36 +277,3 @@ def _give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def load_model(source: str | Path, shared: SharedConfig, *, without_weights: bool = False) -> PreTrainedModel:
-    """The model in float32, without dropout: the generator that its logprobs are compared with has none.
-
-    Args:
-        without_weights: its parameters have shapes only.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    options = {"revision": shared.revision, "trust_remote_code": shared.trust_remote_code}
-    try:
-        if without_weights:
-            config = AutoConfig.from_pretrained(source, **options)
-            with init_empty_weights(include_buffers=False):
-                model: Any = AutoModelForCausalLM.from_config(
-                    config, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
-                )
-            model.tie_weights()  # which the context has undone
-        else:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"shared.model {str(source)!r} cannot be loaded: {error}. Wanted a directory with a Hugging Face model "
-            "(relative to the project's folder) or an id on the hub."
-        ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    return model.train()
