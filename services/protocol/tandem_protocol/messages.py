@@ -167,6 +167,13 @@ class Info(Message):
     max_num_seqs: int
 
 
+class Parameters(Message):
+    """`GET /parameters`: the parameter table that `ModelFingerprint.parameters` is the digest of."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Name in a Hugging Face checkpoint → shape; empty where the engine does not know it."""
+
+
 class Readiness(Message):
     """`GET /readyz`, with status 200 or 503."""
 

@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
+from tandem_protocol.fingerprint import differences
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
 
@@ -43,6 +44,7 @@ from .publish import Publisher, fingerprint_of
 from .rewards import Rewards
 from .rollouts import Rollouts
 from .run import Run
+from .shards import model_shapes
 
 INFO_TIMEOUT_S = 30.0
 INTERRUPTED = 130
@@ -182,6 +184,11 @@ def meet_generators(
     completion = settings.trainer.rollout.max_completion_length
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
     infos = portal.call(client.info, INFO_TIMEOUT_S)
+    tables = {
+        url: portal.call(client.parameters, url, INFO_TIMEOUT_S)
+        for url, info in infos.items()
+        if "parameters" in differences(project.fingerprint, info.fingerprint)
+    }
     length = check_generators(
         list(infos.values()),
         list(infos),
@@ -189,6 +196,8 @@ def meet_generators(
         model=settings.shared.model,
         max_completion_length=completion,
         accelerators=accelerators,
+        shapes=model_shapes(project.learner.model),
+        tables=tables,
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return [info.version.attempt for info in infos.values()]
