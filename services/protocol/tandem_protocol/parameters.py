@@ -13,23 +13,18 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def own_tensors(model: Any) -> dict[str, Any]:
-    """The tensors of a `transformers` model that a version holds, under the model's own names, without gradients.
+    """The tensors of a `transformers` model that a version holds, under the model's own names.
 
-    Each once: a tensor that is tied to another one (`lm_head` to the embeddings) is left out, as are an adapter's. What
-    an adapter has wrapped has its own name: `q_proj.base_layer.weight` is `q_proj.weight`.
+    A tensor that is tied to another one (`lm_head` to the embeddings) is left out, as are an adapter's. What an adapter
+    has wrapped has its own name: `q_proj.base_layer.weight` is `q_proj.weight`.
 
     `transformers.core_model_loading.revert_weight_conversion` turns these names into those of checkpoints.
     """
-    state = {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if ".lora_" not in name
-    }
     left_out = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
-    own = {name: tensor for name, tensor in state.items() if name not in left_out}
-    # Some models tie without declaring it. The first name stands for all of them.
-    first_names = {id(tensor): name for name, tensor in reversed(own.items())}
-    return {name: tensor.detach() for name, tensor in own.items() if first_names[id(tensor)] == name}
+    state = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in model.state_dict().items() if ".lora_" not in name
+    }
+    return {name: tensor for name, tensor in state.items() if name not in left_out}
 
 
 def describe_differences(trainer: Shapes, generator: Shapes) -> str:

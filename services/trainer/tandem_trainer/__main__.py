@@ -18,7 +18,6 @@ from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides, read_token
@@ -39,6 +38,7 @@ from .handshake import check_generators
 from .judge import Judge, WinRate
 from .learner import Learner
 from .loop import train
+from .model_files import model_dir
 from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
 from .publish import Publisher, fingerprint_of
 from .rewards import Rewards
@@ -155,7 +155,8 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
-        ours = fingerprint_of(learner.model, model_dir(shared))
+        learner.rehearse()
+        ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     return Project(scorer, rows, eval_rows, algorithm, learner, ours)
 
 
@@ -286,11 +287,6 @@ def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {error}") from error
-
-
-def model_dir(shared: SharedConfig) -> Path:
-    """Where the model's files are on this machine, in the hub's cache or as given."""
-    return Path(cached_file(shared.model, "config.json", revision=shared.revision)).parent
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import ctypes
 import math
 import statistics
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,8 +29,10 @@ from .devices import default_max_tokens
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
 from .model import load_model
+from .model_files import ModelFiles
 from .optimizer import make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
+from .rehearsal import rehearse
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
 
@@ -57,7 +60,7 @@ class Learner:
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if config.lora:
-            add_adapter(model, config.lora, shared.model)
+            add_adapter(model, config.lora, shared.model, shared.revision)
         policy = self._logprobs_of(model)
         if not self._is_elsewhere:
             check(policy)
@@ -190,6 +193,19 @@ class Learner:
         everyones_N = self._accelerator.gather(padded_N)
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
+    @cached_property
+    def _files(self) -> ModelFiles:
+        return ModelFiles(self.model, self._tokenizer, self._shared)
+
+    def rehearse(self) -> None:
+        """Try before the first step what checkpoints, exports and published versions will need.
+
+        Raises:
+            UserError: what of the model cannot be saved, and why.
+        """
+        if self._accelerator.is_main_process:
+            rehearse(self.model, self._files, self._shared, self._config)
+
     def save(self, directory: Path) -> None:
         """Write the model or its adapter (a folder as transformers and peft have it) and the optimizer; all ranks do.
 
@@ -199,13 +215,11 @@ class Learner:
         is_main, model_dir = self._accelerator.is_main_process, directory / MODEL_DIR
         if self._config.lora:
             write_adapter(self.model, model_dir, torch.float32, is_main=is_main)
-        elif self._is_sharded:
+        else:
             save_model(self.model, model_dir, self._accelerator)
-        elif is_main:
-            self.model.save_pretrained(model_dir)
         save_optimizer(self.model, self._optimizer.optimizer, directory)
         if is_main:
-            self._tokenizer.save_pretrained(model_dir)
+            self._files.copy_to(model_dir, adapter=self._config.lora is not None)
             state = {"scheduler": self._scheduler.state_dict(), "rng": torch.get_rng_state()}
             try:
                 torch.save(state, directory / STATE_FILE)

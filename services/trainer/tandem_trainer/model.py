@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Collection, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +27,21 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
         without_weights: its parameters have shapes only.
 
     Raises:
-        UserError: there is no such model.
+        UserError: there is no such model, or its weights are not those that its configuration describes.
     """
     options = {"revision": shared.revision, "trust_remote_code": shared.trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **options)
         _remove_randomness(config)
         if without_weights:
-            with init_empty_weights(include_buffers=False):
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(
-                    config, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
-                )
-            model.tie_weights()  # init_empty_weights has undone it
+            model = _without_weights(config, shared)
         else:
-            model = AutoModelForCausalLM.from_pretrained(source, config=config, dtype=torch.float32, **options)
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True, **options
+            )
+            _check_weights(model, loaded["missing_keys"])
+    except UserError:
+        raise
     except Exception as error:  # of any kind: the model's own code may run here
         raise UserError(
             f"shared.model {str(source)!r} cannot be loaded: {type(error).__name__}: {error}. Expected a directory "
@@ -54,6 +55,30 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
     # names the checkpoint on disk has.
     model._weight_conversions = None
     return model.train()
+
+
+def _without_weights(config: PreTrainedConfig, shared: SharedConfig) -> PreTrainedModel:
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
+        )
+    model.tie_weights()  # init_empty_weights has undone it
+    return model
+
+
+def _check_weights(model: PreTrainedModel, missing: Collection[str]) -> None:
+    """Refuse what `transformers` warns of only: weights that it has made up, or has not tied as it should."""
+    name = type(model).__name__
+    if missing:
+        raise UserError(
+            f"shared.model lacks {len(missing)} weights of {name}, such as {', '.join(sorted(missing)[:3])}, which "
+            "would begin as random numbers. Fix: choose a checkpoint of the whole causal language model."
+        )
+    if untied := model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys():
+        raise UserError(
+            f"config.json of shared.model ties the embeddings of {name}, but its weights hold another {min(untied)}. "
+            "The generator would use the embeddings in its place. Fix: set tie_word_embeddings to false in config.json."
+        )
 
 
 def _remove_randomness(config: PreTrainedConfig) -> None:

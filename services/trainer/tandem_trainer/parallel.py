@@ -100,7 +100,7 @@ def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
 
 
 def save_model(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
-    """Write a sharded model as a Hugging Face directory; every rank calls it at the same time."""
+    """Write the weights as in a Hugging Face directory; every rank calls it at the same time and writes its part."""
     rank, ranks = accelerator.process_index, accelerator.num_processes
     with accelerator.main_process_first():
         directory.mkdir(parents=True, exist_ok=True)
@@ -109,10 +109,10 @@ def save_model(model: PreTrainedModel, directory: Path, accelerator: Accelerator
     )
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        model.config.save_pretrained(directory)
-        if model.can_generate():
-            model.generation_config.save_pretrained(directory)
         files = sorted(directory.glob("model-*.safetensors"))
+        if len(files) == 1:
+            files[0].rename(directory / "model.safetensors")
+            return
         index = {"metadata": {}, "weight_map": {entry.name: file.name for file in files for entry in read_header(file)}}
         (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
