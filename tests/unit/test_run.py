@@ -85,6 +85,7 @@ def test_a_step_record_holds_the_steps_values():
         "reward_std": (1 / 6) ** 0.5,
         "rewards": {"rewards:r": 0.5},
         "rewards_std": {"rewards:r": (1 / 6) ** 0.5},
+        "mismatch": None,
         "loss": 0.25,
         "grad_norm": 2.0,
         "kl_sampler": 0.125,

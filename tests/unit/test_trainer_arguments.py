@@ -107,6 +107,21 @@ def test_a_generator_that_does_not_belong_is_named(changes: dict[str, object], w
         _check(**changes)
 
 
+def test_a_generator_of_another_model_is_named_with_the_parameters_that_differ():
+    with pytest.raises(UserError, match="differ in parameters; 2 parameters differ: head: trainer none") as error:
+        check_generators(
+            [INFO.model_copy(update={"fingerprint": ModelFingerprint(parameters="q")})],
+            ["http://a"],
+            ours=OURS,
+            model="m",
+            max_completion_length=16,
+            accelerators=(),
+            shapes={"embed": (8, 4), "norm": (4,)},
+            tables={"http://a": {"embed": (8, 4), "head": (8, 4)}},
+        )
+    assert "head: trainer none, generator (8, 4); norm: trainer (4,), generator none. Fix" in str(error.value)
+
+
 def test_a_generator_on_an_accelerator_of_any_rank_is_refused_with_both_lists():
     assert _check(devices=("GPU-a", "GPU-b"), accelerators=("GPU-c", "GPU-d")) == 24
     words = (

@@ -15,6 +15,7 @@ from tandem_protocol.errors import BadRequest, TandemError
 from tandem_protocol.messages import (
     Group,
     Info,
+    Parameters,
     Readiness,
     RolloutLine,
     RolloutRequest,
@@ -96,6 +97,11 @@ def build_router(policy: Policy, model: str) -> APIRouter:
             max_num_seqs=facts.max_num_seqs,
             dtype=facts.dtype,
         )
+
+    @router.get(paths.PARAMETERS)
+    async def parameters() -> Parameters:
+        """Names and shapes of the model's parameters: how another model differs from this one."""
+        return Parameters(shapes=dict(policy.engine.facts.shapes))
 
     @router.get(paths.WEIGHTS)
     async def get_weights() -> ServedWeights:

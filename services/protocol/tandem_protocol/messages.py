@@ -169,6 +169,13 @@ class Info(Message):
     """Of the engine's arithmetic, such as `bfloat16`; None if its logprobs are not those of a model (the mock)."""
 
 
+class Parameters(Message):
+    """`GET /parameters`: the parameter table that `ModelFingerprint.parameters` is the digest of."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Name in a Hugging Face checkpoint → shape; empty where the engine does not know it."""
+
+
 class Readiness(Message):
     """`GET /readyz`, with status 200 or 503."""
 

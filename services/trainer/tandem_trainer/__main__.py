@@ -18,11 +18,11 @@ from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
+from tandem_protocol.fingerprint import differences
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info, ModelFingerprint
 from tandem_protocol.store import WeightStore
@@ -40,11 +40,13 @@ from .judge import Judge, WinRate
 from .learner import Learner
 from .loop import train
 from .mismatch import MismatchCheck
+from .model_files import model_dir
 from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
 from .publish import Publisher, fingerprint_of
 from .rewards import Rewards
 from .rollouts import Rollouts
 from .run import CheckpointFailed, Run
+from .shards import model_shapes
 
 INFO_TIMEOUT_S = 30.0
 LOCK_FILE = "LOCK"
@@ -200,7 +202,8 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
-        ours = fingerprint_of(learner.model, model_dir(shared))
+        learner.rehearse()
+        ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     return Project(scorer, rows, eval_rows, algorithm, learner, ours)
 
 
@@ -215,6 +218,11 @@ def meet_generators(
     completion = settings.trainer.rollout.max_completion_length
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
     infos = portal.call(client.info, INFO_TIMEOUT_S)
+    tables = {
+        url: portal.call(client.parameters, url, INFO_TIMEOUT_S)
+        for url, info in infos.items()
+        if "parameters" in differences(project.fingerprint, info.fingerprint)
+    }
     length = check_generators(
         list(infos.values()),
         list(infos),
@@ -222,6 +230,8 @@ def meet_generators(
         model=settings.shared.model,
         max_completion_length=completion,
         accelerators=accelerators,
+        shapes=model_shapes(project.learner.model),
+        tables=tables,
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return list(infos.values())
@@ -310,11 +320,6 @@ def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise UserError(f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {error}") from error
-
-
-def model_dir(shared: SharedConfig) -> Path:
-    """Where the model's files are on this machine, in the hub's cache or as given."""
-    return Path(cached_file(shared.model, "config.json", revision=shared.revision)).parent
 
 
 if __name__ == "__main__":

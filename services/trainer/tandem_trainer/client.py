@@ -14,6 +14,7 @@ from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_bo
 from tandem_protocol.messages import (
     Group,
     Info,
+    Parameters,
     Prompt,
     Readiness,
     RolloutLine,
@@ -21,7 +22,8 @@ from tandem_protocol.messages import (
     ServedWeights,
     SetWeights,
 )
-from tandem_protocol.routes import INFO, READYZ, ROLLOUTS, SET_WEIGHTS
+from tandem_protocol.parameters import Shapes
+from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS
 from tandem_protocol.version import Version
 
 from .replicas import Replicas
@@ -73,6 +75,12 @@ class GeneratorClient:
     async def info(self, timeout_s: float) -> dict[str, Info]:
         """What every replica is, by its URL."""
         return await self._everywhere(self._info, timeout_s, "answer GET /info")
+
+    async def parameters(self, url: str, timeout_s: float) -> Shapes:
+        """The parameter table of the replica at `url`; empty where it does not know it."""
+        async with asyncio.timeout(timeout_s):
+            response = _checked(await self._http.get(url + PARAMETERS))
+        return Parameters.model_validate_json(response.content).shapes
 
     async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
         """Make every replica serve `version`; returns when all do.

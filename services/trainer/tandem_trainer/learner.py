@@ -9,15 +9,15 @@ import ctypes
 import math
 import statistics
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator, init_empty_weights
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
 
@@ -30,9 +30,12 @@ from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
 from .mismatch import MismatchCheck
+from .model import load_model
+from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
 from .ranks import do_together
+from .rehearsal import rehearse
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
 MISMATCH = "mismatch"
@@ -61,7 +64,7 @@ class Learner:
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if config.lora:
-            add_adapter(model, config.lora, shared.model)
+            add_adapter(model, config.lora, shared.model, shared.revision)
         policy = self._logprobs_of(model)
         if not self._is_elsewhere:
             check(policy)
@@ -84,13 +87,13 @@ class Learner:
         model: PreTrainedModel = self._accelerator.unwrap_model(self._policy).model
         return model
 
-    def update(self, batch: Batch, algorithm: Algorithm) -> dict[str, float | None]:
+    def update(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         """`algorithm.num_iterations` optimizer steps; how the batch is cut and spread over ranks changes no value.
 
         Returns:
             loss, grad_norm, learning_rate and the loss function's metrics (means over the trained tokens, or maxima);
             over the optimizer steps too. `mismatch` is the mean of |logprob − sampler's logprob| in nats, before the
-            first optimizer step, over tokens that these weights sampled; None without any.
+            first optimizer step, over tokens that these weights sampled; it is missing without any.
 
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
@@ -106,7 +109,8 @@ class Learner:
         self._schedule.advance()
         means = {name: statistics.fmean(getattr(step, name) for step in steps) for name in ("loss", "grad_norm")}
         metrics = _combined([m for step in steps for m in step.metrics])
-        return means | {"learning_rate": learning_rate, "mismatch": steps[0].mismatch} | metrics
+        mismatch = {} if steps[0].mismatch is None else {MISMATCH: steps[0].mismatch}
+        return means | {"learning_rate": learning_rate} | mismatch | metrics
 
     def _pieces(self, batch: Batch) -> list[Batch]:
         """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
@@ -216,6 +220,19 @@ class Learner:
         everyones_N = self._accelerator.gather(padded_N)
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
+    @cached_property
+    def _files(self) -> ModelFiles:
+        return ModelFiles(self.model, self._tokenizer, self._shared)
+
+    def rehearse(self) -> None:
+        """Try before the first step what checkpoints, exports and published versions will need.
+
+        Raises:
+            UserError: what of the model cannot be saved, and why.
+        """
+        if self._accelerator.is_main_process:
+            rehearse(self.model, self._files, self._shared, self._config)
+
     def save(self, directory: Path) -> None:
         """Write the model or its adapter (a folder as transformers and peft have it) and the optimizer; all ranks do.
 
@@ -233,18 +250,17 @@ class Learner:
         is_main = self._accelerator.is_main_process
         if self._config.lora:
             write_adapter(self.model, directory, torch.float32, is_main=is_main)
-        elif self._is_sharded:
+        else:
             save_part(self.model, directory, self._accelerator)
-        elif is_main:
-            self.model.save_pretrained(directory)
 
     def _save_rest(self, directory: Path) -> None:
         """Of which the main process alone has to write something."""
         if not self._accelerator.is_main_process:
             return
-        if self._is_sharded and not self._config.lora:
-            save_index(self.model, directory / MODEL_DIR)
-        self._tokenizer.save_pretrained(directory / MODEL_DIR)
+        model_dir = directory / MODEL_DIR
+        if not self._config.lora:
+            save_index(model_dir)
+        self._files.copy_to(model_dir, adapter=self._config.lora is not None)
         state = {"updates": self._schedule.updates, "rng": torch.get_rng_state()}
         try:
             torch.save(state, directory / STATE_FILE)
@@ -317,36 +333,3 @@ def _give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def load_model(source: str | Path, shared: SharedConfig, *, without_weights: bool = False) -> PreTrainedModel:
-    """The model in float32, without dropout: the generator that its logprobs are compared with has none.
-
-    Args:
-        without_weights: its parameters have shapes only.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    options = {"revision": shared.revision, "trust_remote_code": shared.trust_remote_code}
-    try:
-        if without_weights:
-            config = AutoConfig.from_pretrained(source, **options)
-            with init_empty_weights(include_buffers=False):
-                model: Any = AutoModelForCausalLM.from_config(
-                    config, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
-                )
-            model.tie_weights()  # which the context has undone
-        else:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"shared.model {str(source)!r} cannot be loaded: {error}. Wanted a directory with a Hugging Face model "
-            "(relative to the project's folder) or an id on the hub."
-        ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    return model.train()

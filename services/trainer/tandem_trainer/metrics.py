@@ -43,7 +43,7 @@ def samples(groups: Iterable[ScoredGroup], step: int) -> list[Sample]:
 def step_record(
     version: Version,
     rows: Sequence[Sample],
-    stats: Mapping[str, float | None],
+    stats: Mapping[str, float],
     *,
     functions: Sequence[str],
     groups_skipped: int,
@@ -59,6 +59,7 @@ def step_record(
         "reward_std": std(rewards),
         "rewards": {name: mean(column) for name, column in zip(functions, columns, strict=True)},
         "rewards_std": {name: std(column) for name, column in zip(functions, columns, strict=True)},
+        "mismatch": None,
         **stats,
         "lag_max": max(row.lag for row in rows),
         "completion_tokens_mean": tokens / len(rows),

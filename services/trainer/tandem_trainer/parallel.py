@@ -100,7 +100,7 @@ def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
 
 
 def save_part(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
-    """Write this rank's part of a sharded model; every rank calls it at the same time."""
+    """Write this rank's part of the weights; every rank calls it at the same time."""
     rank, ranks = accelerator.process_index, accelerator.num_processes
     directory.mkdir(parents=True, exist_ok=True)
     write_part(
@@ -108,12 +108,12 @@ def save_part(model: PreTrainedModel, directory: Path, accelerator: Accelerator)
     )
 
 
-def save_index(model: PreTrainedModel, directory: Path) -> None:
-    """Make the parts of all ranks a Hugging Face directory."""
-    model.config.save_pretrained(directory)
-    if model.can_generate():
-        model.generation_config.save_pretrained(directory)
+def save_index(directory: Path) -> None:
+    """Make the parts of all ranks the weights of a Hugging Face directory."""
     files = sorted(directory.glob("model-*.safetensors"))
+    if len(files) == 1:
+        files[0].rename(directory / "model.safetensors")
+        return
     index = {"metadata": {}, "weight_map": {entry.name: file.name for file in files for entry in read_header(file)}}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 

@@ -299,7 +299,7 @@ class Run:
                 "finer, the prompts neither too easy nor too hard, or raise rollout.num_generations."
             )
 
-    def measure(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float | None]) -> None:
+    def measure(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float]) -> None:
         """Make the step's record, which `checkpoint` keeps and `log` writes with the timings."""
         version = Version(step, self.attempt)
         skipped = self._groups_skipped + sum(not group.has_signal for group in groups)

@@ -17,9 +17,10 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from tandem_protocol.errors import BadRequest, EngineFailed
-from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.fingerprint import fingerprint, model_files
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
+from tandem_protocol.parameters import own_tensors
 from tandem_protocol.version import BASE, Version
 
 from .base import EngineFacts
@@ -58,7 +59,7 @@ class VllmEngine:
             max_model_len=model.max_model_len,
             max_num_seqs=client.vllm_config.scheduler_config.max_num_seqs,
             vocab_size=model.get_vocab_size(),
-            base_shards=tuple(sorted(directory.glob("*.safetensors"))),
+            base_shards=tuple(model_files(directory)),
             shapes=shapes,
             fingerprint=fingerprint(directory, shapes),
             # Layers that take adapters no longer have their weights where a full version puts them.
@@ -188,6 +189,7 @@ def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str
     """Name → shape of the model that `transformers` makes of this config, as the trainer publishes it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -196,5 +198,4 @@ def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str
     except (ValueError, ImportError) as error:
         log.warning("transformers cannot make this model (%s): published shapes will not be checked up front", error)
         return {}
-    tied = model.all_tied_weights_keys
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, own_tensors(model)).items()}
