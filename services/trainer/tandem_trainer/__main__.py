@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
-    """`--config`, `--check`, and dotted overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`, values as YAML).
+def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, str]]:
+    """`--config`, `--check`, and dotted overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`).
 
     Raises:
         ConfigError: an argument is none of these, or an override has no value.
