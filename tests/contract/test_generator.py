@@ -129,8 +129,8 @@ def one(served: Served, **sampling: Any) -> Completion:
 
 PROMPT = {"token_ids": [5]}
 BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
-    "no JSON": ("POST", "/rollouts", b"{", 422, "bad_request", "the body is no JSON: Expecting property name"),
-    "no text": ("POST", "/rollouts", b"\xff\xfe\xfd", 422, "bad_request", "wanted JSON"),
+    "no JSON": ("POST", "/rollouts", b"{", 422, "bad_request", "the body is not JSON: Expecting property name"),
+    "no text": ("POST", "/rollouts", b"\xff\xfe\xfd", 422, "bad_request", "expected JSON"),
     "unknown key": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "temprature": 1}}, 422,
         "bad_request", "body.sampling.temprature: got 1; Extra inputs are not permitted",

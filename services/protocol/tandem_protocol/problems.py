@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -12,21 +11,23 @@ if TYPE_CHECKING:
 LONGEST_VALUE = 80
 
 
-def summarize(error: ValidationError) -> str:
-    """The first problem with its field and value, and how many more there are."""
-    problems = error.errors(include_url=False)
+def summarize(problems: Sequence[ErrorDetails]) -> str:
+    """The first of `ValidationError.errors()` with its field and value, and how many more there are.
+
+    Example: `completions.0.logprobs.3: got nan; expected a finite number (169 more problems)`.
+    """
     more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
     return f"{_first(problems[0])}{more}"
 
 
 def _first(problem: ErrorDetails) -> str:
     if problem["type"] == "json_invalid":
-        return f"got {shorten(problem['input'])}, expected JSON: {problem['ctx']['error']}"
+        return f"got {shorten(problem['input'])}; expected JSON: {problem['ctx']['error']}"
     field = ".".join(str(part) for part in problem["loc"])
     where = f"{field}: " if field else ""
     if problem["type"] == "value_error":  # a validator of ours, which says what it got; the input is the whole message
         return f"{where}{problem['ctx']['error']}"
-    return f"{where}got {shorten(problem['input'])}; {describe(problem)}"
+    return f"{where}got {shorten(problem.get('input'))}; {describe(problem)}"
 
 
 def describe(problem: ErrorDetails) -> str:
