@@ -89,11 +89,17 @@ def type_of(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if is_model(annotation) or any(map(is_model, typing.get_args(annotation))):
         return "see below"
-    if typing.get_origin(annotation) is dict:  # a key's validators say nothing about what to write
-        key, value = typing.get_args(annotation)
-        annotation = dict[typing.get_args(key)[0] if typing.get_origin(key) is typing.Annotated else key, value]  # type: ignore[misc]
+    annotation = without_bounds(annotation)
     plain = isinstance(annotation, type) and not typing.get_args(annotation)
     return cell(f"`{annotation.__name__ if plain else str(annotation).replace('typing.', '')}`")
+
+
+def without_bounds(annotation: Any) -> Any:
+    """`tuple[Annotated[int, Ge(0)], ...]` → `tuple[int, ...]`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return without_bounds(arguments[0])
+    return origin[tuple(map(without_bounds, arguments))] if origin in (dict, tuple) else annotation
 
 
 def default_of(field: FieldInfo) -> str:

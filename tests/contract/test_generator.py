@@ -151,6 +151,10 @@ BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "stop_token_ids": [VOCAB]}}, 422,
         "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
     ),
+    "no such seed": (
+        "POST", "/rollouts", {"prompts": [PROMPT | {"seed": 2**62}], "sampling": {"max_tokens": 1}}, 422,
+        "bad_request", f"body.prompts.0.seed: got {2**62}; expected a number less than {2**62}",
+    ),
     "min_version": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1}, "min_version": "9999.1"}, 409,
         "stale_policy", "got min_version 9999.1; this generator serves ",

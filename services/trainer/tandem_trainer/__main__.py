@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -153,8 +153,22 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
+        check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
         ours = fingerprint_of(learner.model, model_dir(shared))
     return Project(scorer, rows, eval_rows, algorithm, learner, ours)
+
+
+def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
+    """Refuse stop tokens that the model does not have, which every generator would refuse later.
+
+    Raises:
+        UserError: names them, and the size of the vocabulary.
+    """
+    size = model_config.get_text_config().vocab_size
+    if unknown := [token for token in stop_token_ids if token >= size]:
+        raise UserError(
+            f"trainer.rollout.stop_token_ids holds {unknown}, expected ids below the size of the vocabulary, {size}"
+        )
 
 
 def identity(settings: Settings, accelerator: Accelerator, project: Project) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from pydantic import BaseModel
 from .reading import Plain, read_value
 from .words import NULLS, has_leading_zero, is_text, kind_in_yaml_1_1, kind_of, means_two_things, value_of
 
+LARGEST = 2**63
+"""What torch, NumPy and vLLM count with has 64 bits."""
+
 
 def alternatives(annotation: Any) -> Iterator[Any]:
     """`Annotated[int, …] | None` → int, NoneType."""
@@ -108,6 +111,8 @@ def _typed_word(word: Plain, annotation: Any) -> Any:
     if has_leading_zero(word) or (Any in kinds and means_two_things(word)):
         raise ValueError(_two_readings(word))
     value = value_of(word)
+    if isinstance(value, int) and abs(value) >= LARGEST and Any not in kinds:
+        raise ValueError(f"got {word}, expected a number below 2**63")
     # pydantic would take true for the number 1.
     return str(word) if value is word or (isinstance(value, bool) and not kinds & {bool, Any}) else value
 
