@@ -139,8 +139,8 @@ def one(served: Served, **sampling: Any) -> Completion:
 
 PROMPT = {"token_ids": [5]}
 BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
-    "no JSON": ("POST", "/rollouts", b"{", 422, "bad_request", "the body is no JSON: Expecting property name"),
-    "no text": ("POST", "/rollouts", b"\xff\xfe\xfd", 422, "bad_request", "wanted JSON"),
+    "no JSON": ("POST", "/rollouts", b"{", 422, "bad_request", "the body is not JSON: Expecting property name"),
+    "no text": ("POST", "/rollouts", b"\xff\xfe\xfd", 422, "bad_request", "expected JSON"),
     "unknown key": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "temprature": 1}}, 422,
         "bad_request", "body.sampling.temprature: got 1; Extra inputs are not permitted",
@@ -160,6 +160,10 @@ BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
     "no such stop token": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "stop_token_ids": [VOCAB]}}, 422,
         "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
+    ),
+    "no such seed": (
+        "POST", "/rollouts", {"prompts": [PROMPT | {"seed": 2**62}], "sampling": {"max_tokens": 1}}, 422,
+        "bad_request", f"body.prompts.0.seed: got {2**62}; expected a number less than {2**62}",
     ),
     "min_version": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1}, "min_version": "9999.1"}, 409,

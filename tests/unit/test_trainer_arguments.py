@@ -27,15 +27,15 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_overrides_take_both_spellings_and_yaml_values():
+def test_overrides_take_both_spellings_and_stay_as_they_are_written():
     _, check, overrides = parse(
         ["--config", "c.yaml", "--trainer.max_steps", "5", "--trainer.optim.learning_rate=1.0e-3", "--check"]
     )
     assert check
-    assert overrides == {"trainer.max_steps": 5, "trainer.optim.learning_rate": 1e-3}
+    assert overrides == {"trainer.max_steps": "5", "trainer.optim.learning_rate": "1.0e-3"}
 
 
-@pytest.mark.parametrize("word", ["max_steps", "--max_steps", "--trainer.max_steps", "--trainer.max_steps=["])
+@pytest.mark.parametrize("word", ["max_steps", "--max_steps", "--trainer.max_steps"])
 def test_arguments_that_are_no_override_are_refused(word: str):
     with pytest.raises(ConfigError, match="max_steps"):
         parse(["--config", "c.yaml", word])

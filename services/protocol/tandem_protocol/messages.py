@@ -23,7 +23,7 @@ Logprob = Annotated[float, Field(allow_inf_nan=False)]
 class Message(BaseModel):
     """Base of all messages: unknown keys are refused, so that a typo or a newer peer cannot be half understood."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Sampling(Message):
@@ -47,8 +47,8 @@ class Prompt(Message):
     """One prompt, already tokenized."""
 
     token_ids: tuple[TokenId, ...] = Field(min_length=1)
-    seed: int | None = None
-    """Makes the samples of this prompt repeatable on engines that can; sample i of G uses seed + i."""
+    seed: int | None = Field(None, ge=0, lt=2**62)
+    """Makes the samples of this prompt repeatable on engines that can; sample i of G uses seed + i, in 63 bits."""
 
 
 class RolloutRequest(Message):
@@ -83,7 +83,7 @@ class Completion(Message):
         if len(self.logprobs) != tokens or sum(span.tokens for span in self.versions) != tokens:
             raise ValueError(
                 f"got {tokens} token ids, {len(self.logprobs)} logprobs and spans of"
-                f" {[span.tokens for span in self.versions]} tokens; wanted one logprob and one version a token"
+                f" {[span.tokens for span in self.versions]} tokens; expected one logprob and one version per token"
             )
         return self
 

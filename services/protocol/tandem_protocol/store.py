@@ -35,6 +35,7 @@ from .manifest import (
     read_header,
 )
 from .messages import Message, ModelFingerprint
+from .problems import summarize
 from .version import Version
 
 LEASE_S = 120.0
@@ -104,7 +105,10 @@ class WeightStore:
             data = (directory / MANIFEST_NAME).read_bytes()
             manifest = Manifest.model_validate_json(data)
         except (OSError, ValidationError) as error:
-            raise WeightsRefused(f"the manifest of version {version} cannot be read: {error}; publish again") from error
+            reason = summarize(error.errors()) if isinstance(error, ValidationError) else error
+            raise WeightsRefused(
+                f"the manifest of version {version} cannot be read: {reason}. Fix: publish again."
+            ) from error
         if manifest.version != version:
             raise WeightsRefused(f"{directory / MANIFEST_NAME} is of version {manifest.version}, wanted {version}")
         return manifest, digest_bytes(data)

@@ -10,14 +10,14 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides, read_token
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, Any]]:
-    """`--config`, `--check`, and dotted overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`, values as YAML).
+def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, str]]:
+    """`--config`, `--check`, and dotted overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`).
 
     Raises:
         ConfigError: an argument is none of these, or an override has no value.
@@ -202,9 +202,23 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
+        check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
         learner.rehearse()
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     return Project(scorer, rows, eval_rows, algorithm, learner, ours)
+
+
+def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
+    """Refuse stop tokens that the model does not have, which every generator would refuse later.
+
+    Raises:
+        UserError: names them, and the size of the vocabulary.
+    """
+    size = model_config.get_text_config().vocab_size
+    if unknown := [token for token in stop_token_ids if token >= size]:
+        raise UserError(
+            f"trainer.rollout.stop_token_ids holds {unknown}, expected ids below the size of the vocabulary, {size}"
+        )
 
 
 def meet_generators(

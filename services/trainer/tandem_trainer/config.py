@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tandem_protocol.config import Section, SharedConfig
-from tandem_protocol.messages import SwitchMode
+from tandem_protocol.messages import SwitchMode, TokenId
 
 FUNCTION = r"^[\w.]+:\w+$"
 """`module:function`."""
@@ -62,7 +62,7 @@ class RolloutConfig(Section):
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     repetition_penalty: float = Field(1.0, gt=0.0)
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[TokenId, ...] = ()
     timeout_s: float = Field(600.0, gt=0.0)
     """How long one step's rollouts may take before the run stops with an error."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
@@ -241,7 +241,8 @@ class TrainerConfig(Section):
 
     output_dir: Path = Path("runs")
     run_name: str = Field("default", pattern=r"^\w[\w.-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of the order of prompts and of everything random in the trainer. NumPy takes 32 bits."""
     max_steps: int = Field(ge=1)
     max_lag: int = Field(1, ge=0)
     """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""

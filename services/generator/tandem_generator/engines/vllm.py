@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,12 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from tandem_protocol.errors import BadRequest, EngineFailed
+from tandem_protocol.errors import BadRequest, EngineFailed, not_finite
 from tandem_protocol.fingerprint import fingerprint, model_files
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
 from tandem_protocol.parameters import own_tensors
+from tandem_protocol.problems import summarize
 from tandem_protocol.version import BASE, Version
 
 from .base import EngineFacts
@@ -80,8 +82,10 @@ class VllmEngine:
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
-        except (EngineDeadError, EngineGenerateError, ValidationError) as error:
-            raise EngineFailed(f"vLLM's engine broke off, or gave what the contract refuses: {error!r}") from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailed(f"vLLM's engine broke off: {error!r}; its log says why") from error
+        except ValidationError as error:
+            raise EngineFailed(f"vLLM's engine gave what the contract refuses: {summarize(error.errors())}") from error
         except ValueError as error:
             raise BadRequest(f"vLLM refuses this request: {error}") from error
         finally:
@@ -165,8 +169,16 @@ def _completion(output: CompletionOutput) -> Completion:
 
 
 def _sampled_logprobs(flat: Any, tokens: int) -> tuple[float, ...]:
-    """[T]. `flat` holds the sampled token first at each position, and with logprobs=0 nothing else."""
-    return tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
+    """[T]. `flat` holds the sampled token first at each position, and with logprobs=0 nothing else.
+
+    Raises:
+        LogprobsNotFinite: the model computes NaN or infinity.
+    """
+    logprobs = tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
+    for position, logprob in enumerate(logprobs):
+        if not math.isfinite(logprob):
+            raise not_finite(logprob, f"token {position} of a completion")
+    return logprobs
 
 
 def _dtype(client: EngineClient) -> str:
