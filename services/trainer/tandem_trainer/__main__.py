@@ -143,7 +143,6 @@ def train_run(
 ) -> None:
     """Load the project, meet the generators and train, in the folder and the store that are this process's now."""
     stack.enter_context(run.life())
-    (run.dir / "config.resolved").write_text(f"{resolved}\n")
     if settings.trainer.metrics_port and accelerator.is_main_process:
         stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
     portal = stack.enter_context(start_blocking_portal())
@@ -168,6 +167,8 @@ def train_run(
         eval_rows=project.eval_rows,
     )
     run.identify(facts, [info.version.attempt for info in infos])
+    if accelerator.is_main_process:
+        (run.dir / "config.resolved").write_text(f"{resolved}\n")
     trackers.start(accelerator, settings.trainer)
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()
