@@ -304,7 +304,7 @@ def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path):
     run.measure(9, GROUPS, {"loss": 0.25})
     with pytest.raises(CheckpointFailed, match="of step 9, cannot be written"), run.life():
         run.last_checkpoint(9, learner, learner)  # type: ignore[arg-type]
-    assert run.journal.phase == "failed"
+    assert json.loads((tmp_path / "default" / "status.json").read_text())["phase"] == "failed"
 
 
 def test_a_full_disk_costs_no_line_and_the_run_goes_on(small_volume: Path):
@@ -322,7 +322,7 @@ def test_a_full_disk_costs_no_line_and_the_run_goes_on(small_volume: Path):
     for step in range(2, 20):  # the last block of each file has some room
         log(step)
     with pytest.raises(OSError, match="No space"):
-        run.journal.finish()
+        run.journal.end(Version(19, 1), finished=True)
     filler.unlink()
     log(20)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
@@ -363,6 +363,8 @@ def test_a_finished_run_is_one_whose_last_step_was_published_and_saved(tmp_path:
     assert _run(tmp_path).finished is None
     with run.life():
         pass
+    with pytest.raises(UserError), _run(tmp_path).life():
+        raise UserError("this start is refused, which changes nothing about the run")
     assert "step 9 of trainer.max_steps 9" in str(_run(tmp_path).finished)
     assert _run(tmp_path, max_steps=10).finished is None
     assert _run(tmp_path, max_steps=5).finished

@@ -44,12 +44,9 @@ class Journal:
                 log.warning("status.json cannot be written: %s", error)
 
     @property
-    def phase(self) -> str | None:
-        """The phase that `status.json` names; None without that file."""
-        try:
-            return str(json.loads((self._folder / "status.json").read_text())["phase"])
-        except (OSError, ValueError, KeyError):
-            return None
+    def finished_step(self) -> int:
+        """The last step that a trainer has finished the run with; −1 before that."""
+        return max((event["step"] for event in self._events.read() if event["kind"] == FINISHED), default=-1)
 
     def note(self, kind: str, step: int, message: str, **details: Any) -> None:
         """Print an event and keep it in `events.jsonl`."""
@@ -94,8 +91,8 @@ class Journal:
             except OSError as error:
                 log.warning("rollouts.jsonl cannot be written: %s", error)
 
-    def finish(self) -> None:
-        """Write what is still kept in memory.
+    def end(self, version: Version, *, finished: bool) -> None:
+        """Write what is still kept in memory, and how the run ended.
 
         Raises:
             OSError: it cannot be written.
@@ -103,6 +100,9 @@ class Journal:
         if self._unwritten:
             self._metrics.append(self._unwritten)
             self._unwritten.clear()
+        if finished and self._is_main:
+            self._event(FINISHED, version.step, f"the run is finished at step {version.step}", {})
+        self.status(FINISHED if finished else STOPPED, version)
 
     def rewind(self, step: int, record: Mapping[str, Any] | None) -> None:
         """Drop what was written about steps after `step`, and make sure that `record`, that of `step`, is there."""

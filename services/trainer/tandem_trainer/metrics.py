@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +128,14 @@ class JsonLines:
             except OSError:
                 file.truncate(end)
                 raise
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Every whole line."""
+        if self._path.exists():
+            with self._path.open() as file:
+                for line in file:
+                    with suppress(json.JSONDecodeError):  # a crash has cut it short
+                        yield json.loads(line)
 
     def last_step(self) -> int:
         """-1 without any."""

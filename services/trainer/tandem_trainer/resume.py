@@ -111,10 +111,14 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
     # An optional section that comes or goes: `trainer.lora: null` beside `trainer.lora.r: 16`.
     keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
     changes = Changes(Change(key, before.get(key, _NOT_SET), now.get(key, _NOT_SET)) for key in keys)
-    refused = [(change, reason) for change in changes for key, reason in FIXED.items() if _is_below(change.key, key)]
+    refused: dict[str, list[Change]] = {}
+    for change in changes:
+        for key, reason in FIXED.items():
+            if _is_below(change.key, key):
+                refused.setdefault(reason, []).append(change)
     if refused:
         raise UserError(
-            "; ".join(f"{change}, but {reason}" for change, reason in refused)
+            "; ".join(f"{'; '.join(map(str, several))}, but {reason}" for reason, several in refused.items())
             + f". {folder} holds a run with other settings. Set them back to go on with it, or choose another "
             "trainer.run_name to start a new run."
         )

@@ -24,7 +24,7 @@ from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state
 from .clock import StepClock
 from .config import TrainerConfig
 from .errors import UserError
-from .journal import FAILED, FINISHED, STOPPED, Journal
+from .journal import FAILED, STOPPED, Journal
 from .learner import Learner
 from .metrics import completion_records, samples, step_record
 from .ranks import PartFailed, any_rank, do_together
@@ -68,6 +68,8 @@ class Run:
         self._consecutive_skips = self._groups_skipped = 0
         self._stop, self._wait_until = False, math.inf
         self._step, self._version = 0, Version(0, 0)
+        if self._saved:
+            self._version = Version(self._saved["step"], self._saved["attempt"])  # until this attempt has its own
         self._checkpointed_step = -1
         self._failed_checkpoints = 0
 
@@ -97,8 +99,8 @@ class Run:
     @property
     def finished(self) -> str | None:
         """What to say if the run has done all of its steps; None if there is something left to do."""
-        saved = self._saved["step"] if self._saved else 0
-        if self.journal.phase != FINISHED or saved < self._config.max_steps:
+        saved = self._saved["step"] if self._saved else -1
+        if self.journal.finished_step != saved or saved < self._config.max_steps:
             return None
         return (
             f"the run in {self.dir} is finished: step {saved} of trainer.max_steps {self._config.max_steps}. Nothing "
@@ -176,8 +178,7 @@ class Run:
         except BaseException as error:
             self.journal.status(STOPPED if isinstance(error, KeyboardInterrupt) else FAILED, self._version)
             raise
-        self.journal.finish()
-        self.journal.status(FINISHED if self._step >= self._config.max_steps else STOPPED, self._version)
+        self.journal.end(self._version, finished=self._step >= self._config.max_steps)
 
     def wait(self, task: Future[ResultT]) -> ResultT:
         """The result of a background task, which ends by itself at its own deadline.
