@@ -31,7 +31,7 @@ def test_a_port_whose_holder_cannot_be_seen_is_told_without_it(monkeypatch: pyte
     monkeypatch.setattr(ports, "_PROC", tmp_path)
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(ConfigError, match="it is in use. Fix: end that process"),
+        pytest.raises(ConfigError, match=r"it is in use[.] Fix: end that process"),
     ):
         ports.listen("127.0.0.1", taken.getsockname()[1], "generator.port")
 

@@ -2,8 +2,8 @@
 
 TANDEM_TRAINER_PROCESSES is the number of processes on this node, one a device (default 1). With several nodes,
 TANDEM_TRAINER_NODES is their number, TANDEM_TRAINER_NODE_RANK which one this is, and TANDEM_TRAINER_RENDEZVOUS the
-`host:port` of the first (on one node the default is any free port). One process alone is the trainer itself; several run
-under `accelerate launch`.
+`host:port` of the first (on one node the default is any free port). One process alone is the trainer itself; several
+run under `accelerate launch`.
 """
 
 from __future__ import annotations
