@@ -42,13 +42,19 @@ def problem(error: OSError, host: str, port: int, key: str) -> str:
 def _by(port: int) -> str:
     """` by process 12 (python -m tandem_generator)`; nothing where this user may not see it."""
     sockets = {f"socket:[{inode}]" for inode in _listening(port)}
-    for link in _PROC.glob("[0-9]*/fd/*"):
-        with suppress(OSError):  # it has been closed, or belongs to another user
-            if str(link.readlink()) in sockets:
-                process = link.parent.parent
+    for process in _PROC.glob("[0-9]*"):
+        with suppress(OSError):  # it has ended, or belongs to another user
+            if any(_target(link) in sockets for link in (process / "fd").iterdir()):
                 command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 return f" by process {process.name} ({command[:100]})"
     return ""
+
+
+def _target(link: Path) -> str | None:
+    try:
+        return str(link.readlink())
+    except OSError:  # it has been closed meanwhile
+        return None
 
 
 def _listening(port: int) -> set[str]:
