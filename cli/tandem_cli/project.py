@@ -37,6 +37,7 @@ class SharedPart(_Part):
 
 class GeneratorPart(_Part):
     engine: Engine = "vllm"
+    port: int = 8000
     shutdown_timeout_s: int = 30
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tandem_generator.options import parse
@@ -56,3 +58,12 @@ def test_what_vllm_refuses_is_a_mistake_told_in_one_line(words: list[str], probl
 def test_lists_and_mappings_arrive() -> None:
     words = read("--generator.vllm", "{cudagraph_capture_sizes: [1, 2], compilation_config: {mode: 0}}", "-O2")
     assert words == ["--cudagraph-capture-sizes", "1", "2", "--compilation-config", '{"mode": 0}', "-O2"]
+
+
+def test_a_port_in_use_is_told_before_the_engine_starts() -> None:
+    from tandem_generator.launch import serve_vllm
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = parse(["--model", "m", "--port", str(taken.getsockname()[1])])
+        with pytest.raises(ConfigError, match=r"^generator\.port \d+ on 127.0.0.1 cannot be listened on: it is in use"):
+            serve_vllm(options.settings, options.engine_args)

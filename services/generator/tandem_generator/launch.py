@@ -15,6 +15,7 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.ports import listen
 from tandem_protocol.store import WeightStore
 
 from .config import Settings
@@ -34,13 +35,15 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
 
     Raises:
         TandemError: the weight store's newest version cannot be served.
-        ConfigError: vLLM refuses an option, or it is one of those that are Tandem's.
+        ConfigError: vLLM refuses an option, or it is one of those that are Tandem's; the port is in use.
     """
     args = parse_engine_args(settings, engine_args)
     if args.headless:
         args.api_server_count = 0
         run_headless(args)
         return False
+    # vLLM shares a port with another server of the same user, so that either would get a part of the requests.
+    listen(settings.generator.host, settings.generator.port, "generator.port").close()
     TandemRoutes.settings = settings
     try:
         uvloop.run(run_server(args))

@@ -52,6 +52,8 @@ def spread(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerato
     if is_sharded(config, accelerator):
         weights = policy.model.state_dict()
         _shard(policy, accelerator, getattr(torch, config.dtype))
+        # Or torch would have to guess, with a warning, on which device the weights are to arrive.
+        policy._apply(lambda tensor: torch.empty_like(tensor, device=accelerator.device) if tensor.is_meta else tensor)
         fill(policy.model, weights, from_main=True)
         return policy
     if not any(parameter.requires_grad for parameter in policy.parameters()):
