@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import functools
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from .chat_template import Rendered, render
 from .config import PromptsConfig
+from .conversations import Conversation, parse_prompt, parse_tools
+from .data_files import read_rows
 from .errors import UserError
+from .text_files import Row
 
-Conversation = list[dict[str, Any]]
+log = logging.getLogger(__name__)
 
 REWARD_ARGUMENTS = frozenset({"prompts", "completions", "completion_ids"})
 """What every reward function gets besides the columns."""
@@ -30,7 +33,7 @@ class PromptRow:
     where: str
     """Source and index, for messages."""
     prompt: str | Conversation
-    """As the data set has it; reward functions get it so."""
+    """Reward functions get it so; the messages of a conversation have one shape (conversations.py)."""
     text: str
     """As the model sees it, chat template applied."""
     token_ids: tuple[int, ...]
@@ -51,10 +54,24 @@ def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> l
     Raises:
         UserError: there is no such data set, it is empty, or a row has no prompt; names the row.
     """
-    rows = [_prompt_row(index, row, config, tokenizer) for index, row in enumerate(islice(_read(config), config.limit))]
+    data = read_rows(config)
+    rows = [
+        _prompt_row(index, row, config, tokenizer, nulls_are_absent=data.nulls_are_absent)
+        for index, row in enumerate(islice(data.rows, config.limit))
+    ]
     if not rows:
-        raise UserError(f"{config.source} holds no rows; wanted at least one prompt in column {config.column!r}")
-    return rows
+        raise UserError(f"{config.source} holds no rows; expected at least one prompt in column {config.column!r}")
+    if incomplete := [(row, left_out) for row, left_out in rows if left_out]:
+        row, left_out = incomplete[0]
+        log.warning(
+            "%s: the model's chat template leaves out message %d, %r; %d of %d prompts lack a message",
+            row.where,
+            left_out[0],
+            row.prompt[left_out[0]],
+            len(incomplete),
+            len(rows),
+        )
+    return [row for row, _ in rows]
 
 
 def check_lengths(rows: Sequence[PromptRow], max_model_len: int, max_completion_length: int) -> None:
@@ -100,101 +117,76 @@ class PromptCursor:
         return np.random.default_rng((self._seed, epoch)).permutation(self._size)
 
 
-def _read(config: PromptsConfig) -> Iterator[dict[str, Any]]:
-    source = config.source
-    if source.endswith((".jsonl", ".json")):
-        return _read_jsonl(Path(source))
-    import datasets  # slow to import and seldom needed
-
-    datasets.disable_progress_bars()
-    file_type = Path(source).suffix.removeprefix(".")
-    try:
-        if file_type in ("parquet", "csv"):
-            return iter(datasets.load_dataset(file_type, data_files=source, split=config.split))
-        return iter(datasets.load_dataset(source, config.subset, split=config.split))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"prompts.source {config.source!r} cannot be loaded: {error}") from error
-
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text().split("\n")  # splitlines would also split at separators inside of strings
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts.source {path} cannot be read: {error} (relative to the project's folder)") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON: {error}; wanted one object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} holds {type(row).__name__}; wanted an object with the columns")
-        yield row
-
-
 def _prompt_row(
-    index: int, row: dict[str, Any], config: PromptsConfig, tokenizer: PreTrainedTokenizerBase
-) -> PromptRow:
+    index: int, row: Row, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, *, nulls_are_absent: bool
+) -> tuple[PromptRow, tuple[int, ...]]:
+    """The row, and which of its messages the chat template leaves out."""
     where = f"{config.source} row {index}"
     if config.column not in row:
-        raise UserError(f"{where} has the columns {sorted(row)}; wanted {config.column!r} (trainer.prompts.column)")
+        raise UserError(
+            f"{where} has the columns {sorted(row)}, expected {config.column!r}. Fix: set trainer.prompts.column"
+        )
     if reserved := row.keys() & REWARD_ARGUMENTS - {config.column}:
         raise UserError(
-            f"{where} has the columns {sorted(reserved)}, which would hide what reward functions are called with; "
-            "rename them"
+            f"{where} has the columns {sorted(reserved)}, which are names of what reward functions are called with. "
+            "Fix: rename them"
         )
-    prompt = row[config.column]
+    prompt = parse_prompt(where, row[config.column], nulls_are_absent=nulls_are_absent)
+    left_out: tuple[int, ...] = ()
     if isinstance(prompt, str):
         if config.tools:
-            raise UserError(f"{where}: the prompt is plain text, which no tools reach; wanted a conversation")
-        text, token_ids = prompt, tokenizer(prompt).input_ids
-    else:
-        text = _apply_template(where, prompt, row.get("tools"), config, tokenizer)
-        # The template writes the special tokens itself.
-        token_ids = tokenizer(text, add_special_tokens=False).input_ids
-    if not token_ids:
-        raise UserError(f"{where}: the prompt {prompt!r} has no tokens; wanted at least one")
-    columns = {name: value for name, value in row.items() if name != config.column}
-    return PromptRow(index, where, prompt, text, tuple(token_ids), columns)
-
-
-def _apply_template(
-    where: str, prompt: Any, tools: Any, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase
-) -> str:
-    turns = prompt if isinstance(prompt, list) else []
-    if not turns or not all(isinstance(turn, dict) and "role" in turn and _says_something(turn) for turn in turns):
-        raise UserError(f"{where}: the prompt is {prompt!r}; wanted a string or a list of role/content objects")
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{where} is a conversation but the model's tokenizer has no chat template; write the prompts as plain "
-            "strings or choose an instruct model"
-        )
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                prompt,
-                tools=_tools(where, tools) or list(config.tools) or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                **config.chat_template_kwargs,
+            raise UserError(
+                f"{where}: the prompt is plain text, which no tools reach; expected a conversation, because "
+                "trainer.prompts.tools is set"
             )
+        text = prompt
+        token_ids = _begun(_token_ids(where, text, tokenizer), _opening(tokenizer))
+    else:
+        tools = parse_tools(where, row.get("tools"), nulls_are_absent=nulls_are_absent) or config.tools
+        text, left_out = _render(where, prompt, tools, config, tokenizer)
+        token_ids = _token_ids(where, text, tokenizer)
+    if not token_ids:
+        raise UserError(f"{where}: the prompt {prompt!r} has no tokens; expected at least one")
+    columns = {name: value for name, value in row.items() if name != config.column}
+    return PromptRow(index, where, prompt, text, token_ids, columns), left_out
+
+
+def _render(
+    where: str,
+    messages: Conversation,
+    tools: Sequence[Mapping[str, Any]],
+    config: PromptsConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> Rendered:
+    if tokenizer.chat_template is None and "chat_template" not in config.chat_template_kwargs:
+        raise UserError(
+            f"{where} is a conversation, but the model's tokenizer has no chat template. Fix: write the prompts as "
+            "plain strings, choose an instruct model, or set trainer.prompts.chat_template_kwargs: {chat_template: …}"
         )
-    except jinja2.TemplateError as error:
-        raise UserError(f"{where}: the model's chat template refuses the prompt: {error}") from error
+    return render(where, messages, tools, tokenizer, config.chat_template_kwargs)
 
 
-def _says_something(turn: dict[str, Any]) -> bool:
-    return "content" in turn or "tool_calls" in turn
+def _token_ids(where: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens of a text, without those that the tokenizer would put around it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: the prompt has a lone surrogate, {text[error.start]!r}, after "
+            f"{text[max(0, error.start - 20) : error.start]!r}; expected Unicode text. Fix: remove it. A text that was "
+            "cut inside of an emoji has one"
+        ) from error
+    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _tools(where: str, tools: Any) -> list[dict[str, Any]]:
-    """A row's tools. As JSON text too: parquet has one type a column, and schemas differ."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: the column 'tools' is no JSON: {error}; wanted a list of schemas") from error
-    if not isinstance(tools, list | None) or not all(isinstance(tool, dict) for tool in tools or []):
-        raise UserError(f"{where}: the column 'tools' holds {tools!r}; wanted a list of JSON schemas of functions")
-    return tools or []
+@functools.lru_cache(maxsize=1)
+def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer puts before a text, such as BOS. What it puts behind one would end the prompt."""
+    whole, bare = (tokenizer("a", add_special_tokens=special).input_ids for special in (True, False))
+    starts = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return tuple(whole[: next(starts, 0)])
+
+
+def _begun(token_ids: tuple[int, ...], opening: tuple[int, ...]) -> tuple[int, ...]:
+    """With the opening, which a text may already have."""
+    return token_ids if token_ids[: len(opening)] == opening else opening + token_ids
