@@ -1,8 +1,8 @@
 """The text that a model sees of a conversation.
 
-Chat templates expect messages in different forms. For example, Qwen's template writes tool arguments as JSON, DeepSeek's
-expects their JSON text; most expect `content` as a string, those of vision models as a list of parts. Each conversation
-is therefore rendered in one form after another until the text shows everything that it says.
+Chat templates expect messages in different forms. For example, Qwen's template writes tool arguments as JSON, and
+DeepSeek's expects their JSON text. Most expect `content` as a string, those of vision models as a list of parts. Each
+conversation is therefore rendered in one form after another, until the text shows everything that it says.
 """
 
 from __future__ import annotations

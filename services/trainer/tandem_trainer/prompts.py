@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from .chat_template import Rendered, render
+from .chat_template import render
 from .config import PromptsConfig
 from .conversations import Conversation, parse_prompt, parse_tools
 from .data_files import read_rows
@@ -55,23 +54,13 @@ def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> l
         UserError: there is no such data set, it is empty, or a row has no prompt; names the row.
     """
     data = read_rows(config)
-    rows = [
-        _prompt_row(index, row, config, tokenizer, nulls_are_absent=data.nulls_are_absent)
-        for index, row in enumerate(islice(data.rows, config.limit))
-    ]
+    reader = _Reader(config, tokenizer, nulls_are_absent=data.nulls_are_absent)
+    rows = [reader.read(index, row) for index, row in enumerate(islice(data.rows, config.limit))]
     if not rows:
         raise UserError(f"{config.source} holds no rows; expected at least one prompt in column {config.column!r}")
-    if incomplete := [(row, left_out) for row, left_out in rows if left_out]:
-        row, left_out = incomplete[0]
-        log.warning(
-            "%s: the model's chat template leaves out message %d, %r; %d of %d prompts lack a message",
-            row.where,
-            left_out[0],
-            row.prompt[left_out[0]],
-            len(incomplete),
-            len(rows),
-        )
-    return [row for row, _ in rows]
+    if reader.incomplete:
+        log.warning("%s; %d of %d prompts lack a message", reader.incomplete[0], len(reader.incomplete), len(rows))
+    return rows
 
 
 def check_lengths(rows: Sequence[PromptRow], max_model_len: int, max_completion_length: int) -> None:
@@ -117,76 +106,74 @@ class PromptCursor:
         return np.random.default_rng((self._seed, epoch)).permutation(self._size)
 
 
-def _prompt_row(
-    index: int, row: Row, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, *, nulls_are_absent: bool
-) -> tuple[PromptRow, tuple[int, ...]]:
-    """The row, and which of its messages the chat template leaves out."""
-    where = f"{config.source} row {index}"
-    if config.column not in row:
-        raise UserError(
-            f"{where} has the columns {sorted(row)}, expected {config.column!r}. Fix: set trainer.prompts.column"
-        )
-    if reserved := row.keys() & REWARD_ARGUMENTS - {config.column}:
-        raise UserError(
-            f"{where} has the columns {sorted(reserved)}, which are names of what reward functions are called with. "
-            "Fix: rename them"
-        )
-    prompt = parse_prompt(where, row[config.column], nulls_are_absent=nulls_are_absent)
-    left_out: tuple[int, ...] = ()
-    if isinstance(prompt, str):
-        if config.tools:
+class _Reader:
+    """Makes prompts of the rows of one data set."""
+
+    def __init__(self, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, *, nulls_are_absent: bool) -> None:
+        self.incomplete: list[str] = []
+        """What the chat template left out, a line for each row where it did."""
+        self._config, self._tokenizer, self._nulls_are_absent = config, tokenizer, nulls_are_absent
+        self._opening = _opening(tokenizer)
+
+    def read(self, index: int, row: Row) -> PromptRow:
+        where, column = f"{self._config.source} row {index}", self._config.column
+        if column not in row:
+            raise UserError(f"{where} has the columns {sorted(row)}, expected {column!r}. Fix: set prompts.column")
+        if reserved := row.keys() & REWARD_ARGUMENTS - {column}:
+            raise UserError(
+                f"{where} has the columns {sorted(reserved)}, which are names of what reward functions are called "
+                "with. Fix: rename them"
+            )
+        prompt = parse_prompt(where, row[column], nulls_are_absent=self._nulls_are_absent)
+        if isinstance(prompt, str):
+            text, token_ids = prompt, self._plain(where, prompt)
+        else:
+            text = self._rendered(where, prompt, row.get("tools"))
+            token_ids = self._token_ids(where, text)
+        if not token_ids:
+            raise UserError(f"{where}: the prompt {prompt!r} has no tokens; expected at least one")
+        columns = {name: value for name, value in row.items() if name != column}
+        return PromptRow(index, where, prompt, text, token_ids, columns)
+
+    def _plain(self, where: str, text: str) -> tuple[int, ...]:
+        """The tokens of plain text, which begin as the tokenizer begins a text, and once only."""
+        if self._config.tools:
             raise UserError(
                 f"{where}: the prompt is plain text, which no tools reach; expected a conversation, because "
-                "trainer.prompts.tools is set"
+                "prompts.tools is set"
             )
-        text = prompt
-        token_ids = _begun(_token_ids(where, text, tokenizer), _opening(tokenizer))
-    else:
-        tools = parse_tools(where, row.get("tools"), nulls_are_absent=nulls_are_absent) or config.tools
-        text, left_out = _render(where, prompt, tools, config, tokenizer)
-        token_ids = _token_ids(where, text, tokenizer)
-    if not token_ids:
-        raise UserError(f"{where}: the prompt {prompt!r} has no tokens; expected at least one")
-    columns = {name: value for name, value in row.items() if name != config.column}
-    return PromptRow(index, where, prompt, text, token_ids, columns), left_out
+        token_ids = self._token_ids(where, text)
+        return token_ids if token_ids[: len(self._opening)] == self._opening else self._opening + token_ids
+
+    def _rendered(self, where: str, messages: Conversation, tools: Any) -> str:
+        template_kwargs = self._config.chat_template_kwargs
+        if self._tokenizer.chat_template is None and "chat_template" not in template_kwargs:
+            raise UserError(
+                f"{where} is a conversation, but the model's tokenizer has no chat template. Fix: write the prompts "
+                "as plain strings, choose an instruct model, or set prompts.chat_template_kwargs: {chat_template: …}"
+            )
+        offered = parse_tools(where, tools, nulls_are_absent=self._nulls_are_absent) or self._config.tools
+        text, left_out = render(where, messages, offered, self._tokenizer, template_kwargs)
+        if left_out:
+            message = messages[left_out[0]]
+            self.incomplete.append(f"{where}: the model's chat template leaves out message {left_out[0]}, {message!r}")
+        return text
+
+    def _token_ids(self, where: str, text: str) -> tuple[int, ...]:
+        """The tokens of a text, without those that the tokenizer would put around it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            before = text[max(0, error.start - 20) : error.start]
+            raise UserError(
+                f"{where}: the prompt has a lone surrogate, {text[error.start]!r}, after {before!r}; expected Unicode "
+                "text. Fix: remove it. A text that was cut inside of an emoji has one"
+            ) from error
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def _render(
-    where: str,
-    messages: Conversation,
-    tools: Sequence[Mapping[str, Any]],
-    config: PromptsConfig,
-    tokenizer: PreTrainedTokenizerBase,
-) -> Rendered:
-    if tokenizer.chat_template is None and "chat_template" not in config.chat_template_kwargs:
-        raise UserError(
-            f"{where} is a conversation, but the model's tokenizer has no chat template. Fix: write the prompts as "
-            "plain strings, choose an instruct model, or set trainer.prompts.chat_template_kwargs: {chat_template: …}"
-        )
-    return render(where, messages, tools, tokenizer, config.chat_template_kwargs)
-
-
-def _token_ids(where: str, text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The tokens of a text, without those that the tokenizer would put around it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: the prompt has a lone surrogate, {text[error.start]!r}, after "
-            f"{text[max(0, error.start - 20) : error.start]!r}; expected Unicode text. Fix: remove it. A text that was "
-            "cut inside of an emoji has one"
-        ) from error
-    return tuple(tokenizer(text, add_special_tokens=False).input_ids)
-
-
-@functools.lru_cache(maxsize=1)
 def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer puts before a text, such as BOS. What it puts behind one would end the prompt."""
-    whole, bare = (tokenizer("a", add_special_tokens=special).input_ids for special in (True, False))
-    starts = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    whole, bare = (list(tokenizer("a", add_special_tokens=special).input_ids) for special in (True, False))
+    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
     return tuple(whole[: next(starts, 0)])
-
-
-def _begun(token_ids: tuple[int, ...], opening: tuple[int, ...]) -> tuple[int, ...]:
-    """With the opening, which a text may already have."""
-    return token_ids if token_ids[: len(opening)] == opening else opening + token_ids
