@@ -151,6 +151,7 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         scorer = load_scorer(config, tokenizer)
         rows = load_prompts(config.prompts, tokenizer)
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
+        scorer.check_parameters([*rows, *eval_rows])
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         ours = fingerprint_of(learner.model, model_dir(shared))
