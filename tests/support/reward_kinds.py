@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import math
+import signal
 from collections.abc import Awaitable, Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -151,3 +152,17 @@ NO_NUMBERS: dict[str, tuple[Any, str]] = {
 
 def numbers_of(kind: list[str], **_: Any) -> Any:
     return (NUMBERS.get(kind[0]) or NO_NUMBERS[kind[0]])[0]
+
+
+def with_alarm(completions: list[str], **_: Any) -> Rewards:
+    """Limits its own time by a signal."""
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    signal.alarm(0)
+    return [1.0] * len(completions)
+
+
+def with_math_verify(completions: list[str], **_: Any) -> Rewards:
+    """Leaves math-verify its default time limits, which are signals."""
+    from math_verify import parse
+
+    return [float(bool(parse("$1$"))) for _ in completions]

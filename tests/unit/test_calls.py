@@ -225,3 +225,13 @@ def test_a_class_is_no_function(project: Any):
     project.Reward = reward_kinds.Asynchronous
     with pytest.raises(UserError, match=r"user_functions:Reward is a class, expected .*score = Reward\(\)"):
         _rewards("user_functions:Reward")
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("name", ["with_alarm", "with_math_verify"])
+async def test_a_time_limit_by_signal_works_in_a_sandbox_and_a_thread_is_told_why_not(name: str):
+    sandboxed = _kinds(name, sandbox=True)
+    assert (await sandboxed.score(_row(), GROUP)).rewards == (1.0, 1.0)
+    await sandboxed.close()
+    with pytest.raises(UserError, match=r"row 7: .*a signal, which works in a main thread only.*`sandbox: true`"):
+        await _kinds(name).score(_row(), GROUP)

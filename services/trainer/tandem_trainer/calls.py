@@ -23,6 +23,9 @@ log = logging.getLogger(__name__)
 
 AnswerT = TypeVar("AnswerT")
 
+NO_SIGNALS = "signal only works in main thread of the main interpreter"
+"""What `signal.signal` says elsewhere."""
+
 Caller = Callable[[dict[str, Any]], Awaitable[Any]]
 """Calls one function with these arguments, within its deadline."""
 
@@ -150,6 +153,13 @@ async def _run_in_thread(
             raise Hung(
                 f"{_late(timeout_s)}, and a thread cannot be ended. Fix: give the reward more time, or set "
                 "`sandbox: true`: a process that is killed at its deadline"
+            ) from error
+        except ValueError as error:
+            if NO_SIGNALS not in map(str, (error, error.__cause__, error.__context__)):
+                raise
+            raise CallFailed(
+                f"{describe(error)}. Its time limit uses a signal, which works in a main thread only, and this call "
+                "ran in another. Fix: set `sandbox: true`, or use a time limit without signals"
             ) from error
     return await _awaited(answer, deadline_s, timeout_s) if inspect.isawaitable(answer) else answer
 
