@@ -177,7 +177,7 @@ def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make
     ("action", "words"),
     [
         ("raise", "KeyError: 'answer'"),
-        ("short", "got 1 rewards; wanted 4, one a completion"),
+        ("short", "got 1 rewards, expected 4, one per completion"),
         ("hang", "no answer within 2 s"),
     ],
 )

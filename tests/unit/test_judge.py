@@ -76,7 +76,7 @@ def test_what_is_preferred_has_the_reward_1(project: Any, answer: Any, rewards: 
 @pytest.mark.parametrize("answer", [[2], [0, 1], 0, ["first"], [0.5]])
 def test_a_wrong_answer_names_judge_and_row(project: Any, answer: Any):
     project.prefer = lambda **_: answer
-    with pytest.raises(UserError, match=r"judge user_judge:prefer on prompts.jsonl row 7: ValueError: got .*; wanted"):
+    with pytest.raises(UserError, match=r"judge user_judge:prefer on prompts.jsonl row 7: got .*, expected"):
         _score("12", "a")
 
 

@@ -201,6 +201,7 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         scorer = load_scorer(config, tokenizer)
         rows = load_prompts(config.prompts, tokenizer)
         eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
+        scorer.check_parameters([*rows, *eval_rows])
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)

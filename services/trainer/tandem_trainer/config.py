@@ -18,9 +18,10 @@ class PromptsConfig(Section):
     """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
 
     source: str = "prompts.jsonl"
-    """A JSONL, parquet or CSV file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
+    """A JSONL, JSON, CSV, TSV or parquet file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
     subset: str | None = None
     split: str = "train"
+    """Also a slice, as `train[:1000]`."""
     column: str = "prompt"
     """Column with the prompt: a string, or a conversation (list of role/content), which gets the chat template."""
     shuffle: bool = True
@@ -41,9 +42,10 @@ class RewardConfig(Section):
     """Given to the function by name, besides the columns."""
     timeout_s: float | None = Field(None, gt=0.0)
     """Deadline of one call; None: `trainer.reward_timeout_s`."""
-    sandbox: bool = False
+    sandbox: bool | None = None
     """Run it in a process without credentials that is killed at the deadline: for rewards that run what a model wrote.
-    docs/rewards.md says what it keeps out and what not."""
+    None: as the function asks; of the ready-made ones `math_answer` asks for it. docs/rewards.md says what the sandbox
+    keeps out."""
 
 
 class RolloutConfig(Section):

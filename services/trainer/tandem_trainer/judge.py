@@ -17,10 +17,11 @@ from tandem_protocol.messages import Group
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
+from .calls import ProjectFunction, in_process
 from .client import task_group
-from .functions import load_function
+from .functions import CallFailed, load_function, plain
 from .prompts import PromptRow
-from .rewards import ProjectFunction, as_in_prompt, decode, in_process, scored_group
+from .rewards import as_in_prompt, decode, scored_group
 
 TIE = 0.5
 
@@ -34,9 +35,18 @@ class Judge:
         Raises:
             UserError: it does not exist or cannot be imported.
         """
-        call = in_process(load_function("judge", name), timeout_s, asyncio.Lock())
-        self._function = ProjectFunction("judge", name, call, check_choices, drop_errors=drop_errors)
+        function = load_function("judge", name)
+        call = in_process(function, timeout_s, asyncio.Lock())
+        self._function = ProjectFunction("judge", name, function, call, check_choices, drop_errors=drop_errors)
         self._tokenizer = tokenizer
+
+    def check_parameters(self, rows: Sequence[PromptRow]) -> None:
+        """See that the function can be called with the columns of these rows.
+
+        Raises:
+            UserError: it cannot; names the row and the parameter.
+        """
+        self._function.check_parameters(rows, ("prompts", "completions"))
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
         """See Scorer."""
@@ -119,16 +129,20 @@ def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:
     """The answer of a judge: 0 or 1 a pair, None for neither.
 
     Raises:
-        ValueError: it is not that.
+        CallFailed: it is not that.
     """
-    if hasattr(answer, "tolist"):  # an array or a tensor
-        answer = answer.tolist()
-    if not isinstance(answer, list | tuple) or len(answer) != size:
-        raise ValueError(f"got {answer!r}; wanted a list of {size}, one of 0, 1 and None a pair")
-    # As TRL's judges say it, -1 is neither.
-    choices = tuple(None if choice == -1 else choice for choice in answer)
-    if wrong := [choice for choice in choices if choice not in (0, 1, None)]:
-        raise ValueError(
-            f"got {wrong[0]!r}; wanted 0 if the first completion is better, 1 if the second, None if neither"
+    choices = plain(answer)
+    if not isinstance(choices, list | tuple) or len(choices) != size:
+        raise CallFailed(f"got {choices!r}, expected a list of {size}, one of 0, 1 and None per pair")
+    return tuple(_choice(plain(choice), index) for index, choice in enumerate(choices))
+
+
+def _choice(choice: Any, index: int) -> int | None:
+    if choice is None or choice == -1:  # TRL's judges say -1 for neither
+        return None
+    if choice not in (0, 1):
+        raise CallFailed(
+            f"got {choice!r} for pair {index}, expected 0 if the first completion is better, 1 if the second is, None "
+            "if neither is"
         )
-    return tuple(None if choice is None else int(choice) for choice in choices)
+    return int(choice)
