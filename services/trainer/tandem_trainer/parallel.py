@@ -53,7 +53,9 @@ def spread(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerato
         weights = policy.model.state_dict()
         _shard(policy, accelerator, getattr(torch, config.dtype))
         # Or torch would have to guess, with a warning, on which device the weights are to arrive.
-        policy._apply(lambda tensor: torch.empty_like(tensor, device=accelerator.device) if tensor.is_meta else tensor)
+        policy._apply(  # type: ignore[no-untyped-call]  # torch's
+            lambda tensor: torch.empty_like(tensor, device=accelerator.device) if tensor.is_meta else tensor
+        )
         fill(policy.model, weights, from_main=True)
         return policy
     if not any(parameter.requires_grad for parameter in policy.parameters()):
