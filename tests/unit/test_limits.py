@@ -11,7 +11,7 @@ import tandem_generator.config
 import tandem_trainer.config
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.messages import Prompt
-from tandem_trainer.__main__ import check_stop_tokens
+from tandem_trainer.build import check_stop_tokens
 from tandem_trainer.errors import UserError
 
 NEEDED = {

@@ -10,41 +10,32 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides, read_token
+from tandem_protocol.config import ConfigError, format_resolved, load, parse_overrides, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.lock import Held, exclusive
-from tandem_protocol.messages import Info, ModelFingerprint
+from tandem_protocol.messages import Info
 from tandem_protocol.store import WeightStore
 
-from . import algorithms, resume, trackers
-from .algorithms.base import Algorithm
+from . import resume, trackers
+from .build import Project, construct_and_train, load_project
 from .client import GeneratorClient
-from .config import Settings, TrainerConfig
+from .config import Settings
 from .devices import all_accelerators, make_accelerator
 from .errors import UserError
-from .evaluate import Evaluation
 from .exporter import exported
 from .handshake import check_generators
-from .judge import Judge, WinRate
-from .learner import Learner
-from .loop import train
 from .mismatch import MismatchCheck
-from .model_files import model_dir
-from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
-from .publish import Publisher, fingerprint_of
+from .prompts import check_lengths
 from .rewards import Rewards
-from .rollouts import Rollouts
 from .run import CheckpointFailed, Run
 from .shards import model_shapes
 
@@ -177,52 +168,6 @@ def train_run(
         print(f"stopped at step {step}, resume by running the same command", flush=True)
 
 
-class Project(NamedTuple):
-    """What the user brings, loaded and checked."""
-
-    scorer: Rewards | Judge
-    rows: list[PromptRow]
-    eval_rows: list[PromptRow]
-    algorithm: Algorithm
-    learner: Learner
-    fingerprint: ModelFingerprint
-
-
-def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Project:
-    """Load everything that can be wrong with the project, before the generators are waited for."""
-    shared, config = settings.shared, settings.trainer
-    if config.rollout.num_prompts % accelerator.num_processes:
-        raise UserError(
-            f"rollout.num_prompts is {config.rollout.num_prompts} for {accelerator.num_processes} trainer processes; "
-            "wanted a multiple of their number"
-        )
-    with run.timer("start"):
-        tokenizer = load_tokenizer(shared)
-        scorer = load_scorer(config, tokenizer)
-        rows = load_prompts(config.prompts, tokenizer)
-        eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
-        scorer.check_parameters([*rows, *eval_rows])
-        algorithm = algorithms.build(config)
-        learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
-        check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
-        learner.rehearse()
-        ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
-    return Project(scorer, rows, eval_rows, algorithm, learner, ours)
-
-
-def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
-    """Refuse stop tokens that the model does not have, which every generator would refuse later.
-
-    Raises:
-        UserError: names them, and the size of the vocabulary.
-    """
-    size = model_config.get_text_config().vocab_size
-    if unknown := [token for token in stop_token_ids if token >= size]:
-        raise UserError(
-            f"trainer.rollout.stop_token_ids holds {unknown}, expected ids below the size of the vocabulary, {size}"
-        )
-
-
 def meet_generators(
     settings: Settings,
     client: GeneratorClient,
@@ -251,91 +196,6 @@ def meet_generators(
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return list(infos.values())
-
-
-def construct_and_train(
-    config: TrainerConfig,
-    accelerator: Accelerator,
-    run: Run,
-    store: WeightStore,
-    client: GeneratorClient,
-    portal: BlockingPortal,
-    project: Project,
-) -> int:
-    """Make the parts of the loop and run it; returns the last step."""
-    cursor = PromptCursor(
-        len(project.rows),
-        seed=config.seed,
-        shuffle=config.prompts.shuffle,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
-    rollouts = Rollouts(
-        rows=project.rows,
-        cursor=cursor,
-        client=client,
-        rewards=project.scorer,
-        portal=portal,
-        wait=run.wait,
-        config=config.rollout,
-        prompts_a_step=config.rollout.num_prompts // accelerator.num_processes,
-        max_lag=config.max_lag,
-    )
-    publish = Publisher(
-        store=store,
-        client=client,
-        portal=portal,
-        wait=run.wait,
-        config=config.publish,
-        run_name=config.run_name,
-        attempt=run.attempt,
-        model_fingerprint=project.fingerprint,
-        dtype=getattr(torch, config.learner.dtype),
-        accelerator=accelerator,
-    )
-    win_rate = None
-    if isinstance(project.scorer, Judge):
-        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
-    evaluate = Evaluation(
-        rows=project.eval_rows,
-        client=client,
-        rewards=project.scorer,
-        win_rate=win_rate,
-        portal=portal,
-        config=config,
-        file=run.dir / "eval.jsonl",
-        is_main=accelerator.is_main_process,
-    )
-    try:
-        return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
-    finally:
-        rollouts.close()
-
-
-def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
-    """What says which completions are better.
-
-    Raises:
-        UserError: one of the project's functions does not exist or cannot be imported.
-    """
-    drop_errors, timeout_s = config.reward_errors == "drop", config.reward_timeout_s
-    if judge := config.online_dpo.judge:
-        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
-    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
-
-
-def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
-
-    Raises:
-        UserError: there is no such model, or it has no tokenizer.
-    """
-    try:
-        return AutoTokenizer.from_pretrained(
-            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {error}") from error
 
 
 if __name__ == "__main__":

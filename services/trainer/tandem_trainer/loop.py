@@ -1,4 +1,4 @@
-"""The training loop. Everything it uses is made in `__main__.py`."""
+"""The training loop. `build.py` makes everything that it uses."""
 
 from __future__ import annotations
 
