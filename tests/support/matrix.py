@@ -154,6 +154,7 @@ class _Trainer:
     def meet(self, portal: BlockingPortal, client: GeneratorClient) -> None:
         self._portal, self._client = portal, client
         infos = portal.call(client.info, 30.0)
+        self.learner.fix_rope([info.max_model_len for info in infos.values()])
         check_generators(
             list(infos.values()), list(infos), ours=self.fingerprint, model=self._shared.model,
             max_completion_length=self._config.rollout.max_completion_length, accelerators=[],

@@ -190,6 +190,7 @@ def meet_generators(
         max_completion_length=completion,
         accelerators=accelerators,
     )
+    length = min(length, project.learner.fix_rope([info.max_model_len for info in infos.values()]))
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return [info.version.attempt for info in infos.values()]
 
