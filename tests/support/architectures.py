@@ -41,7 +41,6 @@ _SMALL: dict[str, Any] = {
     "state_size": 16, "time_step_rank": 8, "n_groups": 1, "mamba_d_ssm": 64, "mamba_n_heads": 2, "mamba_d_head": 32,
     "mamba_d_state": 16, "mamba_dt_rank": 8, "ssm_state_size": 16, "mamba_num_heads": 2, "mamba_head_dim": 32,
     "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 32, "linear_value_head_dim": 32,
-    "mamba_chunk_size": 16, "chunk_size": 16,
 }  # fmt: skip
 
 _LOCAL_GLOBAL = {"layer_types": ["sliding_attention", "full_attention"]}
@@ -84,7 +83,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16, "laurel_rank": 8, "altup_num_inputs": 2,
         "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
     },
-    "gemma4_text": {"vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16, **_LOCAL_GLOBAL},
+    "gemma4_text": {"num_experts": None, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16, **_LOCAL_GLOBAL},
     "glm_moe_dsa": {"index_topk": 8, "index_head_dim": 32, "index_n_heads": 2, "num_key_value_heads": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "intermediate_size": 96},
     "gpt_oss": _LOCAL_GLOBAL,
@@ -100,7 +99,8 @@ _OWN: dict[str, dict[str, Any]] = {
         "layer_types": _MAMBA_ATTENTION, "linear_head_dim": 32, "linear_num_heads": 2, "qk_rope_head_dim": 16,
         "q_lora_rank": None,
     },
-    "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32},
+    "lfm2": {"layer_types": ["conv", "full_attention"], "block_multiple_of": 32, "conv_dim": 64,
+             "conv_dim_out": 64, "block_dim": 64, "block_ff_dim": 96},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
     "longcat_flash": {"num_attention_heads": 2, "num_key_value_heads": 2, "qk_head_dim": 32, "head_dim": 16,
                       "zero_expert_num": 2, "expert_ffn_hidden_size": 32},
@@ -152,10 +152,10 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(0, 1 / math.sqrt(parameter.shape[-1]))
-            elif name.endswith((".weight", ".bias")):
+            else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     _flatten(model)
     return model

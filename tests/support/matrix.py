@@ -28,7 +28,7 @@ from tandem_generator.options import parse
 from tandem_generator.plugin import devices, takes_seeds
 from tandem_generator.policy import Policy
 from tandem_generator.server import build_app
-from tandem_protocol.config import SharedConfig
+from tandem_protocol.config import ConfigError, SharedConfig
 from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group, Prompt, RolloutRequest
 from tandem_protocol.store import WeightStore
@@ -71,7 +71,7 @@ def judge(family: str, folder: Path, **changes: Any) -> Outcome:
     try:
         model = make_architecture(folder / "model", family, **changes)
         outcome = _trained(model, folder)
-    except (UserError, TandemError) as error:
+    except (UserError, ConfigError, TandemError) as error:
         outcome = Outcome("refused", str(error))
     except BaseException as error:
         import traceback
