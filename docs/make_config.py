@@ -29,7 +29,28 @@ Written by `docs/make_config.py` from the configuration models; edit those.
 A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. The last source that names a key wins:
 defaults, YAML, environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`), command line
 (`--trainer.optim.learning_rate 1e-5`). `--check` prints every value with its source. Relative paths start at the folder
-of `config.yaml`. The bearer token is no key: it comes from `TANDEM_TOKEN`, or the file that `TANDEM_TOKEN_FILE` names.
+of `config.yaml`. The bearer token is not a key: it comes from `TANDEM_TOKEN`, or the file that `TANDEM_TOKEN_FILE`
+names.
+
+## How values are read
+
+A key's type decides what a word without quotes is. `learning_rate: 1e-5` is a number, `shuffle: yes` is true.
+
+- **Text** needs quotes where any version of YAML reads something else: `run_name: "007"`, `revision: "1e5"`,
+  `env: {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without them the key is refused, and the message says what to write.
+- **Mappings that take anything** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
+  `1e-5` is a number. What YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) is refused: write
+  `true` or `false`, plain digits, or quotes.
+- **A key stands once.** A second one is refused with both lines; `<<` may be overridden.
+- **An empty section** (`optim:` with nothing below) has its defaults.
+
+The environment and the command line follow the same rules, with one difference, because a shell removes quotes: a key
+for text takes the words as they are. `--trainer.run_name 007` and `--trainer.run_name '"007"'` are the same. For a key
+that takes anything, keep the quotes from the shell: `--generator.vllm.tokenizer_mode '"no"'`. The last of several
+options with the same key wins.
+
+Two underscores separate the names in a variable. Names in mappings that take any key keep their case and their dots:
+`TANDEM__GENERATOR__ENV__VLLM_LOGGING_LEVEL=DEBUG`. Where `config.yaml` has the key in another case, that one is meant.
 """
 
 
@@ -68,8 +89,17 @@ def type_of(annotation: Any) -> str:
         return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
     if is_model(annotation) or any(map(is_model, typing.get_args(annotation))):
         return "see below"
+    annotation = without_bounds(annotation)
     plain = isinstance(annotation, type) and not typing.get_args(annotation)
     return cell(f"`{annotation.__name__ if plain else str(annotation).replace('typing.', '')}`")
+
+
+def without_bounds(annotation: Any) -> Any:
+    """`tuple[Annotated[int, Ge(0)], ...]` → `tuple[int, ...]`."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return without_bounds(arguments[0])
+    return origin[tuple(map(without_bounds, arguments))] if origin in (dict, tuple) else annotation
 
 
 def default_of(field: FieldInfo) -> str:

@@ -33,7 +33,8 @@ class Pair(NamedTuple):
 def start(project: Project, engine: Engine, weights_dir: Path, cleanup: ExitStack) -> Pair:
     """Start both services; `cleanup` kills them. The trainer loads its own model while the generator gets ready."""
     generator_cpus, trainer_cpus = split_cpus(sorted(os.sched_getaffinity(0)))
-    port, token = _free_port(), secrets.token_urlsafe(32)
+    chosen = "generator.port" in project.overrides
+    port, token = project.settings.generator.port if chosen else _free_port(), secrets.token_urlsafe(32)
     url = f"http://127.0.0.1:{port}"
     env = _environment(
         {
@@ -49,7 +50,8 @@ def start(project: Project, engine: Engine, weights_dir: Path, cleanup: ExitStac
         cleanup.callback(started.kill)
         return started
 
-    generator = service("generator", [*_generator_command(project, engine), "--port", str(port)], generator_cpus)
+    options = [] if chosen else ["--port", str(port)]
+    generator = service("generator", [*_generator_command(project, engine), *options], generator_cpus)
     return Pair(generator, service("trainer", _trainer_command(project), trainer_cpus), url, token)
 
 
@@ -76,7 +78,7 @@ def check(project: Project, engine: Engine) -> int:
 def _generator_command(project: Project, engine: Engine) -> list[str]:
     chosen = [] if engine == project.settings.generator.engine else ["--engine", engine]
     command = [sys.executable, "-m", "tandem_generator", "--config", str(project.config), *chosen]
-    return [*command, *project.overrides_for("generator")]
+    return [*command, *(o for o in project.overrides_for("generator") if not (chosen and "--generator.engine=" in o))]
 
 
 def _trainer_command(project: Project) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import importlib.util
 import itertools
-import json
 import os
 import shutil
 import tempfile
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -38,6 +37,7 @@ class SharedPart(_Part):
 
 class GeneratorPart(_Part):
     engine: Engine = "vllm"
+    port: int = 8000
     shutdown_timeout_s: int = 30
 
 
@@ -60,11 +60,11 @@ class Project:
 
     folder: Path
     settings: Settings
-    overrides: Mapping[str, Any]
-    """Dotted key → value, from the command line."""
+    overrides: Mapping[str, str]
+    """Dotted key → words, as the command line has them: only `load` reads them, here and in the services."""
 
     @classmethod
-    def read(cls, folder: Path, overrides: Mapping[str, Any]) -> Project:
+    def read(cls, folder: Path, overrides: Mapping[str, str]) -> Project:
         """Read `folder`/config.yaml.
 
         Raises:
@@ -83,9 +83,7 @@ class Project:
     def overrides_for(self, section: str) -> list[str]:
         """The overrides that the owner of `section` reads, as its arguments."""
         return [
-            f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in self.overrides.items()
-            if key.split(".", 1)[0] in ("shared", section)
+            f"--{key}={words}" for key, words in self.overrides.items() if key.split(".", 1)[0] in ("shared", section)
         ]
 
     @property

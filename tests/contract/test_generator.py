@@ -10,9 +10,11 @@ import pytest
 from support.served import MAX_MODEL_LEN, PROMPTS, VOCAB, Served, wait_until
 from tandem_protocol.errors import ErrorBody
 from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.manifest import parameters_digest
 from tandem_protocol.messages import (
     Completion,
     Info,
+    Parameters,
     Readiness,
     RolloutLine,
 )
@@ -31,6 +33,13 @@ def test_info_tells_what_a_trainer_must_compare(served: Served) -> None:
     assert all(device.startswith("cpu:") for device in info.devices)
 
 
+def test_its_parameters_are_those_of_its_fingerprint_and_of_the_trainer_s_model(served: Served) -> None:
+    parameters = Parameters.model_validate(served.client.get("/parameters").json())
+    assert parameters.shapes == {name: tuple(tensor.shape) for name, tensor in served.policy.tensors().items()}
+    info = Info.model_validate(served.client.get("/info").json())
+    assert parameters_digest(parameters.shapes) == info.fingerprint.parameters
+
+
 def test_health_and_readiness_need_no_token(served: Served) -> None:
     anonymous = {"Authorization": ""}
     assert served.client.get("/healthz", headers=anonymous).json() == {"status": "alive"}
@@ -42,6 +51,7 @@ def test_health_and_readiness_need_no_token(served: Served) -> None:
 
 GUARDED = [
     ("GET", "/info"),
+    ("GET", "/parameters"),
     ("GET", "/metrics"),
     ("GET", "/weights"),
     ("PUT", "/weights/1.1"),
@@ -129,8 +139,8 @@ def one(served: Served, **sampling: Any) -> Completion:
 
 PROMPT = {"token_ids": [5]}
 BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
-    "no JSON": ("POST", "/rollouts", b"{", 422, "bad_request", "the body is no JSON: Expecting property name"),
-    "no text": ("POST", "/rollouts", b"\xff\xfe\xfd", 422, "bad_request", "wanted JSON"),
+    "no JSON": ("POST", "/rollouts", b"{", 422, "bad_request", "the body is not JSON: Expecting property name"),
+    "no text": ("POST", "/rollouts", b"\xff\xfe\xfd", 422, "bad_request", "expected JSON"),
     "unknown key": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "temprature": 1}}, 422,
         "bad_request", "body.sampling.temprature: got 1; Extra inputs are not permitted",
@@ -150,6 +160,10 @@ BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
     "no such stop token": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "stop_token_ids": [VOCAB]}}, 422,
         "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
+    ),
+    "no such seed": (
+        "POST", "/rollouts", {"prompts": [PROMPT | {"seed": 2**62}], "sampling": {"max_tokens": 1}}, 422,
+        "bad_request", f"body.prompts.0.seed: got {2**62}; expected a number less than {2**62}",
     ),
     "min_version": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1}, "min_version": "9999.1"}, 409,

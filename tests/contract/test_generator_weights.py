@@ -111,14 +111,21 @@ def test_weights_of_another_shape_are_refused_with_the_tensors_name(served: Serv
     name, tensors = "model.layers.0.mlp.up_proj.weight", served.policy.tensors()
     version = served.next
     digest = served.policy.publish(version, tensors | {name: tensors[name][:-1].clone()})
-    refused(served, version, digest, 422, "weights_refused", f"in 1 tensors: {name} got (63, 32), wanted (64, 32)")
+    refused(
+        served,
+        version,
+        digest,
+        422,
+        "weights_refused",
+        f"1 parameter differs: {name}: trainer (63, 32), generator (64, 32)",
+    )
 
 
 def test_weights_that_lack_a_tensor_are_refused_with_its_name(served: Served) -> None:
     tensors, version = served.policy.tensors(), served.next
     del tensors["model.norm.weight"]
     digest = served.policy.publish(version, tensors)
-    refused(served, version, digest, 422, "weights_refused", "model.norm.weight is missing")
+    refused(served, version, digest, 422, "weights_refused", "model.norm.weight: trainer none, generator (32,)")
 
 
 def test_weights_of_another_model_are_refused(served: Served, tmp_path: Path) -> None:

@@ -37,3 +37,6 @@ def test_digits_learns_to_sort(tmp_path: Path) -> None:
     assert {step["lag_max"] for step in steps} <= {0, 1}
     on_policy = [step["kl_sampler"] for step in steps if step["lag_max"] == 0]
     assert on_policy[0] == pytest.approx(0.0, abs=1e-6), "sampler and trainer hold the same policy at first"
+    mismatches = [step["mismatch"] for step in steps if step["mismatch"] is not None]
+    assert mismatches
+    assert max(mismatches) <= 1e-3, "float32 on both sides"

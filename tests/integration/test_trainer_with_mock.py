@@ -50,8 +50,12 @@ def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(
         assert line["rollout_tokens"] == pytest.approx(8 * line["completion_tokens_mean"])
         assert 0 < line["reward_mean"] < 1
         assert line["kl_sampler"] > 0
-        assert set(line["timings"]) == {"wait_for_rollouts_s", "update_s", "publish_s", "checkpoint_s"}
-    assert [line["timings"]["checkpoint_s"] > 0 for line in metrics] == [False, True, False, True]
+        phases = ("wait_for_rollouts", "update", "publish", "evaluate", "checkpoint", "other")
+        assert set(line["timings"]) == {f"{phase}_s" for phase in phases}
+        learning_s = sum(line["timings"].values()) - line["timings"]["evaluate_s"] - line["timings"]["checkpoint_s"]
+        assert line["tokens_per_s"] == pytest.approx(line["rollout_tokens"] / learning_s)
+    for phase in ("checkpoint_s", "evaluate_s"):
+        assert [line["timings"][phase] > 0 for line in metrics] == [False, True, False, True]
     assert len(completions) == 4 * 4
     assert all(line["versions"] == [f"{line['step'] - 1}.1"] for line in completions)
     evals = project.lines("eval.jsonl")
@@ -67,7 +71,7 @@ def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(
     assert _tracked(project, "reward_mean") == [(m["step"], pytest.approx(m["reward_mean"])) for m in metrics]
     assert [step for step, _ in _tracked(project, "eval/pass_at/odd_rewards:odd/4")] == [2, 4]
     status = json.loads((project.run_dir / "status.json").read_text())
-    assert (status["step"], status["version"]) == (4, "4.1")
+    assert (status["phase"], status["step"], status["version"]) == ("finished", 4, "4.1")
     assert "command line" not in (project.run_dir / "config.resolved").read_text()
     store = WeightStore(project.directory.parent / "weights")
     assert store.latest() == Version(4, 1)
@@ -173,7 +177,7 @@ def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make
     ("action", "words"),
     [
         ("raise", "KeyError: 'answer'"),
-        ("short", "got 1 rewards; wanted 4, one a completion"),
+        ("short", "got 1 rewards, expected 4, one per completion"),
         ("hang", "no answer within 2 s"),
     ],
 )

@@ -17,7 +17,8 @@ OTHERS = {
 }
 """Series of Prometheus itself, of the kubelet and of kube-state-metrics."""
 STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "completion_tokens_mean",
-        "truncated_fraction", "groups_skipped", "step", "timings"}  # fmt: skip
+        "truncated_fraction", "groups_skipped", "step", "timings",
+        "checkpoint_failures"}  # fmt: skip
 """Keys of a step that are watched; tests/integration/test_trainer_scraped.py finds each in a real run."""
 
 

@@ -9,15 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tandem_generator.config
+import tandem_trainer.config
 from tandem_cli import processes, project
 from tandem_cli.processes import describe_exit, split_cpus
 from tandem_cli.project import GeneratorPart, Project, SharedPart, TrainerPart, choose_engine
 from tandem_generator.config import GeneratorConfig
-from tandem_protocol.config import SharedConfig
+from tandem_protocol.config import ConfigError, SharedConfig, load, parse_overrides
 from tandem_trainer.config import TrainerConfig
 
 
-def a_project(folder: Path, **overrides: object) -> Project:
+def a_project(folder: Path, **overrides: str) -> Project:
     (folder / "config.yaml").write_text("shared: {model: model}\ntrainer: {max_steps: 3, max_lag: 2}\n")
     return Project.read(folder, {key.replace("__", "."): value for key, value in overrides.items()})
 
@@ -62,9 +64,51 @@ def test_keys_read_here_have_their_owners_defaults(part: type[SharedPart], owner
 
 
 def test_each_service_gets_the_overrides_it_reads(tmp_path: Path) -> None:
-    demo = a_project(tmp_path, trainer__max_steps=5, generator__port=1, shared__generators=["a"], shared__model="m")
-    assert demo.overrides_for("trainer") == ["--trainer.max_steps=5", '--shared.generators=["a"]', "--shared.model=m"]
-    assert demo.overrides_for("generator") == ["--generator.port=1", '--shared.generators=["a"]', "--shared.model=m"]
+    demo = a_project(tmp_path, trainer__max_steps="5", generator__port="1", shared__generators='["a"]')
+    assert demo.overrides_for("trainer") == ["--trainer.max_steps=5", '--shared.generators=["a"]']
+    assert demo.overrides_for("generator") == ["--generator.port=1", '--shared.generators=["a"]']
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("007", "007"),
+        ('"007"', "007"),
+        ("'on'", "on"),
+        ("on", "on"),
+        ("1e5", "1e5"),
+        ("2026-11-25", "2026-11-25"),
+        ("a", "a"),
+    ],
+)
+def test_the_demo_and_its_trainer_read_the_same_words_as_the_same_value(tmp_path: Path, words: str, name: str) -> None:
+    demo = a_project(tmp_path, trainer__run_name=words, trainer__rewards='[{function: "r:r"}]')
+    overrides = parse_overrides(demo.overrides_for("trainer"))
+    trainer, _ = load(tandem_trainer.config.Settings, path=demo.config, env={}, overrides=overrides)
+    assert demo.settings.trainer.run_name == trainer.trainer.run_name == name
+
+
+@pytest.mark.parametrize("words", ['"a b"', "null", "", "{a: 1}", '"'])
+def test_the_demo_refuses_what_its_trainer_would(tmp_path: Path, words: str) -> None:
+    with pytest.raises(ConfigError, match="run_name"):
+        a_project(tmp_path, trainer__run_name=words)
+
+
+def test_what_quotes_say_reaches_the_services_with_its_quotes(tmp_path: Path) -> None:
+    arguments = [
+        "--generator.vllm.served_model_name",
+        '"no"',
+        "--trainer.prompts.chat_template_kwargs",
+        "{a: '1', b: 1}",
+    ]
+    demo = a_project(tmp_path, **{key.replace(".", "__"): words for key, words in parse_overrides(arguments).items()})
+    generator = parse_overrides(demo.overrides_for("generator"))
+    assert load(tandem_generator.config.Settings, path=demo.config, env={}, overrides=generator)[0].generator.vllm == {
+        "served_model_name": "no"
+    }
+    trainer = {**parse_overrides(demo.overrides_for("trainer")), "trainer.rewards": '[{function: "r:r"}]'}
+    loaded, _ = load(tandem_trainer.config.Settings, path=demo.config, env={}, overrides=trainer)
+    assert loaded.trainer.prompts.chat_template_kwargs == {"a": "1", "b": 1}
 
 
 def test_earlier_runs_are_numbered(tmp_path: Path) -> None:

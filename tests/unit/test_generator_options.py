@@ -130,7 +130,7 @@ def test_relative_paths_start_at_the_project_whose_yaml_it_is(
 MISTAKES: list[tuple[list[str], str]] = [
     (["--engine", "mock", "--port", "many"], "generator.port: got 'many' (from command line)"),
     (["--engine", "tgi"], "generator.engine: got 'tgi'"),
-    (["--engine", "mock", "--tensor-parallel-size", "0"], "generator.tensor_parallel_size: got '0'"),
+    (["--engine", "mock", "--tensor-parallel-size", "0"], "generator.tensor_parallel_size: got 0"),
     (["--config", "absent.yaml"], "absent.yaml cannot be read"),
     (["--engine", "vllm", "--model", "/absent"], "shared.model: got /absent, which is no directory"),
     (["--engine", "mock", "--model", "./absent"], "shared.model: got ./absent, which is no directory"),

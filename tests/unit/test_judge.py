@@ -76,7 +76,7 @@ def test_what_is_preferred_has_the_reward_1(project: Any, answer: Any, rewards: 
 @pytest.mark.parametrize("answer", [[2], [0, 1], 0, ["first"], [0.5]])
 def test_a_wrong_answer_names_judge_and_row(project: Any, answer: Any):
     project.prefer = lambda **_: answer
-    with pytest.raises(UserError, match=r"judge user_judge:prefer on prompts.jsonl row 7: ValueError: got .*; wanted"):
+    with pytest.raises(UserError, match=r"judge user_judge:prefer on prompts.jsonl row 7: got .*, expected"):
         _score("12", "a")
 
 
@@ -114,6 +114,24 @@ def test_wins_are_against_the_first_policy_whatever_else_was_evaluated(project: 
     assert _rates(file, 10, "12", "1", "1234") == [1.0, 0.0, 1.0]
     assert _rates(file, 0, "1234", "1", "1") == [0.5, 0.5, 0.5], "a run that begins again forgets an earlier one"
     assert _rates(file, 5, "123", "12", "12", "new") == [0.0, 1.0, 1.0, None]
+
+
+def test_after_an_edit_of_the_held_out_prompts_each_is_compared_with_the_answers_to_itself(
+    project: Any, tmp_path: Path
+):
+    project.prefer = _longer
+    rows = [PromptRow(i, f"row {i}", "p", "p", (4 + i,), {}) for i in range(3)]
+
+    def rates(step: int, rows: list[PromptRow], *texts: str) -> list[float | None]:
+        win_rate = WinRate(_judge(), rows, tmp_path / "first.json")
+        answers = [group([completion(TOKENIZER(text).input_ids)]) for text in texts]
+        groups = [asyncio.run(win_rate.score(*pair)) for pair in zip(rows, answers, strict=True)]
+        return [reward for g in asyncio.run(win_rate(groups, Version(step, 1))) for reward in g.rewards]
+
+    assert rates(0, rows, "1", "12", "123") == [0.5, 0.5, 0.5]
+    new = PromptRow(0, "row 0", "new", "new", (9,), {})
+    shifted = [new, *(PromptRow(row.index + 1, row.where, "p", "p", row.token_ids, {}) for row in rows[1:])]
+    assert rates(5, shifted, "12345", "1", "1234") == [None, 0.0, 1.0]
 
 
 def test_several_samples_of_a_prompt_are_compared_one_by_one(project: Any, tmp_path: Path):

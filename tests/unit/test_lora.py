@@ -113,7 +113,7 @@ def test_what_is_merged_is_the_policy_and_needs_neither_base_nor_peft(
     assert (merged / "tokenizer.json").is_file()
     assert main([str(model_dir), str(tmp_path / "other")]) == 2
     assert main([str(tmp_path / "model"), str(merged)]) == 2
-    assert "wanted the model folder of a LoRA run's checkpoint" in capsys.readouterr().err
+    assert "expected the model folder of a LoRA run's checkpoint" in capsys.readouterr().err
 
 
 def test_target_modules_that_the_model_lacks_are_named(model_dir: Path):

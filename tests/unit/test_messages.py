@@ -53,7 +53,7 @@ def test_a_completion_survives_the_wire_with_every_bit_of_its_logprobs(tokens: l
 )
 def test_a_completion_needs_one_logprob_and_one_version_a_token(changes: dict[str, Any]) -> None:
     Completion.model_validate(completion())
-    with pytest.raises(ValidationError, match="wanted one logprob and one version a token"):
+    with pytest.raises(ValidationError, match="expected one logprob and one version per token"):
         Completion.model_validate(completion(**changes))
 
 

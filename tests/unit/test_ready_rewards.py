@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
+from support.models import make_tokenizer
+from support.rollouts import completion, group
+from tandem_trainer.config import RewardConfig
 from tandem_trainer.errors import UserError
+from tandem_trainer.prompts import PromptRow
 from tandem_trainer.ready_rewards import exact_match, math_answer, regex_match, soft_overlong_punishment
+from tandem_trainer.rewards import Rewards
 
 
 def _said(text: str) -> list[dict[str, Any]]:
@@ -48,3 +54,24 @@ def test_soft_overlong_punishment_is_the_papers_at_its_corners():
     assert rewards == [0.0, 0.0, -0.25, -0.5, -1.0, -1.0]
     with pytest.raises(UserError, match="cache_length is 13"):
         soft_overlong_punishment([[1]], max_completion_length=12, cache_length=13)
+
+
+async def test_math_answer_runs_in_a_sandbox_unless_configured_otherwise():
+    """In its main thread, math-verify gives up on an expression that takes for ever; the other reward is there."""
+    row = PromptRow(0, "row 0", "p", "p", (4,), {"answer": "42"})
+    tokenizer = make_tokenizer(80)
+    tokenizer.batch_decode = lambda *_, **__: ["so 42", "$9^{9^{9^9}}$"]  # it has no such characters
+    config = RewardConfig(function="tandem_trainer.ready_rewards:math_answer", arguments={"timeout_s": 1})
+    rewards = Rewards([config], tokenizer, drop_errors=False, timeout_s=60)
+    scored = await rewards.score(row, group([completion([5]), completion([6])]))
+    assert scored.rewards == (1.0, 0.0)
+    assert len(rewards._sandboxes) == 1
+    await rewards.close()
+    for sandbox, count in ((False, 0), (True, 1), (None, 1)):
+        config = RewardConfig(function="tandem_trainer.ready_rewards:math_answer", sandbox=sandbox)
+        assert len(Rewards([config], tokenizer, drop_errors=False, timeout_s=60)._sandboxes) == count
+
+
+def test_math_answer_works_in_a_thread_too():
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(math_answer, ["42", "7"], answer=["42", "42"]).result() == [1.0, 0.0]

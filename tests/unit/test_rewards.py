@@ -92,7 +92,7 @@ def test_a_row_without_any_reward_has_none(project: Any):
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ([1.0], ["got 1 rewards", "wanted 2"]),
+        ([1.0], ["got 1 rewards", "expected 2"]),
         (1.0, ["got float"]),
         ([0.0, math.nan], ["nan", "completion 1"]),
         ([math.inf, 0.0], ["inf", "completion 0"]),

@@ -36,16 +36,20 @@ class Generator:
 
 
 class Scorer:
+    def __init__(self, reward: float = 0.0) -> None:
+        self.reward, self.scored = reward, 0
+
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
         if row.index == 9:
             raise UserError("row 9 is bad")
+        self.scored += 1
         return ScoredGroup(
             row=row.index,
             prompt_ids=row.token_ids,
             prompt_text=row.text,
             texts=("a", "b"),
             group=group,
-            rewards=(0.0, 1.0),
+            rewards=(self.reward, 1.0),
             rewards_by_function={},
         )
 
@@ -56,12 +60,14 @@ def portal() -> Iterator[BlockingPortal]:
         yield portal
 
 
-def _rollouts(portal: BlockingPortal, generator: Any, max_lag: int) -> Rollouts:
+def _rollouts(
+    portal: BlockingPortal, generator: Any, max_lag: int, *, scorer: Any = None, rows: list[PromptRow] = ROWS
+) -> Rollouts:
     return Rollouts(
-        rows=ROWS,
+        rows=rows,
         cursor=PromptCursor(len(ROWS), seed=0, shuffle=False),
         client=generator,
-        rewards=Scorer(),  # type: ignore[arg-type]  # only `score` is used
+        rewards=scorer or Scorer(),
         portal=portal,
         wait=Future.result,
         config=RolloutConfig(num_prompts=2, num_generations=2, max_completion_length=4),
@@ -94,6 +100,13 @@ def test_with_lag_k_so_many_steps_are_under_way_and_none_may_be_older_than_k_whe
     rollouts.close()
     portal.call(_settle)
     assert [request.min_version.step for request in generator.requests] == [0, 0, 0, 1, 2, 3]
+
+
+def _finish(rollouts: Rollouts) -> None:
+    """Wait for all that is under way."""
+    for pending in rollouts._queue:
+        if pending.task is not None:
+            pending.task.result(10)
 
 
 async def _settle() -> None:
@@ -136,6 +149,76 @@ def test_resume_with_less_lag_asks_again_for_what_has_grown_too_old(portal: Bloc
     groups = resumed.next(1)
     assert _rows(groups) == [2, 3]
     assert {group.oldest_step for group in groups} == {1}
+
+
+def _queue_of_two_steps(portal: BlockingPortal) -> dict[str, Any]:
+    """The state after step 0 with lag 2: rows 2 to 5 are sampled and scored, with the reward 0.0."""
+    rollouts = _rollouts(portal, Generator(), max_lag=2)
+    rollouts.start(Version(0, 1))
+    rollouts.next(-2)
+    _finish(rollouts)
+    return json.loads(json.dumps(rollouts.state_dict()))  # type: ignore[no-any-return]  # as a checkpoint gives it back
+
+
+def _resumed(
+    portal: BlockingPortal, state: dict[str, Any], rows: list[PromptRow] = ROWS, **again: bool
+) -> tuple[Rollouts, Generator, Scorer]:
+    generator, scorer = Generator(), Scorer(reward=0.25)
+    rollouts = _rollouts(portal, generator, max_lag=2, scorer=scorer, rows=rows)
+    rollouts.load_state_dict(state, **again)
+    rollouts.start(Version(0, 2))
+    return rollouts, generator, scorer
+
+
+def _asked_for(generator: Generator) -> list[int]:
+    """The rows, from their prompts' only token."""
+    return [prompt.token_ids[0] - 1 for request in generator.requests for prompt in request.prompts]
+
+
+def test_resume_with_the_same_rewards_scores_nothing_again(portal: BlockingPortal):
+    rollouts, generator, scorer = _resumed(portal, _queue_of_two_steps(portal))
+    assert [group.rewards for group in rollouts.next(-1)] == [(0.0, 1.0)] * 2
+    _finish(rollouts)
+    assert (_asked_for(generator), scorer.scored) == ([6, 7], 2)
+
+
+def test_resume_with_other_rewards_scores_again_what_was_sampled(portal: BlockingPortal):
+    rollouts, generator, _ = _resumed(portal, _queue_of_two_steps(portal), score_again=True)
+    for step, rows in [(1, [2, 3]), (2, [4, 5])]:
+        groups = rollouts.next(step - 2)
+        assert _rows(groups) == rows
+        assert [group.rewards for group in groups] == [(0.25, 1.0)] * 2
+    assert _asked_for(generator)[:2] == [6, 7], "what was sampled is not asked for again"
+
+
+def test_resume_with_other_sampling_asks_for_everything_again(portal: BlockingPortal):
+    state = _queue_of_two_steps(portal)
+    for again in ({"sample_again": True}, {"sample_again": True, "score_again": True}):
+        rollouts, generator, _ = _resumed(portal, state, **again)
+        assert _rows(rollouts.next(-1)) == [2, 3]
+        _finish(rollouts)
+        assert _asked_for(generator) == [2, 3, 4, 5, 6, 7]
+
+
+def test_resume_with_an_edited_prompt_asks_for_it_again(portal: BlockingPortal):
+    edited = [*ROWS]
+    edited[3] = PromptRow(3, "row 3", "other", "other", (77,), {})
+    rollouts, generator, _ = _resumed(portal, _queue_of_two_steps(portal), rows=edited, score_again=True)
+    groups = rollouts.next(-1)
+    assert _rows(groups) == [2, 3]
+    assert groups[1].prompt_ids == (77,)
+    assert _asked_for(generator)[:1] == [76]
+
+
+def test_with_less_lag_the_end_of_a_longer_queue_waits_for_its_turn(portal: BlockingPortal):
+    state, generator = _queue_of_two_steps(portal), Generator()
+    resumed = _rollouts(portal, generator, max_lag=0)
+    resumed.load_state_dict(state)
+    resumed.start(Version(1, 2))
+    generator.version = Version(1, 2)
+    assert _rows(resumed.next(1)) == [2, 3]
+    assert [pending.task for pending in resumed._queue] == [None]
+    assert [request.min_version for request in generator.requests] == [Version(1, 2)]
 
 
 def test_a_reward_that_fails_ends_the_wait(portal: BlockingPortal):

@@ -100,7 +100,7 @@ async def test_memory_is_limited(sandbox: MakeSandbox):
     [
         ("os._exit(3)", "ended with exit code 3"),
         ("raise KeyError('answer')", r"KeyError: 'answer' \(<string>:1\), in its sandbox"),
-        ("rewards = [float('nan')]", "wanted a finite number"),
+        ("rewards = [float('nan')]", "expected a finite number"),
         ("sys.exit('enough')", "SystemExit: enough"),
         ("os.write(4, b'[1.0]\\n')", "its sandbox answered"),
     ],

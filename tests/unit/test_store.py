@@ -6,10 +6,9 @@ import itertools
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -256,18 +255,6 @@ def test_a_lease_that_is_not_renewed_expires(store: WeightStore, monkeypatch: py
     assert store.leased() == {V1}
     monkeypatch.setattr(time, "time", lambda: leased_at + LEASE_S + 1)
     assert store.leased() == set()
-
-
-@pytest.fixture
-def small_volume(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    mount = tmp_path / "volume"
-    mount.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tandem-test", str(mount)]
-    if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a file system that is really full needs the right to mount one")
-    yield mount
-    subprocess.run(["umount", str(mount)], check=True)
 
 
 def test_a_volume_too_small_is_told_before_anything_is_written(small_volume: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import socket
+
 import pytest
 
 from tandem_trainer.launch import trainer_command
@@ -28,14 +31,32 @@ def test_several_processes_on_several_nodes_meet_at_the_first():
 
 
 @pytest.mark.parametrize(
-    ("env", "wanted"),
+    ("env", "expected"),
     [
-        ({"PROCESSES": "0"}, "PROCESSES=0; wanted a whole number from 1 on"),
+        ({"PROCESSES": "0"}, "PROCESSES=0, expected a whole number from 1 on"),
         ({"PROCESSES": "two"}, "PROCESSES=two"),
-        ({"NODES": "2", "NODE_RANK": "2"}, "NODE_RANK=2 of TANDEM_TRAINER_NODES=2; wanted 0 to 1"),
-        ({"NODES": "2", "RENDEZVOUS": "trainer-0"}, "RENDEZVOUS=trainer-0; wanted host:port"),
+        ({"NODES": "2", "NODE_RANK": "2"}, "NODE_RANK=2 of TANDEM_TRAINER_NODES=2, expected 0 to 1"),
+        ({"NODES": "2", "RENDEZVOUS": "trainer-0"}, "RENDEZVOUS=trainer-0, expected host:port"),
+        ({"NODES": "2", "RENDEZVOUS": "trainer-0:65536"}, "RENDEZVOUS=trainer-0:65536, expected host:port"),
+        ({"NODES": "2", "RENDEZVOUS": "trainer-0:0"}, "RENDEZVOUS=trainer-0:0, expected host:port"),
+        ({"NODES": "2"}, "RENDEZVOUS=, expected host:port"),
     ],
 )
-def test_a_wrong_number_is_told(env: dict[str, str], wanted: str):
-    with pytest.raises(ValueError, match=wanted):
+def test_a_wrong_number_is_told(env: dict[str, str], expected: str):
+    with pytest.raises(ValueError, match=expected):
         command(**env)
+
+
+def test_processes_of_one_node_meet_at_a_free_port():
+    words = command(PROCESSES="2")
+    assert words[words.index("--main_process_port") + 1] == "0"
+
+
+def test_a_rendezvous_in_use_is_told_on_the_node_that_would_listen():
+    with socket.create_server(("", 0)) as taken:
+        meeting = f"trainer-0:{taken.getsockname()[1]}"
+        with pytest.raises(
+            ValueError, match=f"{meeting[10:]} cannot be listened on: it is in use by process {os.getpid()} "
+        ):
+            command(NODES="2", RENDEZVOUS=meeting)
+        assert command(NODES="2", NODE_RANK="1", RENDEZVOUS=meeting)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tandem_protocol.config import Section, SharedConfig
+
+OptionName = Annotated[str, AfterValidator(lambda name: name.lower().replace("-", "_"))]
+"""`max-num-seqs` and `MAX_NUM_SEQS` are the option `max_num_seqs`."""
 
 
 class FaultsConfig(Section):
@@ -59,8 +62,10 @@ class GeneratorConfig(Section):
     canary_timeout_s: float = Field(120.0, gt=0.0)
     shutdown_timeout_s: int = Field(30, ge=1)
     """How long running requests may take to finish after SIGTERM."""
-    vllm: dict[str, Any] = {}
-    """Any other engine argument of `vllm serve`, e.g. `max_num_seqs: 64`; `true` stands for a bare flag."""
+    vllm: dict[OptionName, Any] = {}
+    """Any other engine argument of `vllm serve`, e.g. `max_num_seqs: 64`. `true` stands for a bare flag, `false` for
+    `--no-` and its name; a list for several words, a mapping for JSON. Options that would part sampler and trainer, or
+    that Tandem sets itself, are refused with the reason."""
     env: dict[str, str] = {}
     """Environment variables that vLLM reads, e.g. `VLLM_CPU_KVCACHE_SPACE: "1"`; set unless they are set already."""
     mock: MockConfig = MockConfig()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.manifest import Manifest
+from tandem_protocol.parameters import describe_differences
 
 from .engines.base import EngineFacts
 
@@ -17,21 +16,17 @@ def check_model(manifest: Manifest, facts: EngineFacts) -> None:
     Raises:
         WeightsRefused: it is of another model, has another parameter table, or is of a kind that is not served here.
     """
-    # The parameter table is compared name by name below, which tells more than its digest.
-    if other := [name for name in differences(facts.fingerprint, manifest.fingerprint) if name != "parameters"]:
-        raise WeightsRefused(
-            f"version {manifest.version} (run {manifest.run!r}) is of another model: its {' and '.join(other)} differ "
-            "from this generator's. Start both services with the same shared.model and revision."
-        )
-    if manifest.kind == "lora" or manifest.kind not in facts.kinds:
-        _check_kind(manifest, facts)
-        return
-    problems = _table_problems(facts.shapes, manifest.shapes) if facts.shapes else []
+    # The parameter table is compared name by name, which tells more than its digest.
+    other = [name for name in differences(facts.fingerprint, manifest.fingerprint) if name != "parameters"]
+    problems = [f"its {' and '.join(other)} differ from this generator's"] if other else []
+    if manifest.kind == "full" and "full" in facts.kinds and facts.shapes:
+        problems += filter(None, [describe_differences(manifest.shapes, facts.shapes)])
     if problems:
         raise WeightsRefused(
-            f"version {manifest.version} (run {manifest.run!r}) does not fit this generator's model in {len(problems)} "
-            f"tensors: {'; '.join(problems[:3])}. Start both services with the same shared.model and revision."
+            f"version {manifest.version} (run {manifest.run!r}) is of another model: {'; '.join(problems)}. Fix: start "
+            "both services with the same shared.model and shared.revision."
         )
+    _check_kind(manifest, facts)
 
 
 def _check_kind(manifest: Manifest, facts: EngineFacts) -> None:
@@ -42,6 +37,8 @@ def _check_kind(manifest: Manifest, facts: EngineFacts) -> None:
             "trainer.lora set generator.vllm: {enable_lora: true, max_lora_rank: …}, without it leave both out; then "
             "start the generator again."
         )
+    if manifest.kind == "full":
+        return
     if manifest.lora_rank > facts.max_lora_rank:
         raise WeightsRefused(
             f"{name} is an adapter of rank {manifest.lora_rank}; wanted at most {facts.max_lora_rank}. Raise "
@@ -52,14 +49,3 @@ def _check_kind(manifest: Manifest, facts: EngineFacts) -> None:
             f"{name} is an adapter for a model with other parameters than this generator's. Start both services with "
             "the same shared.model and revision."
         )
-
-
-def _table_problems(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> list[str]:
-    missing = [f"{name} is missing" for name in sorted(ours.keys() - theirs.keys())]
-    unknown = [f"{name} is unknown" for name in sorted(theirs.keys() - ours.keys())]
-    shapes = [
-        f"{name} got {theirs[name]}, wanted {ours[name]}"
-        for name in sorted(ours.keys() & theirs.keys())
-        if ours[name] != theirs[name]
-    ]
-    return [*shapes, *missing, *unknown]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from argparse import Namespace
+from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import uvloop
 from vllm.entrypoints.cli.serve import run_headless
@@ -13,9 +14,12 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from tandem_protocol.config import ConfigError
+from tandem_protocol.ports import listen
 from tandem_protocol.store import WeightStore
 
 from .config import Settings
+from .engine_options import refuse_owned
 from .plugin import TandemRoutes
 from .volume_engine import BACKEND
 
@@ -31,13 +35,15 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
 
     Raises:
         TandemError: the weight store's newest version cannot be served.
-        SystemExit: vLLM refuses an option.
+        ConfigError: vLLM refuses an option, or it is one of those that are Tandem's; the port is in use.
     """
     args = parse_engine_args(settings, engine_args)
     if args.headless:
         args.api_server_count = 0
         run_headless(args)
         return False
+    # vLLM shares a port with another server of the same user, so that either would get a part of the requests.
+    listen(settings.generator.host, settings.generator.port, "generator.port").close()
     TandemRoutes.settings = settings
     try:
         uvloop.run(run_server(args))
@@ -51,13 +57,32 @@ def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespa
     """vLLM's own reading of our options and of the rest of the command line; sets the environment that vLLM reads.
 
     Raises:
-        SystemExit: vLLM refuses an option.
+        ConfigError: vLLM refuses an option, or it is one of those that are Tandem's.
     """
     _set_environment(settings)
-    parser = make_arg_parser(FlexibleArgumentParser(prog="python -m tandem_generator", add_help=False))
+    parser = make_arg_parser(_Parser(prog="python -m tandem_generator", add_help=False))
     args: Namespace = parser.parse_args([*_arguments(settings), *engine_args])
-    validate_parsed_serve_args(args)
+    refuse_owned(_named(parser, engine_args))
+    try:
+        validate_parsed_serve_args(args)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"vLLM refuses its options: {error}") from error
     return args
+
+
+class _Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM ships no types
+    """Raises where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"vLLM refuses its options: {message}. `vllm serve --help=all` lists them.")
+
+
+def _named(parser: FlexibleArgumentParser, engine_args: Sequence[str]) -> dict[str, Any]:
+    """The options that `engine_args` name, however they are written: `-asc 2` and `--api-server 2` set one option."""
+    for action in parser._actions:
+        action.default = SUPPRESS
+    named: dict[str, Any] = vars(parser.parse_args(list(engine_args)))
+    return named
 
 
 def _set_environment(settings: Settings) -> None:

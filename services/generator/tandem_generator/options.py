@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Sequence
 from itertools import islice
@@ -13,9 +12,12 @@ from typing import Any, NamedTuple
 from tandem_protocol.config import SECTIONS, ConfigError, load, parse_overrides
 
 from .config import GeneratorConfig, Settings
+from .engine_options import as_words, names_of, refuse_owned
 
 _SHARED = ("model", "revision", "trust_remote_code", "weights_dir")
 _FLAGS = {"trust_remote_code", "enforce_eager", "enable_prefix_caching"}
+_SHORT = {"tensor_parallel_size": "-tp", "data_parallel_size": "-dp"}
+"""vLLM's own short forms."""
 _NESTED = {"vllm", "env", "mock"}
 
 
@@ -44,11 +46,15 @@ def parse(argv: Sequence[str]) -> Options:
         if value is not None and name not in {"config", "check"}
     }
     dotted, rest = _split_dotted(rest)
-    overrides |= parse_overrides(dotted)
-    settings, sources = load(Settings, path=args.config, overrides=overrides)
+    by_key = parse_overrides(dotted)
+    if twice := sorted(overrides.keys() & by_key.keys()):
+        raise ConfigError(f"got {twice[0]} twice on the command line, as --{twice[0]} too; expected one of the two")
+    settings, sources = load(Settings, path=args.config, overrides=overrides | by_key)
     if rest and settings.generator.engine == "mock":
         raise ConfigError(f"got {' '.join(rest)}; the mock engine takes no further engine arguments")
-    engine_args = [*_as_arguments(settings.generator.vllm), *rest]
+    refuse_owned(settings.generator.vllm)
+    refuse_owned(names_of(rest))
+    engine_args = [*as_words(settings.generator.vllm), *rest]
     project = args.config.resolve().parent if args.config else None
     return Options(settings, sources, engine_args, project, args.check)
 
@@ -64,10 +70,11 @@ def _parser() -> argparse.ArgumentParser:
     for name in (*_SHARED, *(n for n in GeneratorConfig.model_fields if n not in _NESTED)):
         option = f"--{name.replace('_', '-')}"
         if name in _FLAGS:
-            # Bare as in vLLM, or with a value as in TRL.
+            # Bare or with --no- as in vLLM, or with a value as in TRL.
             parser.add_argument(option, nargs="?", const="true")
+            parser.add_argument(f"--no-{option[2:]}", dest=name, action="store_const", const="false")
         else:
-            parser.add_argument(option)
+            parser.add_argument(option, *([_SHORT[name]] if name in _SHORT else []))
     return parser
 
 
@@ -88,17 +95,3 @@ def _split_dotted(words: list[str]) -> tuple[list[str], list[str]]:
         if ours and "=" not in word:
             dotted += islice(queue, 1)
     return dotted, others
-
-
-def _as_arguments(engine_options: dict[str, Any]) -> list[str]:
-    """`{max_num_seqs: 64, foo: true, bar: false}` → `--max-num-seqs 64 --foo --no-bar`; a mapping becomes JSON."""
-    words: list[str] = []
-    for name, value in engine_options.items():
-        option = f"--{name.replace('_', '-')}"
-        if value is False:
-            words.append(f"--no-{option[2:]}")
-        elif value is True:
-            words.append(option)
-        elif value is not None:
-            words += [option, json.dumps(value) if isinstance(value, dict) else str(value)]
-    return words

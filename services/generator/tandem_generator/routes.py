@@ -15,12 +15,14 @@ from tandem_protocol.errors import BadRequest, TandemError
 from tandem_protocol.messages import (
     Group,
     Info,
+    Parameters,
     Readiness,
     RolloutLine,
     RolloutRequest,
     ServedWeights,
     SetWeights,
 )
+from tandem_protocol.problems import summarize
 from tandem_protocol.version import Version
 
 from .policy import Policy
@@ -40,9 +42,9 @@ class _ErrorBodyRoute(APIRoute):
             except TandemError as error:
                 return _error(error)
             except RequestValidationError as error:
-                return _error(BadRequest(_first_problem(error)))
+                return _error(BadRequest(_problem(error)))
             except HTTPException as error:
-                return _error(BadRequest(f"{error.detail}; wanted JSON in UTF-8"))
+                return _error(BadRequest(f"{error.detail}; expected JSON in UTF-8"))
             except Exception as error:
                 log.exception("%s %s", request.method, request.url.path)
                 return _error(TandemError(f"{type(error).__name__} in the generator; its log says more"))
@@ -54,13 +56,11 @@ def _error(error: TandemError) -> JSONResponse:
     return JSONResponse(error.body.model_dump(), status_code=error.status)
 
 
-def _first_problem(error: RequestValidationError) -> str:
-    problems = error.errors()
-    if problems[0]["type"] == "json_invalid":
-        return f"the body is no JSON: {problems[0]['ctx']['error']} at character {problems[0]['loc'][-1]}"
-    where = ".".join(str(part) for part in problems[0]["loc"])
-    more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
-    return f"{where}: got {str(problems[0].get('input'))[:100]}; {problems[0]['msg']}{more}"
+def _problem(error: RequestValidationError) -> str:
+    first = error.errors()[0]
+    if first["type"] == "json_invalid":  # of FastAPI's kind, with all of the body as its input
+        return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
+    return summarize(error.errors())
 
 
 def build_router(policy: Policy, model: str) -> APIRouter:
@@ -94,7 +94,13 @@ def build_router(policy: Policy, model: str) -> APIRouter:
             world_size=facts.world_size,
             max_model_len=facts.max_model_len,
             max_num_seqs=facts.max_num_seqs,
+            dtype=facts.dtype,
         )
+
+    @router.get(paths.PARAMETERS)
+    async def parameters() -> Parameters:
+        """Names and shapes of the model's parameters: how another model differs from this one."""
+        return Parameters(shapes=dict(policy.engine.facts.shapes))
 
     @router.get(paths.WEIGHTS)
     async def get_weights() -> ServedWeights:

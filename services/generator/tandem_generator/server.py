@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from fastapi import FastAPI, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from tandem_protocol import routes as paths
+from tandem_protocol.ports import listen
 
 from .auth import BearerAuth
 from .policy import Policy
@@ -45,7 +45,7 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
 
     Raises:
         TandemError: the policy could not start.
-        OSError: the port is taken.
+        ConfigError: the port is in use.
     """
     config = uvicorn.Config(
         build_app(policy, model),
@@ -55,7 +55,7 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
         timeout_graceful_shutdown=shutdown_timeout_s,
     )
     server = _Server(config)
-    listening = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening = listen(host, port, "generator.port")
     await policy.start()
     end_on_signal(policy, server)
     failed = asyncio.create_task(end_when_failed(policy, server))

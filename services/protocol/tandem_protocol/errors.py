@@ -96,6 +96,12 @@ class EngineFailed(TandemError):
     code, status, retryable = "engine_failed", 503, True
 
 
+class LogprobsNotFinite(TandemError):
+    """The engine computes NaN or infinity: the policy itself is broken, and another try gives the same."""
+
+    code = "logprobs_not_finite"
+
+
 class StoreError(TandemError):
     """The weight store cannot do what was asked (disk full, held by another writer, no such version)."""
 
@@ -106,6 +112,16 @@ class StoreLocked(StoreError):
     """Another trainer holds the store's writer lease."""
 
     code = "store_locked"
+
+
+def not_finite(logprob: object, where: str) -> LogprobsNotFinite:
+    """For a logprob that is NaN, infinite or, as some JSON writers put it, null."""
+    return LogprobsNotFinite(
+        f"got the logprob {logprob} for {where}, expected a finite number: the generator's model computes NaN or "
+        "infinity. Usual causes and fixes: a dtype that overflows (set generator.dtype: bfloat16 or float32), weights "
+        "that diverged (lower trainer.optim.learning_rate and go on from an earlier checkpoint), or a damaged "
+        "checkpoint as shared.model."
+    )
 
 
 def _tree(root: type[TandemError]) -> dict[str, type[TandemError]]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal
 
 import xxhash
 from pydantic import Field
@@ -104,15 +105,30 @@ def read_header(shard: Path) -> tuple[TensorEntry, ...]:
     """
     with shard.open("rb") as file:
         try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            data = file.read(min(length, MAX_HEADER_BYTES))
-            if len(data) < length:
-                raise ValueError(f"its header is {len(data)} bytes long; wanted {length}")
-            header = json.loads(data)
             return tuple(
                 TensorEntry(name=name, dtype=entry["dtype"], shape=tuple(entry["shape"]), file=shard.name)
-                for name, entry in header.items()
-                if name != "__metadata__"
+                for name, entry in _header(file).items()
             )
         except (struct.error, ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{shard} is not a safetensors file: {error}") from error
+
+
+def digest_tensor(shard: Path, name: str) -> str:
+    """xxh3-128 of the data of one tensor in a safetensors file."""
+    hasher = Digest()
+    with shard.open("rb") as file:
+        start, end = _header(file)[name]["data_offsets"]
+        file.seek(start, os.SEEK_CUR)
+        while piece := file.read(min(1 << 20, end - start)):
+            hasher.update(piece)
+            start += len(piece)
+    return hasher.hexdigest()
+
+
+def _header(file: BinaryIO) -> dict[str, Any]:
+    """Name → dtype, shape and offsets within the data, at whose beginning the file is left."""
+    (length,) = struct.unpack("<Q", file.read(8))
+    data = file.read(min(length, MAX_HEADER_BYTES))
+    if len(data) < length:
+        raise ValueError(f"its header has {len(data)} bytes, expected {length}")
+    return {name: entry for name, entry in json.loads(data).items() if name != "__metadata__"}

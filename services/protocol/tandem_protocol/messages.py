@@ -23,7 +23,7 @@ Logprob = Annotated[float, Field(allow_inf_nan=False)]
 class Message(BaseModel):
     """Base of all messages: unknown keys are refused, so that a typo or a newer peer cannot be half understood."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Sampling(Message):
@@ -47,8 +47,8 @@ class Prompt(Message):
     """One prompt, already tokenized."""
 
     token_ids: tuple[TokenId, ...] = Field(min_length=1)
-    seed: int | None = None
-    """Makes the samples of this prompt repeatable on engines that can; sample i of G uses seed + i."""
+    seed: int | None = Field(None, ge=0, lt=2**62)
+    """Makes the samples of this prompt repeatable on engines that can; sample i of G uses seed + i, in 63 bits."""
 
 
 class RolloutRequest(Message):
@@ -83,7 +83,7 @@ class Completion(Message):
         if len(self.logprobs) != tokens or sum(span.tokens for span in self.versions) != tokens:
             raise ValueError(
                 f"got {tokens} token ids, {len(self.logprobs)} logprobs and spans of"
-                f" {[span.tokens for span in self.versions]} tokens; wanted one logprob and one version a token"
+                f" {[span.tokens for span in self.versions]} tokens; expected one logprob and one version per token"
             )
         return self
 
@@ -165,6 +165,15 @@ class Info(Message):
     world_size: int
     max_model_len: int
     max_num_seqs: int
+    dtype: str | None = None
+    """Of the engine's arithmetic, such as `bfloat16`; None if its logprobs are not those of a model (the mock)."""
+
+
+class Parameters(Message):
+    """`GET /parameters`: the parameter table that `ModelFingerprint.parameters` is the digest of."""
+
+    shapes: dict[str, tuple[int, ...]]
+    """Name in a Hugging Face checkpoint → shape; empty where the engine does not know it."""
 
 
 class Readiness(Message):

@@ -12,17 +12,17 @@ whenever the writer is killed.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pydantic import Field, ValidationError
 
 from .errors import StoreError, StoreLocked, WeightsNotVisible, WeightsRefused
+from .lock import Held, exclusive
 from .manifest import (
     ADAPTER_CONFIG_NAME,
     MANIFEST_NAME,
@@ -35,6 +35,7 @@ from .manifest import (
     read_header,
 )
 from .messages import Message, ModelFingerprint
+from .problems import summarize
 from .version import Version
 
 LEASE_S = 120.0
@@ -104,7 +105,10 @@ class WeightStore:
             data = (directory / MANIFEST_NAME).read_bytes()
             manifest = Manifest.model_validate_json(data)
         except (OSError, ValidationError) as error:
-            raise WeightsRefused(f"the manifest of version {version} cannot be read: {error}; publish again") from error
+            reason = summarize(error.errors()) if isinstance(error, ValidationError) else error
+            raise WeightsRefused(
+                f"the manifest of version {version} cannot be read: {reason}. Fix: publish again."
+            ) from error
         if manifest.version != version:
             raise WeightsRefused(f"{directory / MANIFEST_NAME} is of version {manifest.version}, wanted {version}")
         return manifest, digest_bytes(data)
@@ -163,18 +167,14 @@ class WeightStore:
             StoreLocked: another process holds it; the message names the holder.
         """
         self._versions.mkdir(parents=True, exist_ok=True)
-        with (self.root / "WRITER").open("a+") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
+                stack.enter_context(exclusive(self.root / "WRITER", holder))
+            except Held as error:
                 raise StoreLocked(
-                    f"{self.root} is being written by {file.read().strip() or 'another trainer'}; wanted to write it "
-                    f"as {holder}. Stop that trainer, or give this run its own shared.weights_dir."
+                    f"{self.root} is being written by {error}; {holder} cannot write it too. Stop that trainer, or "
+                    "give this run its own shared.weights_dir."
                 ) from error
-            file.truncate(0)
-            file.write(f"{holder}\n")
-            file.flush()
             for leftover in self._versions.glob(".staging-*"):
                 shutil.rmtree(leftover)
             yield

@@ -32,12 +32,17 @@ class ScoredGroup(Message):
     @property
     def oldest_step(self) -> int:
         """Version step of the oldest policy that sampled any of its tokens."""
-        return min(span.version.step for c in self.group.completions for span in c.versions)
+        return oldest_step(self.group)
 
     @property
     def has_signal(self) -> bool:
         """Whether its rewards differ at all: otherwise every advantage is 0."""
         return len({reward for reward in self.rewards if reward is not None}) > 1
+
+
+def oldest_step(group: Group) -> int:
+    """Version step of the oldest policy that sampled any token of `group`."""
+    return min(span.version.step for completion in group.completions for span in completion.versions)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,8 @@ class Batch:
     mask_BT: Tensor
     """1.0 where a token counts in the loss."""
     sampler_logprobs_BT: Tensor
+    sampled_at_BT: Tensor
+    """Version step of the policy that sampled the token; −1 in padding."""
     advantages_B: Tensor
     row_total: int
     token_total: int
@@ -101,7 +108,12 @@ class Batch:
     def weightless(self) -> Batch:
         """As few rows as can be, which no loss counts."""
         rows = self._select(list(range(self.rows_together)))
-        return replace(rows, mask_BT=torch.zeros_like(rows.mask_BT), advantages_B=torch.zeros_like(rows.advantages_B))
+        return replace(
+            rows,
+            mask_BT=torch.zeros_like(rows.mask_BT),
+            sampled_at_BT=torch.full_like(rows.sampled_at_BT, -1),
+            advantages_B=torch.zeros_like(rows.advantages_B),
+        )
 
     def _select(self, rows: list[int]) -> Batch:
         picked_B = torch.tensor(rows, device=self.token_ids_BS.device)
@@ -113,6 +125,7 @@ class Batch:
             completion_lengths_B=completions_B,
             mask_BT=self.mask_BT[picked_B, :completion_len],
             sampler_logprobs_BT=self.sampler_logprobs_BT[picked_B, :completion_len],
+            sampled_at_BT=self.sampled_at_BT[picked_B, :completion_len],
             advantages_B=self.advantages_B[picked_B],
             row_total=self.row_total,
             token_total=self.token_total,
@@ -131,8 +144,15 @@ def pad(rows: Sequence[Row], *, row_total: int, token_total: int, rows_together:
         completion_lengths_B=torch.tensor([len(c.token_ids) for c in completions]),
         mask_BT=pad_sequence([torch.full((len(r.completion.token_ids),), float(r.in_loss)) for r in rows], True),
         sampler_logprobs_BT=pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True),
+        sampled_at_BT=pad_sequence([_sampled_at(c) for c in completions], batch_first=True, padding_value=-1),
         advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
         row_total=row_total,
         token_total=token_total,
         rows_together=rows_together,
     )
+
+
+def _sampled_at(completion: Completion) -> Tensor:
+    """[T]. Version step of each token."""
+    steps, counts = [span.version.step for span in completion.versions], [span.tokens for span in completion.versions]
+    return torch.repeat_interleave(torch.tensor(steps, dtype=torch.long), torch.tensor(counts, dtype=torch.long))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
 
 import httpx
 from pydantic import ValidationError
 
-from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body
+from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body, not_finite
 from tandem_protocol.messages import (
     Group,
     Info,
+    Message,
+    Parameters,
     Prompt,
     Readiness,
     RolloutLine,
@@ -21,7 +23,9 @@ from tandem_protocol.messages import (
     ServedWeights,
     SetWeights,
 )
-from tandem_protocol.routes import INFO, READYZ, ROLLOUTS, SET_WEIGHTS
+from tandem_protocol.parameters import Shapes
+from tandem_protocol.problems import shorten, summarize
+from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS
 from tandem_protocol.version import Version
 
 from .replicas import Replicas
@@ -31,6 +35,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 CONNECT_TIMEOUT_S = 10.0
 
 ResultT = TypeVar("ResultT")
+MessageT = TypeVar("MessageT", bound=Message)
 
 
 class GeneratorClient:
@@ -74,6 +79,12 @@ class GeneratorClient:
         """What every replica is, by its URL."""
         return await self._everywhere(self._info, timeout_s, "answer GET /info")
 
+    async def parameters(self, url: str, timeout_s: float) -> Shapes:
+        """The parameter table of the replica at `url`; empty where it does not know it."""
+        async with asyncio.timeout(timeout_s):
+            response = _checked(await self._http.get(url + PARAMETERS))
+        return Parameters.model_validate_json(response.content).shapes
+
     async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
         """Make every replica serve `version`; returns when all do.
 
@@ -85,7 +96,7 @@ class GeneratorClient:
         async def put(url: str) -> ServedWeights:
             path = SET_WEIGHTS.format(version=version)
             response = await self._http.put(url + path, content=weights.model_dump_json())
-            return ServedWeights.model_validate_json(_checked(response).content)
+            return _read(ServedWeights, response)
 
         return await self._everywhere(put, timeout_s, f"serve version {version} (trainer.publish.timeout_s)")
 
@@ -145,37 +156,25 @@ class GeneratorClient:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
             async for text in _checked(response).aiter_lines():
-                try:
-                    line = RolloutLine.model_validate_json(text)
-                except ValidationError as error:
-                    raise EngineFailed(f"a line of the answer cannot be read: {error}") from error
-                if line.error is not None:
-                    raise from_body(line.error)
-                assert line.group is not None, "a line holds a group or an error"
-                if unusable := _unusable(line.group, request, len(asked)):
+                group = _group(text)
+                if unusable := _unusable(group, request, len(asked)):
                     trouble = unusable
                     continue
-                index = asked[line.group.prompt_index]
+                index = asked[group.prompt_index]
                 if mine.pop(index, None) is not None:
-                    on_group(line.group.model_copy(update={"prompt_index": index}))
+                    on_group(group.model_copy(update={"prompt_index": index}))
         if mine:
             raise EngineFailed(f"{len(mine)} of {len(asked)} groups are missing: {trouble}")
 
     async def _ready(self, url: str) -> None:
         response = await self._http.get(url + READYZ)
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            raise EngineFailed(Readiness.model_validate_json(response.content).reason)
+            with suppress(ValidationError):  # a proxy's own answer, which says less
+                raise EngineFailed(Readiness.model_validate_json(response.content).reason)
         _checked(response)
 
     async def _info(self, url: str) -> Info:
-        response = _checked(await self._http.get(url + INFO))
-        try:
-            return Info.model_validate_json(response.content)
-        except ValidationError as error:
-            raise TandemError(
-                f"GET {INFO} answered {response.text[:200]}, which this release cannot read; run the same release of "
-                "Tandem on both sides"
-            ) from error
+        return _read(Info, await self._http.get(url + INFO))
 
     async def _everywhere(
         self, call: Callable[[str], Awaitable[ResultT]], timeout_s: float, purpose: str
@@ -248,6 +247,46 @@ def _checked(response: httpx.Response) -> httpx.Response:
         got = f"{request.method} {request.url.path} answered {response.status_code}: {response.text[:200]}"
         error = EngineFailed(got) if response.is_server_error else TandemError(f"{got}. Is this a Tandem generator?")
     raise error
+
+
+def _read(kind: type[MessageT], response: httpx.Response) -> MessageT:
+    """The message in a success.
+
+    Raises:
+        TandemError: as `_checked`, or the message cannot be read.
+    """
+    try:
+        return kind.model_validate_json(_checked(response).content)
+    except ValidationError as error:
+        request = response.request
+        raise TandemError(
+            f"{request.method} {request.url.path} answered what this release cannot read: {summarize(error.errors())}. "
+            "Fix: run the same release of Tandem on both sides."
+        ) from error
+
+
+def _group(text: str) -> Group:
+    """The group in one line of an answer.
+
+    Raises:
+        TandemError: the line holds an error.
+        LogprobsNotFinite: its logprobs are not numbers.
+        EngineFailed: it cannot be read.
+    """
+    try:
+        line = RolloutLine.model_validate_json(text)
+    except ValidationError as error:
+        problems = error.errors()
+        for problem in problems:
+            if "logprobs" in problem["loc"] and (problem["type"] == "finite_number" or problem["input"] is None):
+                where = ".".join(str(part) for part in problem["loc"])
+                raise not_finite(problem["input"], where) from error
+        raise EngineFailed(f"a line of the answer cannot be read: {summarize(problems)}") from error
+    if line.error is not None:
+        raise from_body(line.error)
+    if line.group is None:
+        raise EngineFailed(f"a line of the answer is {shorten(text)}; expected a group or an error")
+    return line.group
 
 
 def _unusable(group: Group, request: RolloutRequest, asked: int) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from tandem_protocol.config import Section, SharedConfig
-from tandem_protocol.messages import SwitchMode
+from tandem_protocol.messages import SwitchMode, TokenId
 
 FUNCTION = r"^[\w.]+:\w+$"
 """`module:function`."""
@@ -18,9 +18,10 @@ class PromptsConfig(Section):
     """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
 
     source: str = "prompts.jsonl"
-    """A JSONL, parquet or CSV file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
+    """A JSONL, JSON, CSV, TSV or parquet file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
     subset: str | None = None
     split: str = "train"
+    """Also a slice, as `train[:1000]`."""
     column: str = "prompt"
     """Column with the prompt: a string, or a conversation (list of role/content), which gets the chat template."""
     shuffle: bool = True
@@ -41,9 +42,10 @@ class RewardConfig(Section):
     """Given to the function by name, besides the columns."""
     timeout_s: float | None = Field(None, gt=0.0)
     """Deadline of one call; None: `trainer.reward_timeout_s`."""
-    sandbox: bool = False
+    sandbox: bool | None = None
     """Run it in a process without credentials that is killed at the deadline: for rewards that run what a model wrote.
-    docs/rewards.md says what it keeps out and what not."""
+    None: as the function asks; of the ready-made ones `math_answer` asks for it. docs/rewards.md says what the sandbox
+    keeps out."""
 
 
 class RolloutConfig(Section):
@@ -62,7 +64,7 @@ class RolloutConfig(Section):
     top_k: int = Field(0, ge=0)
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     repetition_penalty: float = Field(1.0, gt=0.0)
-    stop_token_ids: tuple[int, ...] = ()
+    stop_token_ids: tuple[TokenId, ...] = ()
     timeout_s: float = Field(600.0, gt=0.0)
     """How long one step's rollouts may take before the run stops with an error."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
@@ -151,6 +153,7 @@ class OptimConfig(Section):
     """`adamw_8bit` keeps its moments in a quarter of the memory, and is that of bitsandbytes, if you install it."""
     learning_rate: float = Field(1e-6, gt=0.0)
     weight_decay: float = Field(0.0, ge=0.0)
+    """Biases and norms are spared."""
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0)
     adam_epsilon: float = Field(1e-8, gt=0.0)
@@ -240,7 +243,8 @@ class TrainerConfig(Section):
 
     output_dir: Path = Path("runs")
     run_name: str = Field("default", pattern=r"^\w[\w.-]*$")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of the order of prompts and of everything random in the trainer. NumPy takes 32 bits."""
     max_steps: int = Field(ge=1)
     max_lag: int = Field(1, ge=0)
     """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""
@@ -267,6 +271,9 @@ class TrainerConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Where the figures of `metrics.jsonl` go besides. Needs the tracker's package; `tensorboard` writes into the run's
     folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: to the run's folder)."""
+    max_mismatch: float = Field(0.2, gt=0.0)
+    """How far trainer and generators may differ in the logprobs of the same tokens under the same weights, in nats per
+    token (a moving average). Above it the run stops: the two sides compute different models."""
     log_completions: int = Field(4, ge=0)
     """Completions a step that `rollouts.jsonl` keeps."""
     metrics_port: int | None = Field(None, ge=1, le=65535)

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 
 from . import trackers
 from .config import TrainerConfig
-from .errors import UserError
+from .environment import check_environment
 
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
 
@@ -19,23 +19,15 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
     """Over the ranks that `accelerate launch` has started, on their devices.
 
     Raises:
-        UserError: `accelerate launch` was told to shard the model, which the configuration decides; a tracker is not
-            installed.
+        UserError: accelerate's own settings would change what the configuration decides, or a tracker is not installed.
     """
     trackers.check_installed(config)
-    for name, theirs in (("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed")):
-        if os.environ.get(name, "").lower() == "true":
-            raise UserError(
-                f"accelerate launch was told to use {theirs}; wanted plain processes (`accelerate launch --multi_gpu "
-                "--num_processes N`, or TANDEM_TRAINER_PROCESSES=N with `python -m tandem_trainer.launch`). To spread "
-                "parameters over them, as FSDP and DeepSpeed's ZeRO-3 do, set trainer.learner.parallelism: fsdp2."
-            )
-    # Without this accelerate starts several CPU processes as strangers.
-    on_cpu = not torch.accelerator.is_available()
+    has_accelerator = torch.accelerator.is_available()
+    check_environment(os.environ, config, has_accelerator=has_accelerator)
     return Accelerator(
-        cpu=on_cpu,
+        cpu=not has_accelerator,  # or accelerate starts several CPU processes as strangers
         mixed_precision="bf16" if config.learner.dtype == "bfloat16" else "no",
-        log_with=list(config.trackers),
+        log_with=list(config.trackers) or None,
         project_dir=config.run_dir,
     )
 

@@ -24,7 +24,7 @@ from .judge import WinRate
 from .metrics import JsonLines, mean
 from .prompts import PromptRow
 from .rewards import Scorer
-from .rollouts import collect, sampling
+from .rollouts import UNSHAPED, collect, sampling
 
 
 class Evaluation:
@@ -72,9 +72,7 @@ class Evaluation:
             prompts=tuple(
                 Prompt(token_ids=row.token_ids, seed=row.index if temperature else None) for row in self._rows
             ),
-            sampling=sampling(rollout).model_copy(
-                update={"n": count, "temperature": temperature, "top_p": 1.0, "top_k": 0, "min_p": 0.0}
-            ),
+            sampling=sampling(rollout).model_copy(update={"n": count, "temperature": temperature, **UNSHAPED}),
             min_version=version,
         )
         scored: list[ScoredGroup] = []

@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tandem_protocol import ports
+
 from .errors import UserError
 
 PREFIX = "tandem_trainer_"
@@ -55,7 +57,7 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
     try:
         server = ThreadingHTTPServer(("", port), Handler)
     except OSError as error:
-        raise UserError(f"trainer.metrics_port {port} cannot be listened on: {error}; choose another") from error
+        raise UserError(ports.problem(error, "", port, "trainer.metrics_port")) from error
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tandem_protocol.devices import shared_devices
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.messages import PROTOCOL_VERSION, Info, ModelFingerprint
+from tandem_protocol.parameters import Shapes, describe_differences
 
 from .errors import UserError
 
@@ -19,12 +20,16 @@ def check_generators(
     model: str,
     max_completion_length: int,
     accelerators: Sequence[str],
+    shapes: Shapes | None = None,
+    tables: Mapping[str, Shapes] | None = None,
 ) -> int:
     """The length in tokens that every replica can take.
 
     Args:
         accelerators: UUIDs of those that the trainer's ranks compute on. CPU cores have no name beyond their host, so
             services that share some are not found out here.
+        shapes: our parameter table.
+        tables: URL → parameter table of the replicas whose table is another.
 
     Raises:
         UserError: a replica speaks another protocol, holds another model, is too short for any completion, or computes
@@ -38,9 +43,11 @@ def check_generators(
                 "on both sides."
             )
         if differing := differences(ours, info.fingerprint):
+            details = describe_differences(shapes or {}, table) if (table := (tables or {}).get(url)) else ""
             raise UserError(
                 f"{where} holds another model than the trainer: {info.model!r} against {model!r}, they differ in "
-                f"{', '.join(differing)}. Give both the same shared.model and shared.revision."
+                f"{', '.join(differing)}{details and '; '}{details}. Fix: give both the same shared.model and "
+                "shared.revision."
             )
         if info.max_model_len <= max_completion_length:
             raise UserError(

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tandem_protocol.manifest import digest_bytes
 from tandem_protocol.messages import Group
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
+from .calls import ProjectFunction, in_process
 from .client import task_group
-from .functions import load_function
+from .functions import CallFailed, load_function, plain
 from .prompts import PromptRow
-from .rewards import ProjectFunction, as_in_prompt, decode, in_process, scored_group
+from .rewards import as_in_prompt, decode, scored_group
 
 TIE = 0.5
 
@@ -32,9 +35,18 @@ class Judge:
         Raises:
             UserError: it does not exist or cannot be imported.
         """
-        call = in_process(load_function("judge", name), timeout_s, asyncio.Lock())
-        self._function = ProjectFunction("judge", name, call, check_choices, drop_errors=drop_errors)
+        function = load_function("judge", name)
+        call = in_process(function, timeout_s, asyncio.Lock())
+        self._function = ProjectFunction("judge", name, function, call, check_choices, drop_errors=drop_errors)
         self._tokenizer = tokenizer
+
+    def check_parameters(self, rows: Sequence[PromptRow]) -> None:
+        """See that the function can be called with the columns of these rows.
+
+        Raises:
+            UserError: it cannot; names the row and the parameter.
+        """
+        self._function.check_parameters(rows, ("prompts", "completions"))
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
         """See Scorer."""
@@ -78,13 +90,14 @@ class WinRate:
         Raises:
             UserError: the judge failed, and errors are not dropped.
         """
+        keys = _keys(groups)
         if version.step == 0 or not self._file.exists():
             temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({str(group.row): group.texts for group in groups}))
+            temporary.write_text(json.dumps({keys[group.row]: group.texts for group in groups}))
             temporary.replace(self._file)
         first = json.loads(self._file.read_text())
         async with task_group() as judging:
-            tasks = [judging.create_task(self._against(group, first.get(str(group.row), ()))) for group in groups]
+            tasks = [judging.create_task(self._against(group, first.get(keys[group.row], ()))) for group in groups]
         return [task.result() for task in tasks]
 
     async def _against(self, group: ScoredGroup, first: Sequence[str]) -> ScoredGroup:
@@ -101,20 +114,35 @@ class WinRate:
         return None if ahead is None or behind is None else (ahead + 1 - behind) / 2
 
 
+def _keys(groups: Sequence[ScoredGroup]) -> dict[int, str]:
+    """Row → a name of its prompt that an edited data set keeps: the prompt's digest, and which of its likes it is."""
+    seen: Counter[str] = Counter()
+    keys = {}
+    for group in sorted(groups, key=lambda group: group.row):
+        digest = digest_bytes(json.dumps(group.prompt_ids).encode())
+        keys[group.row] = f"{digest}-{seen[digest]}"
+        seen[digest] += 1
+    return keys
+
+
 def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:
     """The answer of a judge: 0 or 1 a pair, None for neither.
 
     Raises:
-        ValueError: it is not that.
+        CallFailed: it is not that.
     """
-    if hasattr(answer, "tolist"):  # an array or a tensor
-        answer = answer.tolist()
-    if not isinstance(answer, list | tuple) or len(answer) != size:
-        raise ValueError(f"got {answer!r}; wanted a list of {size}, one of 0, 1 and None a pair")
-    # As TRL's judges say it, -1 is neither.
-    choices = tuple(None if choice == -1 else choice for choice in answer)
-    if wrong := [choice for choice in choices if choice not in (0, 1, None)]:
-        raise ValueError(
-            f"got {wrong[0]!r}; wanted 0 if the first completion is better, 1 if the second, None if neither"
+    choices = plain(answer)
+    if not isinstance(choices, list | tuple) or len(choices) != size:
+        raise CallFailed(f"got {choices!r}, expected a list of {size}, one of 0, 1 and None per pair")
+    return tuple(_choice(plain(choice), index) for index, choice in enumerate(choices))
+
+
+def _choice(choice: Any, index: int) -> int | None:
+    if choice is None or choice == -1:  # TRL's judges say -1 for neither
+        return None
+    if choice not in (0, 1):
+        raise CallFailed(
+            f"got {choice!r} for pair {index}, expected 0 if the first completion is better, 1 if the second is, None "
+            "if neither is"
         )
-    return tuple(None if choice is None else int(choice) for choice in choices)
+    return int(choice)

@@ -2,7 +2,8 @@
 
 TANDEM_TRAINER_PROCESSES is the number of processes on this node, one a device (default 1). With several nodes,
 TANDEM_TRAINER_NODES is their number, TANDEM_TRAINER_NODE_RANK which one this is, and TANDEM_TRAINER_RENDEZVOUS the
-`host:port` of the first. One process alone is the trainer itself; several run under `accelerate launch`.
+`host:port` of the first (on one node the default is any free port). One process alone is the trainer itself; several
+run under `accelerate launch`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,12 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from tandem_protocol.ports import listen
+
 PREFIX = "TANDEM_TRAINER_"
-DEFAULT_RENDEZVOUS = "127.0.0.1:29500"
+ANY_PORT = "127.0.0.1:0"
+"""Where processes of one node meet: accelerate takes a free port."""
+LARGEST_PORT = 65535
 SHUTDOWN_TIMEOUT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "270"}
 """Seconds that the launcher leaves its processes after SIGTERM for their step and a checkpoint; within the grace of
 compose.yaml and of the chart."""
@@ -31,19 +36,16 @@ def trainer_command(env: Mapping[str, str], arguments: Sequence[str]) -> list[st
     """The command to become, from the environment.
 
     Raises:
-        ValueError: a number is none or too small, or the rendezvous is no `host:port`.
+        ValueError: a number is not one or too small, the rendezvous is not `host:port`, or its port is in use.
     """
     processes, nodes = _number(env, "PROCESSES", 1, least=1), _number(env, "NODES", 1, least=1)
     rank = _number(env, "NODE_RANK", 0, least=0)
-    rendezvous = env.get(f"{PREFIX}RENDEZVOUS", DEFAULT_RENDEZVOUS)
-    host, _, port = rendezvous.rpartition(":")
     if rank >= nodes:
-        raise ValueError(f"got {PREFIX}NODE_RANK={rank} of {PREFIX}NODES={nodes}; wanted 0 to {nodes - 1}")
-    if not host or not port.isdecimal():
-        raise ValueError(f"got {PREFIX}RENDEZVOUS={rendezvous}; wanted host:port of the first node")
+        raise ValueError(f"got {PREFIX}NODE_RANK={rank} of {PREFIX}NODES={nodes}, expected 0 to {nodes - 1}")
     trainer = ["-m", "tandem_trainer", *arguments]
     if processes == nodes == 1:
         return [sys.executable, *trainer]
+    host, port = _rendezvous(env, nodes, rank)
     options = {
         "num_processes": processes * nodes,  # accelerate counts those of all nodes
         "num_machines": nodes,
@@ -58,10 +60,22 @@ def trainer_command(env: Mapping[str, str], arguments: Sequence[str]) -> list[st
     return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags, *trainer]
 
 
+def _rendezvous(env: Mapping[str, str], nodes: int, rank: int) -> tuple[str, str]:
+    """Host and port where all processes meet; the first node listens there."""
+    name = f"{PREFIX}RENDEZVOUS"
+    rendezvous = env.get(name) or ("" if nodes > 1 else ANY_PORT)
+    host, _, port = rendezvous.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > LARGEST_PORT or (nodes > 1 and not int(port)):
+        raise ValueError(f"got {name}={rendezvous}, expected host:port of the first node")
+    if rank == 0 and int(port):
+        listen("", int(port), f"the port of {name}").close()
+    return host, port
+
+
 def _number(env: Mapping[str, str], name: str, default: int, *, least: int) -> int:
     text = env.get(f"{PREFIX}{name}") or str(default)
     if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"got {PREFIX}{name}={text}; wanted a whole number from {least} on")
+        raise ValueError(f"got {PREFIX}{name}={text}, expected a whole number from {least} on")
     return int(text)
 
 

@@ -10,18 +10,19 @@ import math
 import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from accelerate import Accelerator, init_empty_weights
+from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
 
-from .algorithms.base import Algorithm, Share, Totals
+from .algorithms.base import Algorithm, Mean, Share, Totals
 from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .config import TrainerConfig
@@ -29,11 +30,17 @@ from .devices import default_max_tokens
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
-from .optimizer import make_optimizer
-from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
+from .mismatch import MismatchCheck
+from .model import load_model
+from .model_files import ModelFiles
+from .optimizer import Schedule, make_optimizer
+from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
+from .ranks import do_together
+from .rehearsal import rehearse
 from .rope import fix_rope
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
+MISMATCH = "mismatch"
 
 
 class Learner:
@@ -59,25 +66,21 @@ class Learner:
         if config.learner.gradient_checkpointing:
             model.gradient_checkpointing_enable()
         if config.lora:
-            add_adapter(model, config.lora, shared.model)
+            add_adapter(model, config.lora, shared.model, shared.revision)
         policy = self._logprobs_of(model)
         if not self._is_elsewhere:
             check(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
         self._policy = spread(policy, config.learner, accelerator)
-        trained = [parameter for parameter in self._policy.parameters() if parameter.requires_grad]
-        optimizer = make_optimizer(trained, config.optim)
+        optimizer = make_optimizer(self._policy, config.optim)
         self._optimizer = accelerator.prepare(optimizer)
-        # Not prepared: accelerate would step it once a rank.
-        self._scheduler = get_scheduler(
-            config.optim.lr_scheduler_type,
-            optimizer,
-            num_warmup_steps=config.optim.warmup_steps,
-            num_training_steps=config.max_steps,
-        )
+        # Not prepared: accelerate would step it once per rank.
+        self._schedule = Schedule(optimizer, config.optim, max_steps=config.max_steps)
         self._needs_reference = needs_reference
         self._reference = self._frozen_copy(shared) if needs_reference and not config.lora else None
+        self.mismatch: MismatchCheck | None = None
+        """Set once the generators are known."""
         self.is_whole = True
         """False while the parameters are no version's: after some of a batch's optimizer steps, before the last."""
 
@@ -100,10 +103,12 @@ class Learner:
 
         Returns:
             loss, grad_norm, learning_rate and the loss function's metrics (means over the trained tokens, or maxima);
-            over the optimizer steps too.
+            over the optimizer steps too. `mismatch` is the mean of |logprob − sampler's logprob| in nats, before the
+            first optimizer step, over tokens that these weights sampled; it is missing without any.
 
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
+            UserError: the mismatch is too high; the parameters are as before this update.
         """
         pieces = self._pieces(batch)
         old_logprobs: list[Tensor] = []
@@ -111,10 +116,12 @@ class Learner:
         for left in reversed(range(algorithm.num_iterations)):
             steps.append(self._step(pieces, algorithm, old_logprobs))
             self.is_whole = not left
-        learning_rate = self._scheduler.get_last_lr()[0]
-        self._scheduler.step()
+        learning_rate = self._schedule.learning_rate
+        self._schedule.advance()
         means = {name: statistics.fmean(getattr(step, name) for step in steps) for name in ("loss", "grad_norm")}
-        return means | {"learning_rate": learning_rate} | _combined([m for step in steps for m in step.metrics])
+        metrics = _combined([m for step in steps for m in step.metrics])
+        mismatch = {} if steps[0].mismatch is None else {MISMATCH: steps[0].mismatch}
+        return means | {"learning_rate": learning_rate} | mismatch | metrics
 
     def _pieces(self, batch: Batch) -> list[Batch]:
         """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
@@ -137,6 +144,8 @@ class Learner:
             travels = self._is_sharded or index == len(pieces) - 1
             with nullcontext() if travels else self._accelerator.no_sync(self._policy):
                 logprobs_BT, share = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
+            if first:
+                share.metrics[MISMATCH] = self._mismatch(logprobs_BT, piece)
             loss, means = _on_host(share)
             losses.append(loss)
             metrics.append(means)
@@ -153,8 +162,29 @@ class Learner:
                 "parameters are as before this optimizer step. Lower trainer.optim.learning_rate, or use "
                 "trainer.learner.dtype: float32."
             )
+        everyones: list[dict[str, tuple[float, float]]] = gather_object(metrics)
+        mismatch = self._judged([part.pop(MISMATCH) for part in everyones]) if first else None
         self._optimizer.step()
-        return _Step(whole_loss, grad_norm, gather_object(metrics))
+        return _Step(whole_loss, grad_norm, everyones, mismatch)
+
+    def _mismatch(self, logprobs_BT: Tensor, piece: Batch) -> Mean:
+        """Of |logprob − sampler's logprob| over the tokens that the weights of today sampled."""
+        on_policy_BT = piece.sampled_at_BT == self._schedule.updates
+        return Mean.over((logprobs_BT - piece.sampler_logprobs_BT).abs(), on_policy_BT.to(logprobs_BT.dtype))
+
+    def _judged(self, parts: list[tuple[float, float]]) -> float | None:
+        """The mean over all parts, after the check; None without any token."""
+        tokens = sum(weight for _, weight in parts)
+        if not tokens:
+            return None
+        mismatch = sum(value * weight for value, weight in parts) / tokens
+        if self.mismatch:
+            try:
+                self.mismatch.update(mismatch, tokens)
+            except UserError:
+                self._optimizer.zero_grad()
+                raise
+        return mismatch
 
     def _backward(
         self, piece: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
@@ -201,37 +231,62 @@ class Learner:
         everyones_N = self._accelerator.gather(padded_N)
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
 
+    @cached_property
+    def _files(self) -> ModelFiles:
+        return ModelFiles(self.model, self._tokenizer, self._shared)
+
+    def rehearse(self) -> None:
+        """Try before the first step what checkpoints, exports and published versions will need.
+
+        Raises:
+            UserError: what of the model cannot be saved, and why.
+        """
+        if self._accelerator.is_main_process:
+            rehearse(self.model, self._files, self._shared, self._config)
+
     def save(self, directory: Path) -> None:
         """Write the model or its adapter (a folder as transformers and peft have it) and the optimizer; all ranks do.
 
         Raises:
-            OSError: such as ENOSPC when the disk is full.
+            PartFailed: on every rank, for instance when the disk is full.
         """
-        is_main, model_dir = self._accelerator.is_main_process, directory / MODEL_DIR
+        do_together(
+            self._accelerator,
+            partial(self._save_model, directory / MODEL_DIR),
+            partial(save_optimizer, self.model, self._optimizer.optimizer, directory),
+            partial(self._save_rest, directory),
+        )
+
+    def _save_model(self, directory: Path) -> None:
+        is_main = self._accelerator.is_main_process
         if self._config.lora:
-            write_adapter(self.model, model_dir, torch.float32, is_main=is_main)
-        elif self._is_sharded:
-            save_model(self.model, model_dir, self._accelerator)
-        elif is_main:
-            self.model.save_pretrained(model_dir)
-        save_optimizer(self.model, self._optimizer.optimizer, directory)
-        if is_main:
-            self._tokenizer.save_pretrained(model_dir)
-            state = {"scheduler": self._scheduler.state_dict(), "rng": torch.get_rng_state()}
-            try:
-                torch.save(state, directory / STATE_FILE)
-            except RuntimeError as error:  # torch's word for a full disk
-                raise OSError(f"{directory / STATE_FILE} cannot be written: {error}") from error
+            write_adapter(self.model, directory, torch.float32, is_main=is_main)
+        else:
+            save_part(self.model, directory, self._accelerator)
+
+    def _save_rest(self, directory: Path) -> None:
+        """Of which the main process alone has to write something."""
+        if not self._accelerator.is_main_process:
+            return
+        model_dir = directory / MODEL_DIR
+        if not self._config.lora:
+            save_index(model_dir)
+        self._files.copy_to(model_dir, adapter=self._config.lora is not None)
+        state = {"updates": self._schedule.updates, "rng": torch.get_rng_state()}
+        try:
+            torch.save(state, directory / STATE_FILE)
+        except RuntimeError as error:  # torch's word for a full disk
+            raise OSError(f"{directory / STATE_FILE} cannot be written: {error}") from error
 
     def load(self, directory: Path) -> None:
-        """Go on from what `save` wrote."""
+        """Go on from what `save` wrote: weights, moments and counts. Settings stay those of the configuration."""
         if self._config.lora:
             load_adapter(self.model, directory / MODEL_DIR)
         else:
             fill(self.model, self._loaded(directory / MODEL_DIR).state_dict(), from_main=self._is_sharded)
         load_optimizer(self.model, self._optimizer.optimizer, directory)
         state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
-        self._scheduler.load_state_dict(state["scheduler"])
+        self._schedule.resume(state["updates"])
         torch.set_rng_state(state["rng"])
 
     def _loaded(self, source: str | Path) -> PreTrainedModel:
@@ -262,6 +317,7 @@ class _Step(NamedTuple):
     grad_norm: float
     metrics: list[dict[str, tuple[float, float]]]
     """Value and weight, of every micro-batch on every rank."""
+    mismatch: float | None
 
 
 def _on_host(share: Share) -> tuple[float, dict[str, tuple[float, float]]]:
@@ -288,36 +344,3 @@ def _give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
-
-
-def load_model(source: str | Path, shared: SharedConfig, *, without_weights: bool = False) -> PreTrainedModel:
-    """The model in float32, without dropout: the generator that its logprobs are compared with has none.
-
-    Args:
-        without_weights: its parameters have shapes only.
-
-    Raises:
-        UserError: there is no such model.
-    """
-    options = {"revision": shared.revision, "trust_remote_code": shared.trust_remote_code}
-    try:
-        if without_weights:
-            config = AutoConfig.from_pretrained(source, **options)
-            with init_empty_weights(include_buffers=False):
-                model: Any = AutoModelForCausalLM.from_config(
-                    config, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
-                )
-            model.tie_weights()  # which the context has undone
-        else:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"shared.model {str(source)!r} cannot be loaded: {error}. Wanted a directory with a Hugging Face model "
-            "(relative to the project's folder) or an id on the hub."
-        ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    return model.train()

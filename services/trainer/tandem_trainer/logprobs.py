@@ -6,8 +6,8 @@ rows together, C tokens of one chunk, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from .heads import Head, body
 
 BLOCK = 2**22
 """Logits that a softmax takes at a time, so that what it needs besides their own memory is small."""
+CHECKED_TOKENS = 8
+"""Of the forward passes that `check` compares."""
 
 
 class TokenLogprobs(nn.Module):
@@ -121,22 +123,76 @@ def _blocks(values_CV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 @torch.no_grad()
 def check(policy: TokenLogprobs) -> None:
-    """Compare with the model's own logits on a few tokens.
+    """See on a few tokens that the logprobs are a function of the tokens alone, and that of the model's own logits.
 
     Raises:
-        UserError: the model does something to its logits after `lm_head` (soft-capping, scaling) that chunks leave out.
+        UserError: the forward pass is random (dropout, noise), or the model changes its logits after the output
+            embedding (soft-capping, scaling), which chunks of positions leave out.
     """
     model = policy.model
-    token_ids_BS = torch.arange(4, device=model.device)[None]
-    ours_T, _ = policy(
-        token_ids_BS, torch.tensor([1], device=model.device), torch.ones_like(token_ids_BS[:, 1:]).bool()
-    )
+    token_ids_BS = torch.arange(CHECKED_TOKENS, device=model.device)[None] % len(model.get_input_embeddings().weight)
+    inputs = token_ids_BS, torch.tensor([1], device=model.device), torch.ones_like(token_ids_BS[:, 1:]).bool()
+    (ours_BT, _), (again_BT, _) = policy(*inputs), policy(*inputs)
+    if not _equal(ours_BT, again_BT):
+        raise UserError(
+            f"{type(model).__name__} is random: the same tokens got the logprobs {ours_BT[0, :3].tolist()}, then "
+            f"{again_BT[0, :3].tolist()}, expected equal ones. The difference begins in "
+            f"{_random_module(policy, inputs)}. The generator samples without randomness, so the trainer's logprobs "
+            "would be another policy's. Fix: set what is random there (dropout, noise) to 0 in the model's "
+            "config.json, or choose another model."
+        )
     logits_SV = model(input_ids=token_ids_BS, use_cache=False).logits[0].float() / policy.temperature
     theirs_T = logits_SV[:-1].log_softmax(-1).gather(-1, token_ids_BS[0, 1:, None]).squeeze(-1)
-    if not torch.allclose(ours_T[0], theirs_T, atol=1e-4):
+    if not torch.allclose(ours_BT[0], theirs_T, atol=1e-4):
         raise UserError(
-            f"{type(model).__name__} changes its logits after the output embedding (logprobs {theirs_T.tolist()}, "
-            "without "
-            f"that {ours_T[0].tolist()}), which the trainer does not support; choose a model without "
-            "soft-capping of logits."
+            f"{type(model).__name__} changes its logits after the output embedding: got the logprobs "
+            f"{theirs_T[:3].tolist()}, expected {ours_BT[0, :3].tolist()}, which leave that out. The trainer does not "
+            "support it. Fix: choose a model without soft-capping or scaling of logits."
         )
+
+
+def _random_module(policy: TokenLogprobs, inputs: tuple[Tensor, ...]) -> str:
+    """The innermost module that turns the same inputs into something else each time."""
+    for one, other in zip(_observed(policy, inputs), _observed(policy, inputs), strict=False):
+        if one.name != other.name or (_equal(one.inputs, other.inputs) and not _equal(one.output, other.output)):
+            return one.name
+    return f"{type(policy.model).__name__}.forward"
+
+
+class _Call(NamedTuple):
+    name: str
+    inputs: Any
+    output: Any
+
+
+def _observed(policy: TokenLogprobs, inputs: tuple[Tensor, ...]) -> list[_Call]:
+    """What each module is given and returns, in the order in which they finish."""
+    calls: list[_Call] = []
+
+    def see(name: str) -> Any:
+        return lambda _, args, kwargs, output: calls.append(_Call(name, _copied([args, kwargs]), _copied(output)))
+
+    hooks = [
+        module.register_forward_hook(see(f"{name or 'the model'} ({type(module).__name__})"), with_kwargs=True)
+        for name, module in policy.model.named_modules()
+    ]
+    policy(*inputs)
+    for hook in hooks:
+        hook.remove()
+    return calls
+
+
+def _copied(output: Any) -> Any:
+    """The tensors in it, as they are now: the next module may work in place."""
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, list | tuple):
+        return [_copied(part) for part in output]
+    return output.clone() if isinstance(output, Tensor) else None
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """But for rounding: a GPU may add up in another order."""
+    if isinstance(one, list):
+        return all(map(_equal, one, other))
+    return one is None or torch.allclose(one, other, atol=1e-6, rtol=1e-4, equal_nan=True)

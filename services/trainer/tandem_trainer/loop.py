@@ -1,4 +1,4 @@
-"""The training loop. Everything it uses is made in `__main__.py`."""
+"""The training loop. `build.py` makes everything that it uses."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def train(
         if evaluate.due(step):
             with run.timer("evaluate"):
                 run.evaluated(evaluate(version))
+        run.start_step()
         while step < cfg.max_steps and not run.should_stop():
             with run.timer("wait_for_rollouts"):
                 groups = rollouts.next(min_version=step - cfg.max_lag)  # scored while they decode
@@ -47,5 +48,5 @@ def train(
             if run.checkpoint_due(step):
                 run.checkpoint(step, learner, rollouts)
             run.log(groups)
-    run.checkpoint(step, learner, rollouts)
+    run.last_checkpoint(step, learner, rollouts)
     return step

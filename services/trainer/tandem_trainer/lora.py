@@ -23,7 +23,7 @@ NAME = "default"
 """Of the one adapter, in the names of its parameters; peft leaves it out of files."""
 
 
-def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str) -> None:
+def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str, revision: str | None = None) -> None:
     """Freeze `model`, in place, and give it an adapter that changes nothing yet; `base` is the model's name.
 
     Source: LoRA, arXiv:2106.09685.
@@ -40,6 +40,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str) -> None:
         bias="none",
         task_type="CAUSAL_LM",
         base_model_name_or_path=base,
+        revision=revision,
     )
     try:
         model.add_adapter(settings, NAME)
@@ -77,13 +78,20 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype, *
         File name → digest.
     """
     tensors = (whole(tensor.to(dtype)) for tensor in _adapter(model).values())
-    if not is_main:
-        for _ in tensors:  # the main process cannot gather without this rank
+    try:
+        if not is_main:
+            return {}
+        directory.mkdir(parents=True, exist_ok=True)
+        save_adapter_config(model, directory)
+        return {ADAPTER_FILE: write_safetensors(directory / ADAPTER_FILE, adapter_table(model, dtype), tensors)}
+    finally:
+        for _ in tensors:  # the others cannot gather without this rank, even if its disk is full
             pass
-        return {}
-    directory.mkdir(parents=True, exist_ok=True)
+
+
+def save_adapter_config(model: PreTrainedModel, directory: Path) -> None:
+    """Write `adapter_config.json` as peft does."""
     model.peft_config[NAME].save_pretrained(directory)
-    return {ADAPTER_FILE: write_safetensors(directory / ADAPTER_FILE, adapter_table(model, dtype), tensors)}
 
 
 def load_adapter(model: PreTrainedModel, directory: Path) -> None:

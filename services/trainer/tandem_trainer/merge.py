@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from peft import AutoPeftModelForCausalLM
+from peft import PeftConfig, PeftModel
 from transformers import AutoTokenizer
 
+from tandem_protocol.config import SharedConfig
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
+
+from .model import load_model
+from .model_files import ModelFiles
+from .shards import model_table, model_tensors, write_safetensors
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,30 +25,47 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("adapter", type=Path, help="such as runs/NAME/checkpoints/000020/model")
     parser.add_argument("to", type=Path, help="a folder that does not exist yet")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="of what is written")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that the base brings along")
     arguments = parser.parse_args(argv)
     try:
-        merge(arguments.adapter, arguments.to, getattr(torch, arguments.dtype))
+        merge(arguments.adapter, arguments.to, arguments.dtype, trust_remote_code=arguments.trust_remote_code)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def merge(adapter: Path, to: Path, dtype: torch.dtype) -> None:
+def merge(adapter: Path, to: Path, dtype: str, *, trust_remote_code: bool = False) -> None:
     """Add `adapter` to the weights that it was trained beside (shared.model, found from the current folder).
 
     Raises:
-        ValueError: `adapter` is none, or `to` exists.
+        ValueError: `adapter` is not an adapter, or `to` exists.
         OSError: the base cannot be loaded, or nothing can be written.
     """
     if not (adapter / ADAPTER_CONFIG_NAME).is_file():
-        raise ValueError(f"{adapter} has no {ADAPTER_CONFIG_NAME}; wanted the model folder of a LoRA run's checkpoint")
+        raise ValueError(
+            f"{adapter} has no {ADAPTER_CONFIG_NAME}; expected the model folder of a LoRA run's checkpoint"
+        )
     if to.exists():
-        raise ValueError(f"{to} exists; wanted a folder that does not")
+        raise ValueError(f"{to} exists; expected a folder that does not exist yet")
+    config = PeftConfig.from_pretrained(str(adapter))
+    shared = SharedConfig(
+        model=str(config.base_model_name_or_path), revision=config.revision, trust_remote_code=trust_remote_code
+    )
+    tokenizer = AutoTokenizer.from_pretrained(
+        shared.model, revision=shared.revision, trust_remote_code=trust_remote_code
+    )
+    base = load_model(shared.model, shared)
+    files = ModelFiles(base, tokenizer, shared, dtype)
     # Added up in float32, as it was trained, and rounded once.
-    model = AutoPeftModelForCausalLM.from_pretrained(adapter, dtype=torch.float32).merge_and_unload()
-    model.to(dtype).save_pretrained(to)
-    AutoTokenizer.from_pretrained(adapter).save_pretrained(to)
+    model = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    staging = to.with_name(f".{to.name}.part")
+    shutil.rmtree(staging, ignore_errors=True)  # of a merge that was cut short
+    files.copy_to(staging)
+    table = model_table(model, getattr(torch, dtype))
+    tensors = (tensor for _, tensor in model_tensors(model, getattr(torch, dtype)))
+    write_safetensors(staging / "model.safetensors", table, tensors)
+    staging.replace(to)
 
 
 if __name__ == "__main__":

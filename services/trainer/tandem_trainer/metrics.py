@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +48,6 @@ def step_record(
     *,
     functions: Sequence[str],
     groups_skipped: int,
-    step_s: float,
 ) -> dict[str, Any]:
     """One line of `metrics.jsonl`. `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean over tokens."""
     rewards = [row.reward for row in rows]
@@ -58,22 +60,29 @@ def step_record(
         "reward_std": std(rewards),
         "rewards": {name: mean(column) for name, column in zip(functions, columns, strict=True)},
         "rewards_std": {name: std(column) for name, column in zip(functions, columns, strict=True)},
+        "mismatch": None,
         **stats,
         "lag_max": max(row.lag for row in rows),
         "completion_tokens_mean": tokens / len(rows),
         "truncated_fraction": sum(row.truncated for row in rows) / len(rows),
         "rollout_tokens": tokens,
-        "tokens_per_s": tokens / step_s,
         "groups_skipped": groups_skipped,
     }
 
 
-def completion_records(version: Version, groups: Sequence[ScoredGroup], count: int) -> list[dict[str, Any]]:
-    """The step's first `count` completions with their rewards, one of each group before a second of any."""
+def completion_records(
+    version: Version, groups: Sequence[ScoredGroup], count: int, *, skipped: bool = False
+) -> list[dict[str, Any]]:
+    """The first `count` completions with their rewards, one of each group before a second of any.
+
+    Args:
+        version: the one that was learned from them, or that was going to be if they are `skipped`.
+    """
     pairs = [(group, i) for i in range(len(groups[0].texts)) for group in groups]
     return [
         {
             "step": version.step,
+            "skipped": skipped,
             "row": group.row,
             "prompt": group.prompt_text,
             "completion": group.texts[i],
@@ -105,8 +114,28 @@ class JsonLines:
         self._path = path
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        with self._path.open("a") as file:
-            file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        """Add lines at the end: all of them or, if an error occurs, none.
+
+        Raises:
+            OSError: such as ENOSPC when the disk is full.
+        """
+        data = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+        with self._path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(data) != len(data):  # the disk became full on the way
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Every whole line."""
+        if self._path.exists():
+            with self._path.open() as file:
+                for line in file:
+                    with suppress(json.JSONDecodeError):  # a crash has cut it short
+                        yield json.loads(line)
 
     def last_step(self) -> int:
         """-1 without any."""

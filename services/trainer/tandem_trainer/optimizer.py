@@ -1,32 +1,38 @@
-"""AdamW, as the configuration wants it."""
+"""AdamW and its learning rate schedule, as the configuration describes them."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import get_scheduler
+from transformers.trainer_pt_utils import get_parameter_names
 
 from .config import OptimConfig
 from .errors import UserError
 
+NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""Patterns of parameter names that weight decay leaves alone.
 
-def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of `parameters`.
+Source: `Trainer.get_decay_parameter_names` of transformers 5, which TRL's trainers use.
+"""
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters; weight decay spares biases and norms.
 
     Raises:
-        UserError: its library is not installed.
+        UserError: the library of `config.name` is not installed.
     """
     options: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,
-        "weight_decay": config.weight_decay,
     }
     if config.name == "adamw":
-        return torch.optim.AdamW(parameters, **options, fused=True)
+        return torch.optim.AdamW(parameter_groups(model, config.weight_decay), **options, fused=True)
     try:
         bitsandbytes = importlib.import_module("bitsandbytes")
     except ImportError as error:
@@ -34,5 +40,54 @@ def make_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> t
             f"trainer.optim.name {config.name} needs the package bitsandbytes, which cannot be imported: {error}. "
             "Install it beside the trainer, or use adamw."
         ) from error
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, **options)
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
+        parameter_groups(model, config.weight_decay), **options
+    )
     return optimizer
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The trainable parameters in one or two groups: with `weight_decay`, and without."""
+    decayed = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for name, parameter in trained if name in decayed], "weight_decay": weight_decay},
+        {"params": [parameter for name, parameter in trained if name not in decayed], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+class Schedule:
+    """The learning rate, as a function of the number of updates and the configuration alone.
+
+    A checkpoint therefore holds the number only. A resumed run follows the configuration that it is started with.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig, *, max_steps: int) -> None:
+        self._scheduler = get_scheduler(
+            config.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=config.warmup_steps,
+            num_training_steps=max_steps,
+        )
+
+    @property
+    def updates(self) -> int:
+        """Number of updates so far."""
+        return int(self._scheduler.last_epoch)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the next update."""
+        return float(self._scheduler.get_last_lr()[0])
+
+    def advance(self) -> None:
+        """Count an update."""
+        self._scheduler.step()
+
+    def resume(self, updates: int) -> None:
+        """Go on after `updates` updates."""
+        if updates:
+            position = {"last_epoch": updates - 1, "_step_count": updates + 1}
+            self._scheduler.load_state_dict({**self._scheduler.state_dict(), **position})
+            self._scheduler.step()

@@ -52,6 +52,10 @@ def spread(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerato
     if is_sharded(config, accelerator):
         weights = policy.model.state_dict()
         _shard(policy, accelerator, getattr(torch, config.dtype))
+        # Or torch would have to guess, with a warning, on which device the weights are to arrive.
+        policy._apply(  # type: ignore[no-untyped-call]  # torch's
+            lambda tensor: torch.empty_like(tensor, device=accelerator.device) if tensor.is_meta else tensor
+        )
         fill(policy.model, weights, from_main=True)
         return policy
     if not any(parameter.requires_grad for parameter in policy.parameters()):
@@ -99,26 +103,30 @@ def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
     policy.zero_grad()
 
 
-def save_model(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
-    """Write a sharded model as a Hugging Face directory; every rank calls it at the same time."""
+def save_part(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
+    """Write this rank's part of the weights; every rank calls it at the same time."""
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    with accelerator.main_process_first():
-        directory.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     write_part(
         directory, model_table(model, torch.float32), model_tensors(model, torch.float32), rank=rank, ranks=ranks
     )
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        model.config.save_pretrained(directory)
-        if model.can_generate():
-            model.generation_config.save_pretrained(directory)
-        files = sorted(directory.glob("model-*.safetensors"))
-        index = {"metadata": {}, "weight_map": {entry.name: file.name for file in files for entry in read_header(file)}}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def save_index(directory: Path) -> None:
+    """Make the parts of all ranks the weights of a Hugging Face directory."""
+    files = sorted(directory.glob("model-*.safetensors"))
+    if len(files) == 1:
+        files[0].rename(directory / "model.safetensors")
+        return
+    index = {"metadata": {}, "weight_map": {entry.name: file.name for file in files for entry in read_header(file)}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
 def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Write the optimizer's state, each rank its part; nothing before the first step.
+    """Write the optimizer's moments and step counts, each rank its part; nothing before the first step.
+
+    Learning rate, betas and the like are settings. They stay out, so that a resumed run takes them from its
+    configuration.
 
     Raises:
         OSError: it cannot be written.
@@ -127,19 +135,21 @@ def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> 
         return
     try:
         with _maybe_alone() as alone:
-            save(get_optimizer_state_dict(policy, optimizer), checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
+            state = {"state": get_optimizer_state_dict(policy, optimizer)["state"]}
+            save(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
     except CheckpointException as error:
         raise OSError(f"{directory / OPTIMIZER_DIR} cannot be written: {error}") from error
 
 
 def load_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Go on from what `save_optimizer` wrote."""
+    """Load the moments and step counts that `save_optimizer` wrote."""
     if not (directory / OPTIMIZER_DIR).exists():
         return
-    state = get_optimizer_state_dict(policy, optimizer)
+    whole = get_optimizer_state_dict(policy, optimizer)
+    state = {"state": whole["state"]}
     with _maybe_alone() as alone:
         load(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
-    set_optimizer_state_dict(policy, optimizer, state)
+    set_optimizer_state_dict(policy, optimizer, whole | state)
 
 
 @contextmanager

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from .chat_template import render
 from .config import PromptsConfig
+from .conversations import Conversation, parse_prompt, parse_tools
+from .data_files import read_rows
 from .errors import UserError
+from .text_files import Row
 
-Conversation = list[dict[str, Any]]
+log = logging.getLogger(__name__)
 
 REWARD_ARGUMENTS = frozenset({"prompts", "completions", "completion_ids"})
 """What every reward function gets besides the columns."""
@@ -30,7 +32,7 @@ class PromptRow:
     where: str
     """Source and index, for messages."""
     prompt: str | Conversation
-    """As the data set has it; reward functions get it so."""
+    """Reward functions get it so; the messages of a conversation have one shape (conversations.py)."""
     text: str
     """As the model sees it, chat template applied."""
     token_ids: tuple[int, ...]
@@ -51,9 +53,13 @@ def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> l
     Raises:
         UserError: there is no such data set, it is empty, or a row has no prompt; names the row.
     """
-    rows = [_prompt_row(index, row, config, tokenizer) for index, row in enumerate(islice(_read(config), config.limit))]
+    data = read_rows(config)
+    reader = _Reader(config, tokenizer, nulls_are_absent=data.nulls_are_absent)
+    rows = [reader.read(index, row) for index, row in enumerate(islice(data.rows, config.limit))]
     if not rows:
-        raise UserError(f"{config.source} holds no rows; wanted at least one prompt in column {config.column!r}")
+        raise UserError(f"{config.source} holds no rows; expected at least one prompt in column {config.column!r}")
+    if reader.incomplete:
+        log.warning("%s; %d of %d prompts lack a message", reader.incomplete[0], len(reader.incomplete), len(rows))
     return rows
 
 
@@ -100,101 +106,74 @@ class PromptCursor:
         return np.random.default_rng((self._seed, epoch)).permutation(self._size)
 
 
-def _read(config: PromptsConfig) -> Iterator[dict[str, Any]]:
-    source = config.source
-    if source.endswith((".jsonl", ".json")):
-        return _read_jsonl(Path(source))
-    import datasets  # slow to import and seldom needed
+class _Reader:
+    """Makes prompts of the rows of one data set."""
 
-    datasets.disable_progress_bars()
-    file_type = Path(source).suffix.removeprefix(".")
-    try:
-        if file_type in ("parquet", "csv"):
-            return iter(datasets.load_dataset(file_type, data_files=source, split=config.split))
-        return iter(datasets.load_dataset(source, config.subset, split=config.split))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"prompts.source {config.source!r} cannot be loaded: {error}") from error
+    def __init__(self, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, *, nulls_are_absent: bool) -> None:
+        self.incomplete: list[str] = []
+        """What the chat template left out, a line for each row where it did."""
+        self._config, self._tokenizer, self._nulls_are_absent = config, tokenizer, nulls_are_absent
+        self._opening = _opening(tokenizer)
 
-
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text().split("\n")  # splitlines would also split at separators inside of strings
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"prompts.source {path} cannot be read: {error} (relative to the project's folder)") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path} line {number} is not JSON: {error}; wanted one object a line") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} holds {type(row).__name__}; wanted an object with the columns")
-        yield row
-
-
-def _prompt_row(
-    index: int, row: dict[str, Any], config: PromptsConfig, tokenizer: PreTrainedTokenizerBase
-) -> PromptRow:
-    where = f"{config.source} row {index}"
-    if config.column not in row:
-        raise UserError(f"{where} has the columns {sorted(row)}; wanted {config.column!r} (trainer.prompts.column)")
-    if reserved := row.keys() & REWARD_ARGUMENTS - {config.column}:
-        raise UserError(
-            f"{where} has the columns {sorted(reserved)}, which would hide what reward functions are called with; "
-            "rename them"
-        )
-    prompt = row[config.column]
-    if isinstance(prompt, str):
-        if config.tools:
-            raise UserError(f"{where}: the prompt is plain text, which no tools reach; wanted a conversation")
-        text, token_ids = prompt, tokenizer(prompt).input_ids
-    else:
-        text = _apply_template(where, prompt, row.get("tools"), config, tokenizer)
-        # The template writes the special tokens itself.
-        token_ids = tokenizer(text, add_special_tokens=False).input_ids
-    if not token_ids:
-        raise UserError(f"{where}: the prompt {prompt!r} has no tokens; wanted at least one")
-    columns = {name: value for name, value in row.items() if name != config.column}
-    return PromptRow(index, where, prompt, text, tuple(token_ids), columns)
-
-
-def _apply_template(
-    where: str, prompt: Any, tools: Any, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase
-) -> str:
-    turns = prompt if isinstance(prompt, list) else []
-    if not turns or not all(isinstance(turn, dict) and "role" in turn and _says_something(turn) for turn in turns):
-        raise UserError(f"{where}: the prompt is {prompt!r}; wanted a string or a list of role/content objects")
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"{where} is a conversation but the model's tokenizer has no chat template; write the prompts as plain "
-            "strings or choose an instruct model"
-        )
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                prompt,
-                tools=_tools(where, tools) or list(config.tools) or None,
-                tokenize=False,
-                add_generation_prompt=True,
-                **config.chat_template_kwargs,
+    def read(self, index: int, row: Row) -> PromptRow:
+        where, column = f"{self._config.source} row {index}", self._config.column
+        if column not in row:
+            raise UserError(f"{where} has the columns {sorted(row)}, expected {column!r}. Fix: set prompts.column")
+        if reserved := row.keys() & REWARD_ARGUMENTS - {column}:
+            raise UserError(
+                f"{where} has the columns {sorted(reserved)}, which are names of what reward functions are called "
+                "with. Fix: rename them"
             )
-        )
-    except jinja2.TemplateError as error:
-        raise UserError(f"{where}: the model's chat template refuses the prompt: {error}") from error
+        prompt = parse_prompt(where, row[column], nulls_are_absent=self._nulls_are_absent)
+        if isinstance(prompt, str):
+            text, token_ids = prompt, self._plain(where, prompt)
+        else:
+            text = self._rendered(where, prompt, row.get("tools"))
+            token_ids = self._token_ids(where, text)
+        if not token_ids:
+            raise UserError(f"{where}: the prompt {prompt!r} has no tokens; expected at least one")
+        columns = {name: value for name, value in row.items() if name != column}
+        return PromptRow(index, where, prompt, text, token_ids, columns)
 
+    def _plain(self, where: str, text: str) -> tuple[int, ...]:
+        """The tokens of plain text, which begin as the tokenizer begins a text, and once only."""
+        if self._config.tools:
+            raise UserError(
+                f"{where}: the prompt is plain text, which no tools reach; expected a conversation, because "
+                "prompts.tools is set"
+            )
+        token_ids = self._token_ids(where, text)
+        return token_ids if token_ids[: len(self._opening)] == self._opening else self._opening + token_ids
 
-def _says_something(turn: dict[str, Any]) -> bool:
-    return "content" in turn or "tool_calls" in turn
+    def _rendered(self, where: str, messages: Conversation, tools: Any) -> str:
+        template_kwargs = self._config.chat_template_kwargs
+        if self._tokenizer.chat_template is None and "chat_template" not in template_kwargs:
+            raise UserError(
+                f"{where} is a conversation, but the model's tokenizer has no chat template. Fix: write the prompts "
+                "as plain strings, choose an instruct model, or set prompts.chat_template_kwargs: {chat_template: …}"
+            )
+        offered = parse_tools(where, tools, nulls_are_absent=self._nulls_are_absent) or self._config.tools
+        text, left_out = render(where, messages, offered, self._tokenizer, template_kwargs)
+        if left_out:
+            message = messages[left_out[0]]
+            self.incomplete.append(f"{where}: the model's chat template leaves out message {left_out[0]}, {message!r}")
+        return text
 
-
-def _tools(where: str, tools: Any) -> list[dict[str, Any]]:
-    """A row's tools. As JSON text too: parquet has one type a column, and schemas differ."""
-    if isinstance(tools, str):
+    def _token_ids(self, where: str, text: str) -> tuple[int, ...]:
+        """The tokens of a text, without those that the tokenizer would put around it."""
         try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: the column 'tools' is no JSON: {error}; wanted a list of schemas") from error
-    if not isinstance(tools, list | None) or not all(isinstance(tool, dict) for tool in tools or []):
-        raise UserError(f"{where}: the column 'tools' holds {tools!r}; wanted a list of JSON schemas of functions")
-    return tools or []
+            text.encode()
+        except UnicodeEncodeError as error:
+            before = text[max(0, error.start - 20) : error.start]
+            raise UserError(
+                f"{where}: the prompt has a lone surrogate, {text[error.start]!r}, after {before!r}; expected Unicode "
+                "text. Fix: remove it. A text that was cut inside of an emoji has one"
+            ) from error
+        return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """What the tokenizer puts before a text, such as BOS. What it puts behind one would end the prompt."""
+    whole, bare = (list(tokenizer("a", add_special_tokens=special).input_ids) for special in (True, False))
+    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
+    return tuple(whole[: next(starts, 0)])

@@ -22,7 +22,7 @@ from tandem_protocol.version import Version
 from .client import GeneratorClient
 from .config import PublishConfig
 from .lora import adapter_table, has_adapter, write_adapter
-from .shards import model_table, model_tensors, write_part
+from .shards import model_shapes, model_table, model_tensors, write_part
 
 HEADER_BYTES = 1 << 20
 """Room for the headers of safetensors files and the manifest."""
@@ -95,5 +95,4 @@ class Publisher:
 
 def fingerprint_of(model: PreTrainedModel, model_dir: Path) -> ModelFingerprint:
     """Of the model in training, its parameter table included."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model_table(model, torch.float32).items()}
-    return fingerprint(model_dir, shapes)
+    return fingerprint(model_dir, model_shapes(model))

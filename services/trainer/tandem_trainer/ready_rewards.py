@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Sequence
 from typing import Any
 
 from .errors import UserError
+from .functions import sandboxed
 
 Completion = str | list[dict[str, Any]]
 
 
 def exact_match(completions: Sequence[Completion], answer: Sequence[Any], **_: Any) -> list[float]:
-    """1 where the text is the column `answer`, white space around both left aside; else 0."""
-    return [float(_text(c).strip() == str(wanted).strip()) for c, wanted in zip(completions, answer, strict=True)]
+    """1 where the text is the column `answer`, else 0. White space around both does not count."""
+    pairs = zip(completions, answer, strict=True)
+    return [float(_text(completion).strip() == str(expected).strip()) for completion, expected in pairs]
 
 
 def regex_match(completions: Sequence[Completion], pattern: str, **_: Any) -> list[float]:
@@ -25,14 +28,19 @@ def regex_match(completions: Sequence[Completion], pattern: str, **_: Any) -> li
 
     For instance `<think>.*</think>\\s*<answer>.*</answer>`.
     """
-    wanted = re.compile(pattern, re.DOTALL)
-    return [float(wanted.fullmatch(_text(c)) is not None) for c in completions]
+    whole = re.compile(pattern, re.DOTALL)
+    return [float(whole.fullmatch(_text(completion)) is not None) for completion in completions]
 
 
-def math_answer(completions: Sequence[Completion], answer: Sequence[str], **_: Any) -> list[float | None]:
+@sandboxed
+def math_answer(
+    completions: Sequence[Completion], answer: Sequence[str], timeout_s: int = 5, **_: Any
+) -> list[float | None]:
     """1 where math-verify finds the column `answer` in the text, else 0; None where it cannot read that column.
 
-    It computes with what the model wrote, and some expressions take for ever: use it with `sandbox: true`.
+    It computes with what the model wrote, and some expressions take for ever. It therefore runs in a sandbox by
+    default. There math-verify gives up on reading or comparing an expression after `timeout_s`. Elsewhere it cannot:
+    it uses a signal, which only a main thread can take.
 
     Raises:
         UserError: math-verify is not installed.
@@ -42,15 +50,15 @@ def math_answer(completions: Sequence[Completion], answer: Sequence[str], **_: A
     except ImportError as error:
         raise UserError('math-verify is not installed; pip install "tandem-trainer[math]"') from error
 
-    # Its own deadlines are signals, which the main thread alone can take; it warns that without them there are none.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
+    limit_s = timeout_s if threading.current_thread() is threading.main_thread() else None
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each expression and of a missing time limit
 
-    def score(text: str, wanted: str) -> float | None:
-        gold = parse(wanted, parsing_timeout=None) or parse(f"${wanted}$", parsing_timeout=None)
-        got = parse(text, parsing_timeout=None)
-        return float(verify(gold, got, timeout_seconds=None)) if gold else None
+    def score(text: str, expected: str) -> float | None:
+        gold = parse(expected, parsing_timeout=limit_s) or parse(f"${expected}$", parsing_timeout=limit_s)
+        found = parse(text, parsing_timeout=limit_s)
+        return float(verify(gold, found, timeout_seconds=limit_s)) if gold else None
 
-    return [score(_text(c), str(wanted)) for c, wanted in zip(completions, answer, strict=True)]
+    return [score(_text(c), str(expected)) for c, expected in zip(completions, answer, strict=True)]
 
 
 def soft_overlong_punishment(
@@ -61,7 +69,7 @@ def soft_overlong_punishment(
     Source: DAPO, arXiv:2503.14476, equation 13.
     """
     if not 0 < cache_length <= max_completion_length:
-        raise UserError(f"cache_length is {cache_length}; wanted 1 to max_completion_length {max_completion_length}")
+        raise UserError(f"cache_length is {cache_length}, expected 1 to max_completion_length {max_completion_length}")
     free = max_completion_length - cache_length
     return [-min(1.0, max(0.0, (len(ids) - free) / cache_length)) for ids in completion_ids]
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from anyio.from_thread import BlockingPortal
@@ -14,7 +15,7 @@ from anyio.from_thread import BlockingPortal
 from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
 
-from .batch import ScoredGroup
+from .batch import ScoredGroup, oldest_step
 from .client import GeneratorClient, task_group
 from .config import RolloutConfig
 from .prompts import Draw, PromptCursor, PromptRow
@@ -28,7 +29,13 @@ class _Pending:
     draws: list[Draw]
     scored: dict[int, ScoredGroup] = field(default_factory=dict)
     """By position in `draws`; filled by the background thread."""
+    unscored: dict[int, Group] = field(default_factory=dict)
+    """Groups of a resumed run, whose rewards are of other functions or columns than today's."""
     task: Future[None] | None = None
+
+
+UNSHAPED: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+"""The values with which the generator samples from the policy itself."""
 
 
 def sampling(config: RolloutConfig) -> Sampling:
@@ -119,7 +126,8 @@ class Rollouts:
         """
         while len(self._queue) <= self._max_lag:
             self._queue.append(_Pending(self._cursor.draw(self._prompts_a_step)))
-        for place, pending in enumerate(self._queue):
+        # A queue that was filled with a larger `max_lag` is longer; its end waits for its turn.
+        for place, pending in enumerate(islice(self._queue, self._max_lag + 1)):
             if pending.task is None:
                 # What stands before it in the queue takes its time first.
                 timeout_s = self._config.timeout_s * (place + 1)
@@ -133,9 +141,20 @@ class Rollouts:
     async def _fill(self, pending: _Pending, min_version: int, timeout_s: float) -> None:
         """Ask for and score what `pending` lacks; groups that a resumed run brings along may have grown too old."""
         pending.scored = {i: group for i, group in pending.scored.items() if group.oldest_step >= min_version}
-        missing = [position for position in range(len(pending.draws)) if position not in pending.scored]
-        if not missing:
-            return
+        unscored = {i: group for i, group in pending.unscored.items() if oldest_step(group) >= min_version}
+        async with task_group() as tasks:
+            for position, group in unscored.items():
+                tasks.create_task(self._score_again(pending, position, group))
+            known = pending.scored.keys() | unscored.keys()
+            if missing := [position for position in range(len(pending.draws)) if position not in known]:
+                tasks.create_task(self._ask(pending, missing, min_version, timeout_s))
+
+    async def _score_again(self, pending: _Pending, position: int, group: Group) -> None:
+        row = self._rows[pending.draws[position].row]
+        pending.scored[position] = await self._rewards.score(row, group)
+
+    async def _ask(self, pending: _Pending, missing: list[int], min_version: int, timeout_s: float) -> None:
+        """Ask for the groups at the positions `missing`, and score them."""
         draws = [pending.draws[position] for position in missing]
         request = RolloutRequest(
             prompts=tuple(Prompt(token_ids=self._rows[draw.row].token_ids, seed=draw.seed) for draw in draws),
@@ -168,12 +187,25 @@ class Rollouts:
             ],
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, sample_again: bool = False, score_again: bool = False) -> None:
+        """Go on from what `state_dict` gave.
+
+        Args:
+            sample_again: Completions would come from another distribution now, so ask for all of them again.
+            score_again: Reward functions or columns have changed, so call the functions of today.
+        """
         self._cursor.position = state["cursor"]
-        self._queue = deque(
-            _Pending(
-                draws=[Draw(**draw) for draw in pending["draws"]],
-                scored={int(i): ScoredGroup.model_validate(group) for i, group in pending["scored"].items()},
-            )
-            for pending in state["queue"]
-        )
+        self._queue.clear()
+        for saved in state["queue"]:
+            pending = _Pending(draws=[Draw(**draw) for draw in saved["draws"]])
+            groups = {int(i): ScoredGroup.model_validate(group) for i, group in saved["scored"].items()}
+            # The prompts may have been edited, or the chat template.
+            valid = {i: group for i, group in groups.items() if self._is_prompt_of(group, pending.draws[i])}
+            if score_again and not sample_again:
+                pending.unscored = {i: group.group for i, group in valid.items()}
+            elif not sample_again:
+                pending.scored = valid
+            self._queue.append(pending)
+
+    def _is_prompt_of(self, group: ScoredGroup, draw: Draw) -> bool:
+        return group.prompt_ids == self._rows[draw.row].token_ids

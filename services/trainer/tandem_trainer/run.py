@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import signal
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
@@ -23,22 +20,22 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
-from .checkpoint import Checkpoints
+from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state
+from .clock import StepClock
 from .config import TrainerConfig
 from .errors import UserError
+from .journal import FAILED, STOPPED, Journal
 from .learner import Learner
-from .metrics import JsonLines, completion_records, samples, step_record
+from .metrics import completion_records, samples, step_record
+from .ranks import PartFailed, any_rank, do_together
+from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
 from .rollouts import Rollouts
 from .trackers import scalars
-
-log = logging.getLogger(__name__)
 
 MAX_CONSECUTIVE_SKIPS = 50
 STOP_POLL_S = 0.2
 STOP_GRACE_S = 20.0
 """How long a run that was asked to stop still waits for generators, to finish its step: they may be gone already."""
-STATE_FILE = "state.json"
-
 
 ResultT = TypeVar("ResultT")
 
@@ -47,28 +44,34 @@ class Stopped(Exception):
     """The run was asked to stop while it waited."""
 
 
+class CheckpointFailed(Exception):
+    """The last checkpoint of a run cannot be written."""
+
+
 class Run:
-    """Every rank has one and calls it at the same time; only the main process writes, except its own rollouts."""
+    """One run's life. Every rank has one and calls it at the same time."""
 
     def __init__(self, config: TrainerConfig, accelerator: Accelerator, store: WeightStore) -> None:
-        self._config, self._accelerator = config, accelerator
+        self._config, self._accelerator, self._store = config, accelerator, store
         self.dir = config.run_dir
         self.dir.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.dir, is_main=accelerator.is_main_process)
         self._checkpoints = Checkpoints(self.dir / "checkpoints", keep=config.checkpoint.keep)
         latest = self._checkpoints.latest()
-        self._saved = _read_state(latest) if latest else None
-        self._identity: dict[str, Any] = {}
-        attempt = max(store.next_attempt(), self._saved["attempt"] + 1 if self._saved else 1)
-        self.attempt = int(broadcast_object_list([attempt])[0])
-        self._metrics, self._completions = JsonLines(self.dir / "metrics.jsonl"), JsonLines(self.dir / "rollouts.jsonl")
-        self._timings: defaultdict[str, float] = defaultdict(float)
-        self._step_started = time.monotonic()
+        self._saved = read_state(latest) if latest else None
+        self._facts: dict[str, Any] = {}
+        self._changes = Changes()
+        self.attempt = 0
+        self._clock = StepClock()
         self._record: dict[str, Any] | None = None
         self._best: dict[str, Any] | None = self._saved.get("best") if self._saved else None
         self._consecutive_skips = self._groups_skipped = 0
         self._stop, self._wait_until = False, math.inf
         self._step, self._version = 0, Version(0, 0)
+        if self._saved:
+            self._version = Version(self._saved["step"], self._saved["attempt"])  # until this attempt has its own
         self._checkpointed_step = -1
+        self._failed_checkpoints = 0
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -87,30 +90,42 @@ class Run:
 
     def agree(self, flag: bool) -> bool:
         """Whether `flag` holds on any rank."""
-        flags = torch.tensor([flag], dtype=torch.int32, device=self._accelerator.device)
-        return bool(self._accelerator.reduce(flags, reduction="sum").item())
+        return any_rank(self._accelerator, flag)
 
     def gather(self, values: list[float]) -> list[float]:
         """Of all ranks, in their order."""
         return gather_object(values)  # type: ignore[no-any-return]  # untyped library
 
-    def identify(self, identity: dict[str, Any], attempts: Iterable[int]) -> None:
-        """Say what the run is of (a checkpoint of something else is refused) and which attempts generators serve.
+    @property
+    def finished(self) -> str | None:
+        """What to say if the run has done all of its steps; None if there is something left to do."""
+        saved = self._saved["step"] if self._saved else -1
+        if self.journal.finished_step != saved or saved < self._config.max_steps:
+            return None
+        return (
+            f"the run in {self.dir} is finished: step {saved} of trainer.max_steps {self._config.max_steps}. Nothing "
+            "was trained, and changed settings had no effect. Raise trainer.max_steps to go on, or choose another "
+            "trainer.run_name to start a new run."
+        )
+
+    def identify(self, facts: dict[str, Any], attempts: Iterable[int]) -> None:
+        """Compare the settings and `facts` with the checkpoint's, and choose this process's attempt.
+
+        Args:
+            facts: what `resume.describe` gives.
+            attempts: those of the versions that generators serve.
 
         Raises:
-            UserError: the run's folder holds a checkpoint of another model, data set, group size or number of ranks.
+            UserError: something changed that has to stay as it was.
         """
-        saved = self._saved["identity"] if self._saved else identity
-        if differing := [name for name in identity if saved.get(name) != identity[name]]:
-            raise UserError(
-                "; ".join(f"{name} is {identity[name]!r}, in the checkpoint {saved.get(name)!r}" for name in differing)
-                + f". {self.dir} holds a run of something else: choose another trainer.run_name, or delete it."
-            )
-        self._identity = identity
-        self.attempt = int(broadcast_object_list([max([self.attempt, *(attempt + 1 for attempt in attempts)])])[0])
+        self._facts = facts
+        saved = self._saved or {"facts": facts, "attempt": 0}
+        self._changes = compare(saved["facts"], facts, self.dir)
+        attempt = max([self._store.next_attempt(), saved["attempt"] + 1, *(served + 1 for served in attempts)])
+        self.attempt = int(broadcast_object_list([attempt])[0])
 
     def resume(self, learner: Learner, rollouts: Rollouts) -> int:
-        """Load the newest checkpoint, if there is one; returns the step to go on from.
+        """Load the newest checkpoint, if there is one, and say what changed since; returns the step to go on from.
 
         With `max_lag` 0 and a generator that repeats itself under equal seeds, the run goes on as if it had never
         ended, bit for bit. With more lag, which version answers what is in flight depends on timing.
@@ -120,12 +135,21 @@ class Run:
             self._step = self._checkpointed_step = self._saved["step"]
             self._record = self._saved["record"]
             learner.load(directory)
-            rollouts.load_state_dict(json.loads((directory / self._rank_file).read_text()))
-        if self._accelerator.is_main_process:
-            for file in (self._metrics, self._completions):
-                file.forget_after(self._step)
-            if self._record and self._metrics.last_step() < self._step:
-                self._metrics.append([self._record])
+            rollouts.load_state_dict(
+                json.loads((directory / self._rank_file).read_text()),
+                sample_again=self._changes.touch(SAMPLING),
+                score_again=self._changes.touch(SCORING),
+            )
+            if self._best and self._changes.touch(EVALUATION):
+                self._best = self._best | {"reward_mean": None}  # the next evaluation is the best that compares
+            if self._changes:
+                self.journal.note(
+                    "settings_changed",
+                    self._step,
+                    f"resumed from step {self._step}; changed since: {'; '.join(map(str, self._changes))}",
+                    changes={change.key: [change.before, change.now] for change in self._changes},
+                )
+        self.journal.rewind(self._step, self._record)
         self._version = Version(self._step, self.attempt)
         rollouts.start(self._version)
         return self._step
@@ -143,11 +167,18 @@ class Run:
             return
         except Exception:
             if self._step and learner.is_whole and self._accelerator.num_processes == 1:
-                try:
-                    self.checkpoint(self._step, learner, rollouts)
-                except OSError:
-                    log.exception("step %s could not be saved before the run ends", self._step)
+                self.checkpoint(self._step, learner, rollouts)
             raise
+
+    @contextmanager
+    def life(self) -> Iterator[None]:
+        """Say in `status.json` how the block ended."""
+        try:
+            yield
+        except BaseException as error:
+            self.journal.status(STOPPED if isinstance(error, KeyboardInterrupt) else FAILED, self._version)
+            raise
+        self.journal.end(self._version, finished=self._step >= self._config.max_steps)
 
     def wait(self, task: Future[ResultT]) -> ResultT:
         """The result of a background task, which ends by itself at its own deadline.
@@ -164,32 +195,67 @@ class Run:
         return task.result()
 
     def checkpoint_due(self, step: int) -> bool:
-        """At every n-th step, the last, and where an evaluation was the best of the run."""
+        """At every n-th step, the last, where an evaluation was the best of the run, and after one that failed."""
         if step % self._config.checkpoint.every_steps == 0 or step == self._config.max_steps:
+            return True
+        if self._failed_checkpoints:
             return True
         return self._config.checkpoint.keep_best and self.agree(self._best_step == step)
 
-    def checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
-        """Write everything that `resume` needs; does nothing when this step is on disk already."""
+    def checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> bool:
+        """Write everything that `resume` needs, unless this step is on disk already; returns whether it is there.
+
+        A failure does not end the run. It is an alert, and the next step tries again.
+        """
         if step == self._checkpointed_step:
-            return
-        is_main, staging = self._accelerator.is_main_process, self._checkpoints.staging(step)
-        with self.timer("checkpoint"):
-            if is_main:
-                self._checkpoints.begin(step)
-            self._accelerator.wait_for_everyone()
-            (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict()))
-            learner.save(staging)
-            if is_main:
-                state = {
-                    "step": step, "attempt": self.attempt, "identity": self._identity, "record": self._record,
-                    "best": self._best,
-                }  # fmt: skip
-                (staging / STATE_FILE).write_text(json.dumps(state))
-            self._accelerator.wait_for_everyone()
-            if is_main:
-                self._checkpoints.commit(step, best=self._best_step)
-        self._checkpointed_step = step
+            return True
+        staging, is_main = self._checkpoints.staging(step), self._accelerator.is_main_process
+        try:
+            with self.timer("checkpoint"):
+                do_together(
+                    self._accelerator,
+                    lambda: self._checkpoints.begin(step) if is_main else None,
+                    lambda: (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict())),
+                    lambda: learner.save(staging),
+                    lambda: self._commit(step, staging) if is_main else None,
+                )
+        except PartFailed as error:
+            self._checkpoint_failed(step, error)
+            return False
+        self._checkpointed_step, self._failed_checkpoints = step, 0
+        return True
+
+    def _checkpoint_failed(self, step: int, error: PartFailed) -> None:
+        if self._accelerator.is_main_process:
+            self._checkpoints.discard(step)  # on a full disk, the metrics need its room
+        self._failed_checkpoints += 1
+        self.journal.alert(
+            "checkpoint_failed",
+            step,
+            f"the checkpoint of step {step} cannot be written: {error}. The run goes on and tries again at the next "
+            "step. Until then a crash loses the steps since the last checkpoint.",
+            failures=self._failed_checkpoints,
+        )
+
+    def last_checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
+        """Write the checkpoint that the run ends with.
+
+        Raises:
+            CheckpointFailed: it cannot be written.
+        """
+        if not self.checkpoint(step, learner, rollouts):
+            raise CheckpointFailed(
+                f"the last checkpoint, of step {step}, cannot be written (see above). Make {self.dir} writable, with "
+                "enough space, and start the same command again: it goes on from the checkpoint before."
+            )
+
+    def _commit(self, step: int, staging: Path) -> None:
+        state = {
+            "format": FORMAT, "step": step, "attempt": self.attempt, "facts": self._facts, "record": self._record,
+            "best": self._best,
+        }  # fmt: skip
+        (staging / STATE_FILE).write_text(json.dumps(state))
+        self._checkpoints.commit(step, best=self._best_step)
 
     @property
     def _best_step(self) -> int | None:
@@ -205,52 +271,48 @@ class Run:
     @contextmanager
     def timer(self, phase: str) -> Iterator[None]:
         """Count the time of `phase` for the step's record and show it in `status.json`."""
-        started = time.monotonic()
-        self._write_status(phase)
-        yield
-        self._timings[f"{phase}_s"] += time.monotonic() - started
+        self.journal.status(phase, self._version)
+        with self._clock.phase(phase):
+            yield
 
-    def _write_status(self, phase: str) -> None:
-        """For whoever watches: what the trainer is doing and since when; replaced whole, so never half read."""
-        if self._accelerator.is_main_process:
-            status = {
-                "phase": phase, "step": self._step, "version": str(self._version), "since_unix_s": time.time(),
-            }  # fmt: skip
-            temporary = self.dir / ".status.json"
-            temporary.write_text(json.dumps(status))
-            temporary.replace(self.dir / "status.json")
+    def start_step(self) -> None:
+        """Begin the first step's time here: loading, waiting for generators and the first version belong to none."""
+        self._clock.start_step()
+
+    def alert_mismatch(self, message: str) -> None:
+        self.journal.alert("mismatch", self._step, message)
 
     def skip(self, groups: Sequence[ScoredGroup]) -> None:
-        """Count groups that the learner cannot learn from.
+        """Count groups that the learner cannot learn from, and write some of their completions.
 
         Raises:
             UserError: it goes on and on like that.
         """
         self._groups_skipped += len(groups)
         self._consecutive_skips += 1
+        upcoming = Version(self._step + 1, self.attempt)
+        self.journal.completions(completion_records(upcoming, groups, self._config.log_completions, skipped=True))
         if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             rewards = {reward for group in groups for reward in group.rewards}
             raise UserError(
                 f"{MAX_CONSECUTIVE_SKIPS} times in a row no group had different rewards (last: {rewards}), so there is "
-                "nothing to learn from. Make the reward finer, the prompts neither too easy nor too hard, or raise "
-                "rollout.num_generations."
+                f"nothing to learn from. {self.dir / 'rollouts.jsonl'} has some of the completions. Make the reward "
+                "finer, the prompts neither too easy nor too hard, or raise rollout.num_generations."
             )
 
-    def measure(self, step: int, groups: Sequence[ScoredGroup], stats: dict[str, float]) -> None:
+    def measure(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float]) -> None:
         """Make the step's record, which `checkpoint` keeps and `log` writes with the timings."""
         version = Version(step, self.attempt)
-        self._step, self._version = step, version
-        self._groups_skipped += sum(not group.has_signal for group in groups)
-        now = time.monotonic()
-        self._record = step_record(
+        skipped = self._groups_skipped + sum(not group.has_signal for group in groups)
+        record = step_record(
             version,
             gather_object(samples(groups, version.step - 1)),
             stats,
             functions=self._config.scorers,
-            groups_skipped=sum(gather_object([self._groups_skipped])),
-            step_s=now - self._step_started,
-        ) | {"timings": {f"{phase}_s": 0.0 for phase in PHASES}}
-        self._step_started = now
+            groups_skipped=sum(gather_object([skipped])),
+        )
+        self._record = record | self._clock.figures(record["rollout_tokens"])
+        self._step, self._version = step, version  # last: a step without a record would be missing after a resume
         self._consecutive_skips = self._groups_skipped = 0
 
     def evaluated(self, evaluation: dict[str, Any] | None) -> None:
@@ -258,29 +320,16 @@ class Run:
         if evaluation is None or self._record is None:  # of another rank, or of the policy that training starts from
             return
         self._record["eval"] = evaluation
-        reward = evaluation["reward_mean"]
-        if reward is not None and (self._best is None or reward > self._best["reward_mean"]):
+        reward, best = evaluation["reward_mean"], self._best["reward_mean"] if self._best else None
+        if reward is not None and (best is None or reward > best):
             self._best = {"step": self._step, "reward_mean": reward}
 
     def log(self, groups: Sequence[ScoredGroup]) -> None:
         """Write the step's record and some of its completions."""
         assert self._record is not None, "measure comes first"
-        self._record["timings"] = {f"{phase}_s": self._timings[f"{phase}_s"] for phase in PHASES}
-        self._timings.clear()
-        if self._accelerator.is_main_process:
-            self._metrics.append([self._record])
-            self._completions.append(completion_records(self._version, groups, self._config.log_completions))
+        self._record |= {"checkpoint_failures": self._failed_checkpoints}
+        self._record |= self._clock.figures(self._record["rollout_tokens"])
+        self.journal.step(self._record)
+        self.journal.completions(completion_records(self._version, groups, self._config.log_completions))
         self._accelerator.log(dict(scalars(self._record)), step=self._step)
-
-
-PHASES = ("wait_for_rollouts", "update", "publish", "checkpoint")
-
-
-def _read_state(checkpoint: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the checkpoint {checkpoint} cannot be read: {error}. Delete it to go on from the one before."
-        ) from error
-    return state
+        self._clock.start_step()

@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -133,6 +133,7 @@ def main() -> None:
         answers.flush()
 
     function = None
+    runner = asyncio.Runner()  # one loop for all calls: a function may keep a client that belongs to it
     while True:
         try:
             message = pickle.load(requests)  # noqa: S301 - of the trainer's
@@ -143,13 +144,17 @@ def main() -> None:
                 function = load_function("reward function", *message)
                 answer(without_network)
             else:
-                answer(_rewards(function(**message), len(message["completions"])))
+                size = len(message["completions"])  # the function may change the list
+                result = function(**message)
+                if inspect.isawaitable(result):
+                    result = runner.run(_awaited(result))
+                answer(check_rewards(result, size))
         except (Exception, SystemExit) as error:
             answer(None, describe(error))
 
 
-def _rewards(result: Any, size: int) -> tuple[float | None, ...]:
-    return check_rewards(asyncio.run(result) if inspect.iscoroutine(result) else result, size)
+async def _awaited(answer: Awaitable[Any]) -> Any:
+    return await answer
 
 
 if __name__ == "__main__":

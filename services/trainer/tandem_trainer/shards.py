@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from tandem_protocol.manifest import Digest
+from tandem_protocol.parameters import Shapes, own_tensors
 
-_DTYPES = {
+DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
+"""What can be written, by its name in safetensors files."""
 
 
 def model_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -33,19 +35,17 @@ def model_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[
     Every rank iterates at the same time, because sharded parameters are gathered here, one after the other; a model
     whose checkpoints make one tensor of several parameters is gathered at once.
     """
-    return _named(model, _untied(model), dtype)
+    return _named(model, own_tensors(model), dtype)
 
 
 def model_table(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
     """The same names in the same order with tensors that have a dtype and a shape but no data."""
-    return dict(_named(model, on_meta(_untied(model)), dtype))
+    return dict(_named(model, on_meta(own_tensors(model)), dtype))
 
 
-def _untied(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Without an adapter, whatever it is at."""
-    tied = model.all_tied_weights_keys
-    state = {name: tensor for name, tensor in model.state_dict().items() if name not in tied and ".lora_" not in name}
-    return {name.replace(".base_layer.", "."): tensor for name, tensor in state.items()}
+def model_shapes(model: PreTrainedModel) -> Shapes:
+    """The same names with their shapes."""
+    return {name: tuple(tensor.shape) for name, tensor in model_table(model, torch.float32).items()}
 
 
 def on_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,12 +92,12 @@ def write_part(
     """
     mine = divide(table, ranks)[rank]
     part = (tensor for name, tensor in tensors if name in mine)
-    if mine:
-        file = f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
-        return {file: write_safetensors(directory / file, mine, part)}
-    for _ in part:  # the others cannot gather without this rank
-        pass
-    return {}
+    file = f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
+    try:
+        return {file: write_safetensors(directory / file, mine, part)} if mine else {}
+    finally:
+        for _ in part:  # the others cannot gather without this rank, even if its disk is full
+            pass
 
 
 def divide(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]]:
@@ -131,7 +131,7 @@ def _header(table: Mapping[str, Tensor]) -> bytes:
     end = 0
     for name, tensor in table.items():
         start, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
     return len(text).to_bytes(8, "little") + text

@@ -30,6 +30,8 @@ class EngineFacts(NamedTuple):
     kinds: frozenset[Kind] = frozenset({"full"})
     """What versions it can load."""
     max_lora_rank: int = 0
+    dtype: str | None = None
+    """Of the arithmetic; None if the logprobs are not those of a model."""
 
 
 class Engine(Protocol):

@@ -24,7 +24,16 @@ import xxhash
 from tandem_protocol.errors import EngineFailed
 from tandem_protocol.fingerprint import checkpoint_shapes, fingerprint
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME, read_header
-from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
+from tandem_protocol.messages import (
+    Completion,
+    Group,
+    ModelFingerprint,
+    Prompt,
+    RolloutRequest,
+    Sampling,
+    SwitchMode,
+    VersionSpan,
+)
 from tandem_protocol.version import BASE, Version
 
 from ..config import MockConfig
@@ -113,7 +122,7 @@ class MockEngine:
             vocab_size=vocab_size,
             base_shards=(),
             shapes=shapes,
-            fingerprint=fingerprint(directory or Path(), shapes),
+            fingerprint=fingerprint(directory, shapes) if directory else ModelFingerprint(),
             kinds=frozenset({"full", "lora"}),
             max_lora_rank=_MAX_LORA_RANK,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.errors import BadRequest, EngineFailed
-from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.errors import BadRequest, EngineFailed, not_finite
+from tandem_protocol.fingerprint import fingerprint, model_files
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
+from tandem_protocol.parameters import own_tensors
+from tandem_protocol.problems import summarize
 from tandem_protocol.version import BASE, Version
 
 from .base import EngineFacts
@@ -59,12 +62,13 @@ class VllmEngine:
             max_model_len=model.max_model_len,
             max_num_seqs=client.vllm_config.scheduler_config.max_num_seqs,
             vocab_size=model.get_vocab_size(),
-            base_shards=tuple(sorted(directory.glob("*.safetensors"))),
+            base_shards=tuple(model_files(directory)),
             shapes=shapes,
             fingerprint=fingerprint(directory, shapes),
             # Layers that take adapters no longer have their weights where a full version puts them.
             kinds=frozenset({"lora" if lora else "full"}),
             max_lora_rank=lora.max_lora_rank if lora else 0,
+            dtype=_dtype(client),
         )
 
     async def start(self) -> None:
@@ -96,8 +100,10 @@ class VllmEngine:
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
-        except (EngineDeadError, EngineGenerateError, ValidationError) as error:
-            raise EngineFailed(f"vLLM's engine broke off, or gave what the contract refuses: {error!r}") from error
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise EngineFailed(f"vLLM's engine broke off: {error!r}; its log says why") from error
+        except ValidationError as error:
+            raise EngineFailed(f"vLLM's engine gave what the contract refuses: {summarize(error.errors())}") from error
         except ValueError as error:
             raise BadRequest(f"vLLM refuses this request: {error}") from error
         finally:
@@ -181,8 +187,23 @@ def _completion(output: CompletionOutput) -> Completion:
 
 
 def _sampled_logprobs(flat: Any, tokens: int) -> tuple[float, ...]:
-    """[T]. `flat` holds the sampled token first at each position, and with logprobs=0 nothing else."""
-    return tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
+    """[T]. `flat` holds the sampled token first at each position, and with logprobs=0 nothing else.
+
+    Raises:
+        LogprobsNotFinite: the model computes NaN or infinity.
+    """
+    logprobs = tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
+    for position, logprob in enumerate(logprobs):
+        if not math.isfinite(logprob):
+            raise not_finite(logprob, f"token {position} of a completion")
+    return logprobs
+
+
+def _dtype(client: EngineClient) -> str:
+    """Such as `bfloat16`, or `bfloat16 with an fp8 KV cache`."""
+    config = client.vllm_config
+    dtype, cache = str(client.model_config.dtype).removeprefix("torch."), config.cache_config.cache_dtype
+    return dtype if cache in ("auto", dtype) else f"{dtype} with a KV cache of {cache}"
 
 
 def _local_directory(model: str, revision: str | None) -> Path:
@@ -198,6 +219,7 @@ def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str
     """Name → shape of the model that `transformers` makes of this config, as the trainer publishes it."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
 
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
@@ -206,5 +228,4 @@ def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str
     except (ValueError, ImportError) as error:
         log.warning("transformers cannot make this model (%s): published shapes will not be checked up front", error)
         return {}
-    tied = model.all_tied_weights_keys
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name not in tied}
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, own_tensors(model)).items()}

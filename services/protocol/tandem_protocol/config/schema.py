@@ -1,0 +1,101 @@
+"""Which keys a model of the configuration has, and which key a person meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, TypeAdapter
+
+from .sections import SECTIONS, ConfigError
+from .values import alternatives, mapping_of, model_of, takes_text
+
+KeyPath = tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """A key and the type of its value."""
+
+    path: KeyPath
+    annotation: Any
+
+
+class Schema:
+    """The keys of a model with some of SECTIONS as fields."""
+
+    def __init__(self, settings: type[BaseModel]) -> None:
+        self._settings = settings
+        self.root = Place((), settings)
+
+    def locate(
+        self, start: Place, words: Sequence[str], *, separator: str, source: str, lower: bool = False
+    ) -> Place | None:
+        """The key `words` below `start`; None for a key that others check: another service's, or an ignored one.
+
+        Args:
+            separator: what stood between the words. In a mapping from names to text it is part of the name:
+                `generator.env.A.B` is the variable `A.B`.
+            source: for messages.
+            lower: lower-case the names of fields; the keys of mappings that take any key stay as they are.
+
+        Raises:
+            ConfigError: there is no such key.
+        """
+        path, annotation = start
+        for index, word in enumerate(words):
+            if model := model_of(annotation):
+                name = word.lower() if lower else word
+                if name not in model.model_fields:
+                    if model.model_config.get("extra") == "ignore" or (not path and name in SECTIONS):
+                        return None
+                    raise self._unknown((*path, name, *words[index + 1 :]), source)
+                path, annotation = (*path, name), model.model_fields[name].annotation
+            elif mapping := mapping_of(annotation):
+                key_type, annotation = mapping
+                if takes_text(annotation):
+                    return Place((*path, _name(key_type, separator.join(words[index:]))), annotation)
+                path = (*path, _name(key_type, word))
+            elif annotation is Any:
+                path = (*path, word)
+            else:
+                raise self._unknown((*path, *words[index:]), source)
+        return Place(path, annotation)
+
+    def _unknown(self, path: KeyPath, source: str) -> ConfigError:
+        key, known = dotted(path), set(_keys(self._settings))
+        by_leaf = difflib.get_close_matches(path[-1], {k.rsplit(".", 1)[-1] for k in known}, n=1)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
+            k for k in sorted(known) if by_leaf and k.rsplit(".", 1)[-1] == by_leaf[0]
+        ]
+        hint = f"did you mean {near[0]!r}?" if near else f"the sections are {', '.join(SECTIONS)}"
+        return ConfigError(f"unknown configuration key {key!r} (from {source}); {hint}")
+
+
+def dotted(path: KeyPath) -> str:
+    """`trainer.max_steps`; a name with a dot of its own stands in quotes: `generator.env."A.B"`."""
+    return ".".join(f'"{name}"' if "." in name else name for name in path)
+
+
+def takes_keys(annotation: Any) -> bool:
+    """Whether a mapping as its value has keys of their own, which later sources can change one by one."""
+    return annotation is Any or bool(model_of(annotation) or mapping_of(annotation))
+
+
+def _name(key_type: Any, name: str) -> str:
+    """The name as its mapping spells it, so that `max-num-seqs` and `max_num_seqs` are one key of `generator.vllm`."""
+    return str(_adapter(key_type).validate_python(str(name)))
+
+
+_adapter = cache(TypeAdapter)
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Every dotted key of `model`, inner nodes too."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{name}"
+        yield key
+        for candidate in alternatives(field.annotation):
+            if inner := model_of(candidate):
+                yield from _keys(inner, f"{key}.")

@@ -1,0 +1,162 @@
+"""Makes everything that `loop.py` uses: what the user brings, loaded and checked, and the parts of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from anyio.from_thread import BlockingPortal
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from tandem_protocol.config import SharedConfig
+from tandem_protocol.messages import ModelFingerprint
+from tandem_protocol.store import WeightStore
+
+from . import algorithms
+from .algorithms.base import Algorithm
+from .client import GeneratorClient
+from .config import Settings, TrainerConfig
+from .errors import UserError
+from .evaluate import Evaluation
+from .judge import Judge, WinRate
+from .learner import Learner
+from .loop import train
+from .model_files import model_dir
+from .prompts import PromptCursor, PromptRow, load_prompts
+from .publish import Publisher, fingerprint_of
+from .rewards import Rewards
+from .rollouts import Rollouts
+from .run import Run
+
+
+class Project(NamedTuple):
+    """What the user brings, loaded and checked."""
+
+    scorer: Rewards | Judge
+    rows: list[PromptRow]
+    eval_rows: list[PromptRow]
+    algorithm: Algorithm
+    learner: Learner
+    fingerprint: ModelFingerprint
+
+
+def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Project:
+    """Load everything that can be wrong with the project, before the generators are waited for."""
+    shared, config = settings.shared, settings.trainer
+    if config.rollout.num_prompts % accelerator.num_processes:
+        raise UserError(
+            f"rollout.num_prompts is {config.rollout.num_prompts} for {accelerator.num_processes} trainer processes; "
+            "wanted a multiple of their number"
+        )
+    with run.timer("start"):
+        tokenizer = load_tokenizer(shared)
+        scorer = load_scorer(config, tokenizer)
+        rows = load_prompts(config.prompts, tokenizer)
+        eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
+        scorer.check_parameters([*rows, *eval_rows])
+        algorithm = algorithms.build(config)
+        learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
+        check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
+        learner.rehearse()
+        ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
+    return Project(scorer, rows, eval_rows, algorithm, learner, ours)
+
+
+def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
+    """Refuse stop tokens that the model does not have, which every generator would refuse later.
+
+    Raises:
+        UserError: names them, and the size of the vocabulary.
+    """
+    size = model_config.get_text_config().vocab_size
+    if unknown := [token for token in stop_token_ids if token >= size]:
+        raise UserError(
+            f"trainer.rollout.stop_token_ids holds {unknown}, expected ids below the size of the vocabulary, {size}"
+        )
+
+
+def construct_and_train(
+    config: TrainerConfig,
+    accelerator: Accelerator,
+    run: Run,
+    store: WeightStore,
+    client: GeneratorClient,
+    portal: BlockingPortal,
+    project: Project,
+) -> int:
+    """Make the parts of the loop and run it; returns the last step."""
+    cursor = PromptCursor(
+        len(project.rows),
+        seed=config.seed,
+        shuffle=config.prompts.shuffle,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+    rollouts = Rollouts(
+        rows=project.rows,
+        cursor=cursor,
+        client=client,
+        rewards=project.scorer,
+        portal=portal,
+        wait=run.wait,
+        config=config.rollout,
+        prompts_a_step=config.rollout.num_prompts // accelerator.num_processes,
+        max_lag=config.max_lag,
+    )
+    publish = Publisher(
+        store=store,
+        client=client,
+        portal=portal,
+        wait=run.wait,
+        config=config.publish,
+        run_name=config.run_name,
+        attempt=run.attempt,
+        model_fingerprint=project.fingerprint,
+        dtype=getattr(torch, config.learner.dtype),
+        accelerator=accelerator,
+    )
+    win_rate = None
+    if isinstance(project.scorer, Judge):
+        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
+    evaluate = Evaluation(
+        rows=project.eval_rows,
+        client=client,
+        rewards=project.scorer,
+        win_rate=win_rate,
+        portal=portal,
+        config=config,
+        file=run.dir / "eval.jsonl",
+        is_main=accelerator.is_main_process,
+    )
+    try:
+        return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
+    finally:
+        rollouts.close()
+
+
+def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
+    """What says which completions are better.
+
+    Raises:
+        UserError: one of the project's functions does not exist or cannot be imported.
+    """
+    drop_errors, timeout_s = config.reward_errors == "drop", config.reward_timeout_s
+    if judge := config.online_dpo.judge:
+        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+
+
+def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        UserError: there is no such model, or it has no tokenizer.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {error}") from error

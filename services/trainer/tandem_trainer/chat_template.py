@@ -1,0 +1,149 @@
+"""The text that a model sees of a conversation.
+
+Chat templates expect messages in different forms. For example, Qwen's template writes tool arguments as JSON, and
+DeepSeek's expects their JSON text. Most expect `content` as a string, those of vision models as a list of parts. Each
+conversation is therefore rendered in one form after another, until the text shows everything that it says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from .conversations import Conversation
+from .errors import UserError
+
+_MAY_BE_LEFT_OUT = frozenset({"system", "developer", "assistant", "tool"})
+"""Many templates ignore the system's message, or what the assistant thought in an earlier turn."""
+
+
+class Form(NamedTuple):
+    """One way to hand a conversation to a template."""
+
+    content_in_parts: bool = False
+    arguments_as_text: bool = False
+    no_content: str | None = ""
+    """The content of a message that only calls tools."""
+
+
+_PLAIN_FORMS = (Form(), Form(content_in_parts=True))
+_TOOL_FORMS = tuple(Form(*choices) for choices in product((False, True), (False, True), ("", None)))
+
+
+class Rendered(NamedTuple):
+    text: str
+    left_out: tuple[int, ...]
+    """Indices of the messages that the text does not show."""
+
+
+def render(
+    where: str,
+    messages: Conversation,
+    tools: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any],
+) -> Rendered:
+    """Apply the chat template with the assistant's turn opened, or continued if the last message is the assistant's.
+
+    Args:
+        where: names the row in messages.
+        template_kwargs: what the template gets besides; `continue_final_message: false` closes the assistant's message.
+
+    Raises:
+        UserError: the template refuses the conversation in all forms or leaves out what the user says.
+    """
+    messages, options = _ending(where, messages, template_kwargs)
+    best: Rendered | None = None
+    refusal: Exception | None = None
+    for form in _TOOL_FORMS if any("tool_calls" in message for message in messages) else _PLAIN_FORMS:
+        try:
+            text = str(
+                tokenizer.apply_chat_template(
+                    list(_encoded(messages, form)), tools=list(tools) or None, tokenize=False, **options
+                )
+            )
+        except Exception as error:  # a template is a program of the model's authors
+            refusal = refusal or error
+            continue
+        left_out = tuple(i for i, message in enumerate(messages) if not _shows(text, message, form))
+        if best is None or len(left_out) < len(best.left_out):
+            best = Rendered(text, left_out)
+        if not left_out:
+            break
+    if best is None:
+        raise UserError(f"{where}: the model's chat template refuses the prompt: {refusal}") from refusal
+    if lost := [i for i in best.left_out if messages[i]["role"] not in _MAY_BE_LEFT_OUT]:
+        raise UserError(
+            f"{where}: the model's chat template leaves out message {lost[0]}, {messages[lost[0]]!r}. It gives "
+            f"{best.text!r}. Fix: use a role that the template knows, or another template "
+            "(trainer.prompts.chat_template_kwargs: {chat_template: …})."
+        )
+    return best
+
+
+def _ending(
+    where: str, messages: Conversation, template_kwargs: Mapping[str, Any]
+) -> tuple[Conversation, dict[str, Any]]:
+    """The messages to render, and the template's options, of which one says how the text ends."""
+    options = dict(template_kwargs)
+    continued, opened = options.pop("continue_final_message", True), options.pop("add_generation_prompt", True)
+    last = messages[-1]
+    if last["role"] != "assistant" or not continued:
+        return messages, {**options, "add_generation_prompt": opened}
+    if "tool_calls" in last:
+        raise UserError(
+            f"{where}: the conversation ends with a tool call, {last['tool_calls']!r}. "
+            "Fix: add the message with the tool's answer, or remove the call."
+        )
+    if last.keys() == {"role", "content"} and not last["content"]:  # nothing to continue: the turn begins
+        return messages[:-1], {**options, "add_generation_prompt": True}
+    return messages, {**options, "continue_final_message": continued}
+
+
+def _encoded(messages: Conversation, form: Form) -> Iterator[dict[str, Any]]:
+    for message in messages:
+        content: Any = message["content"]
+        if "tool_calls" in message and not content:
+            content = form.no_content
+        elif form.content_in_parts:
+            content = [{"type": "text", "text": content}]
+        encoded = {**message, "content": content}
+        if calls := message.get("tool_calls"):
+            encoded["tool_calls"] = [
+                {**call, "function": {**call["function"], "arguments": _arguments(call, form)}} for call in calls
+            ]
+        yield encoded
+
+
+def _arguments(call: dict[str, Any], form: Form) -> dict[str, Any] | str:
+    arguments = call["function"]["arguments"]
+    if isinstance(arguments, str):
+        return arguments if form.arguments_as_text else dict(json.loads(arguments))
+    return json.dumps(arguments, ensure_ascii=False) if form.arguments_as_text else dict(arguments)
+
+
+def _shows(text: str, message: dict[str, Any], form: Form) -> bool:
+    """Whether a text says what a message says, white space aside."""
+    said = [message["content"]] if message["role"] != "assistant" else []
+    calls = message.get("tool_calls", ())
+    called = [call["function"]["name"] for call in calls]
+    wrong = [_wrongly_written(_arguments(call, form)) for call in calls]
+    return all(_contains(text, part) for part in [*said, *called]) and not any(w and w in text for w in wrong)
+
+
+def _contains(text: str, part: str) -> bool:
+    if part.strip() in text:
+        return True
+    squeezed = "".join(text.split())
+    return any("".join(form.split()) in squeezed for form in (part, json.dumps(part, ensure_ascii=False)[1:-1]))
+
+
+def _wrongly_written(arguments: dict[str, Any] | str) -> str:
+    """What arguments look like in a template that expects them in the other form; "" where both look alike."""
+    if isinstance(arguments, str):
+        return json.dumps(arguments, ensure_ascii=False)
+    return repr(arguments) if arguments else ""

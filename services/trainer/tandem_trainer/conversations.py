@@ -1,0 +1,176 @@
+"""Conversations, which data sets write in many ways, as lists of messages of one shape.
+
+For example `{"from": "human", "value": "Hi"}` becomes `{"role": "user", "content": "Hi"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from .errors import UserError
+
+Conversation = list[dict[str, Any]]
+"""Each message has a `role` and a `content`, which is text ("" if the message only calls tools)."""
+
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+"""The usual roles. A chat template may know more."""
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+_JSON_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+_CONTENT_IS_OPTIONAL_WITH = ("tool_calls", "reasoning_content", "thinking")
+
+
+class _Part(BaseModel):
+    """A part of a conversation. It keeps keys that it does not know; a key with the value None counts as absent."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, Mapping) else value
+
+
+class _FunctionCall(_Part):
+    name: str
+    arguments: dict[str, Any] | str = Field(default={}, union_mode="left_to_right")
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_an_object(cls, arguments: dict[str, Any] | str) -> dict[str, Any] | str:
+        if isinstance(arguments, str) and not isinstance(_parsed(arguments), dict):
+            raise ValueError("expected an object, or the JSON text of one")
+        return arguments
+
+
+class _ToolCall(_Part):
+    id: str | int | None = None
+    type: str = "function"
+    function: _FunctionCall
+
+    @model_validator(mode="before")
+    @classmethod
+    def _wrapped(cls, call: Any) -> Any:
+        """A call may stand without its `function`: {"name": …, "arguments": …}."""
+        return {"function": call} if isinstance(call, Mapping) and "function" not in call and "name" in call else call
+
+
+def _text_of(content: Any) -> Any:
+    """The text of a list of text parts, such as `[{"type": "text", "text": "Hi"}]`; anything else as it is."""
+    if not isinstance(content, list):
+        return content
+    for part in content:
+        if isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str)):
+            continue
+        kind = part.get("type") if isinstance(part, dict) else None
+        raise ValueError(f"expected text parts only, but a part is {kind or part!r}; the trainer reads text alone")
+    return "".join(part if isinstance(part, str) else part["text"] for part in content)
+
+
+class _Message(_Part):
+    role: str = Field(min_length=1)
+    content: Annotated[str, BeforeValidator(_text_of)]
+    tool_calls: list[_ToolCall] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_the_usual_keys(cls, message: Any) -> Any:
+        if not isinstance(message, Mapping):
+            return message
+        message = dict(message)
+        if "role" not in message and "from" in message and "value" in message:
+            role = message.pop("from")
+            message = {"role": _SHAREGPT_ROLES.get(role, role), "content": message.pop("value"), **message}
+        if isinstance(message.get("tool_calls"), str):
+            message["tool_calls"] = _parsed(message["tool_calls"])
+        if not message.get("tool_calls"):
+            message.pop("tool_calls", None)
+        if message.get("content") is None and any(message.get(key) for key in _CONTENT_IS_OPTIONAL_WITH):
+            message["content"] = ""
+        return message
+
+    @field_validator("role")
+    @classmethod
+    def _usual_spelling(cls, role: str) -> str:
+        usual = role.strip().lower()
+        return usual if usual in ROLES else role
+
+
+def parse_prompt(where: str, prompt: Any, *, nulls_are_absent: bool) -> str | Conversation:
+    """The prompt of a row: plain text, or a conversation whose messages are checked and have one shape.
+
+    Text that is the JSON of a conversation becomes that conversation, because a CSV column holds only text.
+
+    Args:
+        nulls_are_absent: whether each None in an object means that the key is absent, as in data from Arrow.
+
+    Raises:
+        UserError: it is neither; names the row, the message and the value.
+    """
+    if isinstance(prompt, str):
+        if not _JSON_CONVERSATION.match(prompt):
+            return prompt
+        prompt = _parsed(prompt)
+        if prompt is None:
+            raise UserError(
+                f"{where}: the prompt looks like a conversation but is not JSON. "
+                "Fix: write it with json.dumps(messages), not with str(messages)."
+            )
+    if not isinstance(prompt, list) or not prompt:
+        raise UserError(f"{where}: the prompt is {prompt!r}; expected a string or a list of role/content objects")
+    messages = drop_nulls(prompt) if nulls_are_absent else prompt
+    return [_message(f"{where}, message {index}", message) for index, message in enumerate(messages)]
+
+
+def parse_tools(where: str, tools: Any, *, nulls_are_absent: bool) -> list[dict[str, Any]]:
+    """The tools of a row: a list of JSON schemas, also as JSON text, because a parquet column has one type.
+
+    Raises:
+        UserError: they are something else; names the row.
+    """
+    if isinstance(tools, str) and tools.strip():
+        try:
+            tools = json.loads(tools)
+        except ValueError as error:
+            raise UserError(
+                f"{where}: the column 'tools' is not JSON: {error}; got {tools!r}, expected a list of JSON schemas of "
+                "functions"
+            ) from error
+    elif nulls_are_absent:
+        tools = drop_nulls(tools)
+    if not isinstance(tools or [], list) or not all(isinstance(tool, dict) for tool in tools or []):
+        raise UserError(f"{where}: the column 'tools' is {tools!r}; expected a list of JSON schemas of functions")
+    return tools or []
+
+
+def drop_nulls(value: Any) -> Any:
+    """Without the keys of objects that are None: Arrow gives all objects of a column the keys of each of them."""
+    if isinstance(value, list):
+        return [drop_nulls(item) for item in value]
+    if isinstance(value, dict):
+        return {key: drop_nulls(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def _message(where: str, message: Any) -> dict[str, Any]:
+    try:
+        return _Message.model_validate(message).model_dump(exclude_none=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{where}: {f'{key}: ' if key else ''}{first['msg']}; got {message!r}, expected role/content: "
+            '{"role": "user", "content": "text"}'
+        ) from error
+
+
+def _parsed(text: str) -> Any:
+    """What the JSON says; None if it is not JSON."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None

@@ -1,0 +1,113 @@
+"""The files of a run's folder that people and tools read while it goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tandem_protocol.version import Version
+
+from .metrics import JsonLines
+
+log = logging.getLogger(__name__)
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+"""The phases that `status.json` ends with."""
+
+
+class Journal:
+    """Metrics, completions, events and status of one run. Only the main process writes them."""
+
+    def __init__(self, folder: Path, *, is_main: bool) -> None:
+        self._folder, self._is_main = folder, is_main
+        self._metrics = JsonLines(folder / "metrics.jsonl")
+        self._completions = JsonLines(folder / "rollouts.jsonl")
+        self._events = JsonLines(folder / "events.jsonl")
+        self._unwritten: list[Mapping[str, Any]] = []
+        """Records of steps that found no room on the disk."""
+
+    def status(self, phase: str, version: Version) -> None:
+        """Say what the trainer is doing. The file is replaced as a whole, so no reader sees half of it."""
+        if self._is_main:
+            status = {
+                "phase": phase, "step": version.step, "version": str(version), "since_unix_s": time.time(),
+            }  # fmt: skip
+            temporary = self._folder / ".status.json"
+            try:
+                temporary.write_text(json.dumps(status))
+                temporary.replace(self._folder / "status.json")
+            except OSError as error:
+                log.warning("status.json cannot be written: %s", error)
+
+    @property
+    def finished_step(self) -> int:
+        """The last step that a trainer has finished the run with; −1 before that."""
+        return max((event["step"] for event in self._events.read() if event["kind"] == FINISHED), default=-1)
+
+    def note(self, kind: str, step: int, message: str, **details: Any) -> None:
+        """Print an event and keep it in `events.jsonl`."""
+        if self._is_main:
+            print(message, flush=True)
+            self._event(kind, step, message, details)
+
+    def alert(self, kind: str, step: int, message: str, **details: Any) -> None:
+        """Log an event that somebody should look at, and keep it in `events.jsonl`."""
+        if self._is_main:
+            log.warning("%s", message)
+            self._event(kind, step, message, details)
+
+    def _event(self, kind: str, step: int, message: str, details: Mapping[str, Any]) -> None:
+        event = {"step": step, "time_unix_s": time.time(), "kind": kind, "message": message, **details}
+        try:
+            self._events.append([event])
+        except OSError as error:  # a full disk is what many events are about
+            log.warning("events.jsonl cannot be written: %s", error)
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Append the record of a step; on a full disk it is kept in memory, and written as soon as there is room."""
+        if not self._is_main:
+            return
+        self._unwritten.append(record)
+        try:
+            self._metrics.append(self._unwritten)
+        except OSError as error:
+            self.alert(
+                "metrics_failed",
+                record["step"],
+                f"metrics.jsonl cannot be written: {error}. {len(self._unwritten)} steps are kept in memory.",
+            )
+        else:
+            self._unwritten.clear()
+
+    def completions(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append completions with their rewards."""
+        if self._is_main:
+            try:
+                self._completions.append(records)
+            except OSError as error:
+                log.warning("rollouts.jsonl cannot be written: %s", error)
+
+    def end(self, version: Version, *, finished: bool) -> None:
+        """Write what is still kept in memory, and how the run ended.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self._unwritten:
+            self._metrics.append(self._unwritten)
+            self._unwritten.clear()
+        if finished and self._is_main:
+            self._event(FINISHED, version.step, f"the run is finished at step {version.step}", {})
+        self.status(FINISHED if finished else STOPPED, version)
+
+    def rewind(self, step: int, record: Mapping[str, Any] | None) -> None:
+        """Drop what was written about steps after `step`, and make sure that `record`, that of `step`, is there."""
+        if self._is_main:
+            for file in (self._metrics, self._completions):
+                file.forget_after(step)
+            if record and self._metrics.last_step() < step:
+                self._metrics.append([record])

@@ -1,0 +1,42 @@
+"""What the processes of one trainer agree on. Every rank calls these at the same time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+
+
+def any_rank(accelerator: Accelerator, flag: bool) -> bool:
+    """True if `flag` is true on any rank."""
+    flags = torch.tensor([flag], dtype=torch.int32, device=accelerator.device)
+    return bool(accelerator.reduce(flags, reduction="sum").item())
+
+
+class PartFailed(OSError):
+    """One of the parts failed on some rank; the message says how."""
+
+
+def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
+    """Do `parts` one after the other, each on all ranks.
+
+    After each part the ranks agree whether to go on. One that went on alone would wait for the others forever.
+
+    Raises:
+        PartFailed: on every rank, if a part failed on one of them.
+    """
+    for part in parts:
+        problem = None
+        try:
+            part()
+        except PartFailed as error:
+            problem = str(error)
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+            log.debug("process %s failed", accelerator.process_index, exc_info=True)
+        if any_rank(accelerator, problem is not None):
+            raise PartFailed(problem or "it failed in another process")

@@ -1,0 +1,130 @@
+"""What a user changes between two starts of a run takes effect, and two trainers never share a folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from support.forked import start_trainer
+from support.projects import Project
+
+EVEN = """
+def even(completion_ids, **_):
+    return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
+"""
+DEADLINE_S = 60.0
+
+
+def _change(project: Project, **trainer: Any) -> None:
+    """Change the project's configuration as a user would, in its file."""
+    file = project.directory / "config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["trainer"] |= trainer
+    file.write_text(yaml.safe_dump(config))
+
+
+def _events(project: Project, kind: str) -> list[dict[str, Any]]:
+    return [event for event in project.lines("events.jsonl") if event["kind"] == kind]
+
+
+def test_a_run_goes_on_with_changed_settings_and_other_rewards(make_project: Any):
+    project = make_project(max_lag=2, max_steps=6)
+    assert project.train(ACTION="SIGTERM", AT_CALL="5").returncode == 0
+    before = project.steps
+    queue = json.loads((project.run_dir / "checkpoints" / f"{before[-1]:06d}" / "rollouts-0.json").read_text())
+    assert sum(len(pending["scored"]) for pending in queue["queue"]) >= 2, "nothing waits that old rewards scored"
+
+    (project.directory / "even_rewards.py").write_text(EVEN)
+    rewards = [{"function": "odd_rewards:odd"}, {"function": "even_rewards:even", "weight": 3.0}]
+    _change(project, rewards=rewards, optim={"learning_rate": 1e-2, "weight_decay": 0.1})
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    assert project.steps == [1, 2, 3, 4, 5, 6]
+    first, *rest = ended.stdout.splitlines()
+    assert first.startswith(f"resumed from step {before[-1]}; changed since: ")
+    assert "trainer.optim.learning_rate: 0.001 → 0.01" in first
+    assert rest == []
+    for line in project.lines("metrics.jsonl"):
+        is_new = line["step"] > before[-1]
+        assert line["learning_rate"] == (1e-2 if is_new else 1e-3)
+        odd, even = line["rewards"]["odd_rewards:odd"], line["rewards"].get("even_rewards:even")
+        assert line["reward_mean"] == pytest.approx(odd + 3 * even if is_new else odd)
+        assert not is_new or odd + even == pytest.approx(1.0)
+    (event,) = _events(project, "settings_changed")
+    assert event["changes"]["trainer.optim.weight_decay"] == [0.0, 0.1]
+
+
+def test_a_finished_run_says_so_and_trains_nothing_whatever_was_changed(make_project: Any):
+    project = make_project(max_steps=2)
+    assert project.train().returncode == 0
+    metrics, resolved = project.lines("metrics.jsonl"), (project.run_dir / "config.resolved").read_text()
+    _change(project, optim={"learning_rate": 1.0}, rewards=[{"function": "no_such:function"}])
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    assert "is finished: step 2 of trainer.max_steps 2." in ended.stdout
+    assert "changed settings had no effect" in ended.stdout
+    assert (project.lines("metrics.jsonl"), (project.run_dir / "config.resolved").read_text()) == (metrics, resolved)
+    _change(project, optim={"learning_rate": 1e-3}, rewards=[{"function": "odd_rewards:odd"}], max_steps=3)
+    assert project.train().returncode == 0
+    assert project.steps == [1, 2, 3]
+
+
+def test_a_second_trainer_in_the_same_folder_is_refused_with_the_name_of_the_first(make_project: Any):
+    project = make_project(max_steps=1_000_000, log_completions=0)
+    first = start_trainer(project.directory / "config.yaml", project.directory / "first.log")
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (project.run_dir / "metrics.jsonl").exists():
+            assert first.is_alive(), (project.directory / "first.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        for other in ([], ["--shared.weights_dir=other-weights"]):
+            second = project.train(*other)
+            assert second.returncode == 2
+            assert f"is in use by run default, pid {first.pid} on " in second.stderr
+            assert "Traceback" not in second.stderr
+        first.terminate()
+        first.join(DEADLINE_S)
+        assert first.exitcode == 0, (project.directory / "first.log").read_text()
+    finally:
+        first.kill()
+    assert project.steps == [*range(1, project.steps[-1] + 1)]
+    assert {line["version"].split(".")[1] for line in project.lines("metrics.jsonl")} == {"1"}
+
+
+SABOTAGE = """
+import shutil
+from pathlib import Path
+
+CHECKPOINTS = Path("runs/default/checkpoints")
+calls = 0
+
+
+def odd(completion_ids, **_):
+    global calls
+    calls += 1
+    if calls == 3:  # step 2
+        CHECKPOINTS.rename(CHECKPOINTS.with_name("hidden")) if CHECKPOINTS.exists() else None
+        CHECKPOINTS.write_text("in the way")
+    if calls == 7:  # step 4
+        CHECKPOINTS.unlink()
+    return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
+"""
+
+
+def test_a_checkpoint_that_cannot_be_written_in_mid_run_is_tried_again_until_it_can(make_project: Any):
+    project = make_project(max_steps=5)
+    Path(project.directory / "sabotage.py").write_text(SABOTAGE)
+    _change(project, rewards=[{"function": "sabotage:odd"}])
+    ended = project.train()
+    assert ended.returncode == 0, ended.stderr
+    assert [event["step"] for event in _events(project, "checkpoint_failed")] == [2, 3]
+    assert [line["checkpoint_failures"] for line in project.lines("metrics.jsonl")] == [0, 1, 2, 0, 0]
+    assert {path.name for path in (project.run_dir / "checkpoints").iterdir()} == {"000004", "000005"}
+    assert "the checkpoint of step 2 cannot be written" in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,69 @@
+"""vLLM's own parser decides which option a word means; what stays Tandem's is refused in every spelling of it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from tandem_generator.options import parse
+from tandem_protocol.config import ConfigError
+
+pytestmark = pytest.mark.vllm
+
+
+def read(*words: str) -> list[str]:
+    """Has vLLM read the command line; returns what it was given besides our own options."""
+    from tandem_generator.launch import parse_engine_args
+
+    options = parse(["--model", "m", *words])
+    parse_engine_args(options.settings, options.engine_args)
+    return options.engine_args
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["-asc", "2"], "api_server_count"),
+        (["--api-server", "2"], "api_server_count"),
+        (["--logprobs-m", "raw_logprobs"], "logprobs_mode"),
+        (["--tensor-par", "2"], "tensor_parallel_size"),
+        (["--generation-conf=folder"], "generation_config"),
+        (["--generation-config", "folder"], "generation_config"),
+        (["--middle", "a.b"], "middleware"),
+        (["-sc.rejection_sample_method", "synthetic"], "rejection_sample_method"),
+        (["--speculative-config", '{"rejection_sample_method": "synthetic"}'], "rejection_sample_method"),
+        (["word"], "'word'"),
+    ],
+)
+def test_short_forms_and_abbreviations_are_refused(words: list[str], option: str) -> None:
+    with pytest.raises(ConfigError, match=option):
+        read(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--absent", "3"], "unrecognized arguments: --absent"),
+        (["--max-num-seqs", "many"], "invalid int value: 'many'"),
+        (["--generator.vllm.disable_log_stats=false"], "unrecognized arguments: --no-disable-log-stats"),
+    ],
+)
+def test_what_vllm_refuses_is_a_mistake_told_in_one_line(words: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"vLLM refuses its options: .*{problem}") as caught:
+        read(*words)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_lists_and_mappings_arrive() -> None:
+    words = read("--generator.vllm", "{cudagraph_capture_sizes: [1, 2], compilation_config: {mode: 0}}", "-O2")
+    assert words == ["--cudagraph-capture-sizes", "1", "2", "--compilation-config", '{"mode": 0}', "-O2"]
+
+
+def test_a_port_in_use_is_told_before_the_engine_starts() -> None:
+    from tandem_generator.launch import serve_vllm
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = parse(["--model", "m", "--port", str(taken.getsockname()[1])])
+        with pytest.raises(ConfigError, match=r"^generator\.port \d+ on 127.0.0.1 cannot be listened on: it is in use"):
+            serve_vllm(options.settings, options.engine_args)

@@ -1,0 +1,237 @@
+"""Functions of every kind get copies of their own, and what they give is checked, in process and in a sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from support import reward_kinds
+from support.models import make_tokenizer
+from support.reward_kinds import CALLABLES, NO_NUMBERS, NUMBERS
+from support.rollouts import completion, group
+from tandem_trainer.config import RewardConfig
+from tandem_trainer.errors import UserError
+from tandem_trainer.judge import Judge
+from tandem_trainer.prompts import PromptRow
+from tandem_trainer.rewards import Rewards
+
+TOKENIZER = make_tokenizer(80)
+GROUP = group([completion(TOKENIZER(text).input_ids) for text in ("12", "a")])
+CONVERSATION = [{"role": "user", "content": "hi"}]
+TESTS = Path(__file__).parents[1]
+
+
+def _row(prompt: Any = "1+2=", **columns: Any) -> PromptRow:
+    return PromptRow(7, "prompts.jsonl row 7", prompt, "text", (4, 5), columns)
+
+
+def _rewards(
+    *names: str, sandbox: bool = False, drop: bool = False, timeout_s: float = 60, **arguments: Any
+) -> Rewards:
+    configs = [RewardConfig(function=name, sandbox=sandbox, arguments=arguments) for name in names]
+    return Rewards(configs, TOKENIZER, drop_errors=drop, timeout_s=timeout_s)
+
+
+def _kinds(*names: str, **options: Any) -> Rewards:
+    return _rewards(*(f"support.reward_kinds:{name}" for name in names), **options)
+
+
+@pytest.fixture
+def project() -> Iterator[Any]:
+    """A module of the user's that tests put functions into."""
+    module = types.ModuleType("user_functions")
+    sys.modules[module.__name__] = module
+    yield module
+    del sys.modules[module.__name__]
+
+
+@pytest.fixture
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sandbox's process finds `support`."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=":")
+
+
+COLUMNS = {
+    "text": "x",
+    "list": ["x", ["y"]],
+    "object": {"a": {"b": [1]}},
+    "nothing": None,
+}
+
+
+def test_what_a_function_does_to_its_arguments_nobody_else_sees(project: Any):
+    """Not the second item of the same call, another function, the next call, the row, the configuration, the record."""
+    one: list[dict[str, Any]] = []
+    two: list[dict[str, Any]] = []
+    project.one, project.two = reward_kinds.spoiling(one), reward_kinds.spoiling(two)
+    row, options = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS)), {"weights": [1, {"a": []}]}
+    rewards = _rewards("user_functions:one", "user_functions:two", options=options)
+    before = GROUP.model_dump()
+
+    async def twice() -> list[Any]:
+        return [await rewards.score(row, GROUP) for _ in range(2)]
+
+    scored = asyncio.run(twice())
+    assert len({repr(seen) for seen in [*one, *two]}) == 1
+    assert "spoilt" not in repr(one)
+    assert (row.prompt, row.columns) == (CONVERSATION, COLUMNS)
+    assert options == {"weights": [1, {"a": []}]}
+    assert GROUP.model_dump() == scored[1].group.model_dump() == before
+    assert scored[0] == scored[1]
+    assert scored[0].texts == ("12", "a")
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("sandbox", [False, True])
+async def test_a_function_finds_its_configured_arguments_as_they_were_at_each_call(sandbox: bool):
+    rewards = _kinds("unspoilt", sandbox=sandbox, spoilt=[])
+    row = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS))
+    assert [(await rewards.score(row, GROUP)).rewards for _ in range(2)] == [(1.0, 1.0)] * 2
+    await rewards.close()
+
+
+async def test_a_judge_gets_copies_too(project: Any):
+    seen: list[str] = []
+
+    def prefer(**arguments: Any) -> list[int]:
+        seen.append(repr(arguments))
+        reward_kinds.spoil(arguments)
+        return [0]
+
+    project.prefer = prefer
+    judge = Judge("user_functions:prefer", TOKENIZER, drop_errors=False, timeout_s=60)
+    row = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS))
+    for _ in range(2):
+        await judge.score(row, GROUP)
+    assert seen[0] == seen[1]
+    assert (row.prompt, row.columns) == (CONVERSATION, COLUMNS)
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("sandbox", [False, True], ids=["in process", "sandbox"])
+async def test_every_kind_of_callable_gives_its_rewards_call_after_call(sandbox: bool):
+    """All in one, for a sandbox takes a while to start."""
+    rewards = _kinds(*CALLABLES, sandbox=sandbox)
+    for _ in range(2):
+        scored = await rewards.score(_row(), GROUP)
+        assert scored.rewards_by_function == {f"support.reward_kinds:{name}": (2.0, 1.0) for name in CALLABLES}
+    await rewards.close()
+    reward_kinds._loops.clear()
+
+
+@pytest.mark.parametrize("kind", ["async_object", "decorated", "partial"])
+async def test_asynchronous_callables_run_at_the_same_time(project: Any, kind: str):
+    """Each waits for the other: one after the other, neither would end before its deadline."""
+    here, there = asyncio.Event(), asyncio.Event()
+
+    def make(ours: asyncio.Event, theirs: asyncio.Event) -> Any:
+        class Reward:
+            async def __call__(self, **_: Any) -> list[float]:
+                ours.set()
+                await theirs.wait()
+                return [1.0, 0.0]
+
+        reward = Reward()
+        return {
+            "async_object": reward,
+            "decorated": reward_kinds.decorated(reward),
+            "partial": functools.partial(reward, unused=1),
+        }[kind]
+
+    project.one, project.two = make(here, there), make(there, here)
+    scored = await _rewards("user_functions:one", "user_functions:two", timeout_s=10).score(_row(), GROUP)
+    assert scored.rewards == (2.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["object", "decorated"])
+async def test_a_late_asynchronous_callable_can_be_dropped(project: Any, kind: str):
+    class Late:
+        async def __call__(self, **_: Any) -> list[float]:
+            await asyncio.sleep(60)
+            return [1.0, 0.0]
+
+    project.late = Late() if kind == "object" else reward_kinds.decorated(Late())
+    scored = await _rewards("user_functions:late", drop=True, timeout_s=0.05).score(_row(), GROUP)
+    assert scored.rewards == (None, None)
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("sandbox", [False, True], ids=["in process", "sandbox"])
+async def test_every_kind_of_number_is_a_reward_and_nothing_else_is(sandbox: bool):
+    rewards = _kinds("numbers_of", sandbox=sandbox)
+    for kind, (_, expected) in NUMBERS.items():
+        assert list((await rewards.score(_row(kind=kind), GROUP)).rewards) == expected, kind
+    refused = ["NaN", "a NumPy string", "too few"] if sandbox else NO_NUMBERS  # a sandbox begins again after an error
+    for kind in refused:
+        words = NO_NUMBERS[kind][1]
+        with pytest.raises(UserError) as error:
+            await rewards.score(_row(kind=kind), GROUP)
+        assert words in str(error.value), kind
+        assert "prompts.jsonl row 7" in str(error.value)
+    await rewards.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
+def test_torchs_scalars_are_rewards_in_lists_and_as_a_tensor(project: Any, dtype: torch.dtype):
+    tensor = torch.tensor([1, 0], dtype=dtype)
+    for answer in (tensor, list(tensor), [tensor[0], tensor[1].item()]):
+        project.reward = lambda answer=answer, **_: answer
+        assert asyncio.run(_rewards("user_functions:reward").score(_row(), GROUP)).rewards == (1.0, 0.0)
+
+
+def _check(project: Any, function: Any, rows: list[PromptRow], *, drop: bool = False, **arguments: Any) -> None:
+    project.reward = function
+    _rewards("user_functions:reward", drop=drop, **arguments).check_parameters(rows)
+
+
+def test_a_column_with_the_name_of_an_argument_is_refused_at_the_start(project: Any):
+    rows = [_row(answer="1"), PromptRow(8, "held_out.jsonl row 8", "a", "a", (4,), {"pattern": "x"})]
+    with pytest.raises(UserError, match=r"configured argument 'pattern' is also .* held_out.jsonl row 8.*Fix: rename"):
+        _check(project, lambda pattern, **_: [], rows, pattern="y")
+    with pytest.raises(UserError, match="configured argument 'completions' is also"):
+        _check(project, lambda **_: [], rows, completions=[])
+    _check(project, lambda option, **_: [], rows, option=1)
+
+
+def test_a_function_that_its_arguments_do_not_fit_is_refused_at_the_start(project: Any):
+    rows = [_row(answer="1", level=2), PromptRow(8, "prompts.jsonl row 8", "a", "a", (4,), {"answer": "1"})]
+    with pytest.raises(UserError, match=r"row 7: got an unexpected .* argument '\w+'.*add \*\*columns"):
+        _check(project, lambda completions, answer: [], rows)
+    with pytest.raises(UserError, match=r"row 8: missing a required argument: 'level'.*Fix: add the column"):
+        _check(project, lambda completions, answer, level, **_: [], rows)
+    _check(project, lambda completions, answer, level, **_: [], rows, drop=True)
+    _check(project, lambda completions, answer, level=1, **_: [], rows)
+    _check(project, lambda completions, **_: [], rows)
+
+
+def test_a_judge_that_its_arguments_do_not_fit_is_refused_at_the_start(project: Any):
+    project.prefer = lambda prompts, completions: [0]
+    judge = Judge("user_functions:prefer", TOKENIZER, drop_errors=False, timeout_s=60)
+    judge.check_parameters([_row()])
+    with pytest.raises(UserError, match=r"judge user_functions:prefer cannot be called .* row 7.*'answer'"):
+        judge.check_parameters([_row(answer="1")])
+
+
+def test_a_class_is_no_function(project: Any):
+    project.Reward = reward_kinds.Asynchronous
+    with pytest.raises(UserError, match=r"user_functions:Reward is a class, expected .*score = Reward\(\)"):
+        _rewards("user_functions:Reward")
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("name", ["with_alarm", "with_math_verify"])
+async def test_a_time_limit_by_signal_works_in_a_sandbox_and_a_thread_is_told_why_not(name: str):
+    sandboxed = _kinds(name, sandbox=True)
+    assert (await sandboxed.score(_row(), GROUP)).rewards == (1.0, 1.0)
+    await sandboxed.close()
+    with pytest.raises(UserError, match=r"row 7: .*a signal, which works in a main thread only.*`sandbox: true`"):
+        await _kinds(name).score(_row(), GROUP)

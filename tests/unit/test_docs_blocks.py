@@ -1,0 +1,308 @@
+"""Every block of code in the documentation works as it stands; a block that no rule covers fails.
+
+`text` is for pictures and for what a program prints.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import functools
+import inspect
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import types
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from accelerate.commands.launch import launch_command_parser
+
+import tandem_cli.__main__
+import tandem_generator.__main__
+import tandem_generator.config
+import tandem_trainer.__main__
+import tandem_trainer.config
+from support import helm
+from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
+from support.models import make_tokenizer
+from support.rollouts import completion, group
+from tandem_protocol.config import load, parse_overrides
+from tandem_trainer.config import RewardConfig
+from tandem_trainer.judge import Judge
+from tandem_trainer.prompts import PromptRow
+from tandem_trainer.rewards import Rewards
+
+BLOCKS = blocks(*PAGES)
+TIMEOUT_S = 60
+MODULE = "a_block"
+"""What a block of Python is imported as."""
+BASE: dict[str, Any] = {"shared": {"model": "m"}, "trainer": {"max_steps": 1, "rewards": [{"function": "rewards:r"}]}}
+"""What a block with a part of a configuration leaves out."""
+CHART_BASE = {"config": {"shared": {"model": "m"}}, "project": {"configMap": "mine"}}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=str)
+def test_every_block_of_code_works(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert block.language in RULES, f"{block}: no rule for {block.language!r}. Name a language, or `text` for a picture"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, MODULE, types.ModuleType(MODULE))
+    RULES[block.language](block)
+
+
+def test_the_blocks_are_found() -> None:
+    assert len(BLOCKS) >= 40
+    assert {block.language for block in BLOCKS} == set(RULES)
+    assert {"README.md", "docs/rewards.md", "examples/digits/README.md"} <= {block.page for block in BLOCKS}
+
+
+# -- data ----------------------------------------------------------------------------------------------------------
+
+
+def _yaml(block: Block) -> None:
+    values = yaml.safe_load(block.text)
+    if block.page.startswith("docs/kubernetes"):
+        if reason := helm.missing():
+            pytest.skip(reason)
+        helm.render(values if "config" in values else {**CHART_BASE, **values})
+    elif "services" in values:
+        _compose(block)
+    else:
+        above = [yaml.safe_load(b.text) for b in blocks(block.page, language="yaml") if b.line <= block.line]
+        _load(above if "shared" in above[0] else [BASE, *above])
+
+
+def _load(parts: list[dict[str, Any]]) -> None:
+    """A configuration of which a page shows one part after another."""
+    values: dict[str, Any] = {}
+    for part in parts:
+        for section, keys in part.items():
+            values.setdefault(section, {}).update(keys)
+    Path("config.yaml").write_text(yaml.safe_dump(values))
+    for settings in (tandem_generator.config.Settings, tandem_trainer.config.Settings):
+        load(settings, path=Path("config.yaml"), env={})
+
+
+def _compose(block: Block) -> None:
+    """An override of compose.yaml, which may name networks that the page has the reader declare."""
+    _need("docker")
+    values = yaml.safe_load(block.text)
+    networks = {name for service in values["services"].values() for name in service.get("networks", ())}
+    values.setdefault("networks", {name: {} for name in networks - {"rl"}})
+    Path("override.yaml").write_text(yaml.safe_dump(values))
+    _run("docker", "compose", "-f", str(ROOT / "compose.yaml"), "-f", "override.yaml", "config", "--quiet")
+
+
+def _json(block: Block) -> None:
+    for line in block.text.splitlines():
+        assert isinstance(json.loads(line), dict)
+
+
+# -- Python --------------------------------------------------------------------------------------------------------
+
+TEXTS = ["42", "no idea"]
+REWARDS: dict[str, list[float]] = {
+    "exact_match": [1.0, 0.0],
+    "is_short": [1.0, 1.0],
+    "ends_with_a_number": [1.0, 0.0],
+    "judge": [1.0, 0.0],
+    "prefer": [1.0, 0.0],
+}
+"""What each reward function of the pages, and each judge, gives for TEXTS where the answer is 42."""
+JUDGES = {"prefer"}
+
+
+def _python(block: Block) -> None:
+    module = sys.modules[MODULE]
+    exec(compile(block.text, str(block), "exec"), module.__dict__)
+    _check_calls(block, module.__dict__)
+    functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
+    assert functions, "a block defines a function"
+    for name in functions:
+        if not name.startswith("test_"):
+            _score(block, name)
+
+
+def _check_calls(block: Block, names: dict[str, Any]) -> None:
+    """Calls of what the block imports have arguments that there are, also in functions that are not run."""
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and inspect.isclass(names.get(node.func.id)):
+            keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
+            inspect.signature(names[node.func.id]).bind(*node.args, **keywords)
+
+
+def _score(block: Block, name: str) -> None:
+    """As the trainer does: after the page's own prompt, or else after text and after a conversation."""
+    tokenizer = make_tokenizer(80)
+    tokenizer.batch_decode = lambda *_, **__: TEXTS  # it has no such characters
+    function = f"{MODULE}:{name}"
+    scorer: Rewards | Judge = (
+        Judge(function, tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
+        if name in JUDGES
+        else Rewards([RewardConfig(function=function)], tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
+    )
+    rows = [json.loads(data.text) for data in blocks(block.page, language="json")]
+    for row in rows or [
+        {"prompt": prompt, "answer": "42"} for prompt in ("6*7=", [{"role": "user", "content": "6*7="}])
+    ]:
+        prompt = PromptRow(0, "row 0", row.pop("prompt"), "text", (4,), row)
+        scorer.check_parameters([prompt])
+        scored = asyncio.run(scorer.score(prompt, group([completion([5]), completion([6, 7])])))
+        assert list(scored.rewards) == REWARDS[name]
+
+
+# -- shell ---------------------------------------------------------------------------------------------------------
+
+
+def _sh(block: Block) -> None:
+    _run("bash", "-n", "-c", block.text)
+    found = list(commands(block.text))
+    assert found
+    for command in found:
+        program = command.words[0].removeprefix(".venv/bin/")
+        assert program in PROGRAMS, f"{block}: no rule for the command {program}"
+        for name in command.variables:
+            assert not name.startswith("TANDEM_") or name in _known_variables(), f"{name} is read nowhere"
+        PROGRAMS[program](command)
+
+
+def _console(block: Block) -> None:
+    """Commands after `$`, and what they print."""
+    typed = [line.removeprefix("$ ") for line in block.text.splitlines() if line.startswith("$ ")]
+    assert typed
+    _sh(block._replace(text="\n".join(typed)))
+
+
+@functools.cache
+def _known_variables() -> frozenset[str]:
+    files = [ROOT / name for name in ("Makefile", "compose.yaml", "compose.gpu.yaml")]
+    files += [*(ROOT / "services").rglob("*.py"), *(ROOT / "cli").rglob("*.py")]
+    return frozenset(name for file in files for name in re.findall(r"\bTANDEM_\w+", file.read_text()))
+
+
+def _need(program: str) -> None:
+    if not shutil.which(program):
+        pytest.skip(f"there is no {program} on PATH")
+
+
+def _run(*words: str, cwd: Path | None = None) -> str:
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout + ended.stderr
+
+
+def _make(command: Command) -> None:
+    _run("make", "--dry-run", *command.words[1:], cwd=ROOT)
+
+
+def _options_exist(command: Command) -> None:
+    """Each option stands in the help of the command or of one above it."""
+    program = command.words[0]
+    _need(program) if program != "helm" else None
+    help_text = _help(program, *_subcommand(command.words))
+    for word in command.words[1 : command.words.index("--") if "--" in command.words else None]:
+        if word.startswith("--"):
+            assert re.search(rf"{word.partition('=')[0]}\b", help_text), f"{word} is not an option of {command.words}"
+        elif word.startswith("-"):
+            for letter in word[1:]:
+                assert re.search(rf"(^|\s)-{letter}\b", help_text), f"-{letter} is not an option of {command.words}"
+        if word.startswith("--overrides="):
+            json.loads(word.partition("=")[2])
+
+
+def _subcommand(words: list[str]) -> list[str]:
+    """`compose up` of `docker compose -f compose.yaml up`."""
+    nested = {"compose": 2, "create": 2}
+    names = [word for before, word in pairwise(words) if word[0] != "-" and before not in ("-f", "-n")]
+    return names[: nested.get(names[0], 1)]
+
+
+@functools.cache
+def _help(program: str, *subcommand: str) -> str:
+    if program == "helm":
+        if reason := helm.missing():
+            pytest.skip(reason)
+        return helm.helm(*subcommand, "--help").stdout
+    above = _run(program, "options") if program == "kubectl" else _run(program, *subcommand[:1], "--help")
+    return above + _run(program, *subcommand, "--help")
+
+
+def _tandem(command: Command) -> None:
+    """Parsed as when it is typed; a project of the checkout has to be there."""
+    arguments, rest = tandem_cli.__main__._parser().parse_known_args(command.words[1:])
+    parse_overrides(rest)
+    project = getattr(arguments, "project", None)
+    if project and project.parts[0] == "examples":
+        assert (ROOT / project / "config.yaml").exists()
+
+
+def _services_check(words: list[str]) -> None:
+    """`--check` of a service, on the README's project where the page has another."""
+    module = words[0]
+    (config,) = blocks("README.md", language="yaml")
+    Path("config.yaml").write_text(config.text)
+    arguments = ["config.yaml" if before == "--config" else word for before, word in pairwise(words)]
+    main = {"tandem_generator": tandem_generator.__main__.main}.get(module, tandem_trainer.__main__.main)
+    assert module in ("tandem_generator", "tandem_trainer", "tandem_trainer.launch")
+    assert main([*arguments, "--check"]) == 0
+
+
+def _python_m(command: Command) -> None:
+    assert command.words[1] == "-m"
+    _services_check(command.words[2:])
+
+
+def _accelerate(command: Command) -> None:
+    assert command.words[1] == "launch"
+    arguments = launch_command_parser().parse_args(command.words[2:])
+    assert arguments.module
+    _services_check([arguments.training_script, *arguments.training_script_args])
+
+
+def _pip(command: Command) -> None:
+    for before, word in pairwise(command.words):
+        if before == "-r":
+            assert (ROOT / word).exists()
+        elif extra := re.fullmatch(r"tandem-(\w+)\[(\w+)\]", word):
+            folder = ROOT / ("cli" if extra[1] == "cli" else f"services/{extra[1]}")
+            assert (
+                extra[2] in tomllib.loads((folder / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            )
+        else:
+            assert word in ("install", "-r", "--no-deps", "--require-hashes"), word
+
+
+def _no_options(command: Command) -> None:
+    """A program of others', which has nothing to go wrong in these words."""
+    assert not [word for word in command.words if word.startswith("--")]
+
+
+PROGRAMS: dict[str, Callable[[Command], None]] = {
+    "accelerate": _accelerate,
+    "curl": _no_options,
+    "docker": _options_exist,
+    "git": _no_options,
+    "grep": _no_options,
+    "helm": _options_exist,
+    "kubectl": _options_exist,
+    "make": _make,
+    "pip": _pip,
+    "python": _python_m,
+    "tandem": _tandem,
+    "vllm": _no_options,
+}
+RULES: dict[str, Callable[[Block], None]] = {
+    "console": _console,
+    "json": _json,
+    "python": _python,
+    "sh": _sh,
+    "text": lambda block: None,
+    "yaml": _yaml,
+}

@@ -1,0 +1,41 @@
+"""A lock names its holder and ends with it, however the holder dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from tandem_protocol.lock import Held, exclusive
+
+
+def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path: Path):
+    with (
+        exclusive(tmp_path / "run" / "LOCK", "a"),
+        pytest.raises(Held, match=r"^a$"),
+        exclusive(tmp_path / "run" / "LOCK", "b"),
+    ):
+        pytest.fail("both hold it")
+    with exclusive(tmp_path / "run" / "LOCK", "b"):
+        assert (tmp_path / "run" / "LOCK").read_text() == "b\n"
+
+
+def _hold(file: Path, holding: object) -> None:
+    with exclusive(file, "killed"):
+        holding.set()  # type: ignore[attr-defined]
+        multiprocessing.Event().wait()
+
+
+def test_a_killed_holder_leaves_no_lock(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    holding = context.Event()
+    process = context.Process(target=_hold, args=(tmp_path / "LOCK", holding))
+    process.start()
+    assert holding.wait(10)
+    with pytest.raises(Held, match="killed"), exclusive(tmp_path / "LOCK", "next"):
+        pytest.fail("both hold it")
+    process.kill()
+    process.join()
+    with exclusive(tmp_path / "LOCK", "next"):
+        pass

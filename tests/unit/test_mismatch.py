@@ -1,0 +1,159 @@
+"""Trainer and generators must give the same tokens the same probabilities under the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from support.models import make_tiny_model, make_tokenizer
+from support.rollouts import scored
+from tandem_protocol.config import SharedConfig
+from tandem_protocol.messages import Completion, VersionSpan
+from tandem_protocol.version import Version
+from tandem_trainer.algorithms.grpo import Grpo
+from tandem_trainer.batch import Batch
+from tandem_trainer.config import TrainerConfig
+from tandem_trainer.errors import UserError
+from tandem_trainer.learner import Learner
+from tandem_trainer.mismatch import MismatchCheck
+
+
+def _config(**trainer: Any) -> TrainerConfig:
+    return TrainerConfig.model_validate(
+        {"max_steps": 10, "rewards": [{"function": "rewards:r"}], "optim": {"learning_rate": 0.01}} | trainer
+    )
+
+
+def _check(*dtypes: str | None, **trainer: Any) -> tuple[MismatchCheck, list[str]]:
+    alerts: list[str] = []
+    return MismatchCheck(_config(**trainer), dtypes or ("float32",), alerts.append), alerts
+
+
+def test_what_rounding_explains_is_no_alert():
+    check, alerts = _check("float32")
+    check.update(5e-4, 100)
+    bf16, bf16_alerts = _check("bfloat16")
+    bf16.update(0.04, 100)
+    assert alerts == bf16_alerts == []
+
+
+@pytest.mark.parametrize(
+    ("trainer", "generator", "expected"), [("float32", "float32", 0.001), ("float32", "bfloat16", 0.05),
+    ("bfloat16", "float32", 0.05), ("float32", "float32 with a KV cache of fp8", 0.05)],
+)  # fmt: skip
+def test_more_than_the_dtypes_explain_is_one_alert_with_the_causes(trainer: str, generator: str, expected: float):
+    check, alerts = _check(generator, learner={"dtype": trainer})
+    for _ in range(3):
+        check.update(0.1, 100)
+    (alert,) = alerts
+    assert "differ by 0.1 nats per token" in alert
+    assert f"expected at most {expected:g} for {trainer} in the trainer and {generator} in the generators" in alert
+    assert "rope scaling" in alert
+
+
+def test_an_alert_comes_again_after_the_average_was_normal():
+    check, alerts = _check()
+    for mismatch in [0.1, *[0.0] * 30, 0.1]:
+        check.update(mismatch, 100)
+    assert len(alerts) == 2
+
+
+def test_too_high_a_mismatch_is_refused_and_the_bound_can_be_set():
+    check, _ = _check()
+    with pytest.raises(UserError, match=r"differ by 0.3 nats .* above trainer.max_mismatch 0.2"):
+        check.update(0.3, 100)
+    bound, alerts = _check(max_mismatch=0.5)
+    bound.update(0.3, 100)
+    assert len(alerts) == 1
+
+
+def test_one_small_odd_batch_among_others_is_no_refusal_and_lasting_mismatch_is():
+    check, _ = _check("bfloat16")
+    for _ in range(5):
+        check.update(0.02, 1000)
+    check.update(1.0, 100)
+    for _ in range(2):
+        check.update(0.3, 1000)
+    with pytest.raises(UserError):
+        check.update(0.3, 1000)
+
+
+def test_a_handful_of_tokens_is_not_judged():
+    check, alerts = _check()
+    check.update(5.0, 4)
+    check.update(5.0, 0)
+    assert alerts == []
+    with pytest.raises(UserError):
+        check.update(5.0, 40)
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "trainer"),
+    [((None,), {}), (("float32", None), {}), (("float32",), {"rollout": {"top_p": 0.9}}),
+     (("float32",), {"rollout": {"repetition_penalty": 1.2}})],
+    ids=["mock", "a mock among others", "top_p", "repetition_penalty"],
+)  # fmt: skip
+def test_probabilities_that_are_not_the_models_are_not_compared(dtypes: Any, trainer: dict[str, Any]):
+    check, alerts = _check(*dtypes, **trainer)
+    check.update(9.0, 1000)
+    assert alerts == []
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def _learner(model_dir: Path, config: TrainerConfig) -> Learner:
+    shared = SharedConfig(model=str(model_dir))
+    return Learner(shared, config, make_tokenizer(), Accelerator(cpu=True), needs_reference=False)
+
+
+def _completion(token_ids: tuple[int, ...], logprobs: tuple[float, ...], *spans: tuple[int, int]) -> Completion:
+    """`spans`: version step and tokens."""
+    versions = tuple(VersionSpan(version=Version(step, 1), tokens=tokens) for step, tokens in spans)
+    return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason="stop", versions=versions)
+
+
+def _logprobs(learner: Learner, prompt: list[int], completion: list[int]) -> list[float]:
+    with torch.no_grad():
+        logits = learner.model(input_ids=torch.tensor([prompt + completion])).logits[0]
+    return logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
+
+
+def _batch(learner: Learner, algorithm: Grpo, *, off_by: float) -> Batch:
+    """Tokens 1 and 2 of both completions are of the first version, token 3 of an older one that was far off."""
+    rows = []
+    for tokens in ((6, 7, 8), (9, 10, 11)):
+        one, two, three = _logprobs(learner, [4, 5], list(tokens))
+        rows.append(_completion(tokens, (one + off_by, two - off_by, three - 3.0), (0, 2), (-1, 1)))
+    return algorithm.make_batch([scored([4, 5], rows, [1.0, 0.0])])
+
+
+@pytest.mark.parametrize("max_tokens", [5, 1000])
+def test_the_mismatch_is_over_tokens_that_the_current_weights_sampled(model_dir: Path, max_tokens: int):
+    config = _config(learner={"max_tokens_per_micro_batch": max_tokens}, grpo={"num_iterations": 2})
+    learner, algorithm = _learner(model_dir, config), Grpo(config)
+    batch = _batch(learner, algorithm, off_by=0.25)
+    assert learner.update(batch, algorithm)["mismatch"] == pytest.approx(0.25, abs=1e-5)
+    assert "mismatch" not in learner.update(batch, algorithm), "now no token is of the current version"
+
+
+def test_a_refusal_comes_before_the_parameters_change(model_dir: Path):
+    config = _config()
+    learner, algorithm = _learner(model_dir, config), Grpo(config)
+    learner.mismatch = MismatchCheck(config, ["float32"], print)
+    batch = _batch(learner, algorithm, off_by=0.0)
+    learner.mismatch.update(0.01, 100)
+    before = [parameter.detach().clone() for parameter in learner.model.parameters()]
+    learner.mismatch.update(0.19, 10_000)
+    with pytest.raises(UserError, match="The parameters are as before this update"):
+        learner.mismatch.update(9.0, 100_000)
+    with pytest.raises(UserError):
+        learner.update(batch, algorithm)
+    assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
+    assert learner.is_whole

@@ -1,0 +1,159 @@
+"""Trainer and generator derive one parameter table, whatever the model, its files on disk and its adapter."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MixtralConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+)
+
+from support.models import make_tiny_model
+from tandem_generator.config import MockConfig
+from tandem_generator.engines.mock import MockEngine
+from tandem_protocol.config import SharedConfig
+from tandem_protocol.fingerprint import checkpoint_shapes
+from tandem_protocol.parameters import Shapes, describe_differences
+from tandem_trainer.config import LoraConfig
+from tandem_trainer.lora import add_adapter
+from tandem_trainer.model import load_model
+from tandem_trainer.shards import model_shapes
+
+COMMON = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
+GATED = {"intermediate_size": 64, "num_key_value_heads": 1, **COMMON}
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**GATED),
+    "llama, tied": LlamaConfig(tie_word_embeddings=True, **GATED),
+    "gpt_neox": GPTNeoXConfig(intermediate_size=64, **COMMON),
+    "gpt_neox, tied": GPTNeoXConfig(intermediate_size=64, tie_word_embeddings=True, **COMMON),
+    "gpt2": GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2),
+    "opt": OPTConfig(ffn_dim=64, word_embed_proj_dim=32, **COMMON),
+    "bloom": BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2),
+    "phi3": Phi3Config(pad_token_id=0, **GATED),
+}
+EXPERTS = MixtralConfig(num_local_experts=2, **GATED)
+
+
+def _trainer(directory: Path, *, adapted: bool = False) -> Shapes:
+    model = load_model(directory, SharedConfig(model=str(directory)))
+    if adapted:
+        add_adapter(model, LoraConfig(r=2), str(directory))
+    return model_shapes(model)
+
+
+def _mock(directory: Path) -> Shapes:
+    return MockEngine(str(directory), MockConfig(), None).facts.shapes
+
+
+def _vllm(directory: Path) -> Shapes:
+    pytest.importorskip("vllm")
+    from tandem_generator.engines.vllm import _parameter_table
+
+    return _parameter_table(directory, trust_remote_code=False)
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_table_is_one_with_and_without_an_adapter_on_both_sides(name: str, tmp_path: Path):
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
+    table = _trainer(tmp_path)
+    assert describe_differences(table, _vllm(tmp_path)) == ""
+    assert describe_differences(table, _mock(tmp_path)) == ""
+    assert describe_differences(_trainer(tmp_path, adapted=True), table) == ""
+
+
+@pytest.mark.vllm
+def test_the_table_has_each_expert_on_both_sides(tmp_path: Path):
+    AutoModelForCausalLM.from_config(EXPERTS).save_pretrained(tmp_path)
+    table = _trainer(tmp_path)
+    assert table["model.layers.1.block_sparse_moe.experts.0.w1.weight"] == (64, 32)
+    assert describe_differences(table, _vllm(tmp_path)) == describe_differences(table, _mock(tmp_path)) == ""
+
+
+def test_gpt_neox_is_published_under_the_names_of_its_checkpoints(tmp_path: Path):
+    AutoModelForCausalLM.from_config(CONFIGS["gpt_neox"]).save_pretrained(tmp_path)
+    assert _trainer(tmp_path)["embed_out.weight"] == (64, 32)
+    tied = tmp_path / "tied"
+    AutoModelForCausalLM.from_config(CONFIGS["gpt_neox, tied"]).save_pretrained(tied)
+    assert "embed_out.weight" not in _trainer(tied)
+
+
+# -- the same model in other files -----------------------------------------------------------------------------------
+
+
+def _tensors(directory: Path) -> dict[str, torch.Tensor]:
+    return load_file(directory / "model.safetensors")
+
+
+def save_tied_copy(directory: Path) -> None:
+    tensors = _tensors(directory)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+def leave_strays(directory: Path) -> None:
+    for name in ("adapter_model.safetensors", "consolidated.safetensors", "model-00001-of-00002.safetensors"):
+        save_file({"stray": torch.zeros(3)}, directory / name)
+    (directory / "original").mkdir()
+    save_file({"stray": torch.zeros(3)}, directory / "original" / "model.safetensors")
+    (directory / "training_args.bin").write_bytes(b"stray")
+
+
+def save_in_shards(directory: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    model.save_pretrained(directory, max_shard_size="20KB")
+    assert (directory / "model.safetensors.index.json").is_file()
+    save_file({"stray": torch.zeros(3)}, directory / "consolidated.safetensors")
+
+
+def save_buffers(directory: Path) -> None:
+    tensors = _tensors(directory) | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(16)}
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("write", [save_tied_copy, leave_strays, save_in_shards, save_buffers])
+def test_how_the_files_lie_on_disk_changes_no_table(write: Callable[[Path], None], tmp_path: Path):
+    table = _trainer(make_tiny_model(tmp_path))
+    write(tmp_path)
+    assert describe_differences(table, _trainer(tmp_path)) == ""
+    assert describe_differences(table, _mock(tmp_path)) == ""
+
+
+def test_weights_that_are_no_safetensors_are_unknown_to_the_mock(tmp_path: Path):
+    table = _trainer(make_tiny_model(tmp_path))
+    torch.save(_tensors(tmp_path), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").rename(tmp_path / "stray.safetensors")
+    assert describe_differences(table, _trainer(tmp_path)) == ""
+    assert _mock(tmp_path) == {}
+
+
+def test_a_head_that_is_no_copy_counts_although_another_setting_would_tie_it(tmp_path: Path):
+    make_tiny_model(tmp_path, tied=False)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "tie_word_embeddings"}))
+    assert checkpoint_shapes(tmp_path)["lm_head.weight"] == (64, 32)
+
+
+def test_the_first_three_differences_are_told_with_both_shapes_those_of_both_tables_first():
+    trainer = {"a": (1,), "b": (2, 3), "c": (4,), "d": (5,), "same": (6,)}
+    generator = {"b": (2, 4), "c": (5,), "e": (1,), "same": (6,)}
+    assert describe_differences(trainer, generator) == (
+        "5 parameters differ: b: trainer (2, 3), generator (2, 4); c: trainer (4,), generator (5,); "
+        "a: trainer (1,), generator none"
+    )
+    assert describe_differences({"a": (1,)}, {"a": (2,)}) == "1 parameter differs: a: trainer (1,), generator (2,)"
+    assert describe_differences(trainer, trainer) == ""
