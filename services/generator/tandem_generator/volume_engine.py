@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from safetensors import safe_open
+from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.fused_moe import MoERunner
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+
+from .rehearsal import stale_tensors
 
 BACKEND = "tandem_volume"
 
 
 @dataclass
 class VolumeInitInfo(WeightTransferInitInfo):
-    """Nothing: the volume is mounted."""
+    """The volume is mounted already."""
+
+    shards: list[str] = field(default_factory=list)
+    """Safetensors of the weights that the model holds; with them, a switch is tried out."""
 
 
 @dataclass
@@ -38,16 +46,55 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
     init_info_cls = VolumeInitInfo
     update_info_cls = VolumeUpdateInfo
 
-    def init_transfer_engine(self, init_info: VolumeInitInfo) -> None:  # noqa: ARG002 - vLLM's signature
-        """Refuse a model whose loaded parameters are no plain copies of the checkpoint's.
+    def init_transfer_engine(self, init_info: VolumeInitInfo) -> None:
+        """Refuse a model whose weights cannot be switched by a copy over its parameters.
 
         Raises:
-            ValueError: quantized or mixture-of-experts model; a copy in place would be silently wrong.
+            ValueError: it is quantized, a mixture of experts, encodes positions by what else is in a batch, or holds
+                something that vLLM has made of its weights.
         """
-        if self.model_config.quantization or self.model_config.is_moe:
+        self._refuse_kinds()
+        self._refuse_changing_rope()
+        if init_info.shards:
+            self._refuse_stale_tensors(init_info.shards)
+
+    def _refuse_kinds(self) -> None:
+        experts = next((name for name, module in self.model.named_modules() if isinstance(module, MoERunner)), None)
+        kind = "quantized" if self.model_config.quantization else experts and f"a mixture of experts ({experts})"
+        if kind:
             raise ValueError(
-                f"got {self.model_config.model!r}, which is quantized or a mixture of experts; Tandem switches the "
-                "weights of dense, unquantized models only"
+                f"{self.model_config.model!r} is {kind}, expected a dense model without quantization. vLLM stores such "
+                "weights in another layout, which a switch of weights would not reach. Fix: choose another shared.model"
+            )
+
+    def _refuse_changing_rope(self) -> None:
+        """vLLM's own encodings are chosen once; those of its Transformers backend change with the longest request."""
+        length = self.model_config.max_model_len
+        for module in self.model.modules():
+            original = getattr(module, "original_max_seq_len", None)
+            if original is None or not isinstance(module.rope_type, str):
+                continue
+            parameters = module.config.rope_parameters
+            longest = {"dynamic": original, "longrope": parameters.get("original_max_position_embeddings")}
+            limit = longest.get(module.rope_type)
+            if limit is not None and length > limit:
+                raise ValueError(
+                    f"{self.model_config.model!r} runs on vLLM's Transformers backend, whose rope_type "
+                    f"{module.rope_type!r} encodes positions by the longest request of a batch: got max_model_len "
+                    f"{length}, expected at most {limit}. Fix: set generator.max_model_len: {limit}"
+                )
+
+    def _refuse_stale_tensors(self, shards: list[str]) -> None:
+        def process() -> None:
+            process_weights_after_loading(self.model, self.model_config, self.device)
+
+        with set_current_vllm_config(self.vllm_config):
+            stale = stale_tensors(self.model, lambda: self._load(shards), process)
+        if stale:
+            raise ValueError(
+                f"{self.model_config.model!r} cannot be given other weights while it serves: of its tensors "
+                f"{', '.join(stale[:3])} ({len(stale)} in all) are not copies of the checkpoint's. Fix: choose a "
+                "shared.model of another architecture (docs/architectures.md)"
             )
 
     def start_weight_update(self) -> None:
@@ -59,8 +106,11 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
         Raises:
             ValueError: the shards leave parameters of the model untouched.
         """
+        self._load(update_info.shards)
+
+    def _load(self, shards: list[str]) -> None:
         with torch.no_grad():
-            loaded = self.model.load_weights(_tensors(update_info.shards))
+            loaded = self.model.load_weights(_tensors(shards))
         missing = {name for name, _ in self.model.named_parameters()} - set(loaded)
         if missing:
             raise ValueError(f"the version lacks weights for {len(missing)} parameters, such as {min(missing)}")

@@ -194,6 +194,7 @@ def meet_generators(
         shapes=model_shapes(project.learner.model),
         tables=tables,
     )
+    length = min(length, project.learner.fix_rope([info.max_model_len for info in infos.values()]))
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return list(infos.values())
 

@@ -6,7 +6,7 @@ rows together, C tokens of one chunk, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .errors import UserError
+from .heads import Head, body
 
 BLOCK = 2**22
 """Logits that a softmax takes at a time, so that what it needs besides their own memory is small."""
@@ -33,6 +34,7 @@ class TokenLogprobs(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
+        self._head = Head.of(model.config)
         self._chunk_size = chunk_size
 
     def forward(self, token_ids_BS: Tensor, prompt_lengths_B: Tensor, present_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +44,7 @@ class TokenLogprobs(nn.Module):
         probabilities are kept for it, and computes the others again.
         """
         # No attention mask: padding stands on the right, where a causal model cannot see it.
-        hidden_BSH = self.model.base_model(input_ids=token_ids_BS, use_cache=False).last_hidden_state
+        hidden_BSH = body(self.model)(input_ids=token_ids_BS, use_cache=False).last_hidden_state
         rows_N, offsets_N = present_BT.nonzero(as_tuple=True)
         positions_N = prompt_lengths_B[rows_N] + offsets_N
         hidden_NH, targets_N = hidden_BSH[rows_N, positions_N - 1], token_ids_BS[rows_N, positions_N]
@@ -58,40 +60,65 @@ class TokenLogprobs(nn.Module):
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = self.model.get_output_embeddings()(hidden_CH).float()
-        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, self.temperature)  # type: ignore[no-untyped-call]  # torch's
+        # A scale of the logits is a part of the temperature.
+        temperature, cap = self.temperature / self._head.scale, self._head.cap and self._head.cap / self.temperature
+        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, temperature, cap)  # type: ignore[no-untyped-call]  # torch's
         return logprobs_C, entropies_C
 
 
 class _OfTargets(torch.autograd.Function):
     """Logprobs of targets, and entropies without a gradient, in the memory of the logits.
 
-    What is given as logits is overwritten by probabilities in the forward pass, and by the logits' gradient in the
-    backward pass, so there can be only one of those.
+    What is given as logits is overwritten by probabilities in the forward pass (by logprobs if they are capped), and by
+    the logits' gradient in the backward pass, so there can be only one of those.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits_CV: Tensor, targets_C: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        logprobs_C, entropies_C = logits_CV.new_empty(2, len(logits_CV))
-        rows = max(1, BLOCK // logits_CV.shape[1])
-        blocks = (torch.split(tensor, rows) for tensor in (logits_CV, targets_C, logprobs_C, entropies_C))
-        for values_RV, targets_R, logprobs_R, entropies_R in zip(*blocks, strict=True):
-            logprobs_RV = values_RV.div_(temperature).log_softmax(-1)
+    def forward(
+        ctx: Any, logits_CV: Tensor, targets_C: Tensor, temperature: float, cap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        """`temperature` divides the logits, and `cap`, if there is one, then caps them."""
+        logprobs_C, entropies_C, sums_C = logits_CV.new_empty(3, len(logits_CV))
+        for values_RV, targets_R, logprobs_R, entropies_R, sums_R in _blocks(
+            logits_CV, targets_C, logprobs_C, entropies_C, sums_C
+        ):
+            values_RV.div_(temperature)
+            if cap:
+                values_RV.div_(cap).tanh_().mul_(cap)
+            logprobs_RV = values_RV.log_softmax(-1)
             torch.gather(logprobs_RV, -1, targets_R[:, None], out=logprobs_R[:, None])
-            torch.exp(logprobs_RV, out=values_RV)
-            torch.sum(logprobs_RV.mul_(values_RV), -1, out=entropies_R).neg_()
-        ctx.save_for_backward(logits_CV, targets_C)
-        ctx.temperature = temperature
+            if cap:
+                torch.sub(values_RV[:, 0], logprobs_RV[:, 0], out=sums_R)
+                values_RV.copy_(logprobs_RV)
+                logprobs_RV.mul_(values_RV.exp())
+            else:
+                torch.exp(logprobs_RV, out=values_RV)
+                logprobs_RV.mul_(values_RV)
+            torch.sum(logprobs_RV, -1, out=entropies_R).neg_()
+        ctx.save_for_backward(logits_CV, targets_C, sums_C)
+        ctx.temperature, ctx.cap = temperature, cap
         ctx.mark_non_differentiable(entropies_C)
         return logprobs_C, entropies_C
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_C: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        probs_CV, targets_C = ctx.saved_tensors
+    def backward(ctx: Any, grad_C: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        values_CV, targets_C, sums_C = ctx.saved_tensors
         # d log p(target) / d logits = onehot(target) − p, over the temperature
         grad_C1 = grad_C[:, None] / ctx.temperature
-        gradient_CV = probs_CV.mul_(-grad_C1).scatter_add_(-1, targets_C[:, None], grad_C1)
-        return gradient_CV, None, None
+        if not ctx.cap:
+            return values_CV.mul_(-grad_C1).scatter_add_(-1, targets_C[:, None], grad_C1), None, None, None
+        for values_RV, targets_R, sums_R, grad_R1 in _blocks(values_CV, targets_C, sums_C, grad_C1):
+            # d (cap · tanh(x / cap)) / d x = 1 − tanh², and the capped logit is logprob + log of the sum.
+            slopes_RV = 1 - ((values_RV + sums_R[:, None]) / ctx.cap).square_()
+            values_RV.exp_().mul_(-grad_R1).scatter_add_(-1, targets_R[:, None], grad_R1).mul_(slopes_RV)
+        return values_CV, None, None, None
+
+
+def _blocks(values_CV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of some rows (R) of each at a time."""
+    rows = max(1, BLOCK // values_CV.shape[1])
+    return zip(*(torch.split(tensor, rows) for tensor in (values_CV, *others)), strict=True)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from tandem_protocol.config import ConfigError
 from tandem_protocol.errors import BadRequest, EngineFailed, not_finite
 from tandem_protocol.fingerprint import fingerprint, model_files
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
@@ -71,8 +72,25 @@ class VllmEngine:
         )
 
     async def start(self) -> None:
-        await self._client.init_weight_transfer_engine(WeightTransferInitRequest())
+        """Try out a switch of weights and a token, so that what this engine cannot do is known before it serves.
+
+        Raises:
+            ConfigError: the model's weights cannot be switched, or vLLM cannot compute it here.
+        """
+        shards = [str(file.resolve()) for file in self.facts.base_shards] if "full" in self.facts.kinds else []
+        try:
+            await self._client.init_weight_transfer_engine(WeightTransferInitRequest(init_info={"shards": shards}))
+        except Exception as error:
+            raise ConfigError(f"shared.model: {str(error).partition('method failed: ')[2] or error}") from error
         await self._client.update_weight_version(str(BASE))
+        try:
+            await self.check()
+        except (EngineDeadError, EngineGenerateError) as error:
+            raise ConfigError(
+                f"shared.model: vLLM {vllm.__version__} has loaded {self._client.model_config.model!r} but cannot "
+                f"compute a token with it on this machine: {error}. Its log above says why. Fix: choose another "
+                "shared.model (docs/architectures.md), or a machine with a GPU"
+            ) from error
 
     async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
         tasks = [

@@ -1,0 +1,198 @@
+"""One model family through load → parity → update → publish → parity, with the product's own parts in one process.
+
+Generator and trainer meet as in a run, but over an in-process transport: what starts them and their servers is tested
+elsewhere, and a process for each would take a minute a family.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+from accelerate import Accelerator
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from support.architectures import VOCAB, make_architecture
+from tandem_generator.engines.vllm import VllmEngine
+from tandem_generator.launch import parse_engine_args
+from tandem_generator.options import parse
+from tandem_generator.plugin import devices, takes_seeds
+from tandem_generator.policy import Policy
+from tandem_generator.server import build_app
+from tandem_protocol.config import ConfigError, SharedConfig
+from tandem_protocol.errors import TandemError
+from tandem_protocol.messages import Group, Prompt, RolloutRequest
+from tandem_protocol.store import WeightStore
+from tandem_trainer.algorithms.grpo import Grpo
+from tandem_trainer.batch import Batch, ScoredGroup
+from tandem_trainer.client import GeneratorClient
+from tandem_trainer.config import TrainerConfig
+from tandem_trainer.devices import make_accelerator
+from tandem_trainer.errors import UserError
+from tandem_trainer.handshake import check_generators
+from tandem_trainer.learner import Learner
+from tandem_trainer.publish import Publisher, fingerprint_of
+from tandem_trainer.rollouts import sampling
+
+URL = "http://127.0.0.1:1"
+PROMPT_LENGTHS = (3, 20, 40)
+"""Of them, one is longer than the sliding windows of the tiny models."""
+MAX_MODEL_LEN = 128
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a family."""
+
+    outcome: str
+    """`trained`, `refused` or `failed`."""
+    reason: str = ""
+    before: float | None = None
+    """The largest |generator logprob − trainer logprob| of a sampled token."""
+    after: float | None = None
+    """The same after an update that was published into the live engine."""
+    moved: float | None = None
+    """How far the update moved the logprobs of the first samples at most: a generator with stale weights would be off by this."""
+    seconds: float = 0.0
+
+
+def judge(family: str, folder: Path, **changes: Any) -> Outcome:
+    """Never raises."""
+    began = time.monotonic()
+    try:
+        model = make_architecture(folder / "model", family, **changes)
+        outcome = _trained(model, folder)
+    except (UserError, ConfigError, TandemError) as error:
+        outcome = Outcome("refused", str(error))
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc()
+        outcome = Outcome("failed", f"{type(error).__name__}: {error}")
+    return Outcome(**asdict(outcome) | {"seconds": round(time.monotonic() - began, 1)})
+
+
+def _trained(model: Path, folder: Path) -> Outcome:
+    config = _config(folder)
+    accelerator = make_accelerator(config)
+    trainer = _Trainer(model, folder, config, accelerator)
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(model, folder)) as app:
+        trainer.meet(portal, GeneratorClient([URL], None, transport=httpx.ASGITransport(app)))
+        before, first = trainer.mismatch(trainer.rollouts())
+        trainer.update(first)
+        after, _ = trainer.mismatch(trainer.rollouts())
+        moved, _ = trainer.mismatch(first)
+    return Outcome("trained", before=before, after=after, moved=moved)
+
+
+@asynccontextmanager
+async def serving(model: Path, folder: Path) -> AsyncIterator[Any]:
+    """The app over a vLLM engine, as the plug-in has it."""
+    options = parse(_arguments(model, folder))
+    args = parse_engine_args(options.settings, options.engine_args)
+    config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # all that the engine's process imports is here already
+    client = AsyncLLM.from_vllm_config(config)
+    try:
+        engine = VllmEngine()
+        engine.attach(client, devices(1), takes_seeds=takes_seeds(), trust_remote_code=False)
+        policy = Policy(engine, WeightStore(options.settings.shared.weights_dir), options.settings.generator)
+        await policy.start()
+        try:
+            yield build_app(policy, str(model))
+        finally:
+            await policy.close()
+    finally:
+        client.shutdown()
+
+
+def _arguments(model: Path, folder: Path) -> list[str]:
+    values = {
+        "engine": "vllm", "model": model, "weights-dir": folder / "weights", "dtype": "float32",
+        "max-model-len": MAX_MODEL_LEN, "block-size": 32, "max-num-seqs": 16, "max-num-batched-tokens": 2048,
+        "num-gpu-blocks-override": 64,
+    }  # fmt: skip
+    return ["--enforce-eager", *(word for name, value in values.items() for word in (f"--{name}", str(value)))]
+
+
+def _config(folder: Path) -> TrainerConfig:
+    return TrainerConfig.model_validate(
+        {
+            "max_steps": 1,
+            "output_dir": folder / "runs",
+            "rewards": [{"function": "rewards:odd"}],
+            "rollout": {"num_generations": 4, "max_completion_length": 16, "temperature": 0.7},
+            "optim": {"learning_rate": 0.001, "max_grad_norm": 100.0},
+            "learner": {"max_tokens_per_micro_batch": 100},
+        }
+    )
+
+
+class _Trainer:
+    """The parts of a run between the handshake and the second step."""
+
+    def __init__(self, model: Path, folder: Path, config: TrainerConfig, accelerator: Accelerator) -> None:
+        from transformers import AutoTokenizer
+
+        self._config, self._accelerator = config, accelerator
+        self._store = WeightStore(folder / "weights")
+        self._shared = SharedConfig(model=str(model), weights_dir=folder / "weights")
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        self.learner = Learner(self._shared, config, tokenizer, accelerator, needs_reference=False)
+        self.fingerprint = fingerprint_of(self.learner.model, model)
+        self._grpo = Grpo(config)
+
+    def meet(self, portal: BlockingPortal, client: GeneratorClient) -> None:
+        self._portal, self._client = portal, client
+        infos = portal.call(client.info, 30.0)
+        self.learner.fix_rope([info.max_model_len for info in infos.values()])
+        check_generators(
+            list(infos.values()), list(infos), ours=self.fingerprint, model=self._shared.model,
+            max_completion_length=self._config.rollout.max_completion_length, accelerators=[],
+        )  # fmt: skip
+
+    def rollouts(self) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        prompts = [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
+        request = RolloutRequest(
+            prompts=tuple(Prompt(token_ids=tuple(p)) for p in prompts),
+            sampling=sampling(self._config.rollout).model_copy(update={"ignore_eos": True}),
+        )
+        groups: list[Group] = []
+
+        async def ask() -> None:
+            await self._client.rollouts(request, groups.append, timeout_s=60.0)
+
+        self._portal.call(ask)
+        return self._grpo.make_batch([_scored(prompts[group.prompt_index], group) for group in groups])
+
+    @torch.no_grad()
+    def mismatch(self, batch: Batch) -> tuple[float, Batch]:
+        logprobs_BT, _ = self.learner._policy(*batch.model_inputs)
+        return float((logprobs_BT - batch.sampler_logprobs_BT).abs().max()), batch
+
+    def update(self, batch: Batch) -> None:
+        self.learner.update(batch, self._grpo)
+        with self._store.writer("the matrix"):
+            Publisher(
+                store=self._store, client=self._client, portal=self._portal, wait=lambda task: task.result(),
+                config=self._config.publish, run_name="matrix", attempt=1, model_fingerprint=self.fingerprint,
+                dtype=torch.float32, accelerator=self._accelerator,
+            )(self.learner.model, 1)  # fmt: skip
+
+
+def _scored(prompt: list[int], group: Group) -> ScoredGroup:
+    rewards = tuple(float(number) for number, _ in enumerate(group.completions))
+    return ScoredGroup(
+        row=0, prompt_ids=tuple(prompt), prompt_text="", texts=("",) * len(rewards), group=group, rewards=rewards,
+        rewards_by_function={"rewards:odd": rewards},
+    )  # fmt: skip
