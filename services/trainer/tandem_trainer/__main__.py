@@ -38,6 +38,7 @@ from .handshake import check_generators
 from .judge import Judge, WinRate
 from .learner import Learner
 from .loop import train
+from .lora import adapted_head
 from .model_files import model_dir
 from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
 from .publish import Publisher, fingerprint_of
@@ -199,6 +200,8 @@ def meet_generators(
         accelerators=accelerators,
         shapes=model_shapes(project.learner.model),
         tables=tables,
+        lora=settings.trainer.lora,
+        adapted_head=adapted_head(project.learner.model),
     )
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return [info.version.attempt for info in infos.values()]

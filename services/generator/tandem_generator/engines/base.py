@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from tandem_protocol.manifest import Kind
-from tandem_protocol.messages import Group, ModelFingerprint, RolloutRequest, SwitchMode
+from tandem_protocol.messages import Group, Kind, ModelFingerprint, RolloutRequest, SwitchMode
 from tandem_protocol.version import Version
 
 
@@ -30,6 +29,10 @@ class EngineFacts(NamedTuple):
     kinds: frozenset[Kind] = frozenset({"full"})
     """What versions it can load."""
     max_lora_rank: int = 0
+    layers: Mapping[str, tuple[int, ...]] = {}
+    """Parameter table under the names that the model's own modules have, which an adapter's tensors begin with."""
+    lora_heads: tuple[str, ...] | None = None
+    """Names of the output embeddings that an adapter may change; None: any."""
 
 
 class Engine(Protocol):
