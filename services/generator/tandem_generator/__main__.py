@@ -55,7 +55,8 @@ def _check(settings: Settings, token: str | None) -> None:
         raise ConfigError(problem)
     if method := settings.generator.vllm.get("quantization"):
         raise ConfigError(
-            f"generator.vllm.quantization is {method}; a generator switches unquantized weights only. Fix: leave it out."
+            f"generator.vllm.quantization is {method}; a generator switches unquantized weights only. Fix: leave it "
+            "out."
         )
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(
