@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from argparse import SUPPRESS, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
+from huggingface_hub import hf_hub_download
 from vllm.entrypoints.cli.serve import run_headless
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -16,6 +18,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
 from tandem_protocol.ports import listen
+from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
 from .config import Settings
@@ -34,9 +37,11 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     node, which has the routes, is there.
 
     Raises:
+        ConfigError: the model is quantized.
         TandemError: the weight store's newest version cannot be served.
         ConfigError: vLLM refuses an option, or it is one of those that are Tandem's; the port is in use.
     """
+    _refuse_quantized(settings)
     args = parse_engine_args(settings, engine_args)
     if args.headless:
         args.api_server_count = 0
@@ -51,6 +56,19 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
         return True
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
     return TandemRoutes.policy.stopping
+
+
+def _refuse_quantized(settings: Settings) -> None:
+    """Before the weights of a model on the hub are downloaded."""
+    shared = settings.shared
+    if Path(shared.model).is_dir():
+        return  # checked already
+    try:
+        config = hf_hub_download(shared.model, "config.json", revision=shared.revision)
+    except (OSError, ValueError):
+        return  # vLLM says what is wrong with the model's name or the network
+    if problem := quantization_problem(shared.model, Path(config).parent):
+        raise ConfigError(problem)
 
 
 def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:
