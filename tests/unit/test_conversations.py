@@ -34,6 +34,7 @@ SHAPES: dict[str, tuple[Any, str]] = {
     "a message": (USER, "user"),
     "a message whose other keys are null": ([{**ABSENT, **USER[0]}], "user"),
     "JSON text": (json.dumps(USER, indent=1), "user"),
+    "JSON text with another key first": (json.dumps([{"name": "Ann", **USER[0]}]), "user"),
     "a text part": ([{"role": "user", "content": _parts("What is 1+1?")}], "user"),
     "two text parts": ([{"role": "user", "content": _parts("What is ", "1+1?")}], "user"),
     "ShareGPT's keys": ([{"from": "human", "value": "What is 1+1?"}], "user"),
@@ -167,6 +168,7 @@ def test_keys_that_only_some_templates_know_reach_them(tmp_path: Path):
     [
         ([], ["the prompt is []", "role/content"]),
         (USER[0], ["role/content"]),
+        (json.dumps(USER[0]), ["expected a string or a list of role/content objects"]),
         ("[{'role': 'user', 'content': 'Hi'}]", ["looks like a conversation but is not JSON", "json.dumps"]),
         ([*USER, "Hi"], ["message 1", "'Hi'"]),
         ([*USER, {"role": "user"}], ["message 1", "content", "{'role': 'user'}"]),
@@ -219,3 +221,28 @@ def test_a_template_of_the_configuration_takes_the_place_of_a_missing_one(tmp_pa
         load_prompts(config, tokenizer)
     config = config.model_copy(update={"chat_template_kwargs": {"chat_template": "{{ messages[0].content }}"}})
     assert load_prompts(config, tokenizer)[0].text == "What is 1+1?"
+
+
+@pytest.mark.parametrize("text", ['[{"question": "1+1?"}]', "[{", '{"a": 1}', "[1, 2]", "{{ x }}", "[]"])
+def test_other_json_is_plain_text(tmp_path: Path, text: str):
+    assert _load(tmp_path, text, TEMPLATES["ChatML"][0]).text == text
+
+
+def test_tools_from_parquet_lose_what_arrow_adds_to_them(tmp_path: Path):
+    tools = [
+        {"type": "function", "function": {"name": name, "parameters": {"properties": {key: {"type": "string"}}}}}
+        for name, key in (("f", "city"), ("g", "day"))
+    ]
+    rows = [{"prompt": USER, "tools": [tool]} for tool in tools]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "prompts.parquet")
+    tokenizer = make_tokenizer(80)
+    tokenizer.chat_template = "{{ tools | tojson }}{{ messages[0].content }}"
+    loaded = load_prompts(PromptsConfig(source=str(tmp_path / "prompts.parquet")), tokenizer)
+    assert [row.text for row in loaded] == [f"{json.dumps([tool])}What is 1+1?" for tool in tools]
+
+
+def test_a_long_message_is_cut_in_an_error(tmp_path: Path):
+    image = {"type": "image_url", "image_url": {"url": "x" * 100_000}}
+    with pytest.raises(UserError, match="image_url") as error:
+        _load(tmp_path, [{"role": "user", "content": [image]}], TEMPLATES["ChatML"][0])
+    assert len(str(error.value)) < 1000

@@ -8,25 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import tandem_generator.config
-import tandem_trainer.config
-from tandem_protocol.config import load
-
 ROOT = Path(__file__).parents[2]
 
 
 def test_the_configuration_page_is_that_of_the_models() -> None:
     page = runpy.run_path(str(ROOT / "docs/make_config.py"))["page"]()
     assert (ROOT / "docs/config.md").read_text() == page, "write it again: .venv/bin/python docs/make_config.py"
-
-
-@pytest.mark.parametrize("settings", [tandem_generator.config.Settings, tandem_trainer.config.Settings])
-def test_the_readmes_configuration_is_valid(tmp_path: Path, settings: type[tandem_trainer.config.Settings]) -> None:
-    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 1
-    (tmp_path / "config.yaml").write_text(blocks[0])
-    loaded, _ = load(settings, path=tmp_path / "config.yaml", env={})
-    assert loaded.shared.model
 
 
 def test_the_trainers_image_tells_the_cuda_version_of_its_lock() -> None:

@@ -101,7 +101,7 @@ class ProjectFunction(Generic[AnswerT]):
             if self._drop_errors and not isinstance(error, Hung | UserError):
                 log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
                 return None
-            fix = "" if isinstance(error, Hung) else " Fix: correct the function, or set trainer.reward_errors: drop."
+            fix = "" if "Fix: " in message else " Fix: correct the function, or set trainer.reward_errors: drop."
             raise UserError(f"{message}.{fix}") from error
 
 

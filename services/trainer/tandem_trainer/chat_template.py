@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from .conversations import Conversation
+from .conversations import Conversation, shown
 from .errors import UserError
 
 _MAY_BE_LEFT_OUT = frozenset({"system", "developer", "assistant", "tool"})
@@ -78,8 +78,8 @@ def render(
         raise UserError(f"{where}: the model's chat template refuses the prompt: {refusal}") from refusal
     if lost := [i for i in best.left_out if messages[i]["role"] not in _MAY_BE_LEFT_OUT]:
         raise UserError(
-            f"{where}: the model's chat template leaves out message {lost[0]}, {messages[lost[0]]!r}. It gives "
-            f"{best.text!r}. Fix: use a role that the template knows, or another template "
+            f"{where}: the model's chat template leaves out message {lost[0]}, {shown(messages[lost[0]])}. It gives "
+            f"{shown(best.text)}. Fix: use a role that the template knows, or another template "
             "(trainer.prompts.chat_template_kwargs: {chat_template: …})."
         )
     return best
@@ -96,7 +96,7 @@ def _ending(
         return messages, {**options, "add_generation_prompt": opened}
     if "tool_calls" in last:
         raise UserError(
-            f"{where}: the conversation ends with a tool call, {last['tool_calls']!r}. "
+            f"{where}: the conversation ends with a tool call, {shown(last['tool_calls'])}. "
             "Fix: add the message with the tool's answer, or remove the call."
         )
     if last.keys() == {"role", "content"} and not last["content"]:  # nothing to continue: the turn begins

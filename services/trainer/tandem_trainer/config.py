@@ -28,6 +28,7 @@ class PromptsConfig(Section):
     limit: int | None = Field(None, ge=1)
     """Use only the first rows."""
     chat_template_kwargs: dict[str, Any] = {}
+    """Given to the chat template by name, such as `enable_thinking: false`; `chat_template` takes the model's place."""
     tools: tuple[dict[str, Any], ...] = ()
     """JSON schemas of functions that the chat template offers; a row's own column `tools` takes their place."""
 

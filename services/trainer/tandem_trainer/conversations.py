@@ -20,7 +20,10 @@ Conversation = list[dict[str, Any]]
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 """The usual roles. A chat template may know more."""
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
-_JSON_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+_JSON = re.compile(r"\s*(\[\s*)?\{")
+_PYTHON = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+"""How `str` writes a conversation."""
+_SHOWN_CHARACTERS = 300
 _CONTENT_IS_OPTIONAL_WITH = ("tool_calls", "reasoning_content", "thinking")
 
 
@@ -112,16 +115,17 @@ def parse_prompt(where: str, prompt: Any, *, nulls_are_absent: bool) -> str | Co
         UserError: it is neither; names the row, the message and the value.
     """
     if isinstance(prompt, str):
-        if not _JSON_CONVERSATION.match(prompt):
-            return prompt
-        prompt = _parsed(prompt)
-        if prompt is None:
+        parsed = _parsed(prompt) if _JSON.match(prompt) else None
+        if parsed is None and _PYTHON.match(prompt):
             raise UserError(
-                f"{where}: the prompt looks like a conversation but is not JSON. "
+                f"{where}: the prompt looks like a conversation but is not JSON: {shown(prompt)}. "
                 "Fix: write it with json.dumps(messages), not with str(messages)."
             )
+        if not _has_roles(parsed):
+            return prompt
+        prompt = parsed
     if not isinstance(prompt, list) or not prompt:
-        raise UserError(f"{where}: the prompt is {prompt!r}; expected a string or a list of role/content objects")
+        raise UserError(f"{where}: the prompt is {shown(prompt)}; expected a string or a list of role/content objects")
     messages = drop_nulls(prompt) if nulls_are_absent else prompt
     return [_message(f"{where}, message {index}", message) for index, message in enumerate(messages)]
 
@@ -137,14 +141,26 @@ def parse_tools(where: str, tools: Any, *, nulls_are_absent: bool) -> list[dict[
             tools = json.loads(tools)
         except ValueError as error:
             raise UserError(
-                f"{where}: the column 'tools' is not JSON: {error}; got {tools!r}, expected a list of JSON schemas of "
-                "functions"
+                f"{where}: the column 'tools' is not JSON: {error}; got {shown(tools)}, expected a list of JSON "
+                "schemas of functions"
             ) from error
     elif nulls_are_absent:
         tools = drop_nulls(tools)
     if not isinstance(tools or [], list) or not all(isinstance(tool, dict) for tool in tools or []):
-        raise UserError(f"{where}: the column 'tools' is {tools!r}; expected a list of JSON schemas of functions")
+        raise UserError(f"{where}: the column 'tools' is {shown(tools)}; expected a list of JSON schemas of functions")
     return tools or []
+
+
+def _has_roles(value: Any) -> bool:
+    """Whether it is a message or a list of messages."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in items)
+
+
+def shown(value: Any) -> str:
+    """A value in an error, cut if it is long: a message may hold an image."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def drop_nulls(value: Any) -> Any:
@@ -161,9 +177,9 @@ def _message(where: str, message: Any) -> dict[str, Any]:
         return _Message.model_validate(message).model_dump(exclude_none=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"]))
+        key, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         raise UserError(
-            f"{where}: {f'{key}: ' if key else ''}{first['msg']}; got {message!r}, expected role/content: "
+            f"{where}: {key + ': ' if key else ''}{problem}; got {shown(message)}, expected role/content: "
             '{"role": "user", "content": "text"}'
         ) from error
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .chat_template import render
 from .config import PromptsConfig
-from .conversations import Conversation, parse_prompt, parse_tools
+from .conversations import Conversation, parse_prompt, parse_tools, shown
 from .data_files import read_rows
 from .errors import UserError
 from .text_files import Row
@@ -131,7 +131,7 @@ class _Reader:
             text = self._rendered(where, prompt, row.get("tools"))
             token_ids = self._token_ids(where, text)
         if not token_ids:
-            raise UserError(f"{where}: the prompt {prompt!r} has no tokens; expected at least one")
+            raise UserError(f"{where}: the prompt {shown(prompt)} has no tokens; expected at least one")
         columns = {name: value for name, value in row.items() if name != column}
         return PromptRow(index, where, prompt, text, token_ids, columns)
 
@@ -156,7 +156,9 @@ class _Reader:
         text, left_out = render(where, messages, offered, self._tokenizer, template_kwargs)
         if left_out:
             message = messages[left_out[0]]
-            self.incomplete.append(f"{where}: the model's chat template leaves out message {left_out[0]}, {message!r}")
+            self.incomplete.append(
+                f"{where}: the model's chat template leaves out message {left_out[0]}, {shown(message)}"
+            )
         return text
 
     def _token_ids(self, where: str, text: str) -> tuple[int, ...]:

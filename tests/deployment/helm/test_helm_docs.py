@@ -7,15 +7,13 @@ import re
 from typing import Any
 
 import pytest
-import yaml
 
-from support.helm import CHART, ROOT, render
+from support.helm import CHART, ROOT
 
 pytestmark = pytest.mark.helm
 
 PAGES = sorted((ROOT / "docs").glob("kubernetes*.md"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
-OWN = {"config": {"shared": {"model": "m"}}, "project": {"configMap": "mine"}}
 
 
 def names_a_value(words: list[str]) -> bool:
@@ -38,13 +36,6 @@ def names_a_key(name: str) -> bool:
 
 def test_the_pages_are_found() -> None:
     assert [page.name for page in PAGES] == ["kubernetes-multinode.md", "kubernetes-upgrade.md", "kubernetes.md"]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_block_of_values_is_taken(page: Any) -> None:
-    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(), re.DOTALL):
-        values = yaml.safe_load(block)
-        render(values if "config" in values else {**OWN, **values})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
