@@ -28,7 +28,7 @@ from .config import TrainerConfig
 from .devices import default_max_tokens
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
-from .model import load_model
+from .model import checkpoint_gradients, load_model
 from .model_files import ModelFiles
 from .optimizer import make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_model, save_optimizer, spread
@@ -58,7 +58,7 @@ class Learner:
         self._is_sharded = is_sharded(config.learner, accelerator)
         model = self._loaded(shared.model)
         if config.learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_gradients(model)
         if config.lora:
             add_adapter(model, config.lora, shared.model, shared.revision)
         policy = self._logprobs_of(model)
@@ -251,7 +251,7 @@ class Learner:
         )
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
-        policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False).eval())
+        policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False))
         return spread(policy, self._config.learner, self._accelerator)
 
     def _sum(self, values: list[float]) -> list[float]:
