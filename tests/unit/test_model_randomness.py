@@ -1,4 +1,4 @@
-"""A model that is loaded for training gives the same for the same tokens: in training mode what it gives without it."""
+"""A model that is loaded for training gives the same for the same tokens, and what it gives in use."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from transformers import (
     PreTrainedModel,
     Starcoder2Config,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tandem_protocol.config import SharedConfig
 from tandem_trainer.errors import UserError
 from tandem_trainer.logprobs import TokenLogprobs, check
-from tandem_trainer.model import load_model
+from tandem_trainer.model import checkpoint_gradients, load_model
 
 IDS = torch.arange(4, 16)[None]
 COMMON = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -62,12 +63,28 @@ def test_a_loaded_model_is_not_random_in_training_and_gives_what_it_gives_in_use
     assert not torch.equal(_logits(model.train()), _logits(model.train())), "else this shows nothing"
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
-    assert loaded.training
     assert torch.equal(_logits(loaded), _logits(loaded))
     torch.testing.assert_close(_logits(loaded), _logits(model.eval()))
+    if name != "mixtral":  # its routers' noise is of training mode alone
+        torch.testing.assert_close(_logits(loaded.train()), _logits(model))
     bare = load_model(tmp_path, SharedConfig(model=str(tmp_path)), without_weights=True)
     assert all(parameter.is_meta for parameter in bare.parameters())
     assert [type(module) for module in bare.modules()] == [type(module) for module in loaded.modules()]
+
+
+@pytest.mark.parametrize("name", ["opt", "mixtral", "llama"])
+def test_checkpointed_layers_compute_twice_what_they_compute_in_use(name: str, tmp_path: Path):
+    AutoModelForCausalLM.from_config(RANDOM[name]).save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
+    expected, runs = _logits(loaded), []
+    checkpoint_gradients(loaded)
+    layer = next(module for module in loaded.modules() if isinstance(module, GradientCheckpointingLayer))
+    next(layer.children()).register_forward_pre_hook(lambda *_: runs.append(1))
+    logits = loaded(input_ids=IDS, use_cache=False).logits
+    assert len(runs) == 1
+    logits.sum().backward()
+    assert len(runs) == 2
+    torch.testing.assert_close(logits, expected)
 
 
 def test_modules_whose_dropout_is_in_no_configuration_have_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -75,14 +92,14 @@ def test_modules_whose_dropout_is_in_no_configuration_have_none_either(tmp_path:
 
     def with_dropout(self: Any, config: Any) -> None:
         init(self, config)
-        self.model.norm = nn.Sequential(self.model.norm, nn.AlphaDropout(0.5))
-        self.model.drop_last, self.model.drop_path = 0.5, None
+        self.model.extra = nn.AlphaDropout(0.5)
+        self.model.drop_rate, self.model.drop_path, self.model.drop_last = 0.5, None, True
 
     LlamaForCausalLM(LlamaConfig(**LLAMA)).save_pretrained(tmp_path)
     monkeypatch.setattr(LlamaForCausalLM, "__init__", with_dropout)
     model = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
-    assert model.model.norm[1].p == 0.0
-    assert model.model.drop_path is None
+    assert model.model.extra.p == model.model.drop_rate == 0.0
+    assert (model.model.drop_path, model.model.drop_last) == (None, True)
 
 
 class Noisy(nn.Module):

@@ -31,7 +31,7 @@ from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
 from .mismatch import MismatchCheck
-from .model import load_model
+from .model import checkpoint_gradients, load_model
 from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
@@ -64,7 +64,7 @@ class Learner:
         self._is_sharded = is_sharded(config.learner, accelerator)
         model = self._loaded(shared.model)
         if config.learner.gradient_checkpointing:
-            model.gradient_checkpointing_enable()
+            checkpoint_gradients(model)
         if config.lora:
             add_adapter(model, config.lora, shared.model, shared.revision)
         policy = self._logprobs_of(model)
@@ -303,7 +303,7 @@ class Learner:
         )
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
-        policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False).eval())
+        policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False))
         return spread(policy, self._config.learner, self._accelerator)
 
     def _sum(self, values: list[float]) -> list[float]:

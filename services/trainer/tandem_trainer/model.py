@@ -18,14 +18,17 @@ from tandem_protocol.quantization import quantization_problem
 from .errors import UserError
 from .model_files import model_dir
 
-_RANDOM = re.compile(r"drop|jitter|noise")
-"""In the names of settings that make a forward pass random, such as `attn_pdrop` and `router_jitter_noise`."""
+_DROPOUT = re.compile(r"drop")
+"""In the names of settings that are probabilities of dropout, such as `attn_pdrop` and `layerdrop`."""
 _OF_QUANTIZED = re.compile(r"(weight|input)_scale(_inv)?$|\.(qweight|qzeros|scales|absmax|quant_map|SCB)$")
 """Names of tensors that belong to quantized weights."""
 
 
 def load_model(source: str | Path, shared: SharedConfig, *, without_weights: bool = False) -> PreTrainedModel:
-    """The model in float32, without dropout: the generator that its logprobs are compared with has none.
+    """The model in float32 and as the generator runs it: without dropout and in evaluation mode.
+
+    Gradients are the same there. Training mode would also switch on noise that no setting turns off, such as that of
+    the routers of some mixtures of experts.
 
     Args:
         without_weights: its parameters have shapes only.
@@ -39,7 +42,7 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
         if problem := quantization_problem(str(source), model_dir(source, shared.revision)):
             raise UserError(problem)
         config = AutoConfig.from_pretrained(source, **options)
-        _remove_randomness(config)
+        _remove_dropout(config)
         if without_weights:
             model = _without_weights(config, shared)
         else:
@@ -61,7 +64,7 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
     # Tensors are published under the names that the configuration implies, as the generator derives them, whatever
     # names the checkpoint on disk has.
     model._weight_conversions = None
-    return model.train()
+    return model.eval()
 
 
 def _without_weights(config: PreTrainedConfig, shared: SharedConfig) -> PreTrainedModel:
@@ -81,9 +84,9 @@ def _check_weights(model: PreTrainedModel, missing: Collection[str], unexpected:
             f"shared.model holds {min(scales)}, so its weights are quantized, which its config.json does not say. Fix: "
             "choose the model that it was made from."
         )
-    if missing:
+    if lacking := sorted({parameter for parameter, _ in model.named_parameters()}.intersection(missing)):
         raise UserError(
-            f"shared.model lacks {len(missing)} weights of {name}, such as {', '.join(sorted(missing)[:3])}, which "
+            f"shared.model lacks {len(lacking)} weights of {name}, such as {', '.join(lacking[:3])}, which "
             "would begin as random numbers. Fix: choose a checkpoint of the whole causal language model."
         )
     if untied := model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys():
@@ -93,8 +96,16 @@ def _check_weights(model: PreTrainedModel, missing: Collection[str], unexpected:
         )
 
 
-def _remove_randomness(config: PreTrainedConfig) -> None:
-    """Set every probability of dropout and every size of noise to 0, in place, in parts of the configuration too."""
+def checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Let the layers of `model` compute activations again in the backward pass, as they do in training mode only."""
+    model.gradient_checkpointing_enable()
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True  # not what is within it
+
+
+def _remove_dropout(config: PreTrainedConfig) -> None:
+    """Set every probability of dropout to 0, in place, in parts of the configuration too."""
     for settings in _mappings(config.__dict__):
         _zero(settings)
 
@@ -113,5 +124,5 @@ def _mappings(settings: MutableMapping[str, Any]) -> Iterator[MutableMapping[str
 def _zero(settings: MutableMapping[str, Any]) -> None:
     """Only numbers between 0 and 1: not a flag (`drop_last`), a count, or a module of that name."""
     for name, value in settings.items():
-        if isinstance(name, str) and _RANDOM.search(name) and isinstance(value, float | int) and 0 < value < 1:
+        if isinstance(name, str) and _DROPOUT.search(name) and isinstance(value, float | int) and 0 < value < 1:
             settings[name] = 0.0
