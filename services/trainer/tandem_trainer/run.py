@@ -67,6 +67,7 @@ class Run:
         self._best: dict[str, Any] | None = self._saved.get("best") if self._saved else None
         self._consecutive_skips = self._groups_skipped = 0
         self._stop, self._wait_until = False, math.inf
+        self._is_cut_short = False
         self._step, self._version = 0, Version(0, 0)
         if self._saved:
             self._version = Version(self._saved["step"], self._saved["attempt"])  # until this attempt has its own
@@ -107,6 +108,11 @@ class Run:
             "was trained, and changed settings had no effect. Raise trainer.max_steps to go on, or choose another "
             "trainer.run_name to start a new run."
         )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are made, and their last version is published and evaluated."""
+        return self._step >= self._config.max_steps and not self._is_cut_short
 
     def identify(self, facts: dict[str, Any], attempts: Iterable[int]) -> None:
         """Compare the settings and `facts` with the checkpoint's, and choose this process's attempt.
@@ -164,7 +170,7 @@ class Run:
         try:
             yield
         except Stopped:
-            return
+            self._is_cut_short = True  # the version of this step may have reached no generator
         except Exception:
             if self._step and learner.is_whole and self._accelerator.num_processes == 1:
                 self.checkpoint(self._step, learner, rollouts)
@@ -178,7 +184,7 @@ class Run:
         except BaseException as error:
             self.journal.status(STOPPED if isinstance(error, KeyboardInterrupt) else FAILED, self._version)
             raise
-        self.journal.end(self._version, finished=self._step >= self._config.max_steps)
+        self.journal.end(self._version, finished=self.is_done)
 
     def wait(self, task: Future[ResultT]) -> ResultT:
         """The result of a background task, which ends by itself at its own deadline.
