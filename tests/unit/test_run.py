@@ -203,7 +203,7 @@ def test_a_checkpoint_that_cannot_be_read_is_told_with_its_path(tmp_path: Path):
     with pytest.raises(OSError, match="x"):
         _fail_after_step_3(make_run(tmp_path), OSError("x"))
     (tmp_path / "default" / "checkpoints" / "000003" / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"000003 cannot be read.*Delete it"):
+    with pytest.raises(UserError, match=r"000003 cannot be read.*delete the checkpoint"):
         make_run(tmp_path)
 
 

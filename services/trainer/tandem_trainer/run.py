@@ -20,7 +20,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
-from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state
+from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state, readable
 from .clock import StepClock
 from .config import TrainerConfig
 from .errors import UserError
@@ -140,12 +140,13 @@ class Run:
         if directory and self._saved:
             self._step = self._checkpointed_step = self._saved["step"]
             self._record = self._saved["record"]
-            learner.load(directory)
-            rollouts.load_state_dict(
-                json.loads((directory / self._rank_file).read_text()),
-                sample_again=self._changes.touch(SAMPLING),
-                score_again=self._changes.touch(SCORING),
-            )
+            with readable(directory):
+                learner.load(directory)
+                rollouts.load_state_dict(
+                    json.loads((directory / self._rank_file).read_text()),
+                    sample_again=self._changes.touch(SAMPLING),
+                    score_again=self._changes.touch(SCORING),
+                )
             if self._best and self._changes.touch(EVALUATION):
                 self._best = self._best | {"reward_mean": None}  # the next evaluation is the best that compares
             if self._changes:
