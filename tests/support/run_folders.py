@@ -40,6 +40,18 @@ class Saved:
     def start(self, first: Version) -> None: ...
 
 
+class Unsaved(Saved):
+    """Cannot be saved until told otherwise."""
+
+    error: Exception | None = ValueError("the generation config is invalid")
+
+    def save(self, directory: Path) -> None:
+        if self.error:
+            (directory / "half").write_bytes(bytes(1000))
+            raise self.error
+        super().save(directory)
+
+
 IDENTITY = {"shared.model": "m", "the number of prompts": 4}
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint with a damaged or missing file is refused with its path and the cause; nothing is taken from half of it."""
+"""A checkpoint with a damaged or missing file is refused with its path and the cause."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from support.run_folders import GROUPS, IDENTITY, Saved, make_run
+from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, make_run
 from tandem_protocol.version import Version
 from tandem_trainer.checkpoint import Checkpoints
 from tandem_trainer.errors import UserError
@@ -210,18 +210,6 @@ def test_a_checkpoint_that_cannot_be_read_is_told_with_its_path(tmp_path: Path):
 def test_somebodys_copy_of_a_checkpoint_is_none(tmp_path: Path):
     (tmp_path / "000020.bak").mkdir()
     assert Checkpoints(tmp_path, keep=1).latest() is None
-
-
-class Unsaved(Saved):
-    """Cannot be saved until told otherwise."""
-
-    error: Exception | None = ValueError("the generation config is invalid")
-
-    def save(self, directory: Path) -> None:
-        if self.error:
-            (directory / "half").write_bytes(bytes(1000))
-            raise self.error
-        super().save(directory)
 
 
 def _events(folder: Path) -> list[tuple[str, int]]:

@@ -207,7 +207,7 @@ class Run:
             return True
         if self._failed_checkpoints:
             return True
-        return self._config.checkpoint.keep_best and self.agree(self._best_step == step)
+        return self._config.checkpoint.keep_best and self.agree(self._best_with_this is not self._best)
 
     def checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> bool:
         """Write everything that `resume` needs, unless this step is on disk already; returns whether it is there.
@@ -257,17 +257,23 @@ class Run:
             )
 
     def _commit(self, step: int, staging: Path) -> None:
+        best = self._best_with_this
         state = {
             "format": FORMAT, "step": step, "attempt": self.attempt, "facts": self._facts, "record": self._record,
-            "best": self._best,
+            "best": best,
         }  # fmt: skip
         (staging / STATE_FILE).write_text(json.dumps(state))
-        self._checkpoints.commit(step, best=self._best_step)
+        self._checkpoints.commit(step, best=best["step"] if best else None)
+        self._best = best  # last: until then the one before is the best that is on disk
 
     @property
-    def _best_step(self) -> int | None:
-        """Known to the main process."""
-        return self._best["step"] if self._best else None
+    def _best_with_this(self) -> dict[str, Any] | None:
+        """The best checkpoint, if there is one of the last step. Known to the main process."""
+        reward = self._record.get("eval", {}).get("reward_mean") if self._record else None
+        best = self._best["reward_mean"] if self._best else None
+        if reward is None or (best is not None and reward <= best):
+            return self._best
+        return {"step": self._step, "reward_mean": reward}
 
     @property
     def _rank_file(self) -> str:
@@ -323,13 +329,12 @@ class Run:
         self._consecutive_skips = self._groups_skipped = 0
 
     def evaluated(self, evaluation: dict[str, Any] | None) -> None:
-        """Put an evaluation's figures into the step's record, and remember the best; None says nothing."""
+        """Put an evaluation's figures into the step's record; None says nothing."""
         if evaluation is None or self._record is None:  # of another rank, or of the policy that training starts from
             return
         self._record["eval"] = evaluation
-        reward, best = evaluation["reward_mean"], self._best["reward_mean"] if self._best else None
-        if reward is not None and (best is None or reward > best):
-            self._best = {"step": self._step, "reward_mean": reward}
+        if self._step == self._checkpointed_step:  # a resumed run has evaluated its checkpoint again
+            self._best = self._best_with_this
 
     def log(self, groups: Sequence[ScoredGroup]) -> None:
         """Write the step's record and some of its completions."""
