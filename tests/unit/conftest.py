@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator
@@ -84,3 +85,12 @@ def small_volume(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a file system that is really full needs the right to mount one")
     yield mount
     subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Whatever handlers a run installs are gone afterwards."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

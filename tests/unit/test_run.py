@@ -5,19 +5,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import pytest
-from accelerate import Accelerator
 
-from support.rollouts import completion, scored
-from tandem_protocol.store import WeightStore
+from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, make_run
 from tandem_protocol.version import Version
 from tandem_trainer.checkpoint import Checkpoints
-from tandem_trainer.config import RewardConfig, TrainerConfig
 from tandem_trainer.errors import UserError
 from tandem_trainer.metrics import JsonLines, completion_records, samples, step_record
 from tandem_trainer.run import CheckpointFailed, Run, Stopped
@@ -64,12 +60,6 @@ def test_what_a_killed_process_left_in_staging_is_no_checkpoint(tmp_path: Path):
     assert list(checkpoints.staging(5).iterdir()) == []
 
 
-GROUPS = [
-    scored([4], [completion([5, 6], version=Version(2, 1)), completion([7], finish="length")], [1.0, 0.5], row=3),
-    scored([4], [completion([8], version=Version(2, 1)), completion([9], version=Version(1, 1))], [None, 0.0], row=4),
-]
-
-
 def test_a_step_record_holds_the_steps_values():
     record = step_record(
         Version(3, 1),
@@ -108,47 +98,6 @@ def test_the_sample_of_completions_takes_one_of_each_group_first():
     assert records[0]["versions"] == ["2.1"]
 
 
-class Saved:
-    """Stands for learner and rollouts: writes that it was saved, remembers that it was loaded."""
-
-    loaded = False
-    is_whole = True
-
-    def save(self, directory: Path) -> None:
-        (directory / "saved").touch()
-
-    def load(self, directory: Path) -> None:
-        self.loaded = (directory / "saved").exists()
-
-    def state_dict(self) -> dict[str, int]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, int], **again: bool) -> None:
-        self.again = again
-
-    def start(self, first: Version) -> None: ...
-
-
-IDENTITY = {"shared.model": "m", "the number of prompts": 4}
-
-
-@pytest.fixture
-def signals() -> Iterator[None]:
-    """Whatever handlers a run installs are gone afterwards."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-def _run(folder: Path, attempts: tuple[int, ...] = (), identity: dict[str, object] = IDENTITY, **options: Any) -> Run:
-    rewards = (RewardConfig(function="rewards:r"),)
-    config = TrainerConfig.model_validate({"output_dir": folder, "max_steps": 9, "rewards": rewards} | options)
-    run = Run(config, Accelerator(cpu=True), WeightStore(folder / "weights"))
-    run.identify(identity, attempts)
-    return run
-
-
 def _fail_after_step_3(run: Run, error: Exception) -> None:
     learner = Saved()
     run.resume(learner, learner)  # type: ignore[arg-type]  # all that it uses of both
@@ -159,8 +108,8 @@ def _fail_after_step_3(run: Run, error: Exception) -> None:
 
 def test_a_run_that_fails_goes_on_from_its_last_whole_step(tmp_path: Path):
     with pytest.raises(OSError, match="the volume is gone"):
-        _fail_after_step_3(_run(tmp_path), OSError("the volume is gone"))
-    again, learner = _run(tmp_path), Saved()
+        _fail_after_step_3(make_run(tmp_path), OSError("the volume is gone"))
+    again, learner = make_run(tmp_path), Saved()
     assert again.resume(learner, learner) == 3  # type: ignore[arg-type]
     assert learner.loaded
     (line,) = (tmp_path / "default" / "metrics.jsonl").read_text().splitlines()
@@ -173,12 +122,12 @@ def test_a_run_that_fails_between_two_optimizer_steps_of_a_batch_writes_no_check
 ):
     monkeypatch.setattr(Saved, "is_whole", False)
     with pytest.raises(OSError, match="no"):
-        _fail_after_step_3(_run(tmp_path), OSError("no"))
+        _fail_after_step_3(make_run(tmp_path), OSError("no"))
     assert not (tmp_path / "default" / "checkpoints").exists()
 
 
 def test_a_run_that_fails_before_its_first_step_leaves_no_checkpoint(tmp_path: Path):
-    run, learner = _run(tmp_path), Saved()
+    run, learner = make_run(tmp_path), Saved()
     with pytest.raises(OSError, match="no"), run.kept(learner, learner):  # type: ignore[arg-type]
         raise OSError("no")
     assert not (tmp_path / "default" / "checkpoints").exists()
@@ -186,18 +135,18 @@ def test_a_run_that_fails_before_its_first_step_leaves_no_checkpoint(tmp_path: P
 
 def test_a_checkpoint_of_something_else_is_refused_with_both_values(tmp_path: Path):
     with pytest.raises(OSError, match="x"):
-        _fail_after_step_3(_run(tmp_path), OSError("x"))
+        _fail_after_step_3(make_run(tmp_path), OSError("x"))
     with pytest.raises(
         UserError, match=r'shared.model: "m" → "other", but the checkpoint holds.*another trainer.run_name'
     ):
-        _run(tmp_path, identity=IDENTITY | {"shared.model": "other"})
+        make_run(tmp_path, identity=IDENTITY | {"shared.model": "other"})
 
 
 def test_a_checkpoint_is_due_where_an_evaluation_is_the_best_and_a_resumed_run_remembers_which(tmp_path: Path):
     saved: Any = Saved()  # stands for the learner and the rollouts
 
     def run() -> Run:
-        return _run(
+        return make_run(
             tmp_path,
             checkpoint={"keep_best": True, "every_steps": 5, "keep": 1},
             eval={"prompts": {"source": "held_out.jsonl"}, "every_steps": 1},
@@ -225,15 +174,15 @@ def test_a_checkpoint_is_due_where_an_evaluation_is_the_best_and_a_resumed_run_r
 
 
 def test_an_attempt_is_newer_than_any_that_a_generator_serves(tmp_path: Path):
-    assert _run(tmp_path / "a").attempt == 1
-    assert _run(tmp_path / "b", attempts=(6, 2)).attempt == 7
+    assert make_run(tmp_path / "a").attempt == 1
+    assert make_run(tmp_path / "b", attempts=(6, 2)).attempt == 7
 
 
 def test_a_wait_ends_when_the_grace_of_a_stop_request_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
     monkeypatch.setattr("tandem_trainer.run.STOP_GRACE_S", 0.0)
-    run, never = _run(tmp_path), Future[None]()
+    run, never = make_run(tmp_path), Future[None]()
     run.stop_on_signals()
     os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(Stopped):
@@ -243,7 +192,7 @@ def test_a_wait_ends_when_the_grace_of_a_stop_request_is_over(
 
 
 def test_a_stop_request_lets_a_wait_finish_within_its_grace(tmp_path: Path, signals: None):
-    run, soon = _run(tmp_path), Future[int]()
+    run, soon = make_run(tmp_path), Future[int]()
     run.stop_on_signals()
     os.kill(os.getpid(), signal.SIGTERM)
     soon.set_result(7)
@@ -252,27 +201,15 @@ def test_a_stop_request_lets_a_wait_finish_within_its_grace(tmp_path: Path, sign
 
 def test_a_checkpoint_that_cannot_be_read_is_told_with_its_path(tmp_path: Path):
     with pytest.raises(OSError, match="x"):
-        _fail_after_step_3(_run(tmp_path), OSError("x"))
+        _fail_after_step_3(make_run(tmp_path), OSError("x"))
     (tmp_path / "default" / "checkpoints" / "000003" / "state.json").write_text("{")
-    with pytest.raises(UserError, match=r"000003 cannot be read.*Delete it"):
-        _run(tmp_path)
+    with pytest.raises(UserError, match=r"000003 cannot be read.*delete the checkpoint"):
+        make_run(tmp_path)
 
 
 def test_somebodys_copy_of_a_checkpoint_is_none(tmp_path: Path):
     (tmp_path / "000020.bak").mkdir()
     assert Checkpoints(tmp_path, keep=1).latest() is None
-
-
-class Unsaved(Saved):
-    """Cannot be saved until told otherwise."""
-
-    error: Exception | None = ValueError("the generation config is invalid")
-
-    def save(self, directory: Path) -> None:
-        if self.error:
-            (directory / "half").write_bytes(bytes(1000))
-            raise self.error
-        super().save(directory)
 
 
 def _events(folder: Path) -> list[tuple[str, int]]:
@@ -281,7 +218,7 @@ def _events(folder: Path) -> list[tuple[str, int]]:
 
 
 def test_a_checkpoint_that_fails_is_an_alert_and_is_tried_again_at_the_next_step(tmp_path: Path):
-    run, learner = _run(tmp_path, checkpoint={"every_steps": 2}), Unsaved()
+    run, learner = make_run(tmp_path, checkpoint={"every_steps": 2}), Unsaved()
     checkpoints = tmp_path / "default" / "checkpoints"
     due = []
     for step in (1, 2, 3, 4, 5):
@@ -300,7 +237,7 @@ def test_a_checkpoint_that_fails_is_an_alert_and_is_tried_again_at_the_next_step
 
 
 def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path):
-    run, learner = _run(tmp_path), Unsaved()
+    run, learner = make_run(tmp_path), Unsaved()
     run.measure(9, GROUPS, {"loss": 0.25})
     with pytest.raises(CheckpointFailed, match="of step 9, cannot be written"), run.life():
         run.last_checkpoint(9, learner, learner)  # type: ignore[arg-type]
@@ -308,7 +245,7 @@ def test_a_run_whose_last_checkpoint_fails_does_not_end_well(tmp_path: Path):
 
 
 def test_a_full_disk_costs_no_line_and_the_run_goes_on(small_volume: Path):
-    run = _run(small_volume)
+    run = make_run(small_volume)
     folder, filler = small_volume / "default", small_volume / "filler"
 
     def log(step: int) -> None:
@@ -336,7 +273,7 @@ def test_a_full_disk_costs_no_line_and_the_run_goes_on(small_volume: Path):
     [(9, None, "finished"), (3, None, "stopped"), (3, OSError("x"), "failed"), (3, KeyboardInterrupt(), "stopped")],
 )
 def test_the_status_says_how_the_run_ended(tmp_path: Path, last_step: int, error: Any, phase: str):
-    run = _run(tmp_path)
+    run = make_run(tmp_path)
 
     def live() -> None:
         with run.life():
@@ -355,28 +292,28 @@ def test_the_status_says_how_the_run_ended(tmp_path: Path, last_step: int, error
 
 def test_a_finished_run_is_one_whose_last_step_was_published_and_saved(tmp_path: Path):
     saved: Any = Saved()
-    run = _run(tmp_path)
+    run = make_run(tmp_path)
     run.measure(9, GROUPS, {"loss": 0.25})
     run.checkpoint(9, saved, saved)
     with pytest.raises(OSError, match="generator"), run.life():
         raise OSError("the generator is gone")
-    assert _run(tmp_path).finished is None
+    assert make_run(tmp_path).finished is None
     with run.life():
         pass
-    with pytest.raises(UserError), _run(tmp_path).life():
+    with pytest.raises(UserError), make_run(tmp_path).life():
         raise UserError("this start is refused, which changes nothing about the run")
-    assert "step 9 of trainer.max_steps 9" in str(_run(tmp_path).finished)
-    assert _run(tmp_path, max_steps=10).finished is None
-    assert _run(tmp_path, max_steps=5).finished
+    assert "step 9 of trainer.max_steps 9" in str(make_run(tmp_path).finished)
+    assert make_run(tmp_path, max_steps=10).finished is None
+    assert make_run(tmp_path, max_steps=5).finished
 
 
 def test_changed_settings_are_said_and_kept_with_both_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     saved: Any = Saved()
     facts = IDENTITY | {"trainer.optim.learning_rate": 1e-6, "trainer.rewards": [{"weight": 1.0}]}
-    run = _run(tmp_path, identity=facts)
+    run = make_run(tmp_path, identity=facts)
     run.measure(3, GROUPS, {"loss": 0.25})
     run.checkpoint(3, saved, saved)
-    again = _run(tmp_path, identity=facts | {"trainer.optim.learning_rate": 1e-5})
+    again = make_run(tmp_path, identity=facts | {"trainer.optim.learning_rate": 1e-5})
     again.resume(saved, saved)
     assert saved.again == {"sample_again": False, "score_again": False}
     message = "resumed from step 3; changed since: trainer.optim.learning_rate: 1e-06 → 1e-05"
@@ -384,7 +321,7 @@ def test_changed_settings_are_said_and_kept_with_both_values(tmp_path: Path, cap
     (event,) = (tmp_path / "default" / "events.jsonl").read_text().splitlines()
     assert json.loads(event)["changes"] == {"trainer.optim.learning_rate": [1e-6, 1e-5]}
     for key, expected in [("trainer.rewards", (False, True)), ("trainer.rollout.temperature", (True, False))]:
-        changed = _run(tmp_path, identity=facts | {key: "other"})
+        changed = make_run(tmp_path, identity=facts | {key: "other"})
         changed.resume(saved, saved)
         assert (saved.again["sample_again"], saved.again["score_again"]) == expected
 
@@ -401,10 +338,10 @@ def test_a_best_evaluation_by_other_rewards_no_longer_compares_but_its_checkpoin
         run.evaluated({"reward_mean": reward})
         run.checkpoint(number, saved, saved)
 
-    run = _run(tmp_path, **options)
+    run = make_run(tmp_path, **options)
     step(run, 1, 0.9)
     step(run, 2, 0.1)
-    again = _run(tmp_path, identity=IDENTITY | {"trainer.rewards": "other"}, **options)
+    again = make_run(tmp_path, identity=IDENTITY | {"trainer.rewards": "other"}, **options)
     again.resume(saved, saved)
     again.measure(3, GROUPS, {"loss": 0.25})
     again.checkpoint(3, saved, saved)
@@ -416,7 +353,7 @@ def test_a_best_evaluation_by_other_rewards_no_longer_compares_but_its_checkpoin
 
 def test_a_record_that_cannot_be_made_leaves_the_step_as_it_was(tmp_path: Path):
     """Or the checkpoint of a failing run would be of a step that `metrics.jsonl` lacks."""
-    run, learner = _run(tmp_path), Saved()
+    run, learner = make_run(tmp_path), Saved()
     run.measure(2, GROUPS, {"loss": 0.25})
     other = [
         group.model_copy(update={"rewards_by_function": {"a:b": (1.0, 0.0), "c:d": (1.0, 0.0)}}) for group in GROUPS
@@ -427,7 +364,7 @@ def test_a_record_that_cannot_be_made_leaves_the_step_as_it_was(tmp_path: Path):
 
 
 def test_skipped_groups_are_written_so_that_they_can_be_read(tmp_path: Path):
-    run = _run(tmp_path, log_completions=2)
+    run = make_run(tmp_path, log_completions=2)
     run.measure(3, GROUPS, {"loss": 0.25})
     run.skip(GROUPS)
     lines = [json.loads(line) for line in (tmp_path / "default" / "rollouts.jsonl").read_text().splitlines()]
@@ -437,7 +374,7 @@ def test_skipped_groups_are_written_so_that_they_can_be_read(tmp_path: Path):
 def test_the_phases_of_a_step_add_up_and_none_is_of_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
     monkeypatch.setattr("tandem_trainer.clock.time.monotonic", lambda: now[0])
-    run = _run(tmp_path)
+    run = make_run(tmp_path)
 
     def spend(phase: str, seconds: float) -> None:
         with run.timer(phase):

@@ -165,7 +165,7 @@ def train_run(
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()
     step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
-    if accelerator.is_main_process and step < settings.trainer.max_steps:
+    if accelerator.is_main_process and not run.is_done:
         print(f"stopped at step {step}, resume by running the same command", flush=True)
 
 

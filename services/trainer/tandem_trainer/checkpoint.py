@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
+log = logging.getLogger(__name__)
+
 STATE_FILE = "state.json"
 FORMAT = 2
 """Of checkpoints. Raise it whenever this release cannot read those of the one before."""
+STATE_KEYS = ("step", "attempt", "facts", "record", "best")
+"""Of `STATE_FILE`, besides `format`."""
 
 
 class Checkpoints:
@@ -59,25 +66,40 @@ class Checkpoints:
         return sorted((path for path in self._root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
+@contextmanager
+def readable(checkpoint: Path) -> Iterator[None]:
+    """Say of any error in the block that a file of `checkpoint` cannot be read.
+
+    Raises:
+        UserError: names the checkpoint and the cause.
+    """
+    try:
+        yield
+    except Exception as error:  # a cut file ends in whatever its format's library raises
+        log.debug("cannot read %s", checkpoint, exc_info=True)
+        raise UserError(
+            f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. If a file in it is damaged, "
+            "delete the checkpoint to go on from the one before."
+        ) from error
+
+
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """What `STATE_FILE` holds.
 
     Raises:
         UserError: it cannot be read, or another release wrote it.
     """
-    try:
+    with readable(checkpoint):
         state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"the checkpoint {checkpoint} cannot be read: {error}. Delete it to go on from the one before."
-        ) from error
-    if (found := state.get("format", 1)) != FORMAT:
+        found = state.get("format", 1)
+    if found != FORMAT:
         raise UserError(
             f"the checkpoint {checkpoint} has format {found}, expected {FORMAT}: another release of Tandem wrote it. "
             "Finish the run with that release, or choose another trainer.run_name. `tandem export` takes the weights "
             "out of it."
         )
-    return state
+    with readable(checkpoint):
+        return {key: state[key] for key in STATE_KEYS}
 
 
 def _fsync(path: Path) -> None:

@@ -284,8 +284,9 @@ class Learner:
             load_adapter(self.model, directory / MODEL_DIR)
         else:
             fill(self.model, self._loaded(directory / MODEL_DIR).state_dict(), from_main=self._is_sharded)
-        load_optimizer(self.model, self._optimizer.optimizer, directory)
         state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
+        if state["updates"]:  # there are no moments before the first
+            load_optimizer(self.model, self._optimizer.optimizer, directory)
         self._schedule.resume(state["updates"])
         torch.set_rng_state(state["rng"])
 

@@ -133,23 +133,32 @@ def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> 
     """
     if not optimizer.state:
         return
-    try:
-        with _maybe_alone() as alone:
-            state = {"state": get_optimizer_state_dict(policy, optimizer)["state"]}
-            save(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
-    except CheckpointException as error:
-        raise OSError(f"{directory / OPTIMIZER_DIR} cannot be written: {error}") from error
+    with _maybe_alone() as alone, _failing_as_oserror(f"{directory / OPTIMIZER_DIR} cannot be written"):
+        state = {"state": get_optimizer_state_dict(policy, optimizer)["state"]}
+        save(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
 
 
 def load_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Load the moments and step counts that `save_optimizer` wrote."""
-    if not (directory / OPTIMIZER_DIR).exists():
-        return
+    """Load the moments and step counts that `save_optimizer` wrote.
+
+    Raises:
+        OSError: they cannot be read.
+    """
     whole = get_optimizer_state_dict(policy, optimizer)
     state = {"state": whole["state"]}
-    with _maybe_alone() as alone:
+    with _maybe_alone() as alone, _failing_as_oserror(f"{directory / OPTIMIZER_DIR} cannot be read"):
         load(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
     set_optimizer_state_dict(policy, optimizer, whole | state)
+
+
+@contextmanager
+def _failing_as_oserror(message: str) -> Iterator[None]:
+    """Torch's exception is not an `Exception`, and its text is a traceback of each rank."""
+    try:
+        yield
+    except CheckpointException as error:
+        causes = dict.fromkeys(f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values())
+        raise OSError(f"{message}: {'; '.join(causes)}") from error
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
-from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state
+from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state, readable
 from .clock import StepClock
 from .config import TrainerConfig
 from .errors import UserError
@@ -67,6 +67,7 @@ class Run:
         self._best: dict[str, Any] | None = self._saved.get("best") if self._saved else None
         self._consecutive_skips = self._groups_skipped = 0
         self._stop, self._wait_until = False, math.inf
+        self._is_cut_short = False
         self._step, self._version = 0, Version(0, 0)
         if self._saved:
             self._version = Version(self._saved["step"], self._saved["attempt"])  # until this attempt has its own
@@ -108,6 +109,11 @@ class Run:
             "trainer.run_name to start a new run."
         )
 
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are made, and their last version is published and evaluated."""
+        return self._step >= self._config.max_steps and not self._is_cut_short
+
     def identify(self, facts: dict[str, Any], attempts: Iterable[int]) -> None:
         """Compare the settings and `facts` with the checkpoint's, and choose this process's attempt.
 
@@ -134,12 +140,13 @@ class Run:
         if directory and self._saved:
             self._step = self._checkpointed_step = self._saved["step"]
             self._record = self._saved["record"]
-            learner.load(directory)
-            rollouts.load_state_dict(
-                json.loads((directory / self._rank_file).read_text()),
-                sample_again=self._changes.touch(SAMPLING),
-                score_again=self._changes.touch(SCORING),
-            )
+            with readable(directory):
+                learner.load(directory)
+                rollouts.load_state_dict(
+                    json.loads((directory / self._rank_file).read_text()),
+                    sample_again=self._changes.touch(SAMPLING),
+                    score_again=self._changes.touch(SCORING),
+                )
             if self._best and self._changes.touch(EVALUATION):
                 self._best = self._best | {"reward_mean": None}  # the next evaluation is the best that compares
             if self._changes:
@@ -164,7 +171,7 @@ class Run:
         try:
             yield
         except Stopped:
-            return
+            self._is_cut_short = True  # the version of this step may have reached no generator
         except Exception:
             if self._step and learner.is_whole and self._accelerator.num_processes == 1:
                 self.checkpoint(self._step, learner, rollouts)
@@ -178,7 +185,7 @@ class Run:
         except BaseException as error:
             self.journal.status(STOPPED if isinstance(error, KeyboardInterrupt) else FAILED, self._version)
             raise
-        self.journal.end(self._version, finished=self._step >= self._config.max_steps)
+        self.journal.end(self._version, finished=self.is_done)
 
     def wait(self, task: Future[ResultT]) -> ResultT:
         """The result of a background task, which ends by itself at its own deadline.
@@ -200,7 +207,7 @@ class Run:
             return True
         if self._failed_checkpoints:
             return True
-        return self._config.checkpoint.keep_best and self.agree(self._best_step == step)
+        return self._config.checkpoint.keep_best and self.agree(self._best_with_this is not self._best)
 
     def checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> bool:
         """Write everything that `resume` needs, unless this step is on disk already; returns whether it is there.
@@ -250,17 +257,23 @@ class Run:
             )
 
     def _commit(self, step: int, staging: Path) -> None:
+        best = self._best_with_this
         state = {
             "format": FORMAT, "step": step, "attempt": self.attempt, "facts": self._facts, "record": self._record,
-            "best": self._best,
+            "best": best,
         }  # fmt: skip
         (staging / STATE_FILE).write_text(json.dumps(state))
-        self._checkpoints.commit(step, best=self._best_step)
+        self._checkpoints.commit(step, best=best["step"] if best else None)
+        self._best = best  # last: until then the one before is the best that is on disk
 
     @property
-    def _best_step(self) -> int | None:
-        """Known to the main process."""
-        return self._best["step"] if self._best else None
+    def _best_with_this(self) -> dict[str, Any] | None:
+        """The best checkpoint, if there is one of the last step. Known to the main process."""
+        reward = self._record.get("eval", {}).get("reward_mean") if self._record else None
+        best = self._best["reward_mean"] if self._best else None
+        if reward is None or (best is not None and reward <= best):
+            return self._best
+        return {"step": self._step, "reward_mean": reward}
 
     @property
     def _rank_file(self) -> str:
@@ -316,13 +329,12 @@ class Run:
         self._consecutive_skips = self._groups_skipped = 0
 
     def evaluated(self, evaluation: dict[str, Any] | None) -> None:
-        """Put an evaluation's figures into the step's record, and remember the best; None says nothing."""
+        """Put an evaluation's figures into the step's record; None says nothing."""
         if evaluation is None or self._record is None:  # of another rank, or of the policy that training starts from
             return
         self._record["eval"] = evaluation
-        reward, best = evaluation["reward_mean"], self._best["reward_mean"] if self._best else None
-        if reward is not None and (best is None or reward > best):
-            self._best = {"step": self._step, "reward_mean": reward}
+        if self._step == self._checkpointed_step:  # a resumed run has evaluated its checkpoint again
+            self._best = self._best_with_this
 
     def log(self, groups: Sequence[ScoredGroup]) -> None:
         """Write the step's record and some of its completions."""

@@ -1,0 +1,65 @@
+"""A run's folder without a model: groups, and what stands for the learner and the rollouts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from support.rollouts import completion, scored
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+from tandem_trainer.config import RewardConfig, TrainerConfig
+from tandem_trainer.run import Run
+
+GROUPS = [
+    scored([4], [completion([5, 6], version=Version(2, 1)), completion([7], finish="length")], [1.0, 0.5], row=3),
+    scored([4], [completion([8], version=Version(2, 1)), completion([9], version=Version(1, 1))], [None, 0.0], row=4),
+]
+
+
+class Saved:
+    """Stands for learner and rollouts: writes that it was saved, remembers that it was loaded."""
+
+    loaded = False
+    is_whole = True
+
+    def save(self, directory: Path) -> None:
+        (directory / "saved").touch()
+
+    def load(self, directory: Path) -> None:
+        self.loaded = (directory / "saved").exists()
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int], **again: bool) -> None:
+        self.again = again
+
+    def start(self, first: Version) -> None: ...
+
+
+class Unsaved(Saved):
+    """Cannot be saved until told otherwise."""
+
+    error: Exception | None = ValueError("the generation config is invalid")
+
+    def save(self, directory: Path) -> None:
+        if self.error:
+            (directory / "half").write_bytes(bytes(1000))
+            raise self.error
+        super().save(directory)
+
+
+IDENTITY = {"shared.model": "m", "the number of prompts": 4}
+
+
+def make_run(
+    folder: Path, attempts: tuple[int, ...] = (), identity: dict[str, object] = IDENTITY, **options: Any
+) -> Run:
+    rewards = (RewardConfig(function="rewards:r"),)
+    config = TrainerConfig.model_validate({"output_dir": folder, "max_steps": 9, "rewards": rewards} | options)
+    run = Run(config, Accelerator(cpu=True), WeightStore(folder / "weights"))
+    run.identify(identity, attempts)
+    return run

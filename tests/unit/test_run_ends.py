@@ -1,0 +1,84 @@
+"""What a run leaves behind that was cut short: nothing is lost, and nothing is said that is not so."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, make_run
+from tandem_trainer.run import Run
+
+
+def _records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "default" / name).read_text().splitlines()]
+
+
+def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
+):
+    monkeypatch.setattr("tandem_trainer.run.STOP_GRACE_S", 0.0)
+    saved: Any = Saved()
+    run = make_run(tmp_path)
+    run.stop_on_signals()
+    with run.life():
+        with run.kept(saved, saved):
+            run.measure(9, GROUPS, {"loss": 0.25})
+            os.kill(os.getpid(), signal.SIGTERM)
+            run.wait(Future[None]())  # a publish that no generator answers
+        run.last_checkpoint(9, saved, saved)
+    assert json.loads((tmp_path / "default" / "status.json").read_text())["phase"] == "stopped"
+    assert not run.is_done
+    again = make_run(tmp_path)
+    assert again.finished is None
+    again.resume(saved, saved)
+    assert [line["step"] for line in _records(tmp_path)] == [9]
+
+
+def _best(run: Run, learner: Any, step: int, reward: float) -> None:
+    run.measure(step, GROUPS, {"loss": 0.25})
+    run.evaluated({"reward_mean": reward})
+    if run.checkpoint_due(step):
+        run.checkpoint(step, learner, learner)
+    run.log(GROUPS)
+
+
+def test_the_best_checkpoint_stays_until_a_better_one_is_on_disk(tmp_path: Path):
+    learner: Any = Unsaved()
+    options: dict[str, Any] = {
+        "checkpoint": {"keep_best": True, "every_steps": 100, "keep": 1},
+        "eval": {"prompts": {"source": "held_out.jsonl"}, "every_steps": 1},
+    }
+    run, folder = make_run(tmp_path, **options), tmp_path / "default" / "checkpoints"
+    learner.error = None
+    _best(run, learner, 1, 0.5)
+    learner.error = OSError("no space")
+    _best(run, learner, 2, 0.9)  # better, and lost
+    learner.error = None
+    _best(run, learner, 3, 0.4)
+    assert sorted(path.name for path in folder.iterdir()) == ["000001", "000003"]
+    assert json.loads((folder / "000003" / "state.json").read_text())["best"] == {"step": 1, "reward_mean": 0.5}
+    _best(run, learner, 4, 0.6)
+    assert [path.name for path in folder.iterdir()] == ["000004"]
+
+
+def test_a_resumed_run_that_evaluates_its_checkpoint_again_may_call_it_the_best(tmp_path: Path):
+    saved: Any = Saved()
+    options: dict[str, Any] = {
+        "checkpoint": {"keep_best": True, "every_steps": 1, "keep": 1},
+        "eval": {"prompts": {"source": "held_out.jsonl"}, "every_steps": 1},
+    }
+    run = make_run(tmp_path, **options)
+    _best(run, saved, 1, 0.9)
+    _best(run, saved, 2, 0.1)
+    again = make_run(tmp_path, identity=IDENTITY | {"trainer.rewards": "other"}, **options)
+    again.resume(saved, saved)
+    again.evaluated({"reward_mean": 0.7})
+    _best(again, saved, 3, 0.6)
+    names = sorted(path.name for path in (tmp_path / "default" / "checkpoints").iterdir())
+    assert names == ["000002", "000003"]
