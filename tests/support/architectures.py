@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -83,7 +83,9 @@ _OWN: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16, "laurel_rank": 8, "altup_num_inputs": 2,
         "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0],
     },
-    "gemma4_text": {"num_experts": None, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16, **_LOCAL_GLOBAL},
+    "gemma4_text": {
+        "num_experts": None, "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16, **_LOCAL_GLOBAL,
+    },
     "glm_moe_dsa": {"index_topk": 8, "index_head_dim": 32, "index_n_heads": 2, "num_key_value_heads": 2},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16, "intermediate_size": 96},
     "gpt_oss": _LOCAL_GLOBAL,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from argparse import SUPPRESS, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import uvloop
+import vllm
+from pydantic import ValidationError
 from vllm.entrypoints.cli.serve import run_headless
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -15,7 +18,9 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.errors import EngineFailed
 from tandem_protocol.ports import listen
+from tandem_protocol.problems import summarize
 from tandem_protocol.store import WeightStore
 
 from .config import Settings
@@ -35,7 +40,8 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
 
     Raises:
         TandemError: the weight store's newest version cannot be served.
-        ConfigError: vLLM refuses an option, or it is one of those that are Tandem's; the port is in use.
+        ConfigError: vLLM refuses the model or an option, or it is one of those that are Tandem's; the port is in use.
+        EngineFailed: vLLM's engine ended while it loaded the model.
     """
     args = parse_engine_args(settings, engine_args)
     if args.headless:
@@ -46,11 +52,36 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     listen(settings.generator.host, settings.generator.port, "generator.port").close()
     TandemRoutes.settings = settings
     try:
-        uvloop.run(run_server(args))
+        with start_errors(settings.shared.model):
+            uvloop.run(run_server(args))
     except KeyboardInterrupt:  # SIGTERM before the server was up
         return True
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
     return TandemRoutes.policy.stopping
+
+
+@contextmanager
+def start_errors(model: str) -> Iterator[None]:
+    """Say in a message what keeps vLLM from starting with `model`.
+
+    Raises:
+        ConfigError: vLLM does not know the model, or an option does not fit it.
+        EngineFailed: the engine's own process ended while it loaded the model.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(
+            f"vLLM {vllm.__version__} refuses shared.model {model!r} or an option for it: {summarize(error.errors())}. "
+            "Fix: change that option, or choose another shared.model (docs/architectures.md)"
+        ) from error
+    except RuntimeError as error:
+        if "Engine core initialization failed" not in str(error):
+            raise
+        raise EngineFailed(
+            f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
+            "Fix: what the log names, or choose another shared.model (docs/architectures.md)"
+        ) from error
 
 
 def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:

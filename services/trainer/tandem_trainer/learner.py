@@ -25,6 +25,7 @@ from tandem_protocol.config import SharedConfig
 from .algorithms.base import Algorithm, Mean, Share, Totals
 from .algorithms.corrections import entropy_quantile
 from .batch import Batch
+from .causality import check_causal
 from .config import TrainerConfig
 from .devices import default_max_tokens
 from .errors import UserError
@@ -58,7 +59,7 @@ class Learner:
         """Load the model.
 
         Raises:
-            UserError: there is no such model, or its logits are not what `logprobs.py` computes.
+            UserError: there is no such model, its logits are not what `logprobs.py` computes, or it is not causal.
         """
         self._shared, self._config, self._tokenizer, self._accelerator = shared, config, tokenizer, accelerator
         self._is_sharded = is_sharded(config.learner, accelerator)
@@ -70,6 +71,7 @@ class Learner:
         policy = self._logprobs_of(model)
         if not self._is_elsewhere:
             check(policy)
+            check_causal(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
         self._policy = spread(policy, config.learner, accelerator)

@@ -52,9 +52,9 @@ class _Rope(NamedTuple):
         setattr(self.module, self._name("attention_scaling"), scaling if mscale is None else mscale)
         # transformers updates every type but this one in each forward pass.
         if self.layer_type is None:
-            self.module.rope_type = DEFAULT
+            setattr(self.module, "rope_type", DEFAULT)  # noqa: B010 - a module's attributes have no types
         else:
-            self.module.rope_type = {**self.module.rope_type, self.layer_type: DEFAULT}  # type: ignore[dict-item]
+            setattr(self.module, "rope_type", {**self.module.rope_type, self.layer_type: DEFAULT})  # type: ignore[dict-item]  # noqa: B010
 
     def _name(self, attribute: str) -> str:
         return attribute if self.layer_type is None else f"{self.layer_type}_{attribute}"
