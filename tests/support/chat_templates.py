@@ -143,6 +143,13 @@ _DEEPSEEK_R1 = (
     "{% if add_generation_prompt %}{{ '<|Assistant|><think>\\n' }}{% endif %}"
 )
 
+_INTERN = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ '<|action|>' }}{{ c.function.name }}{{ ' ' }}{{ c.function.arguments }}"
+    "{% endfor %}{{ '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
 _VISION = (
     "{% for m in messages %}{{ m.role | capitalize + ': ' }}"
     "{% for part in m.content %}{% if part.type == 'image' %}{{ '<image>' }}"
@@ -273,6 +280,17 @@ TEMPLATES: dict[str, tuple[str, Expected]] = {
             continued="<s><|User|>What is 1+1?<|Assistant|>The answer is",
             tools='<s><|User|>What is 1+1?<|Assistant|><|calls|><|call|>function<|sep|>add\n{"a": 1, "b": "x"}</s>'
             "<|output|>2<|Assistant|><think>\n",
+        ),
+    ),
+    "InternLM": (
+        _INTERN,
+        Expected(
+            user=f"<s>{_IM_USER}{_IM_OPEN}",
+            system=f"<s>{_IM_SYSTEM}{_IM_USER}{_IM_OPEN}",
+            turns=f"<s>{_IM_TURNS}",
+            continued=f"<s>{_IM_USER}{_IM_OPEN}The answer is",
+            tools=f'<s>{_IM_USER}{_IM_OPEN}<|action|>add {{"a": 1, "b": "x"}}<|im_end|>\n'
+            f"<|im_start|>tool\n2<|im_end|>\n{_IM_OPEN}",
         ),
     ),
     "a vision model's": (

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import functools
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,25 @@ async def test_asynchronous_callables_run_at_the_same_time(project: Any, kind: s
 
     project.one, project.two = make(here, there), make(there, here)
     scored = await _rewards("user_functions:one", "user_functions:two", timeout_s=10).score(_row(), GROUP)
+    assert scored.rewards == (2.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", ["function", "object", "partial"])
+async def test_asynchronous_callables_do_not_wait_for_synchronous_ones(project: Any, kind: str):
+    """The synchronous function ends when the asynchronous one has begun, and is the first to be called."""
+    begun = threading.Event()
+
+    async def function(**_: Any) -> list[float]:
+        begun.set()
+        return [1.0, 0.0]
+
+    class Reward:
+        async def __call__(self, **_: Any) -> list[float]:
+            return await function()
+
+    project.one = lambda **_: [float(begun.wait(10)), 0.0]
+    project.two = {"function": function, "object": Reward(), "partial": functools.partial(Reward())}[kind]
+    scored = await _rewards("user_functions:one", "user_functions:two").score(_row(), GROUP)
     assert scored.rewards == (2.0, 0.0)
 
 

@@ -58,7 +58,7 @@ SHAPES: dict[str, tuple[Any, str]] = {
     "a call whose arguments are text": (_with_call(content=None, tool_calls=[_CALL_AS_TEXT]), "tools"),
     "calls as text": (_with_call(content=None, tool_calls=json.dumps([_CALL])), "tools"),
     "a call with null keys": (
-        [{**ABSENT, **_with_call(tool_calls=[{**_CALL, "index": None}])[i]} for i in range(3)],
+        [{**ABSENT, **_with_call(tool_calls=[{**_CALL, "type": None, "index": None}])[i]} for i in range(3)],
         "tools",
     ),
     "a call without its type": (

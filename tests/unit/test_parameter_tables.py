@@ -60,9 +60,9 @@ def _mock(directory: Path) -> Shapes:
 
 def _vllm(directory: Path) -> Shapes:
     pytest.importorskip("vllm")
-    from tandem_generator.engines.vllm import _parameter_table
+    from tandem_generator.engines.vllm import _parameter_tables
 
-    return _parameter_table(directory, trust_remote_code=False)
+    return _parameter_tables(directory, trust_remote_code=False)[0]
 
 
 @pytest.mark.vllm

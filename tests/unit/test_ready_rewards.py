@@ -63,9 +63,9 @@ async def test_math_answer_runs_in_a_sandbox_unless_configured_otherwise():
     tokenizer.batch_decode = lambda *_, **__: ["so 42", "$9^{9^{9^9}}$"]  # it has no such characters
     config = RewardConfig(function="tandem_trainer.ready_rewards:math_answer", arguments={"timeout_s": 1})
     rewards = Rewards([config], tokenizer, drop_errors=False, timeout_s=60)
+    assert len(rewards._sandboxes) == 1
     scored = await rewards.score(row, group([completion([5]), completion([6])]))
     assert scored.rewards == (1.0, 0.0)
-    assert len(rewards._sandboxes) == 1
     await rewards.close()
     for sandbox, count in ((False, 0), (True, 1), (None, 1)):
         config = RewardConfig(function="tandem_trainer.ready_rewards:math_answer", sandbox=sandbox)

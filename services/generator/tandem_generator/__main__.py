@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
+from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
 from .config import Settings
@@ -50,6 +51,13 @@ def _check(settings: Settings, token: str | None) -> None:
     model, host = settings.shared.model, settings.generator.host
     if model.startswith(("/", ".")) and not Path(model).is_dir():
         raise ConfigError(f"shared.model: got {model}, which is no directory; wanted a model's directory or hub id")
+    if problem := quantization_problem(model, Path(model)):
+        raise ConfigError(problem)
+    if method := settings.generator.vllm.get("quantization"):
+        raise ConfigError(
+            f"generator.vllm.quantization is {method}; a generator switches unquantized weights only. Fix: leave it "
+            "out."
+        )
     if token is None and host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(
             f"generator.host {host} can be reached from other machines, but there is no token; set {TOKEN_ENV} or "

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.fingerprint import differences
-from tandem_protocol.manifest import Manifest
+from tandem_protocol.manifest import Manifest, TensorEntry
 from tandem_protocol.parameters import describe_differences
 
 from .engines.base import EngineFacts
+
+_ADAPTER_MATRIX = re.compile(r"(?P<prefix>base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 
 
 def check_model(manifest: Manifest, facts: EngineFacts) -> None:
@@ -49,3 +53,24 @@ def _check_kind(manifest: Manifest, facts: EngineFacts) -> None:
             f"{name} is an adapter for a model with other parameters than this generator's. Start both services with "
             "the same shared.model and revision."
         )
+    if problems := [problem for tensor in manifest.tensors if (problem := _adapter_problem(tensor, facts))]:
+        raise WeightsRefused(
+            f"{name} is an adapter that this generator cannot serve: {'; '.join(problems[:3])}. Fix: leave what these "
+            "tensors belong to out of trainer.lora.target_modules."
+        )
+
+
+def _adapter_problem(tensor: TensorEntry, facts: EngineFacts) -> str | None:
+    """What is wrong with one tensor of an adapter, if anything is."""
+    match = _ADAPTER_MATRIX.fullmatch(tensor.name)
+    if match is None:
+        return f"{tensor.name} is not a matrix of a linear layer (….lora_A.weight or ….lora_B.weight)"
+    layer, is_first = match["layer"], match["side"] == "A"
+    if "." not in layer and facts.lora_heads is not None and layer not in facts.lora_heads:
+        return f"the output embedding {layer} takes no adapter"
+    weight = facts.layers.get(f"{layer}.weight")
+    if weight is None:
+        # Names with this prefix are peft's, which begin with those of the model's modules.
+        return f"the model has no linear layer {layer}" if match["prefix"] and facts.layers else None
+    width = tensor.shape[1] if is_first else tensor.shape[0]
+    return None if width in weight else f"{tensor.name} has the shape {tensor.shape} for a layer of {weight}"

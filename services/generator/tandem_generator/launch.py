@@ -6,10 +6,12 @@ import os
 from argparse import SUPPRESS, Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
 import vllm
+from huggingface_hub import hf_hub_download
 from pydantic import ValidationError
 from vllm.entrypoints.cli.serve import run_headless
 from vllm.entrypoints.launchers.api_server.entry import run_server
@@ -21,6 +23,7 @@ from tandem_protocol.config import ConfigError
 from tandem_protocol.errors import EngineFailed
 from tandem_protocol.ports import listen
 from tandem_protocol.problems import summarize
+from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
 from .config import Settings
@@ -40,9 +43,11 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
 
     Raises:
         TandemError: the weight store's newest version cannot be served.
-        ConfigError: vLLM refuses the model or an option, or it is one of those that are Tandem's; the port is in use.
+        ConfigError: the model is quantized, vLLM refuses it or an option, or the option is one of those that are
+            Tandem's; the port is in use.
         EngineFailed: vLLM's engine ended while it loaded the model.
     """
+    _refuse_quantized(settings)
     args = parse_engine_args(settings, engine_args)
     if args.headless:
         args.api_server_count = 0
@@ -82,6 +87,19 @@ def start_errors(model: str) -> Iterator[None]:
             f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
             "Fix: what the log names, or choose another shared.model (docs/architectures.md)"
         ) from error
+
+
+def _refuse_quantized(settings: Settings) -> None:
+    """Before the weights of a model on the hub are downloaded."""
+    shared = settings.shared
+    if Path(shared.model).is_dir():
+        return  # checked already
+    try:
+        config = hf_hub_download(shared.model, "config.json", revision=shared.revision)
+    except (OSError, ValueError):
+        return  # vLLM says what is wrong with the model's name or the network
+    if problem := quantization_problem(shared.model, Path(config).parent):
+        raise ConfigError(problem)
 
 
 def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:

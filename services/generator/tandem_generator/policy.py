@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import NamedTuple
@@ -22,8 +23,8 @@ from tandem_protocol.errors import (
     WeightsNotVisible,
     WeightsRefused,
 )
-from tandem_protocol.manifest import Kind, Manifest
-from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
+from tandem_protocol.manifest import Manifest
+from tandem_protocol.messages import Group, Kind, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 _SILENCES = 3
 """So many canaries in a row without a token, and the process restarts."""
+_LOADS = 3
+"""How often a version may fail to load before it is refused for good."""
 
 
 class _Serving(NamedTuple):
@@ -67,6 +70,7 @@ class Policy:
         self._hung: str | None = None
         self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
+        self._failed_loads: Counter[tuple[Version, str | None]] = Counter()
         self._finished_groups = 0
         self._tasks: list[asyncio.Task[None]] = []
         metrics.READY.set_function(lambda: self.not_ready is None)
@@ -188,6 +192,7 @@ class Policy:
             OlderVersion: a newer version serves.
             WeightsNotVisible, WeightsRefused: found before the engine was touched; the old version goes on serving.
             SwitchFailed: loading failed and the old version was loaded back.
+            WeightsRefused: the same, for the last time.
             PolicyTorn: loading back failed too.
         """
         if self._switching.locked():
@@ -265,7 +270,7 @@ class Policy:
         try:
             await self._load(target)
         except Exception as error:
-            await self._roll_back(target.version, error)
+            await self._roll_back(target, error)
         self._serving = target
         metrics.WEIGHT_STEP.set(target.version.step)
         metrics.WEIGHT_ATTEMPT.set(target.version.attempt)
@@ -277,8 +282,9 @@ class Policy:
         async with asyncio.timeout(self._config.switch_timeout_s):
             await self.engine.load_weights(target.version, target.files)
 
-    async def _roll_back(self, version: Version, cause: Exception) -> None:
+    async def _roll_back(self, target: _Serving, cause: Exception) -> None:
         """Load the last good version back. Always raises: the switch did not happen."""
+        version = target.version
         log.error("loading version %s failed half-way: %r; loading %s back", version, cause, self.version)
         self._not_whole = f"loading version {version} failed half-way; version {self.version} is being loaded back"
         try:
@@ -292,8 +298,13 @@ class Policy:
             ) from error
         await self.engine.resume()
         self._not_whole = None
-        raise SwitchFailed(
-            f"loading version {version} failed half-way ({cause}); version {self.version} was loaded back and serves"
+        told = f"loading version {version} failed half-way ({cause}); version {self.version} was loaded back and serves"
+        self._failed_loads[version, target.manifest_digest] += 1
+        if self._failed_loads[version, target.manifest_digest] < _LOADS:
+            raise SwitchFailed(told) from cause
+        raise WeightsRefused(
+            f"{told}. It failed {_LOADS} times, so it will not be tried again. Fix: the generator's log says what is "
+            "wrong with it; publish another version."
         ) from cause
 
     async def _watch(self) -> None:

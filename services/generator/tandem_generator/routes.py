@@ -95,6 +95,9 @@ def build_router(policy: Policy, model: str) -> APIRouter:
             max_model_len=facts.max_model_len,
             max_num_seqs=facts.max_num_seqs,
             dtype=facts.dtype,
+            kinds=tuple(sorted(facts.kinds)),
+            max_lora_rank=facts.max_lora_rank,
+            lora_heads=facts.lora_heads,
         )
 
     @router.get(paths.PARAMETERS)

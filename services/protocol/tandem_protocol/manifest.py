@@ -12,16 +12,13 @@ from typing import Any, BinaryIO, Literal
 import xxhash
 from pydantic import Field
 
-from .messages import Message, ModelFingerprint
+from .messages import Kind, Message, ModelFingerprint
 from .version import Version
 
 MANIFEST_NAME = "manifest.json"
 MAX_HEADER_BYTES = 100_000_000
 """The limit that safetensors itself sets."""
 
-
-Kind = Literal["full", "lora"]
-"""`full`: all tensors of the model. `lora`: an adapter for the base weights, in peft's files."""
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 

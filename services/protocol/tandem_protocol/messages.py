@@ -15,6 +15,9 @@ from .version import Version
 
 PROTOCOL_VERSION = 1
 
+Kind = Literal["full", "lora"]
+"""What a version is. `full`: all tensors of the model. `lora`: an adapter for the base weights, in peft's files."""
+
 TokenId = Annotated[int, Field(ge=0)]
 Logprob = Annotated[float, Field(allow_inf_nan=False)]
 """Finite: JSON knows nothing else, and a token of probability 0 is never sampled."""
@@ -167,6 +170,12 @@ class Info(Message):
     max_num_seqs: int
     dtype: str | None = None
     """Of the engine's arithmetic, such as `bfloat16`; None if its logprobs are not those of a model (the mock)."""
+    kinds: tuple[Kind, ...] = ("full", "lora")
+    """Of the versions that it serves."""
+    max_lora_rank: int | None = None
+    """None: any."""
+    lora_heads: tuple[str, ...] | None = None
+    """Names of the output embeddings that an adapter may change, such as `lm_head`; None: any."""
 
 
 class Parameters(Message):

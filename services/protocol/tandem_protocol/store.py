@@ -27,14 +27,13 @@ from .manifest import (
     ADAPTER_CONFIG_NAME,
     MANIFEST_NAME,
     FileEntry,
-    Kind,
     Manifest,
     TensorEntry,
     digest_bytes,
     digest_file,
     read_header,
 )
-from .messages import Message, ModelFingerprint
+from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
 from .version import Version
 

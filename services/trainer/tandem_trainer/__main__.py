@@ -33,6 +33,7 @@ from .devices import all_accelerators, make_accelerator
 from .errors import UserError
 from .exporter import exported
 from .handshake import check_generators
+from .lora import adapted_head
 from .mismatch import MismatchCheck
 from .prompts import check_lengths
 from .rewards import Rewards
@@ -193,6 +194,8 @@ def meet_generators(
         accelerators=accelerators,
         shapes=model_shapes(project.learner.model),
         tables=tables,
+        lora=settings.trainer.lora,
+        adapted_head=adapted_head(project.learner.model),
     )
     length = min(length, project.learner.fix_rope([info.max_model_len for info in infos.values()]))
     check_lengths([*project.rows, *project.eval_rows], length, completion)

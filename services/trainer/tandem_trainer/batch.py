@@ -108,12 +108,7 @@ class Batch:
     def weightless(self) -> Batch:
         """As few rows as can be, which no loss counts."""
         rows = self._select(list(range(self.rows_together)))
-        return replace(
-            rows,
-            mask_BT=torch.zeros_like(rows.mask_BT),
-            sampled_at_BT=torch.full_like(rows.sampled_at_BT, -1),
-            advantages_B=torch.zeros_like(rows.advantages_B),
-        )
+        return replace(rows, mask_BT=torch.zeros_like(rows.mask_BT), advantages_B=torch.zeros_like(rows.advantages_B))
 
     def _select(self, rows: list[int]) -> Batch:
         picked_B = torch.tensor(rows, device=self.token_ids_BS.device)

@@ -49,9 +49,6 @@ def _from_datasets(config: PromptsConfig) -> Rows:
     datasets.disable_progress_bars()
     source = config.source
     try:
-        if (Path(source) / "state.json").exists():
-            saved = datasets.load_from_disk(source)
-            return Rows(_select({"train": saved}, config), nulls_are_absent=True)
         if format_of(source) == ".parquet":
             builder = datasets.load_dataset_builder("parquet", data_files=source)
         else:

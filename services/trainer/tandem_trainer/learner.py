@@ -170,9 +170,9 @@ class Learner:
         return _Step(whole_loss, grad_norm, everyones, mismatch)
 
     def _mismatch(self, logprobs_BT: Tensor, piece: Batch) -> Mean:
-        """Of |logprob − sampler's logprob| over the tokens that the weights of today sampled."""
-        on_policy_BT = piece.sampled_at_BT == self._schedule.updates
-        return Mean.over((logprobs_BT - piece.sampler_logprobs_BT).abs(), on_policy_BT.to(logprobs_BT.dtype))
+        """Of |logprob − sampler's logprob| over the tokens in the loss that the weights of today sampled."""
+        weights_BT = piece.mask_BT * (piece.sampled_at_BT == self._schedule.updates)
+        return Mean.over((logprobs_BT - piece.sampler_logprobs_BT).abs(), weights_BT)
 
     def _judged(self, parts: list[tuple[float, float]]) -> float | None:
         """The mean over all parts, after the check; None without any token."""

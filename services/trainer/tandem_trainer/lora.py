@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from .config import LoraConfig
 from .errors import UserError
@@ -29,7 +30,7 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str, revision:
     Source: LoRA, arXiv:2106.09685.
 
     Raises:
-        UserError: the model has none of `target_modules`.
+        UserError: the model lacks one of `target_modules`, or what is there cannot be published as an adapter.
     """
     every = config.target_modules == "all-linear"
     settings = peft.LoraConfig(
@@ -45,7 +46,58 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str, revision:
     try:
         model.add_adapter(settings, NAME)
     except ValueError as error:
-        raise UserError(f"trainer.lora.target_modules: {error}") from error
+        raise UserError(f"trainer.lora.target_modules: {str(error).rstrip('.')}. Fix: {_advice(model)}") from error
+    _check_layers(model, () if every else config.target_modules)
+
+
+def adapted_head(model: PreTrainedModel) -> str | None:
+    """Name of the output embedding if an adapter changes it, such as `lm_head`."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, BaseTunerLayer):
+        return None
+    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
+    return names[id(head)]
+
+
+def _check_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
+    """Refuse what is not published, or not served, as the policy that was trained."""
+    adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
+    if lacking := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in adapted)]:
+        raise UserError(
+            f"trainer.lora.target_modules names {', '.join(lacking)}, which {type(model).__name__} does not have. Fix: "
+            f"{_advice(model)}"
+        )
+    odd = [f"{name} ({type(base).__name__})" for name, layer in adapted.items() if not _is_linear(base := _base(layer))]
+    if odd:
+        raise UserError(
+            f"trainer.lora.target_modules includes {', '.join(odd[:3])}; expected linear layers only, because the "
+            f"generator serves adapters of no others. Fix: {_advice(model)}"
+        )
+    head = adapted_head(model)
+    if head and _base(adapted[head]).weight is model.get_input_embeddings().weight:
+        raise UserError(
+            f"trainer.lora.target_modules includes {head}, whose weights are those of the input embeddings too "
+            "(tie_word_embeddings): to merge the adapter would change both. Fix: leave it out."
+        )
+
+
+def _base(layer: BaseTunerLayer) -> nn.Module:
+    base = layer.get_base_layer()
+    return _base(base) if isinstance(base, BaseTunerLayer) else base
+
+
+def _is_linear(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear | Conv1D)
+
+
+def _advice(model: PreTrainedModel) -> str:
+    """Which layers may be named."""
+    names = {
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.named_modules()
+        if _is_linear(module) and ".lora_" not in name and "." in name.removesuffix(".base_layer")
+    }
+    return f"name some of {', '.join(sorted(names))}."
 
 
 def has_adapter(model: PreTrainedModel) -> bool:

@@ -13,11 +13,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.quantization import quantization_problem
 
 from .errors import UserError
+from .model_files import model_dir
 
 _RANDOM = re.compile(r"drop|jitter|noise")
 """In the names of settings that make a forward pass random, such as `attn_pdrop` and `router_jitter_noise`."""
+_OF_QUANTIZED = re.compile(r"(weight|input)_scale(_inv)?$|\.(qweight|qzeros|scales|absmax|quant_map|SCB)$")
+"""Names of tensors that belong to quantized weights."""
 
 
 def load_model(source: str | Path, shared: SharedConfig, *, without_weights: bool = False) -> PreTrainedModel:
@@ -27,10 +31,13 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
         without_weights: its parameters have shapes only.
 
     Raises:
-        UserError: there is no such model, or its weights are not those that its configuration describes.
+        UserError: there is no such model, it is quantized, or its weights are not those that its configuration
+            describes.
     """
     options = {"revision": shared.revision, "trust_remote_code": shared.trust_remote_code}
     try:
+        if problem := quantization_problem(str(source), model_dir(source, shared.revision)):
+            raise UserError(problem)
         config = AutoConfig.from_pretrained(source, **options)
         _remove_randomness(config)
         if without_weights:
@@ -39,7 +46,7 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
             model, loaded = AutoModelForCausalLM.from_pretrained(
                 source, config=config, dtype=torch.float32, output_loading_info=True, **options
             )
-            _check_weights(model, loaded["missing_keys"])
+            _check_weights(model, loaded["missing_keys"], loaded["unexpected_keys"])
     except UserError:
         raise
     except Exception as error:  # of any kind: the model's own code may run here
@@ -66,9 +73,14 @@ def _without_weights(config: PreTrainedConfig, shared: SharedConfig) -> PreTrain
     return model
 
 
-def _check_weights(model: PreTrainedModel, missing: Collection[str]) -> None:
-    """Refuse what `transformers` warns of only: weights that it has made up, or has not tied as it should."""
+def _check_weights(model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> None:
+    """Refuse what `transformers` warns of only: weights that it has made up, not scaled, or not tied as it should."""
     name = type(model).__name__
+    if scales := [key for key in unexpected if _OF_QUANTIZED.search(key)]:
+        raise UserError(
+            f"shared.model holds {min(scales)}, so its weights are quantized, which its config.json does not say. Fix: "
+            "choose the model that it was made from."
+        )
     if missing:
         raise UserError(
             f"shared.model lacks {len(missing)} weights of {name}, such as {', '.join(sorted(missing)[:3])}, which "

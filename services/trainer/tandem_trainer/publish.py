@@ -14,8 +14,7 @@ from anyio.from_thread import BlockingPortal
 from transformers import PreTrainedModel
 
 from tandem_protocol.fingerprint import fingerprint
-from tandem_protocol.manifest import Kind
-from tandem_protocol.messages import ModelFingerprint, ServedWeights, SetWeights
+from tandem_protocol.messages import Kind, ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 

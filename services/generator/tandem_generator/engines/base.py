@@ -6,8 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from tandem_protocol.manifest import Kind
-from tandem_protocol.messages import Group, ModelFingerprint, RolloutRequest, SwitchMode
+from tandem_protocol.messages import Group, Kind, ModelFingerprint, RolloutRequest, SwitchMode
 from tandem_protocol.version import Version
 
 
@@ -32,6 +31,10 @@ class EngineFacts(NamedTuple):
     max_lora_rank: int = 0
     dtype: str | None = None
     """Of the arithmetic; None if the logprobs are not those of a model."""
+    layers: Mapping[str, tuple[int, ...]] = {}
+    """Parameter table under the names that the model's own modules have, which an adapter's tensors begin with."""
+    lora_heads: tuple[str, ...] | None = None
+    """Names of the output embeddings that an adapter may change; None: any."""
 
 
 class Engine(Protocol):

@@ -122,6 +122,7 @@ class MockEngine:
             vocab_size=vocab_size,
             base_shards=(),
             shapes=shapes,
+            layers=shapes,
             fingerprint=fingerprint(directory, shapes) if directory else ModelFingerprint(),
             kinds=frozenset({"full", "lora"}),
             max_lora_rank=_MAX_LORA_RANK,

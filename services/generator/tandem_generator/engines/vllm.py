@@ -14,6 +14,7 @@ import vllm
 from pydantic import ValidationError
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 from vllm.lora.request import LoRARequest
+from vllm.model_executor.model_loader import get_model_cls
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -22,13 +23,14 @@ from tandem_protocol.errors import BadRequest, EngineFailed, not_finite
 from tandem_protocol.fingerprint import fingerprint, model_files
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
-from tandem_protocol.parameters import own_tensors
+from tandem_protocol.parameters import Shapes, own_tensors
 from tandem_protocol.problems import summarize
 from tandem_protocol.version import BASE, Version
 
 from .base import EngineFacts
 
 if TYPE_CHECKING:
+    from vllm.config import ModelConfig
     from vllm.engine.protocol import EngineClient
     from vllm.outputs import CompletionOutput
 
@@ -55,7 +57,7 @@ class VllmEngine:
         lora = client.vllm_config.lora_config
         model, parallel = client.model_config, client.vllm_config.parallel_config
         directory = _local_directory(model.model, model.revision)
-        shapes = _parameter_table(directory, trust_remote_code=trust_remote_code)
+        shapes, layers = _parameter_tables(directory, trust_remote_code=trust_remote_code)
         self.facts = EngineFacts(
             engine="vllm",
             engine_version=vllm.__version__,
@@ -71,6 +73,8 @@ class VllmEngine:
             kinds=frozenset({"lora" if lora else "full"}),
             max_lora_rank=lora.max_lora_rank if lora else 0,
             dtype=_dtype(client),
+            layers=layers,
+            lora_heads=_output_embeddings(model) if lora else (),
         )
 
     async def start(self) -> None:
@@ -224,8 +228,17 @@ def _local_directory(model: str, revision: str | None) -> Path:
     return Path(snapshot_download(model, revision=revision, local_files_only=True))
 
 
-def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str, tuple[int, ...]]:
-    """Name → shape of the model that `transformers` makes of this config, as the trainer publishes it."""
+def _output_embeddings(model: ModelConfig) -> tuple[str, ...]:
+    """Names of those that vLLM's class of `model` takes adapters for."""
+    embeddings: Mapping[str, str] = getattr(get_model_cls(model), "embedding_modules", {})
+    return tuple(name for name, role in embeddings.items() if role == "output_embeddings")
+
+
+def _parameter_tables(directory: Path, *, trust_remote_code: bool) -> tuple[Shapes, Shapes]:
+    """Name → shape of the model that `transformers` makes of this config, as the trainer publishes it.
+
+    Once under the names that checkpoints have, once under those of the model's modules; empty if it cannot be made.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.core_model_loading import revert_weight_conversion
@@ -236,5 +249,10 @@ def _parameter_table(directory: Path, *, trust_remote_code: bool) -> Mapping[str
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except (ValueError, ImportError) as error:
         log.warning("transformers cannot make this model (%s): published shapes will not be checked up front", error)
-        return {}
-    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, own_tensors(model)).items()}
+        return {}, {}
+    layers = own_tensors(model)
+    return _shapes(revert_weight_conversion(model, layers)), _shapes(layers)
+
+
+def _shapes(tensors: Mapping[str, Any]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
