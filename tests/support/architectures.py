@@ -16,6 +16,15 @@ from support.models import make_tokenizer
 
 FAMILIES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 """The `model_type` of each."""
+MULTIMODAL = (
+    "blt", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_assistant", "gemma4_unified",
+    "gemma4_unified_assistant", "git", "got_ocr2", "llama4", "minimax_m3_vl_text", "mllama", "moshi", "musicgen",
+    "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "trocr", "whisper",
+)  # fmt: skip
+"""Their text models, where vLLM has them, are families of their own."""
+NOT_TINY = ("cohere_compass_text", "cpmant", "ernie4_5_moe", "reformer", "rembert", "xlm", "xlnet", "xmod", "zamba")
+"""Their code has sizes that no configuration changes, or needs more than token ids."""
+TEXT_FAMILIES = tuple(family for family in FAMILIES if family not in (*MULTIMODAL, *NOT_TINY))
 VOCAB, POSITIONS = 64, 512
 HEAD_DIM = 32
 """The smallest that vLLM's attention on CPUs has."""
@@ -96,6 +105,7 @@ _OWN: dict[str, dict[str, Any]] = {
         "mamba_n_heads": 4, "mamba_d_head": 32, "layer_types": ["mamba", "attention"], "num_local_experts": 0,
         "shared_intermediate_size": 96, "logits_scaling": 2.0,
     },
+    "hyperclovax": {"logits_scaling": 2.0, "embedding_multiplier": 2.0, "residual_multiplier": 0.5},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1, "num_experts_per_tok": 1},
     "kimi_linear": {
         "layer_types": _MAMBA_ATTENTION, "linear_head_dim": 32, "linear_num_heads": 2, "qk_rope_head_dim": 16,

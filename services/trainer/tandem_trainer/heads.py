@@ -13,7 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .errors import UserError
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-_SCALE = {"cohere": "logit_scale", "cohere2": "logit_scale", "falcon_h1": "lm_head_multiplier"}
+_SCALE = {
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), "logit_scale"),
+    "falcon_h1": "lm_head_multiplier",
+}
 """`model_type` → the key of what logits are multiplied by."""
 
 
