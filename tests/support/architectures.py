@@ -61,8 +61,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 64, "n_head": 2},
     "codegen": {"n_embd": 128, "n_head": 4},
     "cohere": {"logit_scale": 0.7},
-    "cohere2": {"logit_scale": 0.7, **_LOCAL_GLOBAL},
-    "cohere2_moe": {"logit_scale": 0.7, **_LOCAL_GLOBAL},
+    "cohere2": {"logit_scale": 0.7, "sliding_window": 64, **_LOCAL_GLOBAL},
+    "cohere2_moe": {"logit_scale": 0.7, "sliding_window": 64, **_LOCAL_GLOBAL},
     "cohere_compass_text": {
         "rope_parameters": {
             "full_attention": {"rope_type": "default", "rope_theta": 1e4},

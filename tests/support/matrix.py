@@ -7,6 +7,7 @@ elsewhere, and a process for each would take a minute a family.
 from __future__ import annotations
 
 import os
+import re
 import time
 import traceback
 from collections.abc import AsyncIterator
@@ -69,7 +70,7 @@ class Outcome:
 
 
 def judge(family: str, folder: Path, **changes: Any) -> Outcome:
-    """Never raises."""
+    """What becomes of a tiny model of `family`; never raises."""
     began = time.monotonic()
     try:
         model = make_architecture(folder / "model", family, **changes)
@@ -79,7 +80,13 @@ def judge(family: str, folder: Path, **changes: Any) -> Outcome:
     except BaseException as error:
         traceback.print_exc()
         outcome = Outcome("failed", f"{type(error).__name__}: {error}")
-    return Outcome(**asdict(outcome) | {"seconds": round(time.monotonic() - began, 1)})
+    reason = _lasting(outcome.reason.replace(str(folder / "model"), "MODEL"))
+    return Outcome(**asdict(outcome) | {"reason": reason, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _lasting(message: str) -> str:
+    """What of a message is the same in every run: its first sentence, without figures."""
+    return re.sub(r"-?\d+\.\d{3,}|(?<=differ by )\S+", "…", message.partition(". ")[0])
 
 
 def _trained(model: Path, folder: Path) -> Outcome:
@@ -158,7 +165,7 @@ class _Trainer:
     def meet(self, portal: BlockingPortal, client: GeneratorClient) -> None:
         self._portal, self._client = portal, client
         infos = portal.call(client.info, 30.0)
-        self.learner.fix_rope([info.max_model_len for info in infos.values()])
+        self._longest = self.learner.fix_positions([info.max_model_len for info in infos.values()])
         check_generators(
             list(infos.values()), list(infos), ours=self.fingerprint, model=self._shared.model,
             max_completion_length=self._config.rollout.max_completion_length, accelerators=[],
@@ -168,6 +175,7 @@ class _Trainer:
     def rollouts(self) -> Batch:
         generator = torch.Generator().manual_seed(0)
         prompts = [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
+        assert max(PROMPT_LENGTHS) + self._config.rollout.max_completion_length <= self._longest
         request = RolloutRequest(
             prompts=tuple(Prompt(token_ids=tuple(p)) for p in prompts),
             sampling=sampling(self._config.rollout).model_copy(update={"ignore_eos": True}),

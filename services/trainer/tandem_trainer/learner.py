@@ -38,7 +38,7 @@ from .optimizer import Schedule, make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
 from .ranks import do_together
 from .rehearsal import rehearse
-from .rope import fix_rope
+from .positions import fix_positions
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
 MISMATCH = "mismatch"
@@ -91,14 +91,14 @@ class Learner:
         model: PreTrainedModel = self._accelerator.unwrap_model(self._policy).model
         return model
 
-    def fix_rope(self, max_model_lens: Sequence[int]) -> int:
-        """Encode positions as generators that take `max_model_lens` tokens do; returns the longest row they agree on.
+    def fix_positions(self, max_model_lens: Sequence[int]) -> int:
+        """Encode positions as generators that take `max_model_lens` tokens do; returns the longest row we agree on.
 
         Raises:
             UserError: the generators differ among each other.
         """
         policies = (self._policy, self._reference) if self._reference else (self._policy,)
-        return min(fix_rope(self._accelerator.unwrap_model(policy).model, max_model_lens) for policy in policies)
+        return min(fix_positions(self._accelerator.unwrap_model(policy).model, max_model_lens) for policy in policies)
 
     def update(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         """`algorithm.num_iterations` optimizer steps; how the batch is cut and spread over ranks changes no value.

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from support.architectures import HEAD_DIM, VOCAB, tiny_config, tiny_model
 from tandem_trainer.errors import UserError
 from tandem_trainer.logprobs import TokenLogprobs
-from tandem_trainer.rope import fix_rope
+from tandem_trainer.positions import fix_positions
 
 ORIGINAL = 64
 SHORT = [1.0 + 0.1 * index for index in range(HEAD_DIM // 2)]
@@ -59,7 +59,7 @@ def test_a_row_has_the_same_logprobs_beside_rows_of_every_length_that_the_genera
     family: str, rope_type: str, max_model_len: int
 ) -> None:
     model = tiny_model(_config(family, rope_type))
-    longest = fix_rope(model, [max_model_len])
+    longest = fix_positions(model, [max_model_len])
     assert longest == (ORIGINAL if rope_type == "dynamic" else max_model_len)
     for length in (40, longest):
         torch.testing.assert_close(_logprobs(model, 40, length), _logprobs(model, 40), atol=1e-4, rtol=0)
@@ -73,28 +73,33 @@ def test_longrope_has_the_factors_that_vllm_chooses_by_max_model_len(
     family: str, max_model_len: int, factor: list[float]
 ) -> None:
     model = tiny_model(_config(family, "longrope"))
-    fix_rope(model, [max_model_len])
+    fix_positions(model, [max_model_len])
     only = tiny_model(_config(family, "longrope", short_factor=factor, long_factor=factor))
     only.load_state_dict(model.state_dict())
     torch.testing.assert_close(_logprobs(model, 40), _logprobs(only, 40), atol=1e-5, rtol=0)
     other = tiny_model(_config(family, "longrope"))
-    fix_rope(other, [ORIGINAL + 1 if max_model_len == ORIGINAL else ORIGINAL])
+    fix_positions(other, [ORIGINAL + 1 if max_model_len == ORIGINAL else ORIGINAL])
     other.load_state_dict(model.state_dict())
     assert (_logprobs(model, 40) - _logprobs(other, 40)).abs().max() > 0.1, "the two factors must differ"
 
 
 def test_longrope_has_the_scaling_of_its_mscale_as_in_vllm() -> None:
     model = tiny_model(_config("phi3", "longrope", short_mscale=1.5, long_mscale=2.5))
-    fix_rope(model, [ORIGINAL])
+    fix_positions(model, [ORIGINAL])
     assert model.model.rotary_emb.attention_scaling == 1.5
     model = tiny_model(_config("phi3", "longrope", short_mscale=1.5, long_mscale=2.5))
-    fix_rope(model, [ORIGINAL + 1])
+    fix_positions(model, [ORIGINAL + 1])
     assert model.model.rotary_emb.attention_scaling == 2.5
 
 
 def test_generators_that_choose_differently_are_refused() -> None:
     model = tiny_model(_config("phi3", "longrope"))
     with pytest.raises(UserError, match=r"max_model_len 64, 128; expected all above 64 or none"):
-        fix_rope(model, [128, 64])
-    assert fix_rope(model, [128, 256]) == 128
-    assert fix_rope(tiny_model(_config("llama", "llama3")), [128, 64]) == 64
+        fix_positions(model, [128, 64])
+    assert fix_positions(model, [128, 256]) == 128
+    assert fix_positions(tiny_model(_config("llama", "llama3")), [128, 64]) == 64
+
+
+def test_rows_are_no_longer_than_a_window_that_vllm_has_otherwise() -> None:
+    assert fix_positions(tiny_model(tiny_config("cohere2", sliding_window=16)), [128]) == 16
+    assert fix_positions(tiny_model(tiny_config("gemma3_text", sliding_window=16)), [128]) == 128
