@@ -36,9 +36,9 @@ from .model import load_model
 from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
+from .positions import fix_positions
 from .ranks import do_together
 from .rehearsal import rehearse
-from .positions import fix_positions
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
 MISMATCH = "mismatch"
