@@ -7,9 +7,11 @@ elsewhere, and a process for each would take a minute a family.
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import traceback
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ import httpx
 import torch
 from accelerate import Accelerator
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from transformers import AutoTokenizer
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from support.architectures import VOCAB, make_architecture
 from tandem_generator.engines.vllm import VllmEngine
-from tandem_generator.launch import parse_engine_args
+from tandem_generator.launch import parse_engine_args, start_errors
 from tandem_generator.options import parse
 from tandem_generator.plugin import devices, takes_seeds
 from tandem_generator.policy import Policy
@@ -40,6 +43,7 @@ from tandem_trainer.devices import make_accelerator
 from tandem_trainer.errors import UserError
 from tandem_trainer.handshake import check_generators
 from tandem_trainer.learner import Learner
+from tandem_trainer.mismatch import MismatchCheck
 from tandem_trainer.publish import Publisher, fingerprint_of
 from tandem_trainer.rollouts import sampling
 
@@ -54,19 +58,19 @@ class Outcome:
     """What became of a family."""
 
     outcome: str
-    """`trained`, `refused` or `failed`."""
+    """`trained`, `alerted` (trained, but trainer and generator differ by more than rounding), `refused` or `failed`."""
     reason: str = ""
     before: float | None = None
     """The largest |generator logprob − trainer logprob| of a sampled token."""
     after: float | None = None
     """The same after an update that was published into the live engine."""
     moved: float | None = None
-    """How far the update moved the logprobs of the first samples at most: a generator with stale weights would be off by this."""
+    """How far the update moved a logprob of the first samples at most: old weights would be off by as much."""
     seconds: float = 0.0
 
 
 def judge(family: str, folder: Path, **changes: Any) -> Outcome:
-    """Never raises."""
+    """What becomes of a tiny model of `family`; never raises."""
     began = time.monotonic()
     try:
         model = make_architecture(folder / "model", family, **changes)
@@ -74,11 +78,15 @@ def judge(family: str, folder: Path, **changes: Any) -> Outcome:
     except (UserError, ConfigError, TandemError) as error:
         outcome = Outcome("refused", str(error))
     except BaseException as error:
-        import traceback
-
         traceback.print_exc()
         outcome = Outcome("failed", f"{type(error).__name__}: {error}")
-    return Outcome(**asdict(outcome) | {"seconds": round(time.monotonic() - began, 1)})
+    reason = _lasting(outcome.reason.replace(str(folder / "model"), "MODEL"))
+    return Outcome(**asdict(outcome) | {"reason": reason, "seconds": round(time.monotonic() - began, 1)})
+
+
+def _lasting(message: str) -> str:
+    """What of a message is the same in every run: its first sentence, without figures."""
+    return re.sub(r"-?\d+\.\d{3,}|(?<=differ by )\S+", "…", message.partition(". ")[0])
 
 
 def _trained(model: Path, folder: Path) -> Outcome:
@@ -88,10 +96,12 @@ def _trained(model: Path, folder: Path) -> Outcome:
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(model, folder)) as app:
         trainer.meet(portal, GeneratorClient([URL], None, transport=httpx.ASGITransport(app)))
         before, first = trainer.mismatch(trainer.rollouts())
-        trainer.update(first)
-        after, _ = trainer.mismatch(trainer.rollouts())
+        trainer.update(first, step=1)
         moved, _ = trainer.mismatch(first)
-    return Outcome("trained", before=before, after=after, moved=moved)
+        after, second = trainer.mismatch(trainer.rollouts())
+        trainer.update(second, step=2)
+    alerts = trainer.alerts
+    return Outcome("alerted" if alerts else "trained", "".join(alerts[:1]), before, after, moved)
 
 
 @asynccontextmanager
@@ -99,9 +109,10 @@ async def serving(model: Path, folder: Path) -> AsyncIterator[Any]:
     """The app over a vLLM engine, as the plug-in has it."""
     options = parse(_arguments(model, folder))
     args = parse_engine_args(options.settings, options.engine_args)
-    config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-    os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # all that the engine's process imports is here already
-    client = AsyncLLM.from_vllm_config(config)
+    with start_errors(str(model)):
+        config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # all that the engine's process imports is here already
+        client = AsyncLLM.from_vllm_config(config)
     try:
         engine = VllmEngine()
         engine.attach(client, devices(1), takes_seeds=takes_seeds(), trust_remote_code=False)
@@ -127,7 +138,7 @@ def _arguments(model: Path, folder: Path) -> list[str]:
 def _config(folder: Path) -> TrainerConfig:
     return TrainerConfig.model_validate(
         {
-            "max_steps": 1,
+            "max_steps": 2,
             "output_dir": folder / "runs",
             "rewards": [{"function": "rewards:odd"}],
             "rollout": {"num_generations": 4, "max_completion_length": 16, "temperature": 0.7},
@@ -141,28 +152,30 @@ class _Trainer:
     """The parts of a run between the handshake and the second step."""
 
     def __init__(self, model: Path, folder: Path, config: TrainerConfig, accelerator: Accelerator) -> None:
-        from transformers import AutoTokenizer
-
         self._config, self._accelerator = config, accelerator
+        self.alerts: list[str] = []
         self._store = WeightStore(folder / "weights")
         self._shared = SharedConfig(model=str(model), weights_dir=folder / "weights")
         tokenizer = AutoTokenizer.from_pretrained(model)
         self.learner = Learner(self._shared, config, tokenizer, accelerator, needs_reference=False)
+        self.learner.rehearse()
         self.fingerprint = fingerprint_of(self.learner.model, model)
         self._grpo = Grpo(config)
 
     def meet(self, portal: BlockingPortal, client: GeneratorClient) -> None:
         self._portal, self._client = portal, client
         infos = portal.call(client.info, 30.0)
-        self.learner.fix_rope([info.max_model_len for info in infos.values()])
+        self._longest = self.learner.fix_positions([info.max_model_len for info in infos.values()])
         check_generators(
             list(infos.values()), list(infos), ours=self.fingerprint, model=self._shared.model,
             max_completion_length=self._config.rollout.max_completion_length, accelerators=[],
         )  # fmt: skip
+        self.learner.mismatch = MismatchCheck(self._config, [info.dtype for info in infos.values()], self.alerts.append)
 
     def rollouts(self) -> Batch:
         generator = torch.Generator().manual_seed(0)
         prompts = [torch.randint(3, VOCAB, (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
+        assert max(PROMPT_LENGTHS) + self._config.rollout.max_completion_length <= self._longest
         request = RolloutRequest(
             prompts=tuple(Prompt(token_ids=tuple(p)) for p in prompts),
             sampling=sampling(self._config.rollout).model_copy(update={"ignore_eos": True}),
@@ -180,14 +193,15 @@ class _Trainer:
         logprobs_BT, _ = self.learner._policy(*batch.model_inputs)
         return float((logprobs_BT - batch.sampler_logprobs_BT).abs().max()), batch
 
-    def update(self, batch: Batch) -> None:
+    def update(self, batch: Batch, step: int) -> None:
+        """Judge the mismatch, learn and publish."""
         self.learner.update(batch, self._grpo)
         with self._store.writer("the matrix"):
             Publisher(
                 store=self._store, client=self._client, portal=self._portal, wait=lambda task: task.result(),
                 config=self._config.publish, run_name="matrix", attempt=1, model_fingerprint=self.fingerprint,
                 dtype=torch.float32, accelerator=self._accelerator,
-            )(self.learner.model, 1)  # fmt: skip
+            )(self.learner.model, step)  # fmt: skip
 
 
 def _scored(prompt: list[int], group: Group) -> ScoredGroup:

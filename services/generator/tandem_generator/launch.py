@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from argparse import SUPPRESS, Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import uvloop
+import vllm
 from huggingface_hub import hf_hub_download
+from pydantic import ValidationError
 from vllm.entrypoints.cli.serve import run_headless
 from vllm.entrypoints.launchers.api_server.entry import run_server
 from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -17,7 +20,9 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.errors import EngineFailed
 from tandem_protocol.ports import listen
+from tandem_protocol.problems import summarize
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
@@ -37,9 +42,10 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     node, which has the routes, is there.
 
     Raises:
-        ConfigError: the model is quantized.
         TandemError: the weight store's newest version cannot be served.
-        ConfigError: vLLM refuses an option, or it is one of those that are Tandem's; the port is in use.
+        ConfigError: the model is quantized, vLLM refuses it or an option, or the option is one of those that are
+            Tandem's; the port is in use.
+        EngineFailed: vLLM's engine ended while it loaded the model.
     """
     _refuse_quantized(settings)
     args = parse_engine_args(settings, engine_args)
@@ -51,11 +57,36 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     listen(settings.generator.host, settings.generator.port, "generator.port").close()
     TandemRoutes.settings = settings
     try:
-        uvloop.run(run_server(args))
+        with start_errors(settings.shared.model):
+            uvloop.run(run_server(args))
     except KeyboardInterrupt:  # SIGTERM before the server was up
         return True
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
     return TandemRoutes.policy.stopping
+
+
+@contextmanager
+def start_errors(model: str) -> Iterator[None]:
+    """Say in a message what keeps vLLM from starting with `model`.
+
+    Raises:
+        ConfigError: vLLM does not know the model, or an option does not fit it.
+        EngineFailed: the engine's own process ended while it loaded the model.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise ConfigError(
+            f"vLLM {vllm.__version__} refuses shared.model {model!r} or an option for it: {summarize(error.errors())}. "
+            "Fix: change that option, or choose another shared.model (docs/architectures.md)"
+        ) from error
+    except RuntimeError as error:
+        if "Engine core initialization failed" not in str(error):
+            raise
+        raise EngineFailed(
+            f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
+            "Fix: what the log names, or choose another shared.model (docs/architectures.md)"
+        ) from error
 
 
 def _refuse_quantized(settings: Settings) -> None:

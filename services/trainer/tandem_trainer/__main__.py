@@ -197,7 +197,7 @@ def meet_generators(
         lora=settings.trainer.lora,
         adapted_head=adapted_head(project.learner.model),
     )
-    length = min(length, project.learner.fix_rope([info.max_model_len for info in infos.values()]))
+    length = min(length, project.learner.fix_positions([info.max_model_len for info in infos.values()]))
     check_lengths([*project.rows, *project.eval_rows], length, completion)
     return list(infos.values())
 

@@ -13,7 +13,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from .errors import UserError
 
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-_SCALE = {"cohere": "logit_scale", "cohere2": "logit_scale", "falcon_h1": "lm_head_multiplier"}
+_SCALE = {
+    **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), "logit_scale"),
+    "falcon_h1": "lm_head_multiplier",
+}
 """`model_type` → the key of what logits are multiplied by."""
 
 
@@ -54,4 +57,4 @@ def body(model: PreTrainedModel) -> nn.Module:
             f"{model.base_model_prefix!r}), expected one. The trainer computes logits for some tokens at a time and "
             "needs the two parts. Fix: choose another model."
         )
-    return model.base_model
+    return model.base_model  # type: ignore[no-any-return]  # transformers ships no types here

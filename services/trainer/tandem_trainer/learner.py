@@ -25,6 +25,7 @@ from tandem_protocol.config import SharedConfig
 from .algorithms.base import Algorithm, Mean, Share, Totals
 from .algorithms.corrections import entropy_quantile
 from .batch import Batch
+from .causality import check_causal
 from .config import TrainerConfig
 from .devices import default_max_tokens
 from .errors import UserError
@@ -35,9 +36,9 @@ from .model import checkpoint_gradients, load_model
 from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
 from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
+from .positions import fix_positions
 from .ranks import do_together
 from .rehearsal import rehearse
-from .rope import fix_rope
 
 MODEL_DIR, STATE_FILE = "model", "learner.pt"
 MISMATCH = "mismatch"
@@ -58,7 +59,7 @@ class Learner:
         """Load the model.
 
         Raises:
-            UserError: there is no such model, or its logits are not what `logprobs.py` computes.
+            UserError: there is no such model, its logits are not what `logprobs.py` computes, or it is not causal.
         """
         self._shared, self._config, self._tokenizer, self._accelerator = shared, config, tokenizer, accelerator
         self._is_sharded = is_sharded(config.learner, accelerator)
@@ -70,6 +71,7 @@ class Learner:
         policy = self._logprobs_of(model)
         if not self._is_elsewhere:
             check(policy)
+            check_causal(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
         self._policy = spread(policy, config.learner, accelerator)
@@ -89,14 +91,14 @@ class Learner:
         model: PreTrainedModel = self._accelerator.unwrap_model(self._policy).model
         return model
 
-    def fix_rope(self, max_model_lens: Sequence[int]) -> int:
-        """Encode positions as generators that take `max_model_lens` tokens do; returns the longest row they agree on.
+    def fix_positions(self, max_model_lens: Sequence[int]) -> int:
+        """Encode positions as generators that take `max_model_lens` tokens do; returns the longest row we agree on.
 
         Raises:
             UserError: the generators differ among each other.
         """
         policies = (self._policy, self._reference) if self._reference else (self._policy,)
-        return min(fix_rope(self._accelerator.unwrap_model(policy).model, max_model_lens) for policy in policies)
+        return min(fix_positions(self._accelerator.unwrap_model(policy).model, max_model_lens) for policy in policies)
 
     def update(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
         """`algorithm.num_iterations` optimizer steps; how the batch is cut and spread over ranks changes no value.

@@ -34,7 +34,7 @@ class TokenLogprobs(nn.Module):
         super().__init__()
         self.model = model
         self.temperature = temperature
-        self._head = Head.of(model.config)
+        self.head = Head.of(model.config)
         self._chunk_size = chunk_size
 
     def forward(self, token_ids_BS: Tensor, prompt_lengths_B: Tensor, present_BT: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,7 +61,7 @@ class TokenLogprobs(nn.Module):
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = self.model.get_output_embeddings()(hidden_CH).float()
         # A scale of the logits is a part of the temperature.
-        temperature, cap = self.temperature / self._head.scale, self._head.cap and self._head.cap / self.temperature
+        temperature, cap = self.temperature / self.head.scale, self.head.cap and self.head.cap / self.temperature
         logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, temperature, cap)  # type: ignore[no-untyped-call]  # torch's
         return logprobs_C, entropies_C
 
@@ -127,7 +127,7 @@ def check(policy: TokenLogprobs) -> None:
 
     Raises:
         UserError: the forward pass is random (dropout, noise), or the model changes its logits after the output
-            embedding (soft-capping, scaling), which chunks of positions leave out.
+            embedding in a way that `heads.py` does not know.
     """
     model = policy.model
     token_ids_BS = torch.arange(CHECKED_TOKENS, device=model.device)[None] % len(model.get_input_embeddings().weight)
@@ -145,9 +145,9 @@ def check(policy: TokenLogprobs) -> None:
     theirs_T = logits_SV[:-1].log_softmax(-1).gather(-1, token_ids_BS[0, 1:, None]).squeeze(-1)
     if not torch.allclose(ours_BT[0], theirs_T, atol=1e-4):
         raise UserError(
-            f"{type(model).__name__} changes its logits after the output embedding: got the logprobs "
-            f"{theirs_T[:3].tolist()}, expected {ours_BT[0, :3].tolist()}, which leave that out. The trainer does not "
-            "support it. Fix: choose a model without soft-capping or scaling of logits."
+            f"{type(model).__name__} does something between its output embedding and its logits that the trainer does "
+            f"not know: got the logprobs {theirs_T[:3].tolist()}, expected {ours_BT[0, :3].tolist()} (with the scale "
+            f"{policy.head.scale:g} and the soft cap {policy.head.cap}). Fix: choose another model."
         )
 
 

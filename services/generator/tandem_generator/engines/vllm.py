@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ADAPTER = "tandem"
+REHEARSED_TOKENS = (3, 20, 40)
+"""Of the prompts that are tried out before the engine serves."""
 _PAUSE_MODES = {SwitchMode.DRAIN: "wait", SwitchMode.IN_FLIGHT: "keep", SwitchMode.ABORT: "abort"}
 
 
@@ -76,7 +78,7 @@ class VllmEngine:
         )
 
     async def start(self) -> None:
-        """Try out a switch of weights and a token, so that what this engine cannot do is known before it serves.
+        """Try out a switch of weights and a few rollouts, so that what this engine cannot do is known before it serves.
 
         Raises:
             ConfigError: the model's weights cannot be switched, or vLLM cannot compute it here.
@@ -88,13 +90,20 @@ class VllmEngine:
             raise ConfigError(f"shared.model: {str(error).partition('method failed: ')[2] or error}") from error
         await self._client.update_weight_version(str(BASE))
         try:
-            await self.check()
+            await self._rehearse()
         except (EngineDeadError, EngineGenerateError) as error:
             raise ConfigError(
-                f"shared.model: vLLM {vllm.__version__} has loaded {self._client.model_config.model!r} but cannot "
-                f"compute a token with it on this machine: {error}. Its log above says why. Fix: choose another "
-                "shared.model (docs/architectures.md), or a machine with a GPU"
+                f"shared.model: vLLM {vllm.__version__} has loaded {self._client.model_config.model!r}, but its engine "
+                "ended in the first rollouts; its log above says why. Fix: models with recurrent layers may need "
+                "generator.enable_prefix_caching: false, and some need a GPU; otherwise choose another shared.model "
+                "(docs/architectures.md)"
             ) from error
+
+    async def _rehearse(self) -> None:
+        """A few rollouts at the same time: one token alone does not reach all that a model computes with."""
+        params = SamplingParams(n=2, max_tokens=2, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False)
+        longest = max(1, self.facts.max_model_len - 2)
+        await asyncio.gather(*(self._run([0] * min(length, longest), params) for length in REHEARSED_TOKENS))
 
     async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
         tasks = [

@@ -1,8 +1,8 @@
-"""Rotary position encodings that do not depend on what else is in a batch, and are those of the generator.
+"""Positions that do not depend on what else is in a batch, and are those of the generator.
 
-transformers chooses between two encodings by the padded length of each batch: `longrope` has factors for short and for
-long batches, `dynamic` scales the base of long ones. vLLM chooses once, by `max_model_len`. Its choice is made here for
-the trainer, before the first update.
+transformers chooses between two rotary encodings by the padded length of each batch: `longrope` has factors for short
+and for long batches, `dynamic` scales the base of long ones. vLLM chooses once, by `max_model_len`. Its choice is made
+here for the trainer, before the first update.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from .errors import UserError
 
 DEFAULT, LONGROPE, DYNAMIC = "default", "longrope", "dynamic"
+OTHER_WINDOW = ("cohere2", "cohere2_moe")
+"""Of these, vLLM's sliding window has one token more than that of transformers."""
 
 
 class _Rope(NamedTuple):
@@ -52,15 +54,15 @@ class _Rope(NamedTuple):
         setattr(self.module, self._name("attention_scaling"), scaling if mscale is None else mscale)
         # transformers updates every type but this one in each forward pass.
         if self.layer_type is None:
-            self.module.rope_type = DEFAULT
+            setattr(self.module, "rope_type", DEFAULT)  # noqa: B010 - a module's attributes have no types
         else:
-            self.module.rope_type = {**self.module.rope_type, self.layer_type: DEFAULT}  # type: ignore[dict-item]
+            setattr(self.module, "rope_type", {**self.module.rope_type, self.layer_type: DEFAULT})  # type: ignore[dict-item]  # noqa: B010
 
     def _name(self, attribute: str) -> str:
         return attribute if self.layer_type is None else f"{self.layer_type}_{attribute}"
 
 
-def fix_rope(model: PreTrainedModel, max_model_lens: Sequence[int]) -> int:
+def fix_positions(model: PreTrainedModel, max_model_lens: Sequence[int]) -> int:
     """Give `model`, in place, the position encodings of generators that take `max_model_lens` tokens.
 
     Returns:
@@ -83,7 +85,8 @@ def fix_rope(model: PreTrainedModel, max_model_lens: Sequence[int]) -> int:
         elif rope.rope_type == DYNAMIC:
             # Neither side scales up to here; beyond, vLLM has no positions and transformers goes by the batch.
             length = min(length, rope.config.max_position_embeddings)
-    return length
+    config = model.config.get_text_config(decoder=True)
+    return min(length, config.sliding_window) if config.model_type in OTHER_WINDOW else length
 
 
 def _ropes(model: PreTrainedModel) -> Iterator[_Rope]:

@@ -1,0 +1,68 @@
+"""Model families judged beside each other (`support.matrix`), each in a process that is forked from a warm one."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "docs/architectures.json"
+"""What `tests/golden/record_architectures.py` has found."""
+_ENV = {
+    "OMP_NUM_THREADS": "1",  # threads that spin for each other cost a tiny model seconds
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+
+@contextmanager
+def judged(families: Sequence[str], folder: Path, workers: int = 2) -> Iterator[dict[str, Future[dict[str, Any]]]]:
+    """Family → its `Outcome` as a dictionary, when it is known; `folder` gets a log for each."""
+    zygotes: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+    processes = [_start(folder / f"zygote-{number}.log") for number in range(workers)]
+    for process in processes:
+        zygotes.put(process)
+
+    def judge(family: str) -> dict[str, Any]:
+        process = zygotes.get()
+        assert process.stdin
+        assert process.stdout
+        try:
+            process.stdin.write(json.dumps({"family": family, "folder": str(folder / family)}) + "\n")
+            process.stdin.flush()
+            outcome: dict[str, Any] = json.loads(process.stdout.readline())
+            return outcome
+        finally:
+            zygotes.put(process)
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            yield {family: pool.submit(judge, family) for family in families}
+        finally:
+            pool.shutdown(cancel_futures=True)
+            for process in processes:
+                process.terminate()
+                process.wait()
+
+
+def _start(log: Path) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    with log.open("w") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "support.zygote"],
+            env={**os.environ, **_ENV, "PYTHONPATH": path},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=file,
+            text=True,
+        )

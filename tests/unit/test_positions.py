@@ -1,0 +1,105 @@
+"""Position encodings do not depend on what else is in a batch, and are those that vLLM chooses by its max_model_len."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from support.architectures import HEAD_DIM, VOCAB, tiny_config, tiny_model
+from tandem_trainer.errors import UserError
+from tandem_trainer.logprobs import TokenLogprobs
+from tandem_trainer.positions import fix_positions
+
+ORIGINAL = 64
+SHORT = [1.0 + 0.1 * index for index in range(HEAD_DIM // 2)]
+LONG = [1.0 + 0.7 * index for index in range(HEAD_DIM // 2)]
+SCALED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": ORIGINAL},
+    "llama3": {
+        "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": ORIGINAL,
+    },
+    "longrope": {"short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": ORIGINAL},
+}  # fmt: skip
+FAMILIES = ("llama", "phi3", "gemma3_text")  # the last has an encoding for each kind of layers
+PAIRS = [(f, t) for f in FAMILIES for t in SCALED if f != "phi3" or t in ("default", "longrope")]  # all that it takes
+
+
+def _config(family: str, rope_type: str, **changes: Any) -> PreTrainedConfig:
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, **SCALED[rope_type], **changes}
+    kinds = {"sliding_attention": rope, "full_attention": rope}
+    config = tiny_config(family, rope_parameters=kinds if family == "gemma3_text" else rope)
+    if rope_type == "dynamic":
+        config.max_position_embeddings = ORIGINAL
+    if hasattr(config, "original_max_position_embeddings"):
+        config.original_max_position_embeddings = ORIGINAL
+    return config
+
+
+def _logprobs(model: torch.nn.Module, *lengths: int) -> Tensor:
+    """Of rows of these lengths in one batch: those of the first one. [T]"""
+    rows = [torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    policy = TokenLogprobs(model.eval(), temperature=1.0, chunk_size=1000)
+    token_ids_BS = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    present_BT = torch.arange(token_ids_BS.shape[1] - 1) < (torch.tensor(lengths) - 1)[:, None]
+    with torch.no_grad():
+        logprobs_BT, _ = policy(token_ids_BS, torch.ones(len(rows), dtype=torch.long), present_BT)
+    return logprobs_BT[0, : lengths[0] - 1]
+
+
+@pytest.mark.parametrize(("family", "rope_type"), PAIRS)
+@pytest.mark.parametrize("max_model_len", [ORIGINAL, 200])
+def test_a_row_has_the_same_logprobs_beside_rows_of_every_length_that_the_generator_takes(
+    family: str, rope_type: str, max_model_len: int
+) -> None:
+    model = tiny_model(_config(family, rope_type))
+    longest = fix_positions(model, [max_model_len])
+    assert longest == (ORIGINAL if rope_type == "dynamic" else max_model_len)
+    for length in (40, longest):
+        torch.testing.assert_close(_logprobs(model, 40, length), _logprobs(model, 40), atol=1e-4, rtol=0)
+    # And what came before leaves no trace.
+    torch.testing.assert_close(_logprobs(model, longest, 40), _logprobs(model, longest), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("max_model_len", "factor"), [(ORIGINAL, SHORT), (ORIGINAL + 1, LONG)])
+def test_longrope_has_the_factors_that_vllm_chooses_by_max_model_len(
+    family: str, max_model_len: int, factor: list[float]
+) -> None:
+    model = tiny_model(_config(family, "longrope"))
+    fix_positions(model, [max_model_len])
+    only = tiny_model(_config(family, "longrope", short_factor=factor, long_factor=factor))
+    only.load_state_dict(model.state_dict())
+    torch.testing.assert_close(_logprobs(model, 40), _logprobs(only, 40), atol=1e-5, rtol=0)
+    other = tiny_model(_config(family, "longrope"))
+    fix_positions(other, [ORIGINAL + 1 if max_model_len == ORIGINAL else ORIGINAL])
+    other.load_state_dict(model.state_dict())
+    assert (_logprobs(model, 40) - _logprobs(other, 40)).abs().max() > 0.1, "the two factors must differ"
+
+
+def test_longrope_has_the_scaling_of_its_mscale_as_in_vllm() -> None:
+    model = tiny_model(_config("phi3", "longrope", short_mscale=1.5, long_mscale=2.5))
+    fix_positions(model, [ORIGINAL])
+    assert model.model.rotary_emb.attention_scaling == 1.5
+    model = tiny_model(_config("phi3", "longrope", short_mscale=1.5, long_mscale=2.5))
+    fix_positions(model, [ORIGINAL + 1])
+    assert model.model.rotary_emb.attention_scaling == 2.5
+
+
+def test_generators_that_choose_differently_are_refused() -> None:
+    model = tiny_model(_config("phi3", "longrope"))
+    with pytest.raises(UserError, match=r"max_model_len 64, 128; expected all above 64 or none"):
+        fix_positions(model, [128, 64])
+    assert fix_positions(model, [128, 256]) == 128
+    assert fix_positions(tiny_model(_config("llama", "llama3")), [128, 64]) == 64
+
+
+def test_rows_are_no_longer_than_a_window_that_vllm_has_otherwise() -> None:
+    assert fix_positions(tiny_model(tiny_config("cohere2", sliding_window=16)), [128]) == 16
+    assert fix_positions(tiny_model(tiny_config("gemma3_text", sliding_window=16)), [128]) == 128
