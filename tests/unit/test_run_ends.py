@@ -35,6 +35,7 @@ def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
         run.last_checkpoint(9, saved, saved)
     assert json.loads((tmp_path / "default" / "status.json").read_text())["phase"] == "stopped"
     assert not run.is_done
+    assert [line["step"] for line in _records(tmp_path)] == [9]
     again = make_run(tmp_path)
     assert again.finished is None
     again.resume(saved, saved)
@@ -124,3 +125,24 @@ def test_a_group_without_signal_in_a_trained_batch_is_written_as_skipped(tmp_pat
     run.log(GROUPS)
     assert {line["row"]: line["skipped"] for line in _records(tmp_path, "rollouts.jsonl")} == {3: False, 4: True}
     assert [line["groups_skipped"] for line in _records(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_a_run_that_fails_leaves_the_record_of_its_last_step_once(tmp_path: Path, is_logged: bool):
+    saved: Any = Saved()
+    run = make_run(tmp_path)
+
+    def fail() -> None:
+        with run.kept(saved, saved):
+            run.measure(2, GROUPS, {"loss": 0.25})
+            run.log(GROUPS)
+            run.measure(3, GROUPS, {"loss": 0.25})
+            if is_logged:
+                run.log(GROUPS)
+            raise OSError("the generator is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        fail()
+    assert [line["step"] for line in _records(tmp_path)] == [2, 3]
+    make_run(tmp_path).resume(saved, saved)
+    assert [line["step"] for line in _records(tmp_path)] == [2, 3]

@@ -176,6 +176,8 @@ class Run:
             if self._step and learner.whole_updates == self._step and self._accelerator.num_processes == 1:
                 self.checkpoint(self._step, learner, rollouts)
             raise
+        finally:
+            self.journal.complete(self._record)
 
     @contextmanager
     def life(self) -> Iterator[None]:
