@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from itertools import combinations
+from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from support.rollouts import completion, scored
-from tandem_trainer.evaluate import evaluation_record, pass_at_k
+from support.rollouts import completion, group, scored
+from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
+from tandem_protocol.version import Version
+from tandem_trainer.batch import ScoredGroup
+from tandem_trainer.config import TrainerConfig
+from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
+from tandem_trainer.prompts import PromptRow
+from tandem_trainer.run import Stopped
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
@@ -27,3 +39,61 @@ def test_the_record_has_means_over_all_completions_and_pass_rates_over_prompts()
         "rewards": {"rewards:r": 0.5},
         "pass_at": {"rewards:r": {"1": 0.25, "2": 0.5}},
     }
+
+
+class Generator:
+    """Answers at once, and scores every completion 0.25."""
+
+    async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
+        self.request = request
+        for i in range(len(request.prompts)):
+            on_group(group([completion([5])], i))
+
+    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+        return scored(row.token_ids, group.completions, [0.25], row=row.index)
+
+
+@pytest.fixture
+def portal() -> Iterator[BlockingPortal]:
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+def _evaluation(portal: BlockingPortal, folder: Path, generator: Any, wait: Any = Future.result) -> Evaluation:
+    config = TrainerConfig.model_validate(
+        {
+            "max_steps": 4,
+            "rewards": [{"function": "rewards:r"}],
+            "rollout": {
+                "temperature": 0.7, "top_p": 0.9, "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.3,
+                "max_completion_length": 6, "stop_token_ids": [3],
+            },
+            "eval": {"prompts": {"source": "held_out.jsonl"}},
+        }
+    )  # fmt: skip
+    rows = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(2)]
+    return Evaluation(
+        rows=rows, client=generator, rewards=generator, win_rate=None, portal=portal, wait=wait, config=config,
+        file=folder / "eval.jsonl", is_main=True,
+    )  # fmt: skip
+
+
+def test_an_evaluation_samples_from_the_policy_itself_whatever_training_does(portal: BlockingPortal, tmp_path: Path):
+    generator = Generator()
+    record = _evaluation(portal, tmp_path, generator)(Version(3, 1))
+    assert generator.request.sampling == Sampling(n=1, max_tokens=6, temperature=0.0, stop_token_ids=(3,))
+    assert generator.request.prompts == (Prompt(token_ids=(1,)), Prompt(token_ids=(2,)))
+    assert generator.request.min_version == Version(3, 1)
+    assert record == {"n": 2, "reward_mean": 0.25, "rewards": {"rewards:r": 0.25}, "pass_at": {"rewards:r": {}}}
+    (line,) = (tmp_path / "eval.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"step": 3, "version": "3.1"} | record
+
+
+def test_a_stop_request_ends_an_evaluation(portal: BlockingPortal, tmp_path: Path):
+    def wait(task: Future[Any]) -> None:
+        task.cancel()
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        _evaluation(portal, tmp_path, Generator(), wait)(Version(3, 1))
+    assert not (tmp_path / "eval.jsonl").exists()

@@ -82,6 +82,15 @@ def test_one_small_odd_batch_among_others_is_no_refusal_and_lasting_mismatch_is(
         check.update(0.3, 1000)
 
 
+def test_short_completions_are_judged_once_there_are_enough_of_them():
+    """Of 4 tokens an update, a moving average never holds 32."""
+    check, _ = _check()
+    for _ in range(7):
+        check.update(5.0, 4)
+    with pytest.raises(UserError, match="differ by 5 nats"):
+        check.update(5.0, 4)
+
+
 def test_a_handful_of_tokens_is_not_judged():
     check, alerts = _check()
     check.update(5.0, 4)
@@ -156,4 +165,4 @@ def test_a_refusal_comes_before_the_parameters_change(model_dir: Path):
     with pytest.raises(UserError):
         learner.update(batch, algorithm)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
-    assert learner.is_whole
+    assert learner.whole_updates == 0

@@ -161,6 +161,12 @@ def test_edited_answers_change_rewards_and_edited_held_out_prompts_change_evalua
     assert (held_out.touch(SCORING), held_out.touch(EVALUATION)) == (False, True)
 
 
+def test_a_prompt_that_only_rewards_see_edited_changes_rewards(tmp_path: Path):
+    """A chat template may trim a message, so that its tokens stay the same."""
+    edited = [*ROWS[:2], PromptRow(2, "row 2", "1+2= ", "1+2=", (4, 2), {"answer": "2"})]
+    assert _changes(tmp_path, rows=edited).touch(SCORING)
+
+
 def test_edited_code_of_the_project_changes_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

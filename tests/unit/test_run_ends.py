@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from concurrent.futures import Future
@@ -34,6 +35,7 @@ def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
         run.last_checkpoint(9, saved, saved)
     assert json.loads((tmp_path / "default" / "status.json").read_text())["phase"] == "stopped"
     assert not run.is_done
+    assert [line["step"] for line in _records(tmp_path)] == [9]
     again = make_run(tmp_path)
     assert again.finished is None
     again.resume(saved, saved)
@@ -82,3 +84,65 @@ def test_a_resumed_run_that_evaluates_its_checkpoint_again_may_call_it_the_best(
     _best(again, saved, 3, 0.6)
     names = sorted(path.name for path in (tmp_path / "default" / "checkpoints").iterdir())
     assert names == ["000002", "000003"]
+
+
+def test_figures_that_are_not_finite_are_null_and_do_not_end_the_run(tmp_path: Path):
+    saved: Any = Saved()
+    run = make_run(tmp_path)
+    run.measure(3, GROUPS, {"kl_sampler": math.inf, "loss": math.nan})
+    run.evaluated({"reward_mean": None, "rewards": {"a:b": -math.inf}})
+    run.checkpoint(3, saved, saved)
+    run.log(GROUPS)
+    (before,) = _records(tmp_path)
+    assert (before["kl_sampler"], before["loss"], before["eval"]["rewards"]) == (None, None, {"a:b": None})
+    (tmp_path / "default" / "metrics.jsonl").unlink()  # as if the run had been killed before it wrote this
+    make_run(tmp_path).resume(saved, saved)
+    (after,) = _records(tmp_path)
+    timed = {"timings", "tokens_per_s"}
+    assert {k: v for k, v in after.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
+
+
+def test_what_is_written_after_a_step_takes_time_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """So that the timings of all steps add up to the run."""
+    now = [100.0]
+    monkeypatch.setattr("tandem_trainer.clock.time.monotonic", lambda: now[0])
+    run = make_run(tmp_path)
+
+    def completions(_: object) -> None:
+        now[0] += 7.0
+
+    monkeypatch.setattr(run.journal, "completions", completions)
+    run.start_step()
+    for step in (1, 2):
+        run.measure(step, GROUPS, {"loss": 0.25})
+        run.log(GROUPS)
+    assert [line["timings"]["other_s"] for line in _records(tmp_path)] == [0.0, 7.0]
+
+
+def test_a_group_without_signal_in_a_trained_batch_is_written_as_skipped(tmp_path: Path):
+    run = make_run(tmp_path)
+    run.measure(1, GROUPS, {"loss": 0.25})
+    run.log(GROUPS)
+    assert {line["row"]: line["skipped"] for line in _records(tmp_path, "rollouts.jsonl")} == {3: False, 4: True}
+    assert [line["groups_skipped"] for line in _records(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_a_run_that_fails_leaves_the_record_of_its_last_step_once(tmp_path: Path, is_logged: bool):
+    saved: Any = Saved()
+    run = make_run(tmp_path)
+
+    def fail() -> None:
+        with run.kept(saved, saved):
+            run.measure(2, GROUPS, {"loss": 0.25})
+            run.log(GROUPS)
+            run.measure(3, GROUPS, {"loss": 0.25})
+            if is_logged:
+                run.log(GROUPS)
+            raise OSError("the generator is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        fail()
+    assert [line["step"] for line in _records(tmp_path)] == [2, 3]
+    make_run(tmp_path).resume(saved, saved)
+    assert [line["step"] for line in _records(tmp_path)] == [2, 3]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
@@ -44,7 +45,7 @@ INFO_TIMEOUT_S = 30.0
 LOCK_FILE = "LOCK"
 """In the run's folder; names the trainer that is at work there."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C before the first step, as shells have it."""
+"""Exit status after Ctrl-C or SIGTERM before the first step, as shells have it for the former."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,6 +136,7 @@ def train_run(
 ) -> None:
     """Load the project, meet the generators and train, in the folder and the store that are this process's now."""
     stack.enter_context(run.life())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the first step it ends the run as Ctrl-C does
     if settings.trainer.metrics_port and accelerator.is_main_process:
         stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
     portal = stack.enter_context(start_blocking_portal())

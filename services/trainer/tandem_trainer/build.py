@@ -126,6 +126,7 @@ def construct_and_train(
         rewards=project.scorer,
         win_rate=win_rate,
         portal=portal,
+        wait=run.wait,
         config=config,
         file=run.dir / "eval.jsonl",
         is_main=accelerator.is_main_process,

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,12 @@ class Evaluation:
         rewards: Scorer,
         win_rate: WinRate | None,
         portal: BlockingPortal,
+        wait: Callable[[Future[list[ScoredGroup]]], list[ScoredGroup]],
         config: TrainerConfig,
         file: Path,
         is_main: bool,
     ) -> None:
-        self._rows, self._client, self._portal = rows, client, portal
+        self._rows, self._client, self._portal, self._wait = rows, client, portal, wait
         self._rewards, self._win_rate = rewards, win_rate
         self._config, self._file, self._is_main = config, JsonLines(file), is_main
 
@@ -58,7 +60,7 @@ class Evaluation:
         if not self._is_main:
             return None
         assert self._config.eval is not None, "due says so"
-        groups = self._portal.call(self._collect, version)
+        groups = self._wait(self._portal.start_task_soon(self._collect, version))
         record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
         self._file.forget_after(version.step - 1)
         self._file.append([{"step": version.step, "version": str(version)} | record])

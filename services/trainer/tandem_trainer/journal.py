@@ -83,6 +83,11 @@ class Journal:
         else:
             self._unwritten.clear()
 
+    def complete(self, record: Mapping[str, Any] | None) -> None:
+        """Make sure that the record of the last step is there, also if the step ended before `step` was called."""
+        if self._is_main and record and not self._unwritten and self._metrics.last_step() < record["step"]:
+            self.step(record)
+
     def completions(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Append completions with their rewards."""
         if self._is_main:
@@ -109,5 +114,4 @@ class Journal:
         if self._is_main:
             for file in (self._metrics, self._completions):
                 file.forget_after(step)
-            if record and self._metrics.last_step() < step:
-                self._metrics.append([record])
+            self.complete(record)

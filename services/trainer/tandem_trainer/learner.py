@@ -81,10 +81,13 @@ class Learner:
         self._schedule = Schedule(optimizer, config.optim, max_steps=config.max_steps)
         self._needs_reference = needs_reference
         self._reference = self._frozen_copy(shared) if needs_reference and not config.lora else None
-        self.mismatch: MismatchCheck | None = None
-        """Set once the generators are known."""
-        self.is_whole = True
-        """False while the parameters are no version's: after some of a batch's optimizer steps, before the last."""
+        self.mismatch: MismatchCheck | None = None  # until the generators are known
+        self._is_whole = True
+
+    @property
+    def whole_updates(self) -> int | None:
+        """The step of the version that the parameters are; None after some of a batch's optimizer steps."""
+        return self._schedule.updates if self._is_whole else None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -117,7 +120,7 @@ class Learner:
         steps = []
         for left in reversed(range(algorithm.num_iterations)):
             steps.append(self._step(pieces, algorithm, old_logprobs))
-            self.is_whole = not left
+            self._is_whole = not left
         learning_rate = self._schedule.learning_rate
         self._schedule.advance()
         means = {name: statistics.fmean(getattr(step, name) for step in steps) for name in ("loss", "grad_norm")}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,12 +78,13 @@ def completion_records(
 
     Args:
         version: the one that was learned from them, or that was going to be if they are `skipped`.
+        skipped: nothing was learned from any of them. Of other groups, those with equal rewards are skipped.
     """
     pairs = [(group, i) for i in range(len(groups[0].texts)) for group in groups]
     return [
         {
             "step": version.step,
-            "skipped": skipped,
+            "skipped": skipped or not group.has_signal,
             "row": group.row,
             "prompt": group.prompt_text,
             "completion": group.texts[i],
@@ -114,12 +116,12 @@ class JsonLines:
         self._path = path
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines at the end: all of them or, if an error occurs, none.
+        """Add lines at the end: all of them or, if an error occurs, none. NaN and infinity become null, as JSON has it.
 
         Raises:
             OSError: such as ENOSPC when the disk is full.
         """
-        data = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records).encode()
+        data = "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records).encode()
         with self._path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
@@ -150,6 +152,15 @@ class JsonLines:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(self._path)
+
+
+def _finite(value: Any) -> Any:
+    """`value` with None for every number that JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(line: str) -> float:

@@ -49,8 +49,9 @@ class MismatchCheck:
         """
         if not self._is_on or not tokens:
             return
-        self._sum = DECAY * self._sum + mismatch * tokens
-        self._tokens = DECAY * self._tokens + tokens
+        decay = DECAY if self._tokens >= MIN_TOKENS else 1.0  # or short completions would never be enough
+        self._sum = decay * self._sum + mismatch * tokens
+        self._tokens = decay * self._tokens + tokens
         average = self._sum / self._tokens
         if self._tokens < MIN_TOKENS:
             return

@@ -137,7 +137,7 @@ def _text(value: Any) -> str:
 def _rows_digest(rows: Sequence[PromptRow]) -> str:
     digest = Digest()
     for row in rows:
-        digest.update(json.dumps([row.token_ids, row.columns], sort_keys=True, default=repr).encode())
+        digest.update(json.dumps([row.prompt, row.token_ids, row.columns], sort_keys=True, default=repr).encode())
     return digest.hexdigest()
 
 

@@ -165,17 +165,19 @@ class Run:
     def kept(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
         """Write the last whole step to a checkpoint if the block fails; a stop request ends the block quietly.
 
-        With several ranks a failure of one cannot be shared by all, and after some of a batch's optimizer steps the
-        last whole step is gone, so nothing is written then.
+        With several ranks a failure of one cannot be shared by all, and once the optimizer has changed the parameters
+        the last whole step is gone, so nothing is written then.
         """
         try:
             yield
         except Stopped:
             self._is_cut_short = True  # the version of this step may have reached no generator
         except Exception:
-            if self._step and learner.is_whole and self._accelerator.num_processes == 1:
+            if self._step and learner.whole_updates == self._step and self._accelerator.num_processes == 1:
                 self.checkpoint(self._step, learner, rollouts)
             raise
+        finally:
+            self.journal.complete(self._record)
 
     @contextmanager
     def life(self) -> Iterator[None]:
@@ -324,7 +326,7 @@ class Run:
             functions=self._config.scorers,
             groups_skipped=sum(gather_object([skipped])),
         )
-        self._record = record | self._clock.figures(record["rollout_tokens"])
+        self._record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
         self._step, self._version = step, version  # last: a step without a record would be missing after a resume
         self._consecutive_skips = self._groups_skipped = 0
 
@@ -341,7 +343,7 @@ class Run:
         assert self._record is not None, "measure comes first"
         self._record |= {"checkpoint_failures": self._failed_checkpoints}
         self._record |= self._clock.figures(self._record["rollout_tokens"])
+        self._clock.start_step()  # what is written here takes time of the next step, so that no second is missing
         self.journal.step(self._record)
         self.journal.completions(completion_records(self._version, groups, self._config.log_completions))
         self._accelerator.log(dict(scalars(self._record)), step=self._step)
-        self._clock.start_step()

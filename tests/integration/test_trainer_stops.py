@@ -1,0 +1,35 @@
+"""A trainer that is stopped before it has started to train."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from support.forked import start_trainer
+from support.generators import free_port
+from support.projects import Project
+
+DEADLINE_S = 60.0
+
+
+def test_a_trainer_stopped_while_it_waits_for_generators_says_so(tmp_path: Path, model: Path):
+    nothing: Any = SimpleNamespace(port=free_port())
+    project = Project(tmp_path / "project", model, nothing, tmp_path / "weights")
+    log = tmp_path / "log"
+    trainer = start_trainer(project.directory / "config.yaml", log)
+    status = project.run_dir / "status.json"
+    try:
+        deadline = time.monotonic() + DEADLINE_S
+        while not status.exists() or json.loads(status.read_text())["phase"] != "wait_for_generators":
+            assert trainer.is_alive(), log.read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        trainer.terminate()
+        trainer.join(DEADLINE_S)
+    finally:
+        trainer.kill()
+    assert (trainer.exitcode, json.loads(status.read_text())["phase"]) == (130, "stopped")
+    assert "Traceback" not in log.read_text()
