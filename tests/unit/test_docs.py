@@ -20,6 +20,11 @@ def test_the_configuration_page_is_that_of_the_models() -> None:
     assert (ROOT / "docs/config.md").read_text() == page, "write it again: .venv/bin/python docs/make_config.py"
 
 
+def test_the_page_of_model_families_is_that_of_what_was_measured() -> None:
+    page = runpy.run_path(str(ROOT / "docs/make_architectures.py"))["page"]()
+    assert (ROOT / "docs/architectures.md").read_text() == page, "write it: .venv/bin/python docs/make_architectures.py"
+
+
 @pytest.mark.parametrize("settings", [tandem_generator.config.Settings, tandem_trainer.config.Settings])
 def test_the_readmes_configuration_is_valid(tmp_path: Path, settings: type[tandem_trainer.config.Settings]) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
