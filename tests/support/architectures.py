@@ -80,6 +80,7 @@ _OWN: dict[str, dict[str, Any]] = {
     "deepseek_v32": {"index_topk": 8, "index_head_dim": 32, "index_n_heads": 2, "num_key_value_heads": 2},
     "diffllama": {"num_key_value_heads": 2},
     "exaone4": _LOCAL_GLOBAL,
+    "falcon": {"ffn_hidden_size": 256},
     "falcon_h1": {
         "lm_head_multiplier": 0.5, "embedding_multiplier": 2.0, "key_multiplier": 0.5, "attention_out_multiplier": 0.7,
         "ssm_in_multiplier": 1.5, "ssm_out_multiplier": 0.7, "mlp_multipliers": [1.5, 0.7],

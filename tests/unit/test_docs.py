@@ -16,6 +16,11 @@ def test_the_configuration_page_is_that_of_the_models() -> None:
     assert (ROOT / "docs/config.md").read_text() == page, "write it again: .venv/bin/python docs/make_config.py"
 
 
+def test_the_page_of_model_families_is_that_of_what_was_measured() -> None:
+    page = runpy.run_path(str(ROOT / "docs/make_architectures.py"))["page"]()
+    assert (ROOT / "docs/architectures.md").read_text() == page, "write it: .venv/bin/python docs/make_architectures.py"
+
+
 def test_the_trainers_image_tells_the_cuda_version_of_its_lock() -> None:
     lock = (ROOT / "docker/requirements/trainer-cuda.txt").read_text()
     (told,) = re.findall(r"^ENV CUDA_VERSION=(.*)$", (ROOT / "docker/trainer.Dockerfile").read_text(), re.MULTILINE)

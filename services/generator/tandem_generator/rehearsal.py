@@ -27,7 +27,7 @@ def stale_tensors(model: nn.Module, load: Callable[[], object], process: Callabl
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
-                parameter.mul_(0.5).add_(0.5)
+                parameter.mul_(0.5)  # the zeros that fill up a parameter stay, which no checkpoint brings back
     process()  # what vLLM makes of parameters is of the changed ones from here on
     load()
     after = _samples(model)

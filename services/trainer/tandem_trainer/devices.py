@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -46,3 +47,13 @@ def all_accelerators(accelerator: Accelerator) -> list[str]:
 def default_max_tokens(device: torch.device) -> int:
     """Of a micro-batch. Larger ones gain a CPU nothing; a GPU has to be kept busy."""
     return CPU_MAX_TOKENS if device.type == "cpu" else GPU_MAX_TOKENS
+
+
+def give_back_freed_memory() -> None:
+    """Return freed host memory to the system.
+
+    What glibc keeps of a CPU's freed activations is in pieces too small for the next micro-batch's (docs/measured.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)

@@ -5,7 +5,6 @@ Tensor names end in their shape: B rows, T completion tokens.
 
 from __future__ import annotations
 
-import ctypes
 import math
 import statistics
 from collections.abc import Sequence
@@ -27,7 +26,7 @@ from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .causality import check_causal
 from .config import TrainerConfig
-from .devices import default_max_tokens
+from .devices import default_max_tokens, give_back_freed_memory
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
 from .lora import add_adapter, load_adapter, switched_off, write_adapter
@@ -207,7 +206,7 @@ class Learner:
         )
         # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
         self._accelerator.backward(share.loss * self._accelerator.num_processes)
-        _give_back_freed_memory()
+        give_back_freed_memory()
         return logprobs_BT.detach(), share
 
     @torch.no_grad()
@@ -342,11 +341,3 @@ def _mean_or_max(name: str, parts: list[tuple[float, float]]) -> float:
     if name.endswith("/max"):
         return max(value for value, _ in parts)
     return sum(value * weight for value, weight in parts) / max(sum(weight for _, weight in parts), 1)
-
-
-def _give_back_freed_memory() -> None:
-    """To the system, of the host: what glibc holds of a CPU's freed activations is in pieces too small for the next
-    micro-batch's (docs/measured.md)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)

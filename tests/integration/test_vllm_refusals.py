@@ -1,0 +1,27 @@
+"""A model that vLLM cannot serve here ends the generator with a message and exit status 2."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from support.architectures import make_architecture
+from support.generators import free_port
+
+pytestmark = pytest.mark.vllm
+
+
+def test_a_mixture_of_experts_is_refused_before_the_generator_is_ready(tmp_path: Path) -> None:
+    model = make_architecture(tmp_path / "model", "mixtral")
+    command = [sys.executable, "-m", "tandem_generator", "--model", str(model), "--weights-dir", str(tmp_path / "w")]
+    command += ["--port", str(free_port()), "--enforce-eager", "--dtype", "float32", "--block-size", "32"]
+    env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
+    assert ended.returncode == 2
+    last = ended.stderr.rstrip().splitlines()[-1]
+    assert last.startswith(f"error: shared.model: '{model}' is a mixture of experts (model.layers.0.block_sparse_moe")
+    assert "Fix: choose another shared.model" in last
