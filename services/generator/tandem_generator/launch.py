@@ -15,7 +15,9 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.ports import listen
+from tandem_protocol.problems import one_line
 from tandem_protocol.store import WeightStore
 
 from .config import Settings
@@ -34,7 +36,7 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     node, which has the routes, is there.
 
     Raises:
-        TandemError: the weight store's newest version cannot be served.
+        TandemError: the weight store's newest version cannot be served, or the engine did not start.
         ConfigError: vLLM refuses an option, or it is one of those that are Tandem's; the port is in use.
     """
     args = parse_engine_args(settings, engine_args)
@@ -49,8 +51,22 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
         uvloop.run(run_server(args))
     except KeyboardInterrupt:  # SIGTERM before the server was up
         return True
+    except TandemError:
+        raise
+    except Exception as error:
+        if hasattr(TandemRoutes, "policy"):  # the engine was up
+            raise
+        raise _not_started(settings.shared.model, error) from error
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
     return TandemRoutes.policy.stopping
+
+
+def _not_started(model: str, error: Exception) -> ConfigError | EngineFailed:
+    """Why vLLM did not start, in one line; a restart may help where it was not the configuration."""
+    message = f"vLLM cannot serve shared.model {model}: {one_line(error)}."
+    if isinstance(error, RuntimeError | OSError):  # also of an engine process, which has written what happened
+        return EngineFailed(f"{message} The first error in the log above says more.")
+    return ConfigError(message)
 
 
 def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:
