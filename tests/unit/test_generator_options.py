@@ -132,8 +132,8 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--engine", "tgi"], "generator.engine: got 'tgi'"),
     (["--engine", "mock", "--tensor-parallel-size", "0"], "generator.tensor_parallel_size: got 0"),
     (["--config", "absent.yaml"], "absent.yaml cannot be read"),
-    (["--engine", "vllm", "--model", "/absent"], "shared.model: got /absent, which is no directory"),
-    (["--engine", "mock", "--model", "./absent"], "shared.model: got ./absent, which is no directory"),
+    (["--engine", "vllm", "--model", "/absent"], "shared.model: got /absent, which is not a directory"),
+    (["--engine", "mock", "--model", "./absent"], "shared.model: got ./absent, which is not a directory"),
     (["--engine", "mock", "--host", "0.0.0.0"], "generator.host 0.0.0.0 can be reached from other machines"),
     (["--generator.generator_id", ".."], "generator.generator_id: got '..'"),
 ]
@@ -163,7 +163,7 @@ def test_a_model_that_cannot_be_read_is_told_with_its_path(
 ) -> None:
     (tmp_path / name).write_text(text)
     assert main(["--model", str(tmp_path), "--engine", "mock"]) == USER_ERROR
-    assert f"error: shared.model: {tmp_path} cannot be read" in capsys.readouterr().err
+    assert f"error: shared.model: {tmp_path / name} is not" in capsys.readouterr().err
 
 
 def test_a_machine_without_vllm_is_told_what_to_install_and_of_the_mock(

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
+from tandem_protocol.folders import require_readable
+from tandem_protocol.model_directory import check_model
+from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
@@ -47,21 +50,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(settings: Settings, token: str | None) -> None:
-    """Tell a person's mistakes before an engine is started."""
-    model, host = settings.shared.model, settings.generator.host
-    if model.startswith(("/", ".")) and not Path(model).is_dir():
-        raise ConfigError(f"shared.model: got {model}, which is no directory; wanted a model's directory or hub id")
-    if problem := quantization_problem(model, Path(model)):
+    """Find a person's mistakes before an engine is started.
+
+    Raises:
+        ConfigError: names the first one.
+    """
+    shared, config = settings.shared, settings.generator
+    is_whole = config.engine == "vllm" and "load_format" not in config.vllm
+    check_model(shared.model, is_whole=is_whole)
+    if problem := quantization_problem(shared.model, Path(shared.model)):
         raise ConfigError(problem)
-    if method := settings.generator.vllm.get("quantization"):
+    if method := config.vllm.get("quantization"):
         raise ConfigError(
             f"generator.vllm.quantization is {method}; a generator switches unquantized weights only. Fix: leave it "
             "out."
         )
-    if token is None and host not in ("127.0.0.1", "localhost", "::1"):
+    require_readable(shared.weights_dir, "shared.weights_dir")
+    if token is None and config.host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(
-            f"generator.host {host} can be reached from other machines, but there is no token; set {TOKEN_ENV} or "
-            f"{TOKEN_FILE_ENV} for both services, or use host 127.0.0.1"
+            f"generator.host {config.host} can be reached from other machines, but there is no token. Fix: set "
+            f"{TOKEN_ENV} or {TOKEN_FILE_ENV} for both services, or use host 127.0.0.1."
         )
 
 
@@ -80,8 +88,8 @@ async def _serve_mock(settings: Settings) -> int:
     shared, config = settings.shared, settings.generator
     try:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)
-    except ValueError as error:
-        raise ConfigError(f"shared.model: {shared.model} cannot be read: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"shared.model: {shared.model} cannot be read: {one_line(error)}") from error
     policy = Policy(engine, WeightStore(shared.weights_dir), config)
     await serve(policy, shared.model, config.host, config.port, config.shutdown_timeout_s)
     return RESTART_ME if policy.failed.is_set() else 0

@@ -20,9 +20,9 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.errors import EngineFailed
+from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.ports import listen
-from tandem_protocol.problems import summarize
+from tandem_protocol.problems import one_line, summarize
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
@@ -42,10 +42,9 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     node, which has the routes, is there.
 
     Raises:
-        TandemError: the weight store's newest version cannot be served.
+        TandemError: the weight store's newest version cannot be served, or the engine ended while it loaded the model.
         ConfigError: the model is quantized, vLLM refuses it or an option, or the option is one of those that are
             Tandem's; the port is in use.
-        EngineFailed: vLLM's engine ended while it loaded the model.
     """
     _refuse_quantized(settings)
     args = parse_engine_args(settings, engine_args)
@@ -67,26 +66,30 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
 
 @contextmanager
 def start_errors(model: str) -> Iterator[None]:
-    """Say in a message what keeps vLLM from starting with `model`.
+    """Say in one message what keeps vLLM from starting with `model`. Errors of an engine that was up pass.
 
     Raises:
         ConfigError: vLLM does not know the model, or an option does not fit it.
-        EngineFailed: the engine's own process ended while it loaded the model.
+        EngineFailed: the engine ended while it loaded the model; a restart may help.
     """
     try:
         yield
+    except (TandemError, ConfigError):
+        raise
     except ValidationError as error:
         raise ConfigError(
             f"vLLM {vllm.__version__} refuses shared.model {model!r} or an option for it: {summarize(error.errors())}. "
             "Fix: change that option, or choose another shared.model (docs/architectures.md)"
         ) from error
-    except RuntimeError as error:
-        if "Engine core initialization failed" not in str(error):
+    except Exception as error:
+        if hasattr(TandemRoutes, "policy"):
             raise
-        raise EngineFailed(
-            f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
-            "Fix: what the log names, or choose another shared.model (docs/architectures.md)"
-        ) from error
+        message = (
+            f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine: {one_line(error)}. The first "
+            "error in the log above says more. Fix: what it names, or choose another shared.model "
+            "(docs/architectures.md)"
+        )
+        raise (EngineFailed if isinstance(error, RuntimeError | OSError) else ConfigError)(message) from error
 
 
 def _refuse_quantized(settings: Settings) -> None:

@@ -32,11 +32,12 @@ def listen(host: str, port: int, key: str) -> socket.socket:
 def problem(error: OSError, host: str, port: int, key: str) -> str:
     """Why nothing can listen at `host`:`port`, and what to do."""
     where = f"{key} {port}{f' on {host}' if host else ''} cannot be listened on"
+    reason = str(error.strerror).partition(" (while")[0]  # without the address, which is said already
     if error.errno == errno.EADDRINUSE:
         return f"{where}: it is in use{_by(port)}. Fix: end that process, or choose another {key}."
     if error.errno == errno.EACCES:
-        return f"{where}: {error.strerror}. Fix: choose a port from 1024 on."
-    return f"{where}: {error.strerror}. Fix: use an address of this machine, such as 127.0.0.1 or 0.0.0.0."
+        return f"{where}: {reason}. Fix: choose a port from 1024 on."
+    return f"{where}: {reason}. Fix: use an address of this machine, such as 127.0.0.1 or 0.0.0.0."
 
 
 def _by(port: int) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-LONGEST_VALUE = 80
+LONGEST_VALUE, LONGEST_MESSAGE = 80, 250
 
 
 def summarize(problems: Sequence[ErrorDetails]) -> str:
@@ -32,6 +34,8 @@ def _first(problem: ErrorDetails) -> str:
 
 def describe(problem: ErrorDetails) -> str:
     """`expected a valid integer`."""
+    if problem["type"] == "string_pattern_mismatch":
+        return f"expected text that matches {problem['ctx']['pattern']}"
     message = problem["msg"].partition(", unable to")[0]
     expected = message.removeprefix("Input should be ")
     if expected == message:
@@ -44,3 +48,17 @@ def shorten(value: Any) -> str:
     text = repr(value)
     half = LONGEST_VALUE // 2
     return text if len(text) <= LONGEST_VALUE else f"{text[:half]}…{text[-half:]}"
+
+
+def one_line(error: BaseException) -> str:
+    """What a library says, without its line breaks, and cut where it begins to list everything that there is.
+
+    Example: `KeyError: 'added_tokens'`. The type is left out where the text says enough by itself.
+    """
+    if isinstance(error, ValidationError):
+        text = summarize(error.errors())
+    else:
+        speaks = isinstance(error, ValueError | OSError | RuntimeError) and str(error)
+        text = str(error) if speaks else f"{type(error).__name__}: {error}"
+    text = " ".join(text.split())
+    return text.rstrip(".!") if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"

@@ -22,6 +22,7 @@ from transformers.utils import logging as transformers_logging
 from tandem_protocol.config import ConfigError, format_resolved, load, parse_overrides, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
+from tandem_protocol.folders import require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
 from tandem_protocol.store import WeightStore
@@ -88,6 +89,8 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, str]]:
 
 def run_trainer(settings: Settings, resolved: str) -> None:
     """Take the store and the background thread for the length of the run, then train."""
+    require_writable(settings.trainer.run_dir, "trainer.output_dir")
+    require_writable(settings.shared.weights_dir, "shared.weights_dir")
     accelerator = make_accelerator(settings.trainer)
     accelerators = all_accelerators(accelerator)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))

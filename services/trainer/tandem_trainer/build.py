@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.messages import ModelFingerprint
+from tandem_protocol.model_directory import check_model
+from tandem_protocol.problems import one_line
 from tandem_protocol.store import WeightStore
 
 from . import algorithms
@@ -155,9 +157,12 @@ def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is no such model, or it has no tokenizer.
     """
+    check_model(shared.model)
     try:
         return AutoTokenizer.from_pretrained(
             shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise UserError(f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {error}") from error
+    except Exception as error:  # of any kind: what is wrong in tokenizer.json shows deep inside of libraries
+        raise UserError(
+            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}"
+        ) from error

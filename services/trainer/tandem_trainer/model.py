@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from accelerate import init_empty_weights
 from torch.nn.modules.dropout import _DropoutNd
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
 
 from .errors import UserError
@@ -46,16 +49,22 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
         if without_weights:
             model = _without_weights(config, shared)
         else:
-            model, loaded = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True, **options
-            )
-            _check_weights(model, loaded["missing_keys"], loaded["unexpected_keys"])
+            with _no_report():
+                model, loaded = AutoModelForCausalLM.from_pretrained(
+                    source,
+                    config=config,
+                    dtype=torch.float32,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # they are reported below
+                    **options,
+                )
+            _check_weights(model, loaded["missing_keys"], loaded["unexpected_keys"], loaded["mismatched_keys"])
     except UserError:
         raise
     except Exception as error:  # of any kind: the model's own code may run here
         raise UserError(
-            f"shared.model {str(source)!r} cannot be loaded: {type(error).__name__}: {error}. Expected a directory "
-            "with a Hugging Face model (relative to the project's folder) or a model id of the hub."
+            f"shared.model {str(source)!r} cannot be loaded: {one_line(error)}. Expected a directory with a Hugging "
+            "Face model (relative to the project's folder) or a model id of the hub."
         ) from error
     for module in model.modules():
         if isinstance(module, _DropoutNd):
@@ -76,9 +85,31 @@ def _without_weights(config: PreTrainedConfig, shared: SharedConfig) -> PreTrain
     return model
 
 
-def _check_weights(model: PreTrainedModel, missing: Collection[str], unexpected: Collection[str]) -> None:
+@contextmanager
+def _no_report() -> Iterator[None]:
+    """Without the table of weights that did not fit: what is in it is an error here, reported in one line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def _check_weights(
+    model: PreTrainedModel,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Collection[tuple[str, tuple[int, ...], tuple[int, ...]]],
+) -> None:
     """Refuse what `transformers` warns of only: weights that it has made up, not scaled, or not tied as it should."""
     name = type(model).__name__
+    if mismatched:
+        first = [f"{key} got {tuple(got)}, expected {tuple(want)}" for key, got, want in sorted(mismatched)[:3]]
+        raise UserError(
+            f"{len(mismatched)} weights of shared.model do not have the shapes of its config.json: {'; '.join(first)}. "
+            "Fix: take config.json and weights from the same model."
+        )
     if scales := [key for key in unexpected if _OF_QUANTIZED.search(key)]:
         raise UserError(
             f"shared.model holds {min(scales)}, so its weights are quantized, which its config.json does not say. Fix: "
