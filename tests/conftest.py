@@ -12,10 +12,15 @@ import shutil
 from collections.abc import Callable
 
 import docker
+import hypothesis
 import pytest
 from docker.errors import DockerException
 
 from support import helm
+
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # no test measures time on a busy machine
+hypothesis.settings.load_profile("untimed")
 
 
 def _vllm_missing() -> str | None:
