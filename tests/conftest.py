@@ -18,7 +18,6 @@ from docker.errors import DockerException
 
 from support import helm
 
-
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test measures time on a busy machine
 hypothesis.settings.load_profile("untimed")
 
