@@ -57,9 +57,9 @@ def _check(settings: Settings, token: str | None) -> None:
     """
     shared, config = settings.shared, settings.generator
     is_whole = config.engine == "vllm" and "load_format" not in config.vllm
-    check_model(shared.model, is_whole=is_whole)
     if problem := quantization_problem(shared.model, Path(shared.model)):
         raise ConfigError(problem)
+    check_model(shared.model, is_whole=is_whole)
     if method := config.vllm.get("quantization"):
         raise ConfigError(
             f"generator.vllm.quantization is {method}; a generator switches unquantized weights only. Fix: leave it "
