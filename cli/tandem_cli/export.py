@@ -36,8 +36,8 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise ConfigError(
-            f"{model} cannot be copied to {to}: {error}. Fix: see that there is room at --to, and that the checkpoint is "
-            "still there (a run that goes on deletes old ones)."
+            f"{model} cannot be copied to {to}: {error}. Fix: see that there is room at --to, and that the "
+            "checkpoint is still there (a run that goes on deletes old ones)."
         ) from error
     return step
 
