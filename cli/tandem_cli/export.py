@@ -14,7 +14,7 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     """Copy the model of `checkpoint` (`last`, `best` or a step) to the new folder `to`; returns its step.
 
     Raises:
-        ConfigError: there is no such checkpoint, it holds no model, or `to` is in use.
+        ConfigError: there is no such checkpoint, it holds no model, `to` is in use, or it cannot be written.
     """
     step = _step(run_dir, checkpoint, _steps(run_dir))
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"
@@ -27,11 +27,18 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
         raise ConfigError(f"{model} holds no Hugging Face model; wanted config.json in it. Choose another --checkpoint")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is in use; wanted a folder that does not exist or is empty")
-    to.parent.mkdir(parents=True, exist_ok=True)
     staging = to.with_name(f".{to.name}.part")
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was cut short
-    shutil.copytree(model, staging)
-    staging.replace(to)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(model, staging)
+        staging.replace(to)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise ConfigError(
+            f"{model} cannot be copied to {to}: {error}. Fix: see that there is room at --to, and that the "
+            "checkpoint is still there (a run that goes on deletes old ones)."
+        ) from error
     return step
 
 

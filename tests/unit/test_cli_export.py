@@ -61,3 +61,16 @@ def test_a_folder_in_use_is_left_alone(run_dir: Path, tmp_path: Path, capsys: py
     (tmp_path / "used" / "mine.txt").write_text("mine")
     assert "is in use" in _refusal(capsys, run_dir, "--to", tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
+
+
+def test_a_place_that_cannot_be_written_is_told_and_nothing_is_left(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        (tmp_path / ".out.part").mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", full)
+    assert "cannot be copied to" in (said := _refusal(capsys, run_dir, "--to", tmp_path / "out"))
+    assert "No space left on device" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]

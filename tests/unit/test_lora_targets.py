@@ -137,7 +137,7 @@ def _handshake(info: Info, lora: LoraConfig | None, head: str | None = None) -> 
 @pytest.mark.parametrize(
     ("changes", "r", "head", "words"),
     [
-        ({"kinds": ("full",)}, 8, None, r"kind full; this run publishes lora.*enable_lora: true, max_lora_rank: 8"),
+        ({"kinds": ("full",)}, 6, None, r"kind full; this run publishes lora.*enable_lora: true, max_lora_rank: 8"),
         ({}, None, None, r"kind lora; this run publishes full.*set trainer\.lora"),
         ({}, 16, None, r"rank 8 at most; trainer\.lora\.r is 16"),
         ({}, 8, "lm_head", "takes no adapter at the output embedding lm_head"),

@@ -12,6 +12,9 @@ from tandem_protocol.parameters import Shapes, describe_differences
 from .config import LoraConfig
 from .errors import UserError
 
+_VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What `max_lora_rank` may be."""
+
 
 def check_generators(
     infos: Sequence[Info],
@@ -78,7 +81,7 @@ def _check_kind(info: Info, where: str, lora: LoraConfig | None, adapted_head: s
     kind = "lora" if lora else "full"
     if kind not in info.kinds:
         fix = (
-            f"set generator.vllm: {{enable_lora: true, max_lora_rank: {lora.r}}}"
+            f"set generator.vllm: {{enable_lora: true, max_lora_rank: {_served_rank(lora.r)}}}"
             if lora
             else "set trainer.lora, or leave enable_lora out of generator.vllm"
         )
@@ -96,3 +99,8 @@ def _check_kind(info: Info, where: str, lora: LoraConfig | None, adapted_head: s
             f"{where} takes no adapter at the output embedding {adapted_head} of this model. Fix: leave {adapted_head} "
             "out of trainer.lora.target_modules."
         )
+
+
+def _served_rank(rank: int) -> int:
+    """The smallest of vLLM's ranks that holds `rank`."""
+    return next((served for served in _VLLM_RANKS if served >= rank), _VLLM_RANKS[-1])

@@ -247,7 +247,7 @@ def _parameter_tables(directory: Path, *, trust_remote_code: bool) -> tuple[Shap
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # of any kind: the model's own code may run here
         log.warning("transformers cannot make this model (%s): published shapes will not be checked up front", error)
         return {}, {}
     layers = own_tensors(model)
