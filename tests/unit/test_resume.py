@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tandem_trainer.config import Settings
+from tandem_trainer.config import RolloutConfig, Settings
 from tandem_trainer.errors import UserError
 from tandem_trainer.prompts import PromptRow
 from tandem_trainer.resume import EVALUATION, FIXED, SAMPLING, SCORING, Changes, compare, describe
@@ -165,6 +165,28 @@ def test_a_prompt_that_only_rewards_see_edited_changes_rewards(tmp_path: Path):
     """A chat template may trim a message, so that its tokens stay the same."""
     edited = [*ROWS[:2], PromptRow(2, "row 2", "1+2= ", "1+2=", (4, 2), {"answer": "2"})]
     assert _changes(tmp_path, rows=edited).touch(SCORING)
+
+
+def test_every_rollout_setting_but_its_size_and_deadlines_changes_what_is_sampled():
+    others = {"num_prompts", "timeout_s", "stall_timeout_s"}
+    assert set(SAMPLING) == {f"trainer.rollout.{name}" for name in RolloutConfig.model_fields.keys() - others}
+
+
+@pytest.mark.parametrize("key", ["trainer.rewards", "trainer.online_dpo.judge"])
+def test_other_functions_change_rewards_and_evaluations(key: str, tmp_path: Path):
+    changes = _changes(tmp_path, _with(key))
+    only = Changes(change for change in changes if change.key == key)
+    assert (only.touch(SCORING), only.touch(EVALUATION)) == (True, True)
+
+
+def test_an_edited_reward_of_an_installed_package_changes_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "installed_rewards.py").write_text("def r(**_): return [1.0]\n")
+    __import__("installed_rewards")
+    tree = _merged(BASE, {"trainer": {"rewards": [{"function": "installed_rewards:r"}]}})
+    before = _described(tree)
+    (tmp_path / "installed_rewards.py").write_text("def r(**_): return [2.0]\n")
+    assert compare(before, _described(tree), tmp_path).touch(SCORING)
 
 
 def test_edited_code_of_the_project_changes_rewards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -118,7 +118,7 @@ def test_resume_keeps_what_was_scored_and_asks_again_with_the_same_seeds_for_the
     rollouts = _rollouts(portal, generator, max_lag=1)
     rollouts.start(Version(0, 1))
     rollouts.next(-1)
-    portal.call(_settle)
+    _finish(rollouts)
     state = rollouts.state_dict()
     asked = generator.requests[1]
     del state["queue"][0]["scored"][1]
@@ -138,7 +138,7 @@ def test_resume_with_less_lag_asks_again_for_what_has_grown_too_old(portal: Bloc
     rollouts = _rollouts(portal, generator, max_lag=1)
     rollouts.start(Version(0, 1))
     rollouts.next(-1)
-    portal.call(_settle)
+    _finish(rollouts)
     state = rollouts.state_dict()
 
     again = Generator()
