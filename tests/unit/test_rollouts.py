@@ -210,6 +210,14 @@ def test_resume_with_an_edited_prompt_asks_for_it_again(portal: BlockingPortal):
     assert _asked_for(generator)[:1] == [76]
 
 
+def test_what_was_sampled_can_be_forgotten_and_is_asked_for_again(portal: BlockingPortal):
+    rollouts, _, _ = _resumed(portal, _queue_of_two_steps(portal))
+    rollouts.forget_samples()
+    resumed, generator, _ = _resumed(portal, json.loads(json.dumps(rollouts.state_dict())))
+    assert _rows(resumed.next(-1)) == [2, 3]
+    assert _asked_for(generator)[:2] == [2, 3]
+
+
 def test_with_less_lag_the_end_of_a_longer_queue_waits_for_its_turn(portal: BlockingPortal):
     state, generator = _queue_of_two_steps(portal), Generator()
     resumed = _rollouts(portal, generator, max_lag=0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from .config import TrainerConfig
-from .errors import UserError
+from .errors import MismatchTooHigh
 from .rollouts import UNSHAPED
 
 EXPECTED_FLOAT32, EXPECTED_16_BIT = 1e-3, 0.05
@@ -45,7 +45,7 @@ class MismatchCheck:
         """Take in the mean over `tokens` tokens of one update.
 
         Raises:
-            UserError: the average is above `trainer.max_mismatch`.
+            MismatchTooHigh: the average is above `trainer.max_mismatch`.
         """
         if not self._is_on or not tokens:
             return
@@ -56,7 +56,7 @@ class MismatchCheck:
         if self._tokens < MIN_TOKENS:
             return
         if average > self._bound:
-            raise UserError(
+            raise MismatchTooHigh(
                 f"{self._describe(average)} That is above trainer.max_mismatch {self._bound:g}: the run would learn "
                 "from wrong probabilities. The parameters are as before this update. Raise trainer.max_mismatch only "
                 "if you know the cause."

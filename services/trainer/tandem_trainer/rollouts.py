@@ -168,6 +168,11 @@ class Rollouts:
         rows = [self._rows[draw.row] for draw in draws]
         await collect(self._client, self._rewards, request, rows, keep, timeout_s=timeout_s)
 
+    def forget_samples(self) -> None:
+        """Drop what was sampled; a resumed run asks for it again."""
+        for pending in self._queue:
+            pending.scored, pending.unscored = {}, {}
+
     def close(self) -> None:
         """Give up whatever is under way."""
         for pending in self._queue:

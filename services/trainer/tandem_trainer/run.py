@@ -23,7 +23,7 @@ from .batch import ScoredGroup
 from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state, readable
 from .clock import StepClock
 from .config import TrainerConfig
-from .errors import UserError
+from .errors import MismatchTooHigh, UserError
 from .journal import FAILED, STOPPED, Journal
 from .learner import Learner
 from .metrics import completion_records, samples, step_record
@@ -66,8 +66,7 @@ class Run:
         self._record: dict[str, Any] | None = None
         self._best: dict[str, Any] | None = self._saved.get("best") if self._saved else None
         self._consecutive_skips = self._groups_skipped = 0
-        self._stop, self._wait_until = False, math.inf
-        self._is_cut_short = False
+        self._stop, self._wait_until, self._is_cut_short = False, math.inf, False
         self._step, self._version = 0, Version(0, 0)
         if self._saved:
             self._version = Version(self._saved["step"], self._saved["attempt"])  # until this attempt has its own
@@ -172,7 +171,9 @@ class Run:
             yield
         except Stopped:
             self._is_cut_short = True  # the version of this step may have reached no generator
-        except Exception:
+        except Exception as error:
+            if isinstance(error, MismatchTooHigh):
+                rollouts.forget_samples()  # they have wrong probabilities
             if self._step and learner.whole_updates == self._step and self._accelerator.num_processes == 1:
                 self.checkpoint(self._step, learner, rollouts)
             raise

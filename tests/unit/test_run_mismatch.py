@@ -1,0 +1,33 @@
+"""A run that ends because of wrong probabilities does not go on with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from support.rollouts import completion, scored
+from support.run_folders import Saved, make_run
+from tandem_trainer.errors import MismatchTooHigh, UserError
+
+GROUPS = [scored([4], [completion([5]), completion([6])], [1.0, 0.0])]
+
+
+class Queue(Saved):
+    """Remembers whether its samples were dropped."""
+
+    is_dropped = False
+
+    def forget_samples(self) -> None:
+        self.is_dropped = True
+
+
+@pytest.mark.parametrize(("error", "is_dropped"), [(MismatchTooHigh("x"), True), (UserError("x"), False)])
+def test_samples_with_wrong_probabilities_are_not_in_the_checkpoint(
+    tmp_path: Path, error: UserError, is_dropped: bool
+):
+    run, queue = make_run(tmp_path), Queue()
+    run.measure(3, GROUPS, {"loss": 0.25})
+    with pytest.raises(UserError, match="x"), run.kept(queue, queue):  # type: ignore[arg-type]
+        raise error
+    assert queue.is_dropped == is_dropped
