@@ -22,7 +22,7 @@ MULTIMODAL = (
     "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "trocr", "whisper",
 )  # fmt: skip
 """Their text models, where vLLM has them, are families of their own."""
-NOT_TINY = ("cohere_compass_text", "cpmant", "ernie4_5_moe", "reformer", "rembert", "xlm", "xlnet", "xmod", "zamba")
+NOT_TINY = ("cohere_compass_text", "cpmant", "reformer", "rembert", "xlm", "xlnet", "xmod", "zamba")
 """Their code has sizes that no configuration changes, or needs more than token ids."""
 TEXT_FAMILIES = tuple(family for family in FAMILIES if family not in (*MULTIMODAL, *NOT_TINY))
 VOCAB, POSITIONS = 64, 512
@@ -79,6 +79,7 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "deepseek_v32": {"index_topk": 8, "index_head_dim": 32, "index_n_heads": 2, "num_key_value_heads": 2},
     "diffllama": {"num_key_value_heads": 2},
+    "ernie4_5_moe": {"moe_k": 2},
     "exaone4": _LOCAL_GLOBAL,
     "falcon": {"ffn_hidden_size": 256},
     "falcon_h1": {

@@ -86,7 +86,7 @@ def judge(family: str, folder: Path, **changes: Any) -> Outcome:
 
 def _lasting(message: str) -> str:
     """What of a message is the same in every run: its first sentence, without figures."""
-    return re.sub(r"-?\d+\.\d{3,}|(?<=differ by )\S+", "…", message.partition(". ")[0])
+    return re.sub(r"-?\d+\.\d{3,}|(?<=differ by )\S+", "…", " ".join(message.partition(". ")[0].split()))
 
 
 def _trained(model: Path, folder: Path) -> Outcome:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from argparse import SUPPRESS, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,7 +22,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from tandem_protocol.config import ConfigError
 from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.ports import listen
-from tandem_protocol.problems import one_line, summarize
+from tandem_protocol.problems import summarize
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
@@ -56,7 +56,7 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     listen(settings.generator.host, settings.generator.port, "generator.port").close()
     TandemRoutes.settings = settings
     try:
-        with start_errors(settings.shared.model):
+        with start_errors(settings.shared.model, is_up=lambda: hasattr(TandemRoutes, "policy")):
             uvloop.run(run_server(args))
     except KeyboardInterrupt:  # SIGTERM before the server was up
         return True
@@ -65,8 +65,8 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
 
 
 @contextmanager
-def start_errors(model: str) -> Iterator[None]:
-    """Say in one message what keeps vLLM from starting with `model`. Errors of an engine that was up pass.
+def start_errors(model: str, is_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Say in a message what keeps vLLM from starting with `model`; afterwards (`is_up`) errors pass as they are.
 
     Raises:
         ConfigError: vLLM does not know the model, or an option does not fit it.
@@ -74,22 +74,23 @@ def start_errors(model: str) -> Iterator[None]:
     """
     try:
         yield
-    except (TandemError, ConfigError):
+    except (ConfigError, TandemError, OSError):
         raise
-    except ValidationError as error:
-        raise ConfigError(
-            f"vLLM {vllm.__version__} refuses shared.model {model!r} or an option for it: {summarize(error.errors())}. "
-            "Fix: change that option, or choose another shared.model (docs/architectures.md)"
-        ) from error
-    except Exception as error:
-        if hasattr(TandemRoutes, "policy"):
+    except Exception as error:  # of any kind: vLLM's and the model's own code run here
+        if is_up():
             raise
-        message = (
-            f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine: {one_line(error)}. The first "
-            "error in the log above says more. Fix: what it names, or choose another shared.model "
-            "(docs/architectures.md)"
-        )
-        raise (EngineFailed if isinstance(error, RuntimeError | OSError) else ConfigError)(message) from error
+        if "Engine core initialization failed" in str(error):
+            raise EngineFailed(
+                f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
+                "Fix: what the log names, or choose another shared.model (docs/architectures.md)"
+            ) from error
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, ValidationError):
+            reason = summarize(error.errors())
+        raise ConfigError(
+            f"vLLM {vllm.__version__} refuses shared.model {model!r} or an option for it: {reason}. Fix: change that "
+            "option, or choose another shared.model (docs/architectures.md)"
+        ) from error
 
 
 def _refuse_quantized(settings: Settings) -> None:

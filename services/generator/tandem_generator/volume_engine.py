@@ -113,7 +113,10 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             loaded = self.model.load_weights(_tensors(shards))
         missing = {name for name, _ in self.model.named_parameters()} - set(loaded)
         if missing:
-            raise ValueError(f"the version lacks weights for {len(missing)} parameters, such as {min(missing)}")
+            raise ValueError(
+                f"{self.model_config.model!r} has {len(missing)} parameters that these weights do not reach, such as "
+                f"{min(missing)}; expected weights for all of them"
+            )
 
     def finish_weight_update(self) -> None:
         """Nothing to finalize."""
