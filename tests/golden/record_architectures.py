@@ -37,12 +37,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, judged(wanted, Path(folder)) as outcomes:
         for family, future in outcomes.items():
             outcome = future.result()
+            print(f"{family:20} {outcome['outcome']:8} {outcome['seconds']:5} s  {outcome['reason'][:200]}", flush=True)
+            if outcome["outcome"] == "failed":  # such as deepseek_v4, of which transformers makes no small model
+                print((Path(folder) / family / "log").read_text()[-2000:])
+                recorded.pop(family, None)
+                continue
             recorded[family] = {"architecture": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]} | {
                 key: _rounded(outcome[key]) for key in ("outcome", "reason", "before", "after")
             }
-            print(f"{family:20} {outcome['outcome']:8} {outcome['seconds']:5} s  {outcome['reason'][:200]}", flush=True)
-            if outcome["outcome"] == "failed":
-                print((Path(folder) / family / "log").read_text()[-2000:])
     RESULTS.write_text(json.dumps(dict(sorted(recorded.items())), indent=1) + "\n")
 
 
