@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:  # such as a full disk
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

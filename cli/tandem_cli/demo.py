@@ -10,6 +10,8 @@ from contextlib import ExitStack
 from rich.console import Console
 from rich.text import Text
 
+from tandem_protocol.folders import require_writable
+
 from .guard import adopt_orphans, end_descendants
 from .launch import Pair, start, start_preparation
 from .processes import Service, ServiceFailed
@@ -38,7 +40,7 @@ def demo(project: Project, engine: Engine, *, resume: bool, plain: bool) -> int:
     """Prepare the project, train and show it, sum it up. Returns the exit code and leaves no process behind.
 
     Raises:
-        ConfigError: another demo writes the same run.
+        ConfigError: another demo writes the same run, or its folder cannot be written to.
     """
     console = Console(force_terminal=False if plain else None)
     adopt_orphans()
@@ -46,7 +48,7 @@ def demo(project: Project, engine: Engine, *, resume: bool, plain: bool) -> int:
         cleanup.enter_context(project.lock())
         if not resume and (aside := project.set_earlier_run_aside()):
             console.print(f"The earlier run is now {shown(aside)}; --resume would have continued it.", soft_wrap=True)
-        project.logs_dir.mkdir(parents=True, exist_ok=True)
+        require_writable(project.logs_dir, "trainer.output_dir")
         stop = cleanup.enter_context(StopRequest())
         cleanup.callback(end_descendants)
         try:

@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from tandem_protocol.config import ConfigError, load
+from tandem_protocol.folders import require_writable
 
 Engine = Literal["vllm", "mock"]
 
@@ -72,7 +73,7 @@ class Project:
         """
         config = folder / "config.yaml"
         if not config.is_file():
-            raise ConfigError(f"{config} does not exist; wanted a project: a folder with config.yaml in it")
+            raise ConfigError(f"{config} does not exist; expected a project: a folder with config.yaml in it")
         settings, _ = load(Settings, path=config, overrides=overrides)
         return cls(folder.resolve(), settings, overrides)
 
@@ -99,16 +100,16 @@ class Project:
         """Be the only demo that writes the run; the kernel's lock goes when its process does, however it ends.
 
         Raises:
-            ConfigError: another demo holds it.
+            ConfigError: another demo holds it, or there can be no run.
         """
-        self.run_dir.parent.mkdir(parents=True, exist_ok=True)
+        require_writable(self.run_dir.parent, "trainer.output_dir")
         with self.run_dir.with_name(f".{self.run_dir.name}.lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise ConfigError(
-                    f"{self.run_dir} is being written by another `tandem demo`; end it, or give this run another name: "
-                    "--trainer.run_name NAME"
+                    f"{self.run_dir} is being written by another `tandem demo`. Fix: end it, or give this run another "
+                    "name: --trainer.run_name NAME."
                 ) from error
             yield
 
