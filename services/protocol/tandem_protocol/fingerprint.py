@@ -17,7 +17,7 @@ _NOT_THE_MODEL = re.compile(r"adapter_|consolidated|optimizer|training_args|rng_
 _OUTPUT_EMBEDDING = re.compile(r"^([\w]+\.)?(lm_head|embed_out|output|output_layer|output_projection)\.weight$")
 _BASE_PREFIXES = dict.fromkeys(
     ("h", "wte", "wpe", "ln_f", "word_embeddings", "word_embeddings_layernorm"), "transformer."
-) | dict.fromkeys(("layers", "embed_tokens", "norm", "decoder"), "model.")
+)
 """First part of a name → what comes before it where a checkpoint leaves the base model's name out, as GPT-2's does."""
 
 
