@@ -92,8 +92,18 @@ def named_chat_templates(model: Path) -> None:
     edit(model / "tokenizer_config.json", chat_template=templates)
 
 
+STRAYS = (
+    "optimizer.pt",
+    "training_args.bin",
+    "trainer_state.json",
+    "README.md",
+    "data.jsonl",
+    "adapter_config.json.bak",
+)
+
+
 def strays(model: Path) -> None:
-    for name in ("optimizer.pt", "training_args.bin", "trainer_state.json", "README.md", "adapter_config.json.bak"):
+    for name in STRAYS:
         (model / name).write_text("{}")
     shutil.copyfile(model / "model.safetensors", model / "consolidated.safetensors")
 
@@ -178,7 +188,7 @@ def test_a_checkpoint_is_the_policy_with_the_user_s_own_files(
         assert copy.is_file() == path.is_file()
         assert not path.is_file() or copy.read_bytes() == path.read_bytes()
     assert {path.name for path in saved.glob("*")} <= {path.name for path in model.glob("*")} | {"model.safetensors"}
-    assert not [path.name for path in saved.glob("*") if path.name in ("optimizer.pt", "consolidated.safetensors")]
+    assert not {path.name for path in saved.glob("*")} & {*STRAYS, "consolidated.safetensors"}
 
     resumed = make_learner(model, tmp_path)
     resumed.load(tmp_path / "saved")

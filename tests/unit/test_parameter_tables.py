@@ -133,6 +133,21 @@ def test_how_the_files_lie_on_disk_changes_no_table(write: Callable[[Path], None
     assert describe_differences(table, _mock(tmp_path)) == ""
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [("gpt_neox", "embed_out.", "lm_head."), ("gpt2", "transformer.", ""), ("bloom", "transformer.", "")],
+)
+def test_names_on_disk_are_not_those_that_are_published(name: str, old: str, new: str, tmp_path: Path):
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
+    table, tensors = _trainer(tmp_path), _tensors(tmp_path)
+    renamed = {key.replace(old, new): tensor for key, tensor in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
+    assert describe_differences(table, _trainer(tmp_path)) == ""
+    if not new:
+        assert describe_differences(table, _mock(tmp_path)) == ""
+
+
 def test_weights_that_are_no_safetensors_are_unknown_to_the_mock(tmp_path: Path):
     table = _trainer(make_tiny_model(tmp_path))
     torch.save(_tensors(tmp_path), tmp_path / "pytorch_model.bin")

@@ -15,6 +15,10 @@ _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "
 _NOT_THE_MODEL = re.compile(r"adapter_|consolidated|optimizer|training_args|rng_state")
 """How files begin that lie beside a model's own: an adapter, another format of the same weights, a training's state."""
 _OUTPUT_EMBEDDING = re.compile(r"^([\w]+\.)?(lm_head|embed_out|output|output_layer|output_projection)\.weight$")
+_BASE_PREFIXES = dict.fromkeys(
+    ("h", "wte", "wpe", "ln_f", "word_embeddings", "word_embeddings_layernorm"), "transformer."
+)
+"""First part of a name → what comes before it where a checkpoint leaves the base model's name out, as GPT-2's does."""
 
 
 def fingerprint(model_dir: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> ModelFingerprint:
@@ -43,11 +47,12 @@ def checkpoint_shapes(model_dir: Path) -> dict[str, tuple[int, ...]]:
     """The parameter table of the safetensors files in `model_dir`, for who has no torch; empty where there are none.
 
     Only files that belong to the model count, and of them only parameters: a tied copy of the embeddings and buffers of
-    old checkpoints are left out.
+    old checkpoints are left out. Names are those that `transformers` would save.
     """
     entries = [entry for shard in model_files(model_dir) for entry in read_header(shard)]
     copies = _tied_copies(model_dir, entries)
-    return {entry.name: entry.shape for entry in entries if entry.name not in copies and not _is_buffer(entry)}
+    own = [entry for entry in entries if entry.name not in copies and not _is_buffer(entry)]
+    return {_BASE_PREFIXES.get(entry.name.split(".")[0], "") + entry.name: entry.shape for entry in own}
 
 
 def differences(ours: ModelFingerprint, theirs: ModelFingerprint) -> list[str]:

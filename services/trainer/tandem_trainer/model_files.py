@@ -21,11 +21,12 @@ from tandem_protocol.config import SharedConfig
 from .errors import UserError
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
-_NOT_COPIED = re.compile(
-    r"\..*|.*\.(safetensors|bin|pt|pth|ckpt|gguf|onnx|h5|msgpack|npz|index\.json|md|png|jpe?g|log|zip|tar|gz|parquet)"
-    r"|adapter_.*|trainer_state\.json|config\.json"
-)
-"""Weights, also in other formats; pictures and texts about the model; what training with another tool has left."""
+_COPIED = re.compile(r".+\.(json|jinja|txt|model|tiktoken|vocab|bpe|spm|py)|(LICENSE|NOTICE).*")
+"""What tokenizers, configurations and their code consist of."""
+_NOT_COPIED = re.compile(r"\..*|config\.json|.*\.index\.json|adapter_.*|trainer_state\.json|.*_results\.json")
+"""What training with another tool has left there, and what is written here."""
+_MOST_BYTES = 1 << 28
+"""Of a file that is copied: a larger one is data."""
 _TEMPLATES = "additional_chat_templates"
 _PROBE = "The café's bill:\n\t12 + 345 = 357 €  漢字 🙂 <|x|> def f(a, b):"
 """Text whose tokens show whether two tokenizers are the same."""
@@ -53,9 +54,8 @@ class ModelFiles:
         self._folder = TemporaryDirectory(prefix="tandem-model-files-")  # goes with this object
         self._path = Path(self._folder.name)
         source = model_dir(shared.model, shared.revision)
-        for path in source.iterdir():
-            if path.is_file() and not _NOT_COPIED.fullmatch(path.name):
-                shutil.copyfile(path, self._path / path.name)
+        for path in filter(_is_copied, source.iterdir()):
+            shutil.copyfile(path, self._path / path.name)
         if (source / _TEMPLATES).is_dir():
             shutil.copytree(source / _TEMPLATES, self._path / _TEMPLATES)
         config = _config(source, model, shared)
@@ -116,6 +116,12 @@ class ModelFiles:
         except Exception as error:  # of any kind: the tokenizer's own code may run here
             return f"it cannot be loaded: {_reason(error)}"
         return next((f"its {name} is another" for name in ours if ours[name] != theirs[name]), None)
+
+
+def _is_copied(path: Path) -> bool:
+    name = path.name
+    chosen = _COPIED.fullmatch(name) and not _NOT_COPIED.fullmatch(name)
+    return bool(chosen) and path.is_file() and path.stat().st_size <= _MOST_BYTES
 
 
 def _reason(error: BaseException) -> str:
