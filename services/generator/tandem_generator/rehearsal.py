@@ -36,7 +36,7 @@ def stale_tensors(model: nn.Module, load: Callable[[], object], process: Callabl
 
 def _samples(model: nn.Module) -> dict[str, Tensor]:
     """Name → bytes of some elements, so that two copies of a model need not fit into memory."""
-    return {name: _sample(tensor) for name, tensor in _tensors(model)}
+    return {name: _sample(tensor) for name, tensor in _tensors(model) if not tensor.is_meta}
 
 
 def _sample(tensor: Tensor) -> Tensor:
