@@ -17,7 +17,6 @@ from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, _TRANSF
 
 from support.zygotes import RESULTS, judged
 
-
 BACKEND = (
     "biogpt", "bitnet", "ctrl", "doge", "gemma4_unified_text", "helium", "ministral", "nanochat", "persimmon",
 )  # fmt: skip
