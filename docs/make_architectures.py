@@ -34,6 +34,18 @@ MODELS = {
 }  # fmt: skip
 """Family → models that people know."""
 
+REASONS = {
+    "is a mixture of experts": "a mixture of experts",
+    "cannot load": "vLLM's CPU build cannot load it",
+    "its engine ended in the first rollouts": "vLLM's CPU build cannot compute it",
+    "failed to be inspected": "vLLM imports torchvision for it, which its CPU build lacks",
+    "that these weights do not reach": "vLLM computes with products of its weights, which a switch would not reach",
+    "Trainer and generators differ": "transformers and vLLM's CPU build compute different logprobs",
+    "between its output embedding and its logits": "the trainer does not know what its head does",
+    "has no body apart": "transformers does not tell its head from its body",
+}
+"""Part of a message → what it comes to."""
+
 HEAD = """\
 # Model families
 
@@ -48,7 +60,7 @@ differences between the two sides' logprobs of one token, in nats, before and af
 - **trained**: the two sides agree up to rounding, before and after.
 - **alerted**: it is trained, but the two sides differ by more than rounding, and the run says so. A difference above
   `trainer.max_mismatch` ends a run.
-- **refused**: one of the services says at its start why it does not work. The reason is the message's first sentence.
+- **refused**: one of the services says at its start why it does not work. The reason is what its message comes to.
 
 What a GPU changes: vLLM has kernels there that its CPU build lacks (Mamba's, for example), so a family that is refused
 here for that reason may work. The checks are the same, so what does not work is refused there too.
@@ -74,7 +86,8 @@ def _row(family: str, result: dict[str, Any]) -> str:
         result["outcome"],
         *(_figure(result[key]) for key in ("before", "after")),
     ]
-    reason = result["reason"].replace("|", "\\|").replace("'MODEL'", "the model")
+    message = result["reason"].replace("|", "\\|").replace("'MODEL'", "the model")
+    reason = next((short for part, short in REASONS.items() if part in message), message)
     return f"| {' | '.join([*cells, reason])} |\n"
 
 

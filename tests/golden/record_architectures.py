@@ -17,18 +17,24 @@ from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, _TRANSF
 
 from support.zygotes import RESULTS, judged
 
+BACKEND = (
+    "biogpt", "bitnet", "ctrl", "doge", "gemma4_unified_text", "helium", "ministral", "nanochat", "persimmon",
+)  # fmt: skip
+"""Not in vLLM's registry, but its Transformers backend takes them."""
+
 
 def families() -> list[str]:
-    """Of which vLLM's registry names the class; text models only."""
+    """Text models of which vLLM's registry names the class, and `BACKEND`."""
     known = {*_TEXT_GENERATION_MODELS, *_TRANSFORMERS_SUPPORTED_MODELS}
     with_text_model = {
         family.removesuffix("_text") for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if "_text" in family
     }
-    return sorted(
+    listed = (
         family
         for family, architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
         if architecture in known and family not in with_text_model
     )
+    return sorted({*listed, *BACKEND})
 
 
 def main() -> None:
