@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 from collections.abc import Iterator
 
@@ -11,7 +13,7 @@ import torch
 from support.generators import Generator, running
 from support.models import make_tiny_model
 from support.policies import ReferencePolicy
-from tandem_protocol.messages import Group, Prompt, SwitchMode
+from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
@@ -71,6 +73,10 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = make_tiny_model(
         root / "model", tied=request.param == "tied", initializer_range=0.3, max_position_embeddings=1024
     )
+    # What a model recommends for sampling is not what requests ask for, and must not reach them.
+    defaults = {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "repetition_penalty": 5.0}
+    settings = json.loads((model / "generation_config.json").read_text())
+    (model / "generation_config.json").write_text(json.dumps(settings | defaults))
     with running("vllm", model, root / "weights", log=root / "generator.log") as generator:
         yield Served(generator, ReferencePolicy(model, WeightStore(root / "weights")))
 
@@ -125,6 +131,24 @@ def test_seeded_prompts_whose_prefill_is_cut_in_chunks_are_served(served: Served
     prompts = [Prompt(token_ids=[index] + [7] * 399, seed=index) for index in range(8)]
     groups = served.generator.rollouts(*prompts, max_tokens=2, ignore_eos=True)
     assert [len(group.completions[0].token_ids) for group in groups] == [2] * 8
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_compute_no_numbers_are_told_once_with_the_cause(served: Served, value: float) -> None:
+    tensors = served.policy.tensors()
+    norm = "model.norm.weight"
+    version = Version(served.generator.served.version.step + 1, 1)
+    served.switch(version, served.policy.publish(version, tensors | {norm: torch.full_like(tensors[norm], value)}))
+    request = RolloutRequest(
+        prompts=tuple(Prompt(token_ids=p) for p in PROMPTS), sampling=Sampling(n=4, max_tokens=8, ignore_eos=True)
+    )
+    response = served.generator.client.post("/rollouts", json=request.model_dump(mode="json"))
+    (line,) = [RolloutLine.model_validate_json(text) for text in response.text.splitlines()]
+    assert line.error is not None
+    assert (line.error.code, line.error.retryable) == ("logprobs_not_finite", False)
+    assert len(line.error.message) < 500
+    served.switch(*served.publish())
+    assert served.mean_mismatch() <= TOLERANCE
 
 
 def test_weights_that_fit_no_parameter_are_refused_and_the_old_version_goes_on(served: Served) -> None:
