@@ -31,6 +31,9 @@ MODELS = {
     "qwen3_5_text": "Qwen3.5", "qwen3_moe": "Qwen3-30B-A3B, 235B-A22B", "qwen3_next": "Qwen3-Next",
     "seed_oss": "Seed-OSS", "smollm3": "SmolLM3", "stablelm": "StableLM 2, 3B",
     "starcoder2": "StarCoder2", "vaultgemma": "VaultGemma", "zamba2": "Zamba2",
+    "bitnet": "BitNet b1.58", "biogpt": "BioGPT", "ctrl": "CTRL", "doge": "Doge", "helium": "Helium",
+    "ministral": "Ministral 8B", "nanochat": "nanochat", "persimmon": "Persimmon", "deepseek_v4": "DeepSeek-V4",
+    "gemma4_unified_text": "Gemma 4",
 }  # fmt: skip
 """Family → models that people know."""
 
