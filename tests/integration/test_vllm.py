@@ -159,7 +159,7 @@ def test_weights_that_fit_no_parameter_are_refused_and_the_old_version_goes_on(s
     response = served.generator.put(Version(900, 1), digest)
     assert response.status_code == 422
     assert response.json()["code"] == "weights_refused"
-    assert f"{name} got (63, 32), wanted (64, 32)" in response.json()["message"]
+    assert f"{name}: trainer (63, 32), generator (64, 32)" in response.json()["message"]
     assert served.generator.served.version == version
     assert served.greedy_agreement() == [True] * len(PROMPTS)
 
