@@ -113,17 +113,14 @@ async def serving(model: Path, folder: Path) -> AsyncIterator[Any]:
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # all that the engine's process imports is here already
         client = AsyncLLM.from_vllm_config(config)
+    engine = VllmEngine()
+    engine.attach(client, devices(1), takes_seeds=takes_seeds(), trust_remote_code=False)
+    policy = Policy(engine, WeightStore(options.settings.shared.weights_dir), options.settings.generator)
+    await policy.start()
     try:
-        engine = VllmEngine()
-        engine.attach(client, devices(1), takes_seeds=takes_seeds(), trust_remote_code=False)
-        policy = Policy(engine, WeightStore(options.settings.shared.weights_dir), options.settings.generator)
-        await policy.start()
-        try:
-            yield build_app(policy, str(model))
-        finally:
-            await policy.close()
+        yield build_app(policy, str(model))
     finally:
-        client.shutdown()
+        await policy.close()  # the engine's process ends with this one's group
 
 
 def _arguments(model: Path, folder: Path) -> list[str]:

@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import vllm.v1.worker.cpu_model_runner
+import vllm.v1.worker.cpu_worker  # noqa: F401 - what an engine's process would import
 from vllm.model_executor.models import registry
 
 from support.matrix import Outcome, judge
