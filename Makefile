@@ -35,7 +35,7 @@ bench-trainer: setup  ## One update ÷ TRL's: time and peak memory (makes .venv-
 up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))
 up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc) - 1)))
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
-up:  ## Train PROJECT in containers, to the end (docs/containers.md)
+up:  ## Train PROJECT in containers, to the end (docs/deploy/containers.md)
 	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; exit 1; }
 	docker compose logs --follow trainer
 	docker compose stop

@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from pydantic import BaseModel
 
 from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, load
-from tandem_protocol.devices import check_disjoint, parse_devices
+from tandem_protocol.device_sets import check_disjoint, parse_devices
 
 SOURCES = [Path(path) for path in os.environ.get("TANDEM_PROJECT_SOURCES", "/source").split(":")]
 """Later ones win."""
@@ -76,11 +76,11 @@ def check_devices(env: Mapping[str, str]) -> None:
     Raises:
         ConfigError: they do, or are no lists of devices.
     """
-    for kind, mend in MENDS.items():
+    for kind, fix in MENDS.items():
         generator, trainer = (
             parse_devices(env.get(f"TANDEM_{of}_{kind.upper()}", "")) for of in ("GENERATOR", "TRAINER")
         )
-        check_disjoint(generator, trainer, kind=kind, mend=mend)
+        check_disjoint(generator, trainer, kind=kind, fix=fix)
 
 
 def make_token(path: Path) -> None:
@@ -99,7 +99,9 @@ def copy_project() -> None:
         ConfigError: there is no project.
     """
     if not any((source / "config.yaml").is_file() for source in SOURCES):
-        raise ConfigError("got a folder without config.yaml; wanted TANDEM_PROJECT=<a project: a folder that has one>")
+        raise ConfigError(
+            "got a folder without config.yaml, expected TANDEM_PROJECT=<a project: a folder that has one>"
+        )
     PROJECT.mkdir(exist_ok=True)
     owner = PROJECT.stat()
     ignore = shutil.ignore_patterns(*NOT_COPIED)

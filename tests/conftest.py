@@ -64,7 +64,9 @@ REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").spli
 
 def pytest_configure() -> None:
     if unknown := REQUIRED - NEEDS.keys():
-        raise pytest.UsageError(f"TANDEM_REQUIRE names {', '.join(sorted(unknown))}; wanted some of {', '.join(NEEDS)}")
+        raise pytest.UsageError(
+            f"TANDEM_REQUIRE names {', '.join(sorted(unknown))}, expected some of {', '.join(NEEDS)}"
+        )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

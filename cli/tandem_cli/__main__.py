@@ -14,8 +14,8 @@ from .demo import USER_ERROR, demo
 from .doctor import doctor
 from .export import export
 from .gpus import COMPOSE_FILES, gpus
-from .launch import check
 from .project import Project, choose_engine
+from .service_commands import check
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -144,7 +144,7 @@ def _add_gpus(commands: Commands) -> None:
 def _add_doctor(commands: Commands) -> None:
     run = commands.add_parser(
         "doctor",
-        help="check this machine for the compose stack, and say how to mend what is wrong",
+        help="check this machine for the compose stack, and say how to fix what is wrong",
         description=(
             "Checks, in the folder of compose.yaml, whether `docker compose up` will run here: the engine, the merged "
             "configuration with its overrides and .env, images, devices, memory, disk, model."

@@ -13,11 +13,11 @@ from rich.text import Text
 from tandem_protocol.folders import require_writable
 
 from .guard import adopt_orphans, end_descendants
-from .launch import Pair, start, start_preparation
 from .processes import Service, ServiceFailed
 from .progress import GeneratorProbe, Progress
-from .project import Engine, Project
+from .project import EngineName, Project
 from .screen import Facts, LiveScreen, PlainScreen, Screen, shown
+from .service_commands import Pair, start, start_preparation
 from .stop import StopRequest
 from .summary import show_summary
 
@@ -36,7 +36,7 @@ _FINISHING = "finishing the step and writing a checkpoint; Ctrl-C again kills"
 _ENDING = "ending the generator"
 
 
-def demo(project: Project, engine: Engine, *, resume: bool, plain: bool) -> int:
+def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> int:
     """Prepare the project, train and show it, sum it up. Returns the exit code and leaves no process behind.
 
     Raises:
@@ -78,7 +78,7 @@ def _prepare(script: Service, console: Console, stop: StopRequest) -> None:
         raise ServiceFailed(script)
 
 
-def _train(project: Project, engine: Engine, pair: Pair, console: Console, stop: StopRequest) -> None:
+def _train(project: Project, engine: EngineName, pair: Pair, console: Console, stop: StopRequest) -> None:
     """Show the run until it has ended, then sum it up.
 
     Raises:

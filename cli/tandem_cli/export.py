@@ -20,13 +20,15 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"
     if (model / ADAPTER_CONFIG_NAME).is_file():
         raise ConfigError(
-            f"{model} holds an adapter, which has to be added to its base; wanted `python -m tandem_trainer.merge "
+            f"{model} holds an adapter, which has to be added to its base, expected `python -m tandem_trainer.merge "
             f"{model} {to}`, from the project's folder and where the trainer is installed"
         )
     if not (model / "config.json").is_file():
-        raise ConfigError(f"{model} holds no Hugging Face model; wanted config.json in it. Choose another --checkpoint")
+        raise ConfigError(
+            f"{model} holds no Hugging Face model, expected config.json in it. Choose another --checkpoint"
+        )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to} is in use; wanted a folder that does not exist or is empty")
+        raise ConfigError(f"{to} is in use, expected a folder that does not exist or is empty")
     staging = to.with_name(f".{to.name}.part")
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was cut short
     try:
@@ -50,7 +52,7 @@ def _steps(run_dir: Path) -> list[int]:
     steps = sorted(int(path.name) for path in _checkpoints(run_dir).glob("*") if path.name.isdigit())
     if not steps:
         raise ConfigError(
-            f"{run_dir} holds no checkpoint; wanted a run, PROJECT/runs/NAME, that has come to one "
+            f"{run_dir} holds no checkpoint, expected a run, PROJECT/runs/NAME, that has come to one "
             "(trainer.checkpoint.every_steps)"
         )
     return steps
@@ -66,7 +68,7 @@ def _step(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
     if step is None or step not in steps:
         there = ", ".join(map(str, steps))
         raise ConfigError(
-            f"{run_dir} holds no checkpoint {checkpoint!r}; wanted last, best, or one of the steps {there}"
+            f"{run_dir} holds no checkpoint {checkpoint!r}, expected last, best, or one of the steps {there}"
         )
     return step
 
@@ -77,7 +79,7 @@ def _best(run_dir: Path, last: int) -> int:
     best = json.loads(file.read_text()).get("best")
     if best is None:
         raise ConfigError(
-            f"{run_dir} knows no best checkpoint; wanted a run with trainer.checkpoint.keep_best and "
+            f"{run_dir} knows no best checkpoint, expected a run with trainer.checkpoint.keep_best and "
             "trainer.eval.every_steps. Take --checkpoint last, or a step"
         )
     return int(best["step"])

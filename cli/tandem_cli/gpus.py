@@ -11,15 +11,15 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from tandem_protocol.config import ConfigError, load
-from tandem_protocol.devices import CDI_KIND, check_disjoint, identity, parse_devices
+from tandem_protocol.device_sets import CDI_KIND, check_disjoint, identity, parse_devices
 
-from .devices import Driver, look_for_gpus
+from .gpu_inventory import Driver, look_for_gpus
 from .project import SharedPart
 
 COMPOSE_FILES = ("compose.yaml", "compose.gpu.yaml", "compose.devices.yaml")
 """In the order of merging; the last one is ours to write."""
 OVERRIDE = """\
-# Written by `tandem gpus`, which writes it anew each time.
+# Written by `tandem gpus`, which writes it again each time.
 services:
   preflight:
     environment: {preflight}
@@ -86,14 +86,14 @@ def gpus(
             be written.
     """
     if missing := [name for name in COMPOSE_FILES[:2] if not (folder / name).is_file()]:
-        raise ConfigError(f"{folder} has no {' and no '.join(missing)}; wanted Tandem's own folder: --directory DIR")
+        raise ConfigError(f"{folder} has no {' and no '.join(missing)}, expected Tandem's own folder: --directory DIR")
     ours, theirs = _named("--generator", generator, driver), _named("--trainer", trainer, driver)
     host = look_for_gpus(driver)
     for option, devices in (("--generator", ours), ("--trainer", theirs)):
         _check_exist(option, devices, host.names, driver)
         if len({identity(device, host.uuids) for device in devices}) < len(devices):
-            raise ConfigError(f"{option}: got one GPU twice in {', '.join(devices)}; wanted each once")
-    check_disjoint(ours, theirs, kind="GPUs", uuids=host.uuids, mend="move them out of --generator or out of --trainer")
+            raise ConfigError(f"{option}: got one GPU twice in {', '.join(devices)}, expected each once")
+    check_disjoint(ours, theirs, kind="GPUs", uuids=host.uuids, fix="move them out of --generator or out of --trainer")
     env_file = folder / ".env"
     before = env_file.read_text() if env_file.is_file() else ""
     layout = Layout(driver, ours, theirs, len(ours) if tensor_parallel is None else tensor_parallel)
@@ -116,11 +116,11 @@ def _named(option: str, text: str, driver: Driver) -> tuple[str, ...]:
     """
     devices = parse_devices(text)
     if not devices:
-        raise ConfigError(f"{option}: got no device; wanted one or more, such as 0-3")
+        raise ConfigError(f"{option}: got no device, expected one or more, such as 0-3")
     if driver == "cdi":
         return tuple(device if "=" in device else f"{CDI_KIND}{device}" for device in devices)
     if cdi := [device for device in devices if "=" in device]:
-        raise ConfigError(f"{option}: got the CDI name {cdi[0]} for the driver nvidia; wanted --driver cdi with it")
+        raise ConfigError(f"{option}: got the CDI name {cdi[0]} for the driver nvidia, expected --driver cdi with it")
     return devices
 
 
@@ -128,8 +128,8 @@ def _check_exist(option: str, devices: Sequence[str], known: frozenset[str], dri
     if known and (unknown := [device for device in devices if device not in known]):
         look = "nvidia-smi -L" if driver == "nvidia" else "nvidia-ctk cdi list"
         raise ConfigError(
-            f"{option}: got {', '.join(unknown)}; wanted some of {', '.join(sorted(known))}, which are all that there "
-            f"are (`{look}`)"
+            f"{option}: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}, which is all that "
+            f"`{look}` lists"
         )
 
 
@@ -142,7 +142,7 @@ def _check_split(layout: Layout, project: Path) -> list[str]:
     devices, size = len(layout.generator), layout.tensor_parallel
     if size < 1 or devices % size:
         raise ConfigError(
-            f"--tensor-parallel: got {size} for {devices} devices of the generator; wanted a divisor of {devices}"
+            f"--tensor-parallel: got {size} for {devices} devices of the generator, expected a divisor of {devices}"
         )
     model, heads = _attention_heads(project)
     if heads is None:
@@ -152,7 +152,7 @@ def _check_split(layout: Layout, project: Path) -> list[str]:
     if heads % size:
         fitting = [n for n in range(1, devices + 1) if devices % n == 0 and heads % n == 0]
         raise ConfigError(
-            f"got tensor-parallel size {size} for {model}, which has {heads} attention heads; wanted a divisor of "
+            f"got tensor-parallel size {size} for {model}, which has {heads} attention heads, expected a divisor of "
             f"them: --tensor-parallel {' or '.join(map(str, fitting))}, or another number of devices for --generator"
         )
     return []
@@ -162,7 +162,7 @@ def _attention_heads(project: Path) -> tuple[str, int | None]:
     """The project's model and, where its folder is at hand and tells, how many attention heads it has."""
     config = project / "config.yaml"
     if not config.is_file():
-        raise ConfigError(f"{config} does not exist; wanted --project DIR: a folder with config.yaml in it")
+        raise ConfigError(f"{config} does not exist, expected --project DIR: a folder with config.yaml in it")
     model = load(Settings, path=config, env={})[0].shared.model
     try:
         described = json.loads((project / model / "config.json").read_text())
@@ -193,6 +193,6 @@ def _values(env_text: str) -> dict[str, str]:
 
 
 def _with(env_text: str, values: Mapping[str, str]) -> str:
-    """The text with some variables set anew and every other line kept."""
+    """The text with some variables set again and every other line kept."""
     kept = [line for line in env_text.splitlines() if line.partition("=")[0].strip() not in values]
     return "".join(f"{line}\n" for line in [*kept, *(f"{name}={value}" for name, value in values.items())])

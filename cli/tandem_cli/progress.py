@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tandem_protocol.messages import Readiness
 from tandem_protocol.routes import METRICS, READYZ
 
-from .tail import JsonLines
+from .tail import JsonLinesReader
 
 PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 1.0
@@ -109,9 +109,9 @@ class Progress:
 
     def __init__(self, run_dir: Path, max_steps: int, probe: Callable[[], GeneratorState]) -> None:
         self.max_steps = max_steps
-        self.steps = JsonLines(run_dir / "metrics.jsonl", StepMetrics)
-        self.evals = JsonLines(run_dir / "eval.jsonl", EvalResult)
-        self.samples = JsonLines(run_dir / "rollouts.jsonl", Sample)
+        self.steps = JsonLinesReader(run_dir / "metrics.jsonl", StepMetrics)
+        self.evals = JsonLinesReader(run_dir / "eval.jsonl", EvalResult)
+        self.samples = JsonLinesReader(run_dir / "rollouts.jsonl", Sample)
         self.status: Status | None = None
         self.generator = GeneratorState(False, "starting")
         self.was_ready = False

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.folders import require_writable
 
-Engine = Literal["vllm", "mock"]
+EngineName = Literal["vllm", "mock"]
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 – the weight store's own directory in it is made by mkdtemp
 _STORE_TO_MODEL = 8
@@ -37,7 +37,7 @@ class SharedPart(_Part):
 
 
 class GeneratorPart(_Part):
-    engine: Engine = "vllm"
+    engine: EngineName = "vllm"
     port: int = 8000
     shutdown_timeout_s: int = 30
 
@@ -132,7 +132,7 @@ class Project:
             yield Path(directory)
 
 
-def choose_engine(wanted: Engine) -> tuple[Engine, str | None]:
+def choose_engine(wanted: EngineName) -> tuple[EngineName, str | None]:
     """The engine to use and, if it is not the one that was wanted, why."""
     if wanted == "vllm" and importlib.util.find_spec("vllm") is None:
         return "mock", (

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
-class JsonLines(Generic[RecordT]):
+class JsonLinesReader(Generic[RecordT]):
     """The records of a file that grows; a line counts once its newline is there."""
 
     def __init__(self, path: Path, record: type[RecordT]) -> None:
@@ -20,7 +20,7 @@ class JsonLines(Generic[RecordT]):
         self._offset = 0
 
     def poll(self) -> list[RecordT]:
-        """Read what has been added and return it. A file that shrank (a resumed run cuts it) is read anew."""
+        """Read what has been added and return it. A file that shrank (a resumed run cuts it) is read again."""
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:

@@ -1,4 +1,4 @@
-"""Tandem in other people's tests: a generator in a container, and the whole stack (docs/testing.md).
+"""Tandem in other people's tests: a generator in a container, and the whole stack (docs/integrate/testing.md).
 
 Wants `pip install tandem-cli[testing]`, a Docker engine, and images that `docker compose build` has made.
 """
@@ -55,7 +55,7 @@ class GeneratorContainer(DockerContainer):
 
         Args:
             model: a model's directory, or for the mock any name.
-            faults: of the mock engine, `generator.mock.faults` of docs/config.md.
+            faults: of the mock engine, `generator.mock.faults` of docs/reference/config.md.
             options: any other keys of section `generator`, dotted.
             image: None: the one of compose.yaml.
         """
@@ -139,7 +139,7 @@ class TandemStack:
         Args:
             project: the project to train, from the checkout or absolute.
             replicas: generators; `processes` likewise, of the trainer.
-            variables: any others of docs/containers.md.
+            variables: any others of docs/deploy/containers.md.
         """
         self.name = unique_name()
         self.engine = docker.from_env(timeout=60)

@@ -31,8 +31,8 @@ from support.generators import free_port
 from support.models import make_tiny_model
 from tandem_generator.config import GeneratorConfig, Settings
 from tandem_generator.engines.vllm import sampling_params
-from tandem_generator.launch import parse_engine_args
 from tandem_generator.plugin import TandemRoutes
+from tandem_generator.vllm_server import parse_engine_args
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.messages import Prompt, RolloutRequest, Sampling
 

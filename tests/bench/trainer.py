@@ -4,8 +4,9 @@
 
 TRL lives in an environment of its own, .venv-trl, which this makes, with the trainer's own locks. Its training loop
 runs unchanged but for generation, which returns the batch at once, so an update is everything from `on_step_begin` to
-`on_step_end`. `trl` has TRL's defaults: the batch in one piece, gradient checkpointing. `trl-cut` is cut as ours is:
-one row a piece, no checkpointing. float32 on CPU; loss `dapo`, beta 0, AdamW. Each measurement is a process of its own;
+`on_step_end`. `trl` has TRL's defaults: the batch in one micro-batch, gradient checkpointing. `trl-cut` is split as
+ours is: one row per micro-batch, no checkpointing. float32 on CPU; loss `dapo`, beta 0, AdamW. Each measurement has its
+own process;
 the sides take turns, and a figure is the median of the rounds' ratios. Losses, gradient norms and entropies must
 agree.
 """

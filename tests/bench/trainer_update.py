@@ -58,7 +58,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._before_mb = status_mb("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
         self._laps: list[tuple[float, float]] = []
         self.begin()
 

@@ -8,7 +8,7 @@ import pytest
 
 from support.generators import running
 from support.models import make_tiny_model
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from support.served import MAX_MODEL_LEN, Served
 from tandem_protocol.store import WeightStore
 

@@ -39,7 +39,7 @@ ALLOWED = {
 ONLY_IN = {
     "vllm": {
         "tandem_generator.engines.vllm",
-        "tandem_generator.launch",
+        "tandem_generator.vllm_server",
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
@@ -50,8 +50,13 @@ ONLY_IN = {
 """Which modules (or whole packages) may import a library."""
 
 NEVER = {
-    "tandem_generator.engines": {"fastapi", "starlette", "tandem_generator.routes", "tandem_generator.policy"},
-    "tandem_generator.policy": {"fastapi", "tandem_generator.engines.mock", "tandem_generator.engines.vllm", "torch"},
+    "tandem_generator.engines": {"fastapi", "starlette", "tandem_generator.routes", "tandem_generator.weight_switcher"},
+    "tandem_generator.weight_switcher": {
+        "fastapi",
+        "tandem_generator.engines.mock",
+        "tandem_generator.engines.vllm",
+        "torch",
+    },
     "tandem_generator.routes": {"tandem_generator.engines", "torch"},
     "tandem_trainer.loop": {"accelerate", "torch", "tandem_trainer.client"},
 }

@@ -151,15 +151,15 @@ BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
     ),
     "too long": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": MAX_MODEL_LEN}}, 422,
-        "bad_request", f"max_tokens {MAX_MODEL_LEN}; wanted at most {MAX_MODEL_LEN} together",
+        "bad_request", f"max_tokens {MAX_MODEL_LEN}, expected at most {MAX_MODEL_LEN} together",
     ),
     "no such token": (
         "POST", "/rollouts", {"prompts": [{"token_ids": [5, VOCAB]}], "sampling": {"max_tokens": 1}}, 422,
-        "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
+        "bad_request", f"got token id {VOCAB}, expected ids below the vocabulary's size {VOCAB}",
     ),
     "no such stop token": (
         "POST", "/rollouts", {"prompts": [PROMPT], "sampling": {"max_tokens": 1, "stop_token_ids": [VOCAB]}}, 422,
-        "bad_request", f"got token id {VOCAB}; wanted ids below the vocabulary's size {VOCAB}",
+        "bad_request", f"got token id {VOCAB}, expected ids below the vocabulary's size {VOCAB}",
     ),
     "no such seed": (
         "POST", "/rollouts", {"prompts": [PROMPT | {"seed": 2**62}], "sampling": {"max_tokens": 1}}, 422,
@@ -171,7 +171,7 @@ BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
     ),
     "no version": (
         "PUT", "/weights/42", {"manifest_digest": "0"}, 422,
-        "bad_request", "got version '42'; wanted step.attempt, such as 42.1",
+        "bad_request", "got version '42', expected step.attempt, such as 42.1",
     ),
     "no digest": ("PUT", "/weights/42.1", {}, 422, "bad_request", "body.manifest_digest"),
     "no such mode": (

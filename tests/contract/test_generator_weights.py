@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.models import make_tiny_model
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from support.served import PROMPTS, Served, wait_until
 from tandem_protocol.errors import ErrorBody
 from tandem_protocol.messages import (
@@ -82,7 +82,7 @@ def first_shard(served: Served, version: Version) -> Path:
 def truncate(shard: Path) -> str:
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
-    return f"{shard}: got {len(data) - 1} bytes; wanted {len(data)}. The old version goes on serving"
+    return f"{shard}: got {len(data) - 1} bytes, expected {len(data)}. The old version goes on serving"
 
 
 def flip_a_byte(shard: Path) -> str:
@@ -140,4 +140,4 @@ def test_a_manifest_of_another_run_is_refused(served: Served) -> None:
     shutil.rmtree(served.policy.store.directory(version))
     served.policy.change(version.step)
     found = served.policy.publish(version)
-    refused(served, version, meant, 422, "weights_refused", found, f"wanted {meant}", "Another run")
+    refused(served, version, meant, 422, "weights_refused", found, f"expected {meant}", "Another run")

@@ -16,7 +16,7 @@ import yaml
 
 from support.gpus import cdi_gpus
 from support.stack import ROOT, Stack, stack
-from tandem_protocol.devices import CDI_KIND
+from tandem_protocol.device_sets import CDI_KIND
 
 pytestmark = pytest.mark.docker
 
@@ -60,7 +60,7 @@ class Patient:
         )
         assert not done.stderr
         findings = json.loads(done.stdout)
-        assert all(finding["mend"] for finding in findings if finding["status"] == "fail")
+        assert all(finding["fix"] for finding in findings if finding["status"] == "fail")
         status, message = ({finding["name"]: finding[key] for finding in findings} for key in ("status", "message"))
         return Examination(done.returncode, status, message)
 

@@ -112,9 +112,9 @@ def test_plain_compose_reads_what_was_written_in_place_of_the_files_before(folde
 @pytest.mark.parametrize(
     ("generator", "trainer", "words"),
     [
-        ("0-4", "4-7", "which share nvidia.com/gpu=4; wanted disjoint sets"),
-        ("0-3", "8", "--trainer: got nvidia.com/gpu=8; wanted some of nvidia.com/gpu=0, "),
-        ("0-2", "4", "has 2 attention heads; wanted a divisor of them: --tensor-parallel 1,"),
+        ("0-4", "4-7", "which share nvidia.com/gpu=4, expected disjoint sets"),
+        ("0-3", "8", "--trainer: got nvidia.com/gpu=8, expected some of nvidia.com/gpu=0, "),
+        ("0-2", "4", "has 2 attention heads, expected a divisor of them: --tensor-parallel 1,"),
     ],
 )
 def test_sets_that_cannot_work_are_refused(

@@ -1,4 +1,4 @@
-"""tandem_cli.testing, as docs/testing.md shows it to other people's CI."""
+"""tandem_cli.testing, as docs/integrate/testing.md shows it to other people's CI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import docker
 import pytest
 
 from support.models import make_tiny_model
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from support.stack import ROOT
 from tandem_cli.testing import GeneratorContainer, sweep
 from tandem_protocol.messages import Info, RolloutLine, ServedWeights, SwitchMode
@@ -36,7 +36,7 @@ def _without_ryuk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_example_of_the_documentation_passes(project: Path, tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/testing.md").read_text(), re.DOTALL)
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/integrate/testing.md").read_text(), re.DOTALL)
     example = example.replace("/path/to/project", str(project)).replace("/path/to/tandem", str(ROOT))
     (tmp_path / "test_example.py").write_text(example)
     done = subprocess.run(

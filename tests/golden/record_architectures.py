@@ -1,7 +1,7 @@
-"""Write docs/architectures.json: what becomes of every model family that transformers and vLLM both have.
+"""Write docs/reference/architectures.json: what becomes of every model family that transformers and vLLM both have.
 
 Needs vLLM's CPU build and ten minutes: `PYTHONPATH=tests python tests/golden/record_architectures.py [FAMILY …]`. Then
-`python docs/make_architectures.py`.
+`python docs/reference/make_architectures.py`.
 """
 
 from __future__ import annotations

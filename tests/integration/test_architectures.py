@@ -1,6 +1,6 @@
 """Every model family that transformers and vLLM both have: trained with the right probabilities, or refused.
 
-`docs/architectures.json` says which; `python tests/golden/record_architectures.py` writes it.
+`docs/reference/architectures.json` says which; `python tests/golden/record_architectures.py` writes it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 
 from support.generators import Generator, free_port, running
 from support.models import make_tiny_model
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from support.served import PROMPTS
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version

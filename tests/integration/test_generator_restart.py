@@ -12,7 +12,7 @@ import pytest
 
 from support.generators import Generator, running
 from support.models import make_tiny_model
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from support.served import wait_until
 from tandem_protocol.messages import Completion, Prompt, RolloutLine, SwitchMode
 from tandem_protocol.store import WeightStore

@@ -168,7 +168,7 @@ def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make
     )
     ended = project.train()
     assert ended.returncode == 1
-    assert "got tokens of version 0.1; wanted 1.1 or newer" in ended.stderr
+    assert "got tokens of version 0.1, expected 1.1 or newer" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert project.steps == [1]
 

@@ -12,7 +12,7 @@ import torch
 
 from support.generators import Generator, running
 from support.models import make_tiny_model
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version

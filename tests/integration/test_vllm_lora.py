@@ -11,7 +11,7 @@ import torch
 
 from support.generators import Generator, running
 from support.models import make_tiny_model
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from tandem_protocol.fingerprint import checkpoint_shapes, fingerprint
 from tandem_protocol.messages import Group, Prompt, SwitchMode
 from tandem_protocol.store import WeightStore

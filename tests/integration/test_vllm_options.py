@@ -14,7 +14,7 @@ pytestmark = pytest.mark.vllm
 
 def read(*words: str) -> list[str]:
     """Has vLLM read the command line; returns what it was given besides our own options."""
-    from tandem_generator.launch import parse_engine_args
+    from tandem_generator.vllm_server import parse_engine_args
 
     options = parse(["--model", "m", *words])
     parse_engine_args(options.settings, options.engine_args)
@@ -61,7 +61,7 @@ def test_lists_and_mappings_arrive() -> None:
 
 
 def test_a_port_in_use_is_told_before_the_engine_starts() -> None:
-    from tandem_generator.launch import serve_vllm
+    from tandem_generator.vllm_server import serve_vllm
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         options = parse(["--model", "m", "--port", str(taken.getsockname()[1])])

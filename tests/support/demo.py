@@ -124,7 +124,7 @@ trainer:
 """
 _REWARDS = '''\
 def even(completion_ids, **columns):
-    """Share of even token ids."""
+    """MicroBatchLoss of even token ids."""
     return [sum(token % 2 == 0 for token in ids) / max(1, len(ids)) for ids in completion_ids]
 '''
 

@@ -1,4 +1,4 @@
-"""An engine that does what a test tells it, to see what a Policy asks of it, and what such tests share."""
+"""An engine that does what a test tells it, to see what a WeightSwitcher asks of it, and what such tests share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from support.weights import FINGERPRINT, tensors
 from tandem_generator.engines.base import EngineFacts
-from tandem_generator.policy import Policy
+from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import (
     Completion,
@@ -24,8 +24,8 @@ from tandem_protocol.messages import (
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
-Start = Callable[..., Awaitable[Policy]]
-"""Takes settings of GeneratorConfig, returns a policy that has started."""
+Start = Callable[..., Awaitable[WeightSwitcher]]
+"""Takes settings of GeneratorConfig, returns a switcher that has started."""
 
 FACTS = EngineFacts(
     engine="scripted",
@@ -113,13 +113,15 @@ class WatchedStore(WeightStore):
         super().verify(manifest)
 
 
-async def put(policy: Policy, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN) -> ServedWeights:
-    return await policy.set(version, SetWeights(manifest_digest=digest, mode=mode))
+async def put(
+    switcher: WeightSwitcher, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN
+) -> ServedWeights:
+    return await switcher.set(version, SetWeights(manifest_digest=digest, mode=mode))
 
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the conditions are the policy's, which has no events for them
+        while not condition():  # noqa: ASYNC110 - the conditions are the switcher's, which has no events for them
             await asyncio.sleep(0.001)
 
 
@@ -131,6 +133,6 @@ def request(*token_ids: int, max_tokens: int = 1, min_version: Version | None = 
     )
 
 
-async def version_that_answers(policy: Policy) -> Version:
-    (group,) = [group async for group in policy.rollouts(request())]
+async def version_that_answers(switcher: WeightSwitcher) -> Version:
+    (group,) = [group async for group in switcher.rollouts(request())]
     return group.completions[0].versions[0].version

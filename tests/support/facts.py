@@ -10,7 +10,7 @@ from typing import Any
 from tandem_cli.doctor.facts import (
     Access,
     Devices,
-    Engine,
+    DockerEngine,
     Facts,
     Gpu,
     Image,
@@ -34,7 +34,7 @@ UUIDS = tuple(f"GPU-{index:08x}-c1d2" for index in range(8))
 def on_cpus() -> Facts:
     """examples/digits on a laptop."""
     return Facts(
-        engine=Engine("26.1.5", False, Unknown("CDI is off"), 16 * GIB, 8, Path("/var/lib/docker")),
+        engine=DockerEngine("26.1.5", False, Unknown("CDI is off"), 16 * GIB, 8, Path("/var/lib/docker")),
         compose_version="2.26.1",
         stack=a_stack(generator={"cpuset": "0-3"}, trainer={"cpuset": "4-7"}),
         images={name: an_image(name) for name in ("preflight", "generator", "trainer")},
@@ -53,7 +53,7 @@ def on_gpus() -> Facts:
     stack = a_stack(
         generator={"devices": (Devices("nvidia", ("0", "1")),)}, trainer={"devices": (Devices("nvidia", ("4", "5")),)}
     )
-    assert isinstance(laptop.engine, Engine)
+    assert isinstance(laptop.engine, DockerEngine)
     return replace(
         laptop,
         engine=replace(laptop.engine, has_nvidia_toolkit=True, memory_bytes=512 * GIB),

@@ -26,11 +26,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from support.architectures import VOCAB, make_architecture
 from tandem_generator.engines.vllm import VllmEngine
-from tandem_generator.launch import parse_engine_args, start_errors
 from tandem_generator.options import parse
 from tandem_generator.plugin import devices, takes_seeds
-from tandem_generator.policy import Policy
 from tandem_generator.server import build_app
+from tandem_generator.vllm_server import parse_engine_args, start_errors
+from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol.config import ConfigError, SharedConfig
 from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group, Prompt, RolloutRequest
@@ -115,12 +115,12 @@ async def serving(model: Path, folder: Path) -> AsyncIterator[Any]:
         client = AsyncLLM.from_vllm_config(config)
     engine = VllmEngine()
     engine.attach(client, devices(1), takes_seeds=takes_seeds(), trust_remote_code=False)
-    policy = Policy(engine, WeightStore(options.settings.shared.weights_dir), options.settings.generator)
-    await policy.start()
+    switcher = WeightSwitcher(engine, WeightStore(options.settings.shared.weights_dir), options.settings.generator)
+    await switcher.start()
     try:
-        yield build_app(policy, str(model))
+        yield build_app(switcher, str(model))
     finally:
-        await policy.close()  # the engine's process ends with this one's group
+        await switcher.close()  # the engine's process ends with this one's group
 
 
 def _arguments(model: Path, folder: Path) -> list[str]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from support.generators import Generator
-from support.policies import ReferencePolicy
+from support.reference_policy import ReferencePolicy
 from tandem_protocol.messages import (
     Prompt,
 )

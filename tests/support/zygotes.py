@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-RESULTS = ROOT / "docs/architectures.json"
+RESULTS = ROOT / "docs/reference/architectures.json"
 """What `tests/golden/record_architectures.py` has found."""
 _ENV = {
     "OMP_NUM_THREADS": "1",  # threads that spin for each other cost a tiny model seconds

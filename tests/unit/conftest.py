@@ -1,4 +1,4 @@
-"""A Policy over a scripted engine and a store that is watched; a name server and an nvidia-smi that a test fills."""
+"""A WeightSwitcher over a scripted engine and a watched store; a name server and an nvidia-smi that a test scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from support.engines import ScriptedEngine, Start, WatchedStore
 from support.gpus import NvidiaSmi
 from tandem_generator.config import GeneratorConfig
-from tandem_generator.policy import Policy
+from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_trainer import client as client_module
 
 torch.set_num_threads(1)  # models are tiny, and threads that wait for each other are slower than one
@@ -37,18 +37,18 @@ async def store(tmp_path: Path, engine: ScriptedEngine) -> WatchedStore:
 
 @pytest.fixture
 async def start(engine: ScriptedEngine, store: WatchedStore) -> AsyncIterator[Start]:
-    """Starts a policy with some settings; all are closed at the end."""
-    policies: list[Policy] = []
+    """Starts a switcher with some settings; all are closed at the end."""
+    switchers: list[WeightSwitcher] = []
 
-    async def start(**settings: Any) -> Policy:
+    async def start(**settings: Any) -> WeightSwitcher:
         config = GeneratorConfig(generator_id="g", **({"visible_timeout_s": 5.0, "switch_timeout_s": 5.0} | settings))
-        policies.append(Policy(engine, store, config))
-        await policies[-1].start()
-        return policies[-1]
+        switchers.append(WeightSwitcher(engine, store, config))
+        await switchers[-1].start()
+        return switchers[-1]
 
     yield start
-    for policy in policies:
-        await policy.close()
+    for switcher in switchers:
+        await switcher.close()
 
 
 @pytest.fixture

@@ -60,8 +60,8 @@ def _logprobs(policy: TokenLogprobs, *rows: Tensor) -> Tensor:
     """[B, T]"""
     lengths_B = torch.tensor([len(row) for row in rows])
     token_ids_BS = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    present_BT = torch.arange(token_ids_BS.shape[1] - PROMPT) < (lengths_B - PROMPT)[:, None]
-    return policy(token_ids_BS, torch.full_like(lengths_B, PROMPT), present_BT)[0]
+    completion_mask_BT = torch.arange(token_ids_BS.shape[1] - PROMPT) < (lengths_B - PROMPT)[:, None]
+    return policy(token_ids_BS, torch.full_like(lengths_B, PROMPT), completion_mask_BT)[0]
 
 
 @torch.no_grad()

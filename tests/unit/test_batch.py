@@ -23,25 +23,25 @@ def test_rows_are_padded_on_the_right():
     assert batch.token_ids_BS.tolist() == [[1, 1, 1, 0], [2, 2, 2, 2]]
     assert batch.mask_BT.tolist() == [[1.0, 0.0, 0.0], [1.0, 1.0, 1.0]]
     assert batch.sampler_logprobs_BT.tolist() == [[-0.5, 0.0, 0.0], [-0.5, -1.0, -1.5]]
-    assert batch.present_BT.tolist() == [[True, False, False], [True, True, True]]
+    assert batch.completion_mask_BT.tolist() == [[True, False, False], [True, True, True]]
 
 
 def test_micro_batches_keep_to_the_token_budget_and_hold_every_row_once():
     batch = _batch([(9, 1), (1, 1), (4, 2), (2, 2), (1, 2), (20, 10)])
-    pieces = list(batch.micro_batches(max_tokens=12))
-    assert sorted(a for piece in pieces for a in piece.advantages_B.tolist()) == [1, 2, 3, 4, 5, 6]
-    for piece in pieces:
-        assert piece.token_ids_BS.numel() <= 12 or len(piece.advantages_B) == 1
-        for row, advantage in enumerate(piece.advantages_B.int().tolist()):
-            length = int(piece.prompt_lengths_B[row] + piece.completion_lengths_B[row])
-            assert piece.token_ids_BS[row, :length].tolist() == [advantage] * length
-    assert len(pieces) == 4  # 2+3+4 padded to 12, then 6, 10 and 30 on their own
+    micro_batches = list(batch.micro_batches(max_tokens=12))
+    assert sorted(a for micro_batch in micro_batches for a in micro_batch.advantages_B.tolist()) == [1, 2, 3, 4, 5, 6]
+    for micro_batch in micro_batches:
+        assert micro_batch.token_ids_BS.numel() <= 12 or len(micro_batch.advantages_B) == 1
+        for row, advantage in enumerate(micro_batch.advantages_B.int().tolist()):
+            length = int(micro_batch.prompt_lengths_B[row] + micro_batch.completion_lengths_B[row])
+            assert micro_batch.token_ids_BS[row, :length].tolist() == [advantage] * length
+    assert len(micro_batches) == 4  # 2+3+4 padded to 12, then 6, 10 and 30 on their own
 
 
 def test_rows_without_tokens_survive():
-    (piece,) = _batch([(1, 0)]).micro_batches(8)
-    assert piece.mask_BT.shape == (1, 0) or piece.mask_BT.sum() == 0
-    assert not piece.has_signal
+    (micro_batch,) = _batch([(1, 0)]).micro_batches(8)
+    assert micro_batch.mask_BT.shape == (1, 0) or micro_batch.mask_BT.sum() == 0
+    assert not micro_batch.has_signal
 
 
 def test_a_scored_group_survives_json():

@@ -9,8 +9,8 @@ import pytest
 
 from support.demo import fake_project
 from tandem_cli.__main__ import main
-from tandem_cli.launch import _generator_command
 from tandem_cli.project import Project
+from tandem_cli.service_commands import _generator_command
 
 
 def runs_is_a_file(folder: Path) -> None:

@@ -11,9 +11,9 @@ import yaml
 
 from support.gpus import NvidiaSmi
 from support.stack import ROOT
-from tandem_cli import devices
+from tandem_cli import gpu_inventory
 from tandem_cli.__main__ import main
-from tandem_cli.devices import DevicesUnknown
+from tandem_cli.gpu_inventory import DevicesUnknown
 
 UUIDS = [f"GPU-{index:08x}-c1d2" for index in range(8)]
 
@@ -96,15 +96,15 @@ def test_gpus_beyond_the_tensor_parallel_size_serve_copies(folder: Path) -> None
         ("0-3", "3-5", (), "got the GPUs 0, 1, 2, 3 for the generator and 3, 4, 5 for the trainer, which share 3"),
         ("0-2", UUIDS[2], (), "which share 2"),
         (f"1,{UUIDS[1]}", "2", (), "got one GPU twice"),
-        ("0", "7-9", (), "--trainer: got 8, 9; wanted some of 0, 1, "),
-        ("GPU-8932f937", "1", (), "--generator: got GPU-8932f937; wanted some of"),
+        ("0", "7-9", (), "--trainer: got 8, 9, expected some of 0, 1, "),
+        ("GPU-8932f937", "1", (), "--generator: got GPU-8932f937, expected some of"),
         ("", "1", (), "--generator: got no device"),
         ("nvidia.com/gpu=0", "1", (), "wanted --driver cdi"),
-        ("0-3", "4", (), "has 6 attention heads; wanted a divisor of them: --tensor-parallel 1 or 2,"),
-        ("0-2", "4", ("--tensor-parallel", "2"), "got 2 for 3 devices of the generator; wanted a divisor of 3"),
+        ("0-3", "4", (), "has 6 attention heads, expected a divisor of them: --tensor-parallel 1 or 2,"),
+        ("0-2", "4", ("--tensor-parallel", "2"), "got 2 for 3 devices of the generator, expected a divisor of 3"),
         ("0-2", "4", ("--tensor-parallel", "0"), "got 0 for 3 devices"),
         ("0", "1", ("--max-steps", "4"), "got --max-steps 4, which this command does not take"),
-        ("0", "1", ("--project", "nowhere"), "nowhere/config.yaml does not exist; wanted --project"),
+        ("0", "1", ("--project", "nowhere"), "nowhere/config.yaml does not exist, expected --project"),
     ],
 )
 def test_what_cannot_work_is_refused_and_nothing_written(
@@ -140,14 +140,14 @@ def test_cdi_names_are_made_of_indexes_and_checked_against_the_engines(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"DiscoveredDevices": [{"Source": "cdi", "ID": f"nvidia.com/gpu={index}"} for index in range(3)]}
-    monkeypatch.setattr(devices, "engine_info", lambda: found)
+    monkeypatch.setattr(gpu_inventory, "engine_info", lambda: found)
     assert run(folder, "0,nvidia.com/gpu=1", "2", "--driver", "cdi") == 0
     generator = written(folder)["generator"]
     assert (generator["driver"], generator["device_ids"]) == ("cdi", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
     assert run(folder, "0-1", "nvidia.com/gpu=1", "--driver", "cdi") == 2
     assert "share nvidia.com/gpu=1" in capsys.readouterr().err
     assert run(folder, "0-1", "3", "--driver", "cdi") == 2
-    assert "--trainer: got nvidia.com/gpu=3; wanted some of" in capsys.readouterr().err
+    assert "--trainer: got nvidia.com/gpu=3, expected some of" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("nvidia_smi")
@@ -157,7 +157,7 @@ def test_an_engine_that_does_not_answer_is_a_note(
     def engine_info() -> None:
         raise DevicesUnknown("no Docker engine answers")
 
-    monkeypatch.setattr(devices, "engine_info", engine_info)
+    monkeypatch.setattr(gpu_inventory, "engine_info", engine_info)
     assert run(folder, "0", "1", "--driver", "cdi") == 0
     assert "no Docker engine answers; whether the devices exist was not checked" in capsys.readouterr().err
 

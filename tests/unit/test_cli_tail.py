@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tandem_cli.progress import gauge
-from tandem_cli.tail import JsonLines
+from tandem_cli.tail import JsonLinesReader
 
 
 class Line(BaseModel):
@@ -18,7 +18,7 @@ class Line(BaseModel):
 
 def test_a_half_written_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = JsonLines(path, Line)
+    lines = JsonLinesReader(path, Line)
     assert lines.poll() == []  # not there yet
     path.write_text('{"step": 1}\n{"st')
     assert lines.poll() == [Line(step=1)]
@@ -33,7 +33,7 @@ def test_a_half_written_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
 def test_every_line_is_read_once_wherever_the_writes_are_cut(cuts: list[int], tmp_path_factory: object) -> None:
     path = tmp_path_factory.mktemp("tail") / "metrics.jsonl"  # type: ignore[attr-defined]  # pytest keeps its class private
     data = b"".join(b'{"step": %d}\n' % n for n in range(10))
-    lines = JsonLines(path, Line)
+    lines = JsonLinesReader(path, Line)
     with path.open("ab", buffering=0) as file:
         for cut in [*cuts, len(data)]:
             file.write(data[:cut])
@@ -44,7 +44,7 @@ def test_every_line_is_read_once_wherever_the_writes_are_cut(cuts: list[int], tm
 
 def test_a_file_that_a_resumed_run_has_cut_is_read_anew(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = JsonLines(path, Line)
+    lines = JsonLinesReader(path, Line)
     path.write_text('{"step": 1}\n{"step": 2}\n')
     lines.poll()
     path.write_text('{"step": 1}\n')

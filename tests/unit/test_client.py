@@ -1,4 +1,4 @@
-"""Every group arrives exactly once, whatever the replicas do; what cannot mend itself is told at once."""
+"""Every group arrives exactly once, whatever the replicas do; what cannot fix itself is told at once."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Trainer(Section):
     @model_validator(mode="after")
     def _odd(self) -> Trainer:
         if self.max_steps == 13:
-            raise ValueError("max_steps is 13; wanted another number")
+            raise ValueError("max_steps is 13, expected another number")
         return self
 
 
@@ -115,7 +115,7 @@ def test_another_services_section_is_left_to_it(tmp_path: Path) -> None:
         ({"trainer.max_steps": "many"}, r"trainer\.max_steps: got 'many' \(from command line\); .*integer"),
         ({"trainer.optim.learning_rate": -1}, r"trainer\.optim\.learning_rate: got -1 .*greater than 0"),
         ({"trainer.optim": 3}, r"trainer\.optim: got 3 \(from command line\)"),
-        ({"trainer.max_steps": 13}, r"^trainer \(from .*\): max_steps is 13; wanted another number$"),
+        ({"trainer.max_steps": 13}, r"^trainer \(from .*\): max_steps is 13, expected another number$"),
         ({"trainer.optim.betas": ["x"]}, r"trainer\.optim\.betas\.0: got 'x' \(from command line\)"),
     ],
 )

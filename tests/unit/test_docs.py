@@ -12,13 +12,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_configuration_page_is_that_of_the_models() -> None:
-    page = runpy.run_path(str(ROOT / "docs/make_config.py"))["page"]()
-    assert (ROOT / "docs/config.md").read_text() == page, "write it again: .venv/bin/python docs/make_config.py"
+    page = runpy.run_path(str(ROOT / "docs/reference/make_config.py"))["page"]()
+    assert (ROOT / "docs/reference/config.md").read_text() == page, (
+        "write it again: .venv/bin/python docs/reference/make_config.py"
+    )
 
 
 def test_the_page_of_model_families_is_that_of_what_was_measured() -> None:
-    page = runpy.run_path(str(ROOT / "docs/make_architectures.py"))["page"]()
-    assert (ROOT / "docs/architectures.md").read_text() == page, "write it: .venv/bin/python docs/make_architectures.py"
+    page = runpy.run_path(str(ROOT / "docs/reference/make_architectures.py"))["page"]()
+    assert (ROOT / "docs/reference/architectures.md").read_text() == page, (
+        "write it: .venv/bin/python docs/reference/make_architectures.py"
+    )
 
 
 def test_the_trainers_image_tells_the_cuda_version_of_its_lock() -> None:
@@ -31,7 +35,7 @@ PAGES = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
-    *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+    *(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")),
 ]
 
 

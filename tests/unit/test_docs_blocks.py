@@ -50,7 +50,7 @@ CHART_BASE = {"config": {"shared": {"model": "m"}}, "project": {"configMap": "mi
 
 
 def _is_of_the_chart(block: Block) -> bool:
-    return block.language == "yaml" and block.page.startswith("docs/kubernetes")
+    return block.language == "yaml" and block.page.startswith("docs/deploy/kubernetes")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_every_block_of_code_works(block: Block, tmp_path: Path, monkeypatch: py
 def test_the_blocks_are_found() -> None:
     assert len(BLOCKS) >= 40
     assert {block.language for block in BLOCKS} == set(RULES)
-    assert {"README.md", "docs/rewards.md", "examples/digits/README.md"} <= {block.page for block in BLOCKS}
+    assert {"README.md", "docs/train/rewards.md", "examples/digits/README.md"} <= {block.page for block in BLOCKS}
 
 
 # -- data ----------------------------------------------------------------------------------------------------------

@@ -38,17 +38,17 @@ def with_size(facts: Facts, size: str, made: str | None = None) -> Facts:
 REFUSED: list[tuple[str, Facts, str]] = [
     ("weight store", with_size(LAPTOP, "1g", made="1m"), "of 1.0 MiB, which tandem_weights was made with"),
     ("engine", replace(LAPTOP, engine=NO_ENGINE), "no Docker engine answers: connection refused"),
-    ("engine", replace(LAPTOP, engine=replace(LAPTOP.engine, version="24.0.7")), "24.0.7; wanted 25.0"),
-    ("compose", replace(LAPTOP, compose_version="v2.23.3-desktop.2"), "2.23.3-desktop.2; wanted 2.24"),
+    ("engine", replace(LAPTOP, engine=replace(LAPTOP.engine, version="24.0.7")), "24.0.7, expected 25.0"),
+    ("compose", replace(LAPTOP, compose_version="v2.23.3-desktop.2"), "2.23.3-desktop.2, expected 2.24"),
     ("compose", replace(LAPTOP, compose_version=Unknown("docker compose cannot be asked", "install it")), "asked"),
     (
         "configuration",
-        replace(LAPTOP, stack=Unknown("docker compose config fails", "mend it", "line 3")),
+        replace(LAPTOP, stack=Unknown("docker compose config fails", "fix it", "line 3")),
         "fails: line 3",
     ),
     (
         "project",
-        replace(LAPTOP, settings=Refused("the project cannot be read", "mend it", "no config.yaml")),
+        replace(LAPTOP, settings=Refused("the project cannot be read", "fix it", "no config.yaml")),
         "config.yaml",
     ),
     (
@@ -90,7 +90,7 @@ REFUSED: list[tuple[str, Facts, str]] = [
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=-1),)), "share 0, 1"),
     ("GPU use", with_process(GPUS, 4711), "GPU 4: pid 4711 (python, 3.0 GiB)"),
     ("GPU driver", with_driver(GPUS, 11, 8), "runs CUDA 11.8, the generator's image has 12.8"),
-    ("model", replace(LAPTOP, model=Refused("the model is not known", "mend it", "the hub answers 401")), "401"),
+    ("model", replace(LAPTOP, model=Refused("the model is not known", "fix it", "the hub answers 401")), "401"),
     ("generator fits", replace(GPUS, model=replace(QWEN, parameters=100_000_000_000)), "100.00 B × 2 B / 2"),
     ("trainer fits", replace(GPUS, model=replace(QWEN, parameters=7_615_616_512)), "7.62 B × 16 B = 113.5 GiB"),
     ("trainer fits", replace(LAPTOP, model=QWEN), "of 16.0 GiB of memory"),
@@ -129,7 +129,7 @@ def test_what_a_check_refuses_comes_with_its_mend(name: str, facts: Facts, words
     finding = judge(name, facts)
     assert finding.status == "fail"
     assert words in finding.message
-    assert finding.mend
+    assert finding.fix
 
 
 def test_every_check_refuses_something() -> None:

@@ -106,13 +106,13 @@ def test_sizes_are_read_as_docker_writes_them(text: str | int, size: int) -> Non
 
 @pytest.mark.parametrize("text", ["", "much", "1x", "-1g"])
 def test_what_is_no_size_is_an_error(text: str) -> None:
-    with pytest.raises(ValueError, match="wanted a number"):
+    with pytest.raises(ValueError, match="expected a number"):
         parse_size(text)
 
 
-@pytest.mark.parametrize(("cause", "mend"), [("Permission denied", "usermod"), ("No such file", "start Docker")])
+@pytest.mark.parametrize(("cause", "fix"), [("Permission denied", "usermod"), ("No such file", "start Docker")])
 def test_an_engine_that_does_not_answer_comes_with_the_mend_for_its_cause(
-    monkeypatch: pytest.MonkeyPatch, cause: str, mend: str
+    monkeypatch: pytest.MonkeyPatch, cause: str, fix: str
 ) -> None:
     def from_env(**_: object) -> None:
         raise DockerException(f"Error while fetching server API version: {cause}")
@@ -121,7 +121,7 @@ def test_an_engine_that_does_not_answer_comes_with_the_mend_for_its_cause(
     monkeypatch.setenv("DOCKER_HOST", "unix:///there")
     answer = connect()
     assert isinstance(answer, Unknown)
-    assert mend in answer.mend
+    assert fix in answer.fix
     assert "DOCKER_HOST=unix:///there" in answer.message
 
 
@@ -238,5 +238,5 @@ def test_the_doctor_reckons_with_the_services_own_defaults(part: type[BaseModel]
 
 def test_a_finding_is_one_line_with_its_mend_beneath() -> None:
     output = io.StringIO()
-    show([Finding("a", "ok", "fine"), Finding("bcd", "fail", "broken [x]", "mend [y]")], Console(file=output))
-    assert output.getvalue() == "ok    a    fine\nFAIL  bcd  broken [x]\n           → mend [y]\n"
+    show([Finding("a", "ok", "fine"), Finding("bcd", "fail", "broken [x]", "fix [y]")], Console(file=output))
+    assert output.getvalue() == "ok    a    fine\nFAIL  bcd  broken [x]\n           → fix [y]\n"

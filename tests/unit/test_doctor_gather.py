@@ -10,7 +10,7 @@ import pytest
 from support.facts import a_stack, an_image, on_cpus
 from support.models import make_tiny_model
 from tandem_cli.doctor import gather
-from tandem_cli.doctor.facts import Engine, Model, Mount, Stack
+from tandem_cli.doctor.facts import DockerEngine, Model, Mount, Stack
 from tandem_cli.doctor.gather import find_model, read_available_memory, read_disk, read_settings
 from tandem_cli.doctor.settings import Settings
 from tandem_cli.doctor.unknown import Refused, Unknown
@@ -71,7 +71,7 @@ def test_a_model_is_the_projects_or_made_by_prepare_or_the_hubs(project: Path, m
 
 def test_disk_and_free_memory_of_an_engine_elsewhere_are_out_of_sight(tmp_path: Path) -> None:
     engine = on_cpus().engine
-    assert isinstance(engine, Engine)
+    assert isinstance(engine, DockerEngine)
     here = replace(engine, root_dir=tmp_path)
     for read in (read_disk, read_available_memory):
         assert isinstance(read(here), int)

@@ -145,7 +145,7 @@ def test_only_vllms_share_of_the_smallest_gpu_counts() -> None:
     assert memory.generator(mixed_host).status == "ok"
     larger = replace(mixed_host, model=replace(QWEN, parameters=16_000_000_000))
     assert memory.generator(larger).status == "fail", "14.9 GiB each, of 0.92 × 16"
-    assert "tandem gpus" in memory.generator(larger).mend
+    assert "tandem gpus" in memory.generator(larger).fix
 
 
 def test_on_the_cpu_the_mend_is_a_smaller_cache() -> None:
@@ -153,4 +153,4 @@ def test_on_the_cpu_the_mend_is_a_smaller_cache() -> None:
     assert isinstance(laptop.model, Model)
     too_large = replace(laptop, model=replace(laptop.model, parameters=10_000_000_000))
     assert memory.generator(too_large).status == "fail"
-    assert memory.KV_SPACE in memory.generator(too_large).mend
+    assert memory.KV_SPACE in memory.generator(too_large).fix

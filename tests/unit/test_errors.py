@@ -18,7 +18,7 @@ def all_errors(root: type[TandemError] = TandemError) -> Iterator[type[TandemErr
 
 @pytest.mark.parametrize("cls", all_errors())
 def test_an_error_is_raised_on_the_other_side_as_what_it_was(cls: type[TandemError]) -> None:
-    sent = cls("got 3; wanted 4. Add one.")
+    sent = cls("got 3, expected 4. Add one.")
     received = from_body(ErrorBody.model_validate_json(sent.body.model_dump_json()))
     assert type(received) is cls
     assert received.body == sent.body

@@ -96,7 +96,7 @@ def test_digits_start_knows_little_enough_to_learn_and_enough_to_be_rewarded(
 
 
 def exact_match(questions: Sequence[dict[str, Any]], **sampling: Any) -> float:
-    """Share of right answers by `model/`."""
+    """MicroBatchLoss of right answers by `model/`."""
     tokenizer, model = AutoTokenizer.from_pretrained("model"), AutoModelForCausalLM.from_pretrained("model")
     prompts = tokenizer([row["prompt"] for row in questions], return_tensors="pt").input_ids
     generated = model.generate(prompts, max_new_tokens=8, **sampling)[:, prompts.shape[1] :]

@@ -123,14 +123,14 @@ def test_metrics_are_means_over_the_tokens_in_the_mask_and_maxima():
 )
 def test_an_option_says_which_argument_it_misses(options: dict[str, Any], missing: str):
     arguments = {**_inputs(), "max_completion_length": 4} | {missing: None}
-    with pytest.raises(ValueError, match=f"got no {missing}; wanted"):
+    with pytest.raises(ValueError, match=f"got no {missing}, expected"):
         policy_loss(options=options, **arguments)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"loss_type": "vespo", "importance_sampling": "sequence_mask"}, "wanted none, token_truncate or token_mask"),
+        ({"loss_type": "vespo", "importance_sampling": "sequence_mask"}, "expected none, token_truncate or token_mask"),
         ({"clip_min": 3.0, "clip_max": 2.0}, "clip_min is 3.0 for clip_max 2.0"),
         ({"importance_sampling": "token_truncate", "clip_max": None}, "neither clip_max nor clip_min"),
     ],

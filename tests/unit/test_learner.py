@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
-from tandem_trainer.algorithms.base import Algorithm, Share
+from tandem_trainer.algorithms.base import Algorithm, MicroBatchLoss
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.algorithms.online_dpo import OnlineDpo
@@ -61,7 +61,7 @@ def _parameters(learner: Learner) -> torch.Tensor:
 class Broken(Grpo):
     """Its loss is NaN: in the second optimizer step of a batch if there is one, else in the first."""
 
-    def loss(self, *args: Any, **kwargs: Any) -> Share:
+    def loss(self, *args: Any, **kwargs: Any) -> MicroBatchLoss:
         share = super().loss(*args, **kwargs)
         drifted = bool((args[0].detach() != kwargs["old_logprobs_BT"]).any())
         return share._replace(loss=share.loss * (float("nan") if drifted or self.num_iterations == 1 else 1))

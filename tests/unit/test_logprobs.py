@@ -55,11 +55,13 @@ def test_value_and_gradient_equal_the_full_logits(
 
 def test_absent_tokens_are_zero(tmp_path: Path):
     model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path))
-    present_BT = torch.tensor([[True, False, False], [True, True, True]])
-    logprobs_BT, entropy_BT = TokenLogprobs(model, temperature=1.0, chunk_size=2)(TOKENS_BS, PROMPTS_B, present_BT)
+    completion_mask_BT = torch.tensor([[True, False, False], [True, True, True]])
+    logprobs_BT, entropy_BT = TokenLogprobs(model, temperature=1.0, chunk_size=2)(
+        TOKENS_BS, PROMPTS_B, completion_mask_BT
+    )
     assert logprobs_BT[0, 1:].tolist() == entropy_BT[0, 1:].tolist() == [0.0, 0.0]
-    assert (logprobs_BT[present_BT] < 0).all()
-    assert (entropy_BT[present_BT] > 0).all()
+    assert (logprobs_BT[completion_mask_BT] < 0).all()
+    assert (entropy_BT[completion_mask_BT] > 0).all()
 
 
 def test_logits_never_exist_for_more_than_a_chunk(tmp_path: Path):

@@ -21,7 +21,7 @@ from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.errors import UserError
 from tandem_trainer.learner import Learner
-from tandem_trainer.lora import ADAPTER_FILE, adapter_table, switched_off, write_adapter
+from tandem_trainer.lora import ADAPTER_FILE, adapter_disabled, adapter_table, write_adapter
 from tandem_trainer.merge import main
 from tandem_trainer.publish import fingerprint_of
 
@@ -67,7 +67,7 @@ def test_only_the_adapter_learns_and_the_reference_is_the_model_without_it(model
     assert _update(learner)["kl_reference"] == pytest.approx(0, abs=1e-9), "the adapter begins as nothing"
     assert _update(learner)["kl_reference"] > 0
     assert not torch.allclose(_logits(learner.model), _logits(base), atol=1e-3)
-    with switched_off(learner.model):
+    with adapter_disabled(learner.model):
         torch.testing.assert_close(_logits(learner.model), _logits(base))
     trained = {name for name, parameter in learner.model.named_parameters() if parameter.requires_grad}
     assert trained

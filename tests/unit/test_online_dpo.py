@@ -12,7 +12,7 @@ from torch import Tensor
 
 from support.rollouts import completion, scored
 from tandem_trainer import algorithms
-from tandem_trainer.algorithms.base import Share, Totals
+from tandem_trainer.algorithms.base import MicroBatchLoss, Totals
 from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch
 from tandem_trainer.config import TrainerConfig
@@ -48,7 +48,7 @@ def _golden_batch(algorithm: OnlineDpo) -> Batch:
     return algorithm.make_batch(groups)
 
 
-def _loss(algorithm: OnlineDpo, batch: Batch, logps: Tensor, ref_logps: Tensor) -> Share:
+def _loss(algorithm: OnlineDpo, batch: Batch, logps: Tensor, ref_logps: Tensor) -> MicroBatchLoss:
     totals = Totals(batch.row_total, batch.token_total)
     return algorithm.loss(
         logps,
@@ -85,11 +85,11 @@ def test_pairs_stay_together_and_add_up_to_the_whole(loss_type: str, max_tokens:
     by_token = {int(ids[1]): row for row, ids in enumerate(batch.token_ids_BS)}
     whole = _loss(algorithm, batch, logps, ref_logps).loss
     parts = []
-    for piece in batch.micro_batches(max_tokens):
-        assert piece.advantages_B.tolist() == [1.0, -1.0] * (len(piece.advantages_B) // 2)
-        rows = [by_token[int(ids[1])] for ids in piece.token_ids_BS]
-        width = piece.mask_BT.shape[1]
-        parts.append(_loss(algorithm, piece, logps[rows, :width], ref_logps[rows, :width]).loss)
+    for micro_batch in batch.micro_batches(max_tokens):
+        assert micro_batch.advantages_B.tolist() == [1.0, -1.0] * (len(micro_batch.advantages_B) // 2)
+        rows = [by_token[int(ids[1])] for ids in micro_batch.token_ids_BS]
+        width = micro_batch.mask_BT.shape[1]
+        parts.append(_loss(algorithm, micro_batch, logps[rows, :width], ref_logps[rows, :width]).loss)
     assert len(parts) == PAIRS if max_tokens == 1 else len(parts) < PAIRS
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
@@ -118,10 +118,13 @@ def test_a_rank_without_a_pair_adds_nothing_to_the_step():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rollout": {"num_generations": 8}}, r"num_generations is 8; online_dpo compares two completions, wanted 2"),
-        ({"online_dpo": {"judge": "judge:prefer"}}, "wanted one of them"),
-        ({"rewards": []}, "rewards is empty; wanted at least one, or online_dpo.judge"),
-        ({"algorithm": "grpo", "online_dpo": {"judge": "j:f"}, "rewards": []}, "algorithm is grpo; wanted online_dpo"),
+        ({"rollout": {"num_generations": 8}}, r"num_generations is 8; online_dpo compares two completions, expected 2"),
+        ({"online_dpo": {"judge": "judge:prefer"}}, "expected one of them"),
+        ({"rewards": []}, "rewards is empty, expected at least one, or online_dpo.judge"),
+        (
+            {"algorithm": "grpo", "online_dpo": {"judge": "j:f"}, "rewards": []},
+            "algorithm is grpo, expected online_dpo",
+        ),
         ({"online_dpo": {"judge": "prefer"}}, "String should match pattern"),
     ],
 )

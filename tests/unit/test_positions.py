@@ -47,9 +47,9 @@ def _logprobs(model: torch.nn.Module, *lengths: int) -> Tensor:
     rows = [torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
     policy = TokenLogprobs(model.eval(), temperature=1.0, chunk_size=1000)
     token_ids_BS = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    present_BT = torch.arange(token_ids_BS.shape[1] - 1) < (torch.tensor(lengths) - 1)[:, None]
+    completion_mask_BT = torch.arange(token_ids_BS.shape[1] - 1) < (torch.tensor(lengths) - 1)[:, None]
     with torch.no_grad():
-        logprobs_BT, _ = policy(token_ids_BS, torch.ones(len(rows), dtype=torch.long), present_BT)
+        logprobs_BT, _ = policy(token_ids_BS, torch.ones(len(rows), dtype=torch.long), completion_mask_BT)
     return logprobs_BT[0, : lengths[0] - 1]
 
 

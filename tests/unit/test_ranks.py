@@ -24,8 +24,7 @@ from tandem_trainer.batch import ScoredGroup
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.learner import Learner
 from tandem_trainer.lora import has_adapter, write_adapter
-from tandem_trainer.shards import model_table, model_tensors, write_part
-from tandem_trainer.shards import whole as _whole
+from tandem_trainer.shards import gather, model_table, model_tensors, write_part
 
 
 def _config(case: str, **grpo: Any) -> TrainerConfig:
@@ -72,7 +71,7 @@ def _publish(learner: Learner, accelerator: Accelerator, directory: Path) -> Non
     gathered: list[weakref.ref[Tensor]] = []
 
     def whole(tensor: Tensor) -> Tensor:
-        result = _whole(tensor)
+        result = gather(tensor)
         if isinstance(tensor, DTensor):
             gathered.append(weakref.ref(result))
             assert sum(ref() is not None for ref in gathered) <= 2, "the last one may still be on its way to the disk"

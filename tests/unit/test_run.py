@@ -15,14 +15,14 @@ from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, make_run
 from tandem_protocol.version import Version
 from tandem_trainer.checkpoint import Checkpoints
 from tandem_trainer.errors import UserError
-from tandem_trainer.metrics import JsonLines, completion_records, samples, step_record
+from tandem_trainer.metrics import JsonLinesWriter, completion_records, samples, step_record
 from tandem_trainer.run import CheckpointFailed, Run, Stopped
 
 
 def test_lines_of_steps_to_come_and_a_torn_line_are_forgotten(tmp_path: Path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    file = JsonLines(path)
+    file = JsonLinesWriter(path)
     file.forget_after(2)
     assert file.last_step() == 2
     file.append([{"step": 3}])

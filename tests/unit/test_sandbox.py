@@ -1,4 +1,4 @@
-"""A sandboxed reward runs in a process that is killed at its deadline, started anew, and holds no credentials."""
+"""A sandboxed reward runs in a process that is killed at its deadline, started again, and holds no credentials."""
 
 from __future__ import annotations
 

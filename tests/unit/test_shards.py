@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from support.models import make_tiny_model
 from tandem_protocol.manifest import digest_file, read_header
-from tandem_trainer.shards import divide, model_table, model_tensors, write_part, write_safetensors
+from tandem_trainer.shards import model_table, model_tensors, partition, write_part, write_safetensors
 
 
 def _model(directory: Path, *, tied: bool = True) -> PreTrainedModel:
@@ -55,7 +55,7 @@ def test_floats_get_the_wanted_precision_and_everything_else_stays(tmp_path: Pat
 
 def test_parts_are_about_as_large_as_each_other_and_may_be_empty(tmp_path: Path):
     table = {str(size): torch.empty(size, device="meta") for size in (5, 1, 3, 2)}
-    assert [list(part) for part in divide(table, 2)] == [["5", "1"], ["3", "2"]]
+    assert [list(part) for part in partition(table, 2)] == [["5", "1"], ["3", "2"]]
     assert write_part(tmp_path, table, [("1", torch.zeros(1))], rank=4, ranks=5) == {}
     assert list(tmp_path.iterdir()) == []
 

@@ -171,8 +171,8 @@ def leave_out_a_shard(store: WeightStore) -> None:
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (truncate, r"shard-00000\.safetensors: got \d+ bytes; wanted \d+"),
-        (flip_a_byte, r"shard-00000\.safetensors: got xxh3-128 \w{32}; wanted \w{32}"),
+        (truncate, r"shard-00000\.safetensors: got \d+ bytes, expected \d+"),
+        (flip_a_byte, r"shard-00000\.safetensors: got xxh3-128 \w{32}, expected \w{32}"),
         (remove_a_file, r"shard-00000\.safetensors: got .*No such file"),
         (swap_for_a_directory, r"shard-00000\.safetensors: got"),
         (lie_about_shapes, "tensor table"),
@@ -210,7 +210,7 @@ def test_a_manifest_that_cannot_be_read_is_refused(store: WeightStore, damage: C
 def test_a_manifest_of_another_version_is_refused(store: WeightStore) -> None:
     publish(store, V1)
     shutil.copytree(store.directory(V1), store.directory(V2))
-    with pytest.raises(WeightsRefused, match=r"is of version 1\.1, wanted 2\.1"):
+    with pytest.raises(WeightsRefused, match=r"is of version 1\.1, expected 2\.1"):
         store.read(V2)
 
 
@@ -261,7 +261,7 @@ def test_a_volume_too_small_is_told_before_anything_is_written(small_volume: Pat
     store = WeightStore(small_volume)
     publish(store, V1)
     with (
-        pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*MB free; wanted 1\.0 MB.*Enlarge"),
+        pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*MB free, expected 1\.0 MB.*Enlarge"),
         store.staging(V2, needs_bytes=1_000_000),
     ):
         pytest.fail("the volume is too small")

@@ -54,7 +54,7 @@ def test_check_prints_every_value_with_its_source(config: str, capsys: pytest.Ca
     [
         ("--trainer.max_stesp=3", "did you mean 'trainer.max_steps'"),
         ("--trainer.max_steps=0", "trainer.max_steps: got 0"),
-        ("--trainer.rollout.num_generations=1", "wanted 2 or more"),
+        ("--trainer.rollout.num_generations=1", "expected 2 or more"),
     ],
 )
 def test_a_wrong_setting_exits_2_with_the_message_alone(
@@ -96,10 +96,10 @@ def test_generators_that_belong_to_the_trainer_give_the_shortest_length():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 2}, "speaks protocol 2; wanted 1"),
+        ({"protocol": 2}, "speaks protocol 2, expected 1"),
         ({"fingerprint": ModelFingerprint(config="x", tokenizer="t", parameters="q")}, "differ in config, parameters"),
         ({"max_model_len": 16}, "takes 16 tokens"),
-        ({"generator_id": "g"}, "wanted each replica once"),
+        ({"generator_id": "g"}, "expected each replica once"),
     ],
 )
 def test_a_generator_that_does_not_belong_is_named(changes: dict[str, object], words: str):
@@ -125,7 +125,7 @@ def test_a_generator_of_another_model_is_named_with_the_parameters_that_differ()
 def test_a_generator_on_an_accelerator_of_any_rank_is_refused_with_both_lists():
     assert _check(devices=("GPU-a", "GPU-b"), accelerators=("GPU-c", "GPU-d")) == 24
     words = (
-        "generator h at http://b computes on GPU-a, GPU-B and the trainer on GPU-c, GPU-b, which share GPU-b; wanted"
+        "generator h at http://b computes on GPU-a, GPU-B and the trainer on GPU-c, GPU-b, which share GPU-b, expected"
     )
     with pytest.raises(UserError, match=words):
         _check(devices=("GPU-a", "GPU-B"), accelerators=("GPU-c", "GPU-b"))

@@ -1,4 +1,4 @@
-"""docs/trl.md lists every default that differs from TRL's, as both are, and says of every option of TRL where it is."""
+"""docs/integrate/trl.md lists every default that differs from TRL's, and says where each option of TRL is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tandem_generator.config import GeneratorConfig
 from tandem_trainer.config import TrainerConfig
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "trl.md").read_text()
+PAGE = (ROOT / "docs/integrate/trl.md").read_text()
 TRL = json.loads((ROOT / "tests" / "golden" / "trl-1.16-defaults.json").read_text())
 
 SHARED = {

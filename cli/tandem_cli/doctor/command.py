@@ -30,11 +30,11 @@ def doctor(project: Path | None, *, as_json: bool) -> int:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """One line a check, with the mend beneath."""
+    """One line a check, with the fix beneath."""
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         word, style = WORDS[finding.status]
         line = Text.assemble((f"{word:<4}", style), f"  {finding.name:<{width}}  {finding.message}")
         console.print(line, soft_wrap=True)
-        if finding.mend:
-            console.print(Text(f"{'':<{width + 8}}→ {finding.mend}", style="bold"), soft_wrap=True)
+        if finding.fix:
+            console.print(Text(f"{'':<{width + 8}}→ {finding.fix}", style="bold"), soft_wrap=True)

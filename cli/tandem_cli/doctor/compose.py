@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tandem_protocol.devices import CDI_KIND
+from tandem_protocol.device_sets import CDI_KIND
 
 from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Volume
 from .unknown import Unknown
@@ -118,5 +118,5 @@ def parse_size(text: str | int) -> int:
         ValueError: it is no size.
     """
     if not (found := _SIZE.fullmatch(str(text).strip().lower())):
-        raise ValueError(f"got the size {text!r}; wanted a number with b, k, m, g or t")
+        raise ValueError(f"got the size {text!r}, expected a number with b, k, m, g or t")
     return int(float(found[1]) * _UNITS[found[2]])

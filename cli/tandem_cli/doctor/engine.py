@@ -13,9 +13,9 @@ from pathlib import Path
 import docker
 from docker.errors import DockerException, ImageNotFound
 
-from ..devices import DevicesUnknown, cdi_devices
+from ..gpu_inventory import DevicesUnknown, cdi_devices
 from .compose import parse_options
-from .facts import Engine, Image, Port, PortState, Service, Stack, Volume
+from .facts import DockerEngine, Image, Port, PortState, Service, Stack, Volume
 from .unknown import Unknown
 
 TIMEOUT_S = 20
@@ -33,12 +33,12 @@ def connect() -> docker.DockerClient | Unknown:
         client.ping()
     except DockerException as error:
         where = f"DOCKER_HOST={os.environ['DOCKER_HOST']}: " if "DOCKER_HOST" in os.environ else ""
-        mend = JOIN_GROUP if "Permission denied" in str(error) else START_IT
-        return Unknown("no Docker engine answers", mend, f"{where}{error}")
+        fix = JOIN_GROUP if "Permission denied" in str(error) else START_IT
+        return Unknown("no Docker engine answers", fix, f"{where}{error}")
     return client
 
 
-def describe(client: docker.DockerClient) -> Engine | Unknown:
+def describe(client: docker.DockerClient) -> DockerEngine | Unknown:
     try:
         info = client.info()
     except DockerException as error:
@@ -47,7 +47,7 @@ def describe(client: docker.DockerClient) -> Engine | Unknown:
         cdi: frozenset[str] | Unknown = cdi_devices(info)
     except DevicesUnknown as error:
         cdi = Unknown(str(error))
-    return Engine(
+    return DockerEngine(
         version=info["ServerVersion"],
         has_nvidia_toolkit="nvidia" in (info.get("Runtimes") or {}) or shutil.which(TOOLKIT_HOOK) is not None,
         cdi_devices=cdi,
@@ -69,7 +69,7 @@ def find_image(client: docker.DockerClient, name: str) -> Image | Unknown:
     return Image(name, config.get("User", ""), env, config.get("Labels") or {})
 
 
-def look_at_ports(client: docker.DockerClient, engine: Engine, stack: Stack) -> Stack:
+def look_at_ports(client: docker.DockerClient, engine: DockerEngine, stack: Stack) -> Stack:
     """The same stack, its published ports with their state."""
     elsewhere = None if engine.is_this_host else Unknown("the engine runs on another machine")
     own = _published_by(client, stack.name)

@@ -18,7 +18,7 @@ SERVICES = (GENERATOR, TRAINER)
 
 
 @dataclass(frozen=True)
-class Engine:
+class DockerEngine:
     """The Docker engine that answers, and the host that it runs on."""
 
     version: str
@@ -176,7 +176,7 @@ class Access:
 class Facts:
     """All of it."""
 
-    engine: Engine | Unknown
+    engine: DockerEngine | Unknown
     compose_version: str | Unknown
     stack: Stack | Unknown
     images: Mapping[str, Image | Unknown]

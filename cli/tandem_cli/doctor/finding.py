@@ -10,25 +10,25 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """`message` says what was got and what was wanted; `mend` what to do, a command where there is one."""
+    """`message` says what was got and what was wanted; `fix` what to do, a command where there is one."""
 
     name: str
     """Of the check."""
     status: Status
     message: str
-    mend: str = ""
+    fix: str = ""
 
 
 def ok(message: str) -> Finding:
     return Finding("", "ok", message)
 
 
-def warn(message: str, mend: str = "") -> Finding:
-    return Finding("", "warn", message, mend)
+def warn(message: str, fix: str = "") -> Finding:
+    return Finding("", "warn", message, fix)
 
 
-def fail(message: str, mend: str) -> Finding:
-    return Finding("", "fail", message, mend)
+def fail(message: str, fix: str) -> Finding:
+    return Finding("", "fail", message, fix)
 
 
 def gib(size_bytes: float) -> str:

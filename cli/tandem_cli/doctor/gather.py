@@ -12,7 +12,7 @@ from tandem_protocol.config import ConfigError, load
 
 from . import engine as engines
 from .compose import compose_version, read_stack
-from .facts import GENERATOR, PREFLIGHT, TRAINER, Engine, Facts, Image, Model, Stack
+from .facts import GENERATOR, PREFLIGHT, TRAINER, DockerEngine, Facts, Image, Model, Stack
 from .hub import ask_hub
 from .model import NO_MODEL, read_model
 from .nvidia import read_nvidia
@@ -91,7 +91,7 @@ def find_model(stack: Stack | Unknown, settings: Settings | Unknown, workshop: W
     return ask_hub(name, settings.shared.revision, stack.services[PREFLIGHT])
 
 
-def read_available_memory(engine: Engine | Unknown) -> int | Unknown:
+def read_available_memory(engine: DockerEngine | Unknown) -> int | Unknown:
     if isinstance(engine, Unknown) or not engine.is_this_host:
         return ELSEWHERE
     try:
@@ -101,7 +101,7 @@ def read_available_memory(engine: Engine | Unknown) -> int | Unknown:
         return Unknown(f"{MEMINFO} does not tell how much memory is free")
 
 
-def read_disk(engine: Engine | Unknown) -> int | Unknown:
+def read_disk(engine: DockerEngine | Unknown) -> int | Unknown:
     """Free bytes where the engine keeps its volumes."""
     if isinstance(engine, Unknown):
         return engine

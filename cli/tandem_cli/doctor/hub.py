@@ -46,11 +46,11 @@ def _refusal(name: str, revision: str, code: int, *, has_token: bool) -> Unknown
     what = f"the hub answers {code} for {name} ({revision})"
     if code in UNAUTHORIZED:
         said = "and refuses the preflight's token" if has_token else "and the preflight has no token"
-        mend = (
+        fix = (
             "accept the model's terms on the hub and set TANDEM_HF_TOKEN_FILE to a file with your token, or put the "
             "model into the project"
         )
-        return Refused(NO_MODEL, mend, f"{what} {said}: it is gated, or there is none")
+        return Refused(NO_MODEL, fix, f"{what} {said}: it is gated, or there is none")
     if code == 404:
         return Refused(NO_MODEL, "shared.model is a folder of the project or an id on the hub: correct it", what)
     return Unknown(NO_MODEL, "try again later", what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
-from ..devices import DevicesUnknown, nvidia_smi
+from ..gpu_inventory import DevicesUnknown, nvidia_smi
 from .facts import Gpu, Nvidia, Process
 from .unknown import Unknown
 

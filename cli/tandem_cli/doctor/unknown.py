@@ -13,7 +13,7 @@ class Unknown:
     """A fact that could not be had. `reason` is short, since each check that needs the fact repeats it."""
 
     reason: str
-    mend: str = ""
+    fix: str = ""
     detail: str = ""
 
     @property

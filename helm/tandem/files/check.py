@@ -45,7 +45,7 @@ def check_devices(infos: dict[str, Info]) -> None:
     for info in infos.values():
         for device in info.devices:
             if not device.startswith("cpu:") and device in owners:
-                sys.exit(f"error: {info.generator_id} and {owners[device]} share {device}; wanted disjoint devices")
+                sys.exit(f"error: {info.generator_id} and {owners[device]} share {device}, expected disjoint devices")
             owners[device] = info.generator_id
     print(f"no device is shared: {sorted(owners)}", flush=True)
 

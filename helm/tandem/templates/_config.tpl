@@ -25,7 +25,7 @@
 {{- end }}
 {{- end }}
 
-{{- /* Changes when a generator has to start anew: not with the trainer's options. */}}
+{{- /* Changes when a generator has to start again: not with the trainer's options. */}}
 {{- define "tandem.generatorHash" -}}
 {{- $config := include "tandem.config" . | fromYaml }}
 {{- list (pick $config "shared" "generator") (include "tandem.projectFiles" .) .Values.project | toJson | sha256sum | trunc 10 }}

@@ -15,7 +15,7 @@ podFailurePolicy:
   rules:
     - action: Ignore  # an eviction is nobody's failure
       onPodConditions: [{type: DisruptionTarget, status: "True"}]
-    - action: FailJob  # a mistake of the user's, which another try would not mend
+    - action: FailJob  # a mistake of the user's, which another try would not fix
       onExitCodes: {operator: In, values: [2]}
 template:
   metadata:

@@ -64,20 +64,20 @@ values.yaml lists and explains them all
   {{- $sources := list }}
   {{- range $name := list "files" "configMap" "existingClaim" "imagePath" }}{{ if get $.Values.project $name }}{{ $sources = append $sources (printf "project.%s" $name) }}{{ end }}{{ end }}
   {{- if gt (len $sources) 1 }}
-{{ join ", " $sources }}: got {{ len $sources }} sources of the project; wanted one
+{{ join ", " $sources }}: got {{ len $sources }} sources of the project, expected one
   {{- end }}
   {{- if and $sources (not $.Values.config) }}
-config: got nothing for the project of {{ first $sources }}; wanted its config.yaml (--set-file config=my-project/config.yaml)
+config: got nothing for the project of {{ first $sources }}, expected its config.yaml (--set-file config=my-project/config.yaml)
   {{- end }}
 {{- end }}
 {{- with .Values.generator }}
   {{- $devices := mul .accelerator.count .nodesPerReplica }}
   {{- $groups := include "tandem.tensorGroups" $ }}
   {{- if mod $devices $groups }}
-generator.dataParallelSize: got {{ .dataParallelSize }}{{ if ne $groups (toString .dataParallelSize) }} (with pipeline_parallel_size {{ $groups }}){{ end }} for the {{ $devices }} devices of a replica; wanted a divisor of their number
+generator.dataParallelSize: got {{ .dataParallelSize }}{{ if ne $groups (toString .dataParallelSize) }} (with pipeline_parallel_size {{ $groups }}){{ end }} for the {{ $devices }} devices of a replica, expected a divisor of their number
   {{- end }}
   {{- if and (gt (int .nodesPerReplica) 1) (not .accelerator.count) }}
-generator.nodesPerReplica: got {{ .nodesPerReplica }} without devices; wanted generator.accelerator.count on each of these nodes
+generator.nodesPerReplica: got {{ .nodesPerReplica }} without devices, expected generator.accelerator.count on each of these nodes
   {{- end }}
   {{- if .accelerator.count }}
     {{- range $name := list "tensor_parallel_size" "data_parallel_size" }}
@@ -94,13 +94,13 @@ config.generator.{{ $name }}: got it in the configuration; here it follows from 
     {{- end }}
   {{- end }}
   {{- with (get $.Values $service).image }}{{ if and (not .digest) (has .tag (list "" "latest")) }}
-{{ $service }}.image.tag: got {{ .tag | quote }}; wanted one that stays what it is, or a digest
+{{ $service }}.image.tag: got {{ .tag | quote }}, expected one that stays what it is, or a digest
   {{- end }}{{ end }}
 {{- end }}
 {{- $several := or (gt (int .Values.trainer.nodes) 1) (gt (int .Values.generator.nodesPerReplica) 1) }}
 {{- range $name, $storage := .Values.storage }}
   {{- if and $several (eq $storage.accessMode "ReadWriteOnce") (or (ne $name "runs") (gt (int $.Values.trainer.nodes) 1)) }}
-storage.{{ $name }}.accessMode: got ReadWriteOnce, a volume that one node can mount, for several nodes; wanted ReadWriteMany, or trainer.nodes and generator.nodesPerReplica 1
+storage.{{ $name }}.accessMode: got ReadWriteOnce, a volume that one node can mount, for several nodes, expected ReadWriteMany, or trainer.nodes and generator.nodesPerReplica 1
   {{- end }}
 {{- end }}
 {{- end }}

@@ -21,8 +21,8 @@ from tandem_protocol.store import WeightStore
 from .config import Settings
 from .engines.mock import MockEngine
 from .options import Options, parse
-from .policy import Policy
 from .server import serve
+from .weight_switcher import WeightSwitcher
 
 USER_ERROR = 2
 RESTART_ME = 1
@@ -79,7 +79,7 @@ def _serve_vllm(options: Options) -> int:
             "got generator.engine vllm, but vLLM is not installed here; install docker/requirements/generator-cpu.txt "
             "(or -cuda), or use --engine mock"
         )
-    from .launch import serve_vllm  # the mock's image has no vLLM
+    from .vllm_server import serve_vllm  # the mock's image has no vLLM
 
     return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME
 
@@ -90,9 +90,9 @@ async def _serve_mock(settings: Settings) -> int:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"shared.model: {shared.model} cannot be read: {one_line(error)}") from error
-    policy = Policy(engine, WeightStore(shared.weights_dir), config)
-    await serve(policy, shared.model, config.host, config.port, config.shutdown_timeout_s)
-    return RESTART_ME if policy.failed.is_set() else 0
+    switcher = WeightSwitcher(engine, WeightStore(shared.weights_dir), config)
+    await serve(switcher, shared.model, config.host, config.port, config.shutdown_timeout_s)
+    return RESTART_ME if switcher.failed.is_set() else 0
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class BearerAuth:
         if hmac.compare_digest(got, self._wanted):
             return await self._app(scope, receive, send)
         error = Unauthorized(
-            f"got {'another token' if got else 'no token'}; wanted the generator's own as 'Authorization: Bearer …'. "
+            f"got {'another token' if got else 'no token'}, expected the generator's own as 'Authorization: Bearer …'. "
             f"Give both services the same {TOKEN_ENV} or {TOKEN_FILE_ENV}."
         )
         if scope["type"] == "websocket":

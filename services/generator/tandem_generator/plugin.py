@@ -18,10 +18,10 @@ from tandem_protocol.store import WeightStore
 
 from .config import Settings
 from .engines.vllm import VllmEngine
-from .policy import Policy
 from .routes import build_router
 from .server import end_on_signal, end_when_failed
 from .volume_engine import BACKEND
+from .weight_switcher import WeightSwitcher
 
 
 def register() -> None:
@@ -56,14 +56,14 @@ class TandemRoutes:
     required_tasks = ("generate",)
     settings: ClassVar[Settings]
     """Set before vLLM makes the plug-in, which it does without arguments."""
-    policy: ClassVar[Policy]
+    switcher: ClassVar[WeightSwitcher]
     """Knows, when the server has ended, whether it was told to: vLLM's exit status is 0 also when its engine died."""
 
     def attach_router(self, app: FastAPI) -> None:
         shared, config = self.settings.shared, self.settings.generator
         self.engine = VllmEngine()
-        TandemRoutes.policy = Policy(self.engine, WeightStore(shared.weights_dir), config)
-        app.include_router(build_router(self.policy, shared.model))
+        TandemRoutes.switcher = WeightSwitcher(self.engine, WeightStore(shared.weights_dir), config)
+        app.include_router(build_router(self.switcher, shared.model))
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         assert engine_client is not None, "the task generate has an engine"
@@ -71,7 +71,7 @@ class TandemRoutes:
         self.engine.attach(
             engine_client, devices(ranks), takes_seeds=takes_seeds(), trust_remote_code=args.trust_remote_code
         )
-        await self.policy.start()
+        await self.switcher.start()
         self._watch = asyncio.create_task(self._watch_end(state))
 
     async def _watch_end(self, state: State) -> None:
@@ -79,5 +79,5 @@ class TandemRoutes:
             await asyncio.sleep(0.1)
         # In place of vLLM's handlers, which end the engine first: a request on its way there would never be answered.
         state.server.config.timeout_graceful_shutdown = self.settings.generator.shutdown_timeout_s
-        end_on_signal(self.policy, state.server)
-        await end_when_failed(self.policy, state.server)
+        end_on_signal(self.switcher, state.server)
+        await end_when_failed(self.switcher, state.server)

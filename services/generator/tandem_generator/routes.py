@@ -25,7 +25,7 @@ from tandem_protocol.messages import (
 from tandem_protocol.problems import summarize
 from tandem_protocol.version import Version
 
-from .policy import Policy
+from .weight_switcher import WeightSwitcher
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def _problem(error: RequestValidationError) -> str:
     return summarize(error.errors())
 
 
-def build_router(policy: Policy, model: str) -> APIRouter:
+def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
     """The wire contract of `tandem_protocol.routes`, all but /metrics, which the server itself has."""
     router = APIRouter(route_class=_ErrorBodyRoute, tags=["tandem"])
 
@@ -75,21 +75,21 @@ def build_router(policy: Policy, model: str) -> APIRouter:
     @router.get(paths.READYZ)
     async def readyz(response: Response) -> Readiness:
         """A policy is loaded whole and serving; 503 with the reason otherwise."""
-        reason = policy.not_ready
+        reason = switcher.not_ready
         response.status_code = 503 if reason else 200
-        return Readiness(ready=reason is None, reason=reason or f"serving version {policy.version}")
+        return Readiness(ready=reason is None, reason=reason or f"serving version {switcher.version}")
 
     @router.get(paths.INFO)
     async def info() -> Info:
         """What this generator is and serves."""
-        facts = policy.engine.facts
+        facts = switcher.engine.facts
         return Info(
-            generator_id=policy.generator_id,
+            generator_id=switcher.generator_id,
             engine=facts.engine,
             engine_version=facts.engine_version,
             model=model,
             fingerprint=facts.fingerprint,
-            version=policy.version,
+            version=switcher.version,
             devices=facts.devices,
             world_size=facts.world_size,
             max_model_len=facts.max_model_len,
@@ -103,12 +103,12 @@ def build_router(policy: Policy, model: str) -> APIRouter:
     @router.get(paths.PARAMETERS)
     async def parameters() -> Parameters:
         """Names and shapes of the model's parameters: how another model differs from this one."""
-        return Parameters(shapes=dict(policy.engine.facts.shapes))
+        return Parameters(shapes=dict(switcher.engine.facts.shapes))
 
     @router.get(paths.WEIGHTS)
     async def get_weights() -> ServedWeights:
         """Which policy version serves."""
-        return policy.served
+        return switcher.served
 
     @router.put(paths.SET_WEIGHTS)
     async def set_weights(version: str, wanted: SetWeights) -> ServedWeights:
@@ -117,12 +117,12 @@ def build_router(policy: Policy, model: str) -> APIRouter:
             parsed = Version.parse(version)
         except ValueError as error:
             raise BadRequest(str(error)) from error
-        return await policy.set(parsed, wanted)
+        return await switcher.set(parsed, wanted)
 
     @router.post(paths.ROLLOUTS, response_model=RolloutLine)
     async def rollouts(request: RolloutRequest) -> StreamingResponse:
         """Sample; answers NDJSON, one finished group a line."""
-        return StreamingResponse(_lines(policy.rollouts(request)), media_type="application/x-ndjson")
+        return StreamingResponse(_lines(switcher.rollouts(request)), media_type="application/x-ndjson")
 
     return router
 

@@ -15,14 +15,14 @@ from tandem_protocol import routes as paths
 from tandem_protocol.ports import listen
 
 from .auth import BearerAuth
-from .policy import Policy
 from .routes import build_router
+from .weight_switcher import WeightSwitcher
 
 
-def build_app(policy: Policy, model: str) -> FastAPI:
+def build_app(switcher: WeightSwitcher, model: str) -> FastAPI:
     """The app over a policy that somebody else starts and closes."""
     app = FastAPI(title="Tandem generator")
-    app.include_router(build_router(policy, model))
+    app.include_router(build_router(switcher, model))
     app.add_api_route(paths.METRICS, _metrics)
     app.add_middleware(BearerAuth)
     return app
@@ -40,7 +40,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeout_s: int) -> None:
+async def serve(switcher: WeightSwitcher, model: str, host: str, port: int, shutdown_timeout_s: int) -> None:
     """Serve until SIGTERM or SIGINT, or until the policy has failed.
 
     Raises:
@@ -48,7 +48,7 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
         ConfigError: the port is in use.
     """
     config = uvicorn.Config(
-        build_app(policy, model),
+        build_app(switcher, model),
         host=host,
         port=port,
         log_level="warning",
@@ -56,28 +56,28 @@ async def serve(policy: Policy, model: str, host: str, port: int, shutdown_timeo
     )
     server = _Server(config)
     listening = listen(host, port, "generator.port")
-    await policy.start()
-    end_on_signal(policy, server)
-    failed = asyncio.create_task(end_when_failed(policy, server))
+    await switcher.start()
+    end_on_signal(switcher, server)
+    failed = asyncio.create_task(end_when_failed(switcher, server))
     try:
         await server.serve(sockets=[listening])
     finally:
         failed.cancel()
-        await policy.close()
+        await switcher.close()
 
 
-def end_on_signal(policy: Policy, server: uvicorn.Server) -> None:
+def end_on_signal(switcher: WeightSwitcher, server: uvicorn.Server) -> None:
     """On SIGTERM or SIGINT begin nothing more, let what runs finish within the server's grace, and end."""
 
     def stop() -> None:
-        policy.stop()
+        switcher.stop()
         server.should_exit = True
 
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop)
 
 
-async def end_when_failed(policy: Policy, server: uvicorn.Server) -> None:
+async def end_when_failed(switcher: WeightSwitcher, server: uvicorn.Server) -> None:
     """End the server when the policy is torn, and its running requests too: their engine stays paused."""
-    await policy.failed.wait()
+    await switcher.failed.wait()
     server.should_exit = server.force_exit = True

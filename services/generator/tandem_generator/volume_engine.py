@@ -94,7 +94,7 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             raise ValueError(
                 f"{self.model_config.model!r} cannot be given other weights while it serves: of its tensors "
                 f"{', '.join(stale[:3])} ({len(stale)} in all) are not copies of the checkpoint's. Fix: choose a "
-                "shared.model of another architecture (docs/architectures.md)"
+                "shared.model of another architecture (docs/reference/architectures.md)"
             )
 
     def start_weight_update(self) -> None:

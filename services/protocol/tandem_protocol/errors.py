@@ -14,7 +14,7 @@ class ErrorBody(BaseModel):
 
     code: str
     message: str
-    """What was got, what was wanted and how to mend it."""
+    """What was got, what was wanted and how to fix it."""
     retryable: bool
 
 
@@ -43,7 +43,7 @@ class Unauthorized(TandemError):
 
 
 class NotReady(TandemError):
-    """No policy is loaded whole: the generator starts, switches or mends itself."""
+    """No policy is loaded whole: the generator starts, switches or fixes itself."""
 
     code, status, retryable = "not_ready", 503, True
 

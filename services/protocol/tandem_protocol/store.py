@@ -232,8 +232,8 @@ class WeightStore:
         configs = [staged / ADAPTER_CONFIG_NAME] if kind == "lora" else []
         if lost := digests.keys() - {shard.name for shard in shards}:
             raise StoreError(
-                f"{min(lost)} of version {version} was written but is not in {staged}; wanted one weights volume that "
-                "all trainer processes mount at shared.weights_dir"
+                f"{min(lost)} of version {version} was written but is not in {staged}, expected one weights "
+                "volume that all trainer processes mount at shared.weights_dir"
             )
         for path in [*shards, *configs]:
             _fsync(path)
@@ -273,14 +273,14 @@ class WeightStore:
 
 def _refused(path: Path, got: str, wanted: str) -> WeightsRefused:
     return WeightsRefused(
-        f"{path}: got {got}; wanted {wanted}. The old version goes on serving. Publish the step again; if it comes "
+        f"{path}: got {got}, expected {wanted}. The old version goes on serving. Publish the step again; if it comes "
         "again, check the weights volume."
     )
 
 
 def _full(root: Path, version: Version, got: str, wanted: str) -> StoreError:
     return StoreError(
-        f"cannot publish version {version} into {root}: got {got}; wanted {wanted}. The versions already there are "
+        f"cannot publish version {version} into {root}: got {got}, expected {wanted}. The versions already there are "
         "untouched. Enlarge the weights volume or lower trainer.publish.keep."
     )
 

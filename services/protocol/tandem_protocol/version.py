@@ -32,7 +32,7 @@ class Version(NamedTuple):
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
-            raise ValueError(f"got version {text!r}; wanted step.attempt, such as 42.1")
+            raise ValueError(f"got version {text!r}, expected step.attempt, such as 42.1")
         return cls(int(match[1]), int(match[2]))
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Version(NamedTuple):
             if isinstance(value, Version):
                 return value
             if not isinstance(value, str):  # the number 42.10 would be read as 42.1
-                raise ValueError(f"got version {value!r}; wanted step.attempt as text, such as '42.1'")
+                raise ValueError(f"got version {value!r}, expected step.attempt as text, such as '42.1'")
             return cls.parse(value)
 
         return core_schema.no_info_plain_validator_function(

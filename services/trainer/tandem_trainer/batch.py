@@ -71,7 +71,7 @@ class Batch:
     row_total: int
     token_total: int
     rows_together: int = 1
-    """So many consecutive rows stay in one micro-batch."""
+    """Number of consecutive rows that must share a micro-batch."""
 
     @property
     def has_signal(self) -> bool:
@@ -79,7 +79,7 @@ class Batch:
         return bool((self.mask_BT.any(1) & (self.advantages_B != 0)).any())
 
     @property
-    def present_BT(self) -> Tensor:
+    def completion_mask_BT(self) -> Tensor:
         """Where a sampled token is, in the loss or not."""
         positions_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
         return positions_T < self.completion_lengths_B[:, None]
@@ -87,14 +87,17 @@ class Batch:
     @property
     def model_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of `TokenLogprobs`."""
-        return self.token_ids_BS, self.prompt_lengths_B, self.present_BT
+        return self.token_ids_BS, self.prompt_lengths_B, self.completion_mask_BT
 
     def to(self, device: torch.device) -> Batch:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Batch(**{**vars(self), **tensors})
 
     def micro_batches(self, max_tokens: int) -> Iterator[Batch]:
-        """Cut into pieces of rows of like length, at most `max_tokens` padded tokens or else as few rows as can be."""
+        """Split into micro-batches of rows of similar length, each of at most `max_tokens` padded tokens.
+
+        A row that is longer than that gets a micro-batch of its own.
+        """
         together = self.rows_together
         lengths = (self.prompt_lengths_B + self.completion_lengths_B).view(-1, together).amax(1).tolist()
         rows: list[int] = []

@@ -226,7 +226,7 @@ def _pauses() -> Iterator[float]:
 
 
 def _retryable(url: str, error: httpx.TransportError | TandemError) -> str:
-    """Why to try again, for the message at the deadline; raises what will not mend itself."""
+    """Why to try again, for the message at the deadline; raises what will not fix itself."""
     if isinstance(error, TandemError) and not error.retryable:
         raise type(error)(f"{url}: {error}") from error
     return f"{type(error).__name__}: {error}"
@@ -293,12 +293,12 @@ def _unusable(group: Group, request: RolloutRequest, asked: int) -> str | None:
     """What is wrong with a group, if anything is."""
     if group.prompt_index >= asked or len(group.completions) != request.sampling.n:
         return (
-            f"got a group of {len(group.completions)} completions for prompt {group.prompt_index}; wanted "
+            f"got a group of {len(group.completions)} completions for prompt {group.prompt_index}, expected "
             f"{request.sampling.n} for one of {asked} prompts"
         )
     if any(completion.finish_reason == "abort" for completion in group.completions):
         return "a completion was aborted, so it is no sample of the policy"
     oldest = min((span.version for c in group.completions for span in c.versions), default=None)
     if request.min_version is not None and oldest is not None and oldest < request.min_version:
-        return f"got tokens of version {oldest}; wanted {request.min_version} or newer"
+        return f"got tokens of version {oldest}, expected {request.min_version} or newer"
     return None

@@ -45,8 +45,8 @@ class RewardConfig(Section):
     """Deadline of one call; None: `trainer.reward_timeout_s`."""
     sandbox: bool | None = None
     """Run it in a process without credentials that is killed at the deadline: for rewards that run what a model wrote.
-    None: as the function asks; of the ready-made ones `math_answer` asks for it. docs/rewards.md says what the sandbox
-    keeps out."""
+    None: as the function asks. Of the ready-made functions, `math_answer` asks for it. docs/train/rewards.md says what
+    the sandbox keeps out."""
 
 
 class RolloutConfig(Section):
@@ -125,10 +125,10 @@ class GrpoConfig(Section):
         if self.loss_type == "vespo" and self.importance_sampling.startswith("sequence"):
             raise ValueError(
                 f"importance_sampling is {self.importance_sampling} for loss_type vespo, which multiplies the tokens' "
-                "ratios by itself; wanted none, token_truncate or token_mask"
+                "ratios by itself, expected none, token_truncate or token_mask"
             )
         if self.clip_min is not None and self.clip_max is not None and self.clip_min >= self.clip_max:
-            raise ValueError(f"clip_min is {self.clip_min} for clip_max {self.clip_max}; wanted less than that")
+            raise ValueError(f"clip_min is {self.clip_min} for clip_max {self.clip_max}, expected less than that")
         if self.importance_sampling.endswith("truncate") and self.clip_min is None and self.clip_max is None:
             raise ValueError(f"importance_sampling {self.importance_sampling} got neither clip_max nor clip_min")
         return self
@@ -232,10 +232,10 @@ class EvalConfig(Section):
         if self.num_generations > 1 and self.temperature == 0:
             raise ValueError(
                 f"num_generations is {self.num_generations} at temperature 0, which gives the same completion each "
-                "time; wanted a temperature above 0"
+                "time, expected a temperature above 0"
             )
         if wrong := [k for k in self.pass_at if not 1 <= k <= self.num_generations]:
-            raise ValueError(f"pass_at holds {wrong}; wanted 1 to num_generations, which is {self.num_generations}")
+            raise ValueError(f"pass_at holds {wrong}, expected 1 to num_generations, which is {self.num_generations}")
         return self
 
 
@@ -285,7 +285,7 @@ class TrainerConfig(Section):
     @model_validator(mode="after")
     def _best_is_known(self) -> TrainerConfig:
         if self.checkpoint.keep_best and (self.eval is None or self.eval.every_steps is None):
-            raise ValueError("checkpoint.keep_best is set without eval.every_steps; wanted evaluations to choose by")
+            raise ValueError("checkpoint.keep_best is set without eval.every_steps, expected evaluations to choose by")
         return self
 
     @model_validator(mode="after")
@@ -301,11 +301,11 @@ class TrainerConfig(Section):
     def _something_says_what_is_better(self) -> TrainerConfig:
         judge = self.online_dpo.judge
         if judge and self.algorithm != "online_dpo":
-            raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}; wanted online_dpo")
+            raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}, expected online_dpo")
         if judge and self.rewards:
-            raise ValueError("both rewards and online_dpo.judge say what is better; wanted one of them")
+            raise ValueError("both rewards and online_dpo.judge say what is better, expected one of them")
         if not judge and not self.rewards:
-            raise ValueError("rewards is empty; wanted at least one, or online_dpo.judge with algorithm online_dpo")
+            raise ValueError("rewards is empty, expected at least one, or online_dpo.judge with algorithm online_dpo")
         if judge and self.eval and self.eval.num_generations > 1:
             raise ValueError(
                 f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion a prompt with "

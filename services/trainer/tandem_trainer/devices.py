@@ -52,7 +52,7 @@ def default_max_tokens(device: torch.device) -> int:
 def give_back_freed_memory() -> None:
     """Return freed host memory to the system.
 
-    What glibc keeps of a CPU's freed activations is in pieces too small for the next micro-batch's (docs/measured.md).
+    glibc keeps freed activations in pieces that are too small for the next micro-batch (docs/reference/measured.md).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):

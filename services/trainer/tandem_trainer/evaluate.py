@@ -22,7 +22,7 @@ from .batch import ScoredGroup
 from .client import GeneratorClient
 from .config import TrainerConfig
 from .judge import WinRate
-from .metrics import JsonLines, mean
+from .metrics import JsonLinesWriter, mean
 from .prompts import PromptRow
 from .rewards import Scorer
 from .rollouts import UNSHAPED, collect, sampling
@@ -46,7 +46,7 @@ class Evaluation:
     ) -> None:
         self._rows, self._client, self._portal, self._wait = rows, client, portal, wait
         self._rewards, self._win_rate = rewards, win_rate
-        self._config, self._file, self._is_main = config, JsonLines(file), is_main
+        self._config, self._file, self._is_main = config, JsonLinesWriter(file), is_main
 
     def due(self, step: int) -> bool:
         """Before the first step, after the last, and every `eval.every_steps`."""
@@ -95,7 +95,7 @@ class Evaluation:
             return await asyncio.wait_for(self._win_rate(scored, version), timeout_s)
         except TimeoutError as error:
             raise TimeoutError(
-                f"the judge has not compared {len(scored)} completions of the evaluation within {timeout_s:g} s; mend "
+                f"the judge has not compared {len(scored)} completions of the evaluation within {timeout_s:g} s; fix "
                 "it, make trainer.eval.prompts.limit smaller, or raise trainer.rollout.timeout_s."
             ) from error
 

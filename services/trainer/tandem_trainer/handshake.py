@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tandem_protocol.devices import shared_devices
+from tandem_protocol.device_sets import shared_devices
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.messages import PROTOCOL_VERSION, Info, ModelFingerprint
 from tandem_protocol.parameters import Shapes, describe_differences
@@ -47,7 +47,7 @@ def check_generators(
         where = f"generator {info.generator_id} at {url}"
         if info.protocol != PROTOCOL_VERSION:
             raise UserError(
-                f"{where} speaks protocol {info.protocol}; wanted {PROTOCOL_VERSION}. Run the same release "
+                f"{where} speaks protocol {info.protocol}, expected {PROTOCOL_VERSION}. Run the same release "
                 "on both sides."
             )
         if differing := differences(ours, info.fingerprint):
@@ -59,20 +59,22 @@ def check_generators(
             )
         if info.max_model_len <= max_completion_length:
             raise UserError(
-                f"{where} takes {info.max_model_len} tokens, prompt and completion together; wanted more than "
+                f"{where} takes {info.max_model_len} tokens, prompt and completion together, expected more than "
                 f"trainer.rollout.max_completion_length {max_completion_length}. Lower that or raise "
                 "generator.max_model_len."
             )
         if shared := shared_devices(accelerators, info.devices):
             raise UserError(
                 f"{where} computes on {', '.join(info.devices)} and the trainer on {', '.join(accelerators)}, which "
-                f"share {', '.join(shared)}; wanted disjoint sets. Give each its own: `tandem gpus --generator 0-3 "
+                f"share {', '.join(shared)}, expected disjoint sets. Give each its own: `tandem gpus --generator 0-3 "
                 "--trainer 4-7` under compose, or another CUDA_VISIBLE_DEVICES for each process."
             )
         _check_kind(info, where, lora, adapted_head)
     ids = [info.generator_id for info in infos]
     if len(set(ids)) < len(ids):
-        raise UserError(f"shared.generators {list(urls)} answer as {ids}; wanted each replica once, under its own name")
+        raise UserError(
+            f"shared.generators {list(urls)} answer as {ids}, expected each replica once, under its own name"
+        )
     return min(info.max_model_len for info in infos)
 
 

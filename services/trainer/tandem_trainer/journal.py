@@ -11,7 +11,7 @@ from typing import Any
 
 from tandem_protocol.version import Version
 
-from .metrics import JsonLines
+from .metrics import JsonLinesWriter
 
 log = logging.getLogger(__name__)
 
@@ -24,9 +24,9 @@ class Journal:
 
     def __init__(self, folder: Path, *, is_main: bool) -> None:
         self._folder, self._is_main = folder, is_main
-        self._metrics = JsonLines(folder / "metrics.jsonl")
-        self._completions = JsonLines(folder / "rollouts.jsonl")
-        self._events = JsonLines(folder / "events.jsonl")
+        self._metrics = JsonLinesWriter(folder / "metrics.jsonl")
+        self._completions = JsonLinesWriter(folder / "rollouts.jsonl")
+        self._events = JsonLinesWriter(folder / "events.jsonl")
         self._unwritten: list[Mapping[str, Any]] = []
         """Records of steps that found no room on the disk."""
 

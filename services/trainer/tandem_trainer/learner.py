@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
 
-from .algorithms.base import Algorithm, Mean, Share, Totals
+from .algorithms.base import Algorithm, Mean, MicroBatchLoss, Totals
 from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .causality import check_causal
@@ -29,12 +29,12 @@ from .config import TrainerConfig
 from .devices import default_max_tokens, give_back_freed_memory
 from .errors import UserError
 from .logprobs import TokenLogprobs, check
-from .lora import add_adapter, load_adapter, switched_off, write_adapter
+from .lora import adapter_disabled, add_adapter, load_adapter, write_adapter
 from .mismatch import MismatchCheck
 from .model import checkpoint_gradients, load_model
 from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
-from .parallel import fill, is_sharded, load_optimizer, save_index, save_optimizer, save_part, spread
+from .parallel import is_sharded, load_optimizer, load_weights, save_index, save_optimizer, save_part, shard
 from .positions import fix_positions
 from .ranks import do_together
 from .rehearsal import rehearse
@@ -73,7 +73,7 @@ class Learner:
             check_causal(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
-        self._policy = spread(policy, config.learner, accelerator)
+        self._policy = shard(policy, config.learner, accelerator)
         optimizer = make_optimizer(self._policy, config.optim)
         self._optimizer = accelerator.prepare(optimizer)
         # Not prepared: accelerate would step it once per rank.
@@ -114,11 +114,11 @@ class Learner:
             FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
             UserError: the mismatch is too high; the parameters are as before this update.
         """
-        pieces = self._pieces(batch)
+        micro_batches = self._micro_batches(batch)
         old_logprobs: list[Tensor] = []
         steps = []
         for left in reversed(range(algorithm.num_iterations)):
-            steps.append(self._step(pieces, algorithm, old_logprobs))
+            steps.append(self._step(micro_batches, algorithm, old_logprobs))
             self._is_whole = not left
         learning_rate = self._schedule.learning_rate
         self._schedule.advance()
@@ -127,29 +127,31 @@ class Learner:
         mismatch = {} if steps[0].mismatch is None else {MISMATCH: steps[0].mismatch}
         return means | {"learning_rate": learning_rate} | mismatch | metrics
 
-    def _pieces(self, batch: Batch) -> list[Batch]:
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
         """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
         device = self._accelerator.device
         max_tokens = self._config.learner.max_tokens_per_micro_batch or default_max_tokens(device)
-        pieces = list(batch.to(device).micro_batches(max_tokens))
+        micro_batches = list(batch.to(device).micro_batches(max_tokens))
         if self._is_sharded:
-            most = max(gather_object([len(pieces)]))
-            pieces += [pieces[0].weightless()] * (most - len(pieces))
-        return pieces
+            most = max(gather_object([len(micro_batches)]))
+            micro_batches += [micro_batches[0].weightless()] * (most - len(micro_batches))
+        return micro_batches
 
-    def _step(self, pieces: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> _Step:
-        """One optimizer step; fills `old_logprobs`, one a piece, if this is the batch's first."""
-        totals, first = self._totals(pieces, algorithm), not old_logprobs
+    def _step(self, micro_batches: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> _Step:
+        """One optimizer step; fills `old_logprobs`, one per micro-batch, if this is the batch's first."""
+        totals, first = self._totals(micro_batches, algorithm), not old_logprobs
         losses, metrics = [], []
         self._optimizer.zero_grad()
-        for index, piece in enumerate(pieces):
-            # Whole gradients travel between ranks once, with the last piece: ranks may have different numbers of them.
-            # Parts of them travel with every piece, because to wait would take the memory of whole ones.
-            travels = self._is_sharded or index == len(pieces) - 1
+        for index, micro_batch in enumerate(micro_batches):
+            # Full gradients are reduced once, with the last micro-batch: ranks may have different numbers of them.
+            # Sharded gradients are reduced with every micro-batch: waiting would need the memory of full ones.
+            travels = self._is_sharded or index == len(micro_batches) - 1
             with nullcontext() if travels else self._accelerator.no_sync(self._policy):
-                logprobs_BT, share = self._backward(piece, algorithm, totals, None if first else old_logprobs[index])
+                logprobs_BT, share = self._backward(
+                    micro_batch, algorithm, totals, None if first else old_logprobs[index]
+                )
             if first:
-                share.metrics[MISMATCH] = self._mismatch(logprobs_BT, piece)
+                share.metrics[MISMATCH] = self._mismatch(logprobs_BT, micro_batch)
             loss, means = _on_host(share)
             losses.append(loss)
             metrics.append(means)
@@ -162,7 +164,7 @@ class Learner:
         if not (math.isfinite(whole_loss) and math.isfinite(grad_norm)):
             self._optimizer.zero_grad()
             raise FloatingPointError(
-                f"the update has loss {whole_loss} and gradient norm {grad_norm}; wanted finite numbers. The "
+                f"the update has loss {whole_loss} and gradient norm {grad_norm}, expected finite numbers. The "
                 "parameters are as before this optimizer step. Lower trainer.optim.learning_rate, or use "
                 "trainer.learner.dtype: float32."
             )
@@ -171,10 +173,10 @@ class Learner:
         self._optimizer.step()
         return _Step(whole_loss, grad_norm, everyones, mismatch)
 
-    def _mismatch(self, logprobs_BT: Tensor, piece: Batch) -> Mean:
+    def _mismatch(self, logprobs_BT: Tensor, micro_batch: Batch) -> Mean:
         """Of |logprob − sampler's logprob| over the tokens in the loss that the weights of today sampled."""
-        weights_BT = piece.mask_BT * (piece.sampled_at_BT == self._schedule.updates)
-        return Mean.over((logprobs_BT - piece.sampler_logprobs_BT).abs(), weights_BT)
+        weights_BT = micro_batch.mask_BT * (micro_batch.sampled_at_BT == self._schedule.updates)
+        return Mean.over((logprobs_BT - micro_batch.sampler_logprobs_BT).abs(), weights_BT)
 
     def _judged(self, parts: list[tuple[float, float]]) -> float | None:
         """The mean over all parts, after the check; None without any token."""
@@ -191,14 +193,14 @@ class Learner:
         return mismatch
 
     def _backward(
-        self, piece: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
-    ) -> tuple[Tensor, Share]:
+        self, micro_batch: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
+    ) -> tuple[Tensor, MicroBatchLoss]:
         """Add the gradient of one micro-batch; returns its logprobs and what it adds to the step."""
-        ref_logprobs_BT = self._ref_logprobs(piece) if self._needs_reference else None
-        logprobs_BT, entropy_BT = self._policy(*piece.model_inputs)
+        ref_logprobs_BT = self._ref_logprobs(micro_batch) if self._needs_reference else None
+        logprobs_BT, entropy_BT = self._policy(*micro_batch.model_inputs)
         share = algorithm.loss(
             logprobs_BT,
-            piece,
+            micro_batch,
             totals,
             entropy_BT=entropy_BT,
             old_logprobs_BT=logprobs_BT.detach() if old_logprobs_BT is None else old_logprobs_BT,
@@ -210,27 +212,29 @@ class Learner:
         return logprobs_BT.detach(), share
 
     @torch.no_grad()
-    def _ref_logprobs(self, piece: Batch) -> Tensor:
+    def _ref_logprobs(self, micro_batch: Batch) -> Tensor:
         """Of the policy that training started from: a frozen copy, or this one without its adapter."""
         if self._reference is not None:
-            logprobs_BT, _ = self._reference(*piece.model_inputs)
+            logprobs_BT, _ = self._reference(*micro_batch.model_inputs)
         else:
-            with switched_off(self._policy):
-                logprobs_BT, _ = self._policy(*piece.model_inputs)
+            with adapter_disabled(self._policy):
+                logprobs_BT, _ = self._policy(*micro_batch.model_inputs)
         return logprobs_BT  # type: ignore[no-any-return]  # a module answers with anything
 
-    def _totals(self, pieces: list[Batch], algorithm: Algorithm) -> Totals:
-        rows, tokens = self._sum([pieces[0].row_total, pieces[0].token_total])
+    def _totals(self, micro_batches: list[Batch], algorithm: Algorithm) -> Totals:
+        rows, tokens = self._sum([micro_batches[0].row_total, micro_batches[0].token_total])
         threshold = None
         if algorithm.entropy_quantile is not None:
-            threshold = self._entropy_quantile(pieces, algorithm.entropy_quantile)
+            threshold = self._entropy_quantile(micro_batches, algorithm.entropy_quantile)
         return Totals(int(rows), int(tokens), threshold)
 
     @torch.no_grad()
-    def _entropy_quantile(self, pieces: list[Batch], quantile: float) -> Tensor:
+    def _entropy_quantile(self, micro_batches: list[Batch], quantile: float) -> Tensor:
         """Of all tokens in the loss, on all ranks."""
-        entropies = [self._policy(*piece.model_inputs)[1][piece.mask_BT.bool()] for piece in pieces]
-        # Entropies are never negative, so what fills up a rank with fewer tokens is told from them.
+        entropies = [
+            self._policy(*micro_batch.model_inputs)[1][micro_batch.mask_BT.bool()] for micro_batch in micro_batches
+        ]
+        # Entropies are never negative, so -1 marks the padding of ranks with fewer tokens.
         padded_N = self._accelerator.pad_across_processes(torch.cat(entropies), pad_index=-1)
         everyones_N = self._accelerator.gather(padded_N)
         return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
@@ -287,7 +291,7 @@ class Learner:
         if self._config.lora:
             load_adapter(self.model, directory / MODEL_DIR)
         else:
-            fill(self.model, self._loaded(directory / MODEL_DIR).state_dict(), from_main=self._is_sharded)
+            load_weights(self.model, self._loaded(directory / MODEL_DIR).state_dict(), from_main=self._is_sharded)
         state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
         if state["updates"]:  # there are no moments before the first
             load_optimizer(self.model, self._optimizer.optimizer, directory)
@@ -299,7 +303,7 @@ class Learner:
 
     @property
     def _is_elsewhere(self) -> bool:
-        """Whether this process reads no weights: it gets its part of them from the main process."""
+        """True on ranks that receive their weights from rank 0."""
         return self._is_sharded and not self._accelerator.is_main_process
 
     def _logprobs_of(self, model: PreTrainedModel) -> TokenLogprobs:
@@ -309,7 +313,7 @@ class Learner:
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
         policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False))
-        return spread(policy, self._config.learner, self._accelerator)
+        return shard(policy, self._config.learner, self._accelerator)
 
     def _sum(self, values: list[float]) -> list[float]:
         """Over all ranks."""
@@ -325,7 +329,7 @@ class _Step(NamedTuple):
     mismatch: float | None
 
 
-def _on_host(share: Share) -> tuple[float, dict[str, tuple[float, float]]]:
+def _on_host(share: MicroBatchLoss) -> tuple[float, dict[str, tuple[float, float]]]:
     """Loss, and value and weight of each metric, in one transfer."""
     scalars = [share.loss.detach(), *(scalar for mean in share.metrics.values() for scalar in mean)]
     loss, *rest = torch.stack(scalars).tolist()

@@ -37,15 +37,17 @@ class TokenLogprobs(nn.Module):
         self.head = Head.of(model.config)
         self._chunk_size = chunk_size
 
-    def forward(self, token_ids_BS: Tensor, prompt_lengths_B: Tensor, present_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies of the completion tokens: [B, T] each, 0 where `present_BT` is False.
+    def forward(
+        self, token_ids_BS: Tensor, prompt_lengths_B: Tensor, completion_mask_BT: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logprobs and entropies of the completion tokens: [B, T] each, 0 where `completion_mask_BT` is False.
 
         At any time logits exist for `chunk_size` tokens only. The backward pass begins with the last chunk, whose
         probabilities are kept for it, and computes the others again.
         """
         # No attention mask: padding stands on the right, where a causal model cannot see it.
         hidden_BSH = body(self.model)(input_ids=token_ids_BS, use_cache=False).last_hidden_state
-        rows_N, offsets_N = present_BT.nonzero(as_tuple=True)
+        rows_N, offsets_N = completion_mask_BT.nonzero(as_tuple=True)
         positions_N = prompt_lengths_B[rows_N] + offsets_N
         hidden_NH, targets_N = hidden_BSH[rows_N, positions_N - 1], token_ids_BS[rows_N, positions_N]
         *again, last = zip(
@@ -55,7 +57,7 @@ class TokenLogprobs(nn.Module):
         chunks.append(self._chunk(*last))
         logprobs_N, entropies_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         where = (rows_N, offsets_N)
-        zeros_BT = logprobs_N.new_zeros(present_BT.shape)
+        zeros_BT = logprobs_N.new_zeros(completion_mask_BT.shape)
         return zeros_BT.index_put(where, logprobs_N), zeros_BT.index_put(where, entropies_N)
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:

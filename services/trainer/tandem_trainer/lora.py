@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .config import LoraConfig
 from .errors import UserError
-from .shards import on_meta, whole, write_safetensors
+from .shards import gather, on_meta, write_safetensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 NAME = "default"
@@ -105,7 +105,7 @@ def has_adapter(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def switched_off(model: nn.Module) -> Iterator[None]:
+def adapter_disabled(model: nn.Module) -> Iterator[None]:
     """Within the block `model` is what it was before its adapter."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
@@ -129,7 +129,7 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype, *
     Returns:
         File name → digest.
     """
-    tensors = (whole(tensor.to(dtype)) for tensor in _adapter(model).values())
+    tensors = (gather(tensor.to(dtype)) for tensor in _adapter(model).values())
     try:
         if not is_main:
             return {}

@@ -109,7 +109,7 @@ def std(values: Iterable[float | None]) -> float | None:
     return statistics.pstdev(known) if known else None
 
 
-class JsonLines:
+class JsonLinesWriter:
     """A file of one JSON object a line, each with its `step`."""
 
     def __init__(self, path: Path) -> None:

@@ -13,7 +13,7 @@ from .errors import MismatchTooHigh
 from .rollouts import UNSHAPED
 
 EXPECTED_FLOAT32, EXPECTED_16_BIT = 1e-3, 0.05
-"""Nats per token that rounding explains, with float32 on both sides and otherwise (docs/measured.md)."""
+"""Nats per token that rounding explains, with float32 on both sides and otherwise (docs/reference/measured.md)."""
 DECAY = 0.8
 """Of the moving average, per update."""
 MIN_TOKENS = 32

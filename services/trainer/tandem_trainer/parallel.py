@@ -44,7 +44,7 @@ def is_sharded(config: LearnerConfig, accelerator: Accelerator) -> bool:
     return config.parallelism == "fsdp2" and accelerator.num_processes > 1
 
 
-def spread(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator) -> nn.Module:
+def shard(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator) -> nn.Module:
     """`policy` on the ranks and their devices, for training or, if nothing of it is trained, for use as it is.
 
     Where it is sharded, the main process' weights are everyone's, and the others may come without.
@@ -56,7 +56,7 @@ def spread(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerato
         policy._apply(  # type: ignore[no-untyped-call]  # torch's
             lambda tensor: torch.empty_like(tensor, device=accelerator.device) if tensor.is_meta else tensor
         )
-        fill(policy.model, weights, from_main=True)
+        load_weights(policy.model, weights, from_main=True)
         return policy
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         return policy.to(accelerator.device)
@@ -81,7 +81,7 @@ def _shard(policy: TokenLogprobs, accelerator: Accelerator, dtype: torch.dtype) 
     fully_shard(policy, mesh=mesh, mp_policy=precision)
 
 
-def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], *, from_main: bool) -> None:
+def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], *, from_main: bool) -> None:
     """Give `model` whole `weights`, each rank its part: tensor by tensor from the main process, or everyone's own."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=from_main)
     mine: dict[str, Any] = dict(weights) if not from_main or torch.distributed.get_rank() == 0 else {}
@@ -91,14 +91,14 @@ def fill(model: PreTrainedModel, weights: Mapping[str, Tensor], *, from_main: bo
 
 
 def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
-    """Let DDP lay out its buckets, which it does anew after the first backward pass.
+    """Let DDP lay out its buckets, which it does again after the first backward pass.
 
     With four ranks or more, another layout adds gradients up in another order: a resumed run would differ in the last
     bit from one that was never ended.
     """
     token_ids_BS = torch.arange(2, device=accelerator.device)[None]
-    one_B, present_BT = torch.ones_like(token_ids_BS[:, 0]), torch.ones_like(token_ids_BS[:, 1:]).bool()
-    logprobs_BT, _ = policy(token_ids_BS, one_B, present_BT)
+    one_B, completion_mask_BT = torch.ones_like(token_ids_BS[:, 0]), torch.ones_like(token_ids_BS[:, 1:]).bool()
+    logprobs_BT, _ = policy(token_ids_BS, one_B, completion_mask_BT)
     accelerator.backward(0.0 * logprobs_BT.sum())
     policy.zero_grad()
 

@@ -50,7 +50,7 @@ class Rewards:
         """
         names = [config.function for config in configs]
         if len(set(names)) < len(names):
-            raise UserError(f"trainer.rewards names a function twice: {names}; wanted each once")
+            raise UserError(f"trainer.rewards names a function twice: {names}, expected each once")
         turn = asyncio.Lock()
         self._sandboxes: list[Sandbox] = []
         self._functions = [

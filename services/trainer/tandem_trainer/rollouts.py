@@ -80,7 +80,7 @@ async def collect(
         if late:
             raise TimeoutError(
                 f"{len(late)} of {len(tasks)} groups are not scored {timeout_s:g} s after the last one arrived; the "
-                "reward functions are slow or hang. Mend them, or raise trainer.rollout.timeout_s."
+                "reward functions are slow or hang. Fix them, or raise trainer.rollout.timeout_s."
             )
 
 

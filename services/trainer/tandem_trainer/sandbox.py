@@ -1,4 +1,4 @@
-"""A reward function in a process of its own, for rewards that run untrusted code: killed at its deadline, started anew.
+"""A reward function in its own process, for rewards that run untrusted code. It is killed at its deadline.
 
 It gets a few environment variables (no token), limits on memory and file sizes and, where the kernel lets an ordinary
 user do so, no network. It is no wall against an attacker: it runs as the trainer's user and reads the trainer's files.

@@ -62,7 +62,7 @@ def _named(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dty
     wide_first = sorted(state, key=itemsize, reverse=True)
     for _, names in groupby(wide_first, str if _is_separable(model, state) else itemsize):
         yield from revert_weight_conversion(
-            model, {name: whole(state[name].to(dtypes[name])) for name in names}
+            model, {name: gather(state[name].to(dtypes[name])) for name in names}
         ).items()
 
 
@@ -74,7 +74,7 @@ def _is_separable(model: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
     return {name: tensor.shape for name, tensor in apart} == {name: tensor.shape for name, tensor in together.items()}
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather(tensor: Tensor) -> Tensor:
     """Gathered from all ranks, if each has a part of it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
@@ -90,7 +90,7 @@ def write_part(
     Raises:
         OSError: such as ENOSPC when the volume is full.
     """
-    mine = divide(table, ranks)[rank]
+    mine = partition(table, ranks)[rank]
     part = (tensor for name, tensor in tensors if name in mine)
     file = f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
     try:
@@ -100,7 +100,7 @@ def write_part(
             pass
 
 
-def divide(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]]:
+def partition(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]]:
     """The part of each rank: about as many bytes each, in the order of `table`."""
     owners: dict[str, int] = {}
     load_bytes = [0] * ranks

@@ -12,7 +12,7 @@ from support.helm import CHART, ROOT
 
 pytestmark = pytest.mark.helm
 
-PAGES = sorted((ROOT / "docs").glob("kubernetes*.md"))
+PAGES = sorted((ROOT / "docs/deploy").glob("kubernetes*.md"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 
 
@@ -30,7 +30,7 @@ def names_a_value(words: list[str]) -> bool:
 
 def names_a_key(name: str) -> bool:
     section, _, key = name.rpartition(".")
-    page = (ROOT / "docs/config.md").read_text().partition(f"\n## `{section}`\n")[2].partition("\n## ")[0]
+    page = (ROOT / "docs/reference/config.md").read_text().partition(f"\n## `{section}`\n")[2].partition("\n## ")[0]
     return f"\n| `{key}` |" in page
 
 

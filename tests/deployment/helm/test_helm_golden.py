@@ -49,7 +49,7 @@ def test_the_rendering_is_the_golden_one(name: str) -> None:
     text, file = rendered(SETS[name]), GOLDEN / f"{name}.yaml"
     if os.environ.get("TANDEM_GOLDEN") == "write":
         file.write_text(text)
-    assert text == file.read_text(), f"if {file.name} should change, write it anew: see {__file__}"
+    assert text == file.read_text(), f"if {file.name} should change, write it again: see {__file__}"
 
 
 def test_every_template_has_a_golden_rendering_and_nothing_else_is_golden() -> None:

@@ -84,7 +84,7 @@ def test_the_alerts_that_matter_are_there_with_the_values_bounds() -> None:
 
 
 def test_the_runbook_says_what_to_do_at_every_alert() -> None:
-    told = set(re.findall(r"(?m)^\| `(Tandem\w+)`", (ROOT / "docs/runbook.md").read_text()))
+    told = set(re.findall(r"(?m)^\| `(Tandem\w+)`", (ROOT / "docs/deploy/runbook.md").read_text()))
     assert told == rules().keys()
 
 

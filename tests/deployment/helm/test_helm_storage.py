@@ -51,7 +51,7 @@ def test_a_claim_for_one_node_is_refused_for_several_and_the_message_says_what_t
 ) -> None:
     said = refusal(values)
     assert f"storage.{claim}.accessMode: got ReadWriteOnce" in said
-    assert "wanted ReadWriteMany" in said
+    assert "expected ReadWriteMany" in said
 
 
 def test_groups_of_nodes_do_not_mind_where_the_runs_are() -> None:

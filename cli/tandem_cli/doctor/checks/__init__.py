@@ -8,7 +8,7 @@ from dataclasses import replace
 from ..facts import Facts, Stack
 from ..finding import Finding, warn
 from ..unknown import NotKnown
-from . import devices, engine, images, memory, project, storage
+from . import cpus_and_gpus, engine, images, memory, project, storage
 
 CHECKS: dict[str, Callable[[Facts], Finding]] = {
     "engine": engine.version,
@@ -17,12 +17,12 @@ CHECKS: dict[str, Callable[[Facts], Finding]] = {
     "project": project.configuration,
     "images": images.present,
     "image versions": images.one_version,
-    "CPU sets": devices.cpus,
-    "GPU access": devices.access,
-    "GPU ids": devices.exist,
-    "GPU sets": devices.disjoint,
-    "GPU use": devices.unused,
-    "GPU driver": devices.driver,
+    "CPU sets": cpus_and_gpus.cpus,
+    "GPU access": cpus_and_gpus.access,
+    "GPU ids": cpus_and_gpus.exist,
+    "GPU sets": cpus_and_gpus.disjoint,
+    "GPU use": cpus_and_gpus.unused,
+    "GPU driver": cpus_and_gpus.driver,
     "model": project.model,
     "generator fits": memory.generator,
     "trainer fits": memory.trainer,

@@ -15,20 +15,20 @@ UPDATE = "update Docker, from its own packages rather than an old distribution's
 def version(facts: Facts) -> Finding:
     """CDI devices and start-interval of health checks came with engine 25."""
     if isinstance(facts.engine, Unknown):
-        return fail(facts.engine.message, facts.engine.mend)
+        return fail(facts.engine.message, facts.engine.fix)
     return _at_least("Docker engine", facts.engine.version, MIN_ENGINE)
 
 
 def compose(facts: Facts) -> Finding:
     """`!override` came with compose 2.24."""
     if isinstance(facts.compose_version, Unknown):
-        return fail(facts.compose_version.message, facts.compose_version.mend)
+        return fail(facts.compose_version.message, facts.compose_version.fix)
     return _at_least("docker compose", facts.compose_version, MIN_COMPOSE)
 
 
 def configuration(facts: Facts) -> Finding:
     if isinstance(facts.stack, Unknown):
-        return fail(facts.stack.message, facts.stack.mend)
+        return fail(facts.stack.message, facts.stack.fix)
     return ok(f"project {facts.stack.name}: services {', '.join(facts.stack.services)}")
 
 
@@ -36,5 +36,5 @@ def _at_least(what: str, got: str, wanted: tuple[int, int]) -> Finding:
     numbers = tuple(int(number) for number in re.findall(r"\d+", got)[:2])
     text = ".".join(str(number) for number in wanted)
     if numbers < wanted:
-        return fail(f"got {what} {got}; wanted {text} or newer", UPDATE)
-    return ok(f"{what} {got}; wanted {text} or newer")
+        return fail(f"got {what} {got}, expected {text} or newer", UPDATE)
+    return ok(f"{what} {got}, expected {text} or newer")

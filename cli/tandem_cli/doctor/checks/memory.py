@@ -12,7 +12,7 @@ from ..facts import GENERATOR, TRAINER, Facts, Model
 from ..finding import Finding, count, fail, gib, ok, warn
 from ..settings import LearnerPart
 from ..unknown import known
-from .devices import gpus_of
+from .cpus_and_gpus import gpus_of
 
 VLLM_UTILIZATION = 0.92
 """Share of a device's memory that vLLM 0.32 takes unless gpu_memory_utilization says otherwise; on the CPU too, unless
@@ -31,22 +31,22 @@ class Need(NamedTuple):
 def generator(facts: Facts) -> Finding:
     """Weights and the KV cache of one longest request fit into vLLM's share of each device; on the CPU, all fits."""
     need = generator_need(facts)
-    mend = (
+    fix = (
         "more GPUs (tandem gpus), a smaller generator.max_model_len, or a smaller model"
         if _on_gpu(facts, GENERATOR)
         else f'generator.env: {{{KV_SPACE}: "4"}} (GiB) in config.yaml, or a smaller model'
     )
     share = known(facts.settings).generator.gpu_memory_utilization or VLLM_UTILIZATION
-    return _compare(need, facts, GENERATOR, share if _on_gpu(facts, GENERATOR) else 1.0, mend)
+    return _compare(need, facts, GENERATOR, share if _on_gpu(facts, GENERATOR) else 1.0, fix)
 
 
 def trainer(facts: Facts) -> Finding:
     """Parameters, gradients, both moments of AdamW and the activations of one micro-batch fit."""
-    mend = (
+    fix = (
         "trainer.learner: gradient_checkpointing: true, a smaller max_tokens_per_micro_batch; or a smaller model, or "
         "larger devices"
     )
-    return _compare(trainer_need(facts), facts, TRAINER, 1.0, mend)
+    return _compare(trainer_need(facts), facts, TRAINER, 1.0, fix)
 
 
 def generator_need(facts: Facts) -> Need:
@@ -135,7 +135,7 @@ def _on_gpu(facts: Facts, service: str) -> bool:
     return bool(known(facts.stack).services[service].devices)
 
 
-def _compare(need: Need, facts: Facts, service: str, share: float, mend: str) -> Finding:
+def _compare(need: Need, facts: Facts, service: str, share: float, fix: str) -> Finding:
     if not need.size_bytes:
         return ok(need.text)
     if _on_gpu(facts, service):
@@ -147,5 +147,5 @@ def _compare(need: Need, facts: Facts, service: str, share: float, mend: str) ->
         where = f"{gib(room)} of memory"
     message = f"{need.text}; {gib(need.size_bytes)} of {where}"
     if need.size_bytes > room:
-        return fail(message, mend)
-    return warn(f"{message}: tight", mend) if need.size_bytes > TIGHT * room else ok(message)
+        return fail(message, fix)
+    return warn(f"{message}: tight", fix) if need.size_bytes > TIGHT * room else ok(message)

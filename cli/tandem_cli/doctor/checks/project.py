@@ -9,7 +9,7 @@ from ..unknown import Refused, Unknown, known
 
 def configuration(facts: Facts) -> Finding:
     if isinstance(facts.settings, Refused):
-        return fail(facts.settings.message, facts.settings.mend)
+        return fail(facts.settings.message, facts.settings.fix)
     settings = known(facts.settings)
     folder = known(facts.stack).project_folder
     return ok(f"{folder}: model {settings.shared.model}, engine {settings.generator.engine}")
@@ -18,9 +18,9 @@ def configuration(facts: Facts) -> Finding:
 def model(facts: Facts) -> Finding:
     """It lies where the services find it without a network, or the preflight may fetch it."""
     if isinstance(facts.model, Refused):
-        return fail(facts.model.message, facts.model.mend)
+        return fail(facts.model.message, facts.model.fix)
     if isinstance(facts.model, Unknown):
-        return warn(facts.model.message, facts.model.mend)
+        return warn(facts.model.message, facts.model.fix)
     return ok(f"{size(facts.model)} in {facts.model.where}" + ("" if facts.model.is_local else ", to be fetched"))
 
 

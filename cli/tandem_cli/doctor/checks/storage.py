@@ -49,9 +49,12 @@ def memory(facts: Facts) -> Finding:
         parts["services on the CPU"] = services
     need = sum(parts.values())
     message = f"{' + '.join(f'{gib(size)} {of}' for of, size in parts.items())} = {gib(need)} of {gib(total)}"
-    mend = "a smaller TANDEM_WEIGHTS_SIZE, TANDEM_SHM_SIZE or VLLM_CPU_KVCACHE_SPACE (docs/containers.md); more memory"
+    fix = (
+        "a smaller TANDEM_WEIGHTS_SIZE, TANDEM_SHM_SIZE or VLLM_CPU_KVCACHE_SPACE (docs/deploy/containers.md); "
+        "more memory"
+    )
     if need > total:
-        return fail(message, mend)
+        return fail(message, fix)
     if not isinstance(facts.available_bytes, Unknown) and need > facts.available_bytes:
         return warn(f"{message}, of which {gib(facts.available_bytes)} are free now", "end what else takes memory")
     return ok(message)

@@ -40,7 +40,7 @@ class EngineFacts(NamedTuple):
 class Engine(Protocol):
     """An engine that serves one policy at a time.
 
-    `pause`, `load_weights` and `resume` are called in that order and never concurrently (policy.py sees to it);
+    `pause`, `load_weights` and `resume` are called in that order and never concurrently: weight_switcher.py ensures it.
     `generate` may be called at any time and waits while the engine is paused.
     """
 

@@ -96,7 +96,7 @@ class VllmEngine:
                 f"shared.model: vLLM {vllm.__version__} has loaded {self._client.model_config.model!r}, but its engine "
                 "ended in the first rollouts; its log above says why. Fix: models with recurrent layers may need "
                 "generator.enable_prefix_caching: false, and some need a GPU; otherwise choose another shared.model "
-                "(docs/architectures.md)"
+                "(docs/reference/architectures.md)"
             ) from error
 
     async def _rehearse(self) -> None:

@@ -15,7 +15,7 @@ class ConfigError(ValueError):
 
 
 class Section(BaseModel):
-    """Base of all configuration models. The text below a field is its description in docs/config.md."""
+    """Base of all configuration models. The text below a field is its description in docs/reference/config.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

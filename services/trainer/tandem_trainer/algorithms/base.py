@@ -37,7 +37,7 @@ class Mean(NamedTuple):
         return cls((values.detach() * weights).sum() / weights.sum().clamp(min=1), weights.sum())
 
 
-class Share(NamedTuple):
+class MicroBatchLoss(NamedTuple):
     """What a micro-batch adds to the step."""
 
     loss: Tensor
@@ -57,7 +57,7 @@ class LossFunction(Protocol):
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> Share: ...
+    ) -> MicroBatchLoss: ...
 
 
 class Algorithm(Protocol):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..batch import Batch, Row, ScoredGroup, pad
 from ..config import GrpoConfig, TrainerConfig
 from .advantages import advantages, decoupled_totals, standardized
-from .base import Gather, Mean, Share, Totals
+from .base import Gather, Mean, MicroBatchLoss, Totals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask
 from .objectives import LOSS_TYPES, Counts, LossType
 from .tokens import Tokens
@@ -80,7 +80,7 @@ class Grpo:
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> Share:
+    ) -> MicroBatchLoss:
         loss, metrics = policy_loss(
             logprobs_BT,
             old_logprobs_BT,
@@ -96,7 +96,7 @@ class Grpo:
             entropy_threshold=totals.entropy_threshold,
         )
         tokens = batch.mask_BT.sum()
-        return Share(loss, {name: Mean(value, tokens) for name, value in metrics.items()})
+        return MicroBatchLoss(loss, {name: Mean(value, tokens) for name, value in metrics.items()})
 
 
 def _tensor(rewards: Any) -> Tensor:

@@ -121,7 +121,7 @@ def constant_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
         ValueError: nobody said how many.
     """
     if counts.max_completion_length is None:
-        raise ValueError("loss_type dr_grpo got no max_completion_length; wanted the most tokens a completion can have")
+        raise ValueError("loss_type dr_grpo needs max_completion_length: the most tokens that a completion can have")
     return (loss_BT * mask_BT).sum() / (max(1, counts.rows) * counts.max_completion_length)
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from ..batch import Batch, Row, ScoredGroup, pad
 from ..config import OnlineDpoConfig, TrainerConfig
-from .base import Gather, Mean, Share, Totals
+from .base import Gather, Mean, MicroBatchLoss, Totals
 from .corrections import k3
 
 PAIR = 2
@@ -72,7 +72,7 @@ class OnlineDpo:
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,  # noqa: ARG002 - of the LossFunction protocol
         ref_logprobs_BT: Tensor | None,
-    ) -> Share:
+    ) -> MicroBatchLoss:
         assert ref_logprobs_BT is not None, "needs_reference"
         losses_P, metrics_P = pair_losses(logprobs_BT, ref_logprobs_BT, batch.mask_BT, options=self._options)
         pairs_P = batch.advantages_B[::PAIR]  # 0 where nothing is preferred
@@ -83,7 +83,7 @@ class OnlineDpo:
         }
         metrics = {name: Mean.over(value_P, pairs_P) for name, value_P in metrics_P.items()}
         metrics |= {name: Mean.over(value_BT, batch.mask_BT) for name, value_BT in by_token_BT.items()}
-        return Share((losses_P * pairs_P).sum() / max(1, totals.rows), metrics)
+        return MicroBatchLoss((losses_P * pairs_P).sum() / max(1, totals.rows), metrics)
 
 
 def pair_losses(

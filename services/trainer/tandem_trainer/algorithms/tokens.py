@@ -41,5 +41,5 @@ def wanted(tensor: Tensor | None, name: str, option: str) -> Tensor:
         ValueError: it is not given.
     """
     if tensor is None:
-        raise ValueError(f"option {option} got no {name}; wanted [B, T] like logps")
+        raise ValueError(f"option {option} got no {name}, expected [B, T] like logps")
     return tensor

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.devices import check_disjoint, identity, parse_devices, shared_devices
+from tandem_protocol.device_sets import check_disjoint, identity, parse_devices, shared_devices
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
 
@@ -27,7 +27,7 @@ def test_lists_ranges_and_names_are_read_in_their_order_and_once(text: str, devi
 
 @pytest.mark.parametrize("part", ["3-0", "", "all", "nvidia.com/gpu=all", "-1", "0-", "a", "GPU-", "0 1"])
 def test_what_is_no_device_is_refused_by_name(part: str) -> None:
-    with pytest.raises(ConfigError, match=f"where '{part}' is none; wanted a list"):
+    with pytest.raises(ConfigError, match=f"where '{part}' is none, expected a list"):
         parse_devices(f"0,{part}")
 
 
@@ -41,7 +41,7 @@ def test_a_device_is_one_however_it_is_written() -> None:
 
 
 def test_sets_that_overlap_are_refused_with_both_of_them() -> None:
-    check_disjoint(("0", "1"), ("2",), kind="GPUs", mend="-")
-    wanted = "got the GPUs 0, 1 for the generator and 1, 2 for the trainer, which share 1; wanted .*: do this"
+    check_disjoint(("0", "1"), ("2",), kind="GPUs", fix="-")
+    wanted = "got the GPUs 0, 1 for the generator and 1, 2 for the trainer, which share 1, expected .*: do this"
     with pytest.raises(ConfigError, match=wanted):
-        check_disjoint(("0", "1"), ("1", "2"), kind="GPUs", mend="do this")
+        check_disjoint(("0", "1"), ("1", "2"), kind="GPUs", fix="do this")

@@ -29,9 +29,9 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
 from . import metrics
+from .compatibility import check_model
 from .config import GeneratorConfig
 from .engines.base import Engine
-from .fit import check_model
 from .lease import LeaseKeeper
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class _Serving(NamedTuple):
     kind: Kind = "full"
 
 
-class Policy:
+class WeightSwitcher:
     """The engine's policy: the one place that decides which weights it holds and whether it may answer.
 
     `set` is the only consumer of the engine's pause/load/resume; a second caller is refused, not queued.
@@ -174,13 +174,13 @@ class Policy:
         longest = max(len(prompt.token_ids) for prompt in request.prompts)
         if longest + request.sampling.max_tokens > facts.max_model_len:
             raise BadRequest(
-                f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}; wanted at most "
+                f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}, expected at most "
                 f"{facts.max_model_len} together (the model's max_model_len). Shorten one of them."
             )
         largest = max([*request.sampling.stop_token_ids, *(max(prompt.token_ids) for prompt in request.prompts)])
         if largest >= facts.vocab_size:
             raise BadRequest(
-                f"got token id {largest}; wanted ids below the vocabulary's size {facts.vocab_size}. "
+                f"got token id {largest}, expected ids below the vocabulary's size {facts.vocab_size}. "
                 "Does the trainer use this model's tokenizer?"
             )
 
@@ -232,8 +232,8 @@ class Policy:
         manifest, found = await self._visible(version)
         if found != digest:
             raise WeightsRefused(
-                f"version {version} in {self._store.root} has manifest digest {found}; wanted {digest}. Another run or "
-                "another attempt wrote it: give each run its own shared.weights_dir, and publish again."
+                f"version {version} in {self._store.root} has manifest digest {found}, expected {digest}. Another run "
+                "or another attempt wrote it: give each run its own shared.weights_dir, and publish again."
             )
         check_model(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)

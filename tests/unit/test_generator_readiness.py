@@ -1,4 +1,4 @@
-"""When a generator is ready, what it leases and which requests it takes: Policy over an engine that a test scripts."""
+"""When a generator is ready, what it leases and which requests it takes: WeightSwitcher over a scripted engine."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ async def test_a_restarted_generator_serves_the_stores_version_before_it_is_read
     await until(lambda: "load 42.1" in engine.calls)
     assert not starting.done()
     engine.may_load.set()
-    policy = await starting
-    assert policy.not_ready is None
-    assert await version_that_answers(policy) == version
+    switcher = await starting
+    assert switcher.not_ready is None
+    assert await version_that_answers(switcher) == version
 
 
 async def test_a_version_that_is_retired_while_a_start_loads_it_gives_way_to_the_newest(
@@ -62,10 +62,10 @@ async def test_a_damaged_latest_gives_way_to_the_newest_version_that_is_whole(
     for version in (V1, V2, V3):
         publish(store, version)
     shard(store, V3).unlink()
-    policy = await start()
-    assert policy.version == V2
+    switcher = await start()
+    assert switcher.version == V2
     with pytest.raises(StalePolicy):
-        policy.rollouts(request(min_version=V3))
+        switcher.rollouts(request(min_version=V3))
 
 
 async def test_a_version_that_loads_only_half_way_at_a_start_gives_way_too(
@@ -88,41 +88,41 @@ async def test_a_store_of_which_nothing_can_be_served_ends_the_start_and_says_wh
 
 
 async def test_an_engine_that_hangs_is_not_ready_until_it_computes_again(start: Start, engine: ScriptedEngine) -> None:
-    policy = await start(canary_every_s=0.2, canary_timeout_s=0.02)
+    switcher = await start(canary_every_s=0.2, canary_timeout_s=0.02)
     engine.computes.clear()
-    await until(lambda: policy.not_ready is not None)
-    assert policy.not_ready.startswith("the engine did not produce a token, ")
+    await until(lambda: switcher.not_ready is not None)
+    assert switcher.not_ready.startswith("the engine did not produce a token, ")
     with pytest.raises(NotReady, match="did not produce a token"):
-        policy.rollouts(request())
+        switcher.rollouts(request())
     engine.computes.set()
-    await until(lambda: policy.not_ready is None)
+    await until(lambda: switcher.not_ready is None)
 
 
 async def test_an_engine_that_goes_on_hanging_ends_the_process(start: Start, engine: ScriptedEngine) -> None:
-    policy = await start(canary_every_s=0.01, canary_timeout_s=0.01)
+    switcher = await start(canary_every_s=0.01, canary_timeout_s=0.01)
     engine.computes.clear()
     async with asyncio.timeout(5):
-        await policy.failed.wait()
-    assert policy.not_ready == "the engine did not produce a token, 3 times in a row: TimeoutError()"
+        await switcher.failed.wait()
+    assert switcher.not_ready == "the engine did not produce a token, 3 times in a row: TimeoutError()"
 
 
 async def test_what_is_being_loaded_and_what_serves_are_leased_and_no_more(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
-    await put(policy, V1, first)
+    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    await put(switcher, V1, first)
     assert store.leased() == {V1}
     while_verified: list[set[Version]] = []
     store.at_verify = lambda: while_verified.append(store.leased())
-    await put(policy, V2, second)
+    await put(switcher, V2, second)
     assert while_verified == [{V1, V2}]
     assert store.leased() == {V2}
     _, third = publish(store, V3)
     engine.failures = [RuntimeError("the device is lost")]
     with pytest.raises(SwitchFailed):
-        await put(policy, V3, third)
+        await put(switcher, V3, third)
     assert store.leased() == {V2}
-    await policy.close()
+    await switcher.close()
     assert store.leased() == set()
 
 
@@ -130,11 +130,11 @@ async def test_leases_are_renewed_also_during_a_long_switch(
     start: Start, engine: ScriptedEngine, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_generator.lease.LEASE_S", 0.04)
-    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
-    await put(policy, V1, first)
+    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    await put(switcher, V1, first)
     await renewal(store, {V1})
     engine.may_load.clear()
-    switch = asyncio.create_task(put(policy, V2, second))
+    switch = asyncio.create_task(put(switcher, V2, second))
     await until(lambda: "load 2.1" in engine.calls)
     await renewal(store, {V1, V2})
     engine.may_load.set()
@@ -150,18 +150,18 @@ async def renewal(store: WatchedStore, versions: set[Version]) -> None:
 
 
 async def test_a_store_that_cannot_be_written_is_served_from_all_the_same(start: Start, store: WatchedStore) -> None:
-    policy, (_, digest) = await start(), publish(store, V1)
+    switcher, (_, digest) = await start(), publish(store, V1)
     (store.root / "served").write_text("no directory")
-    assert (await put(policy, V1, digest)).version == V1
-    assert policy.not_ready is None
+    assert (await put(switcher, V1, digest)).version == V1
+    assert switcher.not_ready is None
 
 
 # -- admission -------------------------------------------------------------------------------------------------------
 
 REFUSED: list[tuple[RolloutRequest, type[TandemError], str]] = [
     (request(min_version=V1), StalePolicy, r"got min_version 1\.1; this generator serves 0\.0"),
-    (request(*range(30), max_tokens=3), BadRequest, "a prompt of 30 tokens and max_tokens 3; wanted at most 32"),
-    (request(5, 100), BadRequest, "got token id 100; wanted ids below the vocabulary's size 100"),
+    (request(*range(30), max_tokens=3), BadRequest, "a prompt of 30 tokens and max_tokens 3, expected at most 32"),
+    (request(5, 100), BadRequest, "got token id 100, expected ids below the vocabulary's size 100"),
 ]
 
 
@@ -169,13 +169,13 @@ REFUSED: list[tuple[RolloutRequest, type[TandemError], str]] = [
 async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_sampled(
     start: Start, wrong: RolloutRequest, error: type[TandemError], words: str
 ) -> None:
-    policy = await start()
+    switcher = await start()
     with pytest.raises(error, match=words):
-        policy.rollouts(wrong)
+        switcher.rollouts(wrong)
 
 
 async def test_a_request_at_the_limits_is_served(start: Start, store: WatchedStore) -> None:
-    policy = await start()
-    await put(policy, V1, publish(store, V1)[1])
-    groups = [group async for group in policy.rollouts(request(*range(70, 100), max_tokens=2, min_version=V1))]
+    switcher = await start()
+    await put(switcher, V1, publish(store, V1)[1])
+    groups = [group async for group in switcher.rollouts(request(*range(70, 100), max_tokens=2, min_version=V1))]
     assert [group.prompt_index for group in groups] == [0]

@@ -36,7 +36,7 @@ def _expand(part: str, text: str) -> Sequence[str]:
         if first <= last:
             return [str(index) for index in range(first, last + 1)]
     raise ConfigError(
-        f"got the devices {text!r}, where {part!r} is none; wanted a list of indexes, rising ranges, UUIDs or CDI "
+        f"got the devices {text!r}, where {part!r} is none, expected a list of indexes, rising ranges, UUIDs or CDI "
         f"names: 0-3,8 or GPU-8932f937-d72c-4106-c12f-20bd9faed9f6 or {CDI_KIND}0"
     )
 
@@ -56,13 +56,13 @@ def shared_devices(
 
 
 def check_disjoint(
-    generator: Sequence[str], trainer: Sequence[str], *, kind: str, mend: str, uuids: Mapping[str, str] | None = None
+    generator: Sequence[str], trainer: Sequence[str], *, kind: str, fix: str, uuids: Mapping[str, str] | None = None
 ) -> None:
     """Refuse sets that overlap: services that take turns on a device are slower than one, or out of its memory.
 
     Args:
         kind: `CPUs` or `GPUs`.
-        mend: what to do about it.
+        fix: what to do about it.
 
     Raises:
         ConfigError: they do.
@@ -70,5 +70,5 @@ def check_disjoint(
     if shared := shared_devices(generator, trainer, uuids):
         raise ConfigError(
             f"got the {kind} {', '.join(generator)} for the generator and {', '.join(trainer)} for the trainer, which "
-            f"share {', '.join(shared)}; wanted disjoint sets: {mend}"
+            f"share {', '.join(shared)}, expected disjoint sets: {fix}"
         )

@@ -56,12 +56,12 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
     listen(settings.generator.host, settings.generator.port, "generator.port").close()
     TandemRoutes.settings = settings
     try:
-        with start_errors(settings.shared.model, is_up=lambda: hasattr(TandemRoutes, "policy")):
+        with start_errors(settings.shared.model, is_up=lambda: hasattr(TandemRoutes, "switcher")):
             uvloop.run(run_server(args))
     except KeyboardInterrupt:  # SIGTERM before the server was up
         return True
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
-    return TandemRoutes.policy.stopping
+    return TandemRoutes.switcher.stopping
 
 
 @contextmanager
@@ -82,14 +82,14 @@ def start_errors(model: str, is_up: Callable[[], bool] = lambda: False) -> Itera
         if "Engine core initialization failed" in str(error):
             raise EngineFailed(
                 f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
-                "Fix: what the log names, or choose another shared.model (docs/architectures.md)"
+                "Fix: what the log names, or choose another shared.model (docs/reference/architectures.md)"
             ) from error
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, ValidationError):
             reason = summarize(error.errors())
         raise ConfigError(
             f"vLLM {vllm.__version__} refuses shared.model {model!r} or an option for it: {reason}. Fix: change that "
-            "option, or choose another shared.model (docs/architectures.md)"
+            "option, or choose another shared.model (docs/reference/architectures.md)"
         ) from error
 
 

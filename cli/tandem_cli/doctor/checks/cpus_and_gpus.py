@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.devices import identity, parse_devices, shared_devices
+from tandem_protocol.device_sets import identity, parse_devices, shared_devices
 
 from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
@@ -24,21 +24,21 @@ CDI = (
 
 def cpus(facts: Facts) -> Finding:
     """Disjoint, and this host has them: two services that take turns on a core are slower than one."""
-    stack, mend = known(facts.stack), "TANDEM_GENERATOR_CPUS and TANDEM_TRAINER_CPUS: disjoint sets of this host's CPUs"
+    stack, fix = known(facts.stack), "TANDEM_GENERATOR_CPUS and TANDEM_TRAINER_CPUS: disjoint sets of this host's CPUs"
     texts = {name: stack.services[name].cpuset for name in SERVICES}
     try:
         generator, trainer = (parse_devices(texts[name]) for name in SERVICES)
     except ConfigError as error:
-        return fail(str(error), mend)
+        return fail(str(error), fix)
     if shared := shared_devices(generator, trainer):
-        return fail(f"generator {texts[GENERATOR]} and trainer {texts[TRAINER]} share {', '.join(shared)}", mend)
+        return fail(f"generator {texts[GENERATOR]} and trainer {texts[TRAINER]} share {', '.join(shared)}", fix)
     total = known(facts.engine).cpus
     if beyond := [cpu for cpu in (*generator, *trainer) if int(cpu) >= total]:
-        return fail(f"got CPU {', '.join(beyond)}; this host has 0-{total - 1}", mend)
+        return fail(f"got CPU {', '.join(beyond)}; this host has 0-{total - 1}", fix)
     if not (generator and trainer) and stack.wants_gpus:
         return ok(f"a service without a set runs on any of {total} cores; the GPUs are what counts")
     if not (generator and trainer):
-        return warn("a service without a CPU set runs on the other's cores as well", mend)
+        return warn("a service without a CPU set runs on the other's cores as well", fix)
     return ok(f"generator {texts[GENERATOR]}, trainer {texts[TRAINER]}, of {total} on this host")
 
 
@@ -104,9 +104,9 @@ def driver(facts: Facts) -> Finding:
             untold.append(name)
         elif nvidia.cuda < wanted:
             what = f"driver {nvidia.driver} runs CUDA {_dotted(nvidia.cuda)}, the {name}'s image has {_dotted(wanted)}"
-            mend = f"update the driver to one with CUDA {_dotted(wanted)}, or build on an older CUDA_BASE"
+            fix = f"update the driver to one with CUDA {_dotted(wanted)}, or build on an older CUDA_BASE"
             close = nvidia.cuda[0] == wanted[0]
-            return warn(f"{what}: what has to be compiled at run time will fail", mend) if close else fail(what, mend)
+            return warn(f"{what}: what has to be compiled at run time will fail", fix) if close else fail(what, fix)
     has = f"driver {nvidia.driver} runs CUDA {_dotted(nvidia.cuda)}"
     if untold:
         return warn(f"{has}; the image of {' and '.join(untold)} does not tell its CUDA version (CUDA_VERSION)")

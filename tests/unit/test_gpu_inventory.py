@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from support.gpus import NvidiaSmi
-from tandem_cli.devices import DevicesUnknown, cdi_devices, gpu_uuids
+from tandem_cli.gpu_inventory import DevicesUnknown, cdi_devices, gpu_uuids
 
 SPEC = {"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": [{"name": "0"}, {"name": "all"}]}
 
@@ -31,7 +31,7 @@ def test_why_nvidia_smi_cannot_tell_is_said(nvidia_smi: NvidiaSmi) -> None:
 
 
 def test_an_nvidia_smi_that_hangs_is_given_up(nvidia_smi: NvidiaSmi, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tandem_cli.devices.NVIDIA_SMI_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("tandem_cli.gpu_inventory.NVIDIA_SMI_TIMEOUT_S", 0.2)
     nvidia_smi.hangs()
     with pytest.raises(DevicesUnknown, match=r"timed out after 0\.2 seconds"):
         gpu_uuids()

@@ -1,4 +1,4 @@
-"""Write docs/config.md from the services' configuration models: `.venv/bin/python docs/make_config.py`."""
+"""Write docs/reference/config.md from the configuration models: `.venv/bin/python docs/reference/make_config.py`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 HEAD = """\
 # Configuration
 
-Written by `docs/make_config.py` from the configuration models; edit those.
+Written by `docs/reference/make_config.py` from the configuration models; edit those.
 
 A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. The last source that names a key wins:
 defaults, YAML, environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`), command line

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV
 
 from .processes import Service, split_cpus
-from .project import Engine, Project
+from .project import EngineName, Project
 
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     token: str
 
 
-def start(project: Project, engine: Engine, weights_dir: Path, cleanup: ExitStack) -> Pair:
+def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: ExitStack) -> Pair:
     """Start both services; `cleanup` kills them. The trainer loads its own model while the generator gets ready."""
     generator_cpus, trainer_cpus = split_cpus(sorted(os.sched_getaffinity(0)))
     chosen = "generator.port" in project.overrides
@@ -69,13 +69,13 @@ def start_preparation(project: Project, cleanup: ExitStack) -> Service:
     return script
 
 
-def check(project: Project, engine: Engine) -> int:
+def check(project: Project, engine: EngineName) -> int:
     """Let both services print their resolved configuration; returns the worse exit code."""
     commands = [_generator_command(project, engine), _trainer_command(project)]
     return max(subprocess.run([*c, "--check"], cwd=project.folder, check=False).returncode for c in commands)
 
 
-def _generator_command(project: Project, engine: Engine) -> list[str]:
+def _generator_command(project: Project, engine: EngineName) -> list[str]:
     chosen = [] if engine == project.settings.generator.engine else ["--engine", engine]
     command = [sys.executable, "-m", "tandem_generator", "--config", str(project.config), *chosen]
     return [*command, *(o for o in project.overrides_for("generator") if not (chosen and "--generator.engine=" in o))]

@@ -1,4 +1,4 @@
-"""Which version serves, whatever happens to a switch: Policy over an engine that a test scripts."""
+"""Which version serves, whatever happens to a switch: WeightSwitcher over an engine that a test scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from support.engines import ScriptedEngine, Start, WatchedStore, put, request, until, version_that_answers
 from support.weights import FINGERPRINT, edit_manifest, publish, publish_adapter, shard
-from tandem_generator.policy import Policy
+from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol.errors import (
     NotReady,
     OlderVersion,
@@ -32,46 +32,46 @@ BROKEN = RuntimeError("the device is lost")
 async def test_a_switch_verifies_then_pauses_then_loads_then_flips_then_resumes(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    policy = await start()
-    engine.at_resume = lambda: engine.calls.append(f"while {policy.version} serves")
-    served = await put(policy, V1, publish(store, V1)[1], SwitchMode.IN_FLIGHT)
+    switcher = await start()
+    engine.at_resume = lambda: engine.calls.append(f"while {switcher.version} serves")
+    served = await put(switcher, V1, publish(store, V1)[1], SwitchMode.IN_FLIGHT)
     assert engine.calls == ["start", "verify 1.1", "pause in_flight", "load 1.1", "resume", "while 1.1 serves"]
-    assert served.version == policy.served.version == V1
+    assert served.version == switcher.served.version == V1
     assert served.timings is not None
-    assert await version_that_answers(policy) == V1
+    assert await version_that_answers(switcher) == V1
 
 
 async def test_setting_what_serves_touches_nothing(start: Start, engine: ScriptedEngine, store: WatchedStore) -> None:
-    policy = await start()
+    switcher = await start()
     _, digest = publish(store, V1)
-    await put(policy, V1, digest)
+    await put(switcher, V1, digest)
     engine.calls.clear()
-    assert await put(policy, V1, digest) == ServedWeights(version=V1, manifest_digest=digest, timings=None)
+    assert await put(switcher, V1, digest) == ServedWeights(version=V1, manifest_digest=digest, timings=None)
     assert engine.calls == []
 
 
 async def test_an_older_version_is_refused_and_a_later_attempt_at_a_smaller_step_is_not(
     start: Start, store: WatchedStore
 ) -> None:
-    policy, (_, digest) = await start(), publish(store, V1)
-    await put(policy, V2, publish(store, V2)[1])
+    switcher, (_, digest) = await start(), publish(store, V1)
+    await put(switcher, V2, publish(store, V2)[1])
     with pytest.raises(OlderVersion, match=r"got version 1\.1; version 2\.1 serves"):
-        await put(policy, V1, digest)
-    assert policy.version == V2
+        await put(switcher, V1, digest)
+    assert switcher.version == V2
     resumed = Version(1, 2)
-    await put(policy, resumed, publish(store, resumed)[1])
-    assert policy.version == resumed
+    await put(switcher, resumed, publish(store, resumed)[1])
+    assert switcher.version == resumed
 
 
 async def test_a_second_switch_is_refused_while_one_is_under_way(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    policy, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
     engine.may_load.clear()
-    switch = asyncio.create_task(put(policy, V1, first))
+    switch = asyncio.create_task(put(switcher, V1, first))
     await until(lambda: "load 1.1" in engine.calls)
     with pytest.raises(SwitchInProgress):
-        await put(policy, V2, second)
+        await put(switcher, V2, second)
     engine.may_load.set()
     assert (await switch).version == V1
 
@@ -79,43 +79,43 @@ async def test_a_second_switch_is_refused_while_one_is_under_way(
 # -- versions that are refused before the engine is touched ----------------------------------------------------------
 
 
-async def refused(policy: Policy, version: Version, digest: str) -> str:
+async def refused(switcher: WeightSwitcher, version: Version, digest: str) -> str:
     """The message; the engine has not been asked for anything and the base weights go on."""
     with pytest.raises(WeightsRefused) as error:
-        await put(policy, version, digest)
-    assert [call for call in policy.engine.calls if not call.startswith("verify")] == ["start"]  # type: ignore[attr-defined]  # the scripted engine's
-    assert policy.not_ready is None
-    assert await version_that_answers(policy) == BASE
+        await put(switcher, version, digest)
+    assert [call for call in switcher.engine.calls if not call.startswith("verify")] == ["start"]  # type: ignore[attr-defined]  # the scripted engine's
+    assert switcher.not_ready is None
+    assert await version_that_answers(switcher) == BASE
     return str(error.value)
 
 
 async def test_a_manifest_of_another_run_is_refused(start: Start, store: WatchedStore) -> None:
-    policy, _ = await start(), publish(store, V1)
-    assert f"wanted {'0' * 32}. Another run" in await refused(policy, V1, "0" * 32)
+    switcher, _ = await start(), publish(store, V1)
+    assert f"expected {'0' * 32}. Another run" in await refused(switcher, V1, "0" * 32)
 
 
 async def test_weights_of_another_model_are_refused_by_their_fingerprint(start: Start, store: WatchedStore) -> None:
-    policy, _ = await start(), publish(store, V1)
+    switcher, _ = await start(), publish(store, V1)
     edit_manifest(store, V1, {"fingerprint": {"config": "another", "tokenizer": "70", "parameters": "9a"}})
-    assert "of another model: its config differ" in await refused(policy, V1, store.read(V1)[1])
+    assert "of another model: its config differ" in await refused(switcher, V1, store.read(V1)[1])
 
 
 async def test_a_table_that_does_not_fit_is_refused_with_the_names_of_its_tensors(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(shapes={"embed.weight": (8, 5), "head.weight": (1,)})
-    policy, (_, digest) = await start(), publish(store, V1)
+    switcher, (_, digest) = await start(), publish(store, V1)
     assert (
         "3 parameters differ: embed.weight: trainer (8, 4), generator (8, 5); head.weight: trainer none, generator "
         "(1,); norm.weight: trainer (4,), generator none"
-    ) in await refused(policy, V1, digest)
+    ) in await refused(switcher, V1, digest)
 
 
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
         ({}, "of kind lora; this generator serves full. With trainer.lora set generator.vllm"),
-        ({"kinds": {"lora"}, "max_lora_rank": 4}, "an adapter of rank 8; wanted at most 4. Raise"),
+        ({"kinds": {"lora"}, "max_lora_rank": 4}, "an adapter of rank 8, expected at most 4. Raise"),
         (
             {"kinds": {"lora"}, "max_lora_rank": 8, "fingerprint": FINGERPRINT.model_copy(update={"parameters": "0"})},
             "an adapter for a model with other parameters",
@@ -126,63 +126,63 @@ async def test_an_adapter_that_does_not_fit_is_refused_with_the_mend(
     start: Start, engine: ScriptedEngine, store: WatchedStore, facts: dict[str, Any], words: str
 ) -> None:
     engine.facts = engine.facts._replace(**facts)
-    policy, (_, digest) = await start(), publish_adapter(store, V1, rank=8)
-    assert words in await refused(policy, V1, digest)
+    switcher, (_, digest) = await start(), publish_adapter(store, V1, rank=8)
+    assert words in await refused(switcher, V1, digest)
 
 
 async def test_a_full_version_is_refused_by_a_generator_that_serves_adapters(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(kinds=frozenset({"lora"}))
-    policy, (_, digest) = await start(), publish(store, V1)
-    assert "of kind full; this generator serves lora" in await refused(policy, V1, digest)
+    switcher, (_, digest) = await start(), publish(store, V1)
+    assert "of kind full; this generator serves lora" in await refused(switcher, V1, digest)
 
 
 async def test_adapters_are_switched_in_flight_but_not_the_first_which_running_requests_cannot_get(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(kinds=frozenset({"lora"}), max_lora_rank=8)
-    policy = await start()
+    switcher = await start()
     for version in (V1, V2):
         _, digest = publish_adapter(store, version, rank=8)
-        await put(policy, version, digest, SwitchMode.IN_FLIGHT)
+        await put(switcher, version, digest, SwitchMode.IN_FLIGHT)
     assert [call for call in engine.calls if call.startswith("pause")] == ["pause abort", "pause in_flight"]
-    assert policy.version == V2
+    assert switcher.version == V2
 
 
 async def test_a_damaged_shard_is_refused(start: Start, store: WatchedStore) -> None:
-    policy, (_, digest) = await start(), publish(store, V1)
+    switcher, (_, digest) = await start(), publish(store, V1)
     shard(store, V1).write_bytes(b"damaged")
-    assert "got 7 bytes; wanted" in await refused(policy, V1, digest)
+    assert "got 7 bytes, expected" in await refused(switcher, V1, digest)
 
 
 async def test_a_version_that_appears_late_is_waited_for(start: Start, store: WatchedStore) -> None:
-    policy, (_, digest) = await start(), publish(store, V1)
+    switcher, (_, digest) = await start(), publish(store, V1)
     late = store.directory(V1).rename(store.root / "late")
     store.looked.clear()
-    switch = asyncio.create_task(put(policy, V1, digest))
+    switch = asyncio.create_task(put(switcher, V1, digest))
     await store.looked.wait()
     late.rename(store.directory(V1))
     assert (await switch).version == V1
 
 
 async def test_a_version_that_never_appears_is_not_visible_and_the_old_one_goes_on(start: Start) -> None:
-    policy = await start(visible_timeout_s=0.1)
+    switcher = await start(visible_timeout_s=0.1)
     with pytest.raises(WeightsNotVisible, match=r"got no version 1\.1"):
-        await put(policy, V1, "0" * 32)
-    assert await version_that_answers(policy) == BASE
+        await put(switcher, V1, "0" * 32)
+    assert await version_that_answers(switcher) == BASE
 
 
 async def test_a_stop_ends_the_wait_for_a_version(start: Start, store: WatchedStore) -> None:
-    policy = await start(visible_timeout_s=600.0)
-    switch = asyncio.create_task(put(policy, V1, "0" * 32))
+    switcher = await start(visible_timeout_s=600.0)
+    switch = asyncio.create_task(put(switcher, V1, "0" * 32))
     await store.looked.wait()
-    policy.stop()
+    switcher.stop()
     async with asyncio.timeout(2):
         with pytest.raises(WeightsNotVisible):
             await switch
     with pytest.raises(NotReady, match="it is stopping"):
-        policy.rollouts(request())
+        switcher.rollouts(request())
 
 
 # -- switches that fail half-way -------------------------------------------------------------------------------------
@@ -191,60 +191,60 @@ async def test_a_stop_ends_the_wait_for_a_version(start: Start, store: WatchedSt
 async def test_a_load_that_fails_half_way_is_rolled_back_and_the_old_version_serves(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    policy, (_, good), (_, bad) = await start(), publish(store, V1), publish(store, V2)
-    await put(policy, V1, good)
+    switcher, (_, good), (_, bad) = await start(), publish(store, V1), publish(store, V2)
+    await put(switcher, V1, good)
     engine.calls.clear()
     engine.failures = [BROKEN]
     with pytest.raises(
         SwitchFailed, match=r"2\.1 failed half-way \(the device is lost\); version 1\.1 was loaded back"
     ):
-        await put(policy, V2, bad)
+        await put(switcher, V2, bad)
     assert engine.calls == ["verify 2.1", "pause drain", "load 2.1", "load 1.1", "resume"]
-    assert policy.not_ready is None
-    assert policy.served.manifest_digest == good
-    assert await version_that_answers(policy) == V1
-    assert (await put(policy, V2, bad)).version == V2
+    assert switcher.not_ready is None
+    assert switcher.served.manifest_digest == good
+    assert await version_that_answers(switcher) == V1
+    assert (await put(switcher, V2, bad)).version == V2
 
 
 async def test_a_load_that_takes_too_long_is_rolled_back(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    policy, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    switcher, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
     engine.may_load.clear()
-    switch = asyncio.create_task(put(policy, V1, digest))
+    switch = asyncio.create_task(put(switcher, V1, digest))
     await until(lambda: "load 0.0" in engine.calls)
-    assert policy.not_ready is not None
-    assert "1.1 failed half-way; version 0.0 is being loaded back" in policy.not_ready
+    assert switcher.not_ready is not None
+    assert "1.1 failed half-way; version 0.0 is being loaded back" in switcher.not_ready
     engine.may_load.set()
     with pytest.raises(SwitchFailed):
         await switch
-    assert policy.not_ready is None
+    assert switcher.not_ready is None
 
 
 async def test_a_roll_back_that_fails_leaves_the_policy_torn_for_good(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    policy, (_, digest) = await start(canary_every_s=0.01), publish(store, V1)
+    switcher, (_, digest) = await start(canary_every_s=0.01), publish(store, V1)
     engine.computes.clear()
     await engine.checked.wait()
     engine.failures = [BROKEN, RuntimeError("still lost")]
     with pytest.raises(PolicyTorn, match=r"\(the device is lost\) and so did loading 0\.0 back \(still lost\)"):
-        await put(policy, V1, digest)
-    assert policy.failed.is_set()
+        await put(switcher, V1, digest)
+    assert switcher.failed.is_set()
     assert engine.calls[-1] == "load 0.0", "a torn engine must stay paused"
     engine.computes.set()  # a canary that was under way succeeds
     await engine.computed.wait()
-    assert policy.not_ready == "torn between versions 1.1 and 0.0; restarting"
+    assert switcher.not_ready == "torn between versions 1.1 and 0.0; restarting"
     with pytest.raises(NotReady, match="torn"):
-        policy.rollouts(request())
+        switcher.rollouts(request())
 
 
 async def test_requests_that_do_not_end_in_time_keep_the_old_version(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    policy, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    switcher, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
     engine.may_pause.clear()
     with pytest.raises(SwitchFailed, match=r"did not pause for version 1\.1 within 0\.05 s.*use mode in_flight"):
-        await put(policy, V1, digest)
+        await put(switcher, V1, digest)
     assert engine.calls == ["start", "verify 1.1", "pause drain", "resume"]
-    assert await version_that_answers(policy) == BASE
+    assert await version_that_answers(switcher) == BASE

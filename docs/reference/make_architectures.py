@@ -1,4 +1,4 @@
-"""Write docs/architectures.md from docs/architectures.json: `.venv/bin/python docs/make_architectures.py`."""
+"""Write architectures.md from architectures.json: `.venv/bin/python docs/reference/make_architectures.py`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ REASONS = {
 HEAD = """\
 # Model families
 
-Written by `docs/make_architectures.py` from `docs/architectures.json`, which
+Written by `docs/reference/make_architectures.py` from `docs/reference/architectures.json`, which
 `tests/golden/record_architectures.py` measures.
 
 A tiny random model of each family of causal language models that transformers and vLLM both have goes through a run, in

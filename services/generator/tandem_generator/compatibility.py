@@ -45,7 +45,7 @@ def _check_kind(manifest: Manifest, facts: EngineFacts) -> None:
         return
     if manifest.lora_rank > facts.max_lora_rank:
         raise WeightsRefused(
-            f"{name} is an adapter of rank {manifest.lora_rank}; wanted at most {facts.max_lora_rank}. Raise "
+            f"{name} is an adapter of rank {manifest.lora_rank}, expected at most {facts.max_lora_rank}. Raise "
             "generator.vllm.max_lora_rank and start the generator again, or lower trainer.lora.r."
         )
     if "parameters" in differences(facts.fingerprint, manifest.fingerprint):
