@@ -70,14 +70,14 @@ def _publish(learner: Learner, accelerator: Accelerator, directory: Path) -> Non
         return
     gathered: list[weakref.ref[Tensor]] = []
 
-    def whole(tensor: Tensor) -> Tensor:
+    def counting_gather(tensor: Tensor) -> Tensor:
         result = gather(tensor)
         if isinstance(tensor, DTensor):
             gathered.append(weakref.ref(result))
             assert sum(ref() is not None for ref in gathered) <= 2, "the last one may still be on its way to the disk"
         return result
 
-    shards.whole = whole
+    shards.gather = counting_gather
     write_part(
         directory,
         model_table(learner.model, dtype),
