@@ -1,0 +1,52 @@
+"""Draw docs/assets/screen.svg, the live screen of a finished run at one of its steps.
+
+    tandem demo examples/digits
+    .venv/bin/python docs/make_screenshot.py examples/digits/runs/digits 96
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+
+from tandem_cli.demo import _RUNNING
+from tandem_cli.progress import GeneratorState, Progress
+from tandem_cli.screen import Facts, render
+
+TARGET = Path(__file__).parent / "assets" / "screen.svg"
+WIDTH = 96
+FILES = ("metrics.jsonl", "eval.jsonl", "rollouts.jsonl")
+
+
+def cut(run_dir: Path, step: int, to: Path) -> None:
+    """Copy what the run had written when it had finished `step`."""
+    for name in FILES:
+        lines = (run_dir / name).read_text().splitlines()
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        (to / name).write_text("\n".join(kept) + "\n")
+    shutil.copy(run_dir / "status.json", to)
+
+
+def draw(run_dir: Path, step: int) -> str:
+    """The SVG of the screen after `step`."""
+    config = json.loads((run_dir / "status.json").read_text())
+    with tempfile.TemporaryDirectory() as folder:
+        cut(run_dir, step, Path(folder))
+        state = GeneratorState(ready=True, reason="", running=16, waiting=0)
+        progress = Progress(Path(folder), config["max_steps"], lambda: state)
+        progress.poll()
+        elapsed_s = sum(record.duration_s for record in progress.steps.records)
+    facts = Facts("digits", "model", "vllm", "examples/digits/runs/digits", (0,), (1,))
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(render(progress, facts, _RUNNING, elapsed_s, WIDTH))
+    return console.export_svg(title="tandem demo examples/digits", font_aspect_ratio=0.61)
+
+
+if __name__ == "__main__":
+    TARGET.write_text(draw(Path(sys.argv[1]), int(sys.argv[2])))
