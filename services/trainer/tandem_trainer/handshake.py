@@ -57,8 +57,8 @@ def check_generators(
             if details:
                 details = f"; {details}"
             raise UserError(
-                f"{where} has the model {info.model!r} and the trainer {model!r}, expected the same model. They differ "
-                f"in {', '.join(differing)}{details}. Fix: set the same shared.model and shared.revision for both."
+                f"{where} holds another model than the trainer: got {info.model!r}, expected {model!r}. They differ in "
+                f"{', '.join(differing)}{details}. Fix: set the same shared.model and shared.revision for both."
             )
         if info.max_model_len <= max_completion_length:
             raise UserError(
