@@ -72,15 +72,15 @@ ALL = {i: 10 + i for i in range(5)}
 
 
 async def test_prompts_are_divided_among_replicas_and_keep_their_index():
-    asked: list[list[int]] = []
+    requested: list[list[int]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         assert request.headers["authorization"] == "Bearer secret"
-        asked.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
+        requested.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
         return _answer(_lines(request)[::-1])
 
     assert await _rollouts(handler, handler) == ALL
-    assert sorted(asked) == [[10, 12, 14], [11, 13]]
+    assert sorted(requested) == [[10, 12, 14], [11, 13]]
 
 
 async def test_short_requests_of_several_ranks_use_all_replicas():
@@ -101,15 +101,15 @@ async def test_short_requests_of_several_ranks_use_all_replicas():
 
 
 async def test_after_a_broken_stream_only_the_missing_prompts_are_requested_again():
-    asked: list[list[int]] = []
+    requested: list[list[int]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
-        first = len(asked) == 1
+        requested.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
+        first = len(requested) == 1
         return _answer(_lines(request)[1:3] if first else _lines(request), broken=first)
 
     assert await _rollouts(handler) == ALL
-    assert asked == [[10, 11, 12, 13, 14], [10, 13, 14]]
+    assert requested == [[10, 11, 12, 13, 14], [10, 13, 14]]
 
 
 @pytest.mark.parametrize(

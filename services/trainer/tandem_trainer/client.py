@@ -157,7 +157,7 @@ class GeneratorClient:
             TandemError: the replica refused the request.
             httpx.TransportError: the connection failed.
         """
-        asked = list(mine)
+        requested = list(mine)
         trouble = "the stream ended early"
         part = request.model_copy(update={"prompts": tuple(mine.values())})
         async with self._http.stream(
@@ -167,14 +167,14 @@ class GeneratorClient:
                 await response.aread()
             async for text in _checked(response).aiter_lines():
                 group = _group(text)
-                if unusable := _unusable(group, request, len(asked)):
+                if unusable := _unusable(group, request, len(requested)):
                     trouble = unusable
                     continue
-                index = asked[group.prompt_index]
+                index = requested[group.prompt_index]
                 if mine.pop(index, None) is not None:
                     on_group(group.model_copy(update={"prompt_index": index}))
         if mine:
-            raise EngineFailed(f"{len(mine)} of {len(asked)} groups are missing: {trouble}")
+            raise EngineFailed(f"{len(mine)} of {len(requested)} groups are missing: {trouble}")
 
     async def _ready(self, url: str) -> None:
         response = await self._http.get(url + READYZ)
@@ -306,12 +306,12 @@ def _group(text: str) -> Group:
     return line.group
 
 
-def _unusable(group: Group, request: RolloutRequest, asked: int) -> str | None:
+def _unusable(group: Group, request: RolloutRequest, prompt_count: int) -> str | None:
     """Return what is wrong with the group, or None."""
-    if group.prompt_index >= asked or len(group.completions) != request.sampling.n:
+    if group.prompt_index >= prompt_count or len(group.completions) != request.sampling.n:
         return (
             f"got a group of {len(group.completions)} completions for prompt {group.prompt_index}, expected "
-            f"{request.sampling.n} for one of {asked} prompts"
+            f"{request.sampling.n} for one of {prompt_count} prompts"
         )
     if any(completion.finish_reason == "abort" for completion in group.completions):
         return "a completion was aborted, so it is not a sample of the policy"

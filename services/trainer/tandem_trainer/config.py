@@ -183,7 +183,8 @@ class TrainerConfig(Section):
     """List of reward functions, at least one. Only `online_dpo` can have a judge instead (`online_dpo.judge`)."""
     reward_errors: Literal["fail", "drop"] = "fail"
     """What to do if a reward function or judge raises, times out, or returns something invalid. `fail`: stop the run.
-    `drop`: log a warning and leave the group out of the update."""
+    `drop`: log a warning and leave the group out of the update. A synchronous function that times out cannot be
+    stopped, so it ends the run in both cases, unless it runs in a sandbox."""
     reward_timeout_s: float = Field(300.0, gt=0.0)
     """How long one call of a reward function or judge may take, in seconds. Synchronous functions run one at a time;
     the wait for others does not count."""

@@ -23,8 +23,8 @@ class GrpoConfig(Section):
     divided by `max_completion_length`), `luspo` (sum per completion). With another objective: `cispo`, `sapo`,
     `vespo`."""
     level: Literal["token", "sequence"] = "token"
-    """What the ratio to the old policy belongs to: each token, or the complete completion. The ratio of a completion is
-    the geometric mean over its tokens."""
+    """Compute the ratio to the old policy for each token (`token`) or for each completion (`sequence`). The ratio of a
+    completion is the geometric mean over its tokens."""
     beta: float = Field(0.0, ge=0.0)
     """Weight of the KL penalty against the initial policy. Raise it if the policy drifts too far. At 0 there is no
     penalty and no reference model in memory."""
