@@ -75,7 +75,7 @@ def test_one_ranks_overlap_with_the_generator_ends_the_run_before_its_first_step
         config = str(project.directory / "config.yaml")
         done = run_two_ranks(tmp_path, TRAINER, f"GPU-a,{theirs[0]}", "--config", config)
     assert done.returncode != 0
-    lists = f"computes on {', '.join(theirs)} and the trainer on GPU-a, {theirs[0]}, which share {theirs[0]}"
+    lists = f"computes on {', '.join(theirs)} and the trainer on GPU-a, {theirs[0]}. Both use {theirs[0]},"
     assert lists in done.stderr, done.stderr
     assert not (project.run_dir / "metrics.jsonl").exists()
 

@@ -17,8 +17,8 @@ ENCODERS = (
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "roberta",
     "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
-REFUSED = dict.fromkeys(ENCODERS, "attend to later ones|between its output embedding and its logits") | {
-    "llama4_text": "no body apart",
+REFUSED = dict.fromkeys(ENCODERS, "attend to later tokens|between its output embedding and its logits") | {
+    "llama4_text": "separate output embedding",
     "inkling_text": "between its output embedding and its logits",
     "modernbert-decoder": "between its output embedding and its logits",
     "prophetnet": "between its output embedding and its logits",

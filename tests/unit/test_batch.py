@@ -1,4 +1,4 @@
-"""Padding and micro-batches keep every token where it belongs."""
+"""Padding and micro-batches keep every token in its row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tandem_trainer.batch import Batch, Row, ScoredGroup, pad
 
 
 def _batch(lengths: list[tuple[int, int]]) -> Batch:
-    """Rows of (prompt, completion) tokens; row i consists of the token i + 1."""
+    """Return a batch with rows of these prompt and completion lengths. All tokens of row i are i + 1."""
     rows = [
         Row(
             [i + 1] * prompt, completion([i + 1] * tokens), advantage=float(i + 1), in_loss=True
@@ -26,7 +26,7 @@ def test_rows_are_padded_on_the_right():
     assert batch.completion_mask_BT.tolist() == [[True, False, False], [True, True, True]]
 
 
-def test_micro_batches_keep_to_the_token_budget_and_hold_every_row_once():
+def test_micro_batches_contain_every_row_once_within_the_token_budget():
     batch = _batch([(9, 1), (1, 1), (4, 2), (2, 2), (1, 2), (20, 10)])
     micro_batches = list(batch.micro_batches(max_tokens=12))
     assert sorted(a for micro_batch in micro_batches for a in micro_batch.advantages_B.tolist()) == [1, 2, 3, 4, 5, 6]
@@ -38,13 +38,13 @@ def test_micro_batches_keep_to_the_token_budget_and_hold_every_row_once():
     assert len(micro_batches) == 4  # 2+3+4 padded to 12, then 6, 10 and 30 on their own
 
 
-def test_rows_without_tokens_survive():
+def test_micro_batches_accept_rows_without_tokens():
     (micro_batch,) = _batch([(1, 0)]).micro_batches(8)
     assert micro_batch.mask_BT.shape == (1, 0) or micro_batch.mask_BT.sum() == 0
     assert not micro_batch.has_signal
 
 
-def test_a_scored_group_survives_json():
+def test_a_scored_group_can_be_stored_as_json():
     group = scored(
         [1, 2], [completion([3], version=Version(4, 2)), completion([5, 6], version=Version(3, 2))], [1, None]
     )
@@ -53,7 +53,7 @@ def test_a_scored_group_survives_json():
     assert again.oldest_step == 3
 
 
-def test_one_reward_alone_is_no_signal():
+def test_a_group_has_a_signal_only_if_two_rewards_differ():
     completions = [completion([3]), completion([4])]
     assert scored([1], completions, [1.0, 0.0]).has_signal
     assert not scored([1], completions, [1.0, 1.0]).has_signal

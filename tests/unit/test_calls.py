@@ -1,4 +1,4 @@
-"""Functions of every kind get copies of their own, and what they give is checked, in process and in a sandbox."""
+"""Functions of every kind get copies of their arguments, and their answers are checked, in process and in a sandbox."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _kinds(*names: str, **options: Any) -> Rewards:
 
 @pytest.fixture
 def project() -> Iterator[Any]:
-    """A module of the user's that tests put functions into."""
+    """A module of the user's project, to which tests add functions."""
     module = types.ModuleType("user_functions")
     sys.modules[module.__name__] = module
     yield module
@@ -57,7 +57,7 @@ def project() -> Iterator[Any]:
 
 @pytest.fixture
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The sandbox's process finds `support`."""
+    """Let the sandbox process import `support`."""
     monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=":")
 
 
@@ -69,8 +69,8 @@ COLUMNS = {
 }
 
 
-def test_what_a_function_does_to_its_arguments_nobody_else_sees(project: Any):
-    """Not the second item of the same call, another function, the next call, the row, the configuration, the record."""
+def test_a_function_that_changes_its_arguments_affects_nothing_else(project: Any):
+    """Not the second item of the call, another function, the next call, the row, the configuration, or the record."""
     one: list[dict[str, Any]] = []
     two: list[dict[str, Any]] = []
     project.one, project.two = reward_kinds.spoiling(one), reward_kinds.spoiling(two)
@@ -93,14 +93,14 @@ def test_what_a_function_does_to_its_arguments_nobody_else_sees(project: Any):
 
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("sandbox", [False, True])
-async def test_a_function_finds_its_configured_arguments_as_they_were_at_each_call(sandbox: bool):
+async def test_each_call_gets_the_configured_arguments_unchanged(sandbox: bool):
     rewards = _kinds("unspoilt", sandbox=sandbox, spoilt=[])
     row = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS))
     assert [(await rewards.score(row, GROUP)).rewards for _ in range(2)] == [(1.0, 1.0)] * 2
     await rewards.close()
 
 
-async def test_a_judge_gets_copies_too(project: Any):
+async def test_a_judge_gets_copies_of_its_arguments(project: Any):
     seen: list[str] = []
 
     def prefer(**arguments: Any) -> list[int]:
@@ -119,8 +119,8 @@ async def test_a_judge_gets_copies_too(project: Any):
 
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("sandbox", [False, True], ids=["in process", "sandbox"])
-async def test_every_kind_of_callable_gives_its_rewards_call_after_call(sandbox: bool):
-    """All in one, for a sandbox takes a while to start."""
+async def test_every_kind_of_callable_can_be_called_repeatedly(sandbox: bool):
+    """One test for all kinds, because a sandbox is slow to start."""
     rewards = _kinds(*CALLABLES, sandbox=sandbox)
     for _ in range(2):
         scored = await rewards.score(_row(), GROUP)
@@ -130,8 +130,8 @@ async def test_every_kind_of_callable_gives_its_rewards_call_after_call(sandbox:
 
 
 @pytest.mark.parametrize("kind", ["async_object", "decorated", "partial"])
-async def test_asynchronous_callables_run_at_the_same_time(project: Any, kind: str):
-    """Each waits for the other: one after the other, neither would end before its deadline."""
+async def test_asynchronous_callables_run_concurrently(project: Any, kind: str):
+    """Each waits for the other, so if they ran one after the other, both would miss their deadline."""
     here, there = asyncio.Event(), asyncio.Event()
 
     def make(ours: asyncio.Event, theirs: asyncio.Event) -> Any:
@@ -155,7 +155,7 @@ async def test_asynchronous_callables_run_at_the_same_time(project: Any, kind: s
 
 @pytest.mark.parametrize("kind", ["function", "object", "partial"])
 async def test_asynchronous_callables_do_not_wait_for_synchronous_ones(project: Any, kind: str):
-    """The synchronous function ends when the asynchronous one has begun, and is the first to be called."""
+    """The synchronous function is called first, and waits until the asynchronous one has started."""
     begun = threading.Event()
 
     async def function(**_: Any) -> list[float]:
@@ -186,11 +186,12 @@ async def test_a_late_asynchronous_callable_can_be_dropped(project: Any, kind: s
 
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("sandbox", [False, True], ids=["in process", "sandbox"])
-async def test_every_kind_of_number_is_a_reward_and_nothing_else_is(sandbox: bool):
+async def test_only_finite_numbers_are_accepted_as_rewards(sandbox: bool):
     rewards = _kinds("numbers_of", sandbox=sandbox)
     for kind, (_, expected) in NUMBERS.items():
         assert list((await rewards.score(_row(kind=kind), GROUP)).rewards) == expected, kind
-    refused = ["NaN", "a NumPy string", "too few"] if sandbox else NO_NUMBERS  # a sandbox begins again after an error
+    # A sandbox restarts after an error, which is slow.
+    refused = ["NaN", "a NumPy string", "too few"] if sandbox else NO_NUMBERS
     for kind in refused:
         words = NO_NUMBERS[kind][1]
         with pytest.raises(UserError) as error:
@@ -201,7 +202,7 @@ async def test_every_kind_of_number_is_a_reward_and_nothing_else_is(sandbox: boo
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
-def test_torchs_scalars_are_rewards_in_lists_and_as_a_tensor(project: Any, dtype: torch.dtype):
+def test_torch_scalars_and_tensors_are_accepted_as_rewards(project: Any, dtype: torch.dtype):
     tensor = torch.tensor([1, 0], dtype=dtype)
     for answer in (tensor, list(tensor), [tensor[0], tensor[1].item()]):
         project.reward = lambda answer=answer, **_: answer
@@ -215,14 +216,16 @@ def _check(project: Any, function: Any, rows: list[PromptRow], *, drop: bool = F
 
 def test_a_column_with_the_name_of_an_argument_is_refused_at_the_start(project: Any):
     rows = [_row(answer="1"), PromptRow(8, "held_out.jsonl row 8", "a", "a", (4,), {"pattern": "x"})]
-    with pytest.raises(UserError, match=r"configured argument 'pattern' is also .* held_out.jsonl row 8.*Fix: rename"):
+    with pytest.raises(
+        UserError, match=r"configured argument 'pattern' has the name of .* held_out.jsonl row 8.*Fix: rename"
+    ):
         _check(project, lambda pattern, **_: [], rows, pattern="y")
-    with pytest.raises(UserError, match="configured argument 'completions' is also"):
+    with pytest.raises(UserError, match="configured argument 'completions' has the name of"):
         _check(project, lambda **_: [], rows, completions=[])
     _check(project, lambda option, **_: [], rows, option=1)
 
 
-def test_a_function_that_its_arguments_do_not_fit_is_refused_at_the_start(project: Any):
+def test_a_function_that_does_not_accept_its_arguments_is_refused_at_the_start(project: Any):
     rows = [_row(answer="1", level=2), PromptRow(8, "prompts.jsonl row 8", "a", "a", (4,), {"answer": "1"})]
     with pytest.raises(UserError, match=r"row 7: got an unexpected .* argument '\w+'.*add \*\*columns"):
         _check(project, lambda completions, answer: [], rows)
@@ -233,7 +236,7 @@ def test_a_function_that_its_arguments_do_not_fit_is_refused_at_the_start(projec
     _check(project, lambda completions, **_: [], rows)
 
 
-def test_a_judge_that_its_arguments_do_not_fit_is_refused_at_the_start(project: Any):
+def test_a_judge_that_does_not_accept_its_arguments_is_refused_at_the_start(project: Any):
     project.prefer = lambda prompts, completions: [0]
     judge = Judge("user_functions:prefer", TOKENIZER, drop_errors=False, timeout_s=60)
     judge.check_parameters([_row()])
@@ -241,7 +244,7 @@ def test_a_judge_that_its_arguments_do_not_fit_is_refused_at_the_start(project: 
         judge.check_parameters([_row(answer="1")])
 
 
-def test_a_class_is_no_function(project: Any):
+def test_a_class_is_refused_with_the_fix(project: Any):
     project.Reward = reward_kinds.Asynchronous
     with pytest.raises(UserError, match=r"user_functions:Reward is a class, expected .*score = Reward\(\)"):
         _rewards("user_functions:Reward")
@@ -249,9 +252,11 @@ def test_a_class_is_no_function(project: Any):
 
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("name", ["with_alarm", "with_math_verify"])
-async def test_a_time_limit_by_signal_works_in_a_sandbox_and_a_thread_is_told_why_not(name: str):
+async def test_a_time_limit_that_uses_a_signal_works_in_a_sandbox_and_is_refused_in_a_thread(name: str):
     sandboxed = _kinds(name, sandbox=True)
     assert (await sandboxed.score(_row(), GROUP)).rewards == (1.0, 1.0)
     await sandboxed.close()
-    with pytest.raises(UserError, match=r"row 7: .*a signal, which works in a main thread only.*`sandbox: true`"):
+    with pytest.raises(
+        UserError, match=r"row 7: .*uses a signal\. Signals work in the main thread only.*`sandbox: true`"
+    ):
         await _kinds(name).score(_row(), GROUP)

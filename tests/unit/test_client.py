@@ -1,4 +1,4 @@
-"""Every group arrives exactly once, whatever the replicas do; what cannot fix itself is told at once."""
+"""The client delivers every group exactly once, retries temporary failures, and raises all others at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("names")
 
 
 class Stream(httpx.AsyncByteStream):
-    """Lines, and then perhaps a broken connection."""
+    """A response body with these lines. With `broken`, the connection breaks after them."""
 
     def __init__(self, lines: list[RolloutLine], *, broken: bool = False) -> None:
         self._lines, self._broken = lines, broken
@@ -39,7 +39,7 @@ class Stream(httpx.AsyncByteStream):
 
 
 def _lines(request: httpx.Request, *, version: Version = V1, finish: str = "stop") -> list[RolloutLine]:
-    """One group a prompt, whose only token is the prompt's."""
+    """Return one group per prompt of the request. The completion has the tokens of the prompt."""
     prompts = json.loads(request.content)["prompts"]
     return [
         RolloutLine(
@@ -58,7 +58,7 @@ def _error(error: TandemError) -> httpx.Response:
 
 
 async def _rollouts(*handlers: Handler, timeout_s: float = 5.0) -> dict[int, int]:
-    """Prompt index → token of its completion; replica i answers by handler i."""
+    """Request rollouts and return prompt index → token of its completion. Replica i answers with handler i."""
     urls = [f"http://replica{i}" for i in range(len(handlers))]
     transport = httpx.MockTransport(lambda request: handlers[int(request.url.host[-1])](request))
     got: list[Group] = []
@@ -71,19 +71,19 @@ async def _rollouts(*handlers: Handler, timeout_s: float = 5.0) -> dict[int, int
 ALL = {i: 10 + i for i in range(5)}
 
 
-async def test_replicas_share_the_prompts_and_indices_are_those_of_the_request():
-    asked: list[list[int]] = []
+async def test_prompts_are_divided_among_replicas_and_keep_their_index():
+    requested: list[list[int]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         assert request.headers["authorization"] == "Bearer secret"
-        asked.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
+        requested.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
         return _answer(_lines(request)[::-1])
 
     assert await _rollouts(handler, handler) == ALL
-    assert sorted(asked) == [[10, 12, 14], [11, 13]]
+    assert sorted(requested) == [[10, 12, 14], [11, 13]]
 
 
-async def test_short_requests_of_all_ranks_are_spread_over_the_replicas():
+async def test_short_requests_of_several_ranks_use_all_replicas():
     hosts: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -100,16 +100,16 @@ async def test_short_requests_of_all_ranks_are_spread_over_the_replicas():
     assert hosts == ["replica0", "replica1", "replica1", "replica0"]
 
 
-async def test_after_a_broken_stream_only_the_missing_prompts_are_asked_for_again():
-    asked: list[list[int]] = []
+async def test_after_a_broken_stream_only_the_missing_prompts_are_requested_again():
+    requested: list[list[int]] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
-        first = len(asked) == 1
+        requested.append([p["token_ids"][0] for p in json.loads(request.content)["prompts"]])
+        first = len(requested) == 1
         return _answer(_lines(request)[1:3] if first else _lines(request), broken=first)
 
     assert await _rollouts(handler) == ALL
-    assert asked == [[10, 11, 12, 13, 14], [10, 13, 14]]
+    assert requested == [[10, 11, 12, 13, 14], [10, 13, 14]]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ async def test_after_a_broken_stream_only_the_missing_prompts_are_asked_for_agai
     ],
     ids=["short stream", "stale step", "stale attempt", "aborted", "error line", "refused", "proxy", "garbage"],
 )
-async def test_what_mends_itself_is_asked_for_again(trouble: Handler):
+async def test_temporary_failures_are_retried(trouble: Handler):
     calls = 0
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -138,24 +138,24 @@ async def test_what_mends_itself_is_asked_for_again(trouble: Handler):
     assert calls == 2
 
 
-async def test_the_share_of_a_dead_replica_goes_to_another():
+async def test_the_prompts_of_a_dead_replica_go_to_another():
     def dead(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
     assert await _rollouts(lambda request: _answer(_lines(request)), dead) == ALL
 
 
-async def test_a_refusal_ends_it_at_once_with_the_replica_named():
+async def test_a_refusal_is_raised_at_once_and_names_the_replica():
     with pytest.raises(BadRequest, match="http://replica0: prompt too long"):
         await _rollouts(lambda _: _error(BadRequest("prompt too long")))
 
 
-async def test_at_the_deadline_the_last_trouble_is_told():
+async def test_the_timeout_error_contains_the_last_errors():
     with pytest.raises(TimeoutError, match=r"5 of 5 groups are missing.*StalePolicy: serves 0\.1"):
         await _rollouts(lambda _: _error(StalePolicy("serves 0.1")), timeout_s=0.1)
 
 
-async def test_weights_are_set_everywhere_and_again_where_a_replica_restarts():
+async def test_weights_are_set_on_all_replicas_with_retries():
     calls: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
@@ -173,14 +173,14 @@ async def test_weights_are_set_everywhere_and_again_where_a_replica_restarts():
     assert sorted(calls) == ["replica0 PUT /weights/1.1", *["replica1 PUT /weights/1.1"] * 2]
 
 
-async def test_refused_weights_are_told_at_once():
+async def test_refused_weights_are_raised_at_once():
     transport = httpx.MockTransport(lambda _: _error(WeightsRefused("flipped byte")))
     client = GeneratorClient(["http://replica0"], None, transport=transport)
     with pytest.raises(WeightsRefused, match="replica0: flipped byte"):
         await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=5)
 
 
-async def test_readiness_is_waited_for_and_its_reason_told_at_the_deadline():
+async def test_wait_ready_waits_and_its_timeout_error_contains_the_reason():
     answers = iter([httpx.Response(503, json={"ready": False, "reason": "loading"}), httpx.Response(200)])
     client = GeneratorClient(["http://replica0"], None, transport=httpx.MockTransport(lambda _: next(answers)))
     await client.wait_ready(timeout_s=5)
@@ -189,13 +189,13 @@ async def test_readiness_is_waited_for_and_its_reason_told_at_the_deadline():
         await GeneratorClient(["http://replica0"], None, transport=never).wait_ready(timeout_s=0.05)
 
 
-async def test_another_kind_of_server_is_told_apart():
+async def test_a_server_that_is_not_a_generator_is_recognized():
     transport = httpx.MockTransport(lambda _: httpx.Response(404, text="nothing here"))
     with pytest.raises(TandemError, match="Is this a Tandem generator"):
         await GeneratorClient(["http://replica0"], None, transport=transport).info(timeout_s=1)
 
 
-async def test_cancelling_ends_the_requests():
+async def test_cancelling_rollouts_cancels_the_requests():
     started = asyncio.Event()
 
     async def hang(request: httpx.Request) -> httpx.Response:
@@ -211,5 +211,5 @@ async def test_cancelling_ends_the_requests():
         await task
 
 
-def test_error_bodies_are_the_contracts():
+def test_error_bodies_follow_the_contract():
     assert ErrorBody.model_validate_json(_error(StalePolicy("x")).content).retryable

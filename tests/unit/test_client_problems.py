@@ -1,4 +1,4 @@
-"""Answers that cannot be used are told in one line; those that another try would repeat end the run at once."""
+"""Unusable answers are reported in one line. Those that a retry would repeat end the run at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("names")
 
 REQUEST = RolloutRequest(prompts=(Prompt(token_ids=(1,)),), sampling=Sampling(max_tokens=200))
 LONGEST = 500
-"""Characters of a message that a person reads in full."""
+"""Upper bound for the length of a message in characters, so that people read it completely."""
 
 
 def line(**changes: Any) -> str:
@@ -31,7 +31,7 @@ def line(**changes: Any) -> str:
 
 
 async def ask(answer: httpx.Response) -> int:
-    """Asks a generator that answers everything with `answer`; returns how often it was asked."""
+    """Request rollouts from a generator that always returns `answer`, and return the number of requests."""
     calls = 0
 
     def handler(_: httpx.Request) -> httpx.Response:
@@ -43,14 +43,14 @@ async def ask(answer: httpx.Response) -> int:
     try:
         await client.rollouts(REQUEST, lambda _: None, timeout_s=0.3)
     except TandemError:
-        assert calls == 1, "what another try would repeat is asked for once"
+        assert calls == 1, "an error that a retry would repeat is not retried"
         raise
     return calls
 
 
 @pytest.mark.parametrize("logprob", [float("nan"), float("inf"), float("-inf"), None])
 @pytest.mark.parametrize("bad", [1, 200])
-async def test_logprobs_that_are_not_numbers_end_the_run_at_once_with_the_cause(logprob: Any, bad: int) -> None:
+async def test_logprobs_that_are_not_finite_end_the_run_at_once_with_the_cause(logprob: Any, bad: int) -> None:
     answer = httpx.Response(200, text=line(logprobs=[-1.0] * (200 - bad) + [logprob] * bad))
     with pytest.raises(LogprobsNotFinite) as caught:
         await ask(answer)
@@ -61,7 +61,7 @@ async def test_logprobs_that_are_not_numbers_end_the_run_at_once_with_the_cause(
     assert len(message) < LONGEST
 
 
-async def test_a_generator_that_found_them_itself_is_asked_once() -> None:
+async def test_logprobs_not_finite_from_a_generator_is_not_retried() -> None:
     error = RolloutLine(error=LogprobsNotFinite("got the logprob nan").body)
     with pytest.raises(LogprobsNotFinite, match="replica0: got the logprob nan"):
         await ask(httpx.Response(200, text=error.model_dump_json() + "\n"))
@@ -81,7 +81,7 @@ async def test_a_generator_that_found_them_itself_is_asked_once() -> None:
     ],
     ids=["tokens", "logprobs", "length", "reason", "html", "brackets", "empty", "null"],
 )
-async def test_a_line_that_cannot_be_read_is_told_without_its_numbers(text: str) -> None:
+async def test_a_line_that_cannot_be_read_is_reported_without_its_numbers(text: str) -> None:
     with pytest.raises(TimeoutError) as caught:
         await ask(httpx.Response(200, text=text))
     assert "EngineFailed: a line of the answer" in str(caught.value)
@@ -89,28 +89,28 @@ async def test_a_line_that_cannot_be_read_is_told_without_its_numbers(text: str)
 
 
 @pytest.mark.parametrize("body", ["<html>busy</html>", "{}", '{"served": true}', "x" * 10_000])
-async def test_another_servers_answers_are_told_in_one_line(body: str) -> None:
+async def test_the_answer_of_another_server_is_reported_in_one_line(body: str) -> None:
     transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
     client = GeneratorClient(["http://replica0"], None, transport=transport)
-    with pytest.raises(TandemError, match="GET /info answered what this release cannot read") as caught:
+    with pytest.raises(TandemError, match="GET /info returned a body that this release cannot read") as caught:
         await client.info(timeout_s=1)
     assert len(str(caught.value)) < LONGEST
-    with pytest.raises(TandemError, match=r"PUT /weights/1\.1 answered what this release cannot read"):
+    with pytest.raises(TandemError, match=r"PUT /weights/1\.1 returned a body that this release cannot read"):
         await client.set_weights(Version(1, 1), SetWeights(manifest_digest="x"), timeout_s=1)
 
 
-async def test_a_proxys_503_is_waited_for() -> None:
+async def test_wait_ready_retries_after_a_503_from_a_proxy() -> None:
     answers = iter([httpx.Response(503, text="<html>no upstream</html>"), httpx.Response(200)])
     client = GeneratorClient(["http://replica0"], None, transport=httpx.MockTransport(lambda _: next(answers)))
     await client.wait_ready(timeout_s=5)
 
 
-def test_what_a_message_of_the_contract_refuses_is_not_printed() -> None:
+def test_the_validation_error_of_a_message_does_not_print_the_value() -> None:
     with pytest.raises(ValueError, match="logprobs") as caught:
         RolloutLine.model_validate_json(line(logprobs=["secret"] * 200))
     assert "secret" not in str(caught.value)
 
 
-def test_the_error_is_not_retryable() -> None:
+def test_logprobs_not_finite_is_not_retryable() -> None:
     assert not LogprobsNotFinite.retryable
     assert EngineFailed.retryable

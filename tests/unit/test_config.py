@@ -1,4 +1,4 @@
-"""Every value of the configuration has one source, the last that names it; a mistake says which key and what to do."""
+"""Each value comes from the last source that sets it. The error for a mistake names the key and the fix."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def sources_of(settings: Settings, sources: dict[str, str]) -> dict[str, tuple[A
 
 
 @given(st.sets(st.sampled_from(["default of the caller", "yaml", "environment", "command line"])))
-def test_the_last_source_that_names_a_key_wins_and_is_told(
+def test_the_last_source_that_sets_a_key_wins_and_is_reported(
     tmp_path_factory: pytest.TempPathFactory, named: set[str]
 ) -> None:
     path = write(tmp_path_factory.mktemp("project"), {"max_steps": 3} if "yaml" in named else {})
@@ -65,24 +65,24 @@ def test_the_last_source_that_names_a_key_wins_and_is_told(
     )
     order = [("default", 1), ("default of the caller", 2), ("yaml", 3), ("environment", 4), ("command line", 5)]
     source, value = [row for row in order if row[0] in named | {"default"}][-1]
-    told = (value, str(path) if source == "yaml" else source)
-    assert sources_of(settings, sources)["trainer.max_steps"] == told
+    expected = (value, str(path) if source == "yaml" else source)
+    assert sources_of(settings, sources)["trainer.max_steps"] == expected
     assert settings.trainer.max_steps == value
 
 
-def test_a_layer_changes_one_leaf_of_a_section_and_leaves_its_neighbours(tmp_path: Path) -> None:
+def test_a_source_changes_single_keys_of_a_section(tmp_path: Path) -> None:
     path = write(tmp_path, {"optim": {"betas": [0.8, 0.9]}, "extra": {"a": 1, "b": 2}})
     env = {"TANDEM__TRAINER__OPTIM__LEARNING_RATE": "1.0e-4", "TANDEM__TRAINER__EXTRA__B": "[3, null]"}
     settings, sources = load(Settings, path=path, env=env, overrides={"trainer.extra": {"c": 4}})
     assert settings.trainer.optim == Optim(learning_rate=1e-4, betas=(0.8, 0.9))
     assert settings.trainer.extra == {"a": 1, "b": [3, None], "c": 4}
-    told = sources_of(settings, sources)
-    assert told["trainer.optim.learning_rate"] == (1e-4, "environment")
-    assert told["trainer.optim.betas"] == ([0.8, 0.9], str(path))
-    assert told["trainer.extra.c"] == (4, "command line")
+    values = sources_of(settings, sources)
+    assert values["trainer.optim.learning_rate"] == (1e-4, "environment")
+    assert values["trainer.optim.betas"] == ([0.8, 0.9], str(path))
+    assert values["trainer.extra.c"] == (4, "command line")
 
 
-def test_a_section_can_be_switched_off_by_a_later_source(tmp_path: Path) -> None:
+def test_a_later_source_can_remove_a_section(tmp_path: Path) -> None:
     path = write(tmp_path, {"eval": {"every_steps": 2}})
     settings, sources = load(Settings, path=path, env={}, overrides={"trainer.eval": None})
     assert settings.trainer.eval is None
@@ -98,13 +98,13 @@ def test_a_section_can_be_switched_off_by_a_later_source(tmp_path: Path) -> None
         ("shared.modle", "shared.model"),
     ],
 )
-def test_an_unknown_key_says_where_it_stands_and_which_was_meant(tmp_path: Path, key: str, meant: str) -> None:
+def test_an_unknown_key_is_reported_with_its_source_and_a_suggestion(tmp_path: Path, key: str, meant: str) -> None:
     path = write(tmp_path, {})
     with pytest.raises(ConfigError, match=rf"{key}.*command line.*did you mean '{meant}'"):
         load(Settings, path=path, env={}, overrides={key: 1})
 
 
-def test_another_services_section_is_left_to_it(tmp_path: Path) -> None:
+def test_the_section_of_the_other_service_is_ignored(tmp_path: Path) -> None:
     path = write(tmp_path, {}, generator={"engine": "mock"})
     assert load(Settings, path=path, env={"TANDEM__GENERATOR__PORT": "1"})[0].trainer == Trainer()
 
@@ -119,7 +119,7 @@ def test_another_services_section_is_left_to_it(tmp_path: Path) -> None:
         ({"trainer.optim.betas": ["x"]}, r"trainer\.optim\.betas\.0: got 'x' \(from command line\)"),
     ],
 )
-def test_a_value_that_does_not_fit_names_key_value_source_and_want(
+def test_an_invalid_value_is_reported_with_its_key_source_and_the_expected_value(
     tmp_path: Path, overrides: dict[str, Any], message: str
 ) -> None:
     path = write(tmp_path, {})
@@ -127,7 +127,7 @@ def test_a_value_that_does_not_fit_names_key_value_source_and_want(
         load(Settings, path=path, env={}, overrides=overrides)
 
 
-def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     path = write(tmp_path, {"max_steps": "many", "optim": {"learning_rate": 0}})
     with pytest.raises(ConfigError) as caught:
         load(Settings, path=path, env={})
@@ -137,7 +137,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_missing_value_says_both_places_to_set_it(tmp_path: Path) -> None:
+def test_a_missing_value_is_reported_with_both_places_to_set_it(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("trainer: {}")
     with pytest.raises(ConfigError, match=r"shared\.model is missing.*config\.yaml.*TANDEM__SHARED__MODEL"):
@@ -145,24 +145,24 @@ def test_a_missing_value_says_both_places_to_set_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["- a", "just words", "", "a: [", "\tx: 1"])
-def test_a_file_that_is_no_mapping_is_a_config_error(tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_a_mapping_is_a_config_error(tmp_path: Path, content: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         load(Settings, path=path, env={})
 
 
-def test_a_file_that_is_not_there_is_a_config_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_config_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml cannot be read"):
         load(Settings, path=tmp_path / "absent.yaml", env={})
 
 
-def test_an_environment_variable_that_is_no_yaml_is_named() -> None:
+def test_an_environment_variable_that_is_not_yaml_is_named() -> None:
     with pytest.raises(ConfigError, match=r"TANDEM__TRAINER__MAX_STEPS: got '\['"):
         load(Settings, env={"TANDEM__TRAINER__MAX_STEPS": "["})
 
 
-def test_overrides_are_read_as_yaml_in_both_spellings() -> None:
+def test_overrides_are_read_as_yaml_with_a_space_or_an_equals_sign() -> None:
     arguments = ["--trainer.max_steps", "5", "--trainer.optim.betas=[0.5, 0.6]", "--shared.revision=null"]
     arguments += ["--shared.model=m"]
     settings, _ = load(Settings, env={}, overrides=parse_overrides(arguments))
@@ -172,12 +172,12 @@ def test_overrides_are_read_as_yaml_in_both_spellings() -> None:
 
 
 @pytest.mark.parametrize("arguments", [["--max_steps=5"], ["trainer.max_steps=5"], ["--trainer=5"], ["--trainer.x"]])
-def test_an_override_of_another_form_says_the_form(arguments: list[str]) -> None:
+def test_an_invalid_override_is_refused_with_the_expected_form(arguments: list[str]) -> None:
     with pytest.raises(ConfigError, match="expected"):
         parse_overrides(arguments)
 
 
-def test_the_token_comes_from_the_file_before_the_environment(tmp_path: Path) -> None:
+def test_the_token_file_takes_precedence_over_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("from-file\n")
     assert read_token({}) is None
@@ -198,12 +198,12 @@ def test_a_token_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:8000", "http://", "http://host:port", "ftp://host", "http://host/v1"])
-def test_a_generators_address_that_is_no_base_url_is_told(url: str) -> None:
+def test_a_generator_that_is_not_a_base_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"shared\.generators"):
         load(Shared, overrides={"shared.model": "m", "shared.generators": [url]}, env={})
 
 
-def test_a_stack_without_generators_is_told() -> None:
+def test_an_empty_list_of_generators_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"shared\.generators"):
         load(Shared, overrides={"shared.model": "m", "shared.generators": []}, env={})
 

@@ -1,4 +1,4 @@
-"""Whatever shape a data set gives its messages, the model sees what the user wrote, in its own chat template."""
+"""The model sees what the user wrote, in its own chat template, however the data set writes its messages."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _load(tmp_path: Path, prompt: Any, template: str, **config: Any) -> PromptRo
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_every_template_says_what_every_shape_of_messages_says(tmp_path: Path, name: str, shape: str):
+def test_every_template_renders_every_shape_of_messages(tmp_path: Path, name: str, shape: str):
     template, expected = TEMPLATES[name]
     prompt, key = SHAPES[shape]
     text = getattr(expected, key)
@@ -96,36 +96,34 @@ def test_every_template_says_what_every_shape_of_messages_says(tmp_path: Path, n
     "template_kwargs",
     [{"continue_final_message": True}, {"add_generation_prompt": True}, {"add_generation_prompt": False}],
 )
-def test_an_answer_that_is_begun_is_continued_whatever_options_are_set(
-    tmp_path: Path, name: str, template_kwargs: dict[str, Any]
-):
+def test_an_incomplete_answer_is_continued_with_any_options(tmp_path: Path, name: str, template_kwargs: dict[str, Any]):
     template, expected = TEMPLATES[name]
     row = _load(tmp_path, CONTINUED, template, chat_template_kwargs=template_kwargs)
     assert row.text == expected.continued
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_after_a_users_message_the_answer_is_opened_although_answers_are_to_be_continued(tmp_path: Path, name: str):
+def test_continue_final_message_opens_the_answer_if_the_last_message_is_the_users(tmp_path: Path, name: str):
     template, expected = TEMPLATES[name]
     row = _load(tmp_path, USER, template, chat_template_kwargs={"continue_final_message": True})
     assert row.text == expected.user
 
 
-def test_an_answer_can_be_closed_and_another_be_opened(tmp_path: Path):
+def test_continue_final_message_false_closes_the_answer_and_opens_another(tmp_path: Path):
     template = TEMPLATES["ChatML"][0]
     row = _load(tmp_path, TURNS[:2], template, chat_template_kwargs={"continue_final_message": False})
     assert row.text.endswith("assistant\n2<|im_end|>\n<|im_start|>assistant\n")
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_an_empty_answer_at_the_end_is_one_that_begins(tmp_path: Path, name: str):
+def test_an_empty_answer_at_the_end_opens_the_answer(tmp_path: Path, name: str):
     template, expected = TEMPLATES[name]
     assert _load(tmp_path, [*USER, {"role": "assistant", "content": ""}], template).text == expected.user
 
 
 @pytest.mark.parametrize("name", [name for name, (_, expected) in TEMPLATES.items() if expected.tools])
-def test_messages_from_parquet_lose_what_arrow_adds_to_them(tmp_path: Path, name: str):
-    """Other rows have other keys, other arguments and other tools; Arrow gives all to all, as None."""
+def test_null_keys_that_arrow_adds_to_messages_are_removed(tmp_path: Path, name: str):
+    """The rows have different keys and arguments. Arrow gives every row the keys of all rows, with the value None."""
     template, expected = TEMPLATES[name]
     other = copy.deepcopy(TOOLS)
     other[1]["tool_calls"][0]["function"]["arguments"] = {"city": "Bern", "when": {"day": 1}}
@@ -137,7 +135,7 @@ def test_messages_from_parquet_lose_what_arrow_adds_to_them(tmp_path: Path, name
     assert row.text == expected.tools
 
 
-def test_nulls_inside_of_arguments_and_schemas_stay_where_the_user_wrote_them(tmp_path: Path):
+def test_nulls_that_the_user_wrote_in_arguments_and_schemas_are_kept(tmp_path: Path):
     prompt = _with_call(tool_calls=[{"id": "abcdefghi", "function": {"name": "add", "arguments": {"a": None}}}])
     assert '"arguments": {"a": null}' in _load(tmp_path, prompt, TEMPLATES["Qwen 2.5"][0]).text
     schema = {"type": "function", "function": {"name": "f", "parameters": {"default": None}}}
@@ -145,7 +143,7 @@ def test_nulls_inside_of_arguments_and_schemas_stay_where_the_user_wrote_them(tm
     assert '"default": null' in row.text
 
 
-def test_reward_functions_get_the_messages_in_one_shape(tmp_path: Path):
+def test_reward_functions_get_messages_of_the_same_shape(tmp_path: Path):
     template = TEMPLATES["Qwen 2.5"][0]
     for shape in ("JSON text", "two text parts", "ShareGPT's keys", "a message whose other keys are null"):
         assert _load(tmp_path, SHAPES[shape][0], template).prompt == USER
@@ -154,7 +152,7 @@ def test_reward_functions_get_the_messages_in_one_shape(tmp_path: Path):
     assert answer == TOOLS[2]
 
 
-def test_keys_that_only_some_templates_know_reach_them(tmp_path: Path):
+def test_unknown_keys_of_messages_reach_the_template(tmp_path: Path):
     template = "{% for m in messages %}{{ m.reasoning_content }}{{ m.content }}{{ m.prefix }}{% endfor %}"
     prompt = [*USER, {"role": "assistant", "reasoning_content": "hm", "content": "2", "prefix": True}]
     assert _load(tmp_path, [*prompt, *USER], template).text == "What is 1+1?hm2TrueWhat is 1+1?"
@@ -190,18 +188,18 @@ def test_keys_that_only_some_templates_know_reach_them(tmp_path: Path):
         ("Hi \ud83d", ["lone surrogate", "'Hi '"]),
     ],
 )
-def test_a_message_that_says_nothing_is_named_with_its_row_and_value(tmp_path: Path, prompt: Any, words: list[str]):
+def test_an_invalid_prompt_is_refused_with_its_row_message_and_value(tmp_path: Path, prompt: Any, words: list[str]):
     with pytest.raises(UserError) as error:
         _load(tmp_path, prompt, TEMPLATES["ChatML"][0])
     assert all(word in str(error.value) for word in ["prompts.jsonl row 0", *words]), error.value
 
 
-def test_a_template_that_leaves_out_what_the_user_says_is_refused(tmp_path: Path):
+def test_a_template_that_leaves_out_a_message_of_the_user_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"row 0: the model's chat template leaves out message 0, .*'human'.*Fix: "):
         _load(tmp_path, [{"role": "human", "content": "Hi"}], TEMPLATES["Phi 3"][0])
 
 
-def test_a_template_that_leaves_out_a_system_message_or_a_call_is_warned_of(
+def test_a_template_that_leaves_out_a_system_message_or_a_call_causes_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     _load(tmp_path, TOOLS, TEMPLATES["Phi 3"][0])
@@ -212,7 +210,7 @@ def test_a_template_that_leaves_out_a_system_message_or_a_call_is_warned_of(
     ]
 
 
-def test_a_template_of_the_configuration_takes_the_place_of_a_missing_one(tmp_path: Path):
+def test_a_configured_chat_template_replaces_a_missing_one(tmp_path: Path):
     tokenizer = make_tokenizer(80)
     tokenizer.chat_template = None
     (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": USER}))
@@ -224,11 +222,11 @@ def test_a_template_of_the_configuration_takes_the_place_of_a_missing_one(tmp_pa
 
 
 @pytest.mark.parametrize("text", ['[{"question": "1+1?"}]', "[{", '{"a": 1}', "[1, 2]", "{{ x }}", "[]"])
-def test_other_json_is_plain_text(tmp_path: Path, text: str):
+def test_json_that_is_not_a_conversation_is_plain_text(tmp_path: Path, text: str):
     assert _load(tmp_path, text, TEMPLATES["ChatML"][0]).text == text
 
 
-def test_tools_from_parquet_lose_what_arrow_adds_to_them(tmp_path: Path):
+def test_null_keys_that_arrow_adds_to_tools_are_removed(tmp_path: Path):
     tools = [
         {"type": "function", "function": {"name": name, "parameters": {"properties": {key: {"type": "string"}}}}}
         for name, key in (("f", "city"), ("g", "day"))
@@ -241,7 +239,7 @@ def test_tools_from_parquet_lose_what_arrow_adds_to_them(tmp_path: Path):
     assert [row.text for row in loaded] == [f"{json.dumps([tool])}What is 1+1?" for tool in tools]
 
 
-def test_a_long_message_is_cut_in_an_error(tmp_path: Path):
+def test_a_long_message_is_shortened_in_an_error(tmp_path: Path):
     image = {"type": "image_url", "image_url": {"url": "x" * 100_000}}
     with pytest.raises(UserError, match="image_url") as error:
         _load(tmp_path, [{"role": "user", "content": [image]}], TEMPLATES["ChatML"][0])

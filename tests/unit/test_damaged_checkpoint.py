@@ -40,7 +40,7 @@ def _learner(model: Path) -> Learner:
 
 
 class Queue(Saved):
-    """Reads its state, as real rollouts do."""
+    """Reads its state, as `Rollouts` does."""
 
     def load_state_dict(self, state: dict[str, Any], **again: bool) -> None:
         self.state = state["queue"]
@@ -56,7 +56,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run's folder with a real checkpoint of step 3 in it."""
+    """The folder of a run with a checkpoint of step 3."""
     folder = tmp_path_factory.mktemp("run")
     learner = _learner(model_dir)
     algorithm = Grpo(TrainerConfig.model_validate({"max_steps": 9, "rewards": [{"function": "rewards:r"}]}))
@@ -92,7 +92,7 @@ def test_a_damaged_checkpoint_is_refused(
     assert len(str(refused.value)) < 1000
 
 
-def test_a_whole_checkpoint_is_read(checkpoint: Path, model_dir: Path, tmp_path: Path):
+def test_an_intact_checkpoint_is_read(checkpoint: Path, model_dir: Path, tmp_path: Path):
     folder = tmp_path / "copy"
     shutil.copytree(checkpoint, folder)
     rollouts: Any = Queue()

@@ -1,4 +1,4 @@
-"""The same rows come out of every format, and text stays as it stands in the file."""
+"""Every file format gives the same rows, and text is not changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ANSWERS = [
     'a "b", c',
     "é",
 ]
-"""What libraries guess types for, or cut at; each as the answer of one row."""
+"""Text that libraries convert to other types or split into lines. Each is the answer of one row."""
 ROWS = [{"prompt": f"{i}+{i}=", "answer": answer} for i, answer in enumerate(ANSWERS)]
 
 
@@ -117,19 +117,19 @@ def test_a_folder_gives_the_rows_of_its_files(tmp_path: Path, name: str):
     assert _read(tmp_path) == ROWS
 
 
-def test_a_folder_that_datasets_saved_gives_its_rows(tmp_path: Path):
+def test_a_folder_saved_by_datasets_gives_its_rows(tmp_path: Path):
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
     datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "splits")
     assert _read(tmp_path / "saved") == _read(tmp_path / "splits") == ROWS
 
 
-def test_numbers_of_json_stay_what_they_are_in_a_folder_too(tmp_path: Path):
+def test_numbers_of_json_are_not_changed_in_a_file_or_a_folder(tmp_path: Path):
     rows = [{"n": 12345678901234567890, "x": 1}, {"n": 1, "x": "one"}, {"n": 0.1, "x": None, "y": [{"a": None}]}]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert _read(tmp_path) == _read(tmp_path / "train.jsonl") == rows
 
 
-def test_values_of_parquet_come_as_pythons_own(tmp_path: Path):
+def test_values_of_parquet_become_python_objects(tmp_path: Path):
     row = {
         "big": 2**64 - 1,
         "price": decimal.Decimal("1.50"),
@@ -156,14 +156,16 @@ def test_values_of_parquet_come_as_pythons_own(tmp_path: Path):
     [("train", ANSWERS), ("train[:2]", ANSWERS[:2]), ("train[1:3]+train[-1:]", [*ANSWERS[1:3], "é"])],
 )
 @pytest.mark.parametrize("name", ["prompts.jsonl", "prompts.csv", "prompts.parquet", "folder/train.csv"])
-def test_a_slice_of_a_split_means_the_same_in_every_format(tmp_path: Path, name: str, split: str, answers: list[str]):
+def test_a_slice_of_a_split_gives_the_same_rows_in_every_format(
+    tmp_path: Path, name: str, split: str, answers: list[str]
+):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(FILES[Path(name).name.replace("train", "prompts")]())
     source = (tmp_path / name).parent if "/" in name else tmp_path / name
     assert [row["answer"] for row in _read(source, split=split)] == answers
 
 
-def test_the_splits_of_a_folder_are_read_one_by_one(tmp_path: Path):
+def test_the_splits_of_a_folder_can_be_read_separately(tmp_path: Path):
     (tmp_path / "train.jsonl").write_text('{"prompt": "a"}\n')
     (tmp_path / "test.jsonl").write_text('{"prompt": "b"}\n')
     assert _read(tmp_path) == [{"prompt": "a"}]
@@ -197,7 +199,9 @@ def test_the_splits_of_a_folder_are_read_one_by_one(tmp_path: Path):
         ("a.xlsx", b"PK", ["a.xlsx' has an unknown format", ".jsonl", ".parquet"]),
     ],
 )
-def test_what_cannot_be_read_is_named_with_file_and_line(tmp_path: Path, name: str, data: bytes, words: list[str]):
+def test_a_file_that_cannot_be_read_is_refused_with_its_name_and_line(
+    tmp_path: Path, name: str, data: bytes, words: list[str]
+):
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError) as error:
         _read(tmp_path / name)
@@ -205,14 +209,14 @@ def test_what_cannot_be_read_is_named_with_file_and_line(tmp_path: Path, name: s
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "nowhere.csv.gz", "nowhere.parquet", "nowhere", "folder.jsonl"])
-def test_a_source_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+def test_a_missing_source_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(UserError, match=rf"prompts.source .*{name}"):
         _read(tmp_path / name)
 
 
-def test_a_file_has_no_subsets_and_one_split(tmp_path: Path):
+def test_a_file_has_no_subsets_and_only_the_split_train(tmp_path: Path):
     (tmp_path / "a.jsonl").write_bytes(_jsonl())
     with pytest.raises(UserError, match=r"prompts.subset is 'main', but .*a.jsonl' is a file"):
         _read(tmp_path / "a.jsonl", subset="main")
@@ -220,6 +224,6 @@ def test_a_file_has_no_subsets_and_one_split(tmp_path: Path):
         _read(tmp_path / "a.jsonl", split="test")
 
 
-def test_a_long_value_of_a_csv_file_is_whole(tmp_path: Path):
+def test_a_long_value_of_a_csv_file_is_read_completely(tmp_path: Path):
     (tmp_path / "a.csv").write_text(f"prompt\n{'x' * 200_000}\n")
     assert _read(tmp_path / "a.csv") == [{"prompt": "x" * 200_000}]

@@ -1,4 +1,4 @@
-"""What an evaluation says of the groups that it got."""
+"""An evaluation samples from the policy itself, and summarizes the rewards of its groups."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tandem_trainer.run import Stopped
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
 @pytest.mark.parametrize("rewards", [[1.0, 0.0, None, 2.0, 0.5], [0.0] * 5, [1.0] * 5])
-def test_pass_at_k_is_the_share_of_all_draws_of_k_samples_with_a_pass(rewards: list[float | None], k: int):
+def test_pass_at_k_is_the_fraction_of_draws_of_k_samples_with_a_pass(rewards: list[float | None], k: int):
     draws = [any(reward is not None and reward >= 1 for reward in draw) for draw in combinations(rewards, k)]
     assert pass_at_k(rewards, k) == pytest.approx(fmean(draws))
 
@@ -42,7 +42,7 @@ def test_the_record_has_means_over_all_completions_and_pass_rates_over_prompts()
 
 
 class Generator:
-    """Answers at once, and scores every completion 0.25."""
+    """A generator that answers at once, and a scorer that gives every completion 0.25."""
 
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
         self.request = request
@@ -78,7 +78,7 @@ def _evaluation(portal: BlockingPortal, folder: Path, generator: Any, wait: Any 
     )  # fmt: skip
 
 
-def test_an_evaluation_samples_from_the_policy_itself_whatever_training_does(portal: BlockingPortal, tmp_path: Path):
+def test_an_evaluation_ignores_the_sampling_options_of_training(portal: BlockingPortal, tmp_path: Path):
     generator = Generator()
     record = _evaluation(portal, tmp_path, generator)(Version(3, 1))
     assert generator.request.sampling == Sampling(n=1, max_tokens=6, temperature=0.0, stop_token_ids=(3,))

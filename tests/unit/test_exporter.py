@@ -1,4 +1,4 @@
-"""A scrape shows the run's newest step, to whoever has the token."""
+"""`GET /metrics` returns the newest step of the run, and requires the token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RECORD = {
 
 
 def scraped(text: str) -> dict[str, float]:
-    """`name{label=value}` → value, as Prometheus' own parser reads it."""
+    """Parse `text` with the parser of Prometheus, and return `name{label=value}` → value."""
     return {
         f"{sample.name}{sample.labels or ''}": sample.value
         for family in text_string_to_metric_families(text)
@@ -41,7 +41,7 @@ def get(port: int, path: str, token: str | None) -> str:
         return answer.read().decode()
 
 
-def test_every_number_of_a_step_is_a_gauge_and_what_is_none_is_left_out() -> None:
+def test_every_number_of_a_step_is_a_gauge_and_none_is_left_out() -> None:
     assert scraped(exposition(RECORD)) == {
         "tandem_trainer_step": 7,
         "tandem_trainer_reward_mean": 0.25,
@@ -52,7 +52,7 @@ def test_every_number_of_a_step_is_a_gauge_and_what_is_none_is_left_out() -> Non
     }
 
 
-def test_the_newest_step_is_shown_whatever_is_there_of_the_run(tmp_path: Path) -> None:
+def test_newest_returns_the_last_complete_step_at_any_time_of_the_run(tmp_path: Path) -> None:
     assert newest(tmp_path) == {}
     metrics, status = tmp_path / "metrics.jsonl", tmp_path / "status.json"
     metrics.write_text("")
@@ -65,10 +65,10 @@ def test_the_newest_step_is_shown_whatever_is_there_of_the_run(tmp_path: Path) -
     assert newest(tmp_path)["step"] == 1999
     with metrics.open("a") as file:
         file.write('{"step": 2000, "rewa')
-    assert newest(tmp_path)["step"] == 1999, "a line that is being written is not read"
+    assert newest(tmp_path)["step"] == 1999, "an incomplete line is ignored"
 
 
-def test_a_scrape_wants_the_token(tmp_path: Path, unused_tcp_port: int) -> None:
+def test_a_scrape_requires_the_token(tmp_path: Path, unused_tcp_port: int) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps(RECORD) + "\n")
     (tmp_path / "status.json").write_text('{"step": 8}')
     with exported(tmp_path, unused_tcp_port, "secret") as port:
@@ -79,5 +79,5 @@ def test_a_scrape_wants_the_token(tmp_path: Path, unused_tcp_port: int) -> None:
             assert caught.value.code == status
         with pytest.raises(UserError, match="cannot be listened on"), exported(tmp_path, port, "secret"):
             pass
-    with pytest.raises(UserError, match="without a token"), exported(tmp_path, unused_tcp_port, None):
+    with pytest.raises(UserError, match="there is no token"), exported(tmp_path, unused_tcp_port, None):
         pass

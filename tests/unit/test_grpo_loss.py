@@ -131,8 +131,8 @@ def test_an_option_says_which_argument_it_misses(options: dict[str, Any], missin
     ("options", "message"),
     [
         ({"loss_type": "vespo", "importance_sampling": "sequence_mask"}, "expected none, token_truncate or token_mask"),
-        ({"clip_min": 3.0, "clip_max": 2.0}, "clip_min is 3.0 for clip_max 2.0"),
-        ({"importance_sampling": "token_truncate", "clip_max": None}, "neither clip_max nor clip_min"),
+        ({"clip_min": 3.0, "clip_max": 2.0}, "clip_min is 3.0, expected less than clip_max, which is 2.0"),
+        ({"importance_sampling": "token_truncate", "clip_max": None}, "without clip_max and clip_min"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str):

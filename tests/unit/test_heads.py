@@ -1,4 +1,4 @@
-"""Logits that a model scales or caps are trained on as if all of them existed at once, in value and gradient."""
+"""Logprobs of scaled or capped logits, which are computed in chunks, have the right value and gradient."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ WEIGHTS_BT = torch.randn(2, 9, generator=torch.Generator().manual_seed(1))
         ("recurrent_gemma", Head(1.0, 30.0)),
     ],
 )
-def test_scale_and_cap_are_those_of_the_configuration(family: str, head: Head) -> None:
+def test_scale_and_cap_are_read_from_the_configuration(family: str, head: Head) -> None:
     assert Head.of(tiny_config(family)) == head
 
 
 @pytest.mark.parametrize("chunk_size", [4, 1000])
 @pytest.mark.parametrize("block", [1, 1000])
 @pytest.mark.parametrize("family", ["gemma2", "cohere", "granite"])
-def test_value_and_gradient_equal_those_of_the_models_own_logits(
+def test_value_and_gradient_equal_those_of_the_models_logits(
     monkeypatch: pytest.MonkeyPatch, family: str, block: int, chunk_size: int
 ) -> None:
     monkeypatch.setattr(logprobs, "BLOCK", block)

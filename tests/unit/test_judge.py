@@ -1,4 +1,4 @@
-"""A judge gets a prompt and two completions; its word becomes rewards, and a rate of wins against the first policy."""
+"""A judge compares two completions of a prompt. Its answers become rewards, or win rates against the first policy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROW = PromptRow(7, "prompts.jsonl row 7", "1+2=", "1+2=", tuple(TOKENIZER("1+2="
 
 @pytest.fixture
 def project() -> Iterator[types.ModuleType]:
-    """A module of the user's that tests put a judge into."""
+    """A module of the user's project, to which tests add a judge."""
     module = types.ModuleType("user_judge")
     sys.modules[module.__name__] = module
     yield module
@@ -66,7 +66,7 @@ def test_a_judge_gets_pairs_with_prompt_and_columns(project: Any):
 @pytest.mark.parametrize(
     ("answer", "rewards"), [([0], (1.0, 0.0)), ([True], (0.0, 1.0)), ([None], (0.5, 0.5)), ([-1], (0.5, 0.5))]
 )
-def test_what_is_preferred_has_the_reward_1(project: Any, answer: Any, rewards: Any):
+def test_the_preferred_completion_has_the_reward_1(project: Any, answer: Any, rewards: Any):
     project.prefer = lambda **_: answer
     got = _score("12", "a")
     assert got.rewards == rewards
@@ -74,26 +74,26 @@ def test_what_is_preferred_has_the_reward_1(project: Any, answer: Any, rewards: 
 
 
 @pytest.mark.parametrize("answer", [[2], [0, 1], 0, ["first"], [0.5]])
-def test_a_wrong_answer_names_judge_and_row(project: Any, answer: Any):
+def test_an_invalid_answer_is_refused_with_the_judge_and_the_row(project: Any, answer: Any):
     project.prefer = lambda **_: answer
     with pytest.raises(UserError, match=r"judge user_judge:prefer on prompts.jsonl row 7: got .*, expected"):
         _score("12", "a")
 
 
-def test_a_failing_judge_can_leave_the_pair_out(project: Any):
+def test_the_pair_of_a_failing_judge_can_be_dropped(project: Any):
     project.prefer = lambda **_: 1 / 0
     with pytest.raises(UserError, match="ZeroDivisionError"):
         _score("12", "a")
     assert _score("12", "a", drop=True).rewards == (None, None)
 
 
-def test_a_judge_that_is_not_there_is_told_at_the_start(project: Any):
+def test_a_missing_judge_is_refused_at_the_start(project: Any):
     with pytest.raises(UserError, match="judge user_judge:prefer: module user_judge has no function 'prefer'"):
         _judge()
 
 
 def _rates(file: Path, step: int, *texts: str, samples: int = 1) -> list[float | None]:
-    """Of rows with `samples` texts each."""
+    """Return the rewards of rows with `samples` texts each."""
     rows = [PromptRow(i, f"row {i}", "p", "p", (4,), {}) for i in range(len(texts) // samples)]
     win_rate = WinRate(_judge(), rows, file)
     answers = [completion(TOKENIZER(text).input_ids) for text in texts]
@@ -106,17 +106,19 @@ def _rates(file: Path, step: int, *texts: str, samples: int = 1) -> list[float |
     return [reward for g in rated for reward in g.rewards]
 
 
-def test_wins_are_against_the_first_policy_whatever_else_was_evaluated(project: Any, tmp_path: Path):
+def test_every_evaluation_is_compared_with_the_first_policy(project: Any, tmp_path: Path):
     project.prefer = _longer
     file = tmp_path / "first.json"
     assert _rates(file, 0, "1", "12", "123") == [0.5, 0.5, 0.5]
     assert _rates(file, 5, "123", "ab", "") == [1.0, 0.5, 0.0]
     assert _rates(file, 10, "12", "1", "1234") == [1.0, 0.0, 1.0]
-    assert _rates(file, 0, "1234", "1", "1") == [0.5, 0.5, 0.5], "a run that begins again forgets an earlier one"
+    assert _rates(file, 0, "1234", "1", "1") == [0.5, 0.5, 0.5], (
+        "a run that starts from step 0 replaces the stored completions"
+    )
     assert _rates(file, 5, "123", "12", "12", "new") == [0.0, 1.0, 1.0, None]
 
 
-def test_after_an_edit_of_the_held_out_prompts_each_is_compared_with_the_answers_to_itself(
+def test_after_an_edit_of_the_held_out_prompts_each_is_still_compared_with_its_first_completion(
     project: Any, tmp_path: Path
 ):
     project.prefer = _longer
@@ -141,7 +143,7 @@ def test_several_samples_of_a_prompt_are_compared_one_by_one(project: Any, tmp_p
     assert _rates(file, 5, "12", "12", "12", "12", "12", "12", samples=3) == [1.0, 0.5, 0.0, 1.0, 0.5, 1.0]
 
 
-def test_a_judge_that_likes_what_comes_first_finds_no_winner(project: Any, tmp_path: Path):
+def test_a_judge_that_always_prefers_the_first_completion_finds_no_winner(project: Any, tmp_path: Path):
     project.prefer = lambda completions, **_: [0 for _ in completions]
     file = tmp_path / "first.json"
     _rates(file, 0, "1", "12")

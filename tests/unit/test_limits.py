@@ -1,4 +1,4 @@
-"""Numbers that a library below could not take are refused before anything starts, with the bound."""
+"""Numbers that a library would not accept later are refused at the start, with the limit."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def test_a_number_beyond_its_limit_is_refused_with_the_limit(key: str, words: st
 
 
 @pytest.mark.parametrize("port", ["65536", "-1", "1e9", "true"])
-def test_the_generators_port_is_one(port: str) -> None:
+def test_an_invalid_port_of_the_generator_is_refused(port: str) -> None:
     with pytest.raises(ConfigError, match=r"^generator\.port: got "):
         load(tandem_generator.config.Settings, env={}, overrides={"shared.model": "m", "generator.port": port})
 
 
-def test_the_largest_seed_is_one_that_every_library_takes() -> None:
+def test_every_library_accepts_the_largest_seed() -> None:
     seed = trainer(trainer__seed=str(2**32 - 1)).seed
     before = np.random.get_state()
     set_seed(seed)
@@ -73,5 +73,5 @@ def test_a_requests_seed_leaves_room_for_its_samples() -> None:
 def test_stop_tokens_beyond_the_vocabulary_are_refused_at_the_start() -> None:
     model = LlamaConfig(vocab_size=64)
     check_stop_tokens((0, 63), model)
-    with pytest.raises(UserError, match=r"stop_token_ids holds \[64, 100\], expected ids below .* 64"):
+    with pytest.raises(UserError, match=r"stop_token_ids contains \[64, 100\], expected ids below .* 64"):
         check_stop_tokens((1, 64, 100), model)

@@ -137,10 +137,10 @@ def _handshake(info: Info, lora: LoraConfig | None, head: str | None = None) -> 
 @pytest.mark.parametrize(
     ("changes", "r", "head", "words"),
     [
-        ({"kinds": ("full",)}, 6, None, r"kind full; this run publishes lora.*enable_lora: true, max_lora_rank: 8"),
-        ({}, None, None, r"kind lora; this run publishes full.*set trainer\.lora"),
-        ({}, 16, None, r"rank 8 at most; trainer\.lora\.r is 16"),
-        ({}, 8, "lm_head", "takes no adapter at the output embedding lm_head"),
+        ({"kinds": ("full",)}, 6, None, r"kind full, but this run publishes lora.*enable_lora: true, max_lora_rank: 8"),
+        ({}, None, None, r"kind lora, but this run publishes full.*set trainer\.lora"),
+        ({}, 16, None, r"up to rank 8, but trainer\.lora\.r is 16"),
+        ({}, 8, "lm_head", "does not support an adapter for the output embedding lm_head"),
     ],
 )
 def test_a_generator_that_does_not_serve_what_is_trained_is_named_at_the_start(

@@ -118,8 +118,8 @@ def test_a_rank_without_a_pair_adds_nothing_to_the_step():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rollout": {"num_generations": 8}}, r"num_generations is 8; online_dpo compares two completions, expected 2"),
-        ({"online_dpo": {"judge": "judge:prefer"}}, "expected one of them"),
+        ({"rollout": {"num_generations": 8}}, r"num_generations is 8, expected 2: online_dpo compares two completions"),
+        ({"online_dpo": {"judge": "judge:prefer"}}, "expected only one of them"),
         ({"rewards": []}, "rewards is empty, expected at least one, or online_dpo.judge"),
         (
             {"algorithm": "grpo", "online_dpo": {"judge": "j:f"}, "rewards": []},

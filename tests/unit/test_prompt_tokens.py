@@ -1,4 +1,4 @@
-"""A prompt begins as the tokenizer begins a text, once, and nothing closes it before the completion."""
+"""A prompt begins with the special tokens of the tokenizer, exactly once, and does not end with any."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AROUND = {
     "BOS and EOS": ("<s> $A </s>", (BOS,)),
     "two before, one behind (BERT, GLM)": ("<pad> <s> $A </s>", (0, BOS)),
 }
-"""What a tokenizer puts around a text, and what a prompt must begin with."""
+"""Name → the special tokens that a tokenizer adds to a text, and those with which a prompt must begin."""
 
 
 def _ids(tmp_path: Path, around: str, prompt: Any, template: str | None = None) -> tuple[int, ...]:
@@ -43,13 +43,13 @@ def _bare(text: str) -> tuple[int, ...]:
 
 @pytest.mark.parametrize("name", AROUND)
 @pytest.mark.parametrize("text", ["1+1=", "a", "a a", "</s>"])
-def test_plain_text_gets_what_belongs_before_it_and_nothing_behind(tmp_path: Path, name: str, text: str):
+def test_plain_text_gets_special_tokens_only_at_its_start(tmp_path: Path, name: str, text: str):
     around, opening = AROUND[name]
     assert _ids(tmp_path, around, text) == (*opening, *_bare(text))
 
 
 @pytest.mark.parametrize("name", AROUND)
-def test_text_that_begins_so_already_gets_no_second_one(tmp_path: Path, name: str):
+def test_text_that_starts_with_special_tokens_gets_no_more(tmp_path: Path, name: str):
     around, opening = AROUND[name]
     begun = {(): "", (BOS,): "<s>", (0, BOS): "<pad><s>"}[opening]
     assert _ids(tmp_path, around, f"{begun}1+1=") == (*opening, *_bare("1+1="))
@@ -57,7 +57,7 @@ def test_text_that_begins_so_already_gets_no_second_one(tmp_path: Path, name: st
 
 @pytest.mark.parametrize("name", AROUND)
 @pytest.mark.parametrize("template", ["Llama 3", "ChatML"])
-def test_a_chat_template_writes_all_special_tokens_itself(tmp_path: Path, name: str, template: str):
+def test_the_text_of_a_chat_template_gets_no_special_tokens(tmp_path: Path, name: str, template: str):
     around, _ = AROUND[name]
     text, expected = TEMPLATES[template]
     ids = _ids(tmp_path, around, USER, text)

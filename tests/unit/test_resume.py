@@ -1,4 +1,4 @@
-"""Every setting takes effect when a run is resumed, or a change of it is refused with the reason."""
+"""When a run resumes, every changed setting takes effect or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -71,16 +71,16 @@ OTHER: dict[str, Any] = {
         "start_timeout_s": 1.0,
     },
 }  # fmt: skip
-"""Another value of every setting."""
+"""A different value for every setting."""
 TOGETHER: dict[str, dict[str, Any]] = {
     "trainer.algorithm": {"rollout": {"num_generations": 2}},
     "trainer.online_dpo.judge": {"algorithm": "online_dpo", "rollout": {"num_generations": 2}, "rewards": []},
 }
-"""What else has to be set where a value is valid only with it."""
+"""Key → other settings that its different value requires."""
 
 
 def _leaves(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted key of every setting; a list of models is one setting."""
+    """Yield the dotted key of every setting. A list of models is one setting."""
     for name, field in model.model_fields.items():
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
@@ -97,10 +97,12 @@ def _merged(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with(key: str) -> dict[str, Any]:
-    """The base configuration with another value of `key`."""
+    """Return the base configuration with a different value for `key`."""
     value: Any = OTHER
     for part in key.split("."):
-        assert part in value, f"give {key} another value in OTHER, and decide in resume.py what a change of it does"
+        assert part in value, (
+            f"add a different value of {key} to OTHER, and decide in resume.py what a change of it does"
+        )
         value = value[part]
     change: Any = value
     for part in reversed(key.split(".")):
@@ -111,7 +113,7 @@ def _with(key: str) -> dict[str, Any]:
 def _described(tree: dict[str, Any], rows: list[PromptRow] = ROWS, eval_rows: list[PromptRow] = ROWS) -> dict[str, Any]:
     settings = Settings.model_validate(tree)
     facts = describe(settings, processes=1, fingerprint={"config": "a"}, rows=rows, eval_rows=eval_rows)
-    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]  # as a checkpoint gives it back
+    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]  # as read from a checkpoint
 
 
 @pytest.mark.parametrize("key", [*_leaves(Settings)])
@@ -132,10 +134,8 @@ def test_a_changed_setting_is_reported_or_refused_with_the_reason(key: str, tmp_
         assert all(name == key or name.startswith(f"{key}.") for name in changes)
 
 
-@pytest.mark.parametrize(
-    ("before", "now"), [({"lora": None}, {}), ({}, {"lora": None})], ids=["an adapter comes", "an adapter goes"]
-)
-def test_an_adapter_can_neither_come_nor_go(before: dict[str, Any], now: dict[str, Any], tmp_path: Path):
+@pytest.mark.parametrize(("before", "now"), [({"lora": None}, {}), ({}, {"lora": None})], ids=["added", "removed"])
+def test_adding_or_removing_the_adapter_is_refused(before: dict[str, Any], now: dict[str, Any], tmp_path: Path):
     with pytest.raises(UserError, match=r"not set.*holds the parameters of this adapter"):
         compare(_described(_merged(BASE, {"trainer": before})), _described(_merged(BASE, {"trainer": now})), tmp_path)
 
@@ -161,13 +161,13 @@ def test_edited_answers_change_rewards_and_edited_held_out_prompts_change_evalua
     assert (held_out.touch(SCORING), held_out.touch(EVALUATION)) == (False, True)
 
 
-def test_a_prompt_that_only_rewards_see_edited_changes_rewards(tmp_path: Path):
-    """A chat template may trim a message, so that its tokens stay the same."""
+def test_an_edited_prompt_with_the_same_tokens_changes_rewards(tmp_path: Path):
+    """A chat template may trim a message. The tokens then stay the same, but the rewards see the edit."""
     edited = [*ROWS[:2], PromptRow(2, "row 2", "1+2= ", "1+2=", (4, 2), {"answer": "2"})]
     assert _changes(tmp_path, rows=edited).touch(SCORING)
 
 
-def test_every_rollout_setting_but_its_size_and_deadlines_changes_what_is_sampled():
+def test_every_rollout_setting_except_num_prompts_and_timeouts_changes_what_is_sampled():
     others = {"num_prompts", "timeout_s", "stall_timeout_s"}
     assert set(SAMPLING) == {f"trainer.rollout.{name}" for name in RolloutConfig.model_fields.keys() - others}
 
@@ -202,7 +202,7 @@ def test_edited_code_of_the_project_changes_rewards(tmp_path: Path, monkeypatch:
     assert changes.touch(SCORING)
 
 
-def test_a_long_value_is_cut_in_the_message(tmp_path: Path):
+def test_a_long_value_is_shortened_in_the_message(tmp_path: Path):
     rewards = [{"function": "rewards:r", "arguments": {"words": ["word"] * 100}}]
     (change,) = _changes(tmp_path, _merged(BASE, {"trainer": {"rewards": rewards}}))
     assert 200 < len(str(change)) < 500

@@ -1,4 +1,4 @@
-"""The trainer's command line."""
+"""The trainer's command line, and the check of the generators at the start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_overrides_take_both_spellings_and_stay_as_they_are_written():
+def test_overrides_accept_a_space_or_an_equals_sign_and_are_not_converted():
     _, check, overrides = parse(
         ["--config", "c.yaml", "--trainer.max_steps", "5", "--trainer.optim.learning_rate=1.0e-3", "--check"]
     )
@@ -36,7 +36,7 @@ def test_overrides_take_both_spellings_and_stay_as_they_are_written():
 
 
 @pytest.mark.parametrize("word", ["max_steps", "--max_steps", "--trainer.max_steps"])
-def test_arguments_that_are_no_override_are_refused(word: str):
+def test_invalid_arguments_are_refused(word: str):
     with pytest.raises(ConfigError, match="max_steps"):
         parse(["--config", "c.yaml", word])
 
@@ -57,7 +57,7 @@ def test_check_prints_every_value_with_its_source(config: str, capsys: pytest.Ca
         ("--trainer.rollout.num_generations=1", "expected 2 or more"),
     ],
 )
-def test_a_wrong_setting_exits_2_with_the_message_alone(
+def test_an_invalid_setting_exits_2_without_a_traceback(
     config: str, capsys: pytest.CaptureFixture[str], override: str, words: str
 ):
     assert main(["--config", config, override]) == 2
@@ -88,7 +88,7 @@ def _check(*, accelerators: Sequence[str] = (), **changes: object) -> int:
     )
 
 
-def test_generators_that_belong_to_the_trainer_give_the_shortest_length():
+def test_matching_generators_return_the_shortest_of_their_lengths():
     assert _check() == 24
     assert _check(fingerprint=ModelFingerprint(parameters="p")) == 24
 
@@ -98,16 +98,16 @@ def test_generators_that_belong_to_the_trainer_give_the_shortest_length():
     [
         ({"protocol": 2}, "speaks protocol 2, expected 1"),
         ({"fingerprint": ModelFingerprint(config="x", tokenizer="t", parameters="q")}, "differ in config, parameters"),
-        ({"max_model_len": 16}, "takes 16 tokens"),
-        ({"generator_id": "g"}, "expected each replica once"),
+        ({"max_model_len": 16}, "supports 16 tokens"),
+        ({"generator_id": "g"}, "expected a different name for each"),
     ],
 )
-def test_a_generator_that_does_not_belong_is_named(changes: dict[str, object], words: str):
+def test_a_generator_that_does_not_match_is_named(changes: dict[str, object], words: str):
     with pytest.raises(UserError, match=words):
         _check(**changes)
 
 
-def test_a_generator_of_another_model_is_named_with_the_parameters_that_differ():
+def test_a_generator_with_another_model_is_named_with_the_parameters_that_differ():
     with pytest.raises(UserError, match="differ in parameters; 2 parameters differ: head: trainer none") as error:
         check_generators(
             [INFO.model_copy(update={"fingerprint": ModelFingerprint(parameters="q")})],
@@ -122,17 +122,15 @@ def test_a_generator_of_another_model_is_named_with_the_parameters_that_differ()
     assert "head: trainer none, generator (8, 4); norm: trainer (4,), generator none. Fix" in str(error.value)
 
 
-def test_a_generator_on_an_accelerator_of_any_rank_is_refused_with_both_lists():
+def test_a_generator_that_uses_a_gpu_of_any_rank_is_refused_with_both_lists():
     assert _check(devices=("GPU-a", "GPU-b"), accelerators=("GPU-c", "GPU-d")) == 24
-    words = (
-        "generator h at http://b computes on GPU-a, GPU-B and the trainer on GPU-c, GPU-b, which share GPU-b, expected"
-    )
+    words = "generator h at http://b computes on GPU-a, GPU-B and the trainer on GPU-c, GPU-b. Both use GPU-b, expected"
     with pytest.raises(UserError, match=words):
         _check(devices=("GPU-a", "GPU-B"), accelerators=("GPU-c", "GPU-b"))
 
 
 @pytest.mark.parametrize("name", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharding_that_accelerate_launch_was_told_of_is_refused_with_our_way_to_it(
+def test_sharding_configured_for_accelerate_launch_is_refused_with_the_key_to_use(
     config: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ):
     monkeypatch.setenv(name, "true")

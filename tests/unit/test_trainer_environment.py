@@ -1,4 +1,4 @@
-"""What accelerate reads from the environment cannot change the arithmetic or the devices unseen."""
+"""Variables that make accelerate change the arithmetic or the devices are refused."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def config(dtype: str = "float32") -> TrainerConfig:
         ("ACCELERATE_USE_CPU=true", "CUDA_VISIBLE_DEVICES= "),
     ],
 )
-def test_a_variable_that_would_change_training_is_refused_with_our_key(variable: str, fix: str) -> None:
+def test_a_variable_that_would_change_training_is_refused_with_the_key_to_use(variable: str, fix: str) -> None:
     name, _, value = variable.partition("=")
     with pytest.raises(UserError, match=f"got {variable} .*Fix: .*{fix}"):
         check_environment({name: value}, config(), has_accelerator=True)
 
 
-def test_what_accelerate_launch_sets_by_default_changes_nothing() -> None:
+def test_the_defaults_of_accelerate_launch_are_accepted() -> None:
     env = {
         "ACCELERATE_USE_CPU": "False",
         "ACCELERATE_MIXED_PRECISION": "no",
@@ -55,6 +55,6 @@ def test_what_accelerate_launch_sets_by_default_changes_nothing() -> None:
     check_environment(env, config("bfloat16"), has_accelerator=True)
 
 
-def test_what_says_the_same_as_the_configuration_passes() -> None:
+def test_variables_that_agree_with_the_configuration_are_accepted() -> None:
     check_environment({"ACCELERATE_MIXED_PRECISION": "bf16"}, config("bfloat16"), has_accelerator=True)
     check_environment({"ACCELERATE_USE_CPU": "true"}, config(), has_accelerator=False)

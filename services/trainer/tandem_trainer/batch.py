@@ -1,6 +1,6 @@
-"""What one update trains on: scored groups, and the padded tensors made of them.
+"""Training data of one update: scored groups, and the padded tensors made from them.
 
-Tensor names end in their shape: B rows (one completion each), S prompt + completion tokens, T completion tokens.
+Tensor names end in their shape. B: rows, one completion each. S: prompt and completion tokens. T: completion tokens.
 """
 
 from __future__ import annotations
@@ -16,48 +16,54 @@ from tandem_protocol.messages import Completion, Group, Message
 
 
 class ScoredGroup(Message):
-    """All completions of one prompt with their rewards. A message, so that a checkpoint can hold it."""
+    """All completions of one prompt, with their rewards. It is a `Message`, so a checkpoint can store it as JSON."""
 
     row: int
-    """Of the prompt in the data set."""
+    """Index of the prompt in the data set."""
     prompt_ids: tuple[int, ...]
     prompt_text: str
     texts: tuple[str, ...]
-    """Of the completions, without special tokens."""
+    """Text of each completion, without special tokens."""
     group: Group
     rewards: tuple[float | None, ...]
-    """Weighted sum over the reward functions; None where no function gave one."""
+    """Per completion: the weighted sum over the reward functions, or None if no function gave a reward."""
     rewards_by_function: dict[str, tuple[float | None, ...]]
+    """Name of the function → its reward for each completion, without the weight."""
 
     @property
     def oldest_step(self) -> int:
-        """Version step of the oldest policy that sampled any of its tokens."""
+        """Version step of the oldest policy that sampled any token of the group."""
         return oldest_step(self.group)
 
     @property
     def has_signal(self) -> bool:
-        """Whether its rewards differ at all: otherwise every advantage is 0."""
+        """Whether the rewards differ. If all are equal, every advantage is 0."""
         return len({reward for reward in self.rewards if reward is not None}) > 1
 
 
 def oldest_step(group: Group) -> int:
-    """Version step of the oldest policy that sampled any token of `group`."""
+    """Return the version step of the oldest policy that sampled any token of `group`."""
     return min(span.version.step for completion in group.completions for span in completion.versions)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One completion to train on."""
+    """One completion of the batch."""
 
     prompt_ids: Sequence[int]
     completion: Completion
     advantage: float
     in_loss: bool
+    """Whether its tokens count in the loss."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded tensors of B rows; row_total and token_total normalise the loss and may count rows left out here."""
+    """Right-padded tensors of B rows.
+
+    `row_total` and `token_total` normalize the loss. They may count rows that are not in these tensors, such as those
+    of the other micro-batches.
+    """
 
     token_ids_BS: Tensor
     prompt_lengths_B: Tensor
@@ -66,7 +72,7 @@ class Batch:
     """1.0 where a token counts in the loss."""
     sampler_logprobs_BT: Tensor
     sampled_at_BT: Tensor
-    """Version step of the policy that sampled the token; −1 in padding."""
+    """Version step of the policy that sampled the token; −1 for padding."""
     advantages_B: Tensor
     row_total: int
     token_total: int
@@ -80,23 +86,24 @@ class Batch:
 
     @property
     def completion_mask_BT(self) -> Tensor:
-        """Where a sampled token is, in the loss or not."""
+        """True where there is a sampled token, whether or not it counts in the loss."""
         positions_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
         return positions_T < self.completion_lengths_B[:, None]
 
     @property
     def model_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The arguments of `TokenLogprobs`."""
+        """Arguments for a call of `TokenLogprobs`."""
         return self.token_ids_BS, self.prompt_lengths_B, self.completion_mask_BT
 
     def to(self, device: torch.device) -> Batch:
+        """Return a copy with all tensors on `device`."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Batch(**{**vars(self), **tensors})
 
     def micro_batches(self, max_tokens: int) -> Iterator[Batch]:
-        """Split into micro-batches of rows of similar length, each of at most `max_tokens` padded tokens.
+        """Split into micro-batches of at most `max_tokens` padded tokens, with rows of similar length together.
 
-        A row that is longer than that gets a micro-batch of its own.
+        A row longer than `max_tokens` gets its own micro-batch.
         """
         together = self.rows_together
         lengths = (self.prompt_lengths_B + self.completion_lengths_B).view(-1, together).amax(1).tolist()
@@ -109,14 +116,19 @@ class Batch:
         yield self._select(rows)
 
     def weightless(self) -> Batch:
-        """As few rows as can be, which no loss counts."""
+        """Return the smallest possible batch, with a loss of 0.
+
+        A rank that has run out of micro-batches computes it, so that every rank joins the same collective operations.
+        """
         rows = self._select(list(range(self.rows_together)))
         return replace(rows, mask_BT=torch.zeros_like(rows.mask_BT), advantages_B=torch.zeros_like(rows.advantages_B))
 
     def _select(self, rows: list[int]) -> Batch:
         picked_B = torch.tensor(rows, device=self.token_ids_BS.device)
-        prompts_B, completions_B = self.prompt_lengths_B[picked_B], self.completion_lengths_B[picked_B]
-        seq_len, completion_len = int((prompts_B + completions_B).max()), max(1, int(completions_B.max()))
+        prompts_B = self.prompt_lengths_B[picked_B]
+        completions_B = self.completion_lengths_B[picked_B]
+        seq_len = int((prompts_B + completions_B).max())
+        completion_len = max(1, int(completions_B.max()))
         return Batch(
             token_ids_BS=self.token_ids_BS[picked_B, :seq_len],
             prompt_lengths_B=prompts_B,
@@ -132,7 +144,10 @@ class Batch:
 
 
 def pad(rows: Sequence[Row], *, row_total: int, token_total: int, rows_together: int = 1) -> Batch:
-    """The tensors of `rows`. The padding value is never read: attention is causal and padding stands on the right."""
+    """Return the padded tensors of `rows`.
+
+    The padding value does not matter: padding is on the right and attention is causal, so no token sees it.
+    """
     completions = [row.completion for row in rows]
     return Batch(
         token_ids_BS=pad_sequence(
@@ -151,6 +166,7 @@ def pad(rows: Sequence[Row], *, row_total: int, token_total: int, rows_together:
 
 
 def _sampled_at(completion: Completion) -> Tensor:
-    """[T]. Version step of each token."""
-    steps, counts = [span.version.step for span in completion.versions], [span.tokens for span in completion.versions]
+    """[T]. Return the version step of each token."""
+    steps = [span.version.step for span in completion.versions]
+    counts = [span.tokens for span in completion.versions]
     return torch.repeat_interleave(torch.tensor(steps, dtype=torch.long), torch.tensor(counts, dtype=torch.long))

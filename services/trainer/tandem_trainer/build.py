@@ -1,4 +1,4 @@
-"""Makes everything that `loop.py` uses: what the user brings, loaded and checked, and the parts of the loop."""
+"""Build everything that `loop.py` uses: load and check the user's project, then construct the parts of the loop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .run import Run
 
 
 class Project(NamedTuple):
-    """What the user brings, loaded and checked."""
+    """The user's rewards, prompts and model, loaded and checked."""
 
     scorer: Rewards | Judge
     rows: list[PromptRow]
@@ -45,12 +45,16 @@ class Project(NamedTuple):
 
 
 def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Project:
-    """Load everything that can be wrong with the project, before the generators are waited for."""
+    """Load and check the project before waiting for the generators, so that its errors appear early.
+
+    Raises:
+        UserError: the prompts, rewards, model or configuration do not fit together.
+    """
     shared, config = settings.shared, settings.trainer
     if config.rollout.num_prompts % accelerator.num_processes:
         raise UserError(
-            f"rollout.num_prompts is {config.rollout.num_prompts} for {accelerator.num_processes} trainer processes; "
-            "wanted a multiple of their number"
+            f"trainer.rollout.num_prompts is {config.rollout.num_prompts} for {accelerator.num_processes} trainer "
+            "processes, expected a multiple of the number of processes"
         )
     with run.timer("start"):
         tokenizer = load_tokenizer(shared)
@@ -67,15 +71,15 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
-    """Refuse stop tokens that the model does not have, which every generator would refuse later.
+    """Check that the model's vocabulary contains the stop tokens. Otherwise every generator would refuse them later.
 
     Raises:
-        UserError: names them, and the size of the vocabulary.
+        UserError: a stop token is not in the vocabulary; names it, and the size of the vocabulary.
     """
     size = model_config.get_text_config().vocab_size
     if unknown := [token for token in stop_token_ids if token >= size]:
         raise UserError(
-            f"trainer.rollout.stop_token_ids holds {unknown}, expected ids below the size of the vocabulary, {size}"
+            f"trainer.rollout.stop_token_ids contains {unknown}, expected ids below the size of the vocabulary, {size}"
         )
 
 
@@ -88,7 +92,7 @@ def construct_and_train(
     portal: BlockingPortal,
     project: Project,
 ) -> int:
-    """Make the parts of the loop and run it; returns the last step."""
+    """Construct the parts of the loop, run it, and return the last step."""
     cursor = PromptCursor(
         len(project.rows),
         seed=config.seed,
@@ -140,29 +144,30 @@ def construct_and_train(
 
 
 def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
-    """What says which completions are better.
+    """Load the reward functions, or the judge if `online_dpo.judge` is set.
 
     Raises:
         UserError: one of the project's functions does not exist or cannot be imported.
     """
-    drop_errors, timeout_s = config.reward_errors == "drop", config.reward_timeout_s
+    drop_errors = config.reward_errors == "drop"
+    timeout_s = config.reward_timeout_s
     if judge := config.online_dpo.judge:
         return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
     return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
 
 
 def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
-    """The model's tokenizer.
+    """Load the model's tokenizer.
 
     Raises:
-        UserError: there is no such model, or it has no tokenizer.
+        UserError: the model does not exist, or its tokenizer cannot be loaded.
     """
     check_model(shared.model)
     try:
         return AutoTokenizer.from_pretrained(
             shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
         )
-    except Exception as error:  # of any kind: what is wrong in tokenizer.json shows deep inside of libraries
+    except Exception as error:  # any kind: a damaged tokenizer.json fails deep inside the libraries
         raise UserError(
             f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}"
         ) from error

@@ -1,6 +1,6 @@
-"""Calls of functions of the user's project. Each has a deadline, and arguments that nothing else holds.
+"""Call functions of the user's project, with a deadline and with copies of the arguments.
 
-A function may sort, pop or overwrite what it gets: another function, a later call and the training data do not see it.
+A function may sort, pop or overwrite its arguments. This does not affect other functions, later calls or the data.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ log = logging.getLogger(__name__)
 AnswerT = TypeVar("AnswerT")
 
 NO_SIGNALS = "signal only works in main thread of the main interpreter"
-"""What `signal.signal` says elsewhere."""
+"""The error of `signal.signal` in any other thread."""
 
 Caller = Callable[[dict[str, Any]], Awaitable[Any]]
-"""Calls one function with these arguments, within its deadline."""
+"""Calls one function with the given keyword arguments, and enforces its deadline."""
 
 
 class Hung(CallFailed):
-    """The function did not answer in time and cannot be ended."""
+    """The function missed its deadline, and its thread cannot be stopped."""
 
 
 class ProjectFunction(Generic[AnswerT]):
-    """A function of the user's project. An error of it names the function and the row."""
+    """A function of the user's project. Its errors name the function and the row of the data set."""
 
     def __init__(
         self,
@@ -50,20 +50,24 @@ class ProjectFunction(Generic[AnswerT]):
     ) -> None:
         """
         Args:
-            kind: what it is called in messages.
-            function: what `call` calls, to look at its parameters.
-            check: from its answer, and the number of expected values, to the values; raises `CallFailed`.
-            arguments: those of the configuration, which `call` adds.
+            kind: the word for it in messages, such as "reward".
+            function: the function that `call` calls. Only its signature is used here.
+            check: converts the answer to the result. It also gets the number of expected values. Raises `CallFailed`.
+            arguments: the configured arguments. `call` adds them; here they are only compared with the columns.
         """
         self.name = name
-        self._kind, self._function, self._call, self._check = kind, function, call, check
-        self._arguments, self._drop_errors = arguments or {}, drop_errors
+        self._kind = kind
+        self._function = function
+        self._call = call
+        self._check = check
+        self._arguments = arguments or {}
+        self._drop_errors = drop_errors
 
     def check_parameters(self, rows: Iterable[PromptRow], given: Collection[str]) -> None:
-        """See that it can be called with the columns of all rows, besides `given`.
+        """Check that the function accepts the columns of all rows, together with the arguments named in `given`.
 
         Raises:
-            UserError: it cannot; names the row and the parameter.
+            UserError: it does not; names the row and the parameter.
         """
         by_columns: dict[frozenset[str], PromptRow] = {}
         for row in rows:
@@ -71,7 +75,7 @@ class ProjectFunction(Generic[AnswerT]):
         for columns, row in by_columns.items():
             if twice := sorted(self._arguments.keys() & {*columns, *given}):
                 raise UserError(
-                    f"{self._kind} {self.name}: its configured argument {twice[0]!r} is also what it gets from "
+                    f"{self._kind} {self.name}: its configured argument {twice[0]!r} has the name of an argument from "
                     f"{row.where}, whose columns are {sorted(columns)}. Fix: rename the column or the argument."
                 )
             if not self._drop_errors:
@@ -80,7 +84,7 @@ class ProjectFunction(Generic[AnswerT]):
     def _bind(self, row: PromptRow, names: Collection[str]) -> None:
         try:
             signature = inspect.signature(self._function)
-        except ValueError:  # of a function that is not written in Python
+        except ValueError:  # the function is not written in Python, so its signature is unknown
             return
         try:
             signature.bind(**dict.fromkeys(names))
@@ -91,7 +95,14 @@ class ProjectFunction(Generic[AnswerT]):
             ) from error
 
     async def __call__(self, row: PromptRow, size: int, **arguments: Any) -> AnswerT | None:
-        """Its answer to `size` times prompt and columns of the row, and `arguments`; None for a dropped error."""
+        """Call the function with `size` copies of the prompt and the columns of the row, and with `arguments`.
+
+        Returns:
+            The checked answer. None if the call failed and `drop_errors` is set.
+
+        Raises:
+            UserError: the call failed, and errors are not dropped or the function cannot be stopped.
+        """
         columns = {column: _copies(value, size) for column, value in row.columns.items()}
         try:
             answer = await self._call({"prompts": _copies(row.prompt, size), **arguments, **columns})
@@ -106,18 +117,19 @@ class ProjectFunction(Generic[AnswerT]):
 
 
 def _copies(value: Any, count: int) -> list[Any]:
-    """Equal values that share nothing which can be changed."""
+    """Return `count` copies that share no mutable object."""
     if isinstance(value, str | int | float | bool | None):
         return [value] * count
-    pickled = pickle.dumps(value)  # a tenth of the time that deepcopy takes
-    return [pickle.loads(pickled) for _ in range(count)]  # noqa: S301 - what was pickled above
+    pickled = pickle.dumps(value)  # about ten times as fast as deepcopy
+    return [pickle.loads(pickled) for _ in range(count)]  # noqa: S301 - pickled in the line above
 
 
 def in_process(function: Callable[..., Any], timeout_s: float, turn: asyncio.Lock) -> Caller:
-    """A caller that runs asynchronous functions concurrently, and synchronous ones in a worker thread.
+    """Return a caller that runs an asynchronous function in the event loop, and a synchronous one in a worker thread.
 
-    Of the latter, one runs at a time of all that share `turn`, so that they need not be thread-safe and do not hold up
-    the streams. One that returns an awaitable, such as a decorated coroutine function, is awaited after its turn.
+    Synchronous functions that share `turn` run one at a time, so they need not be thread-safe. The worker thread keeps
+    them from blocking the rollout streams. If a synchronous function returns an awaitable, as a decorated coroutine
+    function may, the awaitable is awaited after the lock is released.
     """
     if is_asynchronous(function):
         return functools.partial(_await, function, timeout_s)
@@ -141,7 +153,7 @@ async def _awaited(answer: Awaitable[Any], deadline_s: float, timeout_s: float) 
 async def _run_in_thread(
     function: Callable[..., Any], timeout_s: float, turn: asyncio.Lock, arguments: dict[str, Any]
 ) -> Any:
-    """The deadline leaves out the wait for its turn."""
+    """Run `function` in a worker thread. The deadline starts when the lock is acquired."""
     async with turn:
         deadline_s = asyncio.get_running_loop().time() + timeout_s
         try:
@@ -151,15 +163,15 @@ async def _run_in_thread(
             if not deadline.expired():
                 raise
             raise Hung(
-                f"{_late(timeout_s)}, and a thread cannot be ended. Fix: give the reward more time, or set "
-                "`sandbox: true`: a process that is killed at its deadline"
+                f"{_late(timeout_s)}, and a thread cannot be stopped. Fix: give the reward more time, or set "
+                "`sandbox: true`, which runs it in a process that is killed at the deadline"
             ) from error
         except ValueError as error:
             if NO_SIGNALS not in map(str, (error, error.__cause__, error.__context__)):
                 raise
             raise CallFailed(
-                f"{describe(error)}. Its time limit uses a signal, which works in a main thread only, and this call "
-                "ran in another. Fix: set `sandbox: true`, or use a time limit without signals"
+                f"{describe(error)}. Its time limit uses a signal. Signals work in the main thread only, and this call "
+                "ran in a worker thread. Fix: set `sandbox: true`, or use a time limit without signals"
             ) from error
     return await _awaited(answer, deadline_s, timeout_s) if inspect.isawaitable(answer) else answer
 

@@ -1,4 +1,4 @@
-"""Whether the logprobs of a row are its own: the same alone and padded beside a longer one."""
+"""Check that attention is causal: a row has the same logprobs alone as in a batch, padded to a longer row."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .errors import UserError
 from .logprobs import TokenLogprobs
 
 SHORT, LONG = 8, 16
-"""Tokens of the two rows."""
+"""Lengths of the two rows in tokens."""
 
 
 @torch.no_grad()
 def check_causal(policy: TokenLogprobs) -> None:
-    """Compare a short row alone with the same row beside a longer one.
+    """Compare the logprobs of a short row alone with those of the same row in a batch with a longer one.
 
     Raises:
-        UserError: they differ, because tokens attend to later ones, as an encoder's do.
+        UserError: they differ. Tokens attend to later tokens, as in an encoder, or to padding.
     """
     model = policy.model
     long_S = torch.arange(LONG, device=model.device) % model.get_input_embeddings().num_embeddings
@@ -27,17 +27,17 @@ def check_causal(policy: TokenLogprobs) -> None:
     beside_T = _logprobs(policy, padded_BS)[0, : SHORT - 1]
     if not torch.allclose(alone_T, beside_T, atol=1e-4):
         raise UserError(
-            f"{type(model).__name__} gives the same tokens the logprobs {alone_T[:3].tolist()} alone and "
-            f"{beside_T[:3].tolist()} with padding behind them, expected equal ones. Its tokens attend to later ones, "
-            f"or to padding{_hint(model)}. Fix: choose a causal language model."
+            f"{type(model).__name__} computes the logprobs {alone_T[:3].tolist()} for some tokens alone and "
+            f"{beside_T[:3].tolist()} for the same tokens followed by padding, expected equal ones. Its tokens attend "
+            f"to later tokens or to padding{_hint(model)}. Fix: choose a causal language model."
         )
 
 
 def _logprobs(policy: TokenLogprobs, token_ids_BS: Tensor) -> Tensor:
-    """[B, S − 1]"""
+    """[B, S − 1]. Return the logprobs of all tokens but the first."""
     ones_B = torch.ones(len(token_ids_BS), dtype=torch.long, device=token_ids_BS.device)
     logprobs_BT, _ = policy(token_ids_BS, ones_B, torch.ones_like(token_ids_BS[:, 1:]).bool())
-    return logprobs_BT  # type: ignore[no-any-return]  # a module answers with anything
+    return logprobs_BT  # type: ignore[no-any-return]  # calling a module returns Any
 
 
 def _hint(model: PreTrainedModel) -> str:

@@ -1,8 +1,9 @@
-"""The text that a model sees of a conversation.
+"""Render a conversation to the text that the model sees.
 
 Chat templates expect messages in different forms. For example, Qwen's template writes tool arguments as JSON, and
-DeepSeek's expects their JSON text. Most expect `content` as a string, those of vision models as a list of parts. Each
-conversation is therefore rendered in one form after another, until the text shows everything that it says.
+DeepSeek's expects them as JSON text already. Most templates expect `content` as a string; those of vision models expect
+a list of parts. Therefore each conversation is rendered in one form after another, until the text contains everything
+that the messages say.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from .conversations import Conversation, shown
 from .errors import UserError
 
 _MAY_BE_LEFT_OUT = frozenset({"system", "developer", "assistant", "tool"})
-"""Many templates ignore the system's message, or what the assistant thought in an earlier turn."""
+"""Roles whose messages a template may ignore. Many drop the system message, or the reasoning of earlier turns."""
 
 
 class Form(NamedTuple):
-    """One way to hand a conversation to a template."""
+    """One way to pass a conversation to a template."""
 
     content_in_parts: bool = False
     arguments_as_text: bool = False
     no_content: str | None = ""
-    """The content of a message that only calls tools."""
+    """The `content` of a message that only calls tools."""
 
 
 _PLAIN_FORMS = (Form(), Form(content_in_parts=True))
@@ -37,7 +38,7 @@ _TOOL_FORMS = tuple(Form(*choices) for choices in product((False, True), (False,
 class Rendered(NamedTuple):
     text: str
     left_out: tuple[int, ...]
-    """Indices of the messages that the text does not show."""
+    """Indices of the messages that the text does not contain."""
 
 
 def render(
@@ -47,14 +48,17 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     template_kwargs: Mapping[str, Any],
 ) -> Rendered:
-    """Apply the chat template with the assistant's turn opened, or continued if the last message is the assistant's.
+    """Apply the chat template so that the text ends where the assistant speaks next.
+
+    If the last message is the assistant's, the text ends inside it and the model continues it.
 
     Args:
-        where: names the row in messages.
-        template_kwargs: what the template gets besides; `continue_final_message: false` closes the assistant's message.
+        where: the row of the data set, for error messages.
+        template_kwargs: more variables for the template. `continue_final_message: false` closes the last message
+            of the assistant and opens a new turn.
 
     Raises:
-        UserError: the template refuses the conversation in all forms or leaves out what the user says.
+        UserError: the template fails for all forms of the conversation, or it leaves out a message of the user.
     """
     messages, options = _ending(where, messages, template_kwargs)
     best: Rendered | None = None
@@ -66,7 +70,7 @@ def render(
                     list(_encoded(messages, form)), tools=list(tools) or None, tokenize=False, **options
                 )
             )
-        except Exception as error:  # a template is a program of the model's authors
+        except Exception as error:  # a template can raise anything: it is a program by the model's authors
             refusal = refusal or error
             continue
         left_out = tuple(i for i, message in enumerate(messages) if not _shows(text, message, form))
@@ -78,7 +82,7 @@ def render(
         raise UserError(f"{where}: the model's chat template refuses the prompt: {refusal}") from refusal
     if lost := [i for i in best.left_out if messages[i]["role"] not in _MAY_BE_LEFT_OUT]:
         raise UserError(
-            f"{where}: the model's chat template leaves out message {lost[0]}, {shown(messages[lost[0]])}. It gives "
+            f"{where}: the model's chat template leaves out message {lost[0]}, {shown(messages[lost[0]])}. Its text is "
             f"{shown(best.text)}. Fix: use a role that the template knows, or another template "
             "(trainer.prompts.chat_template_kwargs: {chat_template: …})."
         )
@@ -88,9 +92,10 @@ def render(
 def _ending(
     where: str, messages: Conversation, template_kwargs: Mapping[str, Any]
 ) -> tuple[Conversation, dict[str, Any]]:
-    """The messages to render, and the template's options, of which one says how the text ends."""
+    """Return the messages to render, and the template's options, including the one that decides how the text ends."""
     options = dict(template_kwargs)
-    continued, opened = options.pop("continue_final_message", True), options.pop("add_generation_prompt", True)
+    continued = options.pop("continue_final_message", True)
+    opened = options.pop("add_generation_prompt", True)
     last = messages[-1]
     if last["role"] != "assistant" or not continued:
         return messages, {**options, "add_generation_prompt": opened}
@@ -99,7 +104,7 @@ def _ending(
             f"{where}: the conversation ends with a tool call, {shown(last['tool_calls'])}. "
             "Fix: add the message with the tool's answer, or remove the call."
         )
-    if last.keys() == {"role", "content"} and not last["content"]:  # nothing to continue: the turn begins
+    if last.keys() == {"role", "content"} and not last["content"]:  # an empty message: the turn begins
         return messages[:-1], {**options, "add_generation_prompt": True}
     return messages, {**options, "continue_final_message": continued}
 
@@ -127,7 +132,7 @@ def _arguments(call: dict[str, Any], form: Form) -> dict[str, Any] | str:
 
 
 def _shows(text: str, message: dict[str, Any], form: Form) -> bool:
-    """Whether a text says what a message says, white space aside."""
+    """Whether `text` contains what `message` says. White space is ignored."""
     said = [message["content"]] if message["role"] != "assistant" else []
     calls = message.get("tool_calls", ())
     called = [call["function"]["name"] for call in calls]
@@ -143,7 +148,7 @@ def _contains(text: str, part: str) -> bool:
 
 
 def _wrongly_written(arguments: dict[str, Any] | str) -> str:
-    """What arguments look like in a template that expects them in the other form; "" where both look alike."""
+    """Return the arguments as a template writes them if it expects the other form; "" if both forms look the same."""
     if isinstance(arguments, str):
         return json.dumps(arguments, ensure_ascii=False)
     return repr(arguments) if arguments else ""

@@ -1,4 +1,4 @@
-"""Checkpoint directories: whole or not there, whenever the process is killed."""
+"""Checkpoint directories. A checkpoint is complete or absent, even if the process is killed while it writes one."""
 
 from __future__ import annotations
 
@@ -17,39 +17,41 @@ log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
 FORMAT = 2
-"""Of checkpoints. Raise it whenever this release cannot read those of the one before."""
+"""Version of the checkpoint format. Increase it when this release cannot read the checkpoints of the last release."""
 STATE_KEYS = ("step", "attempt", "facts", "record", "best")
-"""Of `STATE_FILE`, besides `format`."""
+"""Keys of `STATE_FILE`, besides `format`."""
 
 
 class Checkpoints:
-    """The checkpoints of one run: `checkpoints/000020`, named by their step."""
+    """The checkpoints of one run, in directories named after their step, such as `checkpoints/000020`."""
 
     def __init__(self, root: Path, *, keep: int) -> None:
-        self._root, self._keep = root, keep
+        self._root = root
+        self._keep = keep
 
     def latest(self) -> Path | None:
+        """Return the newest checkpoint, or None."""
         found = self._all()
         return found[-1] if found else None
 
     def staging(self, step: int) -> Path:
-        """Where the files of a checkpoint are written before `commit`."""
+        """Return the directory in which the files of a checkpoint are written before `commit`."""
         return self._root / f".staging-{step:06d}"
 
     def begin(self, step: int) -> None:
-        """Make the staging directory, empty; what earlier checkpoints left unfinished goes."""
+        """Create an empty staging directory, and delete the remains of unfinished checkpoints."""
         for leftover in self._root.glob(".staging-*"):
             shutil.rmtree(leftover)
         self.staging(step).mkdir(parents=True)
 
     def discard(self, step: int) -> None:
-        """Remove what was staged for a checkpoint that failed."""
+        """Delete the staged files of a checkpoint that failed."""
         shutil.rmtree(self.staging(step), ignore_errors=True)
 
     def commit(self, step: int, *, best: int | None = None) -> None:
-        """Bring the staged files to disk, make them the checkpoint by one rename, and delete what is too many.
+        """Flush the staged files to disk and make them a checkpoint with one rename.
 
-        The checkpoint of step `best` stays.
+        Then delete the oldest checkpoints, so that `keep` remain. The checkpoint of step `best` is never deleted.
         """
         staging = self.staging(step)
         for path in [*staging.rglob("*"), staging]:
@@ -58,7 +60,7 @@ class Checkpoints:
         _fsync(self._root)
         for old in self._all()[: -self._keep]:
             if int(old.name) != best:
-                # Out of sight first: half a checkpoint must never be one.
+                # Rename it first: a kill during rmtree must not leave a partial directory that counts as a checkpoint.
                 hidden = old.rename(self._root / f".staging-old-{old.name}")
                 shutil.rmtree(hidden, ignore_errors=True)
 
@@ -68,26 +70,26 @@ class Checkpoints:
 
 @contextmanager
 def readable(checkpoint: Path) -> Iterator[None]:
-    """Say of any error in the block that a file of `checkpoint` cannot be read.
+    """Report any error in the block as an unreadable checkpoint.
 
     Raises:
-        UserError: names the checkpoint and the cause.
+        UserError: the block raised; names the checkpoint and the cause.
     """
     try:
         yield
-    except Exception as error:  # a cut file ends in whatever its format's library raises
+    except Exception as error:  # the libraries raise many kinds of errors for a truncated file
         log.debug("cannot read %s", checkpoint, exc_info=True)
         raise UserError(
-            f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. If a file in it is damaged, "
-            "delete the checkpoint to go on from the one before."
+            f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Fix: if a file in it is "
+            "damaged, delete the checkpoint. The run then resumes from the previous one."
         ) from error
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """What `STATE_FILE` holds.
+    """Return the contents of `STATE_FILE`, without `format`.
 
     Raises:
-        UserError: it cannot be read, or another release wrote it.
+        UserError: it cannot be read, or it has the format of another release.
     """
     with readable(checkpoint):
         state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
@@ -95,8 +97,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise UserError(
             f"the checkpoint {checkpoint} has format {found}, expected {FORMAT}: another release of Tandem wrote it. "
-            "Finish the run with that release, or choose another trainer.run_name. `tandem export` takes the weights "
-            "out of it."
+            "Fix: finish the run with that release, or choose another trainer.run_name. `tandem export` can extract "
+            "its weights."
         )
     with readable(checkpoint):
         return {key: state[key] for key in STATE_KEYS}

@@ -1,4 +1,4 @@
-"""The trainer's end of the wire contract, over all generator replicas. Asynchronous; runs in the background thread."""
+"""The trainer's HTTP client for all generator replicas. It is asynchronous and runs in the background thread."""
 
 from __future__ import annotations
 
@@ -30,8 +30,9 @@ from tandem_protocol.version import Version
 
 from .replicas import Replicas
 
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-"""Between two tries of the same thing; doubles from the first to the longest."""
+FIRST_PAUSE_S = 0.1
+"""Pause after the first failure. It doubles with each further one."""
+LONGEST_PAUSE_S = 5.0
 CONNECT_TIMEOUT_S = 10.0
 
 ResultT = TypeVar("ResultT")
@@ -39,9 +40,9 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 class GeneratorClient:
-    """Talks to every replica; tries again what `errors.py` calls retryable, within the caller's deadline.
+    """Calls every replica, and retries what `errors.py` calls retryable until the caller's deadline.
 
-    Which replicas there are is looked up for every call and after every failure, since one may leave and come back.
+    The list of replicas is looked up for every call and after every failure, because a replica may leave and return.
     """
 
     def __init__(
@@ -54,11 +55,12 @@ class GeneratorClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._replicas = Replicas(urls)
-        self._next_replica = rank  # ranks begin apart, or the first replica would get most of short requests
+        # Ranks start at different replicas. Otherwise the first replica would get most of the short requests.
+        self._next_replica = rank
         self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
         self._http = httpx.AsyncClient(
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
-            # Deadlines are the callers': a group may rightly take minutes.
+            # No read timeout here: a group may take minutes. Every caller has its own deadline.
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             transport=transport,
             trust_env=False,
@@ -68,25 +70,25 @@ class GeneratorClient:
         await self._http.aclose()
 
     async def wait_ready(self, timeout_s: float) -> None:
-        """Wait until every replica serves a policy.
+        """Wait until every replica is ready.
 
         Raises:
-            TimeoutError: names the replica and its last reason.
+            TimeoutError: a replica is not ready in time; names it and its last reason.
         """
         await self._everywhere(self._ready, timeout_s, "be ready (trainer.start_timeout_s)")
 
     async def info(self, timeout_s: float) -> dict[str, Info]:
-        """What every replica is, by its URL."""
+        """Return URL → `Info` for every replica."""
         return await self._everywhere(self._info, timeout_s, "answer GET /info")
 
     async def parameters(self, url: str, timeout_s: float) -> Shapes:
-        """The parameter table of the replica at `url`; empty where it does not know it."""
+        """Return the parameter table of the replica at `url`. It is empty if the replica does not know it."""
         async with asyncio.timeout(timeout_s):
             response = _checked(await self._http.get(url + PARAMETERS))
         return Parameters.model_validate_json(response.content).shapes
 
     async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
-        """Make every replica serve `version`; returns when all do.
+        """Make every replica serve `version`, and return when all of them do.
 
         Raises:
             TandemError: a replica refused.
@@ -101,16 +103,17 @@ class GeneratorClient:
         return await self._everywhere(put, timeout_s, f"serve version {version} (trainer.publish.timeout_s)")
 
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
-        """Spread `request` over the replicas and call `on_group` with every group as it arrives, each exactly once.
+        """Divide `request` among the replicas, and call `on_group` exactly once for each group, as soon as it arrives.
 
-        When a replica fails, only prompts whose groups are missing are asked for again, from the next replica.
+        If a replica fails, only its missing groups are requested again, from the next replica.
 
         Raises:
-            TandemError: a replica refused the request for good.
+            TandemError: a replica refused the request, and a retry would not help.
             TimeoutError: groups are missing after `timeout_s`.
         """
         missing = dict(enumerate(request.prompts))
-        begin, self._next_replica = self._next_replica, self._next_replica + len(request.prompts)
+        begin = self._next_replica
+        self._next_replica += len(request.prompts)
         reasons: dict[str, str] = {}
 
         def take(group: Group) -> None:
@@ -139,16 +142,23 @@ class GeneratorClient:
                     tasks.create_task(share(first, count))
         except TimeoutError:
             raise TimeoutError(
-                f"{len(missing)} of {len(request.prompts)} groups are missing after {timeout_s:g} s; last troubles: "
-                f"{reasons or 'none, the generators are slow'}. Look into the generators' logs, or raise "
+                f"{len(missing)} of {len(request.prompts)} groups are missing after {timeout_s:g} s; last errors: "
+                f"{reasons or 'none, the generators are slow'}. Fix: read the generators' logs, or raise "
                 "trainer.rollout.timeout_s."
             ) from None
 
     async def _stream(
         self, url: str, request: RolloutRequest, mine: dict[int, Prompt], on_group: Callable[[Group], object]
     ) -> None:
-        """One try: takes the groups that arrive out of `mine`."""
-        asked, trouble = list(mine), "the stream ended early"
+        """Request the groups of `mine` once, and remove from it those that arrive.
+
+        Raises:
+            EngineFailed: the stream ended and groups are missing.
+            TandemError: the replica refused the request.
+            httpx.TransportError: the connection failed.
+        """
+        requested = list(mine)
+        trouble = "the stream ended early"
         part = request.model_copy(update={"prompts": tuple(mine.values())})
         async with self._http.stream(
             "POST", url + ROLLOUTS, content=part.model_dump_json(), timeout=self._stream_timeout
@@ -157,19 +167,19 @@ class GeneratorClient:
                 await response.aread()
             async for text in _checked(response).aiter_lines():
                 group = _group(text)
-                if unusable := _unusable(group, request, len(asked)):
+                if unusable := _unusable(group, request, len(requested)):
                     trouble = unusable
                     continue
-                index = asked[group.prompt_index]
+                index = requested[group.prompt_index]
                 if mine.pop(index, None) is not None:
                     on_group(group.model_copy(update={"prompt_index": index}))
         if mine:
-            raise EngineFailed(f"{len(mine)} of {len(asked)} groups are missing: {trouble}")
+            raise EngineFailed(f"{len(mine)} of {len(requested)} groups are missing: {trouble}")
 
     async def _ready(self, url: str) -> None:
         response = await self._http.get(url + READYZ)
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            with suppress(ValidationError):  # a proxy's own answer, which says less
+            with suppress(ValidationError):  # the answer may come from a proxy
                 raise EngineFailed(Readiness.model_validate_json(response.content).reason)
         _checked(response)
 
@@ -179,9 +189,13 @@ class GeneratorClient:
     async def _everywhere(
         self, call: Callable[[str], Awaitable[ResultT]], timeout_s: float, purpose: str
     ) -> dict[str, ResultT]:
-        """`call` for every replica in parallel, again and again where it fails retryably; the answers by URL.
+        """Call `call` for every replica in parallel, with retries, and return URL → answer.
 
-        A replica that leaves meanwhile is not waited for, one that comes is asked too.
+        A replica that joins meanwhile is called too. One that leaves is not waited for.
+
+        Raises:
+            TandemError: a call failed, and a retry would not help.
+            TimeoutError: a replica did not answer in time; names it and its last error.
         """
         reasons: dict[str, str] = {}
         urls: set[str] = set()
@@ -210,7 +224,7 @@ class GeneratorClient:
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group whose first error comes out plain: one cause is what a person can act on."""
+    """A task group that raises its first error itself instead of an `ExceptionGroup`, for a readable message."""
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
@@ -219,6 +233,7 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 def _pauses() -> Iterator[float]:
+    """Yield the pause before each retry in seconds, without end."""
     pause_s = FIRST_PAUSE_S
     while True:
         yield pause_s
@@ -226,17 +241,18 @@ def _pauses() -> Iterator[float]:
 
 
 def _retryable(url: str, error: httpx.TransportError | TandemError) -> str:
-    """Why to try again, for the message at the deadline; raises what will not fix itself."""
+    """Return a description of a retryable error, for the message at the deadline. Raise any other error."""
     if isinstance(error, TandemError) and not error.retryable:
         raise type(error)(f"{url}: {error}") from error
     return f"{type(error).__name__}: {error}"
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
-    """The response if it is a success.
+    """Return the response if its status is a success.
 
     Raises:
-        TandemError: the one that the body describes; EngineFailed for a server error that speaks another contract.
+        TandemError: the error in the body.
+        EngineFailed: a server error without such a body, for example from a proxy.
     """
     if response.is_success:
         return response
@@ -250,28 +266,29 @@ def _checked(response: httpx.Response) -> httpx.Response:
 
 
 def _read(kind: type[MessageT], response: httpx.Response) -> MessageT:
-    """The message in a success.
+    """Return the message in a successful response.
 
     Raises:
-        TandemError: as `_checked`, or the message cannot be read.
+        TandemError: the response is an error, or the message cannot be read.
     """
     try:
         return kind.model_validate_json(_checked(response).content)
     except ValidationError as error:
         request = response.request
         raise TandemError(
-            f"{request.method} {request.url.path} answered what this release cannot read: {summarize(error.errors())}. "
+            f"{request.method} {request.url.path} returned a body that this release cannot read: "
+            f"{summarize(error.errors())}. "
             "Fix: run the same release of Tandem on both sides."
         ) from error
 
 
 def _group(text: str) -> Group:
-    """The group in one line of an answer.
+    """Return the group in one line of a stream.
 
     Raises:
-        TandemError: the line holds an error.
-        LogprobsNotFinite: its logprobs are not numbers.
-        EngineFailed: it cannot be read.
+        TandemError: the line contains an error.
+        LogprobsNotFinite: a logprob is not a finite number.
+        EngineFailed: the line cannot be read.
     """
     try:
         line = RolloutLine.model_validate_json(text)
@@ -289,15 +306,15 @@ def _group(text: str) -> Group:
     return line.group
 
 
-def _unusable(group: Group, request: RolloutRequest, asked: int) -> str | None:
-    """What is wrong with a group, if anything is."""
-    if group.prompt_index >= asked or len(group.completions) != request.sampling.n:
+def _unusable(group: Group, request: RolloutRequest, prompt_count: int) -> str | None:
+    """Return what is wrong with the group, or None."""
+    if group.prompt_index >= prompt_count or len(group.completions) != request.sampling.n:
         return (
             f"got a group of {len(group.completions)} completions for prompt {group.prompt_index}, expected "
-            f"{request.sampling.n} for one of {asked} prompts"
+            f"{request.sampling.n} for one of {prompt_count} prompts"
         )
     if any(completion.finish_reason == "abort" for completion in group.completions):
-        return "a completion was aborted, so it is no sample of the policy"
+        return "a completion was aborted, so it is not a sample of the policy"
     oldest = min((span.version for c in group.completions for span in c.versions), default=None)
     if request.min_version is not None and oldest is not None and oldest < request.min_version:
         return f"got tokens of version {oldest}, expected {request.min_version} or newer"

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Measure how long each phase of a step takes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ PHASES = ("wait_for_rollouts", "update", "publish", "evaluate", "checkpoint")
 
 
 class StepClock:
-    """Times the phases of one step after the other."""
+    """Timer for the phases of a step."""
 
     def __init__(self) -> None:
         self.start_step()
 
     def start_step(self) -> None:
-        """Begin a step; what was timed before belongs to none."""
+        """Begin a step, and discard all times measured so far."""
         self._timings: defaultdict[str, float] = defaultdict(float)
         self._started = time.monotonic()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Count the block's time as that of a phase."""
+        """Add the time of the block to phase `name`."""
         started = time.monotonic()
         try:
             yield
@@ -32,10 +32,10 @@ class StepClock:
             self._timings[name] += time.monotonic() - started
 
     def figures(self, tokens: int) -> dict[str, Any]:
-        """Seconds of each phase so far, and `tokens` per second of the step.
+        """Return the `timings` and `tokens_per_s` of the step so far.
 
-        `other_s` is the time outside of all phases, so that `timings` add up to the whole step. The speed leaves out
-        the evaluation and the checkpoint, which most steps do not have.
+        `timings` has the seconds of each phase. `other_s` is the time outside all phases, so that the sum is the time
+        of the step. `tokens_per_s` is `tokens` per second, without evaluation and checkpoint, which most steps skip.
         """
         step_s = time.monotonic() - self._started
         timings = {f"{name}_s": self._timings[name] for name in PHASES}

@@ -1,4 +1,7 @@
-"""The trainer's options. Names are TRL's wherever the meaning is TRL's, so that a config can be carried over."""
+"""The trainer's configuration. The text below a field is its description in docs/reference/config.md.
+
+A key has the name of TRL's option if it has the same meaning, so that a configuration can be copied from TRL.
+"""
 
 from __future__ import annotations
 
@@ -10,321 +13,264 @@ from pydantic import Field, model_validator
 from tandem_protocol.config import Section, SharedConfig
 from tandem_protocol.messages import SwitchMode, TokenId
 
-FUNCTION = r"^[\w.]+:\w+$"
-"""`module:function`."""
+from .config_learning import GrpoConfig as GrpoConfig
+from .config_learning import LearnerConfig as LearnerConfig
+from .config_learning import LoraConfig as LoraConfig
+from .config_learning import OnlineDpoConfig as OnlineDpoConfig
+from .config_learning import OptimConfig as OptimConfig
+from .functions import FUNCTION_NAME
 
 
 class PromptsConfig(Section):
-    """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
+    """The data set with the prompts. All other columns are passed to the reward functions by name."""
 
     source: str = "prompts.jsonl"
-    """A JSONL, JSON, CSV, TSV or parquet file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
+    """A JSONL, JSON, CSV, TSV or parquet file, or what `datasets.load_dataset` accepts: a Hugging Face id or a
+    folder."""
     subset: str | None = None
+    """Subset (configuration) of a Hugging Face data set, such as `main` for `openai/gsm8k`. A file has no subsets."""
     split: str = "train"
-    """Also a slice, as `train[:1000]`."""
+    """Split of the data set, or a slice of one, such as `train[:1000]`. The rows of a single file are the split
+    `train`."""
     column: str = "prompt"
-    """Column with the prompt: a string, or a conversation (list of role/content), which gets the chat template."""
+    """Column with the prompt. A string is used unchanged. A conversation, which is a list of messages with `role` and
+    `content`, is rendered with the chat template."""
     shuffle: bool = True
+    """Draw the prompts in random order, with a new order in each epoch. The order depends on `trainer.seed` only."""
     limit: int | None = Field(None, ge=1)
-    """Use only the first rows."""
+    """Use only this many rows, from the start. `null`: all rows."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Given to the chat template by name, such as `enable_thinking: false`; `chat_template` takes the model's place."""
+    """Variables for the chat template, such as `enable_thinking: false`. The key `chat_template` replaces the template
+    of the model."""
     tools: tuple[dict[str, Any], ...] = ()
-    """JSON schemas of functions that the chat template offers; a row's own column `tools` takes their place."""
+    """JSON schemas of functions that the chat template offers to the model. A column `tools` in the data set replaces
+    them row by row. Nothing executes the calls."""
 
 
 class RewardConfig(Section):
-    """One reward function from the project."""
+    """One reward function. The reward of a completion is the weighted sum over all functions."""
 
-    function: str = Field(pattern=FUNCTION)
-    """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
+    function: str = Field(pattern=FUNCTION_NAME)
+    """`module:function`, in the project's folder or in an installed package. It is called once per group with `prompts,
+    completions, completion_ids, **columns`. It returns a list with one number, or None for no reward, per
+    completion."""
     weight: float = 1.0
+    """Factor of this reward in the sum."""
     arguments: dict[str, Any] = {}
-    """Given to the function by name, besides the columns."""
+    """More keyword arguments for the function. They must not have the name of a column."""
     timeout_s: float | None = Field(None, gt=0.0)
-    """Deadline of one call; None: `trainer.reward_timeout_s`."""
+    """Deadline of one call in seconds. `null`: `trainer.reward_timeout_s`."""
     sandbox: bool | None = None
-    """Run it in a process without credentials that is killed at the deadline: for rewards that run what a model wrote.
-    None: as the function asks. Of the ready-made functions, `math_answer` asks for it. docs/train/rewards.md says what
-    the sandbox keeps out."""
+    """Run the function in a separate process without credentials, which is killed at the deadline. Use it for rewards
+    that execute what the model wrote. `null`: the function decides, with the decorator `sandboxed`. Of the ready-made
+    functions, `math_answer` does. docs/train/rewards.md describes the limits of the sandbox."""
 
 
 class RolloutConfig(Section):
-    """What is asked of the generator each step."""
+    """The completions that the generators sample in each step."""
 
     num_prompts: int = Field(16, ge=1)
-    """Prompts a step (P), all ranks together."""
+    """Prompts per step, over all trainer processes. A multiple of their number."""
     num_generations: int = Field(8, ge=1)
-    """Completions a prompt (G)."""
+    """Completions per prompt, which form one group. At least 2; exactly 2 for Online DPO. A larger group gives a more
+    precise baseline and takes more time."""
     max_completion_length: int = Field(256, ge=1)
-    """Tokens."""
+    """Longest completion in tokens. A longer one is truncated. Prompt and completion together must fit into
+    `generator.max_model_len`."""
     temperature: float = Field(1.0, gt=0.0)
+    """Sampling temperature. The trainer computes its logprobs at the same temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """This and the next three reshape what is sampled from, but not the trainer's logprobs: other values than the
-    defaults bias `kl_sampler` and the importance-sampling correction."""
+    """Sample only from the most probable tokens that together have this probability. 1: from all tokens. Leave `top_p`,
+    `top_k`, `min_p` and `repetition_penalty` at their defaults if you can: they change the sampler but not the
+    trainer's logprobs. Other values bias `kl_sampler` and the importance-sampling correction, and turn off the check of
+    `max_mismatch`."""
     top_k: int = Field(0, ge=0)
+    """Sample only from this many most probable tokens. 0: from all tokens. See `top_p`."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
+    """Sample only from tokens that have at least this fraction of the highest probability. 0: from all tokens. See
+    `top_p`."""
     repetition_penalty: float = Field(1.0, gt=0.0)
+    """Above 1, tokens that have already occurred become less probable. 1: no penalty. See `top_p`."""
     stop_token_ids: tuple[TokenId, ...] = ()
+    """Token ids that end a completion, in addition to the end-of-sequence tokens of the model."""
     timeout_s: float = Field(600.0, gt=0.0)
-    """How long one step's rollouts may take before the run stops with an error."""
+    """How long the rollouts of one step may take, in seconds. Then the run stops with an error. The rewards may take as
+    long again."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
-    """How long a replica may finish no group before the missing ones are asked of the next."""
-
-
-class GrpoConfig(Section):
-    """Group Relative Policy Optimization and its variants. GSPO is `loss_type: grpo` with `level: sequence`."""
-
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
-    """What a token contributes and how tokens are summed up; `bnpo` and `dapo` are one here."""
-    level: Literal["token", "sequence"] = "token"
-    """Whether the ratio to the old policy is of each token or of a whole completion (then as a geometric mean)."""
-    beta: float = Field(0.0, ge=0.0)
-    """Weight of the KL to the start policy; 0 keeps no reference model."""
-    bias_correction_kl: bool = True
-    """Multiply the KL by the ratio, so that its gradient is unbiased off-policy."""
-    epsilon: float = Field(0.2, ge=0.0)
-    epsilon_high: float | None = Field(None, ge=0.0)
-    """None: the same as `epsilon`. For `cispo` it is the ratio's cap itself, so say it there (5.0)."""
-    delta: float | None = Field(None, gt=0.0)
-    """Cap of the ratio where the advantage is negative, above 1 + `epsilon_high`; None: no cap."""
-    sapo_temperature_pos: float = Field(1.0, gt=0.0)
-    sapo_temperature_neg: float = Field(1.05, gt=0.0)
-    vespo_k_pos: float = 2.0
-    vespo_lambda_pos: float = 3.0
-    vespo_k_neg: float = 3.0
-    vespo_lambda_neg: float = 2.0
-    top_entropy_quantile: float = Field(1.0, ge=0.0, le=1.0)
-    """Learn from this part of the tokens only, those with the highest entropy. Below 1, each optimizer step has one
-    forward pass more, to know it."""
-    off_policy_mask: float | None = Field(None, ge=0.0)
-    """Leave out completions with a negative advantage that drifted further from their sampler (nats a token)."""
-    importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
-        "token_truncate"
-    )
-    """Corrects for tokens that an older policy, or the sampler's own arithmetic, gave another probability: by the ratio
-    of each token or of a whole completion, either capped or, beyond the cap, 0."""
-    clip_max: float | None = Field(3.0, gt=0.0)
-    """Cap of that correction's ratio; None: no cap."""
-    clip_min: float | None = Field(None, ge=0.0)
-    scale_rewards: Literal["group", "batch", "none"] = "group"
-    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """With several rewards: scale their weighted sum, or scale each in its group (whatever `scale_rewards` says), sum
-    them, and scale that over the batch."""
-    mask_truncated_completions: bool = False
-    """Leave completions that hit `max_completion_length` out of the loss."""
-    num_iterations: int = Field(1, ge=1)
-    """Optimizer steps for each batch of rollouts, all within one version."""
-
-    @property
-    def upper_epsilon(self) -> float:
-        return self.epsilon if self.epsilon_high is None else self.epsilon_high
-
-    @model_validator(mode="after")
-    def _options_fit(self) -> GrpoConfig:
-        if self.loss_type == "vespo" and self.importance_sampling.startswith("sequence"):
-            raise ValueError(
-                f"importance_sampling is {self.importance_sampling} for loss_type vespo, which multiplies the tokens' "
-                "ratios by itself, expected none, token_truncate or token_mask"
-            )
-        if self.clip_min is not None and self.clip_max is not None and self.clip_min >= self.clip_max:
-            raise ValueError(f"clip_min is {self.clip_min} for clip_max {self.clip_max}, expected less than that")
-        if self.importance_sampling.endswith("truncate") and self.clip_min is None and self.clip_max is None:
-            raise ValueError(f"importance_sampling {self.importance_sampling} got neither clip_max nor clip_min")
-        return self
-
-
-class OnlineDpoConfig(Section):
-    """Online Direct Preference Optimization: of two completions a prompt, the better one is preferred."""
-
-    judge: str | None = Field(None, pattern=FUNCTION)
-    """`module:function` from the project that says which is better, instead of rewards. Called with `prompts,
-    completions, **columns`, of which `completions` has pairs; gives 0, 1 or, for neither, None a pair."""
-    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    beta: float = Field(0.1, gt=0.0)
-    """How much it costs to leave the start policy; for `ipo` it is τ."""
-    missing_eos_penalty: float | None = Field(None, gt=0.0)
-    """Taken off the reward of a completion that hit `max_completion_length`; what a judge prefers has the reward 1."""
-
-
-class OptimConfig(Section):
-    """AdamW."""
-
-    name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """`adamw_8bit` keeps its moments in a quarter of the memory, and is that of bitsandbytes, if you install it."""
-    learning_rate: float = Field(1e-6, gt=0.0)
-    weight_decay: float = Field(0.0, ge=0.0)
-    """Biases and norms are spared."""
-    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
-    adam_beta2: float = Field(0.999, ge=0.0, lt=1.0)
-    adam_epsilon: float = Field(1e-8, gt=0.0)
-    max_grad_norm: float = Field(1.0, gt=0.0)
-    lr_scheduler_type: Literal["constant_with_warmup", "constant", "linear", "cosine"] = "constant_with_warmup"
-    """As `transformers.get_scheduler` names them; those that need nothing but `warmup_steps` and `max_steps`."""
-    warmup_steps: int = Field(0, ge=0)
-
-
-class LearnerConfig(Section):
-    """How an update is computed; apart from `dtype`, changes its memory and time, never its value but by rounding."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the arithmetic and of what is published; the optimizer's parameters are float32 either way."""
-    parallelism: Literal["ddp", "fsdp2"] = "ddp"
-    """What several processes do with the model: each holds all of it (`ddp`), or parameters, gradients and the
-    optimizer's state are spread over them (`fsdp2`)."""
-    max_tokens_per_micro_batch: int | None = Field(None, ge=1)
-    """Padded tokens of one forward pass; None: 1024 on CPUs, 8192 on GPUs. Activations are in proportion to it."""
-    logprob_chunk_size: int = Field(1024, ge=1)
-    """Positions whose logits exist at one time."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: up to a third more time. Where memory is
-    short, lower `max_tokens_per_micro_batch` first, which costs less until it is a row's length."""
-    compile: bool = False
-    """Let `torch.compile` fuse the layers, from the first update on; it needs a C++ compiler."""
-
-
-class LoraConfig(Section):
-    """Train a low-rank adapter beside frozen weights. Its dropout is 0, as all dropout here."""
-
-    r: int = Field(16, ge=1)
-    """Rank. The generator serves up to `generator.vllm.max_lora_rank`, with `enable_lora: true`."""
-    alpha: float = Field(32.0, gt=0.0)
-    """The adapter counts `alpha / r` times."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names (or their ends) of the linear layers that get one; `all-linear` leaves the output embedding out."""
+    """How long a replica may send nothing, in seconds. Then the missing groups are requested from the next replica."""
 
 
 class CheckpointConfig(Section):
-    """What survives a crash."""
+    """When checkpoints are written. A run that is started again resumes from its newest checkpoint."""
 
     every_steps: int = Field(20, ge=1)
+    """Steps between two checkpoints. A crash loses at most this many steps."""
     keep: int = Field(2, ge=1)
+    """Number of newest checkpoints to keep. Each holds the weights in float32 and the optimizer state."""
     keep_best: bool = False
-    """Write a checkpoint at each evaluation that is the run's best so far (by mean reward), and keep that one too."""
+    """Also write a checkpoint after each evaluation with the highest mean reward so far, and keep the last of these. It
+    needs `trainer.eval.every_steps`."""
 
 
 class PublishConfig(Section):
-    """How new weights reach the generators."""
+    """How new weights are published to the generators after each step."""
 
     mode: SwitchMode = SwitchMode.IN_FLIGHT
+    """What happens to running requests. `in_flight`: they pause, and continue with the new weights. `drain`: they
+    finish with the old weights before the switch. `abort`: they end at once, and their groups are requested again."""
     keep: int = Field(2, ge=1)
-    """Versions that stay in the store."""
+    """Number of newest versions to keep in the weight store. Versions that a generator uses are kept as well."""
     timeout_s: float = Field(300.0, gt=0.0)
+    """How long it may take until all generators serve a new version, in seconds. Then the run stops with an error.
+    Raise it for large models or slow volumes."""
 
 
 class EvalConfig(Section):
-    """Completions for held-out prompts, before the first step, after the last and every `every_steps`.
-
-    With a judge, a completion's reward is how it fares against the first policy's for the same prompt: 1 is a win in
-    both orders, 0.5 a tie."""
+    """Evaluation on held-out prompts, before the first step, after the last, and every `every_steps`."""
 
     prompts: PromptsConfig
+    """The held-out prompts, with the same keys as `trainer.prompts`. They are scored with `trainer.rewards`. A judge
+    compares each completion with that of the first evaluated policy for the same prompt, in both orders: the reward is
+    1 for a win, 0.5 for a tie, 0 for a loss."""
     every_steps: int | None = Field(None, ge=1)
+    """Steps between two evaluations. Training waits during an evaluation. `null`: only before the first step and after
+    the last."""
     temperature: float = Field(0.0, ge=0.0)
-    """0 is greedy; above, each prompt is sampled with the same seed every time."""
+    """Sampling temperature. 0 is greedy. Above 0, a prompt has the same seed in every evaluation."""
     num_generations: int = Field(1, ge=1)
-    """Completions a prompt."""
+    """Completions per prompt. More than 1 needs a `temperature` above 0, and `rewards` instead of a judge."""
     pass_at: tuple[int, ...] = ()
-    """For each k of these, each reward function's pass@k: the probability that one of k completions gets 1 or more."""
+    """Values of k for which pass@k is computed for each reward function: the probability that at least one of k
+    completions has a reward of 1 or more. k is at most `num_generations`."""
 
     @model_validator(mode="after")
     def _samples_are_enough_and_differ(self) -> EvalConfig:
         if self.num_generations > 1 and self.temperature == 0:
             raise ValueError(
-                f"num_generations is {self.num_generations} at temperature 0, which gives the same completion each "
-                "time, expected a temperature above 0"
+                f"num_generations is {self.num_generations} at temperature 0, expected a temperature above 0: at 0, "
+                "all completions of a prompt are the same"
             )
         if wrong := [k for k in self.pass_at if not 1 <= k <= self.num_generations]:
-            raise ValueError(f"pass_at holds {wrong}, expected 1 to num_generations, which is {self.num_generations}")
+            raise ValueError(
+                f"pass_at contains {wrong}, expected 1 to num_generations, which is {self.num_generations}"
+            )
         return self
 
 
 class TrainerConfig(Section):
-    """Section `trainer`."""
+    """The training run: what is trained, on which prompts, with which rewards, and for how long."""
 
     output_dir: Path = Path("runs")
+    """Folder of all runs. The files of this run are in `output_dir/run_name`."""
     run_name: str = Field("default", pattern=r"^\w[\w.-]*$")
+    """Name of the run and of its folder: letters, digits, `_`, `.` and `-`. A run that is started again with the same
+    name resumes."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Of the order of prompts and of everything random in the trainer. NumPy takes 32 bits."""
+    """Seed of the order of the prompts, of their sampling, and of Python, NumPy and torch in the trainer. Less than
+    2^32."""
     max_steps: int = Field(ge=1)
+    """Number of training steps. Each step trains on `rollout.num_prompts` groups and publishes one version. Raise it to
+    continue a finished run."""
     max_lag: int = Field(1, ge=0)
-    """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""
+    """By how many versions rollouts may be older than the weights that learn from them. 0 is strictly on-policy: the
+    generators are idle during an update. With 1, they sample the next step meanwhile. Higher values help only if the
+    time for rollouts varies much from step to step, and make the data more off-policy."""
     algorithm: Literal["grpo", "online_dpo"] = "grpo"
+    """`grpo` learns from rewards, `online_dpo` from preferences between two completions."""
     prompts: PromptsConfig = PromptsConfig()
+    """The prompts to train on."""
     rewards: tuple[RewardConfig, ...] = ()
-    """At least one, or `online_dpo.judge`."""
+    """List of reward functions, at least one. Only `online_dpo` can have a judge instead (`online_dpo.judge`)."""
     reward_errors: Literal["fail", "drop"] = "fail"
-    """What an exception in a reward function does: end the run, or leave that row out of the update."""
+    """What to do if a reward function or judge raises, times out, or returns something invalid. `fail`: stop the run.
+    `drop`: log a warning and leave the group out of the update. A synchronous function that times out cannot be
+    stopped, so it ends the run in both cases, unless it runs in a sandbox."""
     reward_timeout_s: float = Field(300.0, gt=0.0)
-    """How long one call of a reward function may take; a synchronous one's wait for its turn is left out."""
+    """How long one call of a reward function or judge may take, in seconds. Synchronous functions run one at a time;
+    the wait for others does not count."""
     rollout: RolloutConfig = RolloutConfig()
+    """How completions are sampled."""
     grpo: GrpoConfig = GrpoConfig()
-    """For `algorithm: grpo`."""
+    """Options of `algorithm: grpo`."""
     online_dpo: OnlineDpoConfig = OnlineDpoConfig()
-    """For `algorithm: online_dpo`."""
+    """Options of `algorithm: online_dpo`."""
     optim: OptimConfig = OptimConfig()
+    """Optimizer and learning rate."""
     learner: LearnerConfig = LearnerConfig()
+    """Precision, memory and parallelism of an update."""
     lora: LoraConfig | None = None
-    """None: all parameters are trained."""
+    """Train a LoRA adapter. `null`: train all parameters."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written, and which are kept."""
     publish: PublishConfig = PublishConfig()
+    """How generators switch to new weights."""
     eval: EvalConfig | None = None
+    """Evaluation on held-out prompts. `null`: none."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Where the figures of `metrics.jsonl` go besides. Needs the tracker's package; `tensorboard` writes into the run's
-    folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: to the run's folder)."""
+    """Trackers that also receive the numbers of `metrics.jsonl`. Each needs its Python package. `tensorboard` writes to
+    the run's folder, `trackio` to this machine, `wandb` to its service (with `WANDB_MODE=offline`: to the run's
+    folder)."""
     max_mismatch: float = Field(0.2, gt=0.0)
-    """How far trainer and generators may differ in the logprobs of the same tokens under the same weights, in nats per
-    token (a moving average). Above it the run stops: the two sides compute different models."""
+    """Largest mean difference between the logprobs of trainer and generators for the same tokens and weights, in nats
+    per token (a moving average). Above it the run stops, because the two sides compute different models. Look for the
+    cause before you raise it."""
     log_completions: int = Field(4, ge=0)
-    """Completions a step that `rollouts.jsonl` keeps."""
+    """Number of completions per step that are written to `rollouts.jsonl`, with their rewards. 0: none."""
     metrics_port: int | None = Field(None, ge=1, le=65535)
-    """Where Prometheus finds the newest step (`/metrics`, with the bearer token); None: nowhere."""
+    """Port on which Prometheus can scrape the metrics of the newest step (`GET /metrics`, with the bearer token).
+    `null`: no port."""
     start_timeout_s: float = Field(900.0, gt=0.0)
-    """How long to wait for the generators to be ready."""
+    """How long to wait at the start until all generators are ready, in seconds. Raise it for models that load
+    slowly."""
 
     @model_validator(mode="after")
     def _best_is_known(self) -> TrainerConfig:
         if self.checkpoint.keep_best and (self.eval is None or self.eval.every_steps is None):
-            raise ValueError("checkpoint.keep_best is set without eval.every_steps, expected evaluations to choose by")
+            raise ValueError(
+                "checkpoint.keep_best is true without eval.every_steps, expected evaluations to find the best"
+            )
         return self
 
     @model_validator(mode="after")
     def _groups_can_be_compared(self) -> TrainerConfig:
         generations = self.rollout.num_generations
         if self.algorithm == "online_dpo" and generations != 2:
-            raise ValueError(f"rollout.num_generations is {generations}; online_dpo compares two completions, wanted 2")
+            raise ValueError(
+                f"rollout.num_generations is {generations}, expected 2: online_dpo compares two completions"
+            )
         if generations < 2:
-            raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, wanted 2 or more")
+            raise ValueError("rollout.num_generations is 1, expected 2 or more: an advantage is relative to its group")
         return self
 
     @model_validator(mode="after")
-    def _something_says_what_is_better(self) -> TrainerConfig:
+    def _rewards_or_judge_are_given(self) -> TrainerConfig:
         judge = self.online_dpo.judge
         if judge and self.algorithm != "online_dpo":
             raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}, expected online_dpo")
         if judge and self.rewards:
-            raise ValueError("both rewards and online_dpo.judge say what is better, expected one of them")
+            raise ValueError("both rewards and online_dpo.judge are set, expected only one of them")
         if not judge and not self.rewards:
             raise ValueError("rewards is empty, expected at least one, or online_dpo.judge with algorithm online_dpo")
         if judge and self.eval and self.eval.num_generations > 1:
             raise ValueError(
-                f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion a prompt with "
-                "the first policy's, wanted 1"
+                f"eval.num_generations is {self.eval.num_generations}, expected 1: a judge compares one completion per "
+                "prompt with that of the first policy"
             )
         return self
 
     @property
     def scorers(self) -> tuple[str, ...]:
-        """Names of the functions that say what is better."""
+        """Names of the reward functions, or of the judge."""
         return tuple(reward.function for reward in self.rewards) or (str(self.online_dpo.judge),)
 
     @property
     def run_dir(self) -> Path:
+        """Folder of this run."""
         return self.output_dir / self.run_name
 
 
 class Settings(Section):
-    """What the trainer reads of the configuration."""
+    """The sections of the configuration that the trainer reads."""
 
     shared: SharedConfig
     trainer: TrainerConfig

@@ -1,6 +1,6 @@
-"""Conversations, which data sets write in many ways, as lists of messages of one shape.
+"""Parse conversations. Data sets write them in many ways; the result always has the same shape.
 
-For example `{"from": "human", "value": "Hi"}` becomes `{"role": "user", "content": "Hi"}`.
+Example: `{"from": "human", "value": "Hi"}` becomes `{"role": "user", "content": "Hi"}`.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from .errors import UserError
 
 Conversation = list[dict[str, Any]]
-"""Each message has a `role` and a `content`, which is text ("" if the message only calls tools)."""
+"""Messages with a `role` and a `content`. The content is a string, "" if the message only calls tools."""
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
-"""The usual roles. A chat template may know more."""
+"""The common roles. A chat template may support others."""
 _SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 _JSON = re.compile(r"\s*(\[\s*)?\{")
 _PYTHON = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
-"""How `str` writes a conversation."""
+"""Matches a conversation that was written with `str` instead of `json.dumps`."""
 _SHOWN_CHARACTERS = 300
 _CONTENT_IS_OPTIONAL_WITH = ("tool_calls", "reasoning_content", "thinking")
 
 
 class _Part(BaseModel):
-    """A part of a conversation. It keeps keys that it does not know; a key with the value None counts as absent."""
+    """Base class of the parts of a conversation. Unknown keys are kept. A key with the value None counts as absent."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
@@ -58,19 +58,19 @@ class _ToolCall(_Part):
     @model_validator(mode="before")
     @classmethod
     def _wrapped(cls, call: Any) -> Any:
-        """A call may stand without its `function`: {"name": …, "arguments": …}."""
+        """Add the `function` level to a call that lacks it, such as {"name": …, "arguments": …}."""
         return {"function": call} if isinstance(call, Mapping) and "function" not in call and "name" in call else call
 
 
 def _text_of(content: Any) -> Any:
-    """The text of a list of text parts, such as `[{"type": "text", "text": "Hi"}]`; anything else as it is."""
+    """Join a list of text parts, such as `[{"type": "text", "text": "Hi"}]`. Return any other value unchanged."""
     if not isinstance(content, list):
         return content
     for part in content:
         if isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str)):
             continue
         kind = part.get("type") if isinstance(part, dict) else None
-        raise ValueError(f"expected text parts only, but a part is {kind or part!r}; the trainer reads text alone")
+        raise ValueError(f"expected only text parts, but one is {kind or part!r}; the trainer supports text only")
     return "".join(part if isinstance(part, str) else part["text"] for part in content)
 
 
@@ -104,15 +104,16 @@ class _Message(_Part):
 
 
 def parse_prompt(where: str, prompt: Any, *, nulls_are_absent: bool) -> str | Conversation:
-    """The prompt of a row: plain text, or a conversation whose messages are checked and have one shape.
+    """Return the prompt of a row: plain text, or a checked conversation.
 
-    Text that is the JSON of a conversation becomes that conversation, because a CSV column holds only text.
+    Text that is the JSON of a conversation becomes that conversation, because a CSV column can only hold text.
 
     Args:
-        nulls_are_absent: whether each None in an object means that the key is absent, as in data from Arrow.
+        where: the row of the data set, for error messages.
+        nulls_are_absent: whether a None in an object means that the key is absent, as in data from Arrow.
 
     Raises:
-        UserError: it is neither; names the row, the message and the value.
+        UserError: the prompt is neither; names the row, the message and the value.
     """
     if isinstance(prompt, str):
         parsed = _parsed(prompt) if _JSON.match(prompt) else None
@@ -131,10 +132,12 @@ def parse_prompt(where: str, prompt: Any, *, nulls_are_absent: bool) -> str | Co
 
 
 def parse_tools(where: str, tools: Any, *, nulls_are_absent: bool) -> list[dict[str, Any]]:
-    """The tools of a row: a list of JSON schemas, also as JSON text, because a parquet column has one type.
+    """Return the tools of a row, a list of JSON schemas.
+
+    They may be JSON text, because all values of a parquet column have the same type.
 
     Raises:
-        UserError: they are something else; names the row.
+        UserError: the value is something else; names the row.
     """
     if isinstance(tools, str) and tools.strip():
         try:
@@ -152,19 +155,19 @@ def parse_tools(where: str, tools: Any, *, nulls_are_absent: bool) -> list[dict[
 
 
 def _has_roles(value: Any) -> bool:
-    """Whether it is a message or a list of messages."""
+    """Whether `value` is a message or a list of messages."""
     items = value if isinstance(value, list) else [value]
     return bool(items) and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in items)
 
 
 def shown(value: Any) -> str:
-    """A value in an error, cut if it is long: a message may hold an image."""
+    """Return `value` for an error message. It is cut if it is long: a message may contain an image."""
     text = repr(value)
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
 def drop_nulls(value: Any) -> Any:
-    """Without the keys of objects that are None: Arrow gives all objects of a column the keys of each of them."""
+    """Remove keys with the value None from objects. Arrow gives all objects of a column the same keys."""
     if isinstance(value, list):
         return [drop_nulls(item) for item in value]
     if isinstance(value, dict):
@@ -177,7 +180,8 @@ def _message(where: str, message: Any) -> dict[str, Any]:
         return _Message.model_validate(message).model_dump(exclude_none=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key, problem = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        key = ".".join(map(str, first["loc"]))
+        problem = first["msg"].removeprefix("Value error, ")
         raise UserError(
             f"{where}: {key + ': ' if key else ''}{problem}; got {shown(message)}, expected role/content: "
             '{"role": "user", "content": "text"}'
@@ -185,7 +189,7 @@ def _message(where: str, message: Any) -> dict[str, Any]:
 
 
 def _parsed(text: str) -> Any:
-    """What the JSON says; None if it is not JSON."""
+    """Return the parsed JSON, or None if `text` is not JSON."""
     try:
         return json.loads(text)
     except ValueError:

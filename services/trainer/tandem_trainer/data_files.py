@@ -1,4 +1,4 @@
-"""Rows of a data set, from a file, a folder or the hub."""
+"""Read the rows of a data set from a file, a folder or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ FORMATS = ".jsonl, .json, .csv, .tsv (also with .gz, .bz2 or .zst) and .parquet"
 class Rows(NamedTuple):
     rows: Iterable[Row]
     nulls_are_absent: bool
-    """Whether they come from Arrow, which gives all objects of a column the same keys and fills them with None."""
+    """Whether the rows come from Arrow. Arrow gives all objects of a column the same keys, and fills them with None."""
 
 
 def read_rows(config: PromptsConfig) -> Rows:
-    """The rows that `trainer.prompts` names.
+    """Return the rows of the data set that `trainer.prompts` names.
 
     Raises:
-        UserError: there is no such data set, or a part of it cannot be read; names the file and the line. The rows
-            raise it too, as they are read.
+        UserError: the data set does not exist or cannot be read; names the file and the line. Iterating over the rows
+            raises it too, because they are read lazily.
     """
     source, file_format = config.source, format_of(config.source)
     if file_format not in {*DELIMITERS, *JSON, ".parquet"}:
@@ -43,8 +43,8 @@ def read_rows(config: PromptsConfig) -> Rows:
 
 
 def _from_datasets(config: PromptsConfig) -> Rows:
-    """What the library `datasets` finds. It would guess types in CSV and JSON files, so those are read here."""
-    import datasets  # slow to import and seldom needed
+    """Load rows with the `datasets` library, except CSV and JSON files, because it guesses their types."""
+    import datasets  # slow to import and rarely needed
 
     datasets.disable_progress_bars()
     source = config.source
@@ -55,8 +55,8 @@ def _from_datasets(config: PromptsConfig) -> Rows:
             builder = datasets.load_dataset_builder(source, config.subset)
         if files := _text_files(builder):
             delimiter = getattr(builder.config, "sep", None)
-            wanted = {name: paths for name, paths in files.items() if str(name) in config.split}
-            splits = {name: _read_all(paths, delimiter) for name, paths in (wanted or files).items()}
+            requested = {name: paths for name, paths in files.items() if str(name) in config.split}
+            splits = {name: _read_all(paths, delimiter) for name, paths in (requested or files).items()}
             return Rows(_select(splits, config), nulls_are_absent=False)
         builder.download_and_prepare()
         return Rows(builder.as_dataset(split=config.split), nulls_are_absent=True)
@@ -67,8 +67,8 @@ def _from_datasets(config: PromptsConfig) -> Rows:
 
 
 def _text_files(builder: Any) -> Mapping[str, Sequence[str]]:
-    """The CSV or JSON files of each split; none if the data set consists of others."""
-    if getattr(builder.config, "field", None):  # the rows stand inside of a larger object
+    """Return the CSV or JSON files of each split. Empty if the data set has other formats."""
+    if getattr(builder.config, "field", None):  # the rows are inside a larger JSON object
         return {}
     files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
     formats = {format_of(path) for paths in files.values() for path in paths}
@@ -83,7 +83,7 @@ def _read_all(paths: Sequence[str], delimiter: str | None) -> Iterator[Row]:
 
 
 def _select(splits: Mapping[str, Iterable[Row]], config: PromptsConfig) -> Iterable[Row]:
-    """The rows of `prompts.split`, which may also be a slice, as `datasets` writes it: `train[:10%]`."""
+    """Return the rows of `prompts.split`. It may be a slice in the notation of `datasets`, such as `train[:10%]`."""
     if config.split in splits:
         return splits[config.split]
     import datasets

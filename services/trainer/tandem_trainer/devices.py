@@ -1,4 +1,4 @@
-"""What the trainer computes on: the one place that asks for the kind of device."""
+"""The trainer's devices. This is the only module that distinguishes between CPU and GPU."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:
-    """Over the ranks that `accelerate launch` has started, on their devices.
+    """Return the `Accelerator` for the ranks that `accelerate launch` has started.
 
     Raises:
-        UserError: accelerate's own settings would change what the configuration decides, or a tracker is not installed.
+        UserError: accelerate's settings contradict the configuration, or a tracker is not installed.
     """
     trackers.check_installed(config)
     has_accelerator = torch.accelerator.is_available()
     check_environment(os.environ, config, has_accelerator=has_accelerator)
     return Accelerator(
-        cpu=not has_accelerator,  # or accelerate starts several CPU processes as strangers
+        cpu=not has_accelerator,  # without it, accelerate does not connect several CPU processes
         mixed_precision="bf16" if config.learner.dtype == "bfloat16" else "no",
         log_with=list(config.trackers) or None,
         project_dir=config.run_dir,
@@ -34,9 +34,9 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
 
 
 def all_accelerators(accelerator: Accelerator) -> list[str]:
-    """UUIDs of the accelerators that the ranks compute on, as the driver writes them; none on CPUs.
+    """Return the UUIDs of the GPUs of all ranks, as the driver writes them. Empty on CPUs.
 
-    Waits for every rank, and gives each the same list, so that all of them stop where one has to.
+    Collective: every rank must call it. All get the same list, so that they all stop if one has to.
     """
     device = accelerator.device
     own = [] if device.type == "cpu" else [f"GPU-{torch.cuda.get_device_properties(device).uuid}"]
@@ -45,12 +45,12 @@ def all_accelerators(accelerator: Accelerator) -> list[str]:
 
 
 def default_max_tokens(device: torch.device) -> int:
-    """Of a micro-batch. Larger ones gain a CPU nothing; a GPU has to be kept busy."""
+    """Return the default size of a micro-batch in tokens. A GPU needs large ones to be busy; a CPU does not."""
     return CPU_MAX_TOKENS if device.type == "cpu" else GPU_MAX_TOKENS
 
 
 def give_back_freed_memory() -> None:
-    """Return freed host memory to the system.
+    """Return freed host memory to the operating system.
 
     glibc keeps freed activations in pieces that are too small for the next micro-batch (docs/reference/measured.md).
     """

@@ -1,7 +1,7 @@
-"""What `accelerate launch` or its configuration file may not decide, because the trainer's configuration does.
+"""Refuse settings of `accelerate` that contradict the trainer's configuration.
 
-Accelerate reads its settings from variables. `ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4`, for example, would divide
-every gradient without a word.
+Accelerate reads its settings from environment variables, which `accelerate launch` sets from its options and its
+configuration file. For example, `ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4` would silently divide every gradient by 4.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _PLAIN = (
     "Start plain processes: `accelerate launch --multi_gpu --num_processes N`, or TANDEM_TRAINER_PROCESSES=N with "
     "`python -m tandem_trainer.launch`"
 )
-_SHARDING = f"set trainer.learner.parallelism: fsdp2 to spread parameters over processes. {_PLAIN}"
+_SHARDING = f"set trainer.learner.parallelism: fsdp2 to shard parameters over processes. {_PLAIN}"
 _OFF = ("", "0", "false", "no", "off", "n", "f")
 _NEUTRAL: dict[str, tuple[tuple[str, ...], str]] = {
     "ACCELERATE_USE_FSDP": (_OFF, _SHARDING),
@@ -31,14 +31,14 @@ _NEUTRAL: dict[str, tuple[tuple[str, ...], str]] = {
     "ACCELERATE_DYNAMO_BACKEND": (("", "no"), "set trainer.learner.compile: true to compile the model"),
     "ACCELERATE_TORCH_DEVICE": (("",), "choose devices with CUDA_VISIBLE_DEVICES"),
 }
-"""Variable → the values that change nothing, and what to do in place of another."""
+"""Variable → the values that have no effect, and the fix for any other value."""
 
 
 def check_environment(env: Mapping[str, str], config: TrainerConfig, *, has_accelerator: bool) -> None:
-    """Refuse variables by which accelerate would change the arithmetic or the devices.
+    """Check that no variable makes accelerate change the arithmetic or the devices.
 
     Raises:
-        UserError: names the variable, its value and the key of our configuration.
+        UserError: a variable does; names it, its value, and the configuration key to use instead.
     """
     rules = dict(_NEUTRAL)
     precision = "bf16" if config.learner.dtype == "bfloat16" else "no"
@@ -52,6 +52,7 @@ def check_environment(env: Mapping[str, str], config: TrainerConfig, *, has_acce
         value = env.get(name, "")
         if value.lower() not in neutral:
             raise UserError(
-                f"got {name}={value} in the environment, from you, `accelerate launch` or the file that `accelerate "
-                f"config` wrote; expected {' or '.join(filter(None, neutral)) or 'no value'}. Fix: {fix}."
+                f"got {name}={value} in the environment, expected {' or '.join(filter(None, neutral)) or 'no value'}. "
+                "It comes from your shell, `accelerate launch`, or the file that `accelerate config` wrote. Fix: "
+                f"{fix}."
             )

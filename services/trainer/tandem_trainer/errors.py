@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Prompts, rewards, model or generators are not what the run needs; the message says how to fix it."""
+    """The prompts, rewards, model or generators do not fit the run. The message says how to fix it."""
 
 
 class MismatchTooHigh(UserError):
-    """Trainer and generators give the same tokens different probabilities under the same weights."""
+    """Trainer and generators compute different probabilities for the same tokens under the same weights."""

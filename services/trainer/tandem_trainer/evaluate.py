@@ -1,6 +1,6 @@
-"""How good the policy is on held-out prompts: completions through the generator, scored as in training.
+"""Evaluate the policy on held-out prompts. The generators sample the completions, which are scored as in training.
 
-With a judge, the reward is the rate of wins against the first policy that the run evaluated.
+With a judge, the reward is the win rate against the first policy that the run evaluated.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ from .rollouts import UNSHAPED, collect, sampling
 
 
 class Evaluation:
-    """Appends one line to `eval.jsonl` each time it is called: step, version, `evaluation_record`."""
+    """Evaluates a version each time it is called, and appends one line to `eval.jsonl`.
+
+    The line has the step, the version, and the fields of `evaluation_record`.
+    """
 
     def __init__(
         self,
@@ -44,22 +47,28 @@ class Evaluation:
         file: Path,
         is_main: bool,
     ) -> None:
-        self._rows, self._client, self._portal, self._wait = rows, client, portal, wait
-        self._rewards, self._win_rate = rewards, win_rate
-        self._config, self._file, self._is_main = config, JsonLinesWriter(file), is_main
+        self._rows = rows
+        self._client = client
+        self._portal = portal
+        self._wait = wait
+        self._rewards = rewards
+        self._win_rate = win_rate
+        self._config = config
+        self._file = JsonLinesWriter(file)
+        self._is_main = is_main
 
     def due(self, step: int) -> bool:
-        """Before the first step, after the last, and every `eval.every_steps`."""
+        """Whether to evaluate after `step`: before the first step, after the last, and every `eval.every_steps`."""
         if self._config.eval is None:
             return False
         every_steps = self._config.eval.every_steps
         return step in (0, self._config.max_steps) or (every_steps is not None and step % every_steps == 0)
 
     def __call__(self, version: Version) -> dict[str, Any] | None:
-        """The figures. Main process only; the others go on to the next thing that all do together."""
+        """Evaluate a version and return the record. Only the main process does; the other ranks get None at once."""
         if not self._is_main:
             return None
-        assert self._config.eval is not None, "due says so"
+        assert self._config.eval is not None, "`due` is True only with trainer.eval"
         groups = self._wait(self._portal.start_task_soon(self._collect, version))
         record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
         self._file.forget_after(version.step - 1)
@@ -67,8 +76,10 @@ class Evaluation:
         return record
 
     async def _collect(self, version: Version) -> list[ScoredGroup]:
-        assert self._config.eval is not None, "due says so"
-        rollout, temperature = self._config.rollout, self._config.eval.temperature
+        """Sample and score completions for all rows."""
+        assert self._config.eval is not None, "`due` is True only with trainer.eval"
+        rollout = self._config.rollout
+        temperature = self._config.eval.temperature
         count = self._config.eval.num_generations
         request = RolloutRequest(
             prompts=tuple(
@@ -95,15 +106,18 @@ class Evaluation:
             return await asyncio.wait_for(self._win_rate(scored, version), timeout_s)
         except TimeoutError as error:
             raise TimeoutError(
-                f"the judge has not compared {len(scored)} completions of the evaluation within {timeout_s:g} s; fix "
-                "it, make trainer.eval.prompts.limit smaller, or raise trainer.rollout.timeout_s."
+                f"the judge did not compare the {len(scored)} groups of the evaluation within {timeout_s:g} s. Fix: "
+                "make the judge faster, lower trainer.eval.prompts.limit, or raise trainer.rollout.timeout_s."
             ) from error
 
 
 def evaluation_record(
     groups: Sequence[ScoredGroup], functions: Sequence[str], pass_at: Iterable[int]
 ) -> dict[str, Any]:
-    """Prompts `n`, mean rewards in all and of each function, and each function's pass@k, where 1 or more is a pass."""
+    """Return the number of prompts, the mean rewards (total and per function), and pass@k per function.
+
+    A completion passes if its reward is 1 or more.
+    """
     columns = {name: [group.rewards_by_function[name] for group in groups] for name in functions}
     return {
         "n": len(groups),
@@ -117,9 +131,9 @@ def evaluation_record(
 
 
 def pass_at_k(rewards: Sequence[float | None], k: int) -> float:
-    """How probable it is that one of `k` of these samples, drawn without replacement, has a reward of 1 or more.
+    """Return the probability that at least one of `k` samples, drawn without replacement, has a reward of 1 or more.
 
-    Unbiased for the probability that one of k fresh samples has.
+    This is an unbiased estimate of the same probability for k new samples.
     Source: Chen et al. 2021, arXiv:2107.03374, equation 1.
     """
     failed = sum(reward is None or reward < 1.0 for reward in rewards)

@@ -1,4 +1,4 @@
-"""What a run writes about itself, for Prometheus: `GET /metrics` with its newest step (`trainer.metrics_port`)."""
+"""Serve the metrics of a run's newest step to Prometheus: `GET /metrics` on `trainer.metrics_port`."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from tandem_protocol import ports
 from .errors import UserError
 
 PREFIX = "tandem_trainer_"
+LABELS = {"rewards": "function", "rewards_std": "function", "timings": "phase"}
+"""Field of the record that is an object → the label for its keys."""
 TAIL_BYTES = 1 << 16
-"""Longer than any line of `metrics.jsonl`."""
+"""Number of bytes to read at the end of `metrics.jsonl`. More than any of its lines has."""
 
 
 @contextmanager
 def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
-    """Answer scrapes in the background during the block; wants the services' bearer token. Gives the port.
+    """Answer scrapes in a background thread during the block, and yield the port.
+
+    A scrape must send the bearer token of the services.
 
     Raises:
-        UserError: there is no token, or the port is taken.
+        UserError: the token is missing, or the port is in use.
     """
     if token is None:
         raise UserError(
-            f"got trainer.metrics_port {port} without a token; set TANDEM_TOKEN or TANDEM_TOKEN_FILE, as for the "
-            "generators, or leave the port out"
+            f"trainer.metrics_port is {port}, but there is no token. Fix: set TANDEM_TOKEN or TANDEM_TOKEN_FILE, as "
+            "for the generators, or remove trainer.metrics_port."
         )
 
     class Handler(BaseHTTPRequestHandler):
@@ -52,7 +56,7 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
             self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Scrapes are no news."""
+            """Do not log scrapes."""
 
     try:
         server = ThreadingHTTPServer(("", port), Handler)
@@ -68,13 +72,14 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
 
 
 def newest(run_dir: Path) -> dict[str, Any]:
-    """The last whole line of `metrics.jsonl`, with the step of `status.json`, which is there before the first line."""
+    """Return the last complete line of `metrics.jsonl`, with the step of `status.json`, which is written first."""
     record: dict[str, Any] = {}
     try:
         with (run_dir / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
-            *_, last, _ = [b"", *file.read().split(b"\n")]
-        record = json.loads(last) if last else {}
+            lines = file.read().split(b"\n")[:-1]  # what follows the last newline is an incomplete line
+        if lines and lines[-1]:
+            record = json.loads(lines[-1])
         record["step"] = json.loads((run_dir / "status.json").read_text())["step"]
     except FileNotFoundError:
         pass
@@ -82,24 +87,25 @@ def newest(run_dir: Path) -> dict[str, Any]:
 
 
 def exposition(record: Mapping[str, Any]) -> str:
-    """`record` in Prometheus' text format: a gauge a number, and one a mapping with its keys as a label.
+    """Return `record` in the text format of Prometheus.
 
-    Names are the record's with `_` for what Prometheus does not take: `clip_ratio/low_mean` → `clip_ratio_low_mean`.
+    Each number becomes a gauge. Each object becomes a gauge with a label for its keys. A character that Prometheus
+    does not allow in a name becomes `_`: `clip_ratio/low_mean` becomes `tandem_trainer_clip_ratio_low_mean`.
     """
-    numbers = {name: value for name, value in record.items() if name != "version"}
-    gauges = [(PREFIX + re.sub(r"\W", "_", name), _samples(name, value)) for name, value in numbers.items()]
-    return "".join(
-        f"# TYPE {name} gauge\n" + "".join(f"{name}{labels} {value}\n" for labels, value in samples)
-        for name, samples in gauges
-        if samples
-    )
-
-
-LABELS = {"rewards": "function", "rewards_std": "function", "timings": "phase"}
+    lines: list[str] = []
+    for name, value in record.items():
+        samples = _samples(name, value) if name != "version" else []
+        if samples:
+            gauge = PREFIX + re.sub(r"\W", "_", name)
+            lines.append(f"# TYPE {gauge} gauge\n")
+            lines.extend(f"{gauge}{labels} {number}\n" for labels, number in samples)
+    return "".join(lines)
 
 
 def _samples(name: str, value: Any) -> list[tuple[str, float]]:
+    """Return the labels and the number of each sample of a gauge. Values that are not numbers are left out."""
     items: Iterable[tuple[str, Any]] = [("", value)]
     if isinstance(value, Mapping):
-        items = ((f'{{{LABELS.get(name, "key")}="{key}"}}', number) for key, number in value.items())
+        label = LABELS.get(name, "key")
+        items = ((f'{{{label}="{key}"}}', number) for key, number in value.items())
     return [(labels, number) for labels, number in items if isinstance(number, int | float)]

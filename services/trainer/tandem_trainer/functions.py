@@ -1,6 +1,6 @@
-"""A function of the user's project: finding it, and checking and describing what a call of it gives.
+"""Load functions of the user's project, check their answers, and describe their errors.
 
-Imports nothing heavy: a sandbox's process starts with this module.
+This module must be fast to import, because every sandbox process imports it.
 """
 
 from __future__ import annotations
@@ -20,25 +20,30 @@ from .errors import UserError
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+FUNCTION_NAME = r"^[\w.]+:\w+$"
+"""Pattern of `module:function`."""
+
 
 def sandboxed(function: FunctionT) -> FunctionT:
-    """Mark a reward function as one that runs in a sandbox where `sandbox` is not configured."""
+    """Decorate a reward function so that it runs in a sandbox by default, if `sandbox` is not configured."""
     function.sandboxed = True  # type: ignore[attr-defined]
     return function
 
 
 class CallFailed(Exception):
-    """A call gave no answer, or one of no use. The message says all there is to say."""
+    """A call failed or returned an invalid answer. The message is complete; the traceback adds nothing."""
 
 
 def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = None) -> Callable[..., Any]:
-    """The function that `module:function` names, from the project's folder or anything installed, given `arguments`.
+    """Import the function that `module:function` names, and bind `arguments` to it.
+
+    The module is in the project's folder, or in an installed package.
 
     Args:
-        kind: what it is called in messages.
+        kind: the word for it in messages, such as "reward".
 
     Raises:
-        UserError: it cannot be imported or is no function.
+        UserError: it cannot be imported, or it is not a function.
     """
     module_name, _, function_name = name.partition(":")
     try:
@@ -46,7 +51,7 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
     except (Exception, SystemExit) as error:
         raise UserError(
             f"{kind} {name}: importing {module_name} failed: {describe(error)}. Fix: name a module in the project's "
-            "folder (that of config.yaml), or an installed one."
+            "folder, where config.yaml is, or an installed module."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -54,26 +59,26 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
     if inspect.isclass(function):
         raise UserError(
             f"{kind} {name} is a class, expected a function or an object with __call__. "
-            f"Fix: add an object to {module_name}, such as score = {function_name}(), and name that."
+            f"Fix: add an object to {module_name}, such as score = {function_name}(), and use its name."
         )
     return _Configured(function, **arguments) if arguments else function
 
 
 class _Configured(functools.partial[Any]):
-    """A function with arguments of the configuration. Each call gets its own copies of them."""
+    """A function with its configured arguments. Each call gets its own copy of them."""
 
     def __call__(self, /, *args: Any, **given: Any) -> Any:
         return self.func(*args, **given, **copy.deepcopy(self.keywords))
 
 
 def is_asynchronous(function: Callable[..., Any]) -> bool:
-    """Whether a call gives a coroutine at once: of an `async def`, or of an object with an `async def __call__`."""
+    """Whether it is an `async def` function, or an object with an `async def __call__`."""
     inner: Any = _unwrapped(function)
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(inner.__call__)
 
 
 def is_sandboxed(function: Callable[..., Any]) -> bool:
-    """Whether it was marked with `sandboxed`."""
+    """Whether it is decorated with `sandboxed`."""
     return bool(getattr(_unwrapped(function), "sandboxed", False))
 
 
@@ -84,15 +89,15 @@ def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plain(value: Any) -> Any:
-    """NumPy's and torch's arrays and scalars as Python's lists and numbers; anything else as it is."""
+    """Convert arrays and scalars of NumPy and torch to lists and numbers. Return any other value unchanged."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def check_rewards(answer: Any, size: int) -> tuple[float | None, ...]:
-    """The answer of a reward function as floats.
+    """Return the answer of a reward function as floats.
 
     Raises:
-        CallFailed: it is not `size` finite numbers or Nones.
+        CallFailed: the answer is not a list of `size` items, each a finite number or None.
     """
     rewards = plain(answer)
     if not isinstance(rewards, list | tuple):
@@ -107,7 +112,7 @@ def _finite(reward: Any, index: int) -> float | None:
         return None
     try:
         number = float(reward) if isinstance(reward, numbers.Real | Decimal) else math.nan
-    except (OverflowError, ValueError):  # an integer beyond all floats, a signaling NaN
+    except (OverflowError, ValueError):  # an integer too large for a float, or a signaling NaN
         number = math.nan
     if not math.isfinite(number):
         raise CallFailed(f"got {reward!r} for completion {index}, expected a finite number, or None for no reward")
@@ -115,7 +120,7 @@ def _finite(reward: Any, index: int) -> float | None:
 
 
 def describe(error: BaseException) -> str:
-    """The error with the line that raised it, unless it is one of ours."""
+    """Return the error as text, with the line that raised it unless it is an error of Tandem."""
     if isinstance(error, CallFailed | UserError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]

@@ -1,6 +1,7 @@
-"""What a model does between its last hidden states and its logits, besides the output embedding.
+"""Scaling and capping of logits, which some models apply after the output embedding.
 
-Example: Gemma 2 caps its logits at ±30, Granite divides them by 8. vLLM does the same, so the trainer has to.
+Example: Gemma 2 caps its logits at ±30, and Granite divides them by 8. The trainer computes logits itself, so it has
+to do the same as the model and vLLM.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ _SCALE = {
     **dict.fromkeys(("cohere", "cohere2", "cohere2_moe"), "logit_scale"),
     "falcon_h1": "lm_head_multiplier",
 }
-"""`model_type` → the key of what logits are multiplied by."""
+"""`model_type` → the configuration key of the factor by which logits are multiplied."""
 
 
 class Head(NamedTuple):
-    """`logits = cap · tanh(scale · output embedding(hidden) / cap)`; a `cap` of None caps nothing."""
+    """`logits = cap · tanh(scale · output embedding(hidden) / cap)`. Without a `cap`, only the scale applies."""
 
     scale: float = 1.0
     cap: float | None = None
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Head:
-        """What the model's configuration says. `logprobs.check` sees that it is what the model does.
+        """Read scale and cap from the model's configuration. `logprobs.check` compares the result with the model.
 
         Source: `forward` of each model class in transformers.
         """
@@ -40,21 +41,21 @@ class Head(NamedTuple):
 def _scale(config: PreTrainedConfig) -> float:
     if key := _SCALE.get(config.model_type):
         return float(getattr(config, key))
-    # Granite and MiniCPM 3 divide by what HyperCLOVA X multiplies with.
+    # Granite and MiniCPM 3 divide by this value. HyperCLOVA X multiplies by it.
     scaling = float(getattr(config, "logits_scaling", None) or 1.0)
     return scaling if config.model_type == "hyperclovax" else 1 / scaling
 
 
 def body(model: PreTrainedModel) -> nn.Module:
-    """The model without its output embedding.
+    """Return the model without its output embedding.
 
     Raises:
-        UserError: it cannot be told apart.
+        UserError: the model does not separate the two.
     """
     if model.base_model is model:
         raise UserError(
-            f"got a {type(model).__name__}, which has no body apart from its output embedding (base_model_prefix "
-            f"{model.base_model_prefix!r}), expected one. The trainer computes logits for some tokens at a time and "
-            "needs the two parts. Fix: choose another model."
+            f"got a {type(model).__name__} with base_model_prefix {model.base_model_prefix!r}, expected a model with a "
+            "separate output embedding. The trainer needs the two parts, because it computes the logits of a few "
+            "tokens at a time. Fix: choose another model."
         )
     return model.base_model  # type: ignore[no-any-return]  # transformers ships no types here

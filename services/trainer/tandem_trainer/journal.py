@@ -1,4 +1,4 @@
-"""The files of a run's folder that people and tools read while it goes on."""
+"""Write the files of a run's folder that people and tools read during the run."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from .metrics import JsonLinesWriter
 log = logging.getLogger(__name__)
 
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-"""The phases that `status.json` ends with."""
+"""The final phases of `status.json`."""
 
 
 class Journal:
-    """Metrics, completions, events and status of one run. Only the main process writes them."""
+    """Metrics, completions, events and status of one run. Only the main process writes; other ranks do nothing."""
 
     def __init__(self, folder: Path, *, is_main: bool) -> None:
-        self._folder, self._is_main = folder, is_main
+        self._folder = folder
+        self._is_main = is_main
         self._metrics = JsonLinesWriter(folder / "metrics.jsonl")
         self._completions = JsonLinesWriter(folder / "rollouts.jsonl")
         self._events = JsonLinesWriter(folder / "events.jsonl")
         self._unwritten: list[Mapping[str, Any]] = []
-        """Records of steps that found no room on the disk."""
+        """Records of steps that could not be written because the disk was full."""
 
     def status(self, phase: str, version: Version) -> None:
-        """Say what the trainer is doing. The file is replaced as a whole, so no reader sees half of it."""
+        """Write the current phase to `status.json`. The file is replaced atomically, so it is always complete."""
         if self._is_main:
             status = {
                 "phase": phase, "step": version.step, "version": str(version), "since_unix_s": time.time(),
@@ -45,17 +46,17 @@ class Journal:
 
     @property
     def finished_step(self) -> int:
-        """The last step that a trainer has finished the run with; −1 before that."""
+        """The last step of a finished run; −1 if no trainer has finished it yet."""
         return max((event["step"] for event in self._events.read() if event["kind"] == FINISHED), default=-1)
 
     def note(self, kind: str, step: int, message: str, **details: Any) -> None:
-        """Print an event and keep it in `events.jsonl`."""
+        """Print an event, and append it to `events.jsonl`."""
         if self._is_main:
             print(message, flush=True)
             self._event(kind, step, message, details)
 
     def alert(self, kind: str, step: int, message: str, **details: Any) -> None:
-        """Log an event that somebody should look at, and keep it in `events.jsonl`."""
+        """Log an event that needs attention as a warning, and append it to `events.jsonl`."""
         if self._is_main:
             log.warning("%s", message)
             self._event(kind, step, message, details)
@@ -64,11 +65,11 @@ class Journal:
         event = {"step": step, "time_unix_s": time.time(), "kind": kind, "message": message, **details}
         try:
             self._events.append([event])
-        except OSError as error:  # a full disk is what many events are about
+        except OSError as error:  # the event may be about a full disk
             log.warning("events.jsonl cannot be written: %s", error)
 
     def step(self, record: Mapping[str, Any]) -> None:
-        """Append the record of a step; on a full disk it is kept in memory, and written as soon as there is room."""
+        """Append the record of a step. If the disk is full, keep it in memory and write it with the next one."""
         if not self._is_main:
             return
         self._unwritten.append(record)
@@ -84,7 +85,7 @@ class Journal:
             self._unwritten.clear()
 
     def complete(self, record: Mapping[str, Any] | None) -> None:
-        """Make sure that the record of the last step is there, also if the step ended before `step` was called."""
+        """Append the record of the last step if it is missing, because the process ended before `step` was called."""
         if self._is_main and record and not self._unwritten and self._metrics.last_step() < record["step"]:
             self.step(record)
 
@@ -97,10 +98,10 @@ class Journal:
                 log.warning("rollouts.jsonl cannot be written: %s", error)
 
     def end(self, version: Version, *, finished: bool) -> None:
-        """Write what is still kept in memory, and how the run ended.
+        """Write the records that are still in memory, and how the run ended.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the records cannot be written.
         """
         if self._unwritten:
             self._metrics.append(self._unwritten)
@@ -110,7 +111,7 @@ class Journal:
         self.status(FINISHED if finished else STOPPED, version)
 
     def rewind(self, step: int, record: Mapping[str, Any] | None) -> None:
-        """Drop what was written about steps after `step`, and make sure that `record`, that of `step`, is there."""
+        """Delete all lines about steps after `step`, and append `record`, the record of `step`, if it is missing."""
         if self._is_main:
             for file in (self._metrics, self._completions):
                 file.forget_after(step)

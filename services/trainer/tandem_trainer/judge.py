@@ -1,4 +1,4 @@
-"""A judge of the user's project: of two completions, which is better? And how often does the policy beat its start?"""
+"""Score completions with a judge function of the user's project, and measure the win rate against the first policy."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from .prompts import PromptRow
 from .rewards import as_in_prompt, decode, scored_group
 
 TIE = 0.5
+"""Reward of both completions if neither is better."""
 
 
 class Judge:
-    """Scores groups of two: 1 for the better completion, 0 for the other, 0.5 for both if neither is better."""
+    """Scores groups of two completions: 1 for the better one, 0 for the other, 0.5 for both if neither is better."""
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool, timeout_s: float) -> None:
-        """Load the function; `timeout_s` is the deadline of a call.
+        """Load the function. `timeout_s` is the deadline of one call.
 
         Raises:
-            UserError: it does not exist or cannot be imported.
+            UserError: the function does not exist or cannot be imported.
         """
         function = load_function("judge", name)
         call = in_process(function, timeout_s, asyncio.Lock())
@@ -41,51 +42,66 @@ class Judge:
         self._tokenizer = tokenizer
 
     def check_parameters(self, rows: Sequence[PromptRow]) -> None:
-        """See that the function can be called with the columns of these rows.
+        """Check that the function accepts the columns of these rows.
 
         Raises:
-            UserError: it cannot; names the row and the parameter.
+            UserError: it does not; names the row and the parameter.
         """
         self._function.check_parameters(rows, ("prompts", "completions"))
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """See Scorer."""
+        """See `Scorer`."""
         unjudged = self.unjudged(row, group)
         wins = await self.wins(row, unjudged.texts)
-        return unjudged if wins is None else self.judged(unjudged, (wins, 1 - wins))
+        if wins is None:
+            return unjudged
+        return self.judged(unjudged, (wins, 1 - wins))
 
     def unjudged(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """The completions, however many, without a reward."""
+        """Return the group without rewards. It may have any number of completions."""
         texts = decode(self._tokenizer, group)
         nothing = (None,) * len(texts)
         return scored_group(row, group, texts, nothing, {self._function.name: nothing})
 
     def judged(self, group: ScoredGroup, rewards: tuple[float | None, ...]) -> ScoredGroup:
+        """Return the group with these rewards."""
         return group.model_copy(update={"rewards": rewards, "rewards_by_function": {self._function.name: rewards}})
 
     async def wins(self, row: PromptRow, texts: Sequence[str]) -> float | None:
-        """1 if the first of two is better, 0 if the second is; None if the judge failed and errors are dropped."""
+        """Return 1 if the first of two texts is better, 0 if the second is, 0.5 if neither is.
+
+        Returns None if the judge failed and errors are dropped.
+        """
         choices = await self._function(row, 1, completions=[as_in_prompt(row, texts)])
-        return None if choices is None else TIE if choices[0] is None else 1.0 - choices[0]
+        if choices is None:
+            return None
+        choice = choices[0]
+        if choice is None:
+            return TIE
+        return 1.0 - choice
 
 
 class WinRate:
-    """Rewards a completion by how it fares against that of the run's first evaluated policy, for the same prompt."""
+    """Rewards each completion by comparing it with the first evaluated policy's completion for the same prompt.
+
+    The reward is 1 for a win, 0.5 for a tie, 0 for a loss. The mean is the win rate.
+    """
 
     def __init__(self, judge: Judge, rows: Sequence[PromptRow], file: Path) -> None:
         """
         Args:
-            file: keeps the first policy's completions, for as long as the run goes on.
+            file: stores the first policy's completions for the rest of the run.
         """
-        self._judge, self._file = judge, file
+        self._judge = judge
+        self._file = file
         self._rows = {row.index: row for row in rows}
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """See Scorer; rewards come with the call below, when all completions are there."""
+        """See `Scorer`. The rewards are still None; `__call__` adds them when all groups have arrived."""
         return self._judge.unjudged(row, group)
 
     async def __call__(self, groups: Sequence[ScoredGroup], version: Version) -> list[ScoredGroup]:
-        """The groups with rewards; those of the first policy are ties.
+        """Return the groups with rewards. For the first policy, every comparison is a tie.
 
         Raises:
             UserError: the judge failed, and errors are not dropped.
@@ -101,21 +117,30 @@ class WinRate:
         return [task.result() for task in tasks]
 
     async def _against(self, group: ScoredGroup, first: Sequence[str]) -> ScoredGroup:
-        """Sample by sample; None where the first policy has none."""
+        """Compare the completions one by one. A reward is None if the first policy has no completion for it."""
         pairs = itertools.zip_longest(group.texts, first[: len(group.texts)])
-        return self._judge.judged(group, tuple([await self._rate(self._rows[group.row], pair) for pair in pairs]))
+        row = self._rows[group.row]
+        rewards = tuple([await self._rate(row, text, first_text) for text, first_text in pairs])
+        return self._judge.judged(group, rewards)
 
-    async def _rate(self, row: PromptRow, pair: tuple[str, str | None]) -> float | None:
-        """Both orders are judged, for a judge may like what comes first; two equal texts are a tie."""
-        text, first = pair
-        if first is None or first == text:
-            return None if first is None else TIE
-        ahead, behind = await self._judge.wins(row, (text, first)), await self._judge.wins(row, (first, text))
-        return None if ahead is None or behind is None else (ahead + 1 - behind) / 2
+    async def _rate(self, row: PromptRow, text: str, first: str | None) -> float | None:
+        """Return the mean over both orders, because many judges prefer the completion that comes first."""
+        if first is None:
+            return None
+        if first == text:
+            return TIE
+        shown_first = await self._judge.wins(row, (text, first))
+        shown_second = await self._judge.wins(row, (first, text))
+        if shown_first is None or shown_second is None:
+            return None
+        return (shown_first + 1 - shown_second) / 2
 
 
 def _keys(groups: Sequence[ScoredGroup]) -> dict[int, str]:
-    """Row → a name of its prompt that an edited data set keeps: the prompt's digest, and which of its likes it is."""
+    """Return row → a key of its prompt that stays the same if the data set is edited.
+
+    The key is the digest of the prompt, and a number that distinguishes rows with the same prompt.
+    """
     seen: Counter[str] = Counter()
     keys = {}
     for group in sorted(groups, key=lambda group: group.row):
@@ -126,10 +151,10 @@ def _keys(groups: Sequence[ScoredGroup]) -> dict[int, str]:
 
 
 def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:
-    """The answer of a judge: 0 or 1 a pair, None for neither.
+    """Return the answer of a judge: per pair 0 or 1 for the better completion, or None if neither is better.
 
     Raises:
-        CallFailed: it is not that.
+        CallFailed: the answer is something else.
     """
     choices = plain(answer)
     if not isinstance(choices, list | tuple) or len(choices) != size:
@@ -138,7 +163,7 @@ def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:
 
 
 def _choice(choice: Any, index: int) -> int | None:
-    if choice is None or choice == -1:  # TRL's judges say -1 for neither
+    if choice is None or choice == -1:  # TRL's judges return -1 if neither is better
         return None
     if choice not in (0, 1):
         raise CallFailed(
