@@ -1,0 +1,49 @@
+"""What mkdocs does to each page, so that one Markdown file reads well on the site and on a forge such as GitHub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import Files
+from mkdocs.structure.pages import Page
+from pymdownx.slugs import slugify
+
+_LINK = re.compile(r"\[([^\]]*)\]\((\.\.?/[^)\s#]+)(#[^)\s]*)?\)")
+_CODE_SPAN = re.compile(r"`[^`\n]*`")
+
+
+def on_config(config: MkDocsConfig) -> None:
+    """Make a heading's anchor as GitHub does: `# A & B` is `#a--b`."""
+    config.mdx_configs.setdefault("toc", {})["slugify"] = slugify(case="lower")
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    del files
+    root = Path(config.config_file_path).parent
+    folder = Path(config.docs_dir, page.file.src_uri).parent
+
+    def link(match: re.Match[str]) -> str:
+        text, address, anchor = match[1], match[2], match[3] or ""
+        target = (folder / address).resolve()
+        if target.is_relative_to(config.docs_dir) or not target.exists():
+            return match[0]
+        return _outside(text, target.relative_to(root).as_posix(), anchor, config.repo_url)
+
+    return "\n".join(_unescape_pipes(line) for line in _LINK.sub(link, markdown).split("\n"))
+
+
+def _outside(text: str, path: str, anchor: str, repo_url: str | None) -> str:
+    """A link to a file of the repository that is not on the site: to its forge, or its path as code without one."""
+    if repo_url:
+        return f"[{text}]({repo_url.rstrip('/')}/blob/HEAD/{path}{anchor})"
+    is_path = path.endswith(text.strip("`"))
+    return f"`{path}`" if is_path else f"{text} (`{path}`)"
+
+
+def _unescape_pipes(line: str) -> str:
+    r"""Show `a \| b` in a table as `a | b`. GitHub needs the backslash there; Python-Markdown would print it."""
+    if not line.startswith("|"):
+        return line
+    return _CODE_SPAN.sub(lambda code: code[0].replace("\\|", "|"), line)

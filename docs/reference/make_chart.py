@@ -1,0 +1,73 @@
+"""Write chart.md from the chart's values.yaml: `.venv/bin/python docs/reference/make_chart.py`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+VALUES = Path(__file__).parents[2] / "helm/tandem/values.yaml"
+
+HEAD = """\
+# Chart values
+
+Written by `docs/reference/make_chart.py` from `helm/tandem/values.yaml` and its comments. To change a text, edit it
+there.
+
+Set a value with `--set generator.replicas=2`, or in a file of your own with `--values`. An unknown key is an error.
+`helm/tandem/ci` has complete sets of values to start from. [Kubernetes](../deploy/kubernetes.md) explains how the
+values work together.
+"""
+_SECTION = re.compile(r"# -+ (.+?) -+$")
+
+
+def page() -> str:
+    text = VALUES.read_text()
+    root = yaml.compose(text)
+    assert isinstance(root, yaml.MappingNode)
+    return HEAD + "".join(_rows(text, root))
+
+
+def _rows(text: str, root: yaml.MappingNode) -> Iterator[str]:
+    """Yield a heading and a table for each section of the file."""
+    lines = text.splitlines()
+    sections = {number: match[1] for number, line in enumerate(lines) if (match := _SECTION.match(line))}
+    for key, default, number in _keys(text, root):
+        for start in [start for start in sections if start < number]:
+            yield f"\n## {sections.pop(start)}\n\n| key | default | |\n|---|---|---|\n"
+        description = _cell(_comment(lines, number))
+        if default or description:
+            yield f"| `{key}` | {f'`{default}`' if default else ''} | {description} |\n"
+
+
+def _keys(text: str, node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, str, int]]:
+    """Yield each key with dots, its default as YAML, and its line. Mappings have no default."""
+    for key, value in node.value:
+        name = f"{prefix}{key.value}"
+        number = key.start_mark.line
+        if isinstance(value, yaml.MappingNode) and not value.flow_style:
+            yield name, "", number
+            yield from _keys(text, value, f"{name}.")
+        else:
+            yield name, text[value.start_mark.index : value.end_mark.index], number
+
+
+def _comment(lines: list[str], number: int) -> str:
+    """The comment that ends on the line above."""
+    start = number
+    while start and lines[start - 1].lstrip().startswith("#") and not _SECTION.match(lines[start - 1]):
+        start -= 1
+    return " ".join(line.strip().removeprefix("#").strip() for line in lines[start:number])
+
+
+def _cell(text: str) -> str:
+    """Text for a table; what Markdown would read as markup is escaped, except in backticks."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"[\\*<]", r"\\\g<0>", part) for part in parts[::2]]
+    return "`".join(parts).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("chart.md").write_text(page())

@@ -1,0 +1,125 @@
+"""Write cli.md from the parsers of the commands: `.venv/bin/python docs/reference/make_cli.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+import tandem_cli.__main__
+import tandem_generator.__main__
+import tandem_trainer.__main__
+
+COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
+    "tandem": tandem_cli.__main__.main,
+    "python -m tandem_generator": tandem_generator.__main__.main,
+    "python -m tandem_trainer": tandem_trainer.__main__.main,
+}
+
+HEAD = """\
+# Command line
+
+Written by `docs/reference/make_cli.py` from the commands' own `--help`. To change a text, edit it there.
+"""
+
+
+def page() -> str:
+    return HEAD + "".join(part for name, main in COMMANDS.items() for part in sections(name, parser_of(main)))
+
+
+class _Found(BaseException):
+    """Carries a parser out of the `main` that made it."""
+
+
+def parser_of(main: Callable[[Sequence[str]], Any]) -> argparse.ArgumentParser:
+    """Return the parser that `main` makes, at the moment when `main` would use it."""
+
+    def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        raise _Found(self)
+
+    with mock.patch.object(argparse.ArgumentParser, "parse_known_args", stop):
+        try:
+            main([])
+        except _Found as found:
+            (parser,) = found.args
+            return parser
+    raise AssertionError("main() did not parse its arguments")
+
+
+def sections(name: str, parser: argparse.ArgumentParser, level: int = 2) -> Iterator[str]:
+    """Yield the section of one command, then a section for each of its subcommands."""
+    yield f"\n{'#' * level} `{name}`\n"
+    yield paragraphs(parser, parser.description)
+    yield f"\n```text\n{synopsis(name, parser)}\n```\n"
+    for group in parser._action_groups:
+        yield from table(parser, group)
+    yield paragraphs(parser, parser.epilog)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for word, command in action.choices.items():
+                yield from sections(f"{name} {word}", command, level + 1)
+
+
+def synopsis(name: str, parser: argparse.ArgumentParser) -> str:
+    """`tandem export RUN --to DIR [options]`."""
+    words = [name]
+    for action in parser._actions:
+        if not action.option_strings:
+            words.append(f"[{metavar(action)}]" if action.nargs in ("?", "*") else metavar(action))
+        elif action.required:
+            words.append(f"{action.option_strings[-1]} {metavar(action)}")
+    return " ".join([*words, "[options]"])
+
+
+def table(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> Iterator[str]:
+    """Yield one table with the arguments of a group, under the group's title if the group is not one of argparse's."""
+    rows = [row(parser, action) for action in group._group_actions if action.help != argparse.SUPPRESS]
+    rows = [line for line in rows if line]
+    if not rows:
+        return
+    if group.title not in ("positional arguments", "options"):
+        yield f"\n**{str(group.title)[:1].upper()}{str(group.title)[1:]}**\n"
+        yield paragraphs(parser, group.description)
+    yield "\n| argument | |\n|---|---|\n"
+    yield from rows
+
+
+def row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
+    if isinstance(action, argparse._HelpAction):
+        return ""
+    if isinstance(action, argparse._SubParsersAction):
+        return "".join(f"| `{choice.dest}` | {cell(choice.help or '')} |\n" for choice in action._choices_actions)
+    value = "" if action.nargs == 0 else metavar(action)
+    names = [f"{option} {value}".strip() for option in action.option_strings] or [value]
+    text = parser._get_formatter()._expand_help(action) if action.help else ""
+    return f"| {', '.join(f'`{cell(name)}`' for name in names)} | {cell(text)} |\n"
+
+
+def metavar(action: argparse.Action) -> str:
+    """What stands for an argument's value: `PORT`, `{nvidia,cdi}`, `[BOOL]`."""
+    formatter = argparse.HelpFormatter(prog="")
+    if not action.option_strings:
+        return str(formatter._metavar_formatter(action, action.dest)(1)[0])
+    return formatter._format_args(action, action.dest.upper())
+
+
+def paragraphs(parser: argparse.ArgumentParser, text: str | None) -> str:
+    """A description or an epilog. Text that `--help` prints line by line (examples) becomes a block."""
+    if not text:
+        return ""
+    text = (text % {"prog": parser.prog}).strip()
+    raw = issubclass(parser.formatter_class, argparse.RawDescriptionHelpFormatter)
+    if not raw:
+        return f"\n{' '.join(text.split())}\n"
+    parts = text.split("\n\n")
+    return "".join(f"\n```text\n{part}\n```\n" if "\n " in f"\n{part}" else f"\n{part}\n" for part in parts)
+
+
+def cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("cli.md").write_text(page())
