@@ -11,6 +11,9 @@ from mkdocs.structure.pages import Page
 from pymdownx.slugs import slugify
 
 _LINK = re.compile(r"\[([^\]]*)\]\((\.\.?/[^)\s#]+)(#[^)\s]*)?\)")
+_WIDE_TABLE = re.compile(r"^\|(-+:?\|){5}", re.MULTILINE)
+"""A table of five columns or more, which needs the space of the table of contents."""
+_CELL_CODE = re.compile(r"(?<=<td><code>)[^<]*")
 _CODE_SPAN = re.compile(r"`[^`\n]*`")
 
 
@@ -31,7 +34,19 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
             return match[0]
         return _outside(text, target.relative_to(root).as_posix(), anchor, config.repo_url)
 
+    if page.is_homepage:
+        page.meta["hide"] = ["navigation"]  # its menu would have one entry
+    if _WIDE_TABLE.search(markdown):
+        page.meta["hide"] = ["toc"]
     return "\n".join(_unescape_pipes(line) for line in _LINK.sub(link, markdown).split("\n"))
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Let names in wide tables break after a dot or an underscore."""
+    del config, files
+    if page.meta.get("hide") != ["toc"]:
+        return html
+    return _CELL_CODE.sub(lambda code: re.sub(r"(?<=\w)[._]", r"\g<0><wbr>", code[0]), html)
 
 
 def _outside(text: str, path: str, anchor: str, repo_url: str | None) -> str:

@@ -1,10 +1,12 @@
-"""Write architectures.md from architectures.json: `.venv/bin/python docs/reference/make_architectures.py`."""
+"""Write architectures.md from architectures.json (`make docs`)."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+from tables import code, table
 
 RESULTS = Path(__file__).with_name("architectures.json")
 MODELS = {
@@ -74,24 +76,21 @@ with Cohere 2's sliding window, rows may not be longer than the length up to whi
 """
 
 
+COLUMNS = ["`model_type`", "models", "outcome", "before:", "after:", "reason"]
+
+
 def page() -> str:
     results: dict[str, Any] = json.loads(RESULTS.read_text())
     counts = {word: sum(r["outcome"] == word for r in results.values()) for word in ("trained", "alerted", "refused")}
     summary = ", ".join(f"{number} {word}" for word, number in counts.items())
-    head = f"{HEAD}\n{len(results)} families: {summary}.\n\n| `model_type` | models | | before | after | reason |\n"
-    return head + "|---|---|---|---|---|---|\n" + "".join(map(_row, results, results.values()))
+    return f"{HEAD}\n{len(results)} families: {summary}.\n" + table(COLUMNS, map(_row, results, results.values()))
 
 
-def _row(family: str, result: dict[str, Any]) -> str:
-    cells = [
-        f"`{family}`",
-        MODELS.get(family, ""),
-        result["outcome"],
-        *(_figure(result[key]) for key in ("before", "after")),
-    ]
-    message = result["reason"].replace("|", "\\|").replace("'MODEL'", "the model")
+def _row(family: str, result: dict[str, Any]) -> list[str]:
+    message = result["reason"].replace("'MODEL'", "the model")
     reason = next((short for part, short in REASONS.items() if part in message), message)
-    return f"| {' | '.join([*cells, reason])} |\n"
+    figures = [_figure(result[key]) for key in ("before", "after")]
+    return [code(family), MODELS.get(family, ""), result["outcome"], *figures, reason]
 
 
 def _figure(value: float | None) -> str:

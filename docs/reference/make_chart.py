@@ -1,4 +1,4 @@
-"""Write chart.md from the chart's values.yaml: `.venv/bin/python docs/reference/make_chart.py`."""
+"""Write chart.md from the chart's values.yaml (`make docs`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
+from tables import code, table
 
 VALUES = Path(__file__).parents[2] / "helm/tandem/values.yaml"
 
@@ -20,6 +21,7 @@ Set a value with `--set generator.replicas=2`, or in a file of your own with `--
 `helm/tandem/ci` has complete sets of values to start from. [Kubernetes](../deploy/kubernetes.md) explains how the
 values work together.
 """
+COLUMNS = ["key", "default", "description"]
 _SECTION = re.compile(r"# -+ (.+?) -+$")
 
 
@@ -27,19 +29,18 @@ def page() -> str:
     text = VALUES.read_text()
     root = yaml.compose(text)
     assert isinstance(root, yaml.MappingNode)
-    return HEAD + "".join(_rows(text, root))
-
-
-def _rows(text: str, root: yaml.MappingNode) -> Iterator[str]:
-    """Yield a heading and a table for each section of the file."""
     lines = text.splitlines()
-    sections = {number: match[1] for number, line in enumerate(lines) if (match := _SECTION.match(line))}
+    rows: dict[str, list[list[str]]] = {}
     for key, default, number in _keys(text, root):
-        for start in [start for start in sections if start < number]:
-            yield f"\n## {sections.pop(start)}\n\n| key | default | |\n|---|---|---|\n"
-        description = _cell(_comment(lines, number))
+        description = _markdown(_comment(lines, number))
         if default or description:
-            yield f"| `{key}` | {f'`{default}`' if default else ''} | {description} |\n"
+            rows.setdefault(_section(lines, number), []).append([code(key), code(default), description])
+    return HEAD + "".join(f"\n## {name}\n{table(COLUMNS, of_section)}" for name, of_section in rows.items())
+
+
+def _section(lines: list[str], number: int) -> str:
+    """The title of the section that a line is in."""
+    return next(match[1] for line in reversed(lines[:number]) if (match := _SECTION.match(line)))
 
 
 def _keys(text: str, node: yaml.MappingNode, prefix: str = "") -> Iterator[tuple[str, str, int]]:
@@ -62,11 +63,11 @@ def _comment(lines: list[str], number: int) -> str:
     return " ".join(line.strip().removeprefix("#").strip() for line in lines[start:number])
 
 
-def _cell(text: str) -> str:
-    """Text for a table; what Markdown would read as markup is escaped, except in backticks."""
+def _markdown(text: str) -> str:
+    """Escape what Markdown would read as markup, except in backticks."""
     parts = text.split("`")
     parts[::2] = [re.sub(r"[\\*<]", r"\\\g<0>", part) for part in parts[::2]]
-    return "`".join(parts).replace("|", "\\|")
+    return "`".join(parts)
 
 
 if __name__ == "__main__":

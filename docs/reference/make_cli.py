@@ -1,4 +1,4 @@
-"""Write cli.md from the parsers of the commands: `.venv/bin/python docs/reference/make_cli.py`."""
+"""Write cli.md from the parsers of the commands (`make docs`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
+
+from tables import code, table
 
 import tandem_cli.__main__
 import tandem_generator.__main__
@@ -53,8 +55,12 @@ def sections(name: str, parser: argparse.ArgumentParser, level: int = 2) -> Iter
     yield f"\n{'#' * level} `{name}`\n"
     yield paragraphs(parser, parser.description)
     yield f"\n```text\n{synopsis(name, parser)}\n```\n"
-    for group in parser._action_groups:
-        yield from table(parser, group)
+    positionals, options, *groups = parser._action_groups
+    yield arguments(parser, [*positionals._group_actions, *options._group_actions])
+    for group in groups:
+        yield f"\n**{str(group.title)[:1].upper()}{str(group.title)[1:]}**\n"
+        yield paragraphs(parser, group.description)
+        yield arguments(parser, group._group_actions)
     yield paragraphs(parser, parser.epilog)
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -73,28 +79,21 @@ def synopsis(name: str, parser: argparse.ArgumentParser) -> str:
     return " ".join([*words, "[options]"])
 
 
-def table(parser: argparse.ArgumentParser, group: argparse._ArgumentGroup) -> Iterator[str]:
-    """Yield one table with the arguments of a group, under the group's title if the group is not one of argparse's."""
-    rows = [row(parser, action) for action in group._group_actions if action.help != argparse.SUPPRESS]
-    rows = [line for line in rows if line]
-    if not rows:
-        return
-    if group.title not in ("positional arguments", "options"):
-        yield f"\n**{str(group.title)[:1].upper()}{str(group.title)[1:]}**\n"
-        yield paragraphs(parser, group.description)
-    yield "\n| argument | |\n|---|---|\n"
-    yield from rows
+def arguments(parser: argparse.ArgumentParser, actions: Sequence[argparse.Action]) -> str:
+    """A table of arguments, or of subcommands."""
+    rows = [row for action in actions if action.help != argparse.SUPPRESS for row in rows_of(parser, action)]
+    return table(["argument", "description"], rows) if rows else ""
 
 
-def row(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    if isinstance(action, argparse._HelpAction):
-        return ""
+def rows_of(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[list[str]]:
     if isinstance(action, argparse._SubParsersAction):
-        return "".join(f"| `{choice.dest}` | {cell(choice.help or '')} |\n" for choice in action._choices_actions)
-    value = "" if action.nargs == 0 else metavar(action)
-    names = [f"{option} {value}".strip() for option in action.option_strings] or [value]
-    text = parser._get_formatter()._expand_help(action) if action.help else ""
-    return f"| {', '.join(f'`{cell(name)}`' for name in names)} | {cell(text)} |\n"
+        for choice in action._choices_actions:
+            yield [code(choice.dest), choice.help or ""]
+    elif not isinstance(action, argparse._HelpAction):
+        value = "" if action.nargs == 0 else metavar(action)
+        names = [f"{option} {value}".strip() for option in action.option_strings] or [value]
+        text = parser._get_formatter()._expand_help(action) if action.help else ""
+        yield [", ".join(map(code, names)), text]
 
 
 def metavar(action: argparse.Action) -> str:
@@ -115,10 +114,6 @@ def paragraphs(parser: argparse.ArgumentParser, text: str | None) -> str:
         return f"\n{' '.join(text.split())}\n"
     parts = text.split("\n\n")
     return "".join(f"\n```text\n{part}\n```\n" if "\n " in f"\n{part}" else f"\n{part}\n" for part in parts)
-
-
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
 
 
 if __name__ == "__main__":

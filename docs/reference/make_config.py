@@ -1,4 +1,4 @@
-"""Write docs/reference/config.md from the configuration models: `.venv/bin/python docs/reference/make_config.py`."""
+"""Write docs/reference/config.md from the configuration models (`make docs`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from tables import code, table
 
 import tandem_generator.config
 import tandem_trainer.config
@@ -24,7 +26,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 HEAD = """\
 # Configuration
 
-Written by `docs/reference/make_config.py` from the configuration models; edit those.
+Written by `docs/reference/make_config.py` from the configuration models. To change a text, edit it there.
 
 A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. The last source that names a key wins:
 defaults, YAML, environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`), command line
@@ -59,15 +61,17 @@ def page() -> str:
 
 
 def tables(key: str, model: type[BaseModel]) -> Iterator[str]:
-    """One table for `model` and one for each model among its fields."""
+    """Yield the section of `model`, then a section for each model among its fields."""
     summary = (model.__doc__ or "").splitlines()[0]
-    yield f"\n## `{key}`\n\n{summary}\n\n| key | type | default | |\n|---|---|---|---|\n"
+    yield f"\n## `{key}`\n\n{summary}\n"
     nested = {}
+    rows = []
     for name, field in model.model_fields.items():
         if inner := next(filter(is_model, parts(field.annotation)), None):
-            many = typing.get_origin(field.annotation) is tuple
-            nested[f"{key}.{name}[]" if many else f"{key}.{name}"] = inner
-        yield f"| `{name}` | {type_of(field.annotation)} | {default_of(field)} | {cell(field.description or '')} |\n"
+            is_list = typing.get_origin(field.annotation) is tuple
+            nested[f"{key}.{name}[]" if is_list else f"{key}.{name}"] = inner
+        rows.append([code(name), type_of(field.annotation), default_of(field), field.description or ""])
+    yield table(["key", "type", "default", "description"], rows)
     for inner_key, inner in nested.items():
         yield from tables(inner_key, inner)
 
@@ -83,15 +87,20 @@ def parts(annotation: Any) -> Iterator[Any]:
 
 
 def type_of(annotation: Any) -> str:
+    """The values that a key takes, for people who write YAML: `` `int` or `null` ``."""
     if values := getattr(annotation, "__members__", None):
-        return " or ".join(f"`{member.value}`" for member in values.values())
+        return " or ".join(code(member.value) for member in values.values())
     if typing.get_origin(annotation) is typing.Literal:
-        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+        return " or ".join(code(value) for value in typing.get_args(annotation))
     if is_model(annotation) or any(map(is_model, typing.get_args(annotation))):
         return "see below"
     annotation = without_bounds(annotation)
-    plain = isinstance(annotation, type) and not typing.get_args(annotation)
-    return cell(f"`{annotation.__name__ if plain else str(annotation).replace('typing.', '')}`")
+    if isinstance(annotation, UnionType):
+        return " or ".join(map(type_of, typing.get_args(annotation)))
+    if annotation is type(None):
+        return code("null")
+    is_plain = isinstance(annotation, type) and not typing.get_args(annotation)
+    return code(annotation.__name__ if is_plain else str(annotation).replace("typing.", ""))
 
 
 def without_bounds(annotation: Any) -> Any:
@@ -107,11 +116,7 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return ""
-    return cell(f"`{json.dumps(field.default, default=str)}`")
-
-
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return code(json.dumps(field.default, default=str))
 
 
 if __name__ == "__main__":
