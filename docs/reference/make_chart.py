@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
-from tables import code, table
+from tables import code, plain, table
 
 VALUES = Path(__file__).parents[2] / "helm/tandem/values.yaml"
 
@@ -32,7 +32,7 @@ def page() -> str:
     lines = text.splitlines()
     rows: dict[str, list[list[str]]] = {}
     for key, default, number in _keys(text, root):
-        description = _markdown(_comment(lines, number))
+        description = plain(_comment(lines, number))
         if default or description:
             rows.setdefault(_section(lines, number), []).append([code(key), code(default), description])
     return HEAD + "".join(f"\n## {name}\n{table(COLUMNS, of_section)}" for name, of_section in rows.items())
@@ -61,13 +61,6 @@ def _comment(lines: list[str], number: int) -> str:
     while start and lines[start - 1].lstrip().startswith("#") and not _SECTION.match(lines[start - 1]):
         start -= 1
     return " ".join(line.strip().removeprefix("#").strip() for line in lines[start:number])
-
-
-def _markdown(text: str) -> str:
-    """Escape what Markdown would read as markup, except in backticks."""
-    parts = text.split("`")
-    parts[::2] = [re.sub(r"[\\*<]", r"\\\g<0>", part) for part in parts[::2]]
-    return "`".join(parts)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
-from tables import code, table
+from tables import code, plain, table
 
 import tandem_cli.__main__
 import tandem_generator.__main__
@@ -58,6 +60,8 @@ def sections(name: str, parser: argparse.ArgumentParser, level: int = 2) -> Iter
     positionals, options, *groups = parser._action_groups
     yield arguments(parser, [*positionals._group_actions, *options._group_actions])
     for group in groups:
+        if not group.description and not group._group_actions:
+            continue
         yield f"\n**{str(group.title)[:1].upper()}{str(group.title)[1:]}**\n"
         yield paragraphs(parser, group.description)
         yield arguments(parser, group._group_actions)
@@ -88,12 +92,12 @@ def arguments(parser: argparse.ArgumentParser, actions: Sequence[argparse.Action
 def rows_of(parser: argparse.ArgumentParser, action: argparse.Action) -> Iterator[list[str]]:
     if isinstance(action, argparse._SubParsersAction):
         for choice in action._choices_actions:
-            yield [code(choice.dest), choice.help or ""]
-    elif not isinstance(action, argparse._HelpAction):
+            yield [code(choice.dest), plain(choice.help or "")]
+    elif "--help" not in action.option_strings:
         value = "" if action.nargs == 0 else metavar(action)
         names = [f"{option} {value}".strip() for option in action.option_strings] or [value]
         text = parser._get_formatter()._expand_help(action) if action.help else ""
-        yield [", ".join(map(code, names)), text]
+        yield [", ".join(map(code, names)), plain(text)]
 
 
 def metavar(action: argparse.Action) -> str:
@@ -105,15 +109,16 @@ def metavar(action: argparse.Action) -> str:
 
 
 def paragraphs(parser: argparse.ArgumentParser, text: str | None) -> str:
-    """A description or an epilog. Text that `--help` prints line by line (examples) becomes a block."""
-    if not text:
-        return ""
-    text = (text % {"prog": parser.prog}).strip()
-    raw = issubclass(parser.formatter_class, argparse.RawDescriptionHelpFormatter)
-    if not raw:
-        return f"\n{' '.join(text.split())}\n"
-    parts = text.split("\n\n")
-    return "".join(f"\n```text\n{part}\n```\n" if "\n " in f"\n{part}" else f"\n{part}\n" for part in parts)
+    """A description or an epilog. Indented lines, such as exit codes, become a block; examples one of shell."""
+    text = (text or "").replace("%(prog)s", parser.prog).strip()
+    written = []
+    for block, prose in re.findall(r"((?:^ .*\n|^\n)+)|((?:^\S.*\n)+)", f"{text}\n", re.MULTILINE):
+        if prose:
+            written.append(plain(prose[:1].upper() + prose[1:]))
+        elif block.strip():
+            language = "sh" if written and written[-1].startswith("Example") else "text"
+            written.append(f"```{language}\n{textwrap.dedent(block).strip()}\n```\n")
+    return "".join(f"\n{part}" for part in written)
 
 
 if __name__ == "__main__":

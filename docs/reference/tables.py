@@ -23,3 +23,10 @@ def cell(text: str) -> str:
 
 def code(text: str) -> str:
     return f"`{text}`" if text else ""
+
+
+def plain(text: str) -> str:
+    """Escape what Markdown would read as markup, except in backticks: for text that was not written as Markdown."""
+    parts = text.split("`")
+    parts[::2] = [re.sub(r"[\\*]", r"\\\g<0>", part).replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
