@@ -12,7 +12,7 @@ from pymdownx.slugs import slugify
 
 _LINK = re.compile(r"\[([^\]]*)\]\((\.\.?/[^)\s#]+)(#[^)\s]*)?\)")
 _WIDE_TABLE = re.compile(r"^\|(-+:?\|){5}", re.MULTILINE)
-"""A table of five columns or more, which needs the space of the table of contents."""
+"""A table of five columns or more."""
 _CELL_CODE = re.compile(r"(?<=<td><code>)[^<]*")
 _CODE_SPAN = re.compile(r"`[^`\n]*`")
 
@@ -36,15 +36,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     if page.is_homepage:
         page.meta["hide"] = ["navigation"]  # its menu would have one entry
-    if _WIDE_TABLE.search(markdown):
-        page.meta["hide"] = ["toc"]
+    elif "\n## " not in markdown and ":::" not in markdown:
+        page.meta["hide"] = ["toc"]  # it would be empty
     return "\n".join(_unescape_pipes(line) for line in _LINK.sub(link, markdown).split("\n"))
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let names in wide tables break after a dot or an underscore."""
     del config, files
-    if page.meta.get("hide") != ["toc"]:
+    if not _WIDE_TABLE.search(page.markdown or ""):
         return html
     return _CELL_CODE.sub(lambda code: re.sub(r"(?<=\w)[._]", r"\g<0><wbr>", code[0]), html)
 
