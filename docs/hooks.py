@@ -10,9 +10,9 @@ from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
 from pymdownx.slugs import slugify
 
+WIDE_COLUMNS = 5
 _LINK = re.compile(r"\[([^\]]*)\]\((\.\.?/[^)\s#]+)(#[^)\s]*)?\)")
-_WIDE_TABLE = re.compile(r"^\|(-+:?\|){5}", re.MULTILINE)
-"""A table of five columns or more."""
+_TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 _CELL_CODE = re.compile(r"(?<=<td><code>)[^<]*")
 _CODE_SPAN = re.compile(r"`[^`\n]*`")
 
@@ -43,10 +43,12 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Let names in wide tables break after a dot or an underscore."""
-    del config, files
-    if not _WIDE_TABLE.search(page.markdown or ""):
-        return html
-    return _CELL_CODE.sub(lambda code: re.sub(r"(?<=\w)[._]", r"\g<0><wbr>", code[0]), html)
+    del page, config, files
+    return _TABLE.sub(lambda table: _breakable(table[0]) if table[0].count("</th>") >= WIDE_COLUMNS else table[0], html)
+
+
+def _breakable(table: str) -> str:
+    return _CELL_CODE.sub(lambda code: re.sub(r"(?<=\w)[._]", r"\g<0><wbr>", code[0]), table)
 
 
 def _outside(text: str, path: str, anchor: str, repo_url: str | None) -> str:

@@ -28,31 +28,37 @@ HEAD = """\
 
 Written by `docs/reference/make_config.py` from the configuration models. To change a text, edit it there.
 
-A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. The last source that names a key wins:
-defaults, YAML, environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`), command line
-(`--trainer.optim.learning_rate 1e-5`). `--check` prints every value with its source. Relative paths start at the folder
-of `config.yaml`. The bearer token is not a key: it comes from `TANDEM_TOKEN`, or the file that `TANDEM_TOKEN_FILE`
-names.
+A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. A key can be set in four places. The
+last one that sets it wins:
+
+1. the default;
+2. `config.yaml`;
+3. the environment: `TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`;
+4. the command line: `--trainer.optim.learning_rate 1e-5`.
+
+`--check` prints every value with its source. Relative paths start at the folder of `config.yaml`. The bearer token is
+not a key: it comes from the variable `TANDEM_TOKEN`, or from the file that `TANDEM_TOKEN_FILE` names.
 
 ## How values are read
 
-A key's type decides what a word without quotes is. `learning_rate: 1e-5` is a number, `shuffle: yes` is true.
+A key's type decides how a word without quotes is read: `learning_rate: 1e-5` is a number, and `shuffle: yes` is true.
 
-- **Text** needs quotes where any version of YAML reads something else: `run_name: "007"`, `revision: "1e5"`,
-  `env: {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without them the key is refused, and the message says what to write.
-- **Mappings that take anything** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
-  `1e-5` is a number. What YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) is refused: write
-  `true` or `false`, plain digits, or quotes.
-- **A key stands once.** A second one is refused with both lines; `<<` may be overridden.
-- **An empty section** (`optim:` with nothing below) has its defaults.
+- **Text** needs quotes if any version of YAML would read something else: `run_name: "007"`, `revision: "1e5"`,
+  `env: {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without quotes the key is refused, and the message says what to write.
+- **Mappings that take any key** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
+  `1e-5` is a number. A word that YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) is refused.
+  Write `true` or `false`, plain digits, or quotes.
+- **A key may appear only once.** A second one is refused, and the message names both lines. `<<` may be overridden.
+- **An empty section** (`optim:` without keys) has its defaults.
 
 The environment and the command line follow the same rules, with one difference, because a shell removes quotes: a key
-for text takes the words as they are. `--trainer.run_name 007` and `--trainer.run_name '"007"'` are the same. For a key
-that takes anything, keep the quotes from the shell: `--generator.vllm.tokenizer_mode '"no"'`. The last of several
-options with the same key wins.
+for text takes the words as they are. `--trainer.run_name 007` and `--trainer.run_name '"007"'` are the same. For a
+mapping that takes any key, protect the quotes from the shell: `--generator.vllm.tokenizer_mode '"no"'`. If an option
+appears several times, the last one wins.
 
-Two underscores separate the names in a variable. Names in mappings that take any key keep their case and their dots:
-`TANDEM__GENERATOR__ENV__VLLM_LOGGING_LEVEL=DEBUG`. Where `config.yaml` has the key in another case, that one is meant.
+In the name of a variable, two underscores separate the parts. Keys of a mapping that takes any key keep their case and
+their dots: `TANDEM__GENERATOR__ENV__VLLM_LOGGING_LEVEL=DEBUG`. If `config.yaml` has the same key in another case, the
+variable overrides that key.
 """
 
 
@@ -104,7 +110,7 @@ def type_of(annotation: Any) -> str:
 
 
 def without_bounds(annotation: Any) -> Any:
-    """`tuple[Annotated[int, Ge(0)], ...]` → `tuple[int, ...]`."""
+    """Remove bounds: `tuple[Annotated[int, Ge(0)], ...]` → `tuple[int, ...]`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return without_bounds(arguments[0])

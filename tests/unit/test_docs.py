@@ -79,6 +79,17 @@ def test_there_is_a_generated_page_for_each_reference() -> None:
     assert {script.stem for script in SCRIPTS} == {"make_architectures", "make_chart", "make_cli", "make_config"}
 
 
+@pytest.mark.parametrize(
+    ("repo_url", "shown"),
+    [(None, "`services/trainer/loop.py`"), ("https://forge/us/it/", "[loop](https://forge/us/it/blob/HEAD/%s)")],
+)
+def test_a_link_to_a_file_outside_docs_becomes_its_path_or_its_address(repo_url: str | None, shown: str) -> None:
+    path = "services/trainer/loop.py"
+    outside = runpy.run_path(str(DOCS / "hooks.py"))["_outside"]
+    assert outside("loop" if repo_url else "`loop.py`", path, "", repo_url) == shown.replace("%s", path)
+    assert outside("the loop", path, "", None) == f"the loop (`{path}`)"
+
+
 @pytest.mark.parametrize("diagram", sorted(DOCS.rglob("*.svg")), ids=lambda diagram: diagram.name)
 def test_a_diagram_has_a_title_and_a_description_and_loads_nothing(diagram: Path) -> None:
     root = ElementTree.parse(diagram).getroot()

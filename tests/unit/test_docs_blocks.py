@@ -329,6 +329,7 @@ PROGRAMS: dict[str, Callable[[Command], None]] = {
     "pip": _pip,
     "python": _python_m,
     "source": _builtin,
+    "tail": _no_options,
     "tandem": _tandem,
     "vllm": _no_options,
 }
