@@ -132,6 +132,7 @@ REWARDS: dict[str, list[float]] = {
     "exact_match": [1.0, 0.0],
     "is_short": [1.0, 1.0],
     "ends_with_a_number": [1.0, 0.0],
+    "digits_in_place": [0.0, 0.0],  # its page has another answer
     "judge": [1.0, 0.0],
     "prefer": [1.0, 0.0],
 }
@@ -143,7 +144,7 @@ def _python(block: Block) -> None:
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
-    # A block without a function of its own is a script, which has just run.
+    # A block that defines no function is a script, which has just run.
     functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
     for name in functions:
         if not name.startswith("test_"):
