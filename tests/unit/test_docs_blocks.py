@@ -169,7 +169,8 @@ def _score(block: Block, name: str) -> None:
         if name in JUDGES
         else Rewards([RewardConfig(function=function)], tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
     )
-    rows = [json.loads(data.text) for data in blocks(block.page, language="json")]
+    shown = [json.loads(data.text) for data in blocks(block.page, language="json")]
+    rows = [row for row in shown if "prompt" in row and "completion" not in row]  # others are lines of a run's files
     for row in rows or [
         {"prompt": prompt, "answer": "42"} for prompt in ("6*7=", [{"role": "user", "content": "6*7="}])
     ]:
