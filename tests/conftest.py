@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 from docker.errors import DockerException
 
-from support import helm
+from support import browser, helm
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test measures time on a busy machine
 hypothesis.settings.load_profile("untimed")
@@ -58,6 +58,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "cdi": _cdi_missing,
     "helm": helm.missing,
     "podman": _podman_missing,
+    "browser": browser.missing,
 }
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 

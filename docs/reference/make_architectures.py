@@ -1,10 +1,12 @@
-"""Write architectures.md from architectures.json: `.venv/bin/python docs/reference/make_architectures.py`."""
+"""Write architectures.md from architectures.json (`make docs`)."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+from tables import code, table
 
 RESULTS = Path(__file__).with_name("architectures.json")
 MODELS = {
@@ -35,7 +37,7 @@ MODELS = {
     "ministral": "Ministral 8B", "nanochat": "nanochat", "persimmon": "Persimmon", "deepseek_v4": "DeepSeek-V4",
     "gemma4_unified_text": "Gemma 4",
 }  # fmt: skip
-"""Family → models that people know."""
+"""Family → well-known models."""
 
 REASONS = {
     "is a mixture of experts": "a mixture of experts",
@@ -47,51 +49,48 @@ REASONS = {
     "between its output embedding and its logits": "the trainer does not know what its head does",
     "separate output embedding": "transformers does not tell its head from its body",
 }
-"""Part of a message → what it comes to."""
+"""Part of a message → the reason in short."""
 
 HEAD = """\
 # Model families
 
-Written by `docs/reference/make_architectures.py` from `docs/reference/architectures.json`, which
-`tests/golden/record_architectures.py` measures.
+Written by `docs/reference/make_architectures.py` from `docs/reference/architectures.json`. The script
+`tests/golden/record_architectures.py` measures these results.
 
-A tiny random model of each family of causal language models that transformers and vLLM both have goes through a run, in
-float32 and with vLLM's CPU build: both sides load it, the generator samples, the trainer computes the logprobs of the
-same tokens, learns, and publishes into the live generator, which samples again. `before` and `after` are the largest
-differences between the two sides' logprobs of one token, in nats, before and after that update.
+This page covers every family of causal language models that both transformers and vLLM have. A tiny random model of
+each family goes through a short run, in float32 and with vLLM's CPU build. Trainer and generator load it. The generator
+samples, the trainer computes the logprobs of the same tokens, learns, and publishes to the running generator, which
+samples again. `before` and `after` are the largest difference between the two logprobs of one token, in nats, before
+and after that update.
 
 - **trained**: the two sides agree up to rounding, before and after.
-- **alerted**: it is trained, but the two sides differ by more than rounding, and the run says so. A difference above
-  `trainer.max_mismatch` ends a run.
-- **refused**: one of the services says at its start why it does not work. The reason is what its message comes to.
+- **alerted**: the model is trained, but the two sides differ by more than rounding, and the run reports it. A
+  difference above `trainer.max_mismatch` ends a run.
+- **refused**: a service stops when it starts, and says why. The last column has the reason in short.
 
-What a GPU changes: vLLM has kernels there that its CPU build lacks (Mamba's, for example), so a family that is refused
-here for that reason may work. The checks are the same, so what does not work is refused there too.
+On a GPU, vLLM has kernels that its CPU build lacks (Mamba's, for example). So a family that is refused here for that
+reason may work there. The checks are the same, so a model that does not work is refused there too.
 
-Where the sides depend on a length, the trainer follows vLLM. `longrope` uses its long factors for every row if
-`generator.max_model_len` is above the model's original length, and its short ones otherwise. With `dynamic` RoPE and
-with Cohere 2's sliding window, rows may not be longer than the length up to which both sides agree.
+If the two sides would treat positions differently, the trainer follows vLLM. With `longrope` it uses the long factors
+for every row if `generator.max_model_len` is above the model's original length, and the short factors otherwise. With
+`dynamic` RoPE and with Cohere 2's sliding window, rows may not be longer than the length up to which both sides agree.
 """
+
+COLUMNS = ["`model_type`", "models", "outcome", "before:", "after:", "reason"]
 
 
 def page() -> str:
     results: dict[str, Any] = json.loads(RESULTS.read_text())
     counts = {word: sum(r["outcome"] == word for r in results.values()) for word in ("trained", "alerted", "refused")}
     summary = ", ".join(f"{number} {word}" for word, number in counts.items())
-    head = f"{HEAD}\n{len(results)} families: {summary}.\n\n| `model_type` | models | | before | after | reason |\n"
-    return head + "|---|---|---|---|---|---|\n" + "".join(map(_row, results, results.values()))
+    return f"{HEAD}\n{len(results)} families: {summary}.\n" + table(COLUMNS, map(_row, results, results.values()))
 
 
-def _row(family: str, result: dict[str, Any]) -> str:
-    cells = [
-        f"`{family}`",
-        MODELS.get(family, ""),
-        result["outcome"],
-        *(_figure(result[key]) for key in ("before", "after")),
-    ]
-    message = result["reason"].replace("|", "\\|").replace("'MODEL'", "the model")
+def _row(family: str, result: dict[str, Any]) -> list[str]:
+    message = result["reason"].replace("'MODEL'", "the model")
     reason = next((short for part, short in REASONS.items() if part in message), message)
-    return f"| {' | '.join([*cells, reason])} |\n"
+    figures = [_figure(result[key]) for key in ("before", "after")]
+    return [code(family), MODELS.get(family, ""), result["outcome"], *figures, reason]
 
 
 def _figure(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Write docs/reference/config.md from the configuration models: `.venv/bin/python docs/reference/make_config.py`."""
+"""Write docs/reference/config.md from the configuration models (`make docs`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 import typing
 from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from tables import code, table
 
 import tandem_generator.config
 import tandem_trainer.config
@@ -24,33 +26,39 @@ SECTIONS: dict[str, type[BaseModel]] = {
 HEAD = """\
 # Configuration
 
-Written by `docs/reference/make_config.py` from the configuration models; edit those.
+Written by `docs/reference/make_config.py` from the configuration models. To change a text, edit it there.
 
-A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. The last source that names a key wins:
-defaults, YAML, environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`), command line
-(`--trainer.optim.learning_rate 1e-5`). `--check` prints every value with its source. Relative paths start at the folder
-of `config.yaml`. The bearer token is not a key: it comes from `TANDEM_TOKEN`, or the file that `TANDEM_TOKEN_FILE`
-names.
+A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. A key can be set in four places. The
+last one that sets it wins:
+
+1. the default;
+2. `config.yaml`;
+3. the environment: `TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`;
+4. the command line: `--trainer.optim.learning_rate 1e-5`.
+
+`--check` prints every value with its source. Relative paths start at the folder of `config.yaml`. The bearer token is
+not a key: it comes from the variable `TANDEM_TOKEN`, or from the file that `TANDEM_TOKEN_FILE` names.
 
 ## How values are read
 
-A key's type decides what a word without quotes is. `learning_rate: 1e-5` is a number, `shuffle: yes` is true.
+A key's type decides how a word without quotes is read: `learning_rate: 1e-5` is a number, and `shuffle: yes` is true.
 
-- **Text** needs quotes where any version of YAML reads something else: `run_name: "007"`, `revision: "1e5"`,
-  `env: {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without them the key is refused, and the message says what to write.
-- **Mappings that take anything** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
-  `1e-5` is a number. What YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) is refused: write
-  `true` or `false`, plain digits, or quotes.
-- **A key stands once.** A second one is refused with both lines; `<<` may be overridden.
-- **An empty section** (`optim:` with nothing below) has its defaults.
+- **Text** needs quotes if any version of YAML would read something else: `run_name: "007"`, `revision: "1e5"`,
+  `env: {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without quotes the key is refused, and the message says what to write.
+- **Mappings that take any key** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
+  `1e-5` is a number. A word that YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) is refused.
+  Write `true` or `false`, plain digits, or quotes.
+- **A key may appear only once.** A second one is refused, and the message names both lines. `<<` may be overridden.
+- **An empty section** (`optim:` without keys) has its defaults.
 
 The environment and the command line follow the same rules, with one difference, because a shell removes quotes: a key
-for text takes the words as they are. `--trainer.run_name 007` and `--trainer.run_name '"007"'` are the same. For a key
-that takes anything, keep the quotes from the shell: `--generator.vllm.tokenizer_mode '"no"'`. The last of several
-options with the same key wins.
+for text takes the words as they are. `--trainer.run_name 007` and `--trainer.run_name '"007"'` are the same. For a
+mapping that takes any key, protect the quotes from the shell: `--generator.vllm.tokenizer_mode '"no"'`. If an option
+appears several times, the last one wins.
 
-Two underscores separate the names in a variable. Names in mappings that take any key keep their case and their dots:
-`TANDEM__GENERATOR__ENV__VLLM_LOGGING_LEVEL=DEBUG`. Where `config.yaml` has the key in another case, that one is meant.
+In the name of a variable, two underscores separate the parts. Keys of a mapping that takes any key keep their case and
+their dots: `TANDEM__GENERATOR__ENV__VLLM_LOGGING_LEVEL=DEBUG`. If `config.yaml` has the same key in another case, the
+variable overrides that key.
 """
 
 
@@ -59,15 +67,17 @@ def page() -> str:
 
 
 def tables(key: str, model: type[BaseModel]) -> Iterator[str]:
-    """One table for `model` and one for each model among its fields."""
+    """Yield the section of `model`, then a section for each model among its fields."""
     summary = (model.__doc__ or "").splitlines()[0]
-    yield f"\n## `{key}`\n\n{summary}\n\n| key | type | default | |\n|---|---|---|---|\n"
+    yield f"\n## `{key}`\n\n{summary}\n"
     nested = {}
+    rows = []
     for name, field in model.model_fields.items():
         if inner := next(filter(is_model, parts(field.annotation)), None):
-            many = typing.get_origin(field.annotation) is tuple
-            nested[f"{key}.{name}[]" if many else f"{key}.{name}"] = inner
-        yield f"| `{name}` | {type_of(field.annotation)} | {default_of(field)} | {cell(field.description or '')} |\n"
+            is_list = typing.get_origin(field.annotation) is tuple
+            nested[f"{key}.{name}[]" if is_list else f"{key}.{name}"] = inner
+        rows.append([code(name), type_of(field.annotation), default_of(field), field.description or ""])
+    yield table(["key", "type", "default", "description"], rows)
     for inner_key, inner in nested.items():
         yield from tables(inner_key, inner)
 
@@ -83,19 +93,24 @@ def parts(annotation: Any) -> Iterator[Any]:
 
 
 def type_of(annotation: Any) -> str:
+    """The values that a key takes, for people who write YAML: `` `int` or `null` ``."""
     if values := getattr(annotation, "__members__", None):
-        return " or ".join(f"`{member.value}`" for member in values.values())
+        return " or ".join(code(member.value) for member in values.values())
     if typing.get_origin(annotation) is typing.Literal:
-        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+        return " or ".join(code(value) for value in typing.get_args(annotation))
     if is_model(annotation) or any(map(is_model, typing.get_args(annotation))):
         return "see below"
     annotation = without_bounds(annotation)
-    plain = isinstance(annotation, type) and not typing.get_args(annotation)
-    return cell(f"`{annotation.__name__ if plain else str(annotation).replace('typing.', '')}`")
+    if isinstance(annotation, UnionType):
+        return " or ".join(map(type_of, typing.get_args(annotation)))
+    if annotation is type(None):
+        return code("null")
+    is_plain = isinstance(annotation, type) and not typing.get_args(annotation)
+    return code(annotation.__name__ if is_plain else str(annotation).replace("typing.", ""))
 
 
 def without_bounds(annotation: Any) -> Any:
-    """`tuple[Annotated[int, Ge(0)], ...]` → `tuple[int, ...]`."""
+    """Remove bounds: `tuple[Annotated[int, Ge(0)], ...]` → `tuple[int, ...]`."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
         return without_bounds(arguments[0])
@@ -107,11 +122,7 @@ def default_of(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, BaseModel):
         return ""
-    return cell(f"`{json.dumps(field.default, default=str)}`")
-
-
-def cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return code(json.dumps(field.default, default=str))
 
 
 if __name__ == "__main__":

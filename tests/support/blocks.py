@@ -1,4 +1,4 @@
-"""The blocks of code on the pages of the documentation, and the commands in those for a shell."""
+"""Find the blocks of code in the documentation, and the commands in blocks of shell."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ PAGES = sorted(
 )
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _ASSIGNMENT = re.compile(r"^(\w+)=(.*)$", re.DOTALL)
+_REDIRECTIONS = {">", ">>", "<", "2>"}
 
 
 class Block(NamedTuple):
@@ -29,12 +30,12 @@ class Block(NamedTuple):
 
 
 def blocks(*pages: str, language: str | None = None) -> list[Block]:
-    """All blocks of these pages, or of one language."""
+    """Return the blocks of these pages, of all languages or of one."""
     found = []
     for page in pages:
         text = (ROOT / page).read_text()
         assert not re.search(r"^([ >]+```|\s*~~~)", text, re.MULTILINE), f"{page}: begin blocks with ``` at the margin"
-        assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(_BLOCK.findall(text)), f"{page}: unlike ends"
+        assert len(re.findall(r"^```", text, re.MULTILINE)) == 2 * len(_BLOCK.findall(text)), f"{page}: an open block"
         for match in _BLOCK.finditer(text):
             found.append(Block(page, text.count("\n", 0, match.start()) + 1, match[1], match[2]))
     return [block for block in found if language in (None, block.language)]
@@ -43,11 +44,11 @@ def blocks(*pages: str, language: str | None = None) -> list[Block]:
 class Command(NamedTuple):
     words: list[str]
     variables: dict[str, str]
-    """Those that stand before it."""
+    """Environment variables that are set for this command only."""
 
 
 def commands(script: str) -> Iterator[Command]:
-    """The commands of a script without flow control, those in pipes and substitutions included."""
+    """Yield the commands of a script without flow control, also those in pipes and substitutions."""
     for line in _logical_lines(script):
         lexer = shlex.shlex(line, posix=True, punctuation_chars="|")
         lexer.commenters, lexer.whitespace_split = "#", True
@@ -61,19 +62,19 @@ def commands(script: str) -> Iterator[Command]:
 
 
 def _logical_lines(script: str) -> Iterator[str]:
-    """Lines, and those together that a quoted string spans."""
+    """Yield the lines of a script. Lines that a backslash or a quoted string connects come as one."""
     pending = ""
-    for line in script.splitlines():
+    for line in script.replace("\\\n", " ").splitlines():
         pending += line
         try:
             shlex.split(pending, comments=True)
-        except ValueError:  # a quotation goes on
+        except ValueError:  # the quoted string goes on in the next line
             pending += "\n"
             continue
         if pending.strip():
             yield re.sub(r"\$\(([^)]*)\)", lambda inner: f'"$({inner[1]})"', pending)
         pending = ""
-    assert not pending, f"a quotation without an end: {pending}"
+    assert not pending, f"a quoted string without an end: {pending}"
 
 
 def _command(words: list[str]) -> Iterator[Command]:
@@ -84,5 +85,6 @@ def _command(words: list[str]) -> Iterator[Command]:
     for word in [*variables.values(), *words]:
         if inner := re.fullmatch(r"\$\((.*)\)", word):
             yield from commands(inner[1])
+    words = words[: next((n for n, word in enumerate(words) if word in _REDIRECTIONS), None)]
     if words:
         yield Command(words, variables)

@@ -1,6 +1,6 @@
-"""Every block of code in the documentation works as it stands; a block that no rule covers fails.
+"""Every block of code in the documentation works. A block in a language without a rule fails the test.
 
-`text` is for pictures and for what a program prints.
+`text` is for drawings and for the output of programs.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.models import make_tokenizer
 from support.rollouts import completion, group
-from tandem_protocol.config import load, parse_overrides
+from tandem_protocol.config import SECTIONS, load, parse_overrides
 from tandem_trainer.config import RewardConfig
 from tandem_trainer.judge import Judge
 from tandem_trainer.prompts import PromptRow
@@ -43,14 +43,22 @@ from tandem_trainer.rewards import Rewards
 BLOCKS = blocks(*PAGES)
 TIMEOUT_S = 60
 MODULE = "a_block"
-"""What a block of Python is imported as."""
+"""Name under which a block of Python is imported."""
 BASE: dict[str, Any] = {"shared": {"model": "m"}, "trainer": {"max_steps": 1, "rewards": [{"function": "rewards:r"}]}}
-"""What a block with a part of a configuration leaves out."""
+"""Completes a block that shows only a part of a configuration."""
+CHART = yaml.safe_load((ROOT / "helm/tandem/values.yaml").read_text())
+OTHER_PROGRAMS = {"apiVersion", "groups", "scrape_configs"}
+"""Keys by which YAML for Kubernetes or Prometheus is known. It must be YAML; its meaning is not checked."""
 CHART_BASE = {"config": {"shared": {"model": "m"}}, "project": {"configMap": "mine"}}
 
 
 def _is_of_the_chart(block: Block) -> bool:
-    return block.language == "yaml" and block.page.startswith("docs/deploy/kubernetes")
+    """True for values of the chart: YAML on a page about Kubernetes that has only the chart's keys."""
+    if block.language != "yaml" or not block.page.startswith("docs/deploy/") or block.page.endswith("/containers.md"):
+        return False
+    values = yaml.safe_load(block.text)
+    services = [name for name in ("generator", "trainer") if name in values]  # sections of config.yaml too
+    return values.keys() <= CHART.keys() and all(values[name].keys() <= CHART[name].keys() for name in services)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +86,16 @@ def _yaml(block: Block) -> None:
         helm.render(values if "config" in values else {**CHART_BASE, **values})
     elif "services" in values:
         _compose(block)
-    else:
+    elif values.keys() <= set(SECTIONS):
         above = [yaml.safe_load(b.text) for b in blocks(block.page, language="yaml") if b.line <= block.line]
-        _load(above if "shared" in above[0] else [BASE, *above])
+        parts = [part for part in above if part.keys() <= set(SECTIONS)]
+        _load(parts if "shared" in parts[0] else [BASE, *parts])
+    else:
+        assert values.keys() & OTHER_PROGRAMS, f"{block}: no rule for YAML with the keys {', '.join(values)}"
 
 
 def _load(parts: list[dict[str, Any]]) -> None:
-    """A configuration of which a page shows one part after another."""
+    """Load a configuration of which a page shows one part after another."""
     values: dict[str, Any] = {}
     for part in parts:
         for section, keys in part.items():
@@ -95,7 +106,7 @@ def _load(parts: list[dict[str, Any]]) -> None:
 
 
 def _compose(block: Block) -> None:
-    """An override of compose.yaml, which may name networks that the page has the reader declare."""
+    """Merge an override of compose.yaml. It may use networks that the reader declares."""
     _need("docker")
     values = yaml.safe_load(block.text)
     networks = {name for service in values["services"].values() for name in service.get("networks", ())}
@@ -105,8 +116,13 @@ def _compose(block: Block) -> None:
 
 
 def _json(block: Block) -> None:
-    for line in block.text.splitlines():
-        assert isinstance(json.loads(line), dict)
+    """One JSON object, or one object per line."""
+    try:
+        objects = [json.loads(block.text)]
+    except json.JSONDecodeError:
+        objects = [json.loads(line) for line in block.text.splitlines()]
+    assert objects
+    assert all(isinstance(value, dict) for value in objects)
 
 
 # -- Python --------------------------------------------------------------------------------------------------------
@@ -116,10 +132,11 @@ REWARDS: dict[str, list[float]] = {
     "exact_match": [1.0, 0.0],
     "is_short": [1.0, 1.0],
     "ends_with_a_number": [1.0, 0.0],
+    "digits_in_place": [0.0, 0.0],  # its page has another answer
     "judge": [1.0, 0.0],
     "prefer": [1.0, 0.0],
 }
-"""What each reward function of the pages, and each judge, gives for TEXTS where the answer is 42."""
+"""Result of each reward function and judge on the pages for TEXTS, if the answer is 42."""
 JUDGES = {"prefer"}
 
 
@@ -127,15 +144,15 @@ def _python(block: Block) -> None:
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
+    # A block that defines no function is a script, which has just run.
     functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
-    assert functions, "a block defines a function"
     for name in functions:
         if not name.startswith("test_"):
             _score(block, name)
 
 
 def _check_calls(block: Block, names: dict[str, Any]) -> None:
-    """Calls of what the block imports have arguments that there are, also in functions that are not run."""
+    """Check that calls of imported classes use arguments that exist, also in functions that are not run."""
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and inspect.isclass(names.get(node.func.id)):
             keywords = {keyword.arg: None for keyword in node.keywords if keyword.arg}
@@ -143,16 +160,17 @@ def _check_calls(block: Block, names: dict[str, Any]) -> None:
 
 
 def _score(block: Block, name: str) -> None:
-    """As the trainer does: after the page's own prompt, or else after text and after a conversation."""
+    """Score completions as the trainer does: of the page's own prompt, or of a text and of a conversation."""
     tokenizer = make_tokenizer(80)
-    tokenizer.batch_decode = lambda *_, **__: TEXTS  # it has no such characters
+    tokenizer.batch_decode = lambda *_, **__: TEXTS  # its vocabulary lacks these characters
     function = f"{MODULE}:{name}"
     scorer: Rewards | Judge = (
         Judge(function, tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
         if name in JUDGES
         else Rewards([RewardConfig(function=function)], tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
     )
-    rows = [json.loads(data.text) for data in blocks(block.page, language="json")]
+    shown = [json.loads(data.text) for data in blocks(block.page, language="json")]
+    rows = [row for row in shown if "prompt" in row and "completion" not in row]  # others are lines of a run's files
     for row in rows or [
         {"prompt": prompt, "answer": "42"} for prompt in ("6*7=", [{"role": "user", "content": "6*7="}])
     ]:
@@ -174,17 +192,17 @@ def _sh(block: Block) -> None:
         program = command.words[0].removeprefix(".venv/bin/")
         assert program in PROGRAMS, f"{block}: no rule for the command {program}"
         for name in command.variables:
-            assert not name.startswith("TANDEM_") or name in _known_variables(), f"{name} is read nowhere"
+            assert not name.startswith("TANDEM_") or name in _known_variables(), f"nothing reads the variable {name}"
         try:
             PROGRAMS[program](command)
-        except pytest.skip.Exception as skipped:  # the other commands are checked all the same
+        except pytest.skip.Exception as skipped:  # go on and check the other commands
             missing.append(str(skipped))
     if missing:
         pytest.skip(missing[0])
 
 
 def _console(block: Block) -> None:
-    """Commands after `$`, and what they print."""
+    """Commands after `$`, and their output."""
     typed = [line.removeprefix("$ ") for line in block.text.splitlines() if line.startswith("$ ")]
     assert typed
     _sh(block._replace(text="\n".join(typed)))
@@ -199,7 +217,7 @@ def _known_variables() -> frozenset[str]:
 
 def _need(program: str) -> None:
     if not shutil.which(program):
-        pytest.skip(f"there is no {program} on PATH")
+        pytest.skip(f"{program} is not on PATH")
 
 
 def _run(*words: str, cwd: Path | None = None) -> str:
@@ -213,7 +231,7 @@ def _make(command: Command) -> None:
 
 
 def _options_exist(command: Command) -> None:
-    """Each option stands in the help of the command or of one above it."""
+    """Check that each option is in the help of the command or of its parent command."""
     program = command.words[0]
     _need(program) if program != "helm" else None
     help_text = _help(program, *_subcommand(command.words))
@@ -228,7 +246,7 @@ def _options_exist(command: Command) -> None:
 
 
 def _subcommand(words: list[str]) -> list[str]:
-    """`compose up` of `docker compose -f compose.yaml up`."""
+    """Return the subcommand: `compose up` of `docker compose -f compose.yaml up`."""
     nested = {"compose": 2, "create": 2}
     names = [word for before, word in pairwise(words) if word[0] != "-" and before not in ("-f", "-n")]
     return names[: nested.get(names[0], 1)]
@@ -245,7 +263,7 @@ def _help(program: str, *subcommand: str) -> str:
 
 
 def _tandem(command: Command) -> None:
-    """Parsed as when it is typed; a project of the checkout has to be there."""
+    """Parse the command line. A project under examples/ must exist."""
     arguments, rest = tandem_cli.__main__._parser().parse_known_args(command.words[1:])
     parse_overrides(rest)
     project = getattr(arguments, "project", None)
@@ -254,7 +272,7 @@ def _tandem(command: Command) -> None:
 
 
 def _services_check(words: list[str]) -> None:
-    """`--check` of a service, on the README's project where the page has another."""
+    """Run a service with `--check`, on the README's project instead of the page's."""
     module = words[0]
     (config,) = blocks("README.md", language="yaml")
     Path("config.yaml").write_text(config.text)
@@ -290,14 +308,21 @@ def _pip(command: Command) -> None:
 
 
 def _no_options(command: Command) -> None:
-    """A program of others', which has nothing to go wrong in these words."""
+    """A program that is not ours, without long options that could be wrong."""
     assert not [word for word in command.words if word.startswith("--")]
+
+
+def _builtin(command: Command) -> None:
+    """A command of the shell itself. `bash -n` has checked its syntax."""
 
 
 PROGRAMS: dict[str, Callable[[Command], None]] = {
     "accelerate": _accelerate,
     "curl": _no_options,
     "docker": _options_exist,
+    "echo": _builtin,
+    "eval": _builtin,
+    "export": _builtin,
     "git": _no_options,
     "grep": _no_options,
     "helm": _options_exist,
@@ -305,6 +330,8 @@ PROGRAMS: dict[str, Callable[[Command], None]] = {
     "make": _make,
     "pip": _pip,
     "python": _python_m,
+    "source": _builtin,
+    "tail": _no_options,
     "tandem": _tandem,
     "vllm": _no_options,
 }
