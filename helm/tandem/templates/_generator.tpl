@@ -1,4 +1,4 @@
-{{- /* A generator's pod template, for the StatefulSet and the LeaderWorkerSet; (dict "root" $ "component" … "args" …). */}}
+{{- /* A generator's pod template; (dict "root" $ "component" … "args" …). StatefulSet and LeaderWorkerSet use it. */}}
 {{- define "tandem.generatorPod" -}}
 {{- $ := .root }}{{ $options := $.Values.generator -}}
 metadata:
@@ -9,7 +9,7 @@ spec:
   {{- include "tandem.podOptions" (list $ $options) | nindent 2 }}
   terminationGracePeriodSeconds: {{ add 15 (include "tandem.generatorSeconds" (list $ "shutdown_timeout_s" 30)) }}
   initContainers:
-    - name: project  # waits for the project; creates the folder for leases, because /weights is read-only in the generator
+    - name: project  # waits for the project; makes the folder of leases, which the generator cannot
       image: {{ include "tandem.image" $options.image }}
       imagePullPolicy: {{ $options.image.pullPolicy }}
       command:

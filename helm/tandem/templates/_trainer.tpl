@@ -1,10 +1,13 @@
-{{- /* The Job's name, with a hash of its pod template. Kubernetes cannot change a Job's template, so a change creates a new Job. */}}
+{{- /*
+The Job's name, which contains a hash of its pod template. Kubernetes does not allow a Job's template to change, so a change
+has to create a new Job, which resumes the run.
+*/}}
 {{- define "tandem.trainerName" -}}
 {{- $template := list (include "tandem.trainerJob" (list . "")) .Values.trainer.jobSet (include "tandem.config" .) (include "tandem.projectFiles" .) }}
 {{- printf "%s-trainer-%s" (include "tandem.fullname" .) ($template | toJson | sha256sum | trunc 8) }}
 {{- end }}
 
-{{- /* The Job's spec; (list $ name). tandem.trainerName hashes the spec with an empty name, because the name contains the hash. */}}
+{{- /* The Job's spec; (list $ name). The name contains a hash of the spec, so the hash is computed with an empty name. */}}
 {{- define "tandem.trainerJob" -}}
 {{- $ := index . 0 }}{{ $name := index . 1 }}{{ $options := $.Values.trainer }}{{ $several := gt (int $options.nodes) 1 -}}
 backoffLimit: {{ ternary 0 $options.backoffLimit $options.jobSet }}

@@ -13,7 +13,7 @@ check cannot suggest a key. So the schema's objects do not set `additionalProper
 {{- include "tandem.contradictions" . }}
 {{- end }}
 
-{{- /* Collect into .walk the dotted keys of the schema (`known`), and those of the values that it lacks (`unknown`). */}}
+{{- /* Collect into .walk the dotted keys of the schema (`known`) and the values' keys that it lacks (`unknown`). */}}
 {{- define "tandem.walk" -}}
 {{- $node := .node }}
 {{- with index $node "$ref" }}{{ $node = get (index $.walk.schema "$defs") (base .) }}{{ end }}
@@ -31,7 +31,7 @@ check cannot suggest a key. So the schema's objects do not set `additionalProper
 {{- end }}
 {{- end }}
 
-{{- /* Report an unknown key and suggest the known one whose last word shares most pairs of letters. Siblings score higher. */}}
+{{- /* Report an unknown key. Suggest the key whose last word shares the most pairs of letters; siblings score higher. */}}
 {{- define "tandem.didYouMean" -}}
 {{- $pairs := include "tandem.pairs" .path | fromJsonArray }}
 {{- $best := dict "score" 0.0 "path" "" }}
