@@ -26,7 +26,8 @@ from trainer_update import Measured
 
 ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("trainer_update.py")
-TRL_ENV, TRL = ROOT / ".venv-trl", "trl==1.16.0"
+TRL = "trl==1.16.0"
+TRL_ENV = ROOT / ".venv-trl"
 MODELS: dict[str, dict[str, int]] = {
     "small": {
         "vocab_size": 8192,

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PROMPT_LENGTH, LEARNING_RATE = 32, 1e-5
+PROMPT_LENGTH = 32
+LEARNING_RATE = 1e-5
 WARM_UP, MEASURED = 1, 1
 
 

@@ -67,7 +67,8 @@ def test_every_rank_knows_the_accelerators_of_all_ranks(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_shares_a_device_with_the_generator_ends_the_run_before_its_first_step(tmp_path: Path) -> None:
-    model, weights_dir = make_tiny_model(tmp_path / "model"), tmp_path / "weights"
+    model = make_tiny_model(tmp_path / "model")
+    weights_dir = tmp_path / "weights"
     weights_dir.mkdir()
     theirs = [f"cpu:{core}" for core in sorted(os.sched_getaffinity(0))]  # CPU cores stand for GPUs here
     with running("mock", model, weights_dir, log=tmp_path / "generator.log") as generator:

@@ -23,7 +23,8 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
     # Both processes share the same cores, and their threads would wait for each other.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    model, weights = make_tiny_model(tmp_path / "model", initializer_range=0.3), tmp_path / "weights"
+    model = make_tiny_model(tmp_path / "model", initializer_range=0.3)
+    weights = tmp_path / "weights"
     nodes = ["--tensor-parallel-size", "2", "--nnodes", "2", "--master-addr", "127.0.0.1"]
     nodes += ["--master-port", str(free_port()), "--node-rank"]
     worker = Generator("vllm", model, weights, *nodes, "1", "--headless", log=tmp_path / "worker.log")

@@ -57,7 +57,8 @@ def test_an_exported_model_has_the_trained_weights_and_the_users_own_files(
     assert json.loads((exported / "config.json").read_text())["attention_dropout"] == 0.5
     text = "1+2=3"
     assert AutoTokenizer.from_pretrained(exported)(text) == AutoTokenizer.from_pretrained(model)(text)
-    loaded, trained = AutoModelForCausalLM.from_pretrained(exported).state_dict(), project.parameters(2)
+    loaded = AutoModelForCausalLM.from_pretrained(exported).state_dict()
+    trained = project.parameters(2)
     assert all(torch.equal(loaded[name], trained[name]) for name in trained)
     store = WeightStore(project.directory.parent / "weights")
     manifest, _ = store.read(store.versions()[-1])
@@ -72,7 +73,8 @@ def test_an_adapter_on_tied_embeddings_merges_into_a_model_with_the_users_own_fi
     project = make_project(max_steps=2, lora={"r": 4}, optim={"learning_rate": 0.1})
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    adapter, merged = project.run_dir / "checkpoints" / "000002" / "model", tmp_path / "merged"
+    adapter = project.run_dir / "checkpoints" / "000002" / "model"
+    merged = tmp_path / "merged"
     monkeypatch.chdir(project.directory)
     assert merge([str(adapter), str(merged), "--dtype", "float32"]) == 0
     assert (merged / "generation_config.json").read_text() == VICUNA
@@ -99,7 +101,8 @@ def test_gpt_neox_is_trained_with_the_parameter_names_of_its_checkpoint(tmp_path
 
 def test_a_model_that_cannot_be_trained_or_served_is_refused_before_the_first_step(make_project: Any, tmp_path: Path):
     project = make_project()
-    quantized, other = make_tiny_model(tmp_path / "quantized"), make_tiny_model(tmp_path / "other", vocab=70)
+    quantized = make_tiny_model(tmp_path / "quantized")
+    other = make_tiny_model(tmp_path / "other", vocab=70)
     config = json.loads((quantized / "config.json").read_text())
     (quantized / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     for arguments, words in [

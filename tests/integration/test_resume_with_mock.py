@@ -54,7 +54,8 @@ def test_a_run_resumes_with_changed_settings_and_other_rewards(make_project: Any
     for line in project.lines("metrics.jsonl"):
         is_new = line["step"] > before[-1]
         assert line["learning_rate"] == (1e-2 if is_new else 1e-3)
-        odd, even = line["rewards"]["odd_rewards:odd"], line["rewards"].get("even_rewards:even")
+        odd = line["rewards"]["odd_rewards:odd"]
+        even = line["rewards"].get("even_rewards:even")
         assert line["reward_mean"] == pytest.approx(odd + 3 * even if is_new else odd)
         assert not is_new or odd + even == pytest.approx(1.0)
     (event,) = _events(project, "settings_changed")

@@ -95,7 +95,8 @@ def test_logprobs_and_greedy_tokens_match_transformers_before_and_after_each_swi
 def test_running_requests_survive_a_switch_and_their_version_spans_are_right(
     served: Served,
 ) -> None:
-    prompt, before = [5, 9, 13], served.generator.served.version
+    prompt = [5, 9, 13]
+    before = served.generator.served.version
     old = ReferencePolicy(served.policy.model_dir, served.policy.store)
     old.model.load_state_dict(served.policy.model.state_dict())
     served.policy.change(7)

@@ -21,7 +21,8 @@ from tandem_trainer.lora import add_adapter, write_adapter
 
 pytestmark = pytest.mark.vllm
 
-PROMPT, TEMPERATURE = [5, 9, 13], 0.7
+PROMPT = [5, 9, 13]
+TEMPERATURE = 0.7
 TOLERANCE, LONG_TOLERANCE = 1e-4, 0.02
 """Bounds of |generator logprob - trainer logprob|, in nats, in float32: of the mean, and of the maximum in a request.
 With another policy the maximum is about 4."""

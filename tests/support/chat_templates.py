@@ -165,7 +165,8 @@ _VISION_OR_TEXT = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-_IM_USER, _IM_OPEN = "<|im_start|>user\nWhat is 1+1?<|im_end|>\n", "<|im_start|>assistant\n"
+_IM_USER = "<|im_start|>user\nWhat is 1+1?<|im_end|>\n"
+_IM_OPEN = "<|im_start|>assistant\n"
 _IM_TURNS = f"{_IM_USER}{_IM_OPEN}2<|im_end|>\n<|im_start|>user\nAnd 2+2?<|im_end|>\n{_IM_OPEN}"
 _IM_SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n"
 _L3_USER = "<s><|start_header_id|>user<|end_header_id|>\n\nWhat is 1+1?<|eot_id|>"

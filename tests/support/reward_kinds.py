@@ -18,11 +18,13 @@ Rewards = list[Any]
 
 def spoil(value: Any) -> None:
     """Modify every list and dictionary in `value`, the inner ones first."""
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        spoil(item)
     if isinstance(value, list):
+        for item in value:
+            spoil(item)
         value.append("spoilt")
     if isinstance(value, dict):
+        for item in value.values():
+            spoil(item)
         value["spoilt"] = True
 
 
@@ -90,10 +92,13 @@ def awaitable(completions: list[str], **_: Any) -> _Awaitable:
     return _Awaitable(synchronous(completions))
 
 
-async_object, sync_object, async_method = Asynchronous(), Synchronous(), Asynchronous().method
+async_object = Asynchronous()
+sync_object = Synchronous()
+async_method = Asynchronous().method
 partial_of_async = functools.partial(asynchronous, unused=1)
 partial_of_object = functools.partial(Asynchronous(), unused=1)
-decorated_async, decorated_object = decorated(asynchronous), decorated(Asynchronous())
+decorated_async = decorated(asynchronous)
+decorated_object = decorated(Asynchronous())
 CALLABLES = [
     "asynchronous",
     "synchronous",

@@ -53,7 +53,8 @@ REST: dict[str, Values] = {
 
 def _combined() -> dict[str, Values]:
     """Combine every SERVICES, STORAGE and REST, and give each combination the next of PROJECTS."""
-    named, projects = {}, cycle(PROJECTS.items())
+    named = {}
+    projects = cycle(PROJECTS.items())
     for parts in product(SERVICES.items(), STORAGE.items(), REST.items()):
         words = [name for name, _ in parts]
         if "one-node" in words and {"nodes", "jobset", "groups"} & {*words}:

@@ -26,7 +26,8 @@ def env(of: Object) -> dict[str, str]:
 
 def test_replicas_start_in_parallel_behind_the_headless_service_that_the_trainer_uses() -> None:
     objects = render({"generator": {"replicas": 3}})
-    service, replicas = one(objects, "Service", "-generator"), one(objects, "StatefulSet")["spec"]
+    service = one(objects, "Service", "-generator")
+    replicas = one(objects, "StatefulSet")["spec"]
     assert (replicas["replicas"], replicas["podManagementPolicy"]) == (3, "Parallel")
     assert service["spec"]["clusterIP"] == "None"
     assert replicas["serviceName"] == service["metadata"]["name"]

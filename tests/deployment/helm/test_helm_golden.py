@@ -46,7 +46,8 @@ def rendered(arguments: tuple[str, ...]) -> str:
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_output_equals_the_golden_file(name: str) -> None:
-    text, file = rendered(SETS[name]), GOLDEN / f"{name}.yaml"
+    text = rendered(SETS[name])
+    file = GOLDEN / f"{name}.yaml"
     if os.environ.get("TANDEM_GOLDEN") == "write":
         file.write_text(text)
     assert text == file.read_text(), (

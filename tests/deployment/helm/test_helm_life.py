@@ -36,18 +36,20 @@ def token(api: KubeApi) -> str:
 
 def test_an_upgrade_keeps_token_and_claims_and_replaces_a_changed_job(api: KubeApi) -> None:
     run(api, "install")
-    first, made, claims = job(api), token(api), api.names("PersistentVolumeClaim")
+    first = job(api)
+    first_token = token(api)
+    claims = api.names("PersistentVolumeClaim")
     run(api, "upgrade", values=("generator.replicas=2",))
     assert job(api) == first
     assert api.get("StatefulSet", "run-tandem-generator")["spec"]["replicas"] == 2
     run(api, "upgrade", values=("config.trainer.max_steps=300",))
     assert job(api)["metadata"]["name"] != first["metadata"]["name"]
     assert "max_steps: 300" in api.get("ConfigMap", "run-tandem-config")["data"]["config.yaml"]
-    assert token(api) == made
+    assert token(api) == first_token
     assert api.names("PersistentVolumeClaim") == claims
     run(api, "rollback")
     assert job(api)["metadata"]["name"] == first["metadata"]["name"]
-    assert token(api) == made
+    assert token(api) == first_token
 
 
 def test_uninstalling_keeps_the_runs_claim_and_installing_again_adopts_it(api: KubeApi) -> None:

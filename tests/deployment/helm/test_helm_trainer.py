@@ -103,7 +103,8 @@ def test_a_single_node_gets_no_rendezvous() -> None:
 
 def test_several_nodes_use_the_first_node_as_rendezvous() -> None:
     objects = render({**SHARED_RUNS, "trainer": {"nodes": 3, "accelerator": {"count": 8}}})
-    made, service = one(objects, "Job"), one(objects, "Service", "-trainer")
+    made = one(objects, "Job")
+    service = one(objects, "Service", "-trainer")
     spec = made["spec"]
     variables = env(container(spec))
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
@@ -124,7 +125,8 @@ def test_a_jobset_restarts_all_nodes_and_uses_its_own_rendezvous_name() -> None:
     assert ("Service", "run-tandem-trainer") not in names(objects)
     assert made["spec"]["failurePolicy"]["maxRestarts"] == 4
     (replicated,) = made["spec"]["replicatedJobs"]
-    spec, name = replicated["template"]["spec"], made["metadata"]["name"]
+    spec = replicated["template"]["spec"]
+    name = made["metadata"]["name"]
     assert (spec["completionMode"], spec["backoffLimit"]) == ("Indexed", 0)
     rendezvous = env(container(spec))["TANDEM_TRAINER_RENDEZVOUS"]
     assert rendezvous == f"{name}-{replicated['name']}-0-0.{name}:29500"
