@@ -1,4 +1,4 @@
-"""Completions a second that one mock generator serves over HTTP to one client.
+"""Measure how many completions per second one mock generator serves to one client over HTTP.
 
 python tests/bench/mock.py [--rounds 5]
 """
@@ -29,19 +29,18 @@ def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         with running("mock", "none", root / "weights", log=root / "log") as generator:
-            rates, tokens = [], 0
+            rates = []
+            completions = 0
             for _ in range(rounds + 1):
                 began = time.perf_counter()
                 texts = [generator.client.post("/rollouts", json=body).text for body in bodies]
                 rates.append(REQUESTS * PROMPTS * SAMPLES / (time.perf_counter() - began))
-                tokens = sum(text.count("token_ids") for text in texts)
-            assert tokens == REQUESTS * PROMPTS * SAMPLES
-    print(
-        f"mock: {statistics.median(rates[1:]):.0f} completions/s (median of {rounds} rounds, sampled 64 tokens at most)"
-    )
+                completions = sum(text.count("token_ids") for text in texts)
+            assert completions == REQUESTS * PROMPTS * SAMPLES
+    print(f"mock: {statistics.median(rates[1:]):.0f} completions/s (median of {rounds} rounds, at most 64 tokens each)")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     main(parser.parse_args().rounds)

@@ -1,10 +1,10 @@
-"""Seconds to publish and switch to a version ÷ seconds to write and read the same bytes plainly.
+"""Measure how long a weight version takes to publish and load, relative to writing and reading the same bytes.
 
     python tests/bench/publish.py [--rounds 5] [--hidden 768] [--folder /dev/shm]
 
-Real vLLM on CPU holds the model; the publisher's own code writes it. Plainly means: one file, one `write` and `fsync`,
-one `readinto` memory that is there already. Both take turns in one run, in one folder; the figure is the median of the
-rounds' ratios.
+A real vLLM on the CPU loads the version, and the trainer's own code writes it. The baseline writes the same bytes to
+one file with `write` and `fsync`, and reads them with `readinto` into memory that is already allocated. Both alternate
+in the same folder. The result is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def make_model(folder: Path, hidden: int) -> LlamaForCausalLM:
 def publish_and_switch(
     model: LlamaForCausalLM, store: WeightStore, step: int, generator: Generator
 ) -> dict[str, float]:
-    version, began = Version(step, 1), time.perf_counter()
+    version = Version(step, 1)
+    began = time.perf_counter()
     table = model_table(model, torch.float32)
     with store.staging(version, needs_bytes=sum(t.nbytes for t in table.values())) as staged:
         digests = write_part(staged, table, model_tensors(model, torch.float32), rank=0, ranks=1)
@@ -107,12 +108,12 @@ def main(rounds: int, hidden: int, folder: str) -> None:
     ours, plain = ours[1:], plain[1:]  # the first round warms up
     ratio = statistics.median(o["all"] / p for o, p in zip(ours, plain, strict=True))
     parts = ", ".join(f"{part} {median(lambda i, part=part: ours[i][part], rounds):.3f}" for part in ours[0])
-    print(f"{len(target) / 1e6:.0f} MB in {folder}: publish + switch ÷ plain write + read = {ratio:.2f}")
+    print(f"{len(target) / 1e6:.0f} MB in {folder}: (publish + switch) ÷ (plain write + read) = {ratio:.2f}")
     print(f"  seconds: {parts}; plain {statistics.median(plain):.3f}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=768)
     parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())

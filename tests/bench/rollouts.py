@@ -1,9 +1,9 @@
-"""Tokens a second over HTTP ÷ tokens a second of the same vLLM engine called in process, side by side in one run.
+"""Measure the throughput of rollouts over HTTP, relative to calling the same vLLM engine in the same process.
 
     python tests/bench/rollouts.py [--rounds 5]
 
-The engine, the server and the in-process caller share one process; the HTTP client is another one. The ways take
-turns, so that the machine's moods hit all of them; the figure is the median of the rounds' ratios.
+The engine, the server and the in-process caller share one process; the HTTP client has its own. The three ways
+alternate, so that a slow phase of the machine affects all of them. The result is the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SAMPLING = Sampling(n=SAMPLES, max_tokens=TOKENS, ignore_eos=True)
 
 
 def prompts(round_: int) -> list[list[int]]:
-    """Other prompts each round, so that no way profits from the prefix cache of the one before."""
+    """Return different prompts in each round, so that the prefix cache does not help a later measurement."""
     return [[3 + (round_ * 7 + index + position) % 50 for position in range(16)] for index in range(PROMPTS)]
 
 
@@ -54,7 +54,7 @@ def over_rollouts(url: str, token_ids: list[list[int]]) -> float:
 
 
 def over_completions(url: str, model: str, token_ids: list[list[int]]) -> float:
-    """As TRL's client asks: token-id prompts, `n` samples, one logprob a token."""
+    """Send what TRL's client sends: prompts as token ids, `n` samples, one logprob per token."""
     body = {"model": model, "prompt": token_ids, "n": SAMPLES, "max_tokens": TOKENS, "ignore_eos": True}
     began = time.perf_counter()
     response = httpx.post(f"{url}/v1/completions", json=body | {"logprobs": 0, "return_token_ids": True}, timeout=600)
@@ -122,6 +122,6 @@ def report(seconds: dict[str, list[float]]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     asyncio.run(main(parser.parse_args().rounds))

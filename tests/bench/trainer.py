@@ -1,14 +1,14 @@
-"""Time and peak memory of one update ÷ those of TRL 1.16's GRPOTrainer, on the same model, batch and loss.
+"""Measure time and peak memory of one update, relative to TRL 1.16's GRPOTrainer with the same model, batch and loss.
 
     python tests/bench/trainer.py [--models small 135m] [--rounds 3] [--rows 8] [--tokens 512] [--ragged] [--profile]
 
-TRL lives in an environment of its own, .venv-trl, which this makes, with the trainer's own locks. Its training loop
-runs unchanged but for generation, which returns the batch at once, so an update is everything from `on_step_begin` to
-`on_step_end`. `trl` has TRL's defaults: the batch in one micro-batch, gradient checkpointing. `trl-cut` is split as
-ours is: one row per micro-batch, no checkpointing. float32 on CPU; loss `dapo`, beta 0, AdamW. Each measurement has its
-own process;
-the sides take turns, and a figure is the median of the rounds' ratios. Losses, gradient norms and entropies must
-agree.
+TRL is installed into its own environment, .venv-trl, with the trainer's locked dependencies. Its training loop runs
+unchanged, except that generation returns a fixed batch at once. An update is everything between `on_step_begin` and
+`on_step_end`. The side `trl` uses TRL's defaults: the batch in one micro-batch, with gradient checkpointing. The side
+`trl-cut` uses micro-batches of one row without checkpointing, as Tandem does here.
+
+Everything runs in float32 on the CPU, with loss `dapo`, beta 0 and AdamW. Each measurement has its own process, and the
+sides alternate. A result is the median of the rounds' ratios. Losses, gradient norms and entropies must agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from trainer_update import Measured
 
 ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("trainer_update.py")
-TRL_ENV, TRL = ROOT / ".venv-trl", "trl==1.16.0"
+TRL = "trl==1.16.0"
+TRL_ENV = ROOT / ".venv-trl"
 MODELS: dict[str, dict[str, int]] = {
     "small": {
         "vocab_size": 8192,
@@ -36,7 +37,7 @@ MODELS: dict[str, dict[str, int]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
-    # SmolLM2-135M's, with random weights
+    # The shape of SmolLM2-135M, with random weights.
     "135m": {
         "vocab_size": 49152,
         "hidden_size": 576,
@@ -100,8 +101,8 @@ def compare(name: str, model_dir: Path, rounds: int, options: list[str]) -> None
     for side, measured in sides.items():
         median = {f: statistics.median(getattr(m, f) for m in measured) for f in Measured._fields[:4]}
         print(
-            "  {:8} {seconds:6.2f} s an update, {cpu_seconds:6.2f} s of CPU; peak {peak_mb:5.0f} MB, "
-            "{added_mb:5.0f} of them over the loaded model".format(side, **median)
+            "  {:8} {seconds:6.2f} s per update, {cpu_seconds:6.2f} s of CPU; peak {peak_mb:5.0f} MB, "
+            "{added_mb:5.0f} MB above the loaded model".format(side, **median)
         )
     for side in ("trl", "trl-cut"):
         ratios = {
@@ -112,7 +113,7 @@ def compare(name: str, model_dir: Path, rounds: int, options: list[str]) -> None
         }
         print(
             "  tandem ÷ {}: time {seconds:.2f}, CPU time {cpu_seconds:.2f}, peak memory {peak_mb:.2f}, "
-            "of it over the loaded model {added_mb:.2f}".format(side, **ratios)
+            "memory above the loaded model {added_mb:.2f}".format(side, **ratios)
         )
 
 
@@ -122,10 +123,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=1, help="more of them wait for each other on a busy machine")
+    parser.add_argument("--threads", type=int, default=1, help="torch's threads; use few on a busy machine")
     parser.add_argument("--ragged", action="store_true", help="completions of different lengths")
     parser.add_argument("--learner", default="{}", help="trainer.learner of the configuration, as JSON")
-    parser.add_argument("--profile", action="store_true", help="say where the time goes instead")
+    parser.add_argument("--profile", action="store_true", help="print the time per operator instead")
     args = parser.parse_args()
     make_trl_env()
     numbers = {"rows": args.rows, "tokens": args.tokens, "threads": args.threads, "learner": args.learner}

@@ -1,6 +1,6 @@
-"""Some updates of one side of the trainer's bench (trainer.py, which starts this), measured or profiled.
+"""Measure or profile some updates of one side of the benchmark in trainer.py, which starts this script.
 
-Runs in the environment of its side: what is imported here has to be in both.
+It runs in the environment of its side, so its top-level imports must exist in both environments.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PROMPT_LENGTH, LEARNING_RATE = 32, 1e-5
+PROMPT_LENGTH = 32
+LEARNING_RATE = 1e-5
 WARM_UP, MEASURED = 1, 1
 
 
@@ -27,15 +28,15 @@ class Measured(NamedTuple):
     seconds: float
     cpu_seconds: float
     peak_mb: float
-    """Of the whole process."""
+    """Peak memory of the complete process."""
     added_mb: float
-    """Of that, over the level at which the model is loaded and the optimizer is made."""
+    """Part of `peak_mb` above the level after the model was loaded and the optimizer was created."""
     values: list[list[float]]
     """Loss, gradient norm and mean entropy of each update."""
 
 
 def make_rows(rows: int, tokens: int, *, ragged: bool) -> list[Row]:
-    """Random ones; completions of `tokens` tokens, or of anything between an eighth of that and that."""
+    """Return random rows of `tokens` completion tokens. If `ragged`, all but the first have tokens/8 to `tokens`."""
     rng = random.Random(0)
     vocabulary = range(3, 8192)
     return [
@@ -54,11 +55,11 @@ def status_mb(key: str) -> float:
 
 
 class Stopwatch:
-    """Wall and CPU seconds of each update, and memory from its making on."""
+    """Measures wall and CPU seconds of each update, and memory since the stopwatch was created."""
 
     def __init__(self) -> None:
         self._before_mb = status_mb("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         self._laps: list[tuple[float, float]] = []
         self.begin()
 
@@ -91,7 +92,7 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> 
             "max_steps": 1000,
             "rewards": [{"function": "rewards:r"}],
             "optim": {"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant"},
-            "grpo": {"importance_sampling": "none"},  # as TRL has it without vLLM
+            "grpo": {"importance_sampling": "none"},  # TRL's behaviour without vLLM
             "learner": json.loads(learner),
         }
     )
@@ -100,7 +101,8 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> 
         SharedConfig(model=str(model_dir)), config, tokenizer, Accelerator(cpu=True), needs_reference=False
     )
     algorithm = Grpo(config)
-    watch, values = Stopwatch(), []
+    watch = Stopwatch()
+    values = []
     for _ in range(updates):
         watch.begin()
         trained = batch.pad(
@@ -194,14 +196,14 @@ def run_side(side: str, model_dir: Path, rows: list[Row], learner: str) -> Measu
 
 
 def run_profiled(side: str, *arguments: Any) -> None:
-    """Print where the updates' CPU time goes."""
+    """Print the CPU time of the updates per operator."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
         run_side(side, *arguments)
     operators = [event for event in profiler.key_averages() if event.key.startswith("aten::")]
     total = sum(event.self_cpu_time_total for event in operators)
-    print(f"  {side}: self CPU time by operator, {total / 1e6:.1f} s in all")
+    print(f"  {side}: self CPU time by operator, {total / 1e6:.1f} s in total")
     for event in sorted(operators, key=lambda event: -event.self_cpu_time_total)[:12]:
         print(
             f"    {event.key.removeprefix('aten::'):50} {event.self_cpu_time_total / total:6.1%} {event.count:6} calls"

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment costs the trainer nothing but time: resumed, it ends with the parameters it would have had."""
+"""A trainer that is killed at any moment resumes, and ends with the same parameters as an undisturbed run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMEOUT_S = 120.0
 START = "start"
 START_S = 0.5
 PHASES = (START, "wait_for_rollouts", "update", "publish", "checkpoint")
-"""In one of these each kill comes, at a random moment of it: spread over time alone, most would hit the longest."""
+"""Each kill picks one of these phases and a random moment in it. Random times alone would mostly hit the longest."""
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def _project(directory: Path, model: Path) -> Iterator[Project]:
-    """With a generator and a store of its own: the mock follows attempts, so runs must not share one."""
+    """A project with its own generator and store, because the mock's answers depend on the attempts in a store."""
     weights_dir = directory / "weights"
     weights_dir.mkdir(parents=True)
     with running("mock", model, weights_dir, log=directory / "generator.log") as generator:
@@ -61,7 +61,7 @@ def _finish(project: Project) -> None:
 
 
 def _status(project: Project) -> dict[str, Any]:
-    """What the trainer says that it does."""
+    """Return the trainer's status.json, or an initial status if there is none yet."""
     file = project.run_dir / "status.json"
     return json.loads(file.read_text()) if file.exists() else {"step": 0, "phase": START, "since_unix_s": 0.0}
 
@@ -69,8 +69,9 @@ def _status(project: Project) -> dict[str, Any]:
 def _wait_for_phase(
     project: Project, trainer: ForkServerProcess, phase: str, *, steps: int, began_unix_s: float
 ) -> None:
-    """Wait until this trainer, and not the one before it, has done `steps` steps and is in `phase` of another."""
-    deadline, first = time.monotonic() + TIMEOUT_S, None
+    """Wait until this trainer, not the previous one, has completed `steps` steps and is in `phase` of the next."""
+    deadline = time.monotonic() + TIMEOUT_S
+    first = None
     while time.monotonic() < deadline:
         assert trainer.is_alive(), (project.directory / "trainer.log").read_text()[-3000:]
         status = _status(project)
@@ -79,7 +80,7 @@ def _wait_for_phase(
         if first is not None and status["step"] >= first + steps and status["phase"] == phase:
             return
         time.sleep(0.0005)
-    raise TimeoutError(f"not in phase {phase} after {TIMEOUT_S} s")
+    raise TimeoutError(f"the trainer did not reach the phase {phase} within {TIMEOUT_S} s")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterat
         yield project
 
 
-def test_twenty_kills_at_random_moments_change_no_bit_of_the_parameters(
+def test_twenty_kills_at_random_moments_leave_the_final_parameters_unchanged(
     tmp_path: Path, model: Path, undisturbed: Project
 ):
     print(f"TANDEM_CHAOS_SEED={SEED}")
@@ -99,27 +100,28 @@ def test_twenty_kills_at_random_moments_change_no_bit_of_the_parameters(
     with _project(tmp_path, model) as project:
         for kill in range(KILLS):
             phase = chance.choice(PHASES)
-            began_unix_s, trainer = time.time(), _start(project)
+            began_unix_s = time.time()
+            trainer = _start(project)
             if phase != START:
                 _wait_for_phase(project, trainer, phase, steps=chance.randint(0, 2), began_unix_s=began_unix_s)
             time.sleep(chance.uniform(0, duration_s[phase]))
             trainer.kill()
             trainer.join(TIMEOUT_S)
-            assert trainer.exitcode == -signal.SIGKILL, "it ended before it was killed"
+            assert trainer.exitcode == -signal.SIGKILL, "the trainer ended before it was killed"
             status = _status(project)
             hit = status["phase"] if status["since_unix_s"] > began_unix_s else START
             hits[hit] += 1
             print(f"kill {kill + 1} after {time.time() - began_unix_s:.2f} s: {hit} at step {status['step']}")
         _finish(project)
-        assert len(hits) >= 4, f"the kills hit {dict(hits)} only"
+        assert len(hits) >= 4, f"the kills hit only {dict(hits)}"
         attempts = {line["version"].partition(".")[2] for line in project.lines("metrics.jsonl")}
-        assert len(attempts) >= 4, f"only attempts {attempts} came as far as a checkpoint"
+        assert len(attempts) >= 4, f"only the attempts {attempts} completed a step"
         assert_same_course(project, undisturbed)
         assert _published(project) == _published(undisturbed)
 
 
 def _durations(project: Project) -> dict[str, float]:
-    """Seconds of each phase, on the average."""
+    """Return the mean duration of each phase, in seconds."""
     lines = project.lines("metrics.jsonl")
     phases = {
         name: [line["timings"][f"{name}_s"] for line in lines if line["timings"][f"{name}_s"]] for name in PHASES[1:]
@@ -128,7 +130,7 @@ def _durations(project: Project) -> dict[str, float]:
 
 
 def _published(project: Project) -> tuple[Any, ...]:
-    """The digests of the files that the last version consists of."""
+    """Return the files of the last version, with their digests."""
     store = WeightStore(project.directory.parent / "weights")
     latest = store.latest()
     assert latest is not None

@@ -1,6 +1,9 @@
-"""Records `trl-1.16-losses-random.json`: random options on random inputs, through TRL's own `_compute_loss`.
+"""Record `trl-1.16-losses-random.json`: losses that TRL's own `_compute_loss` returns for random options and inputs.
 
-`pip install --no-deps --target DIR trl==1.16.0`, then `PYTHONPATH=DIR .venv/bin/python tests/golden/record.py`.
+To run it:
+
+    pip install --no-deps --target DIR trl==1.16.0
+    PYTHONPATH=DIR .venv/bin/python tests/golden/record.py
 """
 
 from __future__ import annotations
@@ -39,13 +42,13 @@ CHOICES: dict[str, list[Any]] = {
     "vespo_k_neg": [3.0, 2.7],
     "vespo_lambda_neg": [2.0, 1.9],
 }
-"""TRL's default comes first; a case names what differs from it."""
+"""Option → values. The first value is TRL's default; a recorded case contains only the options that differ from it."""
 
 
 def main() -> None:
     rng = random.Random(0)
     torch.manual_seed(0)
-    inputs = [random_inputs(kind) for kind in ("whole rows", "an empty row", "lost sampler logprobs", "no tokens")]
+    inputs = [random_inputs(kind) for kind in ("complete rows", "an empty row", "lost sampler logprobs", "no tokens")]
     cases = [case for index in range(CASES) if (case := record(rng, inputs, index))]
     lines = ",\n".join(json.dumps(case) for case in cases)
     tensors = json.dumps([{name: value.tolist() for name, value in one.items()} for one in inputs])
@@ -54,7 +57,7 @@ def main() -> None:
 
 
 def random_inputs(kind: str) -> dict[str, Tensor]:
-    """Logprobs that drifted enough for every cap to bind somewhere; 4 rows of up to 5 tokens."""
+    """Return logprobs that differ enough for every clip bound to take effect somewhere; 4 rows of up to 5 tokens."""
     logps = -3 * torch.rand(4, 5, dtype=torch.float64)
     old_logps = logps + 0.4 * torch.randn_like(logps)
     sampler_logps = old_logps + 0.3 * torch.randn_like(logps)
@@ -76,16 +79,17 @@ def record(rng: random.Random, inputs: list[dict[str, Tensor]], index: int) -> d
     loss_type = ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo")[index % 8]
     options = {name: rng.choice(values) for name, values in CHOICES.items()}
     if loss_type == "vespo" and options["importance_sampling"].startswith("sequence"):
-        return None  # TRL refuses it
-    which = rng.choice((0, 0, 1, 2)) if index % 20 else 3
-    loss, gradient = trl_loss(loss_type, options, inputs[which])
+        return None  # TRL refuses this combination
+    input_index = rng.choice((0, 0, 1, 2)) if index % 20 else 3
+    loss, gradient = trl_loss(loss_type, options, inputs[input_index])
     differing = {name: value for name, value in options.items() if value != CHOICES[name][0]}
-    return {"loss_type": loss_type, "options": differing, "input": which, "loss": loss, "grad_logps": gradient}
+    return {"loss_type": loss_type, "options": differing, "input": input_index, "loss": loss, "grad_logps": gradient}
 
 
 def trl_loss(loss_type: str, options: dict[str, Any], inputs: dict[str, Tensor]) -> tuple[float, list[list[float]]]:
-    """Loss and gradient by a trainer that has just what `_compute_loss` looks at."""
-    logps, importance = inputs["logps"].clone().requires_grad_(), options["importance_sampling"]
+    """Return TRL's loss and gradient. The trainer is a stub with only the attributes that `_compute_loss` reads."""
+    logps = inputs["logps"].clone().requires_grad_()
+    importance = options["importance_sampling"]
     accelerator = SimpleNamespace(
         num_processes=1,
         gather=lambda value: value,
@@ -119,10 +123,10 @@ def trl_loss(loss_type: str, options: dict[str, Any], inputs: dict[str, Tensor])
         _metrics={"train": defaultdict(list)},
     )
     trainer.get_high_entropy_mask = lambda *arguments: GRPOTrainer.get_high_entropy_mask(trainer, *arguments)
-    nothing = torch.zeros(len(logps), 1)
+    no_prompt = torch.zeros(len(logps), 1)
     batch = {
-        "prompt_ids": nothing,
-        "prompt_mask": nothing,
+        "prompt_ids": no_prompt,
+        "prompt_mask": no_prompt,
         "completion_ids": torch.zeros_like(logps),
         "completion_mask": inputs["mask"],
         "advantages": inputs["advantages"],
@@ -139,11 +143,12 @@ def trl_loss(loss_type: str, options: dict[str, Any], inputs: dict[str, Tensor])
 
 
 def sampling_ratio(options: dict[str, Any], inputs: dict[str, Tensor]) -> Tensor:
-    """As TRL's `_generate_and_score_completions` has it, in the midst of everything else that it does."""
+    """Return the sampling ratio, with the formula copied from TRL's `_generate_and_score_completions`."""
     difference = ((inputs["old_logps"] - inputs["sampler_logps"]) * inputs["mask"]).nan_to_num(nan=0.0)
     if options["importance_sampling"].startswith("sequence"):
         difference = difference.sum(-1, keepdim=True)
-    ratio, low, high = difference.exp(), options["clip_min"] or 0.0, options["clip_max"]
+    ratio = difference.exp()
+    low, high = options["clip_min"] or 0.0, options["clip_max"]
     if options["importance_sampling"].endswith("truncate"):
         return ratio.clamp(low, high)
     return torch.where((ratio < low) | (ratio > high), 0.0, ratio)

@@ -1,7 +1,9 @@
-"""Write docs/reference/architectures.json: what becomes of every model family that transformers and vLLM both have.
+"""Record docs/reference/architectures.json: for every model family in both transformers and vLLM, whether it works.
 
-Needs vLLM's CPU build and ten minutes: `PYTHONPATH=tests python tests/golden/record_architectures.py [FAMILY …]`. Then
-`python docs/reference/make_architectures.py`.
+It needs vLLM's CPU build and takes ten minutes. Afterwards, write the page from the records:
+
+    PYTHONPATH=tests python tests/golden/record_architectures.py [FAMILY …]
+    python docs/reference/make_architectures.py
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from support.zygotes import RESULTS, judged
 BACKEND = (
     "biogpt", "bitnet", "ctrl", "doge", "gemma4_unified_text", "helium", "ministral", "nanochat", "persimmon",
 )  # fmt: skip
-"""Not in vLLM's registry, but its Transformers backend takes them."""
+"""Families that are not in vLLM's registry but run on its Transformers backend."""
 
 
 def families() -> list[str]:
-    """Text models of which vLLM's registry names the class, and `BACKEND`."""
+    """Return the text models whose class is in vLLM's registry, and those of `BACKEND`."""
     known = {*_TEXT_GENERATION_MODELS, *_TRANSFORMERS_SUPPORTED_MODELS}
     with_text_model = {
         family.removesuffix("_text") for family in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if "_text" in family
@@ -38,13 +40,13 @@ def families() -> list[str]:
 
 
 def main() -> None:
-    wanted = sys.argv[1:] or families()
+    requested = sys.argv[1:] or families()
     recorded: dict[str, Any] = json.loads(RESULTS.read_text()) if sys.argv[1:] else {}
-    with tempfile.TemporaryDirectory() as folder, judged(wanted, Path(folder)) as outcomes:
+    with tempfile.TemporaryDirectory() as folder, judged(requested, Path(folder)) as outcomes:
         for family, future in outcomes.items():
             outcome = future.result()
             print(f"{family:20} {outcome['outcome']:8} {outcome['seconds']:5} s  {outcome['reason'][:200]}", flush=True)
-            if outcome["outcome"] == "failed":  # such as deepseek_v4, of which transformers makes no small model
+            if outcome["outcome"] == "failed":  # e.g. deepseek_v4: transformers cannot create a small model
                 print((Path(folder) / family / "log").read_text()[-2000:])
                 recorded.pop(family, None)
                 continue
@@ -55,7 +57,7 @@ def main() -> None:
 
 
 def _rounded(value: Any) -> Any:
-    """To one digit: the next run has others."""
+    """Round a figure to one significant digit, because further digits differ between runs."""
     return float(f"{value:.0e}") if isinstance(value, float) else value
 
 

@@ -1,7 +1,9 @@
-"""Records `trl-1.16-defaults.json`: every option of TRL's GRPO and Online DPO with its default.
+"""Record `trl-1.16-defaults.json`: every option of TRL's GRPO and Online DPO with its default.
 
-`pip install --no-deps --target DIR trl==1.16.0`; `PYTHONPATH=DIR .venv/bin/python tests/golden/record_defaults.py`;
-of the options that come from transformers' TrainingArguments, only those that the trainer has too.
+Of the options that TRL inherits from transformers' TrainingArguments, only those that the trainer has too. To run it:
+
+    pip install --no-deps --target DIR trl==1.16.0
+    PYTHONPATH=DIR .venv/bin/python tests/golden/record_defaults.py
 """
 
 from __future__ import annotations
@@ -34,8 +36,8 @@ def main() -> None:
 
 
 def default_of(field: dataclasses.Field[Any], config: type[Any]) -> Any:
-    """What holds when nothing is said; None stands for whatever TRL works out from the rest."""
-    if field.name == "bf16":  # None there, which its __post_init__ makes this
+    """Return the option's default. None means that TRL derives the value from other options."""
+    if field.name == "bf16":  # the default is None, which __post_init__ changes to True
         return True
     if field.default_factory is not dataclasses.MISSING:
         (value,) = field.default_factory()

@@ -1,4 +1,4 @@
-"""Records `trl-1.16-online-dpo.json` through TRL's own `training_step`; how to run it stands in `record.py`."""
+"""Record `trl-1.16-online-dpo.json`: results of TRL's own `training_step`. To run it, see `record.py`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def random_inputs() -> dict[str, Tensor]:
-    """Four rows end with EOS, four are cut off; of each pair the first stands in the first half."""
+    """Return eight rows: four end with EOS, four are truncated. Rows p and p + PAIRS are a pair."""
     rows = 2 * PAIRS
     lengths = torch.tensor([3, 6, 4, 6, 6, 2, 6, 5])
     logps = -2 * torch.rand(rows, TOKENS, dtype=torch.float64)
@@ -51,8 +51,9 @@ def random_inputs() -> dict[str, Tensor]:
 
 
 def trl_step(options: dict[str, Any], inputs: dict[str, Tensor]) -> dict[str, Any]:
-    """Loss, gradient and metrics by a trainer that has just what `training_step` looks at."""
-    logps, model, reference = inputs["logps"].clone().requires_grad_(), nn.Identity(), nn.Identity()
+    """Return TRL's loss, gradient and metrics. The trainer is a stub with only what `training_step` reads."""
+    logps = inputs["logps"].clone().requires_grad_()
+    model, reference = nn.Identity(), nn.Identity()
     found: dict[str, Any] = {}
 
     def backward(loss: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Projects that train on a mock generator of their own."""
+"""Fixtures: a tiny model, and projects that each train with their own mock generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What trainer and generator say of their accelerators, where torch and vLLM find some that are not there."""
+"""Trainer and generator report their accelerators. Fakes replace the GPUs that torch and vLLM would find."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ sys.exit(trainer.main())
 
 
 class FourGpus:
-    """vLLM's platform of a host with four GPUs."""
+    """A fake of vLLM's platform on a host with four GPUs."""
 
     is_cpu = staticmethod(lambda: False)
     device_count = staticmethod(lambda: 4)
@@ -60,16 +60,17 @@ def run_two_ranks(folder: Path, program: str, *arguments: str) -> subprocess.Com
     )
 
 
-def test_every_rank_knows_the_accelerators_of_all(tmp_path: Path) -> None:
+def test_every_rank_knows_the_accelerators_of_all_ranks(tmp_path: Path) -> None:
     done = run_two_ranks(tmp_path, RANK)
     assert done.returncode == 0, done.stderr
     assert {(tmp_path / f"rank-{rank}").read_text() for rank in range(2)} == {"GPU-uuid-0 GPU-uuid-1"}
 
 
-def test_one_ranks_overlap_with_the_generator_ends_the_run_before_its_first_step(tmp_path: Path) -> None:
-    model, weights_dir = make_tiny_model(tmp_path / "model"), tmp_path / "weights"
+def test_a_rank_that_shares_a_device_with_the_generator_ends_the_run_before_its_first_step(tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model")
+    weights_dir = tmp_path / "weights"
     weights_dir.mkdir()
-    theirs = [f"cpu:{core}" for core in sorted(os.sched_getaffinity(0))]  # what stands for GPUs here
+    theirs = [f"cpu:{core}" for core in sorted(os.sched_getaffinity(0))]  # CPU cores stand for GPUs here
     with running("mock", model, weights_dir, log=tmp_path / "generator.log") as generator:
         project = Project(tmp_path / "project", model, generator, weights_dir)
         config = str(project.directory / "config.yaml")

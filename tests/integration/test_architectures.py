@@ -1,6 +1,6 @@
-"""Every model family that transformers and vLLM both have: trained with the right probabilities, or refused.
+"""Every model family in both transformers and vLLM is trained with the right probabilities, or refused.
 
-`docs/reference/architectures.json` says which; `python tests/golden/record_architectures.py` writes it.
+`docs/reference/architectures.json` holds the expected outcomes; `tests/golden/record_architectures.py` writes it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.vllm
 
 EXPECTED: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())
 TOLERANCE = 1e-3
-"""Of the largest |generator logprob − trainer logprob| in float32."""
-ROUGHER = {"gemma2": 5e-3}  # vLLM's attention on CPUs approximates the tanh that caps its scores
+"""Bound of the largest |generator logprob − trainer logprob|, in nats, in float32."""
+ROUGHER = {"gemma2": 5e-3}  # vLLM's CPU attention approximates the tanh that caps the scores
 DIFFERS = "Trainer and generators differ by"
-"""So begins an alert, and above `trainer.max_mismatch` a refusal. The figure is near that bound for some families."""
+"""The start of the mismatch warning. It is an error above `trainer.max_mismatch`, and some families are near it."""
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fut
 
 
 @pytest.mark.parametrize("family", EXPECTED)
-def test_it_is_trained_with_the_right_probabilities_or_refused_with_the_reason(
+def test_a_family_is_trained_with_the_right_probabilities_or_refused_with_the_reason(
     family: str, outcomes: dict[str, Future[dict[str, Any]]]
 ) -> None:
     got, expected = outcomes[family].result(), EXPECTED[family]
@@ -41,4 +41,4 @@ def test_it_is_trained_with_the_right_probabilities_or_refused_with_the_reason(
         tolerance = ROUGHER.get(family, TOLERANCE)
         assert got["before"] <= tolerance
         assert got["after"] <= tolerance
-        assert got["moved"] >= 100 * tolerance, "weights that did not arrive would not show"
+        assert got["moved"] >= 100 * tolerance, "the update must be large enough to show weights that did not arrive"

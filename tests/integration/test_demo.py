@@ -1,4 +1,4 @@
-"""`tandem demo` with real processes and stand-ins for the services (tests/support/fakes)."""
+"""`tandem demo` with real processes, and with fakes of the two services (tests/support/fakes)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_prepare_runs_before_the_services_in_the_project_folder(project: Path) -
         assert (demo.run_dir / "logs" / "prepare.log").read_text() == "made it\n"
 
 
-def test_a_preparation_that_fails_ends_the_demo_with_its_last_words(project: Path) -> None:
+def test_a_failed_preparation_ends_the_demo_and_shows_the_end_of_its_log(project: Path) -> None:
     (project / "prepare.py").write_text("raise SystemExit('no model here')")
     with running_demo(project) as demo:
         demo.finish()
@@ -55,7 +55,7 @@ def test_a_preparation_that_fails_ends_the_demo_with_its_last_words(project: Pat
         assert not (demo.run_dir / "logs" / "trainer.log").exists()
 
 
-def test_services_have_disjoint_cpus_and_a_token_that_no_command_line_shows(project: Path) -> None:
+def test_services_get_disjoint_cpus_and_a_token_that_is_not_on_any_command_line(project: Path) -> None:
     with running_demo(project, FOREVER) as demo:
         demo.wait_for_line("step 1/")
         generator, trainer = demo.member("tandem_generator"), demo.member("tandem_trainer")
@@ -70,7 +70,7 @@ def test_services_have_disjoint_cpus_and_a_token_that_no_command_line_shows(proj
             assert process.environ()["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
 
-def test_an_earlier_run_is_set_aside_and_kept(project: Path) -> None:
+def test_an_earlier_run_is_moved_and_kept(project: Path) -> None:
     for _ in range(2):
         with running_demo(project) as demo:
             output = demo.finish()
@@ -79,7 +79,7 @@ def test_an_earlier_run_is_set_aside_and_kept(project: Path) -> None:
     assert len((project / "runs/default/metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_resume_goes_on_in_the_same_folder(project: Path) -> None:
+def test_resume_continues_in_the_same_folder(project: Path) -> None:
     for arguments in ((), ("--resume",)):
         with running_demo(project, *arguments) as demo:
             demo.finish()
@@ -102,7 +102,7 @@ def test_a_signal_lets_the_trainer_write_a_checkpoint(project: Path, number: int
 def test_a_second_signal_kills_at_once(project: Path) -> None:
     with running_demo(project, FOREVER) as demo:
         demo.wait_for_line("step 1/")
-        demo.member("tandem_trainer").suspend()  # it will not finish its step
+        demo.member("tandem_trainer").suspend()  # so that it cannot finish its step
         demo.process.send_signal(signal.SIGINT)
         demo.wait_for_line("finishing the step")
         demo.process.send_signal(signal.SIGINT)
@@ -112,17 +112,20 @@ def test_a_second_signal_kills_at_once(project: Path) -> None:
         demo.wait_until_nothing_is_left()
 
 
-@pytest.mark.parametrize(("trainers", "ours"), [(2, 2), (3, 1)])
-def test_a_trainer_that_fails_ends_the_demo_with_its_last_words(project: Path, trainers: int, ours: int) -> None:
-    with running_demo(project, FAKE_TRAINER_EXIT=str(trainers)) as demo:
+@pytest.mark.parametrize(("trainer_code", "demo_code"), [(2, 2), (3, 1)])
+def test_a_failed_trainer_ends_the_demo_and_shows_the_end_of_its_log(
+    project: Path, trainer_code: int, demo_code: int
+) -> None:
+    with running_demo(project, FAKE_TRAINER_EXIT=str(trainer_code)) as demo:
         demo.finish()
-        assert demo.process.returncode == ours
-        assert f"the trainer ended with exit code {trainers}. The end of {demo.run_dir}/logs/trainer.log" in demo.errors
+        assert demo.process.returncode == demo_code
+        end_of_log = f"The end of {demo.run_dir}/logs/trainer.log"
+        assert f"the trainer ended with exit code {trainer_code}. {end_of_log}" in demo.errors
         assert "the last words of the trainer" in demo.errors
         demo.wait_until_nothing_is_left()
 
 
-def test_a_trainer_that_fails_while_it_stops_is_told(project: Path) -> None:
+def test_a_trainer_that_fails_while_it_stops_is_reported(project: Path) -> None:
     with running_demo(project, FOREVER, FAKE_TRAINER_EXIT="3") as demo:
         demo.wait_for_line("step 1/")
         demo.process.send_signal(signal.SIGINT)
@@ -131,7 +134,7 @@ def test_a_trainer_that_fails_while_it_stops_is_told(project: Path) -> None:
         assert "the trainer ended with exit code 3" in demo.errors
 
 
-def test_a_second_demo_of_the_same_run_is_refused_and_the_first_goes_on(project: Path) -> None:
+def test_a_second_demo_of_the_same_run_is_refused_and_the_first_continues(project: Path) -> None:
     with running_demo(project, FOREVER) as first:
         first.wait_for_line("step 1/")
         with running_demo(project) as second:
@@ -142,7 +145,7 @@ def test_a_second_demo_of_the_same_run_is_refused_and_the_first_goes_on(project:
         first.wait_for_line(f"step {steps_before + 1}/")
 
 
-def test_a_generator_that_never_gets_ready_is_given_up_at_the_named_deadline(project: Path) -> None:
+def test_a_generator_that_is_not_ready_within_start_timeout_s_ends_the_demo(project: Path) -> None:
     with running_demo(project, "--trainer.start_timeout_s=1", FAKE_GENERATOR_READY="0") as demo:
         demo.finish()
         assert demo.process.returncode == 1
@@ -150,7 +153,7 @@ def test_a_generator_that_never_gets_ready_is_given_up_at_the_named_deadline(pro
         demo.wait_until_nothing_is_left()
 
 
-def test_weights_are_gone_when_the_run_has_ended(project: Path) -> None:
+def test_the_weights_are_deleted_when_the_run_ends(project: Path) -> None:
     with running_demo(project, FOREVER) as demo:
         demo.wait_for_line("step 1/")
         weights = Path(demo.member("tandem_trainer").environ()["TANDEM__SHARED__WEIGHTS_DIR"])
@@ -160,7 +163,7 @@ def test_weights_are_gone_when_the_run_has_ended(project: Path) -> None:
         assert not weights.exists()
 
 
-def test_check_lets_both_services_check_and_starts_nothing(project: Path) -> None:
+def test_check_runs_the_check_of_both_services_and_starts_neither(project: Path) -> None:
     command = [sys.executable, "-m", "tandem_cli", "demo", str(project), "--check"]
     env = {**os.environ, "PYTHONPATH": str(FAKES)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
@@ -177,7 +180,7 @@ def test_check_lets_both_services_check_and_starts_nothing(project: Path) -> Non
         (("{project}", "--trainer.run_name", ".."), "trainer.run_name: got '..'"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(project: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_a_user_error_is_reported_without_a_traceback(project: Path, arguments: tuple[str, ...], message: str) -> None:
     words = [word.format(project=project) for word in arguments]
     command = [sys.executable, "-m", "tandem_cli", "demo", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

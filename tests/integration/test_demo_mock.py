@@ -22,7 +22,7 @@ def recorded_steps(demo: Demo) -> list[int]:
     return [json.loads(line)["step"] for line in (demo.run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_mock_drives_the_real_trainer_to_its_last_step(project: Path) -> None:
+def test_the_real_trainer_completes_a_run_with_the_mock(project: Path) -> None:
     with running_demo(project, **REAL_SERVICES) as demo:
         output = demo.finish()
         assert demo.process.returncode == 0, demo.errors
@@ -32,7 +32,7 @@ def test_the_mock_drives_the_real_trainer_to_its_last_step(project: Path) -> Non
         demo.wait_until_nothing_is_left()
 
 
-def test_an_interrupted_run_goes_on_from_its_checkpoint(project: Path) -> None:
+def test_an_interrupted_run_resumes_from_its_checkpoint(project: Path) -> None:
     with running_demo(project, "--trainer.max_steps=100000", **REAL_SERVICES) as demo:
         demo.wait_for_line("step 2/")
         demo.process.send_signal(signal.SIGINT)
@@ -46,7 +46,7 @@ def test_an_interrupted_run_goes_on_from_its_checkpoint(project: Path) -> None:
         demo.wait_until_nothing_is_left()
 
 
-def test_a_mistake_in_the_trainers_section_is_told_by_the_trainer(project: Path) -> None:
+def test_an_error_in_the_trainers_section_is_reported_by_the_trainer(project: Path) -> None:
     with running_demo(project, "--trainer.max_stepz=5", **REAL_SERVICES) as demo:
         demo.finish()
         assert demo.process.returncode == 2

@@ -1,4 +1,4 @@
-"""The first thing a visitor runs: examples/digits on the real vLLM engine."""
+"""The first example that a new user runs: examples/digits with the real vLLM engine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_digits_learns_to_sort(tmp_path: Path) -> None:
     assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
     assert {step["lag_max"] for step in steps} <= {0, 1}
     on_policy = [step["kl_sampler"] for step in steps if step["lag_max"] == 0]
-    assert on_policy[0] == pytest.approx(0.0, abs=1e-6), "sampler and trainer hold the same policy at first"
+    assert on_policy[0] == pytest.approx(0.0, abs=1e-6), "sampler and trainer start with the same policy"
     mismatches = [step["mismatch"] for step in steps if step["mismatch"] is not None]
     assert mismatches
     assert max(mismatches) <= 1e-3, "float32 on both sides"

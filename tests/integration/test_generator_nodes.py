@@ -1,4 +1,4 @@
-"""One replica over two nodes, here two processes on loopback, started with what the chart's LeaderWorkerSet starts."""
+"""One replica on two nodes: two processes on one machine, with the arguments that the chart's LeaderWorkerSet sets."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 @pytest.fixture
 def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Generator, ReferencePolicy]]:
-    """The first node's server, and the policy that is published to it."""
-    # Both on the same cores: the threads of one would keep those of the other waiting.
+    """The server of the first node, and the policy that is published to it."""
+    # Both processes share the same cores, and their threads would wait for each other.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    model, weights = make_tiny_model(tmp_path / "model", initializer_range=0.3), tmp_path / "weights"
+    model = make_tiny_model(tmp_path / "model", initializer_range=0.3)
+    weights = tmp_path / "weights"
     nodes = ["--tensor-parallel-size", "2", "--nnodes", "2", "--master-addr", "127.0.0.1"]
     nodes += ["--master-port", str(free_port()), "--node-rank"]
     worker = Generator("vllm", model, weights, *nodes, "1", "--headless", log=tmp_path / "worker.log")

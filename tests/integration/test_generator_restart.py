@@ -1,4 +1,4 @@
-"""How a generator comes and goes: it starts with the store's version, ends cleanly, and restarts when it is torn."""
+"""Start and end of a generator: it loads the store's version, stops cleanly, and exits if its policy is torn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tandem_protocol.version import Version
 V41, V42, V43 = Version(41, 1), Version(42, 1), Version(43, 1)
 STOP_S = 60.0
 PATIENT = ["--visible-timeout-s", "600", "--shutdown-timeout-s", "600"]
-"""So that nothing but the property under test ends the process within STOP_S."""
+"""Timeouts far above STOP_S, so that no timeout ends the process during a test."""
 FAULT = "--generator.mock.faults."
 PROMPT = {"token_ids": [5, 9, 13]}
 
@@ -45,7 +45,7 @@ def sampled(generator: Generator) -> Completion:
 
 
 def stop_while_it_streams(generator: Generator, max_tokens: int) -> list[RolloutLine]:
-    """SIGTERM in the middle of an answer; its lines, which all come."""
+    """Send SIGTERM in the middle of an answer. Return the lines of the answer."""
     body = {"prompts": [PROMPT] * 4, "sampling": {"n": 2, "max_tokens": max_tokens, "ignore_eos": True}}
     with generator.client.stream("POST", "/rollouts", json=body) as response:
         generator.process.terminate()
@@ -54,7 +54,7 @@ def stop_while_it_streams(generator: Generator, max_tokens: int) -> list[Rollout
     return lines
 
 
-def test_a_killed_generator_serves_the_version_it_had_before_it_is_ready_again(policy: ReferencePolicy) -> None:
+def test_a_restarted_generator_serves_the_version_from_before_the_kill(policy: ReferencePolicy) -> None:
     with generator_of(policy) as killed:
         for version in (V41, V42):
             killed.put(version, policy.publish(version)).raise_for_status()
@@ -67,7 +67,7 @@ def test_a_killed_generator_serves_the_version_it_had_before_it_is_ready_again(p
         assert policy.store.leased() == {V42}
 
 
-def test_sigterm_lets_a_stream_finish_gives_the_lease_back_and_exits_0(policy: ReferencePolicy) -> None:
+def test_sigterm_finishes_running_streams_releases_the_lease_and_exits_0(policy: ReferencePolicy) -> None:
     policy.publish(V42)
     with generator_of(policy, f"{FAULT}token_latency_s", "0.002") as generator:
         lines = stop_while_it_streams(generator, max_tokens=100)
@@ -76,18 +76,18 @@ def test_sigterm_lets_a_stream_finish_gives_the_lease_back_and_exits_0(policy: R
         assert "Traceback" not in generator.log.read_text()
 
 
-def test_a_put_that_waits_for_its_version_does_not_hold_up_the_stop(policy: ReferencePolicy) -> None:
+def test_a_put_that_waits_for_its_version_does_not_delay_the_stop(policy: ReferencePolicy) -> None:
     digest = policy.publish(V42)
     with generator_of(policy, *PATIENT) as generator, ThreadPoolExecutor() as pool:
         answer = pool.submit(generator.put, V43, "0" * 32)
-        # Setting what serves does nothing, and is refused while a switch is under way.
+        # A PUT of the served version has no effect. While another switch is in progress, it is refused with 409.
         wait_until(lambda: generator.put(V42, digest).status_code == 409)
         generator.process.terminate()
         assert generator.process.wait(STOP_S) == 0
         assert answer.result().json()["code"] == "weights_not_visible"
 
 
-def test_a_torn_policy_ends_the_process_with_1_whatever_runs(policy: ReferencePolicy) -> None:
+def test_a_torn_policy_exits_with_1_even_while_requests_run(policy: ReferencePolicy) -> None:
     faults = [f"{FAULT}load_failures", "2", f"{FAULT}token_latency_s", "0.01"]
     body = {"prompts": [PROMPT], "sampling": {"max_tokens": 2000, "ignore_eos": True}}
     with generator_of(policy, *PATIENT, *faults) as generator, generator.client.stream("POST", "/rollouts", json=body):
@@ -96,17 +96,17 @@ def test_a_torn_policy_ends_the_process_with_1_whatever_runs(policy: ReferencePo
         assert generator.process.wait(STOP_S) == 1
 
 
-def test_a_store_of_another_model_is_a_mistake_that_is_told_at_the_start(
+def test_a_store_of_another_model_is_reported_at_the_start_as_a_user_error(
     policy: ReferencePolicy, tmp_path: Path
 ) -> None:
     other = make_tiny_model(tmp_path / "other", max_position_embeddings=64)
     ReferencePolicy(other, policy.store).publish(V42)
     generator = Generator("mock", policy.model_dir, policy.store.root, log=tmp_path / "log")
     assert generator.process.wait(60) == 2
-    *_, told = generator.log.read_text().splitlines()
-    assert told.startswith("error: none of the 1 versions in ")
-    assert "version 42.1 (run 'test') is of another model: its config differ" in told
-    assert "set shared.weights_dir to a folder of this run's own" in told
+    *_, message = generator.log.read_text().splitlines()
+    assert message.startswith("error: none of the 1 versions in ")
+    assert "version 42.1 (run 'test') is of another model: its config differ" in message
+    assert "set shared.weights_dir to a folder of this run's own" in message
     assert "Traceback" not in generator.log.read_text()
 
 
@@ -130,7 +130,7 @@ def test_vllm_starts_with_the_stores_version_and_stops_cleanly(policy: Reference
 
 
 @pytest.mark.vllm
-def test_an_engine_that_dies_ends_vllms_server_with_1_so_that_a_supervisor_restarts_it(policy: ReferencePolicy) -> None:
+def test_vllms_server_exits_with_1_when_its_engine_dies(policy: ReferencePolicy) -> None:
     with generator_of(policy, engine="vllm") as generator:
         children = psutil.Process(generator.process.pid).children(recursive=True)
         (core,) = [child for child in children if child.cmdline()[:1] == ["VLLM::EngineCore"]]

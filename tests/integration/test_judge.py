@@ -1,4 +1,4 @@
-"""Online DPO as a visitor runs it: examples/judge on the real vLLM engine."""
+"""The example of Online DPO, examples/judge, with the real vLLM engine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMEOUT_S = 540
 
 
 @pytest.mark.vllm
-def test_the_judge_comes_to_like_the_policy_better_than_its_start(tmp_path: Path) -> None:
+def test_the_judge_prefers_the_trained_policy_to_the_initial_one(tmp_path: Path) -> None:
     project = tmp_path / "judge"
     project.mkdir()
     for name in ("config.yaml", "judge.py", "prepare.py"):

@@ -1,4 +1,4 @@
-"""Models whose files are not as transformers would write them: trained, kept, exported, or refused before step 1."""
+"""Models with files that transformers would not write: they are trained and exported, or refused before step 1."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from tandem_protocol.store import WeightStore
 from tandem_trainer.merge import main as merge
 
 VICUNA = '{"do_sample": false, "temperature": 0.9, "top_p": 0.6}'
-"""What transformers refuses to write."""
+"""A generation config that transformers reads but refuses to write."""
 IDS = torch.tensor([[4, 5, 6, 7]])
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Llama-2's generation_config.json, dropout, a copy of the tied embeddings, and files of others."""
+    """A model with Llama-2's generation config, dropout, a copy of the tied embeddings, and unrelated weight files."""
     folder = make_tiny_model(tmp_path_factory.mktemp("odd"))
     (folder / "generation_config.json").write_text(VICUNA)
     config = json.loads((folder / "config.json").read_text())
@@ -44,7 +44,7 @@ def logits(folder: Path) -> torch.Tensor:
     return found
 
 
-def test_an_exported_model_is_the_one_that_was_trained_with_the_user_s_own_files(
+def test_an_exported_model_has_the_trained_weights_and_the_users_own_files(
     make_project: Any, model: Path, tmp_path: Path
 ):
     project = make_project(max_steps=2)
@@ -57,7 +57,8 @@ def test_an_exported_model_is_the_one_that_was_trained_with_the_user_s_own_files
     assert json.loads((exported / "config.json").read_text())["attention_dropout"] == 0.5
     text = "1+2=3"
     assert AutoTokenizer.from_pretrained(exported)(text) == AutoTokenizer.from_pretrained(model)(text)
-    loaded, trained = AutoModelForCausalLM.from_pretrained(exported).state_dict(), project.parameters(2)
+    loaded = AutoModelForCausalLM.from_pretrained(exported).state_dict()
+    trained = project.parameters(2)
     assert all(torch.equal(loaded[name], trained[name]) for name in trained)
     store = WeightStore(project.directory.parent / "weights")
     manifest, _ = store.read(store.versions()[-1])
@@ -66,13 +67,14 @@ def test_an_exported_model_is_the_one_that_was_trained_with_the_user_s_own_files
     assert all(torch.equal(published[name], trained[name]) for name in trained)
 
 
-def test_an_adapter_is_trained_on_tied_embeddings_and_merged_into_a_model_with_the_user_s_own_files(
+def test_an_adapter_on_tied_embeddings_merges_into_a_model_with_the_users_own_files(
     make_project: Any, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     project = make_project(max_steps=2, lora={"r": 4}, optim={"learning_rate": 0.1})
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
-    adapter, merged = project.run_dir / "checkpoints" / "000002" / "model", tmp_path / "merged"
+    adapter = project.run_dir / "checkpoints" / "000002" / "model"
+    merged = tmp_path / "merged"
     monkeypatch.chdir(project.directory)
     assert merge([str(adapter), str(merged), "--dtype", "float32"]) == 0
     assert (merged / "generation_config.json").read_text() == VICUNA
@@ -80,7 +82,7 @@ def test_an_adapter_is_trained_on_tied_embeddings_and_merged_into_a_model_with_t
     assert not torch.allclose(logits(merged), logits(model), atol=1e-3)
 
 
-def test_gpt_neox_is_trained_beside_a_generator_that_knows_it_by_its_checkpoint_s_names(tmp_path: Path):
+def test_gpt_neox_is_trained_with_the_parameter_names_of_its_checkpoint(tmp_path: Path):
     folder = tmp_path / "neox"
     config = GPTNeoXConfig(
         vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
@@ -97,11 +99,10 @@ def test_gpt_neox_is_trained_beside_a_generator_that_knows_it_by_its_checkpoint_
     assert json.loads((project.run_dir / "checkpoints/000002/model/config.json").read_text())["hidden_dropout"] == 0.5
 
 
-def test_what_cannot_be_trained_or_served_ends_before_the_first_step_with_the_reason_alone(
-    make_project: Any, tmp_path: Path
-):
+def test_a_model_that_cannot_be_trained_or_served_is_refused_before_the_first_step(make_project: Any, tmp_path: Path):
     project = make_project()
-    quantized, other = make_tiny_model(tmp_path / "quantized"), make_tiny_model(tmp_path / "other", vocab=70)
+    quantized = make_tiny_model(tmp_path / "quantized")
+    other = make_tiny_model(tmp_path / "other", vocab=70)
     config = json.loads((quantized / "config.json").read_text())
     (quantized / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     for arguments, words in [

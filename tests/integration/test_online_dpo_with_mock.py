@@ -1,4 +1,4 @@
-"""Online DPO with a judge as a real process: all of the transport, ranks and resumption are GRPO's."""
+"""Online DPO with a real trainer process. It shares transport, ranks and resumption with GRPO."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def make_judged(make_project: Any) -> Any:
     return make
 
 
-def test_pairs_of_older_policies_are_learned_from_and_wins_are_counted(make_judged: Any):
+def test_training_uses_pairs_of_older_policies_and_evaluation_reports_the_win_rate(make_judged: Any):
     project = make_judged(max_steps=5, max_lag=2, eval={"prompts": {}, "every_steps": 5})
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
     metrics = project.lines("metrics.jsonl")
     assert max(line["lag_max"] for line in metrics) == 2
-    assert metrics[0]["loss"] == pytest.approx(math.log(2)), "the start policy is the reference"
+    assert metrics[0]["loss"] == pytest.approx(math.log(2)), "at first the policy equals the reference"
     assert metrics[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-6)
     assert all(line["kl_reference"] > 0 for line in metrics[1:])
     start, end = project.lines("eval.jsonl")
@@ -54,8 +54,9 @@ def test_pairs_of_older_policies_are_learned_from_and_wins_are_counted(make_judg
     assert (end["step"], end["n"]) == (5, 9)
 
 
-def test_a_killed_run_goes_on_bit_for_bit(make_judged: Any):
-    undisturbed, killed = make_judged("undisturbed", max_steps=4), make_judged("killed", max_steps=4)
+def test_a_killed_run_resumes_bit_for_bit(make_judged: Any):
+    undisturbed = make_judged("undisturbed", max_steps=4)
+    killed = make_judged("killed", max_steps=4)
     assert undisturbed.train().returncode == 0
     assert killed.train(KILL_AT_CALL="13").returncode == -9
     ended = killed.train()
@@ -64,7 +65,7 @@ def test_a_killed_run_goes_on_bit_for_bit(make_judged: Any):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_two_ranks_learn_what_one_does(make_judged: Any):
+def test_two_ranks_learn_the_same_as_one(make_judged: Any):
     one, two = (make_judged(name, max_steps=3, prompts={"shuffle": False}) for name in ("one", "two"))
     for project, ranks in ((one, 1), (two, 2)):
         ended = project.train(ranks=ranks)

@@ -1,4 +1,4 @@
-"""A warning in every run hides the one that matters."""
+"""A normal run prints no warnings, so that a real warning is noticed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.projects import Project
     ],
     ids=["one process", "sharded and resumed"],
 )
-def test_a_run_that_goes_well_warns_of_nothing(
+def test_a_successful_run_writes_nothing_to_stderr(
     make_project: Callable[..., Project], ranks: int, runs: list[int], trainer: dict[str, Any]
 ) -> None:
     project = make_project(**trainer)

@@ -1,4 +1,4 @@
-"""Two trainer processes of one run: they learn what one does, stop together, go on bit for bit and die together."""
+"""A run with two trainer processes: they learn the same as one process, and they stop, resume and fail together."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def alone(make_project: Callable[..., Project]) -> Project:
 
 
 @pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
-def test_two_ranks_learn_what_one_does_and_go_on_bit_for_bit_after_a_signal_to_one(
+def test_two_ranks_learn_the_same_as_one_and_resume_bit_for_bit_after_a_signal_to_one(
     make_project: Callable[..., Project], alone: Project, model: Path, parallelism: str
 ):
     learner = {"parallelism": parallelism}
@@ -44,13 +44,14 @@ def test_two_ranks_learn_what_one_does_and_go_on_bit_for_bit_after_a_signal_to_o
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
         for name in FIGURES:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
-    start, ours, theirs = load_file(model / "model.safetensors"), undisturbed.parameters(3), alone.parameters(3)
+    start = load_file(model / "model.safetensors")
+    ours, theirs = undisturbed.parameters(3), alone.parameters(3)
     assert any((theirs[name] - start[name]).abs().max() > 1e-3 for name in start)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-5, rtol=0)
     store = WeightStore(undisturbed.directory.parent / "weights")
     manifest, _ = store.read(Version(3, 1))
-    assert len(manifest.files) == 2, "each rank wrote its own"
+    assert len(manifest.files) == 2, "each rank wrote one file"
     store.verify(manifest)
 
     stopped = make_project(f"{parallelism}-stopped", learner=learner)
@@ -61,11 +62,11 @@ def test_two_ranks_learn_what_one_does_and_go_on_bit_for_bit_after_a_signal_to_o
     assert all(torch.equal(stopped.parameters(3)[name], ours[name]) for name in ours)
 
 
-def test_a_rank_that_is_killed_takes_the_others_with_it_and_is_named(make_project: Callable[..., Project]):
+def test_a_killed_rank_ends_the_others_and_is_named(make_project: Callable[..., Project]):
     project = make_project("killed")
     began = time.monotonic()
     ended = project.train(ranks=2, ACTION="SIGKILL", AT_CALL="2", AT_RANK="1")
     assert ended.returncode not in (0, 2)
     assert "Signal 9 (SIGKILL)" in ended.stderr
     assert "rank      : 1" in ended.stderr
-    assert time.monotonic() - began < 120, "the start included"
+    assert time.monotonic() - began < 120, "including the start"

@@ -1,4 +1,4 @@
-"""The README's project, as it stands there, is trained: with a small model in place of the named one, on the mock."""
+"""The project in the README trains as it is printed there, with a small model and the mock engine."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ def _only(language: str) -> str:
     return block.text
 
 
-def test_the_readmes_project_trains_and_finds_right_answers(make_project: Any):
+def test_the_readmes_project_trains_and_rewards_right_answers(make_project: Any):
     project = make_project()
     ours = yaml.safe_load((project.directory / "config.yaml").read_text())
     config = yaml.safe_load(_only("yaml"))
     config["shared"] = ours["shared"]
     config["trainer"].update(max_steps=2, checkpoint={"every_steps": 1})
-    # The mock says random characters. For it to be right at times, it says one, to many questions with a short answer.
+    # The mock samples random characters. With many questions, one-character answers and completions of one token, some
+    # of its answers are right.
     config["trainer"]["rollout"].update(num_prompts=8, max_completion_length=1)
     rows = [json.loads(_only("json").replace("25", str(i)).replace("42", "4")) for i in range(32)]
     (project.directory / "config.yaml").write_text(yaml.safe_dump(config))

@@ -1,4 +1,4 @@
-"""What a user changes between two starts of a run takes effect, and two trainers never share a folder."""
+"""Changed settings take effect when a run resumes, and two trainers never share a folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEADLINE_S = 60.0
 
 
 def _change(project: Project, **trainer: Any) -> None:
-    """Change the project's configuration as a user would, in its file."""
+    """Edit the project's configuration file, as a user would."""
     file = project.directory / "config.yaml"
     config = yaml.safe_load(file.read_text())
     config["trainer"] |= trainer
@@ -32,12 +32,14 @@ def _events(project: Project, kind: str) -> list[dict[str, Any]]:
     return [event for event in project.lines("events.jsonl") if event["kind"] == kind]
 
 
-def test_a_run_goes_on_with_changed_settings_and_other_rewards(make_project: Any):
+def test_a_run_resumes_with_changed_settings_and_other_rewards(make_project: Any):
     project = make_project(max_lag=2, max_steps=6)
     assert project.train(ACTION="SIGTERM", AT_CALL="5").returncode == 0
     before = project.steps
     queue = json.loads((project.run_dir / "checkpoints" / f"{before[-1]:06d}" / "rollouts-0.json").read_text())
-    assert sum(len(pending["scored"]) for pending in queue["queue"]) >= 2, "nothing waits that old rewards scored"
+    assert sum(len(pending["scored"]) for pending in queue["queue"]) >= 2, (
+        "the queue must hold groups that the old rewards scored"
+    )
 
     (project.directory / "even_rewards.py").write_text(EVEN)
     rewards = [{"function": "odd_rewards:odd"}, {"function": "even_rewards:even", "weight": 3.0}]
@@ -52,29 +54,32 @@ def test_a_run_goes_on_with_changed_settings_and_other_rewards(make_project: Any
     for line in project.lines("metrics.jsonl"):
         is_new = line["step"] > before[-1]
         assert line["learning_rate"] == (1e-2 if is_new else 1e-3)
-        odd, even = line["rewards"]["odd_rewards:odd"], line["rewards"].get("even_rewards:even")
+        odd = line["rewards"]["odd_rewards:odd"]
+        even = line["rewards"].get("even_rewards:even")
         assert line["reward_mean"] == pytest.approx(odd + 3 * even if is_new else odd)
         assert not is_new or odd + even == pytest.approx(1.0)
     (event,) = _events(project, "settings_changed")
     assert event["changes"]["trainer.optim.weight_decay"] == [0.0, 0.1]
 
 
-def test_a_finished_run_says_so_and_trains_nothing_whatever_was_changed(make_project: Any):
+def test_a_finished_run_reports_so_and_changed_settings_have_no_effect(make_project: Any):
     project = make_project(max_steps=2)
     assert project.train().returncode == 0
-    metrics, resolved = project.lines("metrics.jsonl"), (project.run_dir / "config.resolved").read_text()
+    metrics = project.lines("metrics.jsonl")
+    resolved = (project.run_dir / "config.resolved").read_text()
     _change(project, optim={"learning_rate": 1.0}, rewards=[{"function": "no_such:function"}])
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
     assert "is finished: step 2 of trainer.max_steps 2." in ended.stdout
     assert "changed settings had no effect" in ended.stdout
-    assert (project.lines("metrics.jsonl"), (project.run_dir / "config.resolved").read_text()) == (metrics, resolved)
+    assert project.lines("metrics.jsonl") == metrics
+    assert (project.run_dir / "config.resolved").read_text() == resolved
     _change(project, optim={"learning_rate": 1e-3}, rewards=[{"function": "odd_rewards:odd"}], max_steps=3)
     assert project.train().returncode == 0
     assert project.steps == [1, 2, 3]
 
 
-def test_a_second_trainer_in_the_same_folder_is_refused_with_the_name_of_the_first(make_project: Any):
+def test_a_second_trainer_in_the_same_folder_is_refused_and_the_first_is_named(make_project: Any):
     project = make_project(max_steps=1_000_000, log_completions=0)
     first = start_trainer(project.directory / "config.yaml", project.directory / "first.log")
     try:
@@ -117,7 +122,7 @@ def odd(completion_ids, **_):
 """
 
 
-def test_a_checkpoint_that_cannot_be_written_in_mid_run_is_tried_again_until_it_can(make_project: Any):
+def test_a_checkpoint_that_cannot_be_written_is_retried_at_every_step(make_project: Any):
     project = make_project(max_steps=5)
     Path(project.directory / "sabotage.py").write_text(SABOTAGE)
     _change(project, rewards=[{"function": "sabotage:odd"}])

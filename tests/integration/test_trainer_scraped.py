@@ -1,4 +1,4 @@
-"""A run shows Prometheus what alerts and panels are over."""
+"""A running trainer exports the metrics that the alerts and the dashboard use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from support.generators import TOKEN, free_port
 from support.series import STEP
 
 
-def test_a_running_trainer_shows_prometheus_every_figure_that_is_watched(make_project: Any) -> None:
+def test_a_running_trainer_exports_every_metric_that_is_watched(make_project: Any) -> None:
     port = free_port()
     project = make_project(max_steps=20, metrics_port=port)
     seen: set[str] = set()

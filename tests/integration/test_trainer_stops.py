@@ -1,4 +1,4 @@
-"""A trainer that is stopped before it has started to train."""
+"""A trainer that is stopped before it trains."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from support.projects import Project
 DEADLINE_S = 60.0
 
 
-def test_a_trainer_stopped_while_it_waits_for_generators_says_so(tmp_path: Path, model: Path):
-    nothing: Any = SimpleNamespace(port=free_port())
-    project = Project(tmp_path / "project", model, nothing, tmp_path / "weights")
+def test_a_trainer_stopped_while_it_waits_for_generators_has_the_status_stopped(tmp_path: Path, model: Path):
+    absent_generator: Any = SimpleNamespace(port=free_port())
+    project = Project(tmp_path / "project", model, absent_generator, tmp_path / "weights")
     log = tmp_path / "log"
     trainer = start_trainer(project.directory / "config.yaml", log)
     status = project.run_dir / "status.json"

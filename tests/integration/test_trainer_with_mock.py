@@ -1,4 +1,4 @@
-"""The trainer as a real process against the mock generator, from the first step to whatever ends it."""
+"""The trainer as a real process with the mock generator: complete runs, and every way in which a run ends."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tandem_protocol.version import Version
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Project:
-    """A finished run of 5 steps that nothing disturbed."""
+    """A finished, undisturbed run of 5 steps."""
     directory = tmp_path_factory.mktemp("undisturbed")
     weights_dir = directory / "weights"
     weights_dir.mkdir()
@@ -32,13 +32,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Projec
 
 
 def _tracked(project: Project, name: str) -> list[tuple[int, float]]:
-    """Step and value of what TensorBoard got."""
+    """Return the (step, value) pairs that TensorBoard received."""
     events = EventAccumulator(str(project.run_dir / "tandem"))
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
-def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(make_project: Any):
+def test_a_run_writes_metrics_completions_evaluations_and_weight_versions(make_project: Any):
     held_out = {"prompts": {"limit": 3}, "every_steps": 2, "num_generations": 4, "temperature": 1.0, "pass_at": [1, 4]}
     project = make_project(max_steps=4, eval=held_out, trackers=["tensorboard"])
     ended = project.train()
@@ -78,9 +78,7 @@ def test_a_run_leaves_its_metrics_completions_evaluation_and_published_versions(
     assert store.versions()[-2:] == [Version(3, 1), Version(4, 1)]
 
 
-def test_the_best_checkpoint_by_evaluation_is_kept_and_exported_as_a_model_that_loads(
-    make_project: Any, tmp_path: Path
-):
+def test_the_checkpoint_with_the_best_evaluation_is_kept_and_can_be_exported(make_project: Any, tmp_path: Path):
     project = make_project(
         max_steps=4,
         eval={"prompts": {"limit": 3}, "every_steps": 1, "num_generations": 4, "temperature": 1.0},
@@ -98,7 +96,7 @@ def test_the_best_checkpoint_by_evaluation_is_kept_and_exported_as_a_model_that_
     assert AutoTokenizer.from_pretrained(tmp_path / "exported")("1+2").input_ids
 
 
-def test_with_lag_rollouts_come_from_older_versions_but_none_too_old(make_project: Any):
+def test_rollouts_are_at_most_max_lag_versions_old(make_project: Any):
     project = make_project(max_steps=6, max_lag=2)
     ended = project.train()
     assert ended.returncode == 0, ended.stderr
@@ -108,7 +106,7 @@ def test_with_lag_rollouts_come_from_older_versions_but_none_too_old(make_projec
 
 
 @pytest.mark.parametrize("call", [7, 8], ids=["before step 4", "within step 4"])
-def test_a_killed_run_goes_on_bit_for_bit(make_project: Any, undisturbed: Project, call: int):
+def test_a_killed_run_resumes_bit_for_bit(make_project: Any, undisturbed: Project, call: int):
     project = make_project()
     assert project.train(ACTION="SIGKILL", AT_CALL=str(call)).returncode == -9
     assert project.steps == [1, 2, 3]
@@ -118,10 +116,10 @@ def test_a_killed_run_goes_on_bit_for_bit(make_project: Any, undisturbed: Projec
     assert [line["version"] for line in project.lines("metrics.jsonl")] == ["1.1", "2.1", "3.2", "4.2", "5.2"]
 
 
-def test_a_run_with_an_adapter_publishes_it_alone_and_goes_on_from_it_bit_for_bit(make_project: Any):
-    whole, stopped = (make_project(name, max_steps=3, lora={"r": 4}) for name in ("whole", "stopped"))
-    assert whole.train().returncode == 0
-    store = WeightStore(whole.directory.parent / "weights")
+def test_a_run_with_an_adapter_publishes_only_the_adapter_and_resumes_bit_for_bit(make_project: Any):
+    undisturbed, stopped = (make_project(name, max_steps=3, lora={"r": 4}) for name in ("undisturbed", "stopped"))
+    assert undisturbed.train().returncode == 0
+    store = WeightStore(undisturbed.directory.parent / "weights")
     manifest, _ = store.read(Version(3, 1))
     assert (manifest.kind, manifest.lora_rank) == ("lora", 4)
     assert {file.name for file in manifest.files} == {"adapter_config.json", "adapter_model.safetensors"}
@@ -129,12 +127,12 @@ def test_a_run_with_an_adapter_publishes_it_alone_and_goes_on_from_it_bit_for_bi
     assert stopped.train(ACTION="SIGTERM", AT_CALL="4").returncode == 0
     assert stopped.steps == [1, 2]
     assert stopped.train().returncode == 0
-    ours, theirs = stopped.parameters(3), whole.parameters(3)
+    ours, theirs = stopped.parameters(3), undisturbed.parameters(3)
     assert ours.keys() == theirs.keys() == {tensor.name for tensor in manifest.tensors}
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(make_project: Any, undisturbed: Project):
+def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_resume(make_project: Any, undisturbed: Project):
     project = make_project()
     ended = project.train(ACTION="SIGTERM", AT_CALL="5")
     assert ended.returncode == 0, ended.stderr
@@ -146,7 +144,7 @@ def test_sigterm_finishes_the_step_writes_a_checkpoint_and_says_how_to_go_on(mak
     assert_same_course(project, undisturbed)
 
 
-def test_dropped_connections_and_failing_engines_change_nothing(make_project: Any, undisturbed: Project):
+def test_dropped_connections_and_failing_engines_do_not_change_the_result(make_project: Any, undisturbed: Project):
     project = make_project(
         faults=("--generator.mock.faults.drop_rate", "0.3", "--generator.mock.faults.error_rate", "0.3")
     )
@@ -155,7 +153,7 @@ def test_dropped_connections_and_failing_engines_change_nothing(make_project: An
     assert_same_course(project, undisturbed)
 
 
-def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make_project: Any):
+def test_a_generator_that_stays_stale_ends_the_run_and_both_versions_are_named(make_project: Any):
     project = make_project(
         faults=("--generator.mock.faults.stale", "true"),
         rollout={
@@ -181,7 +179,7 @@ def test_a_generator_that_stays_stale_ends_the_run_with_both_versions_named(make
         ("hang", "no answer within 2 s"),
     ],
 )
-def test_a_bad_reward_function_ends_the_run_with_function_and_row_named(make_project: Any, action: str, words: str):
+def test_a_bad_reward_function_ends_the_run_and_function_and_row_are_named(make_project: Any, action: str, words: str):
     project = make_project(reward_timeout_s=2)
     ended = project.train(ACTION=action, AT_CALL="3")
     assert ended.returncode == 2
@@ -191,7 +189,7 @@ def test_a_bad_reward_function_ends_the_run_with_function_and_row_named(make_pro
     assert project.steps == [1]
 
 
-def test_mistakes_at_the_start_exit_2_with_the_message_alone(make_project: Any):
+def test_user_errors_at_the_start_exit_2_without_a_traceback(make_project: Any):
     project = make_project()
     for arguments, env, words in [
         (("--shared.model=no-such-model",), {}, "no-such-model"),

@@ -1,4 +1,4 @@
-"""The real vLLM engine against `transformers` with the same weights, before and after switches."""
+"""The real vLLM engine samples from the same policy as `transformers`, before and after weight switches."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.vllm
 PROMPTS = ([5, 9, 13], [7] * 20, [3, 60, 41, 22, 8])
 TEMPERATURE = 0.7
 TOKENS = 800
-"""Of a request that is still running when the switch comes."""
+"""Length of a completion that is still being sampled when the switch happens."""
 TOLERANCE = 1e-3
-"""Of the mean |generator logprob − trainer logprob| in fp32; the issue's bound."""
+"""Bound of the mean |generator logprob − trainer logprob|, in nats, in float32."""
 
 
 class Served:
@@ -42,7 +42,7 @@ class Served:
         assert response.status_code == 200, response.text
 
     def greedy_agreement(self, tokens: int = 24) -> list[bool]:
-        """A prompt: whether vLLM's greedy tokens are those of `transformers`."""
+        """Return for each prompt whether vLLM and `transformers` sample the same greedy tokens."""
         groups = self.generator.rollouts(
             *(Prompt(token_ids=p) for p in PROMPTS), max_tokens=tokens, temperature=0.0, ignore_eos=True
         )
@@ -73,7 +73,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model = make_tiny_model(
         root / "model", tied=request.param == "tied", initializer_range=0.3, max_position_embeddings=1024
     )
-    # What a model recommends for sampling is not what requests ask for, and must not reach them.
+    # Sampling defaults of the model. They must not affect requests.
     defaults = {"do_sample": True, "temperature": 0.01, "top_k": 1, "top_p": 0.1, "repetition_penalty": 5.0}
     settings = json.loads((model / "generation_config.json").read_text())
     (model / "generation_config.json").write_text(json.dumps(settings | defaults))
@@ -81,21 +81,22 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield Served(generator, ReferencePolicy(model, WeightStore(root / "weights")))
 
 
-def test_logprobs_and_greedy_tokens_are_those_of_transformers_before_and_after_each_switch(served: Served) -> None:
+def test_logprobs_and_greedy_tokens_match_transformers_before_and_after_each_switch(served: Served) -> None:
     assert served.greedy_agreement() == [True] * len(PROMPTS)
     assert served.mean_mismatch() <= TOLERANCE
     for seed in (1, 2):
         served.policy.change(seed)
-        assert not any(served.greedy_agreement()), "the changed policy must differ, or this test could not fail"
+        assert not any(served.greedy_agreement()), "the changed policy must differ, otherwise this test cannot fail"
         served.switch(*served.publish())
         assert served.greedy_agreement() == [True] * len(PROMPTS)
         assert served.mean_mismatch() <= TOLERANCE
 
 
-def test_sixteen_running_requests_survive_a_switch_and_every_token_is_of_the_version_its_span_says(
+def test_running_requests_survive_a_switch_and_their_version_spans_are_right(
     served: Served,
 ) -> None:
-    prompt, before = [5, 9, 13], served.generator.served.version
+    prompt = [5, 9, 13]
+    before = served.generator.served.version
     old = ReferencePolicy(served.policy.model_dir, served.policy.store)
     old.model.load_state_dict(served.policy.model.state_dict())
     served.policy.change(7)
@@ -123,18 +124,18 @@ def test_sixteen_running_requests_survive_a_switch_and_every_token_is_of_the_ver
                 served.policy.logprobs(prompt, completion, TEMPERATURE)[first:],
             ]
         )
-        # Among 12,800 tokens of long contexts the worst is off by 1e-3 in fp32; one of the other version, by about 4.
+        # The largest error of 12,800 tokens in float32 is about 1e-3. A token of the other version differs by about 4.
         assert (expected - torch.tensor(completion.logprobs)).abs().max() < 0.02
 
 
-def test_seeded_prompts_whose_prefill_is_cut_in_chunks_are_served(served: Served) -> None:
+def test_seeded_prompts_with_chunked_prefill_are_served(served: Served) -> None:
     prompts = [Prompt(token_ids=[index] + [7] * 399, seed=index) for index in range(8)]
     groups = served.generator.rollouts(*prompts, max_tokens=2, ignore_eos=True)
     assert [len(group.completions[0].token_ids) for group in groups] == [2] * 8
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_weights_that_compute_no_numbers_are_told_once_with_the_cause(served: Served, value: float) -> None:
+def test_weights_with_nan_or_inf_are_reported_once_with_the_cause(served: Served, value: float) -> None:
     tensors = served.policy.tensors()
     norm = "model.norm.weight"
     version = Version(served.generator.served.version.step + 1, 1)
@@ -151,7 +152,7 @@ def test_weights_that_compute_no_numbers_are_told_once_with_the_cause(served: Se
     assert served.mean_mismatch() <= TOLERANCE
 
 
-def test_weights_that_fit_no_parameter_are_refused_and_the_old_version_goes_on(served: Served) -> None:
+def test_weights_of_another_shape_are_refused_and_the_old_version_keeps_serving(served: Served) -> None:
     version = served.generator.served.version
     tensors = served.policy.tensors()
     name = "model.layers.0.mlp.up_proj.weight"
@@ -164,14 +165,14 @@ def test_weights_that_fit_no_parameter_are_refused_and_the_old_version_goes_on(s
     assert served.greedy_agreement() == [True] * len(PROMPTS)
 
 
-def test_the_openai_routes_answer_on_the_same_port_behind_the_same_token(served: Served) -> None:
+def test_the_openai_routes_use_the_same_port_and_token(served: Served) -> None:
     body = {"model": str(served.policy.model_dir), "prompt": [5, 9, 13], "max_tokens": 3, "temperature": 0}
     assert served.generator.client.post("/v1/completions", json=body).json()["usage"]["completion_tokens"] == 3
     anonymous = served.generator.client.post("/v1/completions", json=body, headers={"Authorization": ""})
     assert anonymous.status_code == 401
 
 
-def test_the_first_version_is_the_base_until_something_is_published(served: Served) -> None:
+def test_completions_carry_the_served_version(served: Served) -> None:
     spans = served.generator.rollouts(Prompt(token_ids=[5]), max_tokens=2)[0].completions[0].versions
     assert [span.version for span in spans] == [served.generator.served.version]
     assert served.generator.served.version > BASE

@@ -1,4 +1,4 @@
-"""Adapters in the real vLLM engine: what it samples from is the trainer's policy, also when the switch is in flight."""
+"""The real vLLM engine samples from the trainer's policy with an adapter, also after a switch in flight."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from tandem_trainer.lora import add_adapter, write_adapter
 
 pytestmark = pytest.mark.vllm
 
-PROMPT, TEMPERATURE = [5, 9, 13], 0.7
+PROMPT = [5, 9, 13]
+TEMPERATURE = 0.7
 TOLERANCE, LONG_TOLERANCE = 1e-4, 0.02
-"""Of the mean |generator logprob - trainer logprob| in fp32, and of the largest of a request: of another policy it is
-about 4."""
+"""Bounds of |generator logprob - trainer logprob|, in nats, in float32: of the mean, and of the maximum in a request.
+With another policy the maximum is about 4."""
 V1, V2, V3 = Version(1, 1), Version(2, 1), Version(3, 1)
 
 
 class Adapted(ReferencePolicy):
-    """A policy of which only an adapter changes and is published."""
+    """A policy with an adapter. Only the adapter is changed and published."""
 
     def __init__(self, model_dir: Path, store: WeightStore, *, r: int) -> None:
         super().__init__(model_dir, store)
@@ -51,7 +52,7 @@ class Adapted(ReferencePolicy):
             return self.store.commit(staged, version, run="test", fingerprint=ours, kind="lora")[1]
 
     def mismatch(self, group: Group, version: Version) -> torch.Tensor:
-        """|generator logprob - ours| of the tokens that `version` gave."""
+        """Return |generator logprob - trainer logprob| of the tokens that `version` sampled."""
         found = []
         for completion in group.completions:
             labels = [span.version for span in completion.versions for _ in range(span.tokens)]
@@ -82,16 +83,18 @@ def _sample(generator: Generator, tokens: int = 40) -> Group:
     return group
 
 
-def test_what_is_sampled_from_is_the_trainer_s_policy_after_each_switch(served: tuple[Generator, Adapted]):
+def test_tokens_are_sampled_from_the_trainers_policy_after_each_switch(served: tuple[Generator, Adapted]):
     generator, policy = served
     for seed, version in enumerate((V1, V2)):
         before = _sample(generator)
         policy.change(seed)
-        assert policy.mismatch(before, generator.served.version).mean() > 0.1, "another policy"
+        assert policy.mismatch(before, generator.served.version).mean() > 0.1, (
+            "the policies must differ before the switch"
+        )
         _switch(generator, version, policy.publish(version))
         assert policy.mismatch(_sample(generator), version).mean() <= TOLERANCE
 
-    # In flight: each token is of the adapter that it is stamped with.
+    # In flight: each token comes from the adapter version that its span names.
     groups: list[Group] = []
     thread = threading.Thread(target=lambda: groups.append(_sample(generator, tokens=80)))
     thread.start()
@@ -107,7 +110,7 @@ def test_what_is_sampled_from_is_the_trainer_s_policy_after_each_switch(served: 
     assert policy.mismatch(group, V2).max() <= LONG_TOLERANCE
 
 
-def test_what_it_cannot_serve_is_refused_with_the_mend(served: tuple[Generator, Adapted]):
+def test_versions_that_cannot_be_served_are_refused_with_the_fix(served: tuple[Generator, Adapted]):
     generator, policy = served
     full = ReferencePolicy(policy.model_dir, policy.store)
     wide = Adapted(policy.model_dir, policy.store, r=16)

@@ -1,4 +1,4 @@
-"""A real generator that computes another model from the same weights is found out before anything is learned."""
+"""A real generator that computes another model from the same weights is detected before the first update."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def register():
     inv_freq = RotaryEmbeddingBase._compute_inv_freq
     RotaryEmbeddingBase._compute_inv_freq = lambda self, base: 3.0 * inv_freq(self, base)
 """
-"""Stands for a version of vLLM whose position encodings are not those of transformers."""
+"""A plugin that simulates a version of vLLM with other position encodings than transformers."""
 
 
 @pytest.fixture
 def other_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generators that are started now compute with other position encodings."""
+    """Make every generator that is started from now on compute with other position encodings."""
     folder = tmp_path / "plugin"
     (folder / "other_positions-1.dist-info").mkdir(parents=True)
     (folder / "other_positions.py").write_text(PLUGIN)

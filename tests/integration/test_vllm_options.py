@@ -1,4 +1,4 @@
-"""vLLM's own parser decides which option a word means; what stays Tandem's is refused in every spelling of it."""
+"""Options that Tandem sets itself are refused in every spelling, because vLLM's own parser resolves the spelling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.vllm
 
 
 def read(*words: str) -> list[str]:
-    """Has vLLM read the command line; returns what it was given besides our own options."""
+    """Let vLLM parse the command line. Return the arguments that were passed on to vLLM."""
     from tandem_generator.vllm_server import parse_engine_args
 
     options = parse(["--model", "m", *words])
@@ -36,7 +36,7 @@ def read(*words: str) -> list[str]:
         (["word"], "'word'"),
     ],
 )
-def test_short_forms_and_abbreviations_are_refused(words: list[str], option: str) -> None:
+def test_short_forms_and_abbreviations_of_reserved_options_are_refused(words: list[str], option: str) -> None:
     with pytest.raises(ConfigError, match=option):
         read(*words)
 
@@ -49,18 +49,18 @@ def test_short_forms_and_abbreviations_are_refused(words: list[str], option: str
         (["--generator.vllm.disable_log_stats=false"], "unrecognized arguments: --no-disable-log-stats"),
     ],
 )
-def test_what_vllm_refuses_is_a_mistake_told_in_one_line(words: list[str], problem: str) -> None:
+def test_an_option_that_vllm_refuses_is_a_user_error_in_one_line(words: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"vLLM refuses its options: .*{problem}") as caught:
         read(*words)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_lists_and_mappings_arrive() -> None:
+def test_lists_and_mappings_are_passed_on_to_vllm() -> None:
     words = read("--generator.vllm", "{cudagraph_capture_sizes: [1, 2], compilation_config: {mode: 0}}", "-O2")
     assert words == ["--cudagraph-capture-sizes", "1", "2", "--compilation-config", '{"mode": 0}', "-O2"]
 
 
-def test_a_port_in_use_is_told_before_the_engine_starts() -> None:
+def test_a_port_in_use_is_reported_before_the_engine_starts() -> None:
     from tandem_generator.vllm_server import serve_vllm
 
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -1,4 +1,4 @@
-"""A model that vLLM cannot serve here ends the generator with a message and exit status 2."""
+"""The generator exits with status 2 and a message if vLLM cannot serve the model here."""
 
 from __future__ import annotations
 

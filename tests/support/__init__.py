@@ -1,1 +1,1 @@
-"""Helpers that tests of several kinds share."""
+"""Helpers that several kinds of tests share."""

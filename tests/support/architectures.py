@@ -15,27 +15,27 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from support.models import make_tokenizer
 
 FAMILIES: tuple[str, ...] = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-"""The `model_type` of each."""
+"""The `model_type` of every family."""
 MULTIMODAL = (
     "blt", "emu3", "fuyu", "gemma3", "gemma3n", "gemma4", "gemma4_assistant", "gemma4_unified",
     "gemma4_unified_assistant", "git", "got_ocr2", "llama4", "minimax_m3_vl_text", "mllama", "moshi", "musicgen",
     "musicgen_melody", "phi4_multimodal", "qwen3_5", "qwen3_5_moe", "qwen4_exp", "trocr", "whisper",
 )  # fmt: skip
-"""Their text models, where vLLM has them, are families of their own."""
+"""Multimodal families. If vLLM has their text model, it is a separate family."""
 NOT_TINY = ("cohere_compass_text", "cpmant", "reformer", "rembert", "xlm", "xlnet", "xmod", "zamba")
-"""Their code has sizes that no configuration changes, or needs more than token ids."""
+"""Families with sizes that no configuration key changes, or with inputs besides token ids."""
 TEXT_FAMILIES = tuple(family for family in FAMILIES if family not in (*MULTIMODAL, *NOT_TINY))
 VOCAB, POSITIONS = 64, 512
 HEAD_DIM = 32
-"""The smallest that vLLM's attention on CPUs has."""
+"""The smallest head dimension that vLLM's CPU attention supports."""
 
 _SMALL: dict[str, Any] = {
     "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": HEAD_DIM, "max_position_embeddings": POSITIONS,
     "sliding_window": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-    # GPT-2's kin
+    # GPT-2 and its relatives
     "n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": POSITIONS, "rotary_dim": 16, "n_inner": 96,
-    # OPT's, MPT's, XGLM's, and those of encoder-decoder models
+    # OPT, MPT, XGLM, and encoder-decoder models
     "ffn_dim": 96, "word_embed_proj_dim": 64, "d_model": 64, "n_heads": 2, "n_layers": 2, "max_seq_len": POSITIONS,
     "num_layers": 2, "num_heads": 2, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 96,
     "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 96, "attention_heads": 2,
@@ -150,11 +150,11 @@ _OWN: dict[str, dict[str, Any]] = {
     },
     "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 16, "num_key_value_heads": 2},
 }  # fmt: skip
-"""What a family needs besides `_SMALL`, or differently. Multipliers that real models have are no 1 here."""
+"""Family → values that add to or replace `_SMALL`. Multipliers differ from 1, so that they have an effect."""
 
 
 def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
-    """The family's configuration with all sizes as small as can be."""
+    """Return the family's configuration with the smallest possible sizes."""
     cls = CONFIG_MAPPING[family]
     known = set(cls.__dataclass_fields__)
     values = {name: value for name, value in _SMALL.items() if name in known} | _OWN.get(family, {}) | changes
@@ -162,7 +162,7 @@ def tiny_config(family: str, **changes: Any) -> PreTrainedConfig:
 
 
 def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
-    """A random model whose distributions are neither flat nor so peaked that nothing is sampled but one token."""
+    """Return a random model. Its distributions are neither uniform nor concentrated on a single token."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
@@ -177,7 +177,7 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 
 @torch.no_grad()
 def _flatten(model: PreTrainedModel) -> None:
-    """Make the embeddings smaller until the mean entropy of a token is half of the largest that there is."""
+    """Scale the embeddings down until the mean entropy per token is half of the possible maximum."""
     embeddings = {id(layer.weight): layer.weight for layer in _embeddings(model)}.values()
     token_ids_BS = torch.arange(3, VOCAB)[None]
     for weight in embeddings:

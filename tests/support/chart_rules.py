@@ -1,4 +1,4 @@
-"""What every object of the chart keeps: the restricted Pod Security Standard, and what a platform team asks for."""
+"""Rules that every object of the chart follows: the restricted Pod Security Standard, and common platform rules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from support.helm import Object, pod_templates
 Rule = Callable[[Sequence[Object]], Iterator[str]]
 
 VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
-"""Kinds of volumes that the restricted standard allows."""
+"""Kinds of volumes that the restricted Pod Security Standard allows."""
 LABELS = {
     "app.kubernetes.io/name",
     "app.kubernetes.io/instance",
@@ -28,21 +28,21 @@ def violations(objects: Sequence[Object]) -> list[str]:
 
 
 def quantity(text: str | int) -> float:
-    """`1Gi` → bytes, `500m` → 0.5 cores."""
+    """Convert a Kubernetes quantity to a number: `1Gi` → bytes, `500m` → 0.5 cores."""
     match = re.fullmatch(r"([0-9.]+)(m?)(\w*)", str(text))
     assert match is not None, text
     return float(match[1]) * (0.001 if match[2] else UNITS[match[3]])
 
 
 def pods(objects: Sequence[Object]) -> Iterator[tuple[str, Object]]:
-    """Where it is, and the template (or the Pod) itself."""
+    """Yield each pod template, or Pod, with the name of its object."""
     for thing in objects:
         for template in pod_templates(thing):
             yield f"{thing['kind']} {thing['metadata']['name']}", template
 
 
 def containers(objects: Sequence[Object]) -> Iterator[tuple[str, Object, Object]]:
-    """Where it is, its pod's spec, and the container; init containers too."""
+    """Yield each container and init container, with its location and the spec of its pod."""
     for where, template in pods(objects):
         for kind in ("initContainers", "containers"):
             for container in template["spec"].get(kind, []):
@@ -86,7 +86,7 @@ def no_privileges(objects: Sequence[Object]) -> Iterator[str]:
             yield f"{where} has capabilities"
 
 
-# -- what a platform team asks for -------------------------------------------------------------------------------------
+# -- rules of a platform team ------------------------------------------------------------------------------------------
 
 
 def read_only_root(objects: Sequence[Object]) -> Iterator[str]:
@@ -109,7 +109,7 @@ def no_api_token(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def bounded(objects: Sequence[Object]) -> Iterator[str]:
-    """Requests and limits, equal for devices; /dev/shm within the memory limit."""
+    """Requests and limits are set, and equal for devices. Volumes in memory fit into half of the memory limit."""
     for where, spec, container in containers(objects):
         resources = container.get("resources", {})
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
@@ -119,7 +119,11 @@ def bounded(objects: Sequence[Object]) -> Iterator[str]:
             elif quantity(requests[name]) > quantity(limits[name]):
                 yield f"{where} requests more {name} than its limit"
         devices = {name for name in {*requests, *limits} if "/" in name}
-        yield from (f"{where} shares {name}" for name in devices if requests.get(name) != limits.get(name))
+        yield from (
+            f"{where} has a limit of {name} that differs from its request"
+            for name in devices
+            if requests.get(name) != limits.get(name)
+        )
         mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
         shm = [
             volume["emptyDir"].get("sizeLimit", "1Ti")
@@ -127,7 +131,7 @@ def bounded(objects: Sequence[Object]) -> Iterator[str]:
             if volume["name"] in mounted and volume.get("emptyDir", {}).get("medium") == "Memory"
         ]
         if sum(map(quantity, shm)) > quantity(limits.get("memory", 0)) / 2:
-            yield f"{where}: volumes in memory leave less than half of its limit"
+            yield f"{where}: volumes in memory take more than half of the memory limit"
     for where, template in pods(objects):
         for volume in template["spec"]["volumes"]:
             if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
@@ -135,7 +139,7 @@ def bounded(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def probed(objects: Sequence[Object]) -> Iterator[str]:
-    """Whoever serves for ever; a Job's pod ends by itself."""
+    """Every container that serves has probes. The pods of a Job end by themselves and need none."""
     for where, spec, container in containers(objects):
         if container.get("ports") and spec.get("restartPolicy", "Always") == "Always":
             missing = {"startupProbe", "readinessProbe", "livenessProbe"} - container.keys()
@@ -146,7 +150,7 @@ def images_are_named(objects: Sequence[Object]) -> Iterator[str]:
     for where, _, container in containers(objects):
         _, _, tag = container["image"].rpartition("/")[2].partition("@" if "@" in container["image"] else ":")
         if tag in ("", "latest"):
-            yield f"{where} has the image {container['image']}, which may be another one tomorrow"
+            yield f"{where} has the image {container['image']}, whose tag can change"
 
 
 def labelled(objects: Sequence[Object]) -> Iterator[str]:
@@ -155,7 +159,7 @@ def labelled(objects: Sequence[Object]) -> Iterator[str]:
         if missing := LABELS - thing["metadata"].get("labels", {}).keys():
             yield f"{where} lacks the labels {sorted(missing)}"
         if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", thing["metadata"]["name"]):
-            yield f"{where}: the name is no DNS label"
+            yield f"{where}: the name is not a DNS label"
     for where, template in pods(objects):
         if missing := SELECTING - template["metadata"]["labels"].keys():
             yield f"{where}: its pods lack the labels {sorted(missing)}"
@@ -165,8 +169,8 @@ def selectors_find_pods(objects: Sequence[Object]) -> Iterator[str]:
     labels = [template["metadata"]["labels"] for _, template in pods(objects)]
     for thing in objects:
         for selector in _selectors(thing):
-            wanted = {k: v for k, v in selector.items() if not k.startswith("batch.kubernetes.io/")}
-            if not any(wanted.items() <= found.items() for found in labels):
+            expected = {k: v for k, v in selector.items() if not k.startswith("batch.kubernetes.io/")}
+            if not any(expected.items() <= found.items() for found in labels):
                 yield f"{thing['kind']} {thing['metadata']['name']} selects no pod of the chart: {selector}"
 
 
@@ -197,7 +201,7 @@ def everything_is_denied_first(objects: Sequence[Object]) -> Iterator[str]:
 
 
 def references_are_there(objects: Sequence[Object]) -> Iterator[str]:
-    """Volumes mounted and declared, ConfigMaps, Secrets and claims that the chart itself names after the release."""
+    """Every mounted volume is declared. Every ConfigMap, Secret and claim named after the release is rendered."""
     made = {(thing["kind"], thing["metadata"]["name"]) for thing in objects}
     release = next(thing["metadata"]["name"] for thing in objects if thing["kind"] == "ServiceAccount")
     for where, template in pods(objects):

@@ -1,6 +1,6 @@
-"""Small chat templates that are written as those of well-known models, and what each must make of a conversation.
+"""Small chat templates in the style of well-known models, with the texts that they must render.
 
-Each has the texts of five conversations. `None` stands for a conversation that the template refuses.
+Each template has an expected text for five conversations. `None` means that the template refuses the conversation.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from typing import Any, NamedTuple
 
 
 class Expected(NamedTuple):
-    """The right texts; BOS is `<s>` and EOS is `</s>`."""
+    """The expected texts. BOS is `<s>` and EOS is `</s>`."""
 
     user: str
-    """Of USER."""
+    """Text of the conversation USER."""
     system: str | None
-    """Of SYSTEM."""
+    """Text of the conversation SYSTEM."""
     turns: str
-    """Of TURNS."""
+    """Text of the conversation TURNS."""
     continued: str
-    """Of CONTINUED."""
+    """Text of the conversation CONTINUED."""
     tools: str | None
-    """Of TOOLS."""
+    """Text of the conversation TOOLS."""
 
 
 USER = [{"role": "user", "content": "What is 1+1?"}]
@@ -165,7 +165,8 @@ _VISION_OR_TEXT = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-_IM_USER, _IM_OPEN = "<|im_start|>user\nWhat is 1+1?<|im_end|>\n", "<|im_start|>assistant\n"
+_IM_USER = "<|im_start|>user\nWhat is 1+1?<|im_end|>\n"
+_IM_OPEN = "<|im_start|>assistant\n"
 _IM_TURNS = f"{_IM_USER}{_IM_OPEN}2<|im_end|>\n<|im_start|>user\nAnd 2+2?<|im_end|>\n{_IM_OPEN}"
 _IM_SYSTEM = "<|im_start|>system\nBe brief.<|im_end|>\n"
 _L3_USER = "<s><|start_header_id|>user<|end_header_id|>\n\nWhat is 1+1?<|eot_id|>"
@@ -184,7 +185,7 @@ TEMPLATES: dict[str, tuple[str, Expected]] = {
             system=_IM_SYSTEM + _IM_USER + _IM_OPEN,
             turns=_IM_TURNS,
             continued=f"{_IM_USER}{_IM_OPEN}The answer is",
-            tools=f"{_IM_USER}{_IM_OPEN}<|im_end|>\n<|im_start|>tool\n2<|im_end|>\n{_IM_OPEN}",  # it knows no calls
+            tools=f"{_IM_USER}{_IM_OPEN}<|im_end|>\n<|im_start|>tool\n2<|im_end|>\n{_IM_OPEN}",  # no tool calls
         ),
     ),
     "Llama 2": (
@@ -258,7 +259,7 @@ TEMPLATES: dict[str, tuple[str, Expected]] = {
             system="<|system|>\nBe brief.<|end|>\n<|user|>\nWhat is 1+1?<|end|>\n<|assistant|>\n",
             turns="<|user|>\nWhat is 1+1?<|end|>\n<|assistant|>\n2<|end|>\n<|user|>\nAnd 2+2?<|end|>\n<|assistant|>\n",
             continued="<|user|>\nWhat is 1+1?<|end|>\n<|assistant|>\nThe answer is",
-            tools="<|user|>\nWhat is 1+1?<|end|>\n<|assistant|>\n<|end|>\n<|assistant|>\n",  # it knows no tools
+            tools="<|user|>\nWhat is 1+1?<|end|>\n<|assistant|>\n<|end|>\n<|assistant|>\n",  # Phi 3 ignores tools
         ),
     ),
     "Zephyr": (

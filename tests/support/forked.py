@@ -1,4 +1,4 @@
-"""Trainers that start in a second: forked from a process that has imported everything, and then real ones."""
+"""Start real trainer processes in about a second: they are forked from a process that has imported everything."""
 
 from __future__ import annotations
 
@@ -15,20 +15,19 @@ _forkserver.set_forkserver_preload(["tandem_trainer.__main__", "transformers.mod
 
 
 def start_trainer(config: Path, log: Path) -> ForkServerProcess:
-    """A trainer of its own process; what it prints is added to `log`."""
+    """Start a trainer in its own process. Its output is appended to `log`."""
     process = _forkserver.Process(target=_train, args=(config, log))
     process.start()
     return process
 
 
 def _train(config: Path, log: Path) -> None:
-    from tandem_trainer.__main__ import main  # in the child only: the test's process need not know torch
+    from tandem_trainer.__main__ import main  # imported only in the child, because it imports torch
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ["TANDEM_TOKEN"] = TOKEN
-    os.sched_setaffinity(
-        0, {min(os.sched_getaffinity(0))}
-    )  # threads that spin for each other cost a tiny model seconds
+    # One core, because threads that wait for each other would cost a tiny model seconds.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     sys.exit(main(["--config", str(config)]))

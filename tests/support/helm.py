@@ -1,4 +1,4 @@
-"""The chart, rendered by a real `helm`: the one on PATH, else the one inside a package of the test requirements."""
+"""Render the chart with a real `helm`: the one on PATH, or the one inside a package of the test requirements."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ Object = dict[str, Any]
 
 
 def missing() -> str | None:
-    """Why there is no helm here; None if there is one."""
+    """Return why helm is not available, or None if it is."""
     if shutil.which("helm") or _archive():
         return None
-    return "there is no helm on PATH and the test requirements' package with one is not installed; run `make setup`"
+    return "helm is not on PATH, and the test requirements' package with it is not installed. Fix: run `make setup`"
 
 
 def _archive() -> Path | None:
@@ -46,7 +46,7 @@ def _archive() -> Path | None:
 
 @functools.cache
 def binary() -> Path:
-    """`helm`, unpacked once a machine and version of the package."""
+    """Return the path of `helm`. The package is unpacked once per machine and version."""
     if found := shutil.which("helm"):
         return Path(found)
     archive = _archive()
@@ -66,7 +66,7 @@ def binary() -> Path:
 
 
 def helm(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run helm to its end, whatever that is; without a cluster."""
+    """Run helm without a cluster, and return its result, also after a failure."""
     env = {**os.environ, "KUBECONFIG": os.devnull}
     return subprocess.run(
         [binary(), *words], input=stdin, capture_output=True, text=True, timeout=TIMEOUT_S, env=env, check=False
@@ -79,7 +79,7 @@ def _template(values: str, arguments: tuple[str, ...]) -> subprocess.CompletedPr
 
 
 def render(values: Mapping[str, Any] | None = None, *arguments: str, of: Path | None = None) -> list[Object]:
-    """The chart's objects, with the values of the file `of` below `values`. A caller must not change them."""
+    """Return the rendered objects. `values` override those of the file `of`. A caller must not modify the result."""
     files = ("--values", str(of)) if of else ()
     made = _template(json.dumps(values or {}), (*files, *arguments))
     assert made.returncode == 0, made.stderr
@@ -87,9 +87,9 @@ def render(values: Mapping[str, Any] | None = None, *arguments: str, of: Path | 
 
 
 def refusal(values: Mapping[str, Any] | None = None, *arguments: str) -> str:
-    """What helm says to values that it must refuse."""
+    """Return helm's error message for values that it must refuse."""
     made = _template(json.dumps(values or {}), arguments)
-    assert made.returncode != 0, "the chart took values that it has to refuse"
+    assert made.returncode != 0, "the chart accepted values that it must refuse"
     return "\n".join(line for line in made.stderr.splitlines() if not line.startswith("level="))
 
 
@@ -98,7 +98,7 @@ def of_kind(objects: Sequence[Object], kind: str) -> list[Object]:
 
 
 def one(objects: Sequence[Object], kind: str, suffix: str = "") -> Object:
-    """The only object of that kind whose name ends in `suffix`."""
+    """Return the only object of this kind whose name ends in `suffix`."""
     found = [thing for thing in of_kind(objects, kind) if thing["metadata"]["name"].endswith(suffix)]
     assert len(found) == 1, [thing["metadata"]["name"] for thing in found]
     return found[0]
@@ -109,7 +109,7 @@ def names(objects: Sequence[Object]) -> set[tuple[str, str]]:
 
 
 def pod_templates(thing: Object) -> list[Object]:
-    """The pod templates of an object, or the Pod itself."""
+    """Return the pod templates of an object, or the object itself if it is a Pod."""
     spec = thing.get("spec", {})
     match thing["kind"]:
         case "Pod":

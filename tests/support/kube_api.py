@@ -1,6 +1,6 @@
-"""As much of a Kubernetes API server as helm needs to install, upgrade and uninstall: it keeps objects, runs nothing.
+"""A fake Kubernetes API server with the parts that helm needs to install, upgrade and uninstall.
 
-A change of what cannot be changed, such as a Job's template, is refused as the real one does.
+It stores objects and runs no pods. Like the real one, it refuses changes of immutable fields, such as a Job's template.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = {
     "networking.k8s.io/v1": ["NetworkPolicy"],
 }
 IMMUTABLE = {"jobs": ("template", "completions", "completionMode"), "statefulsets": ("serviceName", "selector")}
-"""Keys of a spec that cannot be changed, those that the chart sets."""
+"""Immutable keys of a spec, as far as the chart sets them."""
 
 
 def plural(kind: str) -> str:
@@ -37,7 +37,7 @@ LISTED = {plural(kind): kind for kinds in KINDS.values() for kind in kinds}
 
 
 class KubeApi:
-    """One namespace's objects, by their plural and name."""
+    """The objects of one namespace, by (plural of the kind, name)."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -65,11 +65,11 @@ class KubeApi:
         return 200, self.objects.pop(key) if method == "DELETE" else self.objects[key]
 
     def _list(self, resource: str, query: dict[str, list[str]]) -> list[Object]:
-        wanted = dict(pair.split("=") for pair in query.get("labelSelector", [""])[0].split(",") if pair)
+        labels = dict(pair.split("=") for pair in query.get("labelSelector", [""])[0].split(",") if pair)
         return [
             thing
             for (of, _), thing in self.objects.items()
-            if of == resource and wanted.items() <= thing["metadata"].get("labels", {}).items()
+            if of == resource and labels.items() <= thing["metadata"].get("labels", {}).items()
         ]
 
     def _put(self, key: tuple[str, str], body: Object, *, new: bool) -> tuple[int, Object]:
@@ -98,7 +98,7 @@ def failure(code: int, reason: str, message: str) -> Object:
 
 
 def discovery(path: str) -> Object | None:
-    """What there is to ask for; None for a path of an object."""
+    """Return the answer to a discovery request, or None if `path` is that of an object."""
     versions = {f"/api/{name}" if "/" not in name else f"/apis/{name}": name for name in KINDS}
     if path == "/version":
         return {"major": "1", "minor": "34", "gitVersion": "v1.34.0"}
@@ -121,14 +121,14 @@ def discovery(path: str) -> Object | None:
 
 @contextmanager
 def kube_api() -> Iterator[KubeApi]:
-    """Such a server on loopback, gone with the block."""
+    """Run the server on loopback until the end of the `with` block."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             parts = urlsplit(self.path)
             text = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             body: Any = {}
-            if self.command != "DELETE":  # whose body are options
+            if self.command != "DELETE":  # the body of a DELETE contains options, not an object
                 body = secret(text) if text.startswith(MAGIC) else yaml.safe_load(text or "{}")
             status, made = api.answer(self.command, parts.path, parse_qs(parts.query), body)
             data = json.dumps(made).encode()
@@ -141,7 +141,7 @@ def kube_api() -> Iterator[KubeApi]:
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer
 
         def log_message(self, *_: object) -> None:
-            """Nobody reads it."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

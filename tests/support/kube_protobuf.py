@@ -1,4 +1,4 @@
-"""The little of Kubernetes' protobuf encoding that helm speaks: the Secrets in which it keeps its releases."""
+"""Decode the part of Kubernetes' protobuf encoding that helm uses: the Secrets in which it stores its releases."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from support.helm import Object
 
 MAGIC = b"k8s\x00"
+# Field numbers
 RAW = 2  # of runtime.Unknown
 METADATA, DATA, TYPE = 1, 2, 3  # of Secret
 NAME, LABELS = 1, 11  # of ObjectMeta
-KEY, VALUE = 1, 2  # of an entry of a map
+KEY, VALUE = 1, 2  # of a map entry
 
 
 def secret(body: bytes) -> Object:
-    """The Secret in the body of a request."""
+    """Return the Secret in the body of a request."""
     message = _fields(_fields(body.removeprefix(MAGIC))[RAW][0])
     metadata = _fields(message[METADATA][0])
     labels = (_fields(entry) for entry in metadata[LABELS])
@@ -34,7 +35,7 @@ def secret(body: bytes) -> Object:
 
 
 def _fields(message: bytes) -> dict[int, list[bytes]]:
-    """Field number → its values; numbers are left out."""
+    """Return the length-delimited values by field number. Numeric fields are left out."""
     found: defaultdict[int, list[bytes]] = defaultdict(list)
     rest = iter(message)
     for key in _varints(rest):

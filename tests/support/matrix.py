@@ -1,7 +1,7 @@
-"""One model family through load → parity → update → publish → parity, with the product's own parts in one process.
+"""Train one model family in one process: load → compare logprobs → update → publish → compare logprobs.
 
-Generator and trainer meet as in a run, but over an in-process transport: what starts them and their servers is tested
-elsewhere, and a process for each would take a minute a family.
+It uses the real parts of generator and trainer, but an in-process HTTP transport. Other tests cover the start of the
+services; separate processes would take a minute per family.
 """
 
 from __future__ import annotations
@@ -49,28 +49,28 @@ from tandem_trainer.rollouts import sampling
 
 URL = "http://127.0.0.1:1"
 PROMPT_LENGTHS = (3, 20, 40)
-"""Of them, one is longer than the sliding windows of the tiny models."""
+"""In tokens. The longest exceeds the sliding windows of the tiny models."""
 MAX_MODEL_LEN = 128
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a family."""
+    """The result for one family."""
 
     outcome: str
     """`trained`, `alerted` (trained, but trainer and generator differ by more than rounding), `refused` or `failed`."""
     reason: str = ""
     before: float | None = None
-    """The largest |generator logprob − trainer logprob| of a sampled token."""
+    """The largest |generator logprob − trainer logprob| of a sampled token, in nats."""
     after: float | None = None
-    """The same after an update that was published into the live engine."""
+    """The same after an update that was published to the running engine."""
     moved: float | None = None
-    """How far the update moved a logprob of the first samples at most: old weights would be off by as much."""
+    """The largest change of a logprob by the update, in nats. With the old weights, `after` would be as large."""
     seconds: float = 0.0
 
 
 def judge(family: str, folder: Path, **changes: Any) -> Outcome:
-    """What becomes of a tiny model of `family`; never raises."""
+    """Return the outcome of a tiny model of `family`. Never raises."""
     began = time.monotonic()
     try:
         model = make_architecture(folder / "model", family, **changes)
@@ -85,7 +85,7 @@ def judge(family: str, folder: Path, **changes: Any) -> Outcome:
 
 
 def _lasting(message: str) -> str:
-    """What of a message is the same in every run: its first sentence, without figures."""
+    """Return the part of a message that is the same in every run: its first sentence, without figures."""
     return re.sub(r"-?\d+\.\d{3,}|(?<=differ by )\S+", "…", " ".join(message.partition(". ")[0].split()))
 
 
@@ -106,12 +106,14 @@ def _trained(model: Path, folder: Path) -> Outcome:
 
 @asynccontextmanager
 async def serving(model: Path, folder: Path) -> AsyncIterator[Any]:
-    """The app over a vLLM engine, as the plug-in has it."""
+    """Serve a vLLM engine with the same app as the plug-in."""
     options = parse(_arguments(model, folder))
     args = parse_engine_args(options.settings, options.engine_args)
     with start_errors(str(model)):
         config = AsyncEngineArgs.from_cli_args(args).create_engine_config()
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # all that the engine's process imports is here already
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = (
+            "fork"  # this process has already imported what the engine's process needs
+        )
         client = AsyncLLM.from_vllm_config(config)
     engine = VllmEngine()
     engine.attach(client, devices(1), takes_seeds=takes_seeds(), trust_remote_code=False)
@@ -120,7 +122,7 @@ async def serving(model: Path, folder: Path) -> AsyncIterator[Any]:
     try:
         yield build_app(switcher, str(model))
     finally:
-        await switcher.close()  # the engine's process ends with this one's group
+        await switcher.close()  # the engine's process ends with this process group
 
 
 def _arguments(model: Path, folder: Path) -> list[str]:
@@ -146,7 +148,7 @@ def _config(folder: Path) -> TrainerConfig:
 
 
 class _Trainer:
-    """The parts of a run between the handshake and the second step."""
+    """The parts of a run from the handshake to the second step."""
 
     def __init__(self, model: Path, folder: Path, config: TrainerConfig, accelerator: Accelerator) -> None:
         self._config, self._accelerator = config, accelerator
@@ -191,7 +193,7 @@ class _Trainer:
         return float((logprobs_BT - batch.sampler_logprobs_BT).abs().max()), batch
 
     def update(self, batch: Batch, step: int) -> None:
-        """Judge the mismatch, learn and publish."""
+        """Check the mismatch, update the policy and publish it."""
         self.learner.update(batch, self._grpo)
         with self._store.writer("the matrix"):
             Publisher(

@@ -26,9 +26,9 @@ def make_tiny_model(
     initializer_range: float = 0.02,
     max_position_embeddings: int = 128,
 ) -> Path:
-    """Write a Llama of some 30,000 random parameters and its tokenizer into `directory`.
+    """Write a Llama with about 30,000 random parameters and its tokenizer into `directory`.
 
-    A larger `initializer_range` makes its distributions so peaked that no two tokens tie.
+    With a larger `initializer_range` the distributions are so peaked that no two tokens have the same probability.
     """
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -38,7 +38,7 @@ def make_tiny_model(
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=32,  # the smallest that vLLM's CPU attention has
+        head_dim=32,  # the smallest that vLLM's CPU attention supports
         initializer_range=initializer_range,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=tied,
@@ -52,7 +52,7 @@ def make_tiny_model(
 
 
 def make_tokenizer(vocab: int = 64) -> PreTrainedTokenizerFast:
-    """One token a character; the first three are special."""
+    """Return a tokenizer with one token per character. The first three tokens are special."""
     words = [*SPECIAL, *CHARACTERS][:vocab]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")

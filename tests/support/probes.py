@@ -1,4 +1,4 @@
-"""A pod's probes, sent from its node as kubelet does."""
+"""Send a pod's probes from its node, as the kubelet does."""
 
 from __future__ import annotations
 
@@ -13,23 +13,25 @@ from support.helm import Object
 from support.pods import Pod
 
 PERIOD_S = 0.1
-"""Between two probes; kubelet leaves seconds, in which a short failure hides."""
+"""Seconds between two probes. The kubelet waits longer and would miss short failures."""
 
 
 def passes(pod: Pod, kind: str, address: str) -> bool:
-    """Send one probe of a pod."""
+    """Send one probe, and return whether it passed."""
     probe: Object = pod.container[kind]
     get = probe["httpGet"]
     url = f"http://{address}:{pod.port(get['port'])}{get['path']}"
     try:
-        with urllib.request.urlopen(url, timeout=probe["timeoutSeconds"]) as answer:  # follows redirects, as kubelet
+        with urllib.request.urlopen(
+            url, timeout=probe["timeoutSeconds"]
+        ) as answer:  # follows redirects, as the kubelet does
             return bool(answer.status < 400)
-    except OSError:  # HTTPError and URLError are
+    except OSError:  # includes HTTPError and URLError
         return False
 
 
 def pass_in_time(pod: Pod, kind: str, address: str) -> bool:
-    """Wait until a probe passes, for no longer than the startup probe lets a pod be without it."""
+    """Wait until a probe passes, at most for the time that the startup probe allows."""
     startup = pod.container["startupProbe"]
     deadline = time.monotonic() + startup["periodSeconds"] * startup["failureThreshold"]
     while time.monotonic() < deadline:
@@ -41,7 +43,7 @@ def pass_in_time(pod: Pod, kind: str, address: str) -> bool:
 
 @dataclass
 class Answers:
-    """What a pod's probes were answered, in order."""
+    """The results of a pod's probes, in order."""
 
     ready: list[bool] = field(default_factory=list)
     alive: list[bool] = field(default_factory=list)
@@ -49,8 +51,9 @@ class Answers:
 
 @contextmanager
 def probed(pod: Pod, address: str) -> Iterator[Answers]:
-    """Send readiness and liveness probes for as long as the block lasts."""
-    answers, stop = Answers(), threading.Event()
+    """Send readiness and liveness probes until the end of the `with` block."""
+    answers = Answers()
+    stop = threading.Event()
 
     def probe() -> None:
         while not stop.wait(PERIOD_S):

@@ -1,4 +1,4 @@
-"""Several processes on this machine that talk over gloo, as `accelerate launch` would start them."""
+"""Run several ranks on this machine that communicate over gloo, as `accelerate launch` would start them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ TIMEOUT_S = 120.0
 def run_ranks(ranks: int, function: Callable[..., object], *arguments: Any) -> None:
     """Call `function(*arguments)` in `ranks` processes at the same time.
 
-    Forked by a fresh process that has imported everything, because each import of torch takes seconds.
+    The processes are forked from a new process that has imported everything, because importing torch takes seconds.
 
     Raises:
-        AssertionError: one of them failed (its traceback stands in stderr), or hung for TIMEOUT_S.
+        AssertionError: a process failed (stderr has its traceback), or it ran longer than TIMEOUT_S.
     """
     parent = multiprocessing.get_context("spawn").Process(target=_fork, args=(ranks, function, arguments))
     parent.start()
     parent.join(TIMEOUT_S + 60)
-    assert parent.exitcode == 0, f"ended with {parent.exitcode}; 7 stands for a hang"
+    assert parent.exitcode == 0, f"the ranks ended with exit code {parent.exitcode}, expected 0; 7 means a timeout"
 
 
 def _fork(ranks: int, function: Callable[..., object], arguments: Sequence[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Reward functions of every kind, in a module that a sandbox can import too: what they are, change and give."""
+"""Reward functions of every kind, in a module that a sandbox can import: callables, side effects and return values."""
 
 from __future__ import annotations
 
@@ -17,17 +17,19 @@ Rewards = list[Any]
 
 
 def spoil(value: Any) -> None:
-    """Change whatever can be changed, inside first."""
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        spoil(item)
+    """Modify every list and dictionary in `value`, the inner ones first."""
     if isinstance(value, list):
+        for item in value:
+            spoil(item)
         value.append("spoilt")
     if isinstance(value, dict):
+        for item in value.values():
+            spoil(item)
         value["spoilt"] = True
 
 
 def spoiling(seen: list[dict[str, Any]]) -> Callable[..., Rewards]:
-    """A function that notes what it gets, spoils the first item of everything and notes what is then left."""
+    """Return a reward function that records its arguments, modifies the first items, and records the second ones."""
 
     def reward(**arguments: Any) -> Rewards:
         seen.append({"got": repr(arguments)})
@@ -40,7 +42,7 @@ def spoiling(seen: list[dict[str, Any]]) -> Callable[..., Rewards]:
 
 
 def unspoilt(spoilt: list[str] | None = None, **arguments: Any) -> Rewards:
-    """1 where nothing is spoilt, and spoils everything."""
+    """Return rewards of 1 if no argument was modified before, and modify all of them."""
     rewards = [float("spoilt" not in repr((arguments, spoilt)))] * len(arguments["completions"])
     spoil(arguments)
     spoil(spoilt)
@@ -90,10 +92,13 @@ def awaitable(completions: list[str], **_: Any) -> _Awaitable:
     return _Awaitable(synchronous(completions))
 
 
-async_object, sync_object, async_method = Asynchronous(), Synchronous(), Asynchronous().method
+async_object = Asynchronous()
+sync_object = Synchronous()
+async_method = Asynchronous().method
 partial_of_async = functools.partial(asynchronous, unused=1)
 partial_of_object = functools.partial(Asynchronous(), unused=1)
-decorated_async, decorated_object = decorated(asynchronous), decorated(Asynchronous())
+decorated_async = decorated(asynchronous)
+decorated_object = decorated(Asynchronous())
 CALLABLES = [
     "asynchronous",
     "synchronous",
@@ -112,7 +117,7 @@ _loops: list[asyncio.AbstractEventLoop] = []
 
 
 async def same_loop(completions: list[str], **_: Any) -> Rewards:
-    """Fails in a second loop, as a client does that belongs to the first."""
+    """Fail in a second event loop, like a client that is bound to the first one."""
     _loops.append(asyncio.get_running_loop())
     assert _loops[0] is _loops[-1]
     return synchronous(completions)
@@ -155,14 +160,14 @@ def numbers_of(kind: list[str], **_: Any) -> Any:
 
 
 def with_alarm(completions: list[str], **_: Any) -> Rewards:
-    """Limits its own time by a signal."""
+    """Use a signal, as functions with their own time limit do."""
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
     signal.alarm(0)
     return [1.0] * len(completions)
 
 
 def with_math_verify(completions: list[str], **_: Any) -> Rewards:
-    """Leaves math-verify its default time limits, which are signals."""
+    """Use math-verify with its default time limits, which use signals."""
     from math_verify import parse
 
     return [float(bool(parse("$1$"))) for _ in completions]

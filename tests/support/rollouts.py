@@ -1,4 +1,4 @@
-"""Hand-made completions and groups."""
+"""Build completions and groups for tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ V0 = Version(0, 1)
 
 
 def completion(token_ids: Sequence[int], *, finish: str = "stop", version: Version = V0) -> Completion:
-    """A completion with logprobs -0.5, -1.0, -1.5 …"""
+    """Return a completion with the logprobs -0.5, -1.0, -1.5 …"""
     return Completion(
         token_ids=tuple(token_ids),
         logprobs=tuple(-0.5 * (i + 1) for i in range(len(token_ids))),

@@ -1,4 +1,4 @@
-"""A run's folder without a model: groups, and what stands for the learner and the rollouts."""
+"""A run's folder without a model: groups, and fakes of the learner and the rollouts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GROUPS = [
 
 
 class Saved:
-    """Stands for learner and rollouts: writes that it was saved, remembers that it was loaded."""
+    """A fake of learner and rollouts. It writes a file when it is saved, and remembers whether it was loaded."""
 
     loaded = False
     whole_updates: int | None = 3
@@ -41,7 +41,7 @@ class Saved:
 
 
 class Unsaved(Saved):
-    """Cannot be saved until told otherwise."""
+    """A fake whose `save` fails until `error` is set to None."""
 
     error: Exception | None = ValueError("the generation config is invalid")
 

@@ -1,4 +1,4 @@
-"""A run of the chart's pods in a cluster of podman's, seen from outside."""
+"""A run of the chart's pods in a podman cluster, observed from outside."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PREPARE = f"{Path(models.__file__).read_text()}\n\nmake_tiny_model(Path('model')
 
 
 def upgraded(objects: Sequence[Object], to: Sequence[Object]) -> list[Object]:
-    """The rendering `to` as `helm upgrade` makes it where `objects` are installed: with the token that is there."""
+    """Return the rendering `to` as an upgrade of `objects` makes it: it keeps the existing token."""
     return [*(thing for thing in to if thing["kind"] != "Secret"), one(objects, "Secret", "-token")]
 
 
 def project_values(steps: int) -> dict[str, Any]:
-    """The chart's values for the project of the deployment's tests, which makes its model itself."""
+    """Return the chart's values for the project of the deployment tests. Its prepare.py creates the model."""
     with TemporaryDirectory() as folder:
         project = write_project(Path(folder) / "project")
         files = {path.name: path.read_text() for path in project.iterdir() if path.is_file()}
@@ -42,7 +42,7 @@ def project_values(steps: int) -> dict[str, Any]:
 
 
 class Run:
-    """A rendering and the cluster that it is played in."""
+    """A rendering of the chart, and the cluster that runs it."""
 
     def __init__(self, cluster: Cluster, objects: Sequence[Object]) -> None:
         self.cluster, self.objects = cluster, objects
@@ -52,27 +52,27 @@ class Run:
         )
         self.pods = [*self.generators, *self.trainers]
 
-    # -- its life ------------------------------------------------------------------------------------------------
+    # -- start and end -------------------------------------------------------------------------------------------
 
     def start(self, *, timeout_s: float) -> None:
-        """Start all pods; the generators are ready afterwards."""
+        """Start all pods, and wait until the generators are ready."""
         self.cluster.play(self.objects, self.pods, timeout_s=timeout_s)
         for generator in self.generators:
             ready = probes.pass_in_time(generator, "readinessProbe", self.cluster.address(generator))
             assert ready, f"{generator.name} is not ready within the startup probe's budget: {self.logs()}"
 
     def start_trainers(self, *, timeout_s: float) -> None:
-        """What an upgrade that leaves the generators as they are starts."""
+        """Start the trainers only, as an upgrade does that does not change the generators."""
         self.cluster.play(self.objects, self.trainers, timeout_s=timeout_s)
 
     def test(self, *, timeout_s: float) -> None:
-        """What `helm test` does."""
+        """Run the test pods, as `helm test` does."""
         self.cluster.play(self.objects, self.tests, timeout_s=timeout_s)
         for test in self.tests:
             assert self.cluster.wait(test, timeout_s=timeout_s) == 0, self.cluster.logs(test)
 
     def end(self, *, timeout_s: float) -> list[int]:
-        """The trainers' exit codes."""
+        """Wait for the trainers and return their exit codes."""
         return [self.cluster.wait(trainer, timeout_s=timeout_s) for trainer in self.trainers]
 
     def reach(self, step: int) -> None:
@@ -80,10 +80,12 @@ class Run:
         deadline = time.monotonic() + REACH_TIMEOUT_S
         for generator in self.generators:
             while self.step(generator) < step:
-                assert time.monotonic() < deadline, f"no step {step} within {REACH_TIMEOUT_S} s: {self.logs()}"
+                assert time.monotonic() < deadline, (
+                    f"step {step} was not reached within {REACH_TIMEOUT_S} s: {self.logs()}"
+                )
                 time.sleep(POLL_S)
 
-    # -- what is seen of it --------------------------------------------------------------------------------------
+    # -- observations --------------------------------------------------------------------------------------------
 
     @cached_property
     def token(self) -> str:
@@ -98,7 +100,7 @@ class Run:
             return bytes(answer.read())
 
     def ask(self, generator: Pod, path: str, *, token: str) -> int:
-        """The status of the answer."""
+        """Send a request and return the status of the answer."""
         try:
             self.open(generator, path, token)
         except urllib.error.HTTPError as error:
@@ -106,11 +108,11 @@ class Run:
         return 200
 
     def served(self, generator: Pod) -> str:
-        """The version that a generator serves."""
+        """Return the version that a generator serves."""
         return str(json.loads(self.open(generator, "/weights", self.token))["version"])
 
     def step(self, generator: Pod) -> int:
-        """The step of that version; -1 while its server is not up."""
+        """Return the step of the served version, or -1 while the server is not up."""
         try:
             return int(self.served(generator).split(".")[0])
         except OSError:
@@ -134,7 +136,7 @@ class Run:
         return str(self.cluster.inspect(pod)["State"]["StartedAt"])
 
     def refusal(self, pod: Pod, path: str) -> str:
-        """The name of the error that writing `path` in a pod ends with, or `none`."""
+        """Try to write `path` in a pod. Return the name of the error, or `none`."""
         code = (
             "import errno\n"
             f"try: open({path!r}, 'a').close(); print('none')\n"

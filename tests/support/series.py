@@ -1,4 +1,4 @@
-"""Which series there are for Prometheus, and which of them an expression uses."""
+"""The metrics that the services export, and the metrics that a PromQL expression uses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import prometheus_client
 
-import tandem_generator.metrics  # noqa: F401 - registers them
+import tandem_generator.metrics  # noqa: F401 - registers the metrics
 from tandem_trainer.exporter import PREFIX
 
 OTHERS = {
@@ -15,15 +15,15 @@ OTHERS = {
     "kubelet_volume_stats_capacity_bytes",
     "kube_job_failed",
 }
-"""Series of Prometheus itself, of the kubelet and of kube-state-metrics."""
+"""Metrics of Prometheus itself, of the kubelet and of kube-state-metrics."""
 STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "completion_tokens_mean",
         "truncated_fraction", "groups_skipped", "step", "timings",
         "checkpoint_failures"}  # fmt: skip
-"""Keys of a step that are watched; tests/integration/test_trainer_scraped.py finds each in a real run."""
+"""Keys of metrics.jsonl that are watched. tests/integration/test_trainer_scraped.py finds each one in a real run."""
 
 
 def generator_series() -> set[str]:
-    """Names of all series that are the generator's own."""
+    """Return the names of all metrics that the generator itself exports."""
     families = [f for f in prometheus_client.REGISTRY.collect() if f.name.startswith("tandem_")]
     counters = {f"{family.name}_total" for family in families if family.type == "counter"}
     return counters | {sample.name for family in families for sample in family.samples}
@@ -34,6 +34,6 @@ def known(series: str) -> bool:
 
 
 def used(expression: str) -> set[str]:
-    """Names of series in a PromQL expression: words before a selector or a range, that no parenthesis follows."""
+    """Return the names of the metrics in a PromQL expression: words that are not followed by a parenthesis."""
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(by|on) \([^)]*\)", "", expression)
     return {word for word in re.findall(r"[a-z_]{2,}\b(?!\s*\()", bare) if word not in ("or", "and", "unless")}

@@ -1,4 +1,4 @@
-"""Values that the chart has to take: the sets in ci/, and many combinations of what changes its objects most."""
+"""Sets of values that the chart must accept: those in ci/, and combinations of the values with the largest effect."""
 
 from __future__ import annotations
 
@@ -52,8 +52,9 @@ REST: dict[str, Values] = {
 
 
 def _combined() -> dict[str, Values]:
-    """All pairs of services, storage and rest, each with the next kind of project."""
-    named, projects = {}, cycle(PROJECTS.items())
+    """Combine every SERVICES, STORAGE and REST, and give each combination the next of PROJECTS."""
+    named = {}
+    projects = cycle(PROJECTS.items())
     for parts in product(SERVICES.items(), STORAGE.items(), REST.items()):
         words = [name for name, _ in parts]
         if "one-node" in words and {"nodes", "jobset", "groups"} & {*words}:

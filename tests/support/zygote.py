@@ -1,7 +1,7 @@
-"""Imports vLLM and the trainer once, then forks a process for each line that it reads: `{"family", "folder"}`.
+"""A process that imports vLLM and the trainer once, and forks a child for each line on stdin: `{"family", "folder"}`.
 
-A process for each, so that a crash, or what an engine leaves behind, ends with its family. Each answer is a line:
-`{"family", "folder", …}` with the fields of an `Outcome`.
+Each family has its own child, so that a crash or leftovers of an engine do not affect other families. For each line it
+prints one line `{"family", "folder", …}` with the fields of an `Outcome`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import vllm.v1.worker.cpu_model_runner
-import vllm.v1.worker.cpu_worker  # noqa: F401 - what an engine's process would import
+import vllm.v1.worker.cpu_worker  # noqa: F401 - the engine's process would import it
 from vllm.model_executor.models import registry
 
 from support.matrix import Outcome, judge
@@ -26,7 +26,7 @@ TIMEOUT_S = 90
 
 def main() -> None:
     torch.set_num_threads(1)
-    registry._run_in_subprocess = lambda inspect: inspect()  # it would import vLLM again for each model class
+    registry._run_in_subprocess = lambda inspect: inspect()  # a subprocess would import vLLM again for each model class
     for line in sys.stdin:
         job = json.loads(line)
         outcome = _in_child(**{**job, "folder": Path(job["folder"])})
@@ -44,12 +44,12 @@ def _in_child(folder: Path, family: str, **changes: object) -> Outcome:
     file = folder / "outcome.json"
     if file.exists():
         return Outcome(**json.loads(file.read_text()))
-    return Outcome("failed", f"the process ended with status {status}; {folder / 'log'} says more")
+    return Outcome("failed", f"the process ended with status {status}; see {folder / 'log'}")
 
 
 def _judge(folder: Path, family: str, **changes: object) -> None:
-    """In the child, which ends here."""
-    os.setsid()  # so that the engine's process can be ended with this one
+    """Judge a family in the child process, and exit."""
+    os.setsid()  # so that the engine's process can be killed with this one
     signal.alarm(TIMEOUT_S)
     log = os.open(folder / "log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)

@@ -1,4 +1,4 @@
-"""Model families judged beside each other (`support.matrix`), each in a process that is forked from a warm one."""
+"""Judge model families in parallel (`support.matrix`), each in a process that is forked from a prepared one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs/reference/architectures.json"
-"""What `tests/golden/record_architectures.py` has found."""
+"""The outcomes that `tests/golden/record_architectures.py` recorded."""
 _ENV = {
-    "OMP_NUM_THREADS": "1",  # threads that spin for each other cost a tiny model seconds
-    "TORCHDYNAMO_DISABLE": "1",  # for the ranks of logprobs, which nobody reads, it would compile for two seconds
+    "OMP_NUM_THREADS": "1",  # threads that wait for each other would cost a tiny model seconds
+    "TORCHDYNAMO_DISABLE": "1",  # compiling the ranks of logprobs, which are unused, would take two seconds
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -28,7 +28,7 @@ _ENV = {
 
 @contextmanager
 def judged(families: Sequence[str], folder: Path, workers: int = 2) -> Iterator[dict[str, Future[dict[str, Any]]]]:
-    """Family → its `Outcome` as a dictionary, when it is known; `folder` gets a log for each."""
+    """Yield a future with the `Outcome`, as a dictionary, of each family. The logs are written to `folder`."""
     zygotes: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
     processes = [_start(folder / f"zygote-{number}.log") for number in range(workers)]
     for process in processes:

@@ -1,6 +1,6 @@
-"""`helm test`: every replica is ready, answers a real rollout, and shares no device with another.
+"""The script that `helm test` runs: every replica is ready, answers a rollout, and shares no device with another.
 
-That the trainer computes on none of them either is its own first check: it ends with both lists if it does.
+The trainer makes the same check for its own devices when it starts: it exits if a generator uses one of them.
 """
 
 import asyncio
@@ -13,7 +13,8 @@ from tandem_protocol.messages import Group, Info, Prompt, RolloutRequest, Sampli
 from tandem_trainer.client import GeneratorClient
 
 REPLICAS = int(os.environ.get("REPLICAS", "1"))
-READY_TIMEOUT_S, ANSWER_TIMEOUT_S = float(os.environ.get("READY_TIMEOUT_S", "900")), 120.0
+READY_TIMEOUT_S = float(os.environ.get("READY_TIMEOUT_S", "900"))
+ANSWER_TIMEOUT_S = 120.0
 
 
 async def main() -> None:
@@ -28,7 +29,7 @@ async def main() -> None:
 
 
 async def replicas(client: GeneratorClient) -> dict[str, Info]:
-    """All of them, once so many are ready."""
+    """Wait until all replicas are ready, and return their information by URL."""
     infos: dict[str, Info] = {}
     async with asyncio.timeout(READY_TIMEOUT_S):
         while len(infos) < REPLICAS:
@@ -40,7 +41,7 @@ async def replicas(client: GeneratorClient) -> dict[str, Info]:
 
 
 def check_devices(infos: dict[str, Info]) -> None:
-    """CPU cores are left out: pods without a GPU may share them."""
+    """Exit with an error if two replicas use the same device. CPU cores may be shared."""
     owners: dict[str, str] = {}
     for info in infos.values():
         for device in info.devices:
@@ -51,7 +52,9 @@ def check_devices(infos: dict[str, Info]) -> None:
 
 
 async def check_rollout(url: str, info: Info) -> None:
-    client, groups = GeneratorClient([url], read_token()), list[Group]()
+    """Request a small rollout from one replica, and exit with an error if it contains no token."""
+    client = GeneratorClient([url], read_token())
+    groups: list[Group] = []
     request = RolloutRequest(
         prompts=(Prompt(token_ids=(1,)),) * 2, sampling=Sampling(n=2, max_tokens=4, ignore_eos=True)
     )
@@ -62,7 +65,7 @@ async def check_rollout(url: str, info: Info) -> None:
     tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
     print(f"{info.generator_id} sampled {tokens} tokens at version {info.version}", flush=True)
     if not tokens:
-        sys.exit(f"error: {info.generator_id} answered without a token")
+        sys.exit(f"error: {info.generator_id} returned no tokens, expected at least 1")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-{{- /* The run's config.yaml: `config`, or the demo's with `config` laid over it. */}}
+{{- /* The run's config.yaml: `config`, or for the demo its config.yaml with `config` merged over it. */}}
 {{- define "tandem.config" -}}
 {{- $config := .Values.config }}
 {{- if kindIs "string" $config }}
   {{- $config = fromYaml $config }}
-  {{- with $config.Error }}{{ fail (printf "config: got text that is no YAML: %s" .) }}{{ end }}
+  {{- with $config.Error }}{{ fail (printf "config: got invalid YAML, expected the text of a config.yaml: %s" .) }}{{ end }}
 {{- end }}
 {{- if include "tandem.isDemo" . }}
   {{- $config = mergeOverwrite (fromYaml (.Files.Get "files/digits/config.yaml")) (deepCopy $config) }}
@@ -11,12 +11,12 @@
 {{- toYaml $config }}
 {{- end }}
 
-{{- /* Not empty when no project is named. */}}
+{{- /* Not empty if no source of a project is set: the chart runs the demo. */}}
 {{- define "tandem.isDemo" -}}
 {{- with .Values.project }}{{ if not (or .files .configMap .existingClaim .imagePath) }}yes{{ end }}{{ end }}
 {{- end }}
 
-{{- /* The project's files as far as the chart has them, name → content. */}}
+{{- /* The project's files that the chart knows: a map from name to content. */}}
 {{- define "tandem.projectFiles" -}}
 {{- if include "tandem.isDemo" . }}
 {{- (.Files.Glob "files/digits/*.py").AsConfig }}
@@ -25,13 +25,13 @@
 {{- end }}
 {{- end }}
 
-{{- /* Changes when a generator has to start again: not with the trainer's options. */}}
+{{- /* A hash of everything that a generator reads when it starts. Options of the trainer do not change it. */}}
 {{- define "tandem.generatorHash" -}}
 {{- $config := include "tandem.config" . | fromYaml }}
 {{- list (pick $config "shared" "generator") (include "tandem.projectFiles" .) .Values.project | toJson | sha256sum | trunc 10 }}
 {{- end }}
 
-{{- /* How long a weight switch may take, and running requests after SIGTERM; (list $ key default), seconds. */}}
+{{- /* A duration from the generator's configuration, in whole seconds, rounded up; (list $ key default). */}}
 {{- define "tandem.generatorSeconds" -}}
 {{- $config := include "tandem.config" (index . 0) | fromYaml }}
 {{- dig "generator" (index . 1) (index . 2) $config | float64 | ceil | int }}

@@ -1,4 +1,4 @@
-{{- /* A generator's pod: that of the StatefulSet, or of the LeaderWorkerSet's (dict "root" $ "component" … "args" …). */}}
+{{- /* A generator's pod template; (dict "root" $ "component" … "args" …). StatefulSet and LeaderWorkerSet use it. */}}
 {{- define "tandem.generatorPod" -}}
 {{- $ := .root }}{{ $options := $.Values.generator -}}
 metadata:
@@ -9,7 +9,7 @@ spec:
   {{- include "tandem.podOptions" (list $ $options) | nindent 2 }}
   terminationGracePeriodSeconds: {{ add 15 (include "tandem.generatorSeconds" (list $ "shutdown_timeout_s" 30)) }}
   initContainers:
-    - name: project  # waits for it, and makes the folder of leases, which the generator itself may not
+    - name: project  # waits for the project; makes the folder of leases, which the generator cannot
       image: {{ include "tandem.image" $options.image }}
       imagePullPolicy: {{ $options.image.pullPolicy }}
       command:
@@ -31,7 +31,7 @@ spec:
       args: {{- concat (list "--config" "/cache/project/config.yaml") .args | toYaml | nindent 8 }}
       env:
         {{- include "tandem.serviceEnv" $ | nindent 8 }}
-        - name: HF_HUB_OFFLINE  # the trainer's pod has fetched what is needed
+        - name: HF_HUB_OFFLINE  # the trainer's pod has already downloaded the model
           value: "1"
         {{- with include "tandem.parallel" $ }}
         {{- . | nindent 8 }}
@@ -53,13 +53,13 @@ spec:
         periodSeconds: 5
         timeoutSeconds: 5
         failureThreshold: 2
-      livenessProbe:  # for a process that hangs; longer than a weight switch may hold it up
+      livenessProbe:  # restarts a process that hangs; waits longer than a weight switch may take
         httpGet: {path: /healthz, port: http}
         periodSeconds: 10
         timeoutSeconds: 10
         failureThreshold: {{ add 6 (div (include "tandem.generatorSeconds" (list $ "switch_timeout_s" 300)) 10) }}
       lifecycle:
-        preStop:  # until the Service's addresses have forgotten this one
+        preStop:  # time for the Service to remove this pod's address
           exec: {command: [sleep, "5"]}
       {{- end }}
       resources: {{- include "tandem.resources" $options | nindent 8 }}
@@ -74,13 +74,13 @@ spec:
   volumes: {{- include "tandem.volumes" (list $ $options) | nindent 4 }}
 {{- end }}
 
-{{- /* How many parts the tensor parallel size is one of: a replica's devices / (data parallel × pipeline parallel). */}}
+{{- /* Data-parallel size × pipeline-parallel size. A replica's devices divided by it are the tensor-parallel size. */}}
 {{- define "tandem.tensorGroups" -}}
 {{- $config := include "tandem.config" . | fromYaml }}
 {{- mul .Values.generator.dataParallelSize (dig "generator" "vllm" "pipeline_parallel_size" 1 $config) }}
 {{- end }}
 
-{{- /* Tensor and data parallel sizes that use exactly the replica's accelerators. */}}
+{{- /* Environment variables with tensor-parallel and data-parallel sizes that use all devices of the replica. */}}
 {{- define "tandem.parallel" -}}
 {{- $groups := include "tandem.tensorGroups" . }}
 {{- with .Values.generator }}{{ if .accelerator.count -}}

@@ -1,11 +1,11 @@
-{{- /* Names. Every name of the chart starts with this one; short, so that a trainer pod's fits into a DNS label. */}}
+{{- /* The prefix of every object's name. It is short so that the name of a trainer's pod fits into a DNS label. */}}
 {{- define "tandem.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
 {{- default $full .Values.fullnameOverride | trunc 30 | trimSuffix "-" }}
 {{- end }}
 
-{{- /* Labels that select; (list $ component). */}}
+{{- /* Labels that selectors use; (list $ component). */}}
 {{- define "tandem.selector" -}}
 {{- $ := index . 0 -}}
 app.kubernetes.io/name: {{ default $.Chart.Name $.Values.nameOverride | trunc 63 | trimSuffix "-" }}
@@ -13,7 +13,7 @@ app.kubernetes.io/instance: {{ $.Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
-{{- /* Labels of an object; (list $ component). Not of pods: with the chart's version in them, each would be replaced. */}}
+{{- /* Labels of an object; (list $ component). Pods do not get them: a new chart version would replace every pod. */}}
 {{- define "tandem.labels" -}}
 {{- $ := index . 0 -}}
 {{ include "tandem.selector" . }}
@@ -26,22 +26,22 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
 {{- end }}
 
-{{- /* A Kubernetes quantity of bytes in MiB, rounded up. */}}
+{{- /* Convert a Kubernetes quantity of bytes to MiB, rounded up. */}}
 {{- define "tandem.mebibytes" -}}
 {{- $bytes := dict "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "" 1.0 }}
 {{- $number := regexFind "^[0-9.]+" (toString .) }}
 {{- divf (mulf (float64 $number) (get $bytes (trimPrefix $number (toString .)))) 1048576.0 | ceil | int }}
 {{- end }}
 
-{{- /* Resources of a service's container: its accelerators, and the memory of /dev/shm, which counts as its own. */}}
+{{- /* Resources of a service's container: CPU, memory including /dev/shm, and accelerators. */}}
 {{- define "tandem.resources" -}}
 {{- $shm := include "tandem.mebibytes" .shmSize | int }}
 {{- $resources := deepCopy .resources }}
 {{- range $kind := list "requests" "limits" }}
-  {{- $of := get $resources $kind }}
-  {{- $_ := set $of "memory" (printf "%dMi" (add $shm (include "tandem.mebibytes" $of.memory | int))) }}
+  {{- $part := get $resources $kind }}
+  {{- $_ := set $part "memory" (printf "%dMi" (add $shm (include "tandem.mebibytes" $part.memory | int))) }}
   {{- if $.accelerator.count }}
-    {{- $_ := set $of $.accelerator.resource (toString $.accelerator.count) }}
+    {{- $_ := set $part $.accelerator.resource (toString $.accelerator.count) }}
   {{- end }}
 {{- end }}
 {{- toYaml $resources }}

@@ -1,4 +1,4 @@
-{{- /* How to scrape a port; (list $ port). Both services want their own bearer token. */}}
+{{- /* An endpoint to scrape; (list $ port). Both services require the bearer token for /metrics. */}}
 {{- define "tandem.endpoint" -}}
 {{- $ := index . 0 -}}
 - port: {{ index . 1 }}

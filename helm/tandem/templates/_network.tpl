@@ -1,4 +1,4 @@
-{{- /* Egress to the cluster's DNS, on a node too that caches it. */}}
+{{- /* Egress to DNS: to the cluster's DNS pods, and to NodeLocal DNSCache, which listens on 169.254.20.10. */}}
 {{- define "tandem.toDns" -}}
 - ports: [{port: 53, protocol: UDP}, {port: 53, protocol: TCP}]
   to:
@@ -6,7 +6,7 @@
     - ipBlock: {cidr: 169.254.20.10/32}
 {{- end }}
 
-{{- /* A list item that selects pods of this release; (list $ component). */}}
+{{- /* A peer of a network policy: this release's pods of one component; (list $ component). */}}
 {{- define "tandem.peer" -}}
 - podSelector:
     matchLabels: {{- include "tandem.selector" . | nindent 6 }}

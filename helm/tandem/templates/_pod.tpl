@@ -1,4 +1,4 @@
-{{- /* What every pod has; (list $ options), options being .generator or .trainer of the values. */}}
+{{- /* Fields that every pod's spec has; (list $ options). `options` is .Values.generator or .Values.trainer. */}}
 {{- define "tandem.podOptions" -}}
 {{- $ := index . 0 }}{{ $options := index . 1 -}}
 serviceAccountName: {{ include "tandem.fullname" $ }}
@@ -16,7 +16,7 @@ securityContext:
   seccompProfile: {type: RuntimeDefault}
 {{- if include "tandem.oneNode" $ }}
 affinity:
-  podAffinity:  # the claims can be mounted on one node only
+  podAffinity:  # a claim is ReadWriteOnce, so only one node can mount it
     requiredDuringSchedulingIgnoredDuringExecution:
       - topologyKey: kubernetes.io/hostname
         labelSelector:
@@ -43,14 +43,14 @@ securityContext:
   capabilities: {drop: [ALL]}
 {{- end }}
 
-{{- /* Of init containers, which copy, download or wait. */}}
+{{- /* Resources of containers that only wait. */}}
 {{- define "tandem.smallResources" -}}
 resources:
   requests: {cpu: 50m, memory: 64Mi}
   limits: {cpu: "1", memory: 256Mi}
 {{- end }}
 
-{{- /* Where the trainer's pod has left the project, and the word that says that it is this one. */}}
+{{- /* Where the trainer's pod puts the project, and the marker that it writes when the project is complete. */}}
 {{- define "tandem.projectEnv" -}}
 - name: TANDEM_PROJECT_DIR
   value: /cache/project
@@ -58,13 +58,13 @@ resources:
   value: {{ include "tandem.generatorHash" . }}
 {{- end }}
 
-{{- /* A shell script that waits for that word. */}}
+{{- /* A shell script that waits for this marker. */}}
 {{- define "tandem.waitForProject" -}}
 for _ in $(seq {{ div .Values.generator.startupBudgetSeconds 2 }}); do
   if [ "$(cat $TANDEM_PROJECT_DIR/.prepared 2>/dev/null)" = $TANDEM_PREPARED ]; then exit 0; fi
   sleep 2
 done
-echo "error: the project was not there within {{ .Values.generator.startupBudgetSeconds }} s (generator.startupBudgetSeconds); the trainer's container 'prepare' puts it there and its log says what is wrong" >&2
+echo "error: the project was not ready within {{ .Values.generator.startupBudgetSeconds }} s (generator.startupBudgetSeconds). Fix: read the log of the container 'prepare' in the trainer's pod, which prepares it" >&2
 exit 1
 {{- end }}
 
@@ -87,7 +87,7 @@ exit 1
     defaultMode: 0440
 {{- end }}
 
-{{- /* Volumes of a service's pod; (list $ options). */}}
+{{- /* Volumes that the pods of both services have; (list $ options). */}}
 {{- define "tandem.volumes" -}}
 {{- $ := index . 0 -}}
 - name: tmp

@@ -1,4 +1,4 @@
-{{- /* A claim; (list $ name). */}}
+{{- /* A PersistentVolumeClaim; (list $ name). */}}
 {{- define "tandem.claim" -}}
 {{- $ := index . 0 }}{{ $name := index . 1 }}{{ $storage := get $.Values.storage $name -}}
 apiVersion: v1
@@ -8,7 +8,7 @@ metadata:
   labels: {{- include "tandem.labels" (list $ $name) | nindent 4 }}
   {{- if eq $name "runs" }}
   annotations:
-    helm.sh/resource-policy: keep  # the one that holds what cannot be made again
+    helm.sh/resource-policy: keep  # checkpoints and metrics cannot be made again
   {{- end }}
 spec:
   accessModes: [{{ $storage.accessMode }}]
@@ -25,7 +25,7 @@ spec:
 {{ default (printf "%s-%s" (include "tandem.fullname" $) (index . 1)) (get $.Values.storage (index . 1)).existingClaim }}
 {{- end }}
 
-{{- /* Not empty when a claim that both services mount can be mounted on one node only. */}}
+{{- /* Not empty if a claim that both services mount is ReadWriteOnce: then all pods must run on one node. */}}
 {{- define "tandem.oneNode" -}}
 {{- if has "ReadWriteOnce" (list .Values.storage.weights.accessMode .Values.storage.cache.accessMode) }}yes{{ end }}
 {{- end }}

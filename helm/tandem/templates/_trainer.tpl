@@ -1,10 +1,13 @@
-{{- /* The Job's name: a Job's template is immutable, so another template is another Job, which resumes the run. */}}
+{{- /*
+The Job's name, which contains a hash of its pod template. Kubernetes does not allow a Job's template to change, so a change
+has to create a new Job, which resumes the run.
+*/}}
 {{- define "tandem.trainerName" -}}
 {{- $template := list (include "tandem.trainerJob" (list . "")) .Values.trainer.jobSet (include "tandem.config" .) (include "tandem.projectFiles" .) }}
 {{- printf "%s-trainer-%s" (include "tandem.fullname" .) ($template | toJson | sha256sum | trunc 8) }}
 {{- end }}
 
-{{- /* The Job's spec; (list $ name), the name being known only when the spec is. */}}
+{{- /* The Job's spec; (list $ name). The name contains a hash of the spec, so the hash is computed with an empty name. */}}
 {{- define "tandem.trainerJob" -}}
 {{- $ := index . 0 }}{{ $name := index . 1 }}{{ $options := $.Values.trainer }}{{ $several := gt (int $options.nodes) 1 -}}
 backoffLimit: {{ ternary 0 $options.backoffLimit $options.jobSet }}
@@ -13,9 +16,9 @@ parallelism: {{ $options.nodes }}
 completionMode: {{ ternary "Indexed" "NonIndexed" (or $several $options.jobSet) }}
 podFailurePolicy:
   rules:
-    - action: Ignore  # an eviction is nobody's failure
+    - action: Ignore  # an eviction does not count as a failure
       onPodConditions: [{type: DisruptionTarget, status: "True"}]
-    - action: FailJob  # a mistake of the user's, which another try would not fix
+    - action: FailJob  # exit code 2 is a user error, which a retry would not fix
       onExitCodes: {operator: In, values: [2]}
 template:
   metadata:
@@ -30,7 +33,7 @@ template:
     subdomain: {{ include "tandem.fullname" $ }}-trainer
     {{- end }}
     initContainers:
-      - name: prepare  # what compose.yaml's preflight is; on the first node, after the trainer before this one has ended
+      - name: prepare  # runs the same script as preflight in compose.yaml, after the previous trainer has ended
         image: {{ include "tandem.image" $options.image }}
         imagePullPolicy: {{ $options.image.pullPolicy }}
         command:
@@ -72,7 +75,7 @@ template:
             value: {{ max 1 $options.accelerator.count | quote }}
           - name: TANDEM__TRAINER__METRICS_PORT
             value: "9400"
-          - name: TORCH_ELASTIC_SHUTDOWN_TIMEOUT  # within the pod's grace
+          - name: TORCH_ELASTIC_SHUTDOWN_TIMEOUT  # less than the pod's grace period
             value: {{ max 10 (sub $options.terminationGracePeriodSeconds 30) | quote }}
           {{- if $several }}
           - name: TANDEM_TRAINER_NODES
@@ -113,7 +116,7 @@ template:
       {{- end }}
 {{- end }}
 
-{{- /* How the trainer's pod reaches the hub, if it may. */}}
+{{- /* How the trainer's pod reaches the Hugging Face Hub: with `offline`, not at all. */}}
 {{- define "tandem.hubEnv" -}}
 {{- if .Values.offline -}}
 - name: HF_HUB_OFFLINE

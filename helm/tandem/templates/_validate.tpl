@@ -1,6 +1,7 @@
 {{- /*
-What is wrong with the values, one problem a line. Unknown keys are looked for here and not by the schema, whose objects
-are closed unless they say `additionalProperties`: helm checks the schema first, and it cannot say what was meant.
+All problems of the values, one per line. Unknown keys are found here and not by helm's own schema check, because that
+check cannot suggest a key. So the schema's objects do not set `additionalProperties: false`; here, an object without
+`additionalProperties` accepts only the keys in its `properties`.
 */}}
 {{- define "tandem.problems" -}}
 {{- $schema := .Files.Get "files/schema.json" | fromJson }}
@@ -12,7 +13,7 @@ are closed unless they say `additionalProperties`: helm checks the schema first,
 {{- include "tandem.contradictions" . }}
 {{- end }}
 
-{{- /* Collects into .walk the dotted keys that the schema knows and those of the values that it does not. */}}
+{{- /* Collect into .walk the dotted keys of the schema (`known`) and the values' keys that it lacks (`unknown`). */}}
 {{- define "tandem.walk" -}}
 {{- $node := .node }}
 {{- with index $node "$ref" }}{{ $node = get (index $.walk.schema "$defs") (base .) }}{{ end }}
@@ -30,7 +31,7 @@ are closed unless they say `additionalProperties`: helm checks the schema first,
 {{- end }}
 {{- end }}
 
-{{- /* Nearest is the known key whose last word shares most pairs of letters; among equals, one with the same parent. */}}
+{{- /* Report an unknown key. Suggest the key whose last word shares the most pairs of letters; siblings score higher. */}}
 {{- define "tandem.didYouMean" -}}
 {{- $pairs := include "tandem.pairs" .path | fromJsonArray }}
 {{- $best := dict "score" 0.0 "path" "" }}
@@ -42,14 +43,14 @@ are closed unless they say `additionalProperties`: helm checks the schema first,
   {{- if eq (dir (replace "." "/" .)) (dir (replace "." "/" $.path)) }}{{ $score = mulf $score 1.2 }}{{ end }}
   {{- if gt $score $best.score }}{{ $best = dict "score" $score "path" . }}{{ end }}
 {{- end -}}
-{{ .path }}: there is no such value; {{ if gt $best.score 0.3 -}}
+{{ .path }}: unknown value; {{ if gt $best.score 0.3 -}}
 did you mean {{ $best.path }}?
 {{- else -}}
-values.yaml lists and explains them all
+`helm show values` lists all values
 {{- end }}
 {{- end }}
 
-{{- /* Pairs of neighbouring letters in the last word of a dotted key, its ends included. */}}
+{{- /* Pairs of neighbouring letters in the last word of a dotted key, with ^ before it and $ after it. */}}
 {{- define "tandem.pairs" -}}
 {{- $word := printf "^%s$" (splitList "." . | last | lower) }}
 {{- $pairs := list }}
@@ -57,32 +58,34 @@ values.yaml lists and explains them all
 {{- toJson $pairs }}
 {{- end }}
 
-{{- /* Values that are fine alone but not together. */}}
+{{- /* Values that are valid alone but not together. */}}
 {{- define "tandem.contradictions" -}}
 {{- $config := include "tandem.config" . | fromYaml }}
 {{- with .Values.project }}
   {{- $sources := list }}
-  {{- range $name := list "files" "configMap" "existingClaim" "imagePath" }}{{ if get $.Values.project $name }}{{ $sources = append $sources (printf "project.%s" $name) }}{{ end }}{{ end }}
+  {{- range $name := list "files" "configMap" "existingClaim" "imagePath" }}
+    {{- if get $.Values.project $name }}{{ $sources = append $sources (printf "project.%s" $name) }}{{ end }}
+  {{- end }}
   {{- if gt (len $sources) 1 }}
-{{ join ", " $sources }}: got {{ len $sources }} sources of the project, expected one
+{{ join ", " $sources }}: got {{ len $sources }} sources of the project, expected 1. Fix: keep one of them and remove the others
   {{- end }}
   {{- if and $sources (not $.Values.config) }}
-config: got nothing for the project of {{ first $sources }}, expected its config.yaml (--set-file config=my-project/config.yaml)
+config: got an empty value with {{ first $sources }}, expected the project's config.yaml. Fix: --set-file config=my-project/config.yaml
   {{- end }}
 {{- end }}
 {{- with .Values.generator }}
   {{- $devices := mul .accelerator.count .nodesPerReplica }}
   {{- $groups := include "tandem.tensorGroups" $ }}
   {{- if mod $devices $groups }}
-generator.dataParallelSize: got {{ .dataParallelSize }}{{ if ne $groups (toString .dataParallelSize) }} (with pipeline_parallel_size {{ $groups }}){{ end }} for the {{ $devices }} devices of a replica, expected a divisor of their number
+generator.dataParallelSize: got {{ .dataParallelSize }}{{ if ne $groups (toString .dataParallelSize) }} (with pipeline_parallel_size {{ $groups }}){{ end }} for the {{ $devices }} devices of a replica, expected a divisor of {{ $devices }}
   {{- end }}
   {{- if and (gt (int .nodesPerReplica) 1) (not .accelerator.count) }}
-generator.nodesPerReplica: got {{ .nodesPerReplica }} without devices, expected generator.accelerator.count on each of these nodes
+generator.nodesPerReplica: got {{ .nodesPerReplica }} with generator.accelerator.count 0, expected devices on each of these nodes. Fix: set generator.accelerator.count
   {{- end }}
   {{- if .accelerator.count }}
     {{- range $name := list "tensor_parallel_size" "data_parallel_size" }}
       {{- if dig "generator" $name "" $config }}
-config.generator.{{ $name }}: got it in the configuration; here it follows from generator.accelerator.count, nodesPerReplica and dataParallelSize, so leave it out
+config.generator.{{ $name }}: got {{ dig "generator" $name "" $config }}, expected no value: the chart computes it from generator.accelerator.count, nodesPerReplica and dataParallelSize. Fix: remove it
       {{- end }}
     {{- end }}
   {{- end }}
@@ -90,17 +93,17 @@ config.generator.{{ $name }}: got it in the configuration; here it follows from 
 {{- range $service := list "generator" "trainer" }}
   {{- range $name := list "NVIDIA_VISIBLE_DEVICES" "CUDA_VISIBLE_DEVICES" }}
     {{- if hasKey (get $.Values $service).env $name }}
-{{ $service }}.env.{{ $name }}: got devices by name; here the device plugin hands them out, so that no two pods share one: set {{ $service }}.accelerator
+{{ $service }}.env.{{ $name }}: got devices by name, expected them from the device plugin, which gives each device to one pod. Fix: remove it and set {{ $service }}.accelerator
     {{- end }}
   {{- end }}
   {{- with (get $.Values $service).image }}{{ if and (not .digest) (has .tag (list "" "latest")) }}
-{{ $service }}.image.tag: got {{ .tag | quote }}, expected one that stays what it is, or a digest
+{{ $service }}.image.tag: got {{ .tag | quote }}, expected a fixed version, because this tag can change between two pods. Fix: set another tag or {{ $service }}.image.digest
   {{- end }}{{ end }}
 {{- end }}
 {{- $several := or (gt (int .Values.trainer.nodes) 1) (gt (int .Values.generator.nodesPerReplica) 1) }}
 {{- range $name, $storage := .Values.storage }}
   {{- if and $several (eq $storage.accessMode "ReadWriteOnce") (or (ne $name "runs") (gt (int $.Values.trainer.nodes) 1)) }}
-storage.{{ $name }}.accessMode: got ReadWriteOnce, a volume that one node can mount, for several nodes, expected ReadWriteMany, or trainer.nodes and generator.nodesPerReplica 1
+storage.{{ $name }}.accessMode: got ReadWriteOnce with several nodes, but only one node can mount such a volume; expected ReadWriteMany. Fix: set ReadWriteMany, or trainer.nodes and generator.nodesPerReplica to 1
   {{- end }}
 {{- end }}
 {{- end }}

@@ -1,4 +1,4 @@
-"""Everything that the chart can make keeps the policy, and each rule of the policy notices what breaks it."""
+"""Every object that the chart renders follows the rules of support/chart_rules.py, which detect every violation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from support.variations import VARIATIONS
 pytestmark = pytest.mark.helm
 
 
-def test_whatever_the_values_every_object_keeps_the_policy() -> None:
+def test_every_object_follows_the_rules_with_every_set_of_values() -> None:
     problems = {name: violations(render(values)) for name, values in VARIATIONS.items()}
     assert {name: found for name, found in problems.items() if found} == {}
 
@@ -79,12 +79,12 @@ BREAKS: list[tuple[chart_rules.Rule, Callable[[list[Object]], Any]]] = [
 
 
 @pytest.mark.parametrize(("rule", "breaks"), BREAKS, ids=[f"{rule.__name__}-{i}" for i, (rule, _) in enumerate(BREAKS)])
-def test_what_breaks_a_rule_is_noticed_by_it(rule: chart_rules.Rule, breaks: Callable[[list[Object]], Any]) -> None:
+def test_each_rule_detects_a_violation(rule: chart_rules.Rule, breaks: Callable[[list[Object]], Any]) -> None:
     objects = copy.deepcopy(render())
     assert not list(rule(objects))
     breaks(objects)
     assert list(rule(objects))
 
 
-def test_every_rule_is_broken_once() -> None:
+def test_every_rule_has_a_violation_to_detect() -> None:
     assert {rule for rule, _ in BREAKS} == set(chart_rules.RULES)

@@ -1,4 +1,4 @@
-"""`helm test` passes on generators that are ready, and fails when one is missing, wrong, or shares a device."""
+"""`helm test` passes if all generators are ready. It fails if one is missing, does not answer, or shares a device."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ pytestmark = pytest.mark.helm
 
 @pytest.fixture
 def urls(tmp_path: Path) -> Iterator[list[str]]:
-    """Two generators, on the mock engine."""
+    """Two generators with the mock engine."""
     arguments = ("mock", "unknown", tmp_path / "weights")
     with running(*arguments, log=tmp_path / "a") as a, running(*arguments, log=tmp_path / "b") as b:
         yield [f"http://127.0.0.1:{generator.port}" for generator in (a, b)]
 
 
 def check(*urls: str, token: str = TOKEN, replicas: int = 2, ready_timeout_s: float = 60) -> tuple[int, str]:
-    """Exit status and output of the test pod's very command."""
+    """Run the test pod's own command here. Return its exit status and output."""
     (container,) = one(render(), "Pod")["spec"]["containers"]
     _, *flags = container["command"]
     script, _ = container["args"]
@@ -41,19 +41,19 @@ def check(*urls: str, token: str = TOKEN, replicas: int = 2, ready_timeout_s: fl
     return made.returncode, made.stdout + made.stderr
 
 
-def test_generators_that_are_ready_pass(urls: list[str]) -> None:
-    status, said = check(*urls)
-    assert status == 0, said
-    assert said.count("sampled 16 tokens at version 0") == 2, "two prompts × two samples × four tokens, of each"
+def test_ready_generators_pass(urls: list[str]) -> None:
+    status, output = check(*urls)
+    assert status == 0, output
+    assert output.count("sampled 16 tokens at version 0") == 2, "two prompts × two samples × four tokens from each"
 
 
-def test_a_wrong_token_a_missing_replica_and_one_that_does_not_answer_fail(urls: list[str]) -> None:
-    status, said = check(*urls, token="another")
-    assert (status, "got another token" in said) == (1, True), said
-    status, said = check(*urls, replicas=3, ready_timeout_s=3)
-    assert (status, "error: fewer than 3 replicas were ready within 3 s" in said) == (1, True), said
-    status, said = check(f"http://127.0.0.1:{free_port()}", ready_timeout_s=2)
-    assert (status, "error: " in said, "Traceback" in said) == (1, True, False), said
+def test_a_wrong_token_a_missing_replica_and_an_unreachable_one_fail(urls: list[str]) -> None:
+    status, output = check(*urls, token="another")
+    assert (status, "got another token" in output) == (1, True), output
+    status, output = check(*urls, replicas=3, ready_timeout_s=3)
+    assert (status, "error: fewer than 3 replicas were ready within 3 s" in output) == (1, True), output
+    status, output = check(f"http://127.0.0.1:{free_port()}", ready_timeout_s=2)
+    assert (status, "error: " in output, "Traceback" in output) == (1, True, False), output
 
 
 def script() -> ModuleType:
@@ -72,14 +72,16 @@ def info(generator_id: str, *devices: str) -> Info:
     )  # fmt: skip
 
 
-def test_replicas_on_one_device_fail_and_cores_may_be_shared(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replicas_that_share_a_gpu_fail_and_replicas_that_share_cpu_cores_pass(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     module = script()
     module.check_devices({"a": info("g-0", "cpu:0", "GPU-1"), "b": info("g-1", "cpu:0", "GPU-2")})
     with pytest.raises(SystemExit, match="g-1 and g-0 share GPU-1"):
         module.check_devices({"a": info("g-0", "GPU-1"), "b": info("g-1", "GPU-2", "GPU-1")})
 
 
-def test_the_test_pod_asks_the_name_that_has_every_replica() -> None:
+def test_the_test_pod_gets_the_service_name_and_the_number_of_replicas() -> None:
     objects = render({"generator": {"replicas": 3}})
     pod, service = one(objects, "Pod"), one(objects, "Service", "-generator")
     (container,) = pod["spec"]["containers"]
@@ -87,7 +89,7 @@ def test_the_test_pod_asks_the_name_that_has_every_replica() -> None:
     assert {"name": "REPLICAS", "value": "3"} in container["env"]
 
 
-def test_the_test_pod_shows_its_log_and_is_gone_afterwards() -> None:
+def test_helm_prints_the_log_of_the_test_pod_and_deletes_it() -> None:
     annotations = one(render(), "Pod")["metadata"]["annotations"]
     assert annotations["helm.sh/hook"] == "test"
     ends = {"hook-succeeded", "hook-failed"}

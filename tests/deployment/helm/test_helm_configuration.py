@@ -1,4 +1,4 @@
-"""One configuration, the same YAML as everywhere; one project, wherever it comes from; one token, made once."""
+"""The configuration, the project and the token of a release reach both services."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def config_text(objects: list[Object]) -> str:
 
 
 def prepare(values: dict[str, Any]) -> tuple[Object, Object]:
-    """The container that prepares the project, and its pod's volumes by name."""
+    """Return the container that prepares the project, and the volumes of its pod by name."""
     spec = one(render(values), "Job")["spec"]["template"]["spec"]
     (container,) = spec["initContainers"]
     return container, {volume["name"]: volume for volume in spec["volumes"]}
 
 
 @pytest.mark.parametrize("values", CI.values(), ids=list(CI))
-def test_both_services_take_the_configuration_and_what_the_chart_adds_to_it(
+def test_both_services_accept_the_configuration_and_the_variables_of_the_chart(
     values: dict[str, Any], tmp_path: Path
 ) -> None:
     objects = render(values)
@@ -49,19 +49,19 @@ def test_both_services_take_the_configuration_and_what_the_chart_adds_to_it(
         load(settings[container["name"]], path=tmp_path / "config.yaml", env=env)
 
 
-def test_the_demos_configuration_can_be_changed_key_by_key() -> None:
+def test_a_single_key_of_the_demos_configuration_can_be_changed() -> None:
     config = yaml.safe_load(config_text(render({"config": {"trainer": {"max_steps": 3}}})))
     assert config["trainer"]["max_steps"] == 3
     assert config["trainer"]["rewards"] == [{"function": "rewards:exact_match"}]
 
 
-def test_a_projects_own_configuration_is_taken_as_it_is() -> None:
+def test_the_configuration_of_a_project_is_used_unchanged() -> None:
     for values in (OWN, {"config": yaml.safe_dump(OWN["config"])}):
         objects = render({**values, "project": {"configMap": "mine"}})
         assert yaml.safe_load(config_text(objects)) == OWN["config"]
 
 
-def test_numbers_survive(tmp_path: Path) -> None:
+def test_large_and_small_numbers_reach_the_trainer_unchanged(tmp_path: Path) -> None:
     trainer = {
         "max_steps": 1_000_000,
         "seed": 2**32 - 1,
@@ -84,7 +84,7 @@ def test_numbers_survive(tmp_path: Path) -> None:
         ("image", None, "/opt/mine:/config"),
     ],
 )
-def test_a_project_comes_from_one_place_and_the_configuration_is_laid_over_it(
+def test_each_source_of_a_project_is_mounted_and_the_configuration_overrides_its_config_yaml(
     source: str, volume: Object | None, sources: str
 ) -> None:
     container, volumes = prepare(PROJECTS[source])
@@ -97,34 +97,36 @@ def test_a_project_comes_from_one_place_and_the_configuration_is_laid_over_it(
     assert made == (source in ("demo", "files"))
 
 
-def test_generators_wait_for_the_word_that_the_trainers_pod_writes() -> None:
+def test_generators_wait_for_the_marker_that_the_trainers_pod_writes() -> None:
     objects = render()
-    waits = {
+    init_containers = {
         pod["spec"]["initContainers"][0]["name"]: pod["spec"]["initContainers"][0]
         for thing in objects
         if thing["kind"] != "Pod"
         for pod in pod_templates(thing)
     }
-    assert waits.keys() == {"project", "prepare"}
-    words = [{e["name"]: e.get("value") for e in waits[name]["env"]} for name in ("project", "prepare")]
+    assert init_containers.keys() == {"project", "prepare"}
+    waiting, preparing = (
+        {entry["name"]: entry.get("value") for entry in init_containers[name]["env"]} for name in ("project", "prepare")
+    )
     for name in ("TANDEM_PREPARED", "TANDEM_PROJECT_DIR"):
-        assert words[0][name] == words[1][name]
+        assert waiting[name] == preparing[name]
 
 
-def test_the_containers_that_prepare_and_wait_do_so(tmp_path: Path) -> None:
-    """Their very commands, with other paths: no trainer runs, no word, no generator; then the word, and both go on."""
+def test_the_init_containers_prepare_the_project_and_wait_for_it(tmp_path: Path) -> None:
+    """The commands of both containers run here, with other paths. Waiting fails until the project is prepared."""
     for folder in ("weights", "cache", "source", "config"):
         (tmp_path / folder).mkdir()
     (tmp_path / "config/config.yaml").write_text("shared: {model: .}\n")
     (tmp_path / "source/rewards.py").write_text("x = 1\n")
-    (tmp_path / "source/config.yaml").write_text("of: the project\n")
+    (tmp_path / "source/config.yaml").write_text("from: the project\n")
     objects = render({"generator": {"startupBudgetSeconds": 10}})
     replica, job = one(objects, "StatefulSet"), one(objects, "Job")
     wait, make = (thing["spec"]["template"]["spec"]["initContainers"][0] for thing in (replica, job))
 
     missing = run(wait, tmp_path)
     assert missing.returncode == 1
-    assert "the project was not there within 10 s" in missing.stderr
+    assert "the project was not ready within 10 s" in missing.stderr
     assert (tmp_path / "weights/served").is_dir()
     assert run(make, tmp_path).returncode == 0
     project = tmp_path / "cache/project"
@@ -135,16 +137,16 @@ def test_the_containers_that_prepare_and_wait_do_so(tmp_path: Path) -> None:
     assert run(wait, tmp_path).returncode == 1
 
 
-def test_of_several_trainer_pods_the_first_prepares_and_the_others_wait(tmp_path: Path) -> None:
+def test_the_first_of_several_trainer_pods_prepares_the_project_and_the_others_wait(tmp_path: Path) -> None:
     for folder in ("weights", "cache", "source", "config"):
         (tmp_path / folder).mkdir()
     (tmp_path / "config/config.yaml").write_text("shared: {model: .}\n")
     values = {"trainer": {"nodes": 2}, "storage": {"runs": {"accessMode": "ReadWriteMany"}}}
     job = one(render({**values, "generator": {"startupBudgetSeconds": 10}}), "Job")
     (container,) = job["spec"]["template"]["spec"]["initContainers"]
-    assert "was not there within 10 s" in run(container, tmp_path, JOB_COMPLETION_INDEX="1").stderr
+    assert "was not ready within 10 s" in run(container, tmp_path, JOB_COMPLETION_INDEX="1").stderr
     assert run(container, tmp_path, JOB_COMPLETION_INDEX="0").returncode == 0
-    with (tmp_path / "weights/WRITER").open() as held:  # by the trainer in the first pod, which has begun
+    with (tmp_path / "weights/WRITER").open() as held:  # as the running trainer in the first pod does
         fcntl.flock(held, fcntl.LOCK_EX)
         assert run(container, tmp_path, JOB_COMPLETION_INDEX="1").returncode == 0
 
@@ -163,7 +165,7 @@ def test_a_project_is_not_prepared_while_a_trainer_runs(tmp_path: Path) -> None:
 
 
 def run(container: Object, root: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """A container's command here, with `root` for its mount points."""
+    """Run a container's command on this machine, with its mount points below `root`."""
 
     def here(text: str) -> str:
         for path in ("/weights", "/cache", "/source", "/config"):
@@ -177,7 +179,7 @@ def run(container: Object, root: Path, **env: str) -> subprocess.CompletedProces
     return subprocess.run(command, env={**os.environ, **made, **env}, capture_output=True, text=True, timeout=120)
 
 
-def test_only_the_trainers_pod_reaches_the_hub_and_only_when_it_may() -> None:
+def test_only_the_trainers_pod_gets_the_hub_token_and_may_go_online() -> None:
     values = {"offline": False, "huggingFace": {"existingSecret": "hub", "key": "t"}}
     spec = one(render(values), "Job")["spec"]["template"]["spec"]
     for container in (*spec["initContainers"], *spec["containers"]):
@@ -189,7 +191,7 @@ def test_only_the_trainers_pod_reaches_the_hub_and_only_when_it_may() -> None:
     assert "HF_TOKEN" not in str(generator)
 
 
-def test_a_token_is_made_once_and_is_in_no_environment() -> None:
+def test_the_token_is_generated_into_a_secret_and_appears_in_no_other_object() -> None:
     objects = render()
     token = base64.b64decode(one(objects, "Secret")["data"]["token"]).decode()
     assert len(token) >= 32
@@ -197,10 +199,10 @@ def test_a_token_is_made_once_and_is_in_no_environment() -> None:
         if thing["kind"] != "Secret":
             assert token not in yaml.safe_dump(thing)
     text = (ROOT / "helm/tandem/templates/secret-token.yaml").read_text()
-    assert 'lookup "v1" "Secret"' in text, "without a cluster it can only be read that the old one is looked up"
+    assert 'lookup "v1" "Secret"' in text, "only a real cluster could run the lookup of the existing token"
 
 
-def test_an_own_token_is_mounted_and_none_is_made() -> None:
+def test_an_existing_token_secret_is_mounted_and_none_is_created() -> None:
     objects = render({"token": {"existingSecret": "mine", "key": "bearer"}})
     assert not of_kind(objects, "Secret")
     for thing in objects:

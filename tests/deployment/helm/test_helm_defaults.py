@@ -1,4 +1,4 @@
-"""`helm install` without a value is the CPU demo, whole; what it leaves is what cannot be made again."""
+"""`helm install` without values runs the complete CPU demo. `helm uninstall` keeps the runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_the_defaults_run_the_digits_example() -> None:
     assert files == {name: (ROOT / "examples/digits" / name).read_text() for name in ("prepare.py", "rewards.py")}
 
 
-def test_the_defaults_are_these_objects() -> None:
+def test_the_defaults_render_these_kinds_of_objects() -> None:
     assert sorted(kind for kind, _ in names(render())) == sorted(
         ["StatefulSet", "Job", "Service", "PodDisruptionBudget", "ServiceAccount", "Secret", "Pod"]
         + ["ConfigMap"] * 2 + ["PersistentVolumeClaim"] * 3 + ["NetworkPolicy"] * 4
@@ -30,7 +30,7 @@ def test_the_defaults_are_these_objects() -> None:
 
 
 @pytest.mark.parametrize("file", [None, *CI_VALUES], ids=lambda file: file.name if file else "defaults")
-def test_lint_has_no_complaint(file: object) -> None:
+def test_helm_lint_passes(file: object) -> None:
     made = helm("lint", "--strict", CHART, *(["--values", str(file)] if file else []))
     assert made.returncode == 0, made.stdout + made.stderr
 
@@ -42,27 +42,27 @@ def test_uninstalling_keeps_the_runs_and_the_notes_say_so() -> None:
         if thing["metadata"].get("annotations", {}).get("helm.sh/resource-policy") == "keep"
     }
     assert kept == {"run-tandem-runs"}
-    assert "removes everything but the claim run-tandem-runs" in notes()
+    assert "removes everything except the claim run-tandem-runs" in notes()
     own = notes("--set", "storage.runs.existingClaim=mine")
-    assert "removes everything but your own claims" in own
+    assert "removes everything except your own claims" in own
     assert "delete pvc" not in own
 
 
-def test_the_notes_say_what_to_do_with_names_that_are_there() -> None:
+def test_the_notes_use_the_names_of_the_rendered_objects() -> None:
     text = notes()
     job = one(render(), "Job")["metadata"]["name"]
     assert f"job/{job}" in text
     assert "/runs/digits/metrics.jsonl" in text
-    assert "run-tandem-weights wants a storage class with ReadWriteMany" in text
+    assert "run-tandem-weights needs a storage class that supports ReadWriteMany" in text
     one_node = notes("--values", str(CHART / "ci/cpu-values.yaml"))
     assert "ReadWriteMany" not in one_node
-    assert "all pods are held on one node" in one_node
-    assert "4 × nvidia.com/gpu for generators, 4 × nvidia.com/gpu for the trainer" in notes(
+    assert "all pods must run on one node" in one_node
+    assert "4 × nvidia.com/gpu for the generators, 4 × nvidia.com/gpu for the trainer" in notes(
         "--values", str(CHART / "ci/gpu-values.yaml")
     )
 
 
-def test_a_package_holds_the_demo_and_nothing_that_was_made_beside_it(tmp_path: Path) -> None:
+def test_a_package_contains_the_demo_without_the_files_that_running_it_creates(tmp_path: Path) -> None:
     for folder in ("helm/tandem", "examples/digits"):
         shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
     for made in ("model/model.safetensors", "runs/digits/metrics.jsonl", "__pycache__/rewards.pyc", "prompts.jsonl"):
@@ -88,7 +88,7 @@ def notes(*arguments: str) -> str:
     return made.stdout.partition("NOTES:")[2]
 
 
-def test_every_object_is_of_the_release_and_has_a_template_of_its_own() -> None:
+def test_every_object_is_named_after_the_release_and_has_its_own_template_file() -> None:
     files = [path for path in (CHART / "templates").rglob("*.yaml") if path.name != "validate.yaml"]
     assert all(path.read_text().count("\nkind: ") + path.read_text().count('"tandem.claim"') == 1 for path in files)
     assert all(thing["metadata"]["name"].startswith("run-tandem") for thing in render())

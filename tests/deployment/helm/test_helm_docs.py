@@ -1,4 +1,4 @@
-"""What the pages on Kubernetes show is what the chart takes."""
+"""The pages about Kubernetes name only values, keys and files that exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generators: a StatefulSet whose pods get their devices, time to start, and time to stop."""
+"""The generators: devices, probes, volumes, and the objects that create their pods."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ def env(of: Object) -> dict[str, str]:
     return {entry["name"]: entry.get("value", "") for entry in of["env"]}
 
 
-def test_replicas_start_together_behind_one_headless_name_that_the_trainer_is_given() -> None:
+def test_replicas_start_in_parallel_behind_the_headless_service_that_the_trainer_uses() -> None:
     objects = render({"generator": {"replicas": 3}})
-    service, replicas = one(objects, "Service", "-generator"), one(objects, "StatefulSet")["spec"]
+    service = one(objects, "Service", "-generator")
+    replicas = one(objects, "StatefulSet")["spec"]
     assert (replicas["replicas"], replicas["podManagementPolicy"]) == (3, "Parallel")
     assert service["spec"]["clusterIP"] == "None"
     assert replicas["serviceName"] == service["metadata"]["name"]
@@ -34,7 +35,7 @@ def test_replicas_start_together_behind_one_headless_name_that_the_trainer_is_gi
     assert env(trainer)["TANDEM__SHARED__GENERATORS"] == f'["http://{service["metadata"]["name"]}:8000"]'
 
 
-def test_the_trainer_meets_no_replica_of_an_older_configuration() -> None:
+def test_the_service_selects_no_replica_with_an_older_configuration() -> None:
     old, new = render(), render({"config": {"shared": {"model": "another"}}})
     selectors = [one(objects, "Service", "-generator")["spec"]["selector"] for objects in (old, new)]
     assert selectors[0].items() <= pod()["metadata"]["labels"].items()
@@ -43,7 +44,7 @@ def test_the_trainer_meets_no_replica_of_an_older_configuration() -> None:
     assert statefulsets[0] == statefulsets[1], "a StatefulSet's selector cannot be changed"
 
 
-def test_generators_start_anew_for_their_own_options_and_the_projects_but_not_for_the_trainers() -> None:
+def test_generators_restart_after_changes_of_their_options_or_the_project_but_not_of_the_trainer() -> None:
     assert pod({"config": {"trainer": {"max_steps": 7}}}) == pod()
     assert pod({"config": {"generator": {"max_model_len": 64}}}) != pod()
     assert pod({"config": {"shared": {"revision": "main"}}}) != pod()
@@ -52,7 +53,7 @@ def test_generators_start_anew_for_their_own_options_and_the_projects_but_not_fo
 
 
 @pytest.mark.parametrize("resource", ["nvidia.com/gpu", "nvidia.com/mig-3g.40gb", "amd.com/gpu"])
-def test_parallel_sizes_use_exactly_the_devices(resource: str) -> None:
+def test_the_parallel_sizes_use_all_devices(resource: str) -> None:
     made = container({"generator": {"accelerator": {"resource": resource, "count": 8}, "dataParallelSize": 2}})
     for kind in ("requests", "limits"):
         assert made["resources"][kind][resource] == "8"
@@ -60,19 +61,19 @@ def test_parallel_sizes_use_exactly_the_devices(resource: str) -> None:
     assert env(made)["TANDEM__GENERATOR__DATA_PARALLEL_SIZE"] == "2"
 
 
-def test_pipeline_parallel_takes_its_share_of_the_devices() -> None:
+def test_pipeline_parallelism_divides_the_tensor_parallel_size() -> None:
     config = {"generator": {"vllm": {"pipeline_parallel_size": 2}}}
     made = container({"generator": {"accelerator": {"count": 8}, "dataParallelSize": 2}, "config": config})
     assert env(made)["TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE"] == "2"
 
 
-def test_without_devices_nothing_is_asked_for_and_the_configuration_decides() -> None:
+def test_without_devices_the_chart_requests_none_and_sets_no_parallel_sizes() -> None:
     assert container()["resources"].keys() == {"requests", "limits"}
     assert set(container()["resources"]["limits"]) == {"cpu", "memory"}
     assert not [name for name in env(container()) if "PARALLEL" in name]
 
 
-def test_shared_memory_is_counted_into_the_memory_limit() -> None:
+def test_shared_memory_is_added_to_the_memory_request_and_limit() -> None:
     made = pod(
         {
             "generator": {
@@ -88,7 +89,7 @@ def test_shared_memory_is_counted_into_the_memory_limit() -> None:
     assert shm == {"medium": "Memory", "sizeLimit": "512Mi"}
 
 
-def test_one_number_is_the_budget_of_a_start() -> None:
+def test_the_startup_probe_allows_exactly_the_startup_budget() -> None:
     made = container({"generator": {"startupBudgetSeconds": 1800}})
     probe = made["startupProbe"]
     assert probe["periodSeconds"] * probe["failureThreshold"] == 1800
@@ -97,26 +98,26 @@ def test_one_number_is_the_budget_of_a_start() -> None:
 
 
 @pytest.mark.parametrize(("config", "switch_s"), [({}, 300), ({"generator": {"switch_timeout_s": 1200.5}}, 1201)])
-def test_liveness_outlasts_a_weight_switch(config: dict[str, Any], switch_s: int) -> None:
+def test_the_liveness_probe_allows_more_time_than_a_weight_switch_takes(config: dict[str, Any], switch_s: int) -> None:
     probe = container({"config": config})["livenessProbe"]
     assert probe["httpGet"]["path"] == "/healthz"
     assert probe["periodSeconds"] * probe["failureThreshold"] > switch_s
 
 
-@pytest.mark.parametrize(("config", "running_s"), [({}, 30), ({"generator": {"shutdown_timeout_s": 120}}, 120)])
-def test_the_grace_is_longer_than_running_requests_and_the_pause_before_it(
-    config: dict[str, Any], running_s: int
+@pytest.mark.parametrize(("config", "shutdown_s"), [({}, 30), ({"generator": {"shutdown_timeout_s": 120}}, 120)])
+def test_the_grace_period_covers_the_pre_stop_pause_and_running_requests(
+    config: dict[str, Any], shutdown_s: int
 ) -> None:
     spec = pod({"config": config})["spec"]
     pause_s = int(spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1])
-    assert spec["terminationGracePeriodSeconds"] > running_s + pause_s
+    assert spec["terminationGracePeriodSeconds"] > shutdown_s + pause_s
 
 
-def test_disruptions_take_one_replica_at_a_time() -> None:
+def test_a_disruption_stops_at_most_one_replica_at_a_time() -> None:
     assert one(render(), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
-def test_weights_project_and_token_are_read_only_and_the_lease_alone_is_written() -> None:
+def test_a_generator_can_write_only_its_leases() -> None:
     mounts = {mount["mountPath"]: mount for mount in container()["volumeMounts"]}
     for path in ("/weights", "/cache", "/secrets"):
         assert mounts[path]["readOnly"] is True
@@ -125,7 +126,7 @@ def test_weights_project_and_token_are_read_only_and_the_lease_alone_is_written(
     assert env(container())["HF_HUB_OFFLINE"] == "1"
 
 
-def test_a_replica_over_several_nodes_is_a_group_of_which_the_first_serves() -> None:
+def test_only_the_first_pod_of_a_multi_node_replica_serves() -> None:
     objects = render({"generator": {"replicas": 2, "nodesPerReplica": 2, "accelerator": {"count": 8}}})
     assert "StatefulSet" not in {kind for kind, _ in names(objects)}
     group = one(objects, "LeaderWorkerSet")["spec"]
@@ -137,7 +138,7 @@ def test_a_replica_over_several_nodes_is_a_group_of_which_the_first_serves() -> 
     assert working["args"] == [*serving["args"], "--headless"]
     assert env(serving)["TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE"] == "16"
     assert working["resources"] == serving["resources"]
-    assert "readinessProbe" not in working, "it has no port"
+    assert "readinessProbe" not in working, "a worker has no port"
     selector = one(objects, "Service", "-generator")["spec"]["selector"]
     assert selector.items() <= leader["metadata"]["labels"].items()
     assert not selector.items() <= worker["metadata"]["labels"].items()

@@ -1,4 +1,4 @@
-"""What the chart renders to, word for word, so that a change of it is seen in a review as what it does.
+"""The chart's complete output, compared with tests/golden/helm. A review sees what a change of the chart does.
 
 After a change: TANDEM_GOLDEN=write .venv/bin/pytest tests/deployment/helm/test_helm_golden.py
 """
@@ -33,7 +33,7 @@ SETS = {
 
 
 def rendered(arguments: tuple[str, ...]) -> str:
-    """With the token left out, which is another each time, and files of the repository, which are golden already."""
+    """Render the chart, without the random token and without the content of the repository's own files."""
     made = helm("template", "run", CHART, "--namespace", "rl", *arguments)
     assert made.returncode == 0, made.stderr
     text = re.sub(r"(?m)^  token: \S{40,}$", "  token: …", made.stdout)
@@ -45,14 +45,17 @@ def rendered(arguments: tuple[str, ...]) -> str:
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_the_rendering_is_the_golden_one(name: str) -> None:
-    text, file = rendered(SETS[name]), GOLDEN / f"{name}.yaml"
+def test_the_output_equals_the_golden_file(name: str) -> None:
+    text = rendered(SETS[name])
+    file = GOLDEN / f"{name}.yaml"
     if os.environ.get("TANDEM_GOLDEN") == "write":
         file.write_text(text)
-    assert text == file.read_text(), f"if {file.name} should change, write it again: see {__file__}"
+    assert text == file.read_text(), (
+        f"if {file.name} should change, write it again with TANDEM_GOLDEN=write: see {__file__}"
+    )
 
 
-def test_every_template_has_a_golden_rendering_and_nothing_else_is_golden() -> None:
+def test_every_template_appears_in_a_golden_file_and_no_golden_file_is_unused() -> None:
     assert {file.stem for file in GOLDEN.iterdir()} == SETS.keys()
     text = "".join(file.read_text() for file in GOLDEN.iterdir())
     shown = set(re.findall(r"# Source: tandem/templates/(\S+)", text))
@@ -60,7 +63,7 @@ def test_every_template_has_a_golden_rendering_and_nothing_else_is_golden() -> N
     assert shown == templates - {"validate.yaml"}
 
 
-def test_a_rendering_is_the_same_each_time_but_for_the_token() -> None:
+def test_two_renderings_differ_only_in_the_token() -> None:
     first, second = rendered(()), rendered(())
     assert first == second
     assert len(list(yaml.safe_load_all(first))) > 10

@@ -1,4 +1,4 @@
-"""Every object is one that Kubernetes takes, from the oldest version that the chart allows to the newest known."""
+"""Every object is valid in Kubernetes, from the oldest version that the chart allows to the newest known one."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ OLDEST = yaml.safe_load((CHART / "Chart.yaml").read_text())["kubeVersion"].remov
 VERSIONS = (OLDEST, "1.31", "1.34", kubernetes_validate.latest_version())
 SCHEMA_CONTENTS = functools.cache(kubernetes_validate.utils.schema_contents)
 OPERATORS = ("monitoring.coreos.com", "jobset.x-k8s.io", "leaderworkerset.x-k8s.io")
-"""Whose objects are not Kubernetes' own, so that nothing here knows their schema; what is in them is."""
+"""API groups of operators. Their schemas are not available here, so only the pods and Jobs inside are validated."""
 
 
 @pytest.fixture(autouse=True)
 def schemas_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The library reads megabytes of them for every object."""
+    """Cache the schemas: the library reads megabytes of them again for every object."""
     monkeypatch.setattr(kubernetes_validate.utils, "schema_contents", SCHEMA_CONTENTS)
 
 
 def own(thing: Object) -> list[Object]:
-    """The object, or what an operator would make of it."""
+    """Return the object itself, or the objects that an operator would create from it."""
     if not thing["apiVersion"].startswith(OPERATORS):
         return [thing]
     if thing["kind"] == "JobSet":
@@ -46,7 +46,7 @@ def invalid(objects: list[Object], version: str) -> list[str]:
 
 @functools.cache
 def _invalid(text: str, version: str) -> str | None:
-    """Cached, since combinations have most of their objects in common."""
+    """Validate one object. The result is cached, because the sets of values share most of their objects."""
     thing = json.loads(text)
     try:
         kubernetes_validate.validate(thing, version, strict=True)
@@ -56,13 +56,13 @@ def _invalid(text: str, version: str) -> str | None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_the_chart_makes_is_valid(version: str) -> None:
+def test_every_object_is_valid(version: str) -> None:
     names = list(VARIATIONS) if version in (VERSIONS[0], VERSIONS[-1]) else ["defaults", *CI]
     problems = {name: invalid(render(VARIATIONS[name]), version) for name in names}
     assert {name: found for name, found in problems.items() if found} == {}
 
 
-def test_an_object_that_is_wrong_is_noticed() -> None:
+def test_an_invalid_object_is_detected() -> None:
     (service,) = [thing for thing in render() if thing["kind"] == "Service"]
     assert invalid([{**service, "spec": {**service["spec"], "ports": "http"}}], VERSIONS[0])
     jobset = next(thing for thing in render(VARIATIONS["multinode"]) if thing["kind"] == "JobSet")

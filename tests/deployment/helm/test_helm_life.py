@@ -1,4 +1,4 @@
-"""A release's life with a real helm: what an upgrade keeps and replaces, and what the end leaves."""
+"""Install, upgrade, roll back and uninstall a release with a real helm and a fake Kubernetes API."""
 
 from __future__ import annotations
 
@@ -34,23 +34,25 @@ def token(api: KubeApi) -> str:
     return str(api.get("Secret", "run-tandem-token")["data"]["token"])
 
 
-def test_an_upgrade_keeps_the_token_and_the_claims_and_replaces_the_job_when_it_changes(api: KubeApi) -> None:
+def test_an_upgrade_keeps_token_and_claims_and_replaces_a_changed_job(api: KubeApi) -> None:
     run(api, "install")
-    first, made, claims = job(api), token(api), api.names("PersistentVolumeClaim")
+    first = job(api)
+    first_token = token(api)
+    claims = api.names("PersistentVolumeClaim")
     run(api, "upgrade", values=("generator.replicas=2",))
     assert job(api) == first
     assert api.get("StatefulSet", "run-tandem-generator")["spec"]["replicas"] == 2
     run(api, "upgrade", values=("config.trainer.max_steps=300",))
     assert job(api)["metadata"]["name"] != first["metadata"]["name"]
     assert "max_steps: 300" in api.get("ConfigMap", "run-tandem-config")["data"]["config.yaml"]
-    assert token(api) == made
+    assert token(api) == first_token
     assert api.names("PersistentVolumeClaim") == claims
     run(api, "rollback")
     assert job(api)["metadata"]["name"] == first["metadata"]["name"]
-    assert token(api) == made
+    assert token(api) == first_token
 
 
-def test_uninstalling_leaves_the_runs_and_installing_again_takes_them_up(api: KubeApi) -> None:
+def test_uninstalling_keeps_the_runs_claim_and_installing_again_adopts_it(api: KubeApi) -> None:
     run(api, "install")
     first = token(api)
     run(api, "uninstall")
@@ -60,14 +62,14 @@ def test_uninstalling_leaves_the_runs_and_installing_again_takes_them_up(api: Ku
     assert token(api) != first
 
 
-def test_the_upgrade_from_the_demo_to_any_set_in_ci_and_back_is_one_that_kubernetes_takes(api: KubeApi) -> None:
+def test_kubernetes_accepts_an_upgrade_from_the_demo_to_cpu_and_mock_values_and_back(api: KubeApi) -> None:
     run(api, "install")
     for name in ("cpu", "mock"):
         run(api, "upgrade", "--values", str(CHART / f"ci/{name}-values.yaml"))
         run(api, "upgrade")
 
 
-def test_a_change_that_kubernetes_refuses_is_noticed(api: KubeApi) -> None:
+def test_the_fake_api_refuses_a_change_of_an_immutable_field(api: KubeApi) -> None:
     run(api, "install")
     job(api)["spec"]["template"]["spec"]["subdomain"] = "another"
     with pytest.raises(AssertionError, match="field is immutable"):

@@ -1,4 +1,4 @@
-"""Alerts and panels are over series that exist, and both services are scraped with their token."""
+"""Alerts and panels use metrics that exist, and Prometheus scrapes both services with their token."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def dashboard() -> Any:
     return json.loads(one(render(ALL), "ConfigMap", "-dashboard")["data"]["tandem.json"])
 
 
-def test_what_is_not_asked_for_is_not_there() -> None:
+def test_monitoring_is_off_by_default() -> None:
     assert {kind for kind, _ in names(render())}.isdisjoint({"ServiceMonitor", "PodMonitor", "PrometheusRule"})
     assert ("ConfigMap", "run-tandem-dashboard") not in names(render())
 
 
-def test_both_services_are_scraped_with_their_token_where_prometheus_looks() -> None:
+def test_both_services_are_scraped_with_their_token_on_the_port_that_they_serve() -> None:
     objects = render(CI["gpu"])
     service = one(objects, "ServiceMonitor")
     pod = one(objects, "PodMonitor")
@@ -49,12 +49,12 @@ def test_both_services_are_scraped_with_their_token_where_prometheus_looks() -> 
     assert trainer["ports"] == [{"name": "metrics", "containerPort": int(port)}]
 
 
-def test_of_several_nodes_the_first_is_scraped() -> None:
+def test_only_the_first_node_of_a_trainer_is_scraped() -> None:
     selector = one(render({**CI["multinode"], **ALL}), "PodMonitor")["spec"]["selector"]["matchLabels"]
     assert selector["batch.kubernetes.io/job-completion-index"] == "0"
 
 
-def test_every_alert_is_over_series_that_exist_and_says_what_to_do() -> None:
+def test_every_alert_uses_metrics_that_exist_and_has_a_description() -> None:
     for name, rule in rules().items():
         series = used(rule["expr"])
         assert series, name
@@ -64,7 +64,7 @@ def test_every_alert_is_over_series_that_exist_and_says_what_to_do() -> None:
         assert rule["expr"].count("(") == rule["expr"].count(")")
 
 
-def test_the_alerts_that_matter_are_there_with_the_values_bounds() -> None:
+def test_the_values_set_the_thresholds_of_the_alerts() -> None:
     values = {
         **OWN,
         "project": {"configMap": "mine"},
@@ -79,16 +79,16 @@ def test_the_alerts_that_matter_are_there_with_the_values_bounds() -> None:
     assert "run-tandem-weights|run-tandem-runs" in found["TandemVolumeNearlyFull"]["expr"]
     assert {"TandemGeneratorNotReady", "TandemTrainerFailed", "TandemSwitchesFail"} <= found.keys()
     assert all('namespace="rl"' in rule["expr"] for rule in found.values()), (
-        "another release's series are not this one's"
+        "an alert must not use metrics of another release"
     )
 
 
-def test_the_runbook_says_what_to_do_at_every_alert() -> None:
-    told = set(re.findall(r"(?m)^\| `(Tandem\w+)`", (ROOT / "docs/deploy/runbook.md").read_text()))
-    assert told == rules().keys()
+def test_the_runbook_covers_every_alert() -> None:
+    covered = set(re.findall(r"(?m)^\| `(Tandem\w+)`", (ROOT / "docs/deploy/runbook.md").read_text()))
+    assert covered == rules().keys()
 
 
-def test_every_panel_is_over_series_that_exist() -> None:
+def test_every_panel_uses_metrics_that_exist() -> None:
     panels = dashboard()["panels"]
     assert len({panel["title"] for panel in panels}) == len(panels) >= 10
     for panel in panels:
@@ -98,7 +98,7 @@ def test_every_panel_is_over_series_that_exist() -> None:
             assert all(map(known, series)), (panel["title"], series)
 
 
-def test_a_series_that_does_not_exist_is_noticed() -> None:
+def test_an_unknown_metric_is_detected() -> None:
     assert used('sum by (pod) (rate(tandem_nothing_total{a="b"}[5m])) > 0.5') == {"tandem_nothing_total"}
     assert used("tandem_ready == 0 or up == 0") == {"tandem_ready", "up"}
     assert not known("tandem_nothing_total")
@@ -107,12 +107,12 @@ def test_a_series_that_does_not_exist_is_noticed() -> None:
     assert known("tandem_switch_seconds_bucket")
 
 
-def test_the_dashboard_is_found_by_grafanas_sidecar() -> None:
+def test_the_dashboard_has_the_label_that_grafanas_sidecar_looks_for() -> None:
     assert one(render(ALL), "ConfigMap", "-dashboard")["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert dashboard()["uid"] == "tandem"
     assert json.loads((CHART / "files/dashboard.json").read_text()) == dashboard()
 
 
-def test_labels_of_the_trainers_series_are_those_that_the_panels_name() -> None:
+def test_the_panels_use_the_labels_of_the_trainers_metrics() -> None:
     legends = " ".join(t["legendFormat"] for panel in dashboard()["panels"] for t in panel["targets"])
     assert {f"{{{{{label}}}}}" for label in LABELS.values()} <= set(re.findall(r"\{\{\w+\}\}", legends))

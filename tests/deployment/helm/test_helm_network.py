@@ -1,4 +1,4 @@
-"""Who may speak to whom: nobody, but for the few flows that the stack needs."""
+"""The network policies allow only the connections that the stack needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.helm
 
 DNS, GENERATOR, METRICS = {53}, {8000}, {9400}
 EVERY: frozenset[int] = frozenset()
-"""Every port."""
+"""Stands for every port."""
 SEVERAL = {
     "trainer": {"nodes": 2},
     "storage": {"runs": {"accessMode": "ReadWriteMany"}},
@@ -21,11 +21,11 @@ SEVERAL = {
 
 
 def peer(of: Object) -> str:
-    """The component, namespace or address block that a peer of a rule is."""
+    """Return the component, namespace or address block of a peer."""
     if "podSelector" in of:
         selector = of["podSelector"]
-        wanted = selector.get("matchLabels", {}).get("app.kubernetes.io/component")
-        return wanted or "+".join(selector["matchExpressions"][1]["values"])
+        component = selector.get("matchLabels", {}).get("app.kubernetes.io/component")
+        return component or "+".join(selector["matchExpressions"][1]["values"])
     if "ipBlock" in of:
         return str(of["ipBlock"]["cidr"])
     labels = of["namespaceSelector"].get("matchLabels", {})
@@ -33,7 +33,7 @@ def peer(of: Object) -> str:
 
 
 def flows(values: dict[str, Any], direction: str) -> dict[tuple[str, str], set[int] | frozenset[int]]:
-    """(pods of a component, peer) → ports, in one direction."""
+    """Return the allowed ports in one direction, by (component of the pods, peer)."""
     found: dict[tuple[str, str], set[int] | frozenset[int]] = {}
     for thing in of_kind(render(values), "NetworkPolicy"):
         own = peer(thing["spec"]) if not thing["metadata"]["name"].endswith("-deny") else "*"
@@ -56,19 +56,19 @@ def test_only_the_trainer_the_test_and_monitoring_reach_a_generator() -> None:
     }
 
 
-def test_trainer_and_test_reach_the_generators_and_a_generator_nobody() -> None:
+def test_trainer_and_test_reach_only_the_generators_and_a_generator_reaches_nothing() -> None:
     assert without_dns(flows({}, "egress")) == {
         ("trainer", "generator"): GENERATOR,
         ("test", "generator"): GENERATOR,
     }
 
 
-def test_names_are_looked_up_in_the_cluster_only() -> None:
-    asked = {other for (_, other), ports in flows({}, "egress").items() if ports == DNS}
-    assert asked == {"namespace *", "169.254.20.10/32"}
+def test_dns_queries_go_only_to_the_cluster_and_the_node_cache() -> None:
+    resolvers = {other for (_, other), ports in flows({}, "egress").items() if ports == DNS}
+    assert resolvers == {"namespace *", "169.254.20.10/32"}
 
 
-def test_the_outside_is_the_trainers_alone_and_only_when_not_offline() -> None:
+def test_only_the_trainer_reaches_the_outside_and_only_without_offline() -> None:
     values = {"offline": False, "networkPolicy": {"outsidePorts": [443, 3128]}}
     outside = {pair: ports for pair, ports in flows(values, "egress").items() if pair[1] == "0.0.0.0/0"}
     assert outside == {("trainer", "0.0.0.0/0"): {443, 3128}}
@@ -76,7 +76,7 @@ def test_the_outside_is_the_trainers_alone_and_only_when_not_offline() -> None:
     assert not [pair for pair in flows({**values, "offline": True}, "egress") if pair[1] == "0.0.0.0/0"]
 
 
-def test_nodes_of_one_service_speak_to_each_other_on_every_port() -> None:
+def test_nodes_of_one_service_reach_each_other_on_every_port() -> None:
     nodes = ("generator+generator-worker",) * 2
     for direction in ("ingress", "egress"):
         assert flows(SEVERAL, direction)["trainer", "trainer"] == EVERY
@@ -85,11 +85,11 @@ def test_nodes_of_one_service_speak_to_each_other_on_every_port() -> None:
         assert nodes not in flows({}, direction)
 
 
-def test_policies_can_be_left_out() -> None:
+def test_network_policies_can_be_disabled() -> None:
     assert not of_kind(render({"networkPolicy": {"enabled": False}}), "NetworkPolicy")
 
 
-def test_another_namespace_may_read_metrics() -> None:
+def test_the_monitoring_namespace_can_be_changed() -> None:
     pairs = flows({"networkPolicy": {"monitoringNamespace": "observability"}}, "ingress")
     assert ("generator", "namespace observability") in pairs
     assert ("generator", "namespace monitoring") not in pairs

@@ -1,4 +1,4 @@
-"""Claims: shared ones by default; on one node where they must be; the user's own where they are named."""
+"""The claims: their access modes, the placement of pods on one node, and existing claims."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def service_pods(values: dict[str, Any]) -> list[Object]:
     return [pod for thing in render(values) if thing["kind"] != "Pod" for pod in pod_templates(thing)]
 
 
-def test_claims_that_both_services_mount_are_shared_and_that_of_the_runs_need_not_be() -> None:
+def test_the_claims_that_both_services_mount_are_read_write_many() -> None:
     modes = {c["metadata"]["name"]: c["spec"]["accessModes"] for c in of_kind(render(), "PersistentVolumeClaim")}
     assert modes == {
         "run-tandem-weights": ["ReadWriteMany"],
@@ -28,7 +28,7 @@ def test_claims_that_both_services_mount_are_shared_and_that_of_the_runs_need_no
 
 
 @pytest.mark.parametrize("claim", ["weights", "cache"])
-def test_a_claim_for_one_node_holds_all_pods_on_that_of_the_generators(claim: str) -> None:
+def test_a_read_write_once_claim_places_all_pods_on_the_generators_node(claim: str) -> None:
     pods = service_pods({"generator": {"replicas": 2}, "storage": {claim: {"accessMode": "ReadWriteOnce"}}})
     assert len(pods) == 2
     (generator,) = [pod for pod in pods if pod["metadata"]["labels"]["app.kubernetes.io/component"] == "generator"]
@@ -46,19 +46,17 @@ def test_a_claim_for_one_node_holds_all_pods_on_that_of_the_generators(claim: st
         ({"trainer": {"nodes": 2}}, "runs"),
     ],
 )
-def test_a_claim_for_one_node_is_refused_for_several_and_the_message_says_what_to_do(
-    values: dict[str, Any], claim: str
-) -> None:
-    said = refusal(values)
-    assert f"storage.{claim}.accessMode: got ReadWriteOnce" in said
-    assert "expected ReadWriteMany" in said
+def test_a_read_write_once_claim_is_refused_with_several_nodes(values: dict[str, Any], claim: str) -> None:
+    message = refusal(values)
+    assert f"storage.{claim}.accessMode: got ReadWriteOnce" in message
+    assert "expected ReadWriteMany" in message
 
 
-def test_groups_of_nodes_do_not_mind_where_the_runs_are() -> None:
+def test_a_multi_node_generator_accepts_a_read_write_once_runs_claim() -> None:
     render({"generator": {"nodesPerReplica": 2, "accelerator": {"count": 8}}})
 
 
-def test_own_claims_are_mounted_and_none_is_made() -> None:
+def test_existing_claims_are_mounted_and_none_is_created() -> None:
     storage = {name: {"existingClaim": f"my-{name}"} for name in ("weights", "cache", "runs")}
     objects = render({"storage": storage})
     assert not of_kind(objects, "PersistentVolumeClaim")
@@ -71,7 +69,7 @@ def test_own_claims_are_mounted_and_none_is_made() -> None:
     assert mounted == {"my-weights", "my-cache", "my-runs"}
 
 
-def test_size_and_class_are_the_claims() -> None:
+def test_a_claim_gets_its_size_and_storage_class() -> None:
     storage = {"weights": {"storageClassName": "nfs", "size": "1Ti"}}
     spec = one(render({"storage": storage}), "PersistentVolumeClaim", "-weights")["spec"]
     assert spec == {

@@ -1,9 +1,9 @@
-"""The worst child process a service may have: in a session of its own, and deaf to SIGTERM."""
+"""The worst child process that a service may have: it has its own session and ignores SIGTERM."""
 
 import subprocess
 import sys
 
-_CODE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf', flush=True); signal.pause()"
+_CODE = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
 
 
 def start_stubborn_child() -> None:

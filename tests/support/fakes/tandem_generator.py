@@ -1,6 +1,6 @@
-"""Stands in for the generator in tests of the `tandem` command: answers its probes and has a stubborn child process.
+"""A fake generator for tests of the `tandem` command. It answers the probes and has a stubborn child process.
 
-FAKE_GENERATOR_READY=0 keeps it from getting ready.
+With FAKE_GENERATOR_READY=0 it never becomes ready.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Stands in for the trainer in tests of the `tandem` command: writes the files it would, and has a stubborn child.
+"""A fake trainer for tests of the `tandem` command. It writes the trainer's files and has a stubborn child process.
 
-FAKE_TRAINER_EXIT is its exit code. SIGTERM makes it finish its step, write `checkpoint` and end.
+FAKE_TRAINER_EXIT is its exit code. After SIGTERM it finishes its step, writes `checkpoint` and exits.
 """
 
 import argparse
