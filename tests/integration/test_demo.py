@@ -74,7 +74,7 @@ def test_an_earlier_run_is_set_aside_and_kept(project: Path) -> None:
     for _ in range(2):
         with running_demo(project) as demo:
             output = demo.finish()
-    assert "--resume would have continued it" in output
+    assert "Renamed the earlier run to" in output
     assert len((project / "runs/default.1/metrics.jsonl").read_text().splitlines()) == 3
     assert len((project / "runs/default/metrics.jsonl").read_text().splitlines()) == 3
 
@@ -117,7 +117,7 @@ def test_a_trainer_that_fails_ends_the_demo_with_its_last_words(project: Path, t
     with running_demo(project, FAKE_TRAINER_EXIT=str(trainers)) as demo:
         demo.finish()
         assert demo.process.returncode == ours
-        assert f"the trainer ended with exit code {trainers}. The end of {demo.run_dir}/logs/trainer.log" in demo.errors
+        assert f"the trainer ended with exit code {trainers}. Last lines of {demo.run_dir}/logs/trainer.log" in demo.errors
         assert "the last words of the trainer" in demo.errors
         demo.wait_until_nothing_is_left()
 
