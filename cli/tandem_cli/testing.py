@@ -122,7 +122,7 @@ def _why_not_ready(container: GeneratorContainer) -> str | None:
 
 
 class TandemStack:
-    """The compose stack of a checkout, under its own project name. It runs in the `with` block and is removed after it."""
+    """The compose stack of a checkout, under its own project name. It is removed at the end of the `with` block."""
 
     files: Sequence[str] = ("compose.yaml",)
     """Compose files of the checkout. An empty sequence uses those that .env names."""

@@ -117,7 +117,8 @@ def test_a_trainer_that_fails_ends_the_demo_with_its_last_words(project: Path, t
     with running_demo(project, FAKE_TRAINER_EXIT=str(trainers)) as demo:
         demo.finish()
         assert demo.process.returncode == ours
-        assert f"the trainer ended with exit code {trainers}. Last lines of {demo.run_dir}/logs/trainer.log" in demo.errors
+        log = demo.run_dir / "logs" / "trainer.log"
+        assert f"the trainer ended with exit code {trainers}. Last lines of {log}" in demo.errors
         assert "the last words of the trainer" in demo.errors
         demo.wait_until_nothing_is_left()
 
