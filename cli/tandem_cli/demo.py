@@ -29,7 +29,7 @@ _GENERATOR_GRACE_S = 5.0
 """Time that the generator has to end, on top of its own shutdown timeout."""
 
 _TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a trainer that got SIGTERM before it could handle it."""
+"""Exit code of a trainer that got SIGTERM before it had installed its handler."""
 
 _RUNNING = "Ctrl-C finishes the step, writes a checkpoint and ends"
 _FINISHING = "finishing the step and writing a checkpoint; press Ctrl-C again to kill"

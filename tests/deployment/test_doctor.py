@@ -102,7 +102,7 @@ def test_an_existing_volume_counts_with_the_size_it_was_created_with(doctor: Doc
     doctor.stack.must("--file", str(tmp_path / "small.yaml"), "create", "--no-build")
     found = doctor.examine(TANDEM_WEIGHTS_SIZE="2g")
     assert found.failed == {"weight store"}
-    assert "(2.0 GiB is configured now)" in found.message["weight store"]
+    assert "2.0 GiB is configured now" in found.message["weight store"]
 
 
 def test_the_model_of_prepare_py_is_found_on_its_volume(doctor: DoctorRuns, project: Path) -> None:

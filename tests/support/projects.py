@@ -85,7 +85,7 @@ def make_projects(directory: Path, model: Path) -> Iterator[Callable[..., Projec
 
 
 class Project:
-    """A folder with config, rewards and prompts. Steps have two prompts, so reward call 2k + 1 is the first of step k."""
+    """A folder with config, rewards and prompts. Reward call 2k + 1 is the first of step k, which has two prompts."""
 
     def __init__(self, directory: Path, model: Path, generator: Generator, weights_dir: Path, **trainer: Any) -> None:
         self.directory = directory

@@ -74,7 +74,7 @@ def test_the_trainer_needs_its_state_and_the_activations_of_a_micro_batch() -> N
 def test_the_estimated_activations_match_what_autograd_keeps(
     dtype: Literal["float32", "bfloat16"], checkpointing: bool, intermediate: int, kv_heads: int
 ) -> None:
-    """Two more layers give the activations of a layer. Copies of weights are not counted as activations."""
+    """Compares the growth from one layer to three. Copies of weights are not counted as activations."""
     learner = LearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
 
     def kept_and_estimated(layers: int) -> tuple[float, int]:

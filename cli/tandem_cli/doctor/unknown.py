@@ -27,7 +27,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Refused(Unknown):
-    """A fact that can never be gathered this way, such as a model that does not exist. Trying again is no use."""
+    """A fact that does not exist or may not be read, such as a model that the hub does not have. Retrying is useless."""
 
 
 class NotKnown(Exception):

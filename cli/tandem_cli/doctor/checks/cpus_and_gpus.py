@@ -43,9 +43,8 @@ def cpus(facts: Facts) -> Finding:
     if not (generator and trainer) and stack.uses_gpus:
         return ok(f"a service without a CPU set runs on any of {total} cores, which is fine with GPUs")
     if not (generator and trainer):
-        return warn(
-            "got a service without a CPU set, expected one for each: it uses the other's cores too", CHOOSE_CPUS
-        )
+        missing = " and ".join(name for name, cpus in ((GENERATOR, generator), (TRAINER, trainer)) if not cpus)
+        return warn(f"got no CPU set for {missing}, expected disjoint sets: the services may share cores", CHOOSE_CPUS)
     return ok(f"generator {texts[GENERATOR]}, trainer {texts[TRAINER]}; this host has {total} CPUs")
 
 

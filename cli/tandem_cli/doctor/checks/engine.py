@@ -9,7 +9,7 @@ from ..finding import Finding, fail, ok
 from ..unknown import Unknown
 
 MIN_ENGINE, MIN_COMPOSE = (25, 0), (2, 24)
-UPDATE = "update Docker from Docker's own packages; those of an old distribution are too old"
+UPDATE = "update Docker; if your distribution's packages are too old, use Docker's own"
 
 
 def version(facts: Facts) -> Finding:

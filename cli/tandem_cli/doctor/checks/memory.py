@@ -170,9 +170,9 @@ def _compare(need: Need, facts: Facts, service: str, share: float, fix: str) -> 
     else:
         room = known(facts.engine).memory_bytes
         where = f"{gib(room)} of memory"
-    message = f"{need.text}; needs {gib(need.size_bytes)} of {where}"
     if need.size_bytes > room:
-        return fail(message, fix)
+        return fail(f"got {where}, expected at least {gib(need.size_bytes)}: {need.text}", fix)
+    message = f"needs {gib(need.size_bytes)} of {where}: {need.text}"
     if need.size_bytes > TIGHT * room:
-        return warn(f"{message}: tight", fix)
+        return warn(f"tight: {message}", fix)
     return ok(message)

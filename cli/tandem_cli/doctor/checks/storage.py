@@ -33,16 +33,19 @@ def weights(facts: Facts) -> Finding:
     version = known(facts.model).parameters * width
     versions = config.publish.keep + 2
     need = versions * version
-    message = f"{versions} versions × {gib(version)} = {gib(need)} of {gib(size)}"
+    room = gib(size)
     if size != configured:
-        message += f", the size that {volume.name} was created with ({gib(configured)} is configured now)"
+        room += f" ({volume.name} was created with this size; {gib(configured)} is configured now)"
+    arithmetic = f"{versions} versions × {gib(version)} = {gib(need)}"
     if need > size:
-        return fail(message, f"set TANDEM_WEIGHTS_SIZE={math.ceil(need / (1 << 30))}g, then {_recreate(volume)}")
+        fix = f"set TANDEM_WEIGHTS_SIZE={math.ceil(need / (1 << 30))}g, then {_recreate(volume)}"
+        return fail(f"got {room}, expected at least {arithmetic}", fix)
+    message = f"needs {arithmetic} of {room}"
     return ok(message) if size == configured else warn(message, _recreate(volume))
 
 
 def memory(facts: Facts) -> Finding:
-    """Check the host's memory for the case that all is full: tmpfs volumes, /dev/shm and the services on the CPU."""
+    """Check that the host's memory suffices when tmpfs volumes, /dev/shm and the services on the CPU are full."""
     stack = known(facts.stack)
     total = known(facts.engine).memory_bytes
     parts = {
@@ -52,14 +55,14 @@ def memory(facts: Facts) -> Finding:
     if isinstance(facts.model, Model) and (services := on_host_bytes(facts)):
         parts["services on the CPU"] = services
     need = sum(parts.values())
-    terms = " + ".join(f"{gib(size)} {name}" for name, size in parts.items())
-    message = f"{terms} = {gib(need)} of {gib(total)}"
+    arithmetic = " + ".join(f"{gib(size)} {name}" for name, size in parts.items()) + f" = {gib(need)}"
     if need > total:
         return fail(
-            message,
+            f"got {gib(total)}, expected at least {arithmetic}",
             "set a smaller TANDEM_WEIGHTS_SIZE, TANDEM_SHM_SIZE or VLLM_CPU_KVCACHE_SPACE "
             "(docs/deploy/containers.md), or use a host with more memory",
         )
+    message = f"may need {arithmetic} of {gib(total)}"
     if not isinstance(facts.available_bytes, Unknown) and need > facts.available_bytes:
         return warn(
             f"{message}, of which {gib(facts.available_bytes)} are free now", "end other programs that use memory"
@@ -72,16 +75,17 @@ def disk(facts: Facts) -> Finding:
 
     Each holds P × 4 bytes for the model, and P × 4 for each of AdamW's two moments.
     """
-    checkpoint = known(facts.model).parameters * 4 * (1 + MOMENTS)
     number = known(facts.settings).trainer.checkpoint.keep + 1
+    checkpoint = known(facts.model).parameters * 4 * (1 + MOMENTS)
     need = number * checkpoint
     free = known(facts.disk_free_bytes)
-    message = f"{number} checkpoints × {gib(checkpoint)} = {gib(need)} of {gib(free)} free"
+    arithmetic = f"{number} checkpoints × {gib(checkpoint)} = {gib(need)}"
     if need > free:
         return fail(
-            message, "run `docker system prune`, set a smaller trainer.checkpoint.keep, or give Docker a larger disk"
+            f"got {gib(free)} free, expected at least {arithmetic}",
+            "run `docker system prune`, set a smaller trainer.checkpoint.keep, or give Docker a larger disk",
         )
-    return ok(message)
+    return ok(f"needs {arithmetic} of {gib(free)} free")
 
 
 def access(facts: Facts) -> Finding:
