@@ -27,7 +27,7 @@ class Unknown:
 
 @dataclass(frozen=True)
 class Refused(Unknown):
-    """A fact that does not exist or may not be read, such as a model that the hub does not have. Retrying is useless."""
+    """A fact that does not exist or must not be read, such as a model that is not on the hub. Do not retry."""
 
 
 class NotKnown(Exception):
