@@ -172,7 +172,7 @@ def test_check_lets_both_services_check_and_starts_nothing(project: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("no-such-folder",), "no-such-folder/config.yaml does not exist; expected a project"),
+        (("no-such-folder",), "no-such-folder/config.yaml does not exist, expected a project"),
         (("{project}", "--trainer.max_steps", "many"), "trainer.max_steps: got 'many' (from command line)"),
         (("{project}", "--max-steps", "5"), "got the argument '--max-steps'; expected an option from --help"),
         (("{project}", "--trainer.run_name", ".."), "trainer.run_name: got '..'"),
