@@ -9,10 +9,10 @@ MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup:  ## Build .venv with pip from the pinned locks (idempotent; PYTHON=python3.11)
+setup:  ## Build .venv with pip from the pinned locks, if it is not up to date (PYTHON=python3.11)
 	@PYTHON=$(PYTHON) scripts/setup
 
-demo: setup  ## Watch a policy learn on this machine's CPU (PROJECT=examples/digits)
+demo: setup  ## Train PROJECT on this machine's CPU and watch it learn (PROJECT=examples/digits)
 	@$(BIN)/tandem demo $(PROJECT)
 
 check: setup  ## Lint, format, types, Dockerfiles, documentation, and no package source named in a tracked file
@@ -23,7 +23,7 @@ check: setup  ## Lint, format, types, Dockerfiles, documentation, and no package
 	$(MKDOCS) build --strict --quiet
 	scripts/check_hosts
 
-test: setup  ## Run the tests (TESTS=tests/unit); says what it skipped and why
+test: setup  ## Run the tests; prints which were skipped and why (TESTS=tests/unit)
 	$(BIN)/pytest $(TESTS)
 
 docs: setup  ## Write the reference pages and build the documentation into site/
@@ -33,27 +33,27 @@ docs: setup  ## Write the reference pages and build the documentation into site/
 docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you write it
 	$(MKDOCS) serve
 
-bench: setup  ## Measure and print ratios; gates nothing
+bench: setup  ## Measure performance and print ratios; never fails on a result
 	@for script in $(filter-out %/trainer.py %/trainer_update.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
-bench-trainer: setup  ## One update ÷ TRL's: time and peak memory (makes .venv-trl; 20 minutes on 2 cores)
+bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py
 	$(BIN)/python tests/bench/trainer.py --profile
 
-# Half of the cores each by default.
+# By default, generator and trainer get half of the cores each.
 up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))
 up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc) - 1)))
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
-up:  ## Train PROJECT in containers, to the end (docs/deploy/containers.md)
+up:  ## Train PROJECT in containers and wait for the end (docs/deploy/containers.md)
 	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; exit 1; }
 	docker compose logs --follow trainer
 	docker compose stop
 	exit $$(docker compose ps --all --format '{{.ExitCode}}' trainer)
 
-down:  ## Remove the containers; their volumes stay (docker compose down --volumes)
+down:  ## Remove the containers but keep their volumes (docker compose down --volumes removes both)
 	docker compose down
 
-lock:  ## Pin and hash the requirements again (PIP_FIND_LINKS=folder with torch's CPU wheel)
+lock:  ## Pin and hash the requirements (UPGRADE=1: newer versions; PIP_FIND_LINKS=folder with torch's CPU wheel)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock
 
 clean:  ## Remove .venv, caches and runs

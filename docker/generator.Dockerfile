@@ -1,12 +1,12 @@
-# The generator. Targets: mock (no torch, no vLLM), cpu, cuda (vLLM's official image and our services).
-# Named contexts, both empty by default: wheels (looked through before pip's sources), certs (*.crt, trusted as well).
+# The generator. Targets: mock (without torch and vLLM), cpu, cuda (vLLM's official image plus the generator).
+# Named contexts, both empty by default: wheels (pip looks there first), certs (*.crt: additional trusted certificates).
 ARG PYTHON_BASE=python:3.11-slim-bookworm
 ARG CUDA_BASE=vllm/vllm-openai:v0.32.0
 
 FROM scratch AS wheels
 FROM scratch AS certs
 
-# -- building: what is left behind ---------------------------------------------------------------------------------------
+# -- build stages: not part of the images --------------------------------------------------------------------------------
 
 FROM ${PYTHON_BASE} AS build
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
@@ -40,14 +40,14 @@ RUN --mount=type=cache,target=/root/.cache \
     --mount=type=bind,source=docker/requirements/generator-cpu.txt,target=/lock.txt \
     /install /lock.txt
 
-# -- running -------------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------------------
 
 FROM ${PYTHON_BASE} AS runtime
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \
     /setup libnuma1 && \
     mkdir /opt/store && ln -s /weights/versions /weights/LATEST /opt/store/ && ln -s /leases /opt/store/served
-# /opt/store is the weight store as a generator may use it: versions only to read, its lease to write.
+# /opt/store is the weight store with the access that a generator needs: it reads versions and writes its lease.
 ENV PATH=/opt/tandem/bin:$PATH SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HF_HOME=/cache HOME=/tmp \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=void \
     TANDEM__GENERATOR__HOST=0.0.0.0 TANDEM__GENERATOR__PORT=8000 TANDEM__SHARED__WEIGHTS_DIR=/opt/store
@@ -66,7 +66,7 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}
 USER 10001:10001
 
-# vLLM compiles part of its sampler whatever enforce_eager says, so the CPU build wants a compiler at run time.
+# vLLM compiles part of its sampler even with enforce_eager, so the CPU build needs a compiler at run time.
 FROM runtime AS cpu
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++=4:*
@@ -77,7 +77,7 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}
 USER 10001:10001
 
-# Of our lock only xxhash, which vLLM's image may lack: the rest of that image is what vLLM was released with.
+# vLLM's image has the packages that vLLM was released with. Only xxhash, which it may lack, comes from our lock.
 FROM ${CUDA_BASE} AS cuda
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \

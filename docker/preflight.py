@@ -1,9 +1,9 @@
-"""Gets everything ready before the services start; runs again at every `docker compose up` and trainer pod.
+"""Prepares the project before the services start. Runs at every `docker compose up` and in every trainer pod.
 
-The project is mounted read-only, and prepare.py writes beside itself: so the services see a copy on a volume.
-Compose starts this as root, since a model that transformers saved is its owner's to read; all but copying is the
-services' user's, as whom Kubernetes starts it. It is also the one to fetch a model from the hub, because the services
-have no way outside.
+It copies the project to a volume, since the project is mounted read-only and prepare.py writes files into its folder.
+It downloads the model from the hub, since the services have no network to the outside.
+Compose starts it as root: files that transformers saved can only be read by their owner. After copying it becomes the
+services' user. Kubernetes starts it as that user.
 """
 
 from __future__ import annotations
@@ -24,29 +24,33 @@ from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, lo
 from tandem_protocol.device_sets import check_disjoint, parse_devices
 
 SOURCES = [Path(path) for path in os.environ.get("TANDEM_PROJECT_SOURCES", "/source").split(":")]
-"""Later ones win."""
+"""Folders of the project. A file in a later folder replaces that of an earlier one."""
 PROJECT = Path(os.environ.get("TANDEM_PROJECT_DIR", "/project"))
 NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
 HUB_TOKEN = Path("/hf_token")
-MENDS = {
+FIXES = {
     "CPUs": "set TANDEM_GENERATOR_CPUS and TANDEM_TRAINER_CPUS",
     "GPUs": "run `tandem gpus`, or set TANDEM_GENERATOR_GPU and TANDEM_TRAINER_GPU for one each",
 }
-"""What to do about sets that overlap."""
+"""What the user can do if the services' sets overlap."""
 
 
 class Settings(BaseModel, extra="ignore"):
-    """What is read of the configuration here; the services check the rest."""
+    """The section of the configuration that the preflight reads. The services check the rest."""
 
     shared: SharedConfig
 
 
 def main() -> int:
-    """Exit code: 0 when the services may start, 2 for a mistake of the user, else what prepare.py ended with."""
+    """Prepare the project.
+
+    Returns:
+        The exit code: 0 if the services may start, 2 for an error of the user, else the exit code of prepare.py.
+    """
     try:
         check_devices(os.environ)
         if HUB_TOKEN.exists() and (token := HUB_TOKEN.read_text().strip()):
-            os.environ["HF_TOKEN"] = token  # only its owner, or root, can read the file
+            os.environ["HF_TOKEN"] = token  # read while still root: the file may belong to another user
         copy_project()
         if os.geteuid() == 0:
             become_owner_of(PROJECT)
@@ -61,7 +65,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        print(f"error: prepare.py ended with {error.returncode}; what it printed is above", file=sys.stderr)
+        print(f"error: prepare.py ended with exit code {error.returncode}; see its output above", file=sys.stderr)
         return error.returncode
     return 0
 
@@ -71,20 +75,20 @@ def say(line: str) -> None:
 
 
 def check_devices(env: Mapping[str, str]) -> None:
-    """Refuse CPU sets or GPUs that overlap; a set that is not there is not checked.
+    """Refuse CPU sets or GPUs that overlap. A set that is not configured is not checked.
 
     Raises:
-        ConfigError: they do, or are no lists of devices.
+        ConfigError: the sets overlap, or are not lists of devices.
     """
-    for kind, fix in MENDS.items():
+    for kind, fix in FIXES.items():
         generator, trainer = (
-            parse_devices(env.get(f"TANDEM_{of}_{kind.upper()}", "")) for of in ("GENERATOR", "TRAINER")
+            parse_devices(env.get(f"TANDEM_{service}_{kind.upper()}", "")) for service in ("GENERATOR", "TRAINER")
         )
         check_disjoint(generator, trainer, kind=kind, fix=fix)
 
 
 def make_token(path: Path) -> None:
-    """Make the bearer token once; only the services' user can read it."""
+    """Create the bearer token, unless it exists. Only the services' user can read it."""
     if not path.exists():
         temporary = path.with_suffix(".new")
         temporary.touch(mode=0o600)
@@ -93,14 +97,14 @@ def make_token(path: Path) -> None:
 
 
 def copy_project() -> None:
-    """Copy the sources' files over those on the volume, where what prepare.py has made stays.
+    """Copy the project's files to the volume. Files that prepare.py has created there are kept.
 
     Raises:
-        ConfigError: there is no project.
+        ConfigError: no source has a config.yaml.
     """
     if not any((source / "config.yaml").is_file() for source in SOURCES):
         raise ConfigError(
-            "got a folder without config.yaml, expected TANDEM_PROJECT=<a project: a folder that has one>"
+            "got a folder without config.yaml, expected a project. Fix: set TANDEM_PROJECT to a folder with config.yaml"
         )
     PROJECT.mkdir(exist_ok=True)
     owner = PROJECT.stat()
@@ -113,7 +117,7 @@ def copy_project() -> None:
 
 
 def become_owner_of(path: Path) -> None:
-    """Give up root, for good, for the user whom the image has given its mount points to."""
+    """Become the user who owns `path`, and give up root permanently. The image sets the owner of its mount points."""
     owner = path.stat()
     os.setgroups([])
     os.setgid(owner.st_gid)
@@ -121,20 +125,20 @@ def become_owner_of(path: Path) -> None:
 
 
 def fetch_model(shared: SharedConfig) -> None:
-    """Put a model of the hub into the cache volume, from which the services read it without a network.
+    """Download a model from the hub to the cache volume. The services read it there without a network.
 
     Raises:
-        ConfigError: it is neither a directory nor to be had from the hub.
+        ConfigError: the model is neither a directory of the project nor available on the hub.
     """
     if (PROJECT / shared.model).is_dir():
         return
-    say(f"fetching {shared.model}")
+    say(f"downloading {shared.model}")
     try:
         snapshot_download(shared.model, revision=shared.revision)
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise ConfigError(
-            f"shared.model: got {shared.model!r}, which is no directory of the project and not to be had from the hub: "
-            f"{error}"
+            f"shared.model: got {shared.model!r}, expected a directory of the project or a model id of the hub, which "
+            f"answers: {error}"
         ) from error
 
 

@@ -1,11 +1,11 @@
-# The trainer. Targets: cpu, cuda (torch's own wheels bring CUDA; the host brings the driver).
-# Named contexts, both empty by default: wheels (looked through before pip's sources), certs (*.crt, trusted as well).
+# The trainer. Targets: cpu, cuda (torch's wheels contain CUDA; the host provides the driver).
+# Named contexts, both empty by default: wheels (pip looks there first), certs (*.crt: additional trusted certificates).
 ARG PYTHON_BASE=python:3.11-slim-bookworm
 
 FROM scratch AS wheels
 FROM scratch AS certs
 
-# -- building: what is left behind ---------------------------------------------------------------------------------------
+# -- build stages: not part of the images --------------------------------------------------------------------------------
 
 FROM ${PYTHON_BASE} AS build
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt \
@@ -39,7 +39,7 @@ RUN --mount=type=cache,target=/root/.cache \
     --mount=type=bind,source=docker/requirements/trainer-cuda.txt,target=/lock.txt \
     /install /lock.txt
 
-# -- running -------------------------------------------------------------------------------------------------------------
+# -- images --------------------------------------------------------------------------------------------------------------
 
 FROM ${PYTHON_BASE} AS runtime
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
@@ -49,7 +49,7 @@ ENV PATH=/opt/tandem/bin:$PATH SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt 
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=void \
     HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
     TANDEM__TRAINER__OUTPUT_DIR=/runs TANDEM__SHARED__WEIGHTS_DIR=/weights
-# It has no port: its progress is in /runs, its end in the exit code.
+# The trainer has no port to check. Its progress is in /runs, its result is the exit code.
 HEALTHCHECK NONE
 ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_trainer.launch"]
 CMD ["--config", "/project/config.yaml"]
@@ -67,7 +67,7 @@ FROM runtime AS cuda
 COPY --from=dependencies-cuda /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY docker/preflight.py /opt/
-# That of the lock: `tandem doctor` compares it with the driver.
+# The CUDA version of the lock. `tandem doctor` compares it with the driver.
 ENV CUDA_VERSION=13.0
 LABEL org.opencontainers.image.title="Tandem trainer (CUDA)" org.opencontainers.image.licenses=Apache-2.0
 ARG REVISION=unknown

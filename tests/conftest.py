@@ -1,6 +1,6 @@
-"""What tests may need of the machine: a test whose marker is not met is skipped with the reason.
+"""Markers for what tests need of the machine. A test is skipped, with the reason, if the machine lacks it.
 
-`TANDEM_REQUIRE=vllm,docker` names the needs that must be met: their tests fail where they would be skipped.
+With `TANDEM_REQUIRE=vllm,docker`, tests with these markers fail instead of being skipped.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from docker.errors import DockerException
 
 from support import browser, helm
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # no test measures time on a busy machine
+hypothesis.settings.register_profile("untimed", deadline=None)  # tests also run on busy machines
 hypothesis.settings.load_profile("untimed")
 
 
 def _vllm_missing() -> str | None:
-    return (
-        None if importlib.util.find_spec("vllm") else "vLLM's CPU build is not installed; `make clean setup` says why"
-    )
+    if importlib.util.find_spec("vllm"):
+        return None
+    return "vLLM's CPU build is not installed; `make clean setup` prints the reason"
 
 
 @functools.cache
@@ -40,7 +40,7 @@ def _docker_missing() -> str | None:
 def _podman_missing() -> str | None:
     if not shutil.which("podman"):
         return "podman is not installed"
-    return None if os.geteuid() == 0 else "the tests look into podman's volumes, which are root's"
+    return None if os.geteuid() == 0 else "the tests read podman's volumes, which belong to root"
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def _cdi_missing() -> str | None:
     if missing := _docker_missing():
         return missing
     if not docker.from_env(timeout=5).info().get("CDISpecDirs"):
-        return "the Docker engine has CDI off"
+        return "CDI is off in the Docker engine"
     return None if os.geteuid() == 0 else "only root can declare devices to the Docker engine"
 
 

@@ -1,1 +1,1 @@
-"""The `tandem` command for the person at the keyboard."""
+"""The `tandem` command: run a project on this machine, assign GPUs, check the host, export a model."""

@@ -1,4 +1,4 @@
-"""`tandem demo`: a project's generator and trainer as children of one screen."""
+"""`tandem demo`: runs a project's generator and trainer on this machine and shows them on one screen."""
 
 from __future__ import annotations
 
@@ -24,30 +24,35 @@ from .summary import show_summary
 USER_ERROR = 2
 _POLL_S = 0.2
 _FINISH_STEP_TIMEOUT_S = 120.0
-"""How long the trainer may take to finish its step and write a checkpoint after Ctrl-C."""
+"""Time that the trainer has, after Ctrl-C, to finish its step and write a checkpoint."""
 _GENERATOR_GRACE_S = 5.0
-"""How much longer than its own shutdown timeout the generator may take to end."""
+"""Time that the generator has to end, on top of its own shutdown timeout."""
 
 _TERMINATED = 128 + signal.SIGTERM
-"""Exit code of a trainer that was asked to end before it had begun."""
+"""Exit code of a trainer that got SIGTERM before it had installed its handler."""
 
 _RUNNING = "Ctrl-C finishes the step, writes a checkpoint and ends"
-_FINISHING = "finishing the step and writing a checkpoint; Ctrl-C again kills"
-_ENDING = "ending the generator"
+_FINISHING = "finishing the step and writing a checkpoint; press Ctrl-C again to kill"
+_ENDING = "stopping the generator"
 
 
 def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> int:
-    """Prepare the project, train and show it, sum it up. Returns the exit code and leaves no process behind.
+    """Prepare the project, train it on one screen and print a summary. No process is left behind.
+
+    Returns:
+        The exit code.
 
     Raises:
-        ConfigError: another demo writes the same run, or its folder cannot be written to.
+        ConfigError: another demo writes the same run, or the run's folder cannot be written to.
     """
     console = Console(force_terminal=False if plain else None)
     adopt_orphans()
     with ExitStack() as cleanup:
         cleanup.enter_context(project.lock())
         if not resume and (aside := project.set_earlier_run_aside()):
-            console.print(f"The earlier run is now {shown(aside)}; --resume would have continued it.", soft_wrap=True)
+            console.print(
+                f"Renamed the earlier run to {shown(aside)} (--resume continues a run instead)", soft_wrap=True
+            )
         require_writable(project.logs_dir, "trainer.output_dir")
         stop = cleanup.enter_context(StopRequest())
         cleanup.callback(end_descendants)
@@ -64,10 +69,10 @@ def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> 
 
 
 def _prepare(script: Service, console: Console, stop: StopRequest) -> None:
-    """Show the script's last line until it has ended.
+    """Show the last line of the script's output until it ends.
 
     Raises:
-        ServiceFailed: it ended with an error.
+        ServiceFailed: the script ended with an error.
     """
     console.print("Preparing the project with its prepare.py")
     with console.status("") as status:
@@ -79,10 +84,10 @@ def _prepare(script: Service, console: Console, stop: StopRequest) -> None:
 
 
 def _train(project: Project, engine: EngineName, pair: Pair, console: Console, stop: StopRequest) -> None:
-    """Show the run until it has ended, then sum it up.
+    """Show the run until it ends, then print its summary.
 
     Raises:
-        ServiceFailed: a service died, the generator did not get ready, or the trainer wrote no last checkpoint.
+        ServiceFailed: a service died, the generator did not become ready, or the trainer wrote no final checkpoint.
     """
     settings = project.settings
     facts = Facts(
@@ -95,7 +100,7 @@ def _train(project: Project, engine: EngineName, pair: Pair, console: Console, s
     )
     progress = Progress(project.run_dir, settings.trainer.max_steps, GeneratorProbe(pair.url, pair.token))
     if set(pair.generator.cpus) & set(pair.trainer.cpus):
-        console.print("This machine has one CPU for us: generator and trainer share it and take turns.")
+        console.print("Only one CPU is available: generator and trainer take turns on it.")
     screen: Screen = LiveScreen(console, facts) if console.is_terminal else PlainScreen(console, facts)
 
     def show(footer: str) -> None:
@@ -105,7 +110,8 @@ def _train(project: Project, engine: EngineName, pair: Pair, console: Console, s
     with screen:
         _follow(pair, progress, stop, settings.trainer.start_timeout_s, lambda: show(_RUNNING))
         _end(pair.trainer, stop, _FINISH_STEP_TIMEOUT_S, lambda: show(_FINISHING))
-        if stop.count < 2 and pair.trainer.exit_code not in ((0, _TERMINATED) if stop.count else (0,)):
+        expected = (0, _TERMINATED) if stop.count else (0,)
+        if stop.count < 2 and pair.trainer.exit_code not in expected:
             raise ServiceFailed(pair.trainer)
         _end(pair.generator, stop, settings.generator.shutdown_timeout_s + _GENERATOR_GRACE_S, lambda: show(_ENDING))
         progress.poll()
@@ -115,10 +121,10 @@ def _train(project: Project, engine: EngineName, pair: Pair, console: Console, s
 def _follow(
     pair: Pair, progress: Progress, stop: StopRequest, start_timeout_s: float, show: Callable[[], None]
 ) -> None:
-    """Wait until the trainer has ended, or the person asks for the end.
+    """Wait until the trainer has ended or the user has pressed Ctrl-C.
 
     Raises:
-        ServiceFailed: the generator died, or did not get ready.
+        ServiceFailed: the generator died, or did not become ready in time.
     """
     ready_by = time.monotonic() + start_timeout_s
     while pair.trainer.exit_code is None and not stop.count:
@@ -134,7 +140,7 @@ def _follow(
 
 
 def _end(service: Service, stop: StopRequest, timeout_s: float, show: Callable[[], None]) -> None:
-    """SIGTERM, then SIGKILL at the deadline or at the person's second signal; nothing for one that has ended."""
+    """Send SIGTERM, then SIGKILL at the deadline or at the user's second Ctrl-C. Does nothing if it has ended."""
     service.terminate()
     deadline = time.monotonic() + timeout_s
     while service.exit_code is None and stop.count < 2 and time.monotonic() < deadline:
@@ -146,6 +152,6 @@ def _end(service: Service, stop: StopRequest, timeout_s: float, show: Callable[[
 def _explain(failure: ServiceFailed) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     log = failure.service.log
-    console.print(Text(f"error: {failure}. The end of {shown(log)}:", style="bold red"))
+    console.print(Text(f"error: {failure}. Last lines of {shown(log)}:", style="bold red"))
     for line in failure.service.last_lines():
         console.print(Text("  ") + Text.from_ansi(line))

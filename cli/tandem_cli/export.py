@@ -1,4 +1,4 @@
-"""A run's checkpoint as a plain Hugging Face folder: for vLLM, transformers or the hub."""
+"""`tandem export`: writes a run's checkpoint as a plain Hugging Face folder, for vLLM, transformers or the hub."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 
 
 def export(run_dir: Path, checkpoint: str, to: Path) -> int:
-    """Copy the model of `checkpoint` (`last`, `best` or a step) to the new folder `to`; returns its step.
+    """Copy the model of `checkpoint` (`last`, `best` or a step) to the new folder `to`, and return its step.
 
     Raises:
-        ConfigError: there is no such checkpoint, it holds no model, `to` is in use, or it cannot be written.
+        ConfigError: there is no such checkpoint, it holds no model, `to` is in use, or `to` cannot be written.
     """
     step = _step(run_dir, checkpoint, _steps(run_dir))
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"
     if (model / ADAPTER_CONFIG_NAME).is_file():
         raise ConfigError(
-            f"{model} holds an adapter, which has to be added to its base, expected `python -m tandem_trainer.merge "
-            f"{model} {to}`, from the project's folder and where the trainer is installed"
+            f"got an adapter in {model}, expected a complete model. Fix: merge it into its base model with `python -m "
+            f"tandem_trainer.merge {model} {to}`. Run that in the project's folder, where the trainer is installed"
         )
     if not (model / "config.json").is_file():
         raise ConfigError(
-            f"{model} holds no Hugging Face model, expected config.json in it. Choose another --checkpoint"
+            f"{model} holds no Hugging Face model, expected a config.json in it. Fix: choose another --checkpoint"
         )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ConfigError(f"{to} is in use, expected a folder that does not exist or is empty")
     staging = to.with_name(f".{to.name}.part")
-    shutil.rmtree(staging, ignore_errors=True)  # of an export that was cut short
+    shutil.rmtree(staging, ignore_errors=True)  # left by an export that was interrupted
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(model, staging)
@@ -38,8 +38,8 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise ConfigError(
-            f"{model} cannot be copied to {to}: {error}. Fix: see that there is room at --to, and that the "
-            "checkpoint is still there (a run that goes on deletes old ones)."
+            f"{model} cannot be copied to {to}: {error}. Fix: check that there is room at --to, and that the "
+            "checkpoint still exists (a run in progress deletes old ones)."
         ) from error
     return step
 
@@ -52,8 +52,8 @@ def _steps(run_dir: Path) -> list[int]:
     steps = sorted(int(path.name) for path in _checkpoints(run_dir).glob("*") if path.name.isdigit())
     if not steps:
         raise ConfigError(
-            f"{run_dir} holds no checkpoint, expected a run, PROJECT/runs/NAME, that has come to one "
-            "(trainer.checkpoint.every_steps)"
+            f"{run_dir} holds no checkpoint, expected the folder of a run, PROJECT/runs/NAME, that has written one "
+            "(every trainer.checkpoint.every_steps steps)"
         )
     return steps
 
@@ -66,20 +66,20 @@ def _step(run_dir: Path, checkpoint: str, steps: list[int]) -> int:
     else:
         step = int(checkpoint) if checkpoint.isdecimal() else None
     if step is None or step not in steps:
-        there = ", ".join(map(str, steps))
+        existing = ", ".join(map(str, steps))
         raise ConfigError(
-            f"{run_dir} holds no checkpoint {checkpoint!r}, expected last, best, or one of the steps {there}"
+            f"{run_dir} holds no checkpoint {checkpoint!r}, expected last, best, or one of the steps {existing}"
         )
     return step
 
 
 def _best(run_dir: Path, last: int) -> int:
-    """The step whose evaluation was the run's best, as the last checkpoint has it."""
+    """Return the step with the run's best evaluation, which the last checkpoint records."""
     file = _checkpoints(run_dir) / f"{last:06d}" / "state.json"
     best = json.loads(file.read_text()).get("best")
     if best is None:
         raise ConfigError(
-            f"{run_dir} knows no best checkpoint, expected a run with trainer.checkpoint.keep_best and "
-            "trainer.eval.every_steps. Take --checkpoint last, or a step"
+            f"{run_dir} has no best checkpoint, expected a run with trainer.checkpoint.keep_best and "
+            "trainer.eval.every_steps. Fix: use --checkpoint last, or a step"
         )
     return int(best["step"])

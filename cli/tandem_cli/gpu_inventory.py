@@ -1,4 +1,4 @@
-"""Which GPUs there are to be handed out: what nvidia-smi and CDI say."""
+"""Lists the GPUs of this host that containers can get, according to nvidia-smi and CDI."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ import yaml
 from docker.errors import DockerException
 
 Driver = Literal["nvidia", "cdi"]
-"""Who hands a GPU out: NVIDIA's container runtime, or the engine by a CDI specification."""
+"""What gives a GPU to a container: NVIDIA's container runtime, or the Docker engine with a CDI specification."""
 
 NVIDIA_SMI_TIMEOUT_S = 30.0
-"""The first call after a start without the persistence daemon initializes every GPU."""
+"""Generous, since without the persistence daemon the first call after a boot initializes every GPU."""
 ENGINE_TIMEOUT_S = 10
 CDI_DIRS = ("/etc/cdi", "/var/run/cdi")
-"""Where engines look for CDI specifications unless told otherwise."""
+"""Folders in which engines look for CDI specifications by default."""
 
 _GPU = re.compile(r"^GPU (\d+): .*\(UUID: (GPU-[\w-]+)\)", re.MULTILINE)
 _MIG = re.compile(r"^\s+MIG .*\(UUID: (MIG-[\w/-]+)\)", re.MULTILINE)
 
 
 class DevicesUnknown(Exception):
-    """It cannot be told which devices there are; the message says why."""
+    """The devices could not be listed; the message says why."""
 
 
 class Host(NamedTuple):
-    """What can be told of the GPUs here."""
+    """The GPUs of this host."""
 
     names: frozenset[str]
-    """Those that the driver hands out; empty where it cannot be told."""
+    """Devices that the driver can give to a container. Empty if they could not be listed."""
     uuids: dict[str, str]
-    """Index → UUID, where that can be told."""
+    """Index → UUID. Empty if nvidia-smi is not available."""
     notes: list[str]
-    """What could not be told, and why."""
+    """What could not be listed, and why."""
 
 
 def look_for_gpus(driver: Driver) -> Host:
-    """The GPUs that `driver` hands out here."""
+    """List the GPUs that `driver` can give to a container on this host."""
     uuids: dict[str, str] = {}
     try:
         uuids = gpu_uuids()
@@ -58,14 +58,14 @@ def look_for_gpus(driver: Driver) -> Host:
 
 
 def _not_checked(why: DevicesUnknown) -> str:
-    return f"{why}; whether the devices exist was not checked"
+    return f"{why}, so it was not checked whether the devices exist"
 
 
 def nvidia_smi(*arguments: str) -> str:
-    """What nvidia-smi prints.
+    """Return what nvidia-smi prints.
 
     Raises:
-        DevicesUnknown: it is not here, fails or does not answer.
+        DevicesUnknown: it is not installed, fails or does not answer in time.
     """
     command = ["nvidia-smi", *arguments]
     try:
@@ -73,25 +73,25 @@ def nvidia_smi(*arguments: str) -> str:
     except subprocess.CalledProcessError as error:
         raise DevicesUnknown(f"nvidia-smi failed: {(error.stdout + error.stderr).strip()}") from error
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise DevicesUnknown(f"nvidia-smi cannot be asked: {error}") from error
+        raise DevicesUnknown(f"nvidia-smi does not run: {error}") from error
     return done.stdout
 
 
 def gpu_uuids() -> dict[str, str]:
-    """Index → UUID of this host's GPUs, and the UUID of each MIG slice → itself.
+    """Return index → UUID of this host's GPUs. A MIG slice has no index: its UUID maps to itself.
 
     Raises:
-        DevicesUnknown: there is no nvidia-smi that could tell.
+        DevicesUnknown: nvidia-smi is not available.
     """
     listing = nvidia_smi("-L")
     return dict(_GPU.findall(listing)) | {uuid: uuid for uuid in _MIG.findall(listing)}
 
 
 def engine_info() -> dict[str, Any]:
-    """The Docker engine's account of itself.
+    """Return what `docker info` reports.
 
     Raises:
-        DevicesUnknown: no engine answers.
+        DevicesUnknown: no Docker engine answers.
     """
     try:
         info: dict[str, Any] = docker.from_env(timeout=ENGINE_TIMEOUT_S).info()
@@ -101,25 +101,29 @@ def engine_info() -> dict[str, Any]:
 
 
 def cdi_devices(info: Mapping[str, Any]) -> frozenset[str]:
-    """The CDI names that an engine hands out: what it says, or the specifications in the folders that it reads.
+    """Return the CDI names of an engine's devices.
+
+    Newer engines report them. For older ones, the specifications in the engine's folders are read.
 
     Args:
-        info: the engine's (`engine_info`); without one, the usual folders are read.
+        info: what `engine_info` returns.
 
     Raises:
-        DevicesUnknown: none is to be seen from here.
+        DevicesUnknown: no device was found.
     """
-    told = {device["ID"] for device in info.get("DiscoveredDevices") or () if device.get("Source") == "cdi"}
+    reported = {device["ID"] for device in info.get("DiscoveredDevices") or () if device.get("Source") == "cdi"}
     folders: Sequence[str] = info.get("CDISpecDirs", CDI_DIRS) or ()
-    names = told or {name for folder in folders for path in Path(folder).glob("*") for name in _read_spec(path)}
+    names = reported or {name for folder in folders for path in Path(folder).glob("*") for name in _read_spec(path)}
+    if not folders and not names:
+        raise DevicesUnknown("the engine reports no CDI device, since CDI is off")
     if not names:
-        where = " and ".join(folders) or "no folder, since CDI is off in the engine"
-        raise DevicesUnknown(f"the engine names no CDI device, and its specifications were looked for in {where}")
+        where = " and ".join(folders)
+        raise DevicesUnknown(f"the engine reports no CDI device, and there is no specification in {where}")
     return frozenset(names)
 
 
 def _read_spec(path: Path) -> list[str]:
-    """The names that a CDI specification declares; none for a file that is no specification."""
+    """Return the names that a CDI specification declares; empty if the file is not a specification."""
     if path.suffix not in (".json", ".yaml", ".yml"):
         return []
     try:
@@ -127,4 +131,4 @@ def _read_spec(path: Path) -> list[str]:
         spec = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
         return [f"{spec['kind']}={device['name']}" for device in spec["devices"]]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
-        return []  # the engine cannot read it either, and says so
+        return []  # the engine cannot read it either, and logs that

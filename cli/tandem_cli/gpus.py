@@ -1,4 +1,4 @@
-"""`tandem gpus`: which GPUs each service of the compose stack gets, written so that `docker compose up` uses it."""
+"""`tandem gpus`: assigns GPUs to the services of the compose stack, in files that `docker compose up` reads."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from .gpu_inventory import Driver, look_for_gpus
 from .project import SharedPart
 
 COMPOSE_FILES = ("compose.yaml", "compose.gpu.yaml", "compose.devices.yaml")
-"""In the order of merging; the last one is ours to write."""
+"""Compose files in the order of merging. `tandem gpus` writes the last one."""
 OVERRIDE = """\
-# Written by `tandem gpus`, which writes it again each time.
+# Written by `tandem gpus`. Do not edit: the next call overwrites it.
 services:
   preflight:
     environment: {preflight}
@@ -33,21 +33,23 @@ services:
 
 
 class Settings(BaseModel, extra="ignore"):
-    """What is read of a project here."""
+    """The keys of config.yaml that this command reads."""
 
     shared: SharedPart
 
 
 class Layout(NamedTuple):
-    """Which devices each service gets, under names that the driver takes, and how the generator splits its own."""
+    """The devices of each service, and how the generator divides the model among its own."""
 
     driver: Driver
     generator: tuple[str, ...]
+    """Device names that the driver accepts; `trainer` likewise."""
     trainer: tuple[str, ...]
     tensor_parallel: int
+    """Number of GPUs that share one copy of the model."""
 
     def override(self) -> str:
-        """The compose file that gives them out."""
+        """Return the compose file that assigns the devices."""
         return OVERRIDE.format(
             preflight=json.dumps(
                 {"TANDEM_GENERATOR_GPUS": ",".join(self.generator), "TANDEM_TRAINER_GPUS": ",".join(self.trainer)}
@@ -70,49 +72,56 @@ class Layout(NamedTuple):
 def gpus(
     generator: str, trainer: str, *, driver: Driver, tensor_parallel: int | None, project: Path | None, folder: Path
 ) -> list[str]:
-    """Check the sets, then write compose.devices.yaml and .env beside `folder`/compose.yaml.
+    """Check the sets of devices, then write compose.devices.yaml and .env in `folder`.
 
     Args:
-        generator: its devices as a person writes them; `trainer` likewise.
-        tensor_parallel: how many GPUs share one copy of the model; None: all of the generator's. The copies are served
-            data-parallel.
-        project: becomes the stack's; None: what TANDEM_PROJECT says, or the stack's default.
+        generator: the generator's devices, such as `0-3`; `trainer` likewise.
+        tensor_parallel: number of GPUs that share one copy of the model. None: all GPUs of the generator. If there is
+            more than one copy, the copies are served data-parallel.
+        project: the project that the stack will run. None: TANDEM_PROJECT, or the stack's default.
+        folder: the folder of compose.yaml.
 
     Returns:
-        What the person should know: checks that could not be made.
+        Notes for the user, such as checks that could not be made.
 
     Raises:
-        ConfigError: a set, or how the model is split over it, cannot work (then nothing was written), or a file cannot
-            be written.
+        ConfigError: the devices cannot be used like this (then nothing was written), or a file cannot be written.
     """
     if missing := [name for name in COMPOSE_FILES[:2] if not (folder / name).is_file()]:
-        raise ConfigError(f"{folder} has no {' and no '.join(missing)}, expected Tandem's own folder: --directory DIR")
-    ours, theirs = _named("--generator", generator, driver), _named("--trainer", trainer, driver)
+        raise ConfigError(
+            f"{folder} has no {' and no '.join(missing)}, expected a checkout of Tandem. Fix: name its folder with "
+            "--directory DIR"
+        )
+    generator_devices = _driver_names("--generator", generator, driver)
+    trainer_devices = _driver_names("--trainer", trainer, driver)
     host = look_for_gpus(driver)
-    for option, devices in (("--generator", ours), ("--trainer", theirs)):
+    for option, devices in (("--generator", generator_devices), ("--trainer", trainer_devices)):
         _check_exist(option, devices, host.names, driver)
         if len({identity(device, host.uuids) for device in devices}) < len(devices):
             raise ConfigError(f"{option}: got one GPU twice in {', '.join(devices)}, expected each once")
-    check_disjoint(ours, theirs, kind="GPUs", uuids=host.uuids, fix="move them out of --generator or out of --trainer")
+    fix = "move them out of --generator or out of --trainer"
+    check_disjoint(generator_devices, trainer_devices, kind="GPUs", uuids=host.uuids, fix=fix)
     env_file = folder / ".env"
-    before = env_file.read_text() if env_file.is_file() else ""
-    layout = Layout(driver, ours, theirs, len(ours) if tensor_parallel is None else tensor_parallel)
-    notes = [*host.notes, *_check_split(layout, _project_folder(project, before, folder))]
+    env_text = env_file.read_text() if env_file.is_file() else ""
+    layout = Layout(driver, generator_devices, trainer_devices, tensor_parallel=len(generator_devices))
+    if tensor_parallel is not None:
+        layout = layout._replace(tensor_parallel=tensor_parallel)
+    notes = [*host.notes, *_check_split(layout, _project_folder(project, env_text, folder))]
     try:
         (folder / COMPOSE_FILES[2]).write_text(layout.override())
-        env_file.write_text(_with(before, _variables(before, project, folder)))
+        env_file.write_text(_with(env_text, _variables(env_text, project, folder)))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error}") from error
     if "COMPOSE_FILE" in os.environ:
-        notes.append("this shell's COMPOSE_FILE goes before the one in .env; `unset COMPOSE_FILE`")
+        notes.append("COMPOSE_FILE is set in this shell and takes precedence over .env. Fix: unset COMPOSE_FILE")
     return notes
 
 
-def _named(option: str, text: str, driver: Driver) -> tuple[str, ...]:
-    """The devices under names that the driver takes.
+def _driver_names(option: str, text: str, driver: Driver) -> tuple[str, ...]:
+    """Parse a set of devices to names that the driver accepts.
 
     Raises:
-        ConfigError: there is none, or one that only the other driver takes.
+        ConfigError: the set is empty, or has a name that only the other driver accepts.
     """
     devices = parse_devices(text)
     if not devices:
@@ -120,26 +129,30 @@ def _named(option: str, text: str, driver: Driver) -> tuple[str, ...]:
     if driver == "cdi":
         return tuple(device if "=" in device else f"{CDI_KIND}{device}" for device in devices)
     if cdi := [device for device in devices if "=" in device]:
-        raise ConfigError(f"{option}: got the CDI name {cdi[0]} for the driver nvidia, expected --driver cdi with it")
+        raise ConfigError(
+            f"{option}: got the CDI name {cdi[0]} with the driver nvidia, expected an index or a UUID. Fix: use "
+            "--driver cdi"
+        )
     return devices
 
 
 def _check_exist(option: str, devices: Sequence[str], known: frozenset[str], driver: Driver) -> None:
     if known and (unknown := [device for device in devices if device not in known]):
-        look = "nvidia-smi -L" if driver == "nvidia" else "nvidia-ctk cdi list"
+        command = "nvidia-smi -L" if driver == "nvidia" else "nvidia-ctk cdi list"
         raise ConfigError(
-            f"{option}: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}, which is all that "
-            f"`{look}` lists"
+            f"{option}: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}, the devices that "
+            f"`{command}` lists"
         )
 
 
 def _check_split(layout: Layout, project: Path) -> list[str]:
-    """Whether the generator's devices can share the model; returns what could not be checked.
+    """Check that the generator can divide the model among its devices, and return what could not be checked.
 
     Raises:
-        ConfigError: they cannot.
+        ConfigError: it cannot.
     """
-    devices, size = len(layout.generator), layout.tensor_parallel
+    devices = len(layout.generator)
+    size = layout.tensor_parallel
     if size < 1 or devices % size:
         raise ConfigError(
             f"--tensor-parallel: got {size} for {devices} devices of the generator, expected a divisor of {devices}"
@@ -147,22 +160,27 @@ def _check_split(layout: Layout, project: Path) -> list[str]:
     model, heads = _attention_heads(project)
     if heads is None:
         return [
-            f"{model} does not tell here how many attention heads it has; whether {size} divides them was not checked"
+            f"the number of attention heads of {model} is not known here, so it was not checked whether the "
+            f"tensor-parallel size {size} divides it"
         ]
     if heads % size:
         fitting = [n for n in range(1, devices + 1) if devices % n == 0 and heads % n == 0]
         raise ConfigError(
             f"got tensor-parallel size {size} for {model}, which has {heads} attention heads, expected a divisor of "
-            f"them: --tensor-parallel {' or '.join(map(str, fitting))}, or another number of devices for --generator"
+            f"{heads}. Fix: --tensor-parallel {' or '.join(map(str, fitting))}, or another number of devices for "
+            "--generator"
         )
     return []
 
 
 def _attention_heads(project: Path) -> tuple[str, int | None]:
-    """The project's model and, where its folder is at hand and tells, how many attention heads it has."""
+    """Return the project's model and its number of attention heads; None for the latter if the model is elsewhere."""
     config = project / "config.yaml"
     if not config.is_file():
-        raise ConfigError(f"{config} does not exist, expected --project DIR: a folder with config.yaml in it")
+        raise ConfigError(
+            f"{config} does not exist, expected a project: a folder with config.yaml in it. Fix: name it with "
+            "--project DIR"
+        )
     model = load(Settings, path=config, env={})[0].shared.model
     try:
         described = json.loads((project / model / "config.json").read_text())
@@ -174,17 +192,20 @@ def _attention_heads(project: Path) -> tuple[str, int | None]:
 
 
 def _project_folder(project: Path | None, env_text: str, folder: Path) -> Path:
-    named = os.environ.get("TANDEM_PROJECT") or _values(env_text).get("TANDEM_PROJECT") or "examples/digits"
-    return project or folder / named
+    configured = os.environ.get("TANDEM_PROJECT") or _values(env_text).get("TANDEM_PROJECT") or "examples/digits"
+    return project or folder / configured
 
 
 def _variables(env_text: str, project: Path | None, folder: Path) -> dict[str, str]:
-    """What .env has to say: our compose files first, then the person's own."""
+    """Return the variables to set in .env: Tandem's compose files first, then those of the user."""
     automatic = [name for name in ("compose.override.yaml",) if (folder / name).is_file()]
-    named = _values(env_text).get("COMPOSE_FILE")
-    theirs = named.split(":") if named else automatic  # naming files ends what compose reads by itself
-    files = {"COMPOSE_FILE": ":".join(dict.fromkeys([*COMPOSE_FILES, *theirs]))}
-    return files | ({"TANDEM_PROJECT": str(project.resolve())} if project else {})
+    configured = _values(env_text).get("COMPOSE_FILE")
+    # Once COMPOSE_FILE is set, compose no longer reads compose.override.yaml by itself.
+    users_files = configured.split(":") if configured else automatic
+    variables = {"COMPOSE_FILE": ":".join(dict.fromkeys([*COMPOSE_FILES, *users_files]))}
+    if project:
+        variables["TANDEM_PROJECT"] = str(project.resolve())
+    return variables
 
 
 def _values(env_text: str) -> dict[str, str]:
@@ -193,6 +214,6 @@ def _values(env_text: str) -> dict[str, str]:
 
 
 def _with(env_text: str, values: Mapping[str, str]) -> str:
-    """The text with some variables set again and every other line kept."""
+    """Return the text of .env with `values` set and every other line kept."""
     kept = [line for line in env_text.splitlines() if line.partition("=")[0].strip() not in values]
     return "".join(f"{line}\n" for line in [*kept, *(f"{name}={value}" for name, value in values.items())])

@@ -1,10 +1,10 @@
-"""Runs one command, so that none of its processes outlives it or the process that asked for it.
+"""Runs one command and kills all its processes when the command ends or when the process that started the guard ends.
 
     python -m tandem_cli.guard --cpus 0,1 --scratch DIR COMMAND…
 
-Standard input is a pipe whose writing end the starter alone holds: its end of file says that the starter is gone,
-however it died, or wants the command killed. SIGTERM goes on to the command but not to its children: vLLM's engine
-processes have to live until their server has drained.
+Only the starter holds the writing end of the guard's standard input. When the pipe closes, the starter has died or
+requests that the command is killed. SIGTERM is forwarded to the command but not to its children: vLLM's engine
+processes must live until their server has drained.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def main() -> int:
 
 
 def adopt_orphans() -> None:
-    """Make this process the parent of every descendant whose own parent dies, whatever session it has moved to."""
+    """Make this process the parent of every descendant whose own parent dies, in any session."""
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def end_descendants() -> None:
-    """SIGKILL every process below this one, until none is left. Call `adopt_orphans` before they are started."""
+    """Send SIGKILL to all descendants until none is left. `adopt_orphans` must be called before they are started."""
     deadline = time.monotonic() + _KILL_TIMEOUT_S
     while (family := psutil.Process().children(recursive=True)) and time.monotonic() < deadline:
         for process in family:
@@ -64,7 +64,7 @@ def end_descendants() -> None:
 
 
 def _wait(command: subprocess.Popen[bytes], woken: int) -> bool:
-    """Wait until the command has ended (False) or the starter is gone (True); pass SIGTERM on meanwhile."""
+    """Wait until the command ends (False) or the starter's pipe closes (True). Forward SIGTERM meanwhile."""
     ended = os.pidfd_open(command.pid)
     while True:
         ready, _, _ = select.select([ended, woken, sys.stdin.fileno()], [], [])
@@ -78,10 +78,14 @@ def _wait(command: subprocess.Popen[bytes], woken: int) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tandem_cli.guard", description="Run COMMAND, leave no orphans.")
-    parser.add_argument("--cpus", required=True, type=lambda text: {int(cpu) for cpu in text.split(",")})
-    parser.add_argument("--scratch", type=Path, help="removed when the starter is gone")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    parser = argparse.ArgumentParser(
+        prog="python -m tandem_cli.guard", description="Run COMMAND and leave no process of it behind."
+    )
+    parser.add_argument(
+        "--cpus", required=True, type=lambda text: {int(cpu) for cpu in text.split(",")}, help="CPUs to run on: 0,1"
+    )
+    parser.add_argument("--scratch", type=Path, help="directory to remove if the starter dies")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND", help="the command with its arguments")
     return parser
 
 

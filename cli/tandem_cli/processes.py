@@ -1,4 +1,4 @@
-"""Child processes: where they run, what they see of the environment, where their output goes and how they end."""
+"""Child processes: their CPUs, environment, log file and end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _KILL_TIMEOUT_S = 15.0
 
 
 class Service:
-    """A running command with its log. It and all that it starts are gone after `kill`, or when this process is."""
+    """A running command with its log. `kill`, or the end of this process, ends it and all processes that it started."""
 
     def __init__(
         self,
@@ -26,7 +26,12 @@ class Service:
         log: Path,
         scratch: Path | None = None,
     ) -> None:
-        """Start `command` in `folder`; `scratch` is a directory to remove if this process dies without doing so."""
+        """Start `command`.
+
+        Args:
+            folder: the working directory.
+            scratch: a directory that the guard removes if this process dies.
+        """
         self.name = name
         self.log = log
         self.cpus = cpus
@@ -40,21 +45,21 @@ class Service:
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # the terminal's Ctrl-C is for the command line alone
+                start_new_session=True,  # the terminal's Ctrl-C must reach only this process, not its children
             )
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; 128 + n after signal n."""
+        """None while it runs. 128 + n if signal n ended it."""
         code = self._guard.poll()
         return 128 - code if code is not None and code < 0 else code
 
     def terminate(self) -> None:
-        """Ask it to finish what it must and end."""
+        """Send SIGTERM: finish and end."""
         self._guard.terminate()
 
     def kill(self) -> None:
-        """End it and all its processes; returns when they are gone. Nothing to do for one that has ended."""
+        """Kill it with all its processes and wait until they are gone. Does nothing if it has ended."""
         assert self._guard.stdin is not None
         self._guard.stdin.close()
         try:
@@ -64,13 +69,17 @@ class Service:
             self._guard.wait()
 
     def last_lines(self, count: int = 20) -> list[str]:
-        """The end of its log."""
+        """Return the last lines of its log."""
         with self.log.open(errors="replace") as file:
             return [line.rstrip("\n") for line in deque(file, maxlen=count)]
 
 
 class ServiceFailed(Exception):
-    """A service ended that should not have, or did not do what it was started for; `problem` says so."""
+    """A service ended with an error, or did not do what it was started for.
+
+    Args:
+        problem: what is wrong, such as `was not ready within 900 s`. None: the exit code is described.
+    """
 
     def __init__(self, service: Service, problem: str | None = None) -> None:
         super().__init__(f"the {service.name} {problem or describe_exit(service.exit_code)}")
@@ -79,7 +88,7 @@ class ServiceFailed(Exception):
 
 
 def describe_exit(exit_code: int | None) -> str:
-    """`ended with exit code 2`, `was killed by SIGKILL (exit code 137)`."""
+    """Describe an exit code: `ended with exit code 2`, `was killed by SIGKILL (exit code 137)`."""
     assert exit_code is not None
     try:
         return f"was killed by {signal.Signals(exit_code - 128).name} (exit code {exit_code})"
@@ -88,9 +97,9 @@ def describe_exit(exit_code: int | None) -> str:
 
 
 def split_cpus(cpus: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Disjoint halves for generator and trainer, the larger one first; a single CPU is shared.
+    """Divide CPUs into disjoint halves for generator and trainer, the larger one first. A single CPU is shared.
 
-    Hardware threads of one core stay together, so that the services do not compete inside it.
+    Hardware threads of one core stay together, so that the services do not compete for a core.
     """
     ordered = sorted(cpus, key=lambda cpu: (_first_sibling(cpu), cpu))
     middle = (len(ordered) + 1) // 2

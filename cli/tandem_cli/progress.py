@@ -1,4 +1,4 @@
-"""What a run is doing and how it fares, from the files that the trainer writes and the generator's own answers."""
+"""The state of a run, read from the files that the trainer writes and from the generator's HTTP endpoints."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RECENT_STEPS = 20
 
 
 class Record(BaseModel):
-    """Base of what the trainer writes for its readers; keys that are not shown are ignored."""
+    """Base of the records that the trainer writes. Keys that the screen does not show are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -33,13 +33,13 @@ class StepMetrics(Record):
     step: int
     version: str
     reward_mean: float | None
-    """None when no reward function had an opinion."""
+    """None if no reward function gave a value."""
     kl_sampler: float
     lag_max: int
     completion_tokens_mean: float
     rollout_tokens: int
     timings: dict[str, float]
-    """Seconds, one entry a phase; together the whole step."""
+    """Seconds per phase. Their sum is the duration of the step."""
 
     @property
     def duration_s(self) -> float:
@@ -52,7 +52,7 @@ class EvalResult(Record):
     step: int
     reward_mean: float | None
     pass_at: dict[str, dict[str, float]] = {}
-    """By reward function and k."""
+    """Reward function → k → pass@k."""
 
 
 class Sample(Record):
@@ -64,7 +64,7 @@ class Sample(Record):
 
 
 class Status(Record):
-    """status.json."""
+    """The content of status.json."""
 
     phase: str
     since_unix_s: float
@@ -72,7 +72,7 @@ class Status(Record):
 
 @dataclass(frozen=True)
 class GeneratorState:
-    """What the generator answers about itself."""
+    """The state that the generator reports."""
 
     ready: bool
     reason: str
@@ -105,7 +105,7 @@ class GeneratorProbe:
 
 
 class Progress:
-    """All that is known of a run; `poll` brings it up to date."""
+    """The records and state of a run. `poll` updates them."""
 
     def __init__(self, run_dir: Path, max_steps: int, probe: Callable[[], GeneratorState]) -> None:
         self.max_steps = max_steps
@@ -115,18 +115,20 @@ class Progress:
         self.status: Status | None = None
         self.generator = GeneratorState(False, "starting")
         self.was_ready = False
-        """Whether the generator has ever been ready."""
+        """True once the generator has been ready."""
         self._status_file = run_dir / "status.json"
         self._probe = probe
         self._probed = 0.0
 
     def poll(self) -> None:
-        for lines in (self.steps, self.evals, self.samples):
-            lines.poll()
+        """Read new records, and ask the generator once per `PROBE_EVERY_S`."""
+        for reader in (self.steps, self.evals, self.samples):
+            reader.poll()
         if self._status_file.exists():
             self.status = Status.model_validate_json(self._status_file.read_bytes())
         if time.monotonic() - self._probed > PROBE_EVERY_S:
-            self.generator, self._probed = self._probe(), time.monotonic()
+            self.generator = self._probe()
+            self._probed = time.monotonic()
             self.was_ready |= self.generator.ready
 
     @property
@@ -143,9 +145,11 @@ class Progress:
 
     @property
     def remaining_s(self) -> float | None:
-        """Estimated from the last steps; None before the first."""
+        """Seconds until the last step, estimated from recent steps. None before the first step."""
         recent = self.steps.records[-_RECENT_STEPS:]
-        return (self.max_steps - self.step) * sum(s.duration_s for s in recent) / len(recent) if recent else None
+        if not recent:
+            return None
+        return (self.max_steps - self.step) * sum(s.duration_s for s in recent) / len(recent)
 
     @property
     def recent_tokens_per_s(self) -> float | None:
@@ -153,13 +157,16 @@ class Progress:
 
 
 def tokens_per_s(steps: Sequence[StepMetrics]) -> float | None:
-    """Sampled tokens that were trained on, by the time these steps took in all; None without any."""
+    """Return sampled tokens per second of training time. None without steps."""
     duration_s = sum(step.duration_s for step in steps)
     return sum(step.rollout_tokens for step in steps) / duration_s if duration_s else None
 
 
 def gauge(metrics: str, *names: str) -> int:
-    """The first of the gauges `names` that a Prometheus page has, summed over its labels; 0 without any."""
+    """Return the value of a gauge on a Prometheus page, summed over its labels.
+
+    The first of `names` that the page has counts. Without any of them the value is 0.
+    """
     for name in names:
         if values := re.findall(rf"^{name}(?:{{.*}})? (\S+)", metrics, re.MULTILINE):
             return int(sum(map(float, values)))

@@ -1,4 +1,4 @@
-"""A project: the folder with config.yaml, rewards.py and prompts that a person brings, and the folder of its run."""
+"""A project (the user's folder with config.yaml, rewards.py and prompts) and the folder of its run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tandem_protocol.folders import require_writable
 
 EngineName = Literal["vllm", "mock"]
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 – the weight store's own directory in it is made by mkdtemp
+_MEMORY = Path("/dev/shm")  # noqa: S108 – mkdtemp creates the weight store's directory in it
 _STORE_TO_MODEL = 8
-"""Bytes of the weight store per byte of the model: up to four versions at once, in fp32 where the model is bf16."""
+"""Bytes of the weight store per byte of the model: up to four versions, in fp32 even if the model is bf16."""
 
 
 class _Part(BaseModel):
-    """The keys of a section that the command line needs; their owners check the whole section."""
+    """The keys of a section that this command needs. Other keys are ignored here: the services check them."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -57,23 +57,23 @@ class Settings(_Part):
 
 @dataclass(frozen=True)
 class Project:
-    """A project as one command line sees it."""
+    """A project, with the overrides of one command line."""
 
     folder: Path
     settings: Settings
     overrides: Mapping[str, str]
-    """Dotted key → words, as the command line has them: only `load` reads them, here and in the services."""
+    """Dotted key → text as given on the command line. `load` parses it, here and in the services."""
 
     @classmethod
     def read(cls, folder: Path, overrides: Mapping[str, str]) -> Project:
         """Read `folder`/config.yaml.
 
         Raises:
-            ConfigError: there is none, or it (or an override) does not hold what the command line needs.
+            ConfigError: the file does not exist, or it or an override is not valid.
         """
         config = folder / "config.yaml"
         if not config.is_file():
-            raise ConfigError(f"{config} does not exist; expected a project: a folder with config.yaml in it")
+            raise ConfigError(f"{config} does not exist, expected a project: a folder with config.yaml in it")
         settings, _ = load(Settings, path=config, overrides=overrides)
         return cls(folder.resolve(), settings, overrides)
 
@@ -82,9 +82,9 @@ class Project:
         return self.folder / "config.yaml"
 
     def overrides_for(self, section: str) -> list[str]:
-        """The overrides that the owner of `section` reads, as its arguments."""
+        """Return the overrides of `shared` and `section` as command line arguments of the service."""
         return [
-            f"--{key}={words}" for key, words in self.overrides.items() if key.split(".", 1)[0] in ("shared", section)
+            f"--{key}={text}" for key, text in self.overrides.items() if key.split(".", 1)[0] in ("shared", section)
         ]
 
     @property
@@ -97,10 +97,10 @@ class Project:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Be the only demo that writes the run; the kernel's lock goes when its process does, however it ends.
+        """Lock the run, so that no other demo writes it. The kernel releases the lock when this process ends.
 
         Raises:
-            ConfigError: another demo holds it, or there can be no run.
+            ConfigError: another demo holds the lock, or the run's folder cannot be written to.
         """
         require_writable(self.run_dir.parent, "trainer.output_dir")
         with self.run_dir.with_name(f".{self.run_dir.name}.lock").open("w") as file:
@@ -114,7 +114,7 @@ class Project:
             yield
 
     def set_earlier_run_aside(self) -> Path | None:
-        """Rename the run's folder, if there is one, to the first free of `name.1`, `name.2` …, and say which."""
+        """Rename the run's folder to the first free of `name.1`, `name.2` …, and return it. None if there is no run."""
         if not self.run_dir.exists():
             return None
         names = (self.run_dir.with_name(f"{self.run_dir.name}.{n}") for n in itertools.count(1))
@@ -122,8 +122,12 @@ class Project:
 
     @contextmanager
     def weights_dir(self) -> Iterator[Path]:
-        """A directory for the weight store, removed afterwards: in memory if the model's size is known and fits."""
-        size_bytes = sum(s.stat().st_size for s in (self.folder / self.settings.shared.model).glob("*.safetensors"))
+        """Create a directory for the weight store and remove it afterwards.
+
+        It is in memory if the model is a local folder and memory has room for its versions, else in the run's folder.
+        """
+        shards = (self.folder / self.settings.shared.model).glob("*.safetensors")
+        size_bytes = sum(shard.stat().st_size for shard in shards)
         room_bytes = shutil.disk_usage(_MEMORY).free if os.access(_MEMORY, os.W_OK) else 0
         in_memory = 0 < size_bytes * _STORE_TO_MODEL <= room_bytes
         with tempfile.TemporaryDirectory(
@@ -132,12 +136,12 @@ class Project:
             yield Path(directory)
 
 
-def choose_engine(wanted: EngineName) -> tuple[EngineName, str | None]:
-    """The engine to use and, if it is not the one that was wanted, why."""
-    if wanted == "vllm" and importlib.util.find_spec("vllm") is None:
+def choose_engine(requested: EngineName) -> tuple[EngineName, str | None]:
+    """Return the engine to use and, if it differs from the requested one, the reason."""
+    if requested == "vllm" and importlib.util.find_spec("vllm") is None:
         return "mock", (
-            "vLLM is not installed beside this Python, so the mock engine stands in: every part of the loop runs, "
-            "but its tokens do not come from the model and the reward will not rise. `make setup` installs vLLM "
-            "where there is a build for this machine."
+            "vLLM is not installed in this Python environment, so the mock engine takes its place. Every part of the "
+            "loop runs, but the tokens do not come from the model and the reward will not rise. Fix: run `make setup`, "
+            "which installs vLLM if there is a build for this machine."
         )
-    return wanted, None
+    return requested, None

@@ -1,4 +1,4 @@
-"""The live screen of a run, and its stand-in where there is no terminal: one line a step."""
+"""The live screen of a run, and the plain output that replaces it when stdout is not a TTY: one line per step."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .progress import EvalResult, Progress, StepMetrics
 
 _WIDTH = 96
 _ECHO_WIDTH = len("^C^C")
-"""Left free beside the panel: a terminal echoes Ctrl-C there, and its wrapping would push the panel up."""
+"""Columns left free beside the panel. A terminal echoes Ctrl-C there; without them the line would wrap."""
 _SPARK_WIDTH = 40
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COMPLETION_CHARS = 240
 _LABEL_WIDTH = 12
 _LONG_PHASE_S = 2.0
-"""From here on a phase shows how long it has been going on; flickering seconds are no information."""
+"""A phase shows its duration once it has lasted this long. Shorter ones would only flicker."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the screen says of a run that does not change."""
+    """The facts on the screen that do not change during a run."""
 
     project: str
     model: str
@@ -43,7 +43,7 @@ class Facts:
 
 
 class Screen(Protocol):
-    """Shows a run. `footer` says what the person can do, or what is awaited."""
+    """Shows a run. `footer` says what the user can do, or what the demo waits for."""
 
     def __enter__(self) -> Screen: ...
     def __exit__(self, *_: object) -> None: ...
@@ -51,7 +51,7 @@ class Screen(Protocol):
 
 
 class LiveScreen:
-    """Redraws one panel in place and leaves the terminal as it found it."""
+    """Redraws one panel in place, and removes it at the end."""
 
     def __init__(self, console: Console, facts: Facts) -> None:
         self._console = console
@@ -72,7 +72,7 @@ class LiveScreen:
 
 
 class PlainScreen:
-    """Prints a line when the generator is ready, one a step, one an evaluation and one a change of footer."""
+    """Prints one line per step, per evaluation and per new footer, and one when the generator is ready."""
 
     def __init__(self, console: Console, facts: Facts) -> None:
         self._console = console
@@ -91,14 +91,17 @@ class PlainScreen:
     def update(self, progress: Progress, footer: str) -> None:
         if progress.was_ready and not self._ready:
             self._print("generator ready")
-        steps, evals = progress.steps.records[self._steps :], progress.evals.records[self._evals :]
+        steps = progress.steps.records[self._steps :]
+        evals = progress.evals.records[self._evals :]
         records: list[StepMetrics | EvalResult] = [*steps, *evals]
-        for record in sorted(records, key=lambda record: record.step):  # stable: a step before its evaluation
+        for record in sorted(records, key=lambda record: record.step):  # stable: a step comes before its evaluation
             self._print(_line(record, progress.max_steps))
         if footer != self._footer:
             self._print(footer)
-        self._ready, self._footer = progress.was_ready, footer
-        self._steps, self._evals = len(progress.steps.records), len(progress.evals.records)
+        self._ready = progress.was_ready
+        self._footer = footer
+        self._steps = len(progress.steps.records)
+        self._evals = len(progress.evals.records)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -115,7 +118,7 @@ def _line(record: StepMetrics | EvalResult, max_steps: int) -> str:
 
 
 def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float, width: int) -> RenderableType:
-    """The whole screen."""
+    """Return the complete screen."""
     return Panel(
         Group(
             _header(facts),
@@ -139,20 +142,21 @@ def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float, widt
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """The course of `values` in at most `width` characters; each is the mean of its share of the values."""
+    """Draw `values` with at most `width` characters: `▁▃▅█`. Longer series are averaged."""
     if not values:
         return ""
     columns = min(width, len(values))
     edges = [round(i * len(values) / columns) for i in range(columns + 1)]
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
-    low, spread = min(means), max(means) - min(means)
+    low = min(means)
+    spread = max(means) - low
     if not spread:
         return _BLOCKS[3] * columns
     return "".join(_BLOCKS[round((mean - low) / spread * (len(_BLOCKS) - 1))] for mean in means)
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3:07 min`, `1:04:09 h`."""
+    """Format a duration: `42 s`, `3:07 min`, `1:04:09 h`."""
     minutes, rest_s = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -161,18 +165,19 @@ def duration(seconds: float) -> str:
 
 
 def number(value: float | None) -> str:
+    """Format a number with three decimals; None becomes `–`."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def shown(path: Path) -> str:
-    """`path` as short as it can be said from here."""
+    """Return `path` relative to the current directory, if it is inside of it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without the control characters by which a sampled text could drive the terminal."""
-    return "".join(c if c.isprintable() else "⏎" if c == "\n" else "·" for c in text)
+    """Return `text` on one line, without control characters: a sampled text must not control the terminal."""
+    return "".join(c if c.isprintable() else "·" for c in text.replace("\n", "⏎"))
 
 
 def _header(facts: Facts) -> Text:
@@ -198,7 +203,13 @@ def _bar(progress: Progress, elapsed_s: float) -> RenderableType:
 
 def _learning(progress: Progress) -> RenderableType:
     last = progress.steps.records[-1] if progress.steps.records else None
-    rewards, speed = progress.rewards, progress.recent_tokens_per_s
+    rewards = progress.rewards
+    speed = progress.recent_tokens_per_s
+    speed_text = policy_text = "–"
+    if last is not None:
+        policy_text = f"version {last.version}   lag {last.lag_max}   sampler KL {last.kl_sampler:.1e}"
+    if last is not None and speed is not None:
+        speed_text = f"{speed:,.0f} tokens/s   {last.completion_tokens_mean:.1f} tokens per completion"
     rows = _rows()
     rows.add_row(
         "reward",
@@ -207,30 +218,26 @@ def _learning(progress: Progress) -> RenderableType:
         ),
     )
     rows.add_row("evaluation", arrow(progress.eval_rewards))
-    rows.add_row(
-        "speed",
-        "–" if last is None or speed is None else
-        f"{speed:,.0f} tokens/s   {last.completion_tokens_mean:.1f} tokens a completion",
-    )  # fmt: skip
-    rows.add_row(
-        "policy",
-        "–" if last is None else f"version {last.version}   lag {last.lag_max}   sampler KL {last.kl_sampler:.1e}",
-    )
+    rows.add_row("speed", speed_text)
+    rows.add_row("policy", policy_text)
     return rows
 
 
 def _services(progress: Progress, facts: Facts) -> RenderableType:
-    generator, status = progress.generator, progress.status
-    doing = f"{generator.running} running, {generator.waiting} waiting" if generator.running else "idle"
+    generator = progress.generator
+    status = progress.status
+    requests = f"{generator.running} running, {generator.waiting} waiting" if generator.running else "idle"
     rows = _rows()
     rows.expand = True
     rows.add_column(justify="right", style="dim", ratio=1)
-    state = doing if generator.ready else generator.reason
+    state = requests if generator.ready else generator.reason
     rows.add_row("generator", _light(generator.ready, state), _cpus(facts.generator_cpus))
     phase = "starting"
     if status is not None:
         since_s = time.time() - status.since_unix_s
-        phase = status.phase.replace("_", " ") + (f" · {duration(since_s)}" if since_s >= _LONG_PHASE_S else "")
+        phase = status.phase.replace("_", " ")
+        if since_s >= _LONG_PHASE_S:
+            phase += f" · {duration(since_s)}"
     rows.add_row("trainer", _light(status is not None, phase), _cpus(facts.trainer_cpus))
     return rows
 
@@ -248,7 +255,7 @@ def _sample(progress: Progress) -> list[RenderableType]:
 
 
 def arrow(values: Sequence[float]) -> Text:
-    """`before → now` of a series; a single value alone."""
+    """Format a series as `first → last`. A single value stands alone."""
     if len(values) < 2:
         return Text(number(values[0] if values else None))
     return Text.assemble(number(values[0]), (" → ", "dim"), (number(values[-1]), "bold"))
@@ -263,7 +270,7 @@ def _cpus(cpus: Sequence[int]) -> str:
 
 
 def _rows() -> Table:
-    """Label and value; labels are dim and of one width in all blocks."""
+    """Return a table of labels and values. Labels have the same width in all blocks."""
     rows = Table.grid(padding=(0, 2, 0, 0))
     rows.add_column(style="dim", width=_LABEL_WIDTH)
     rows.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""How a project's services are started: their commands, what they see of the environment, their CPUs."""
+"""Starts a project's services: their commands, environment and CPUs."""
 
 from __future__ import annotations
 
@@ -31,14 +31,19 @@ class Pair(NamedTuple):
 
 
 def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: ExitStack) -> Pair:
-    """Start both services; `cleanup` kills them. The trainer loads its own model while the generator gets ready."""
+    """Start both services at once: the trainer loads its model while the generator becomes ready.
+
+    Args:
+        cleanup: gets a callback that kills the services.
+    """
     generator_cpus, trainer_cpus = split_cpus(sorted(os.sched_getaffinity(0)))
-    chosen = "generator.port" in project.overrides
-    port, token = project.settings.generator.port if chosen else _free_port(), secrets.token_urlsafe(32)
+    has_chosen_port = "generator.port" in project.overrides
+    port = project.settings.generator.port if has_chosen_port else _free_port()
+    token = secrets.token_urlsafe(32)
     url = f"http://127.0.0.1:{port}"
     env = _environment(
         {
-            TOKEN_ENV: token,  # a command line can be read by every user of the machine
+            TOKEN_ENV: token,  # not an argument: every user of the machine can read command lines
             "TANDEM__SHARED__GENERATORS": json.dumps([url]),
             "TANDEM__SHARED__WEIGHTS_DIR": str(weights_dir),
         }
@@ -50,13 +55,13 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
         cleanup.callback(started.kill)
         return started
 
-    options = [] if chosen else ["--port", str(port)]
+    options = [] if has_chosen_port else ["--port", str(port)]
     generator = service("generator", [*_generator_command(project, engine), *options], generator_cpus)
     return Pair(generator, service("trainer", _trainer_command(project), trainer_cpus), url, token)
 
 
 def start_preparation(project: Project, cleanup: ExitStack) -> Service:
-    """Start the project's prepare.py on all CPUs; `cleanup` kills it."""
+    """Start the project's prepare.py on all CPUs. `cleanup` gets a callback that kills it."""
     script = Service(
         "preparation",
         [sys.executable, "prepare.py"],
@@ -70,15 +75,18 @@ def start_preparation(project: Project, cleanup: ExitStack) -> Service:
 
 
 def check(project: Project, engine: EngineName) -> int:
-    """Let both services print their resolved configuration; returns the worse exit code."""
+    """Run both services with --check, which prints their resolved configuration. Return the worse exit code."""
     commands = [_generator_command(project, engine), _trainer_command(project)]
     return max(subprocess.run([*c, "--check"], cwd=project.folder, check=False).returncode for c in commands)
 
 
 def _generator_command(project: Project, engine: EngineName) -> list[str]:
-    chosen = [] if engine == project.settings.generator.engine else ["--engine", engine]
-    command = [sys.executable, "-m", "tandem_generator", "--config", str(project.config), *chosen]
-    return [*command, *(o for o in project.overrides_for("generator") if not (chosen and "--generator.engine=" in o))]
+    command = [sys.executable, "-m", "tandem_generator", "--config", str(project.config)]
+    overrides = project.overrides_for("generator")
+    if engine != project.settings.generator.engine:
+        command += ["--engine", engine]
+        overrides = [override for override in overrides if "--generator.engine=" not in override]
+    return [*command, *overrides]
 
 
 def _trainer_command(project: Project) -> list[str]:
@@ -87,7 +95,7 @@ def _trainer_command(project: Project) -> list[str]:
 
 
 def _environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment and `extra`; nothing phones home unless the person has asked for it."""
+    """Return this process's environment and `extra`. Usage statistics are off unless the user has turned them on."""
     inherited = {name: value for name, value in os.environ.items() if name != TOKEN_FILE_ENV}
     return {**_OFFLINE, **inherited, **extra}
 

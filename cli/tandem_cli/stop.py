@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish that the program grants when it can."""
+"""Turns SIGINT and SIGTERM into a request to stop, which the program handles when it can."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import FrameType
 
 
 class StopRequest:
-    """Counts the signals while it is entered: the first asks to finish, the second to kill."""
+    """Counts the signals inside a `with` block. The first requests to finish, the second to kill."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -23,7 +23,7 @@ class StopRequest:
 
     @property
     def exit_code(self) -> int:
-        """0 without a signal, else 128 and the first one's number."""
+        """0 without a signal, else 128 + the number of the first signal."""
         return 128 + self._first if self.count else 0
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

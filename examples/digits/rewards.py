@@ -4,5 +4,5 @@ from typing import Any
 
 
 def exact_match(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-    """1 for the digits in ascending order, 0 for anything else."""
-    return [float(completion == wanted) for completion, wanted in zip(completions, answer, strict=True)]
+    """Score each completion: 1 for the digits in ascending order, else 0."""
+    return [float(completion == expected) for completion, expected in zip(completions, answer, strict=True)]

@@ -1,6 +1,7 @@
-"""Makes what this project starts from: a tiny Llama with five ways to go on with a name, and prompts.
+"""Creates the initial model, a tiny Llama, and the prompts.
 
-The warm start shows it each way as often as the others, and never says which is wanted: that is left to the judge.
+The warm start trains the model on five ways to complete a name, each equally often. It does not say which one is best:
+that is the judge's task.
 """
 
 import json
@@ -18,7 +19,7 @@ VOWELS, CONSONANTS = "aeiou", "bcdfghjklmnpqrstvwxyz"
 
 
 def in_turn(beginning: str, rng: random.Random) -> str:
-    """Vowel, consonant, vowel …"""
+    """Alternate vowels and consonants."""
     kinds = (CONSONANTS, VOWELS) if beginning[-1] in VOWELS else (VOWELS, CONSONANTS)
     return "".join(rng.choice(kinds[i % 2]) for i in range(LETTERS))
 
@@ -43,11 +44,11 @@ def main() -> None:
 
 
 def warm_start(beginnings: list[str], rng: random.Random) -> None:
-    """Make the model (0.5 M parameters) and its tokenizer, show it `STEPS` batches of names, save both."""
-    import torch  # here because it takes seconds that a project which is ready need not wait for
+    """Create the model (0.5 M parameters) and its tokenizer, train it on `STEPS` batches of names, save both."""
+    import torch  # imported here, since it takes seconds that are not needed once the model exists
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.set_num_threads(1)  # threads that wait for each other cost a model this small more than they save
+    torch.set_num_threads(1)  # for a model this small, more threads are slower: they wait for each other
     torch.manual_seed(SEED)
     tokenizer = make_tokenizer()
     model = LlamaForCausalLM(
@@ -68,7 +69,7 @@ def warm_start(beginnings: list[str], rng: random.Random) -> None:
         names = [beginning + rng.choice(WAYS)(beginning, rng) for beginning in rng.choices(beginnings, k=BATCH_SIZE)]
         input_ids = tokenizer([f"{name}<eos>" for name in names], return_tensors="pt").input_ids
         labels = input_ids.clone()
-        labels[:, :2] = -100  # the beginning is given, not learned
+        labels[:, :2] = -100  # no loss on the beginning
         loss = model(input_ids=input_ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
@@ -76,11 +77,11 @@ def warm_start(beginnings: list[str], rng: random.Random) -> None:
         if step % 10 == 0:
             print(f"warm start: step {step} of {STEPS}, loss {loss.item():.2f}", flush=True)
     tokenizer.save_pretrained(MODEL)
-    model.save_pretrained(MODEL)  # last, so that its file says that everything is there
+    model.save_pretrained(MODEL)  # last: main() takes this file as the sign that everything is complete
 
 
 def make_tokenizer():
-    """One token a letter."""
+    """Create a tokenizer with one token per letter."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -14,13 +14,13 @@ from tandem_cli.testing import sweep
 
 @pytest.fixture(scope="session")
 def mock_images() -> None:
-    """The images of a stack with the mock generator."""
+    """Build the images of a stack with the mock generator."""
     _build("mock")
 
 
 @pytest.fixture(scope="session")
 def cpu_images() -> None:
-    """The images of a stack with vLLM on the CPU."""
+    """Build the images of a stack with vLLM on the CPU."""
     _build("vllm")
 
 
@@ -31,19 +31,19 @@ def _build(engine: str) -> None:
 
 @pytest.fixture(scope="session")
 def mock_pods(mock_images: None) -> None:
-    """Images of the pods with the mock generator are in podman's store."""
+    """Load the images of pods with the mock generator into podman."""
     podman.sweep()
     podman.load_images("tandem-generator:mock", "tandem-trainer:cpu")
 
 
 @pytest.fixture(scope="session")
 def cpu_pods(cpu_images: None) -> None:
-    """Images of the pods with vLLM on the CPU are in podman's store."""
+    """Load the images of pods with vLLM on the CPU into podman."""
     podman.sweep()
     podman.load_images("tandem-generator:cpu", "tandem-trainer:cpu")
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project that the mock engine has something to learn from."""
+    """A project with a reward that differs between the mock engine's completions."""
     return write_project(tmp_path / "project")

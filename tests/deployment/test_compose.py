@@ -1,4 +1,4 @@
-"""The compose stack in a real engine, with the mock generator: its end, its fences and what it leaves behind."""
+"""The compose stack on a real Docker engine with the mock generator: its end, its isolation, its leftovers."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ while not any(pathlib.Path("/runs/default/checkpoints").glob("0*")):
 
 @pytest.fixture
 def endless(project: Path) -> Iterator[Stack]:
-    """A stack whose trainer has begun and goes on until it is stopped."""
+    """A running stack whose trainer trains until it is stopped."""
     set_steps(project, 1_000_000)
     with Stack(project) as made:
         yield made
 
 
-def test_a_run_ends_with_its_last_step_and_leaves_nothing_behind(project: Path) -> None:
+def test_a_run_ends_after_its_last_step_and_leaves_nothing_behind(project: Path) -> None:
     with Stack(project) as made:
         assert made.wait(timeout_s=120) == 0
         assert [record["step"] for record in made.metrics()] == [1, 2, 3, 4]
     assert made.leftovers() == []
 
 
-def test_killed_services_come_back_and_nothing_is_lost(project: Path) -> None:
+def test_killed_services_resume_and_no_step_is_lost(project: Path) -> None:
     set_steps(project, 200)
     with Stack(project) as made:
         made.python("trainer", FIRST_CHECKPOINT)
@@ -63,7 +63,7 @@ def test_a_project_that_only_its_owner_can_read_is_copied(project: Path) -> None
         assert made.container("preflight").attrs["State"]["ExitCode"] == 0
 
 
-def test_the_hubs_token_reaches_what_fetches_and_is_in_no_environment(project: Path, tmp_path: Path) -> None:
+def test_the_hubs_token_reaches_the_preflight_and_is_in_no_environment(project: Path, tmp_path: Path) -> None:
     file = tmp_path / "hub-token"
     file.write_text("of-the-hub\n")
     file.chmod(0o600)
@@ -83,7 +83,7 @@ def test_cpu_sets_that_overlap_are_refused_before_anything_starts(project: Path)
         assert made.container("generator").attrs["State"]["StartedAt"].startswith("0001-")
 
 
-def test_services_are_fenced_in(endless: Stack) -> None:
+def test_services_are_isolated_and_unprivileged(endless: Stack) -> None:
     for service in SERVICES:
         status = dict(
             line.split(":\t", 1)
@@ -96,18 +96,18 @@ def test_services_are_fenced_in(endless: Stack) -> None:
         table = endless.must("exec", "-T", service, "cat", "/proc/net/route")
         targets = [line.split()[1] for line in table.splitlines()]
         assert targets[0] == "Destination"
-        assert "00000000" not in targets, "a default route leads outside"
+        assert "00000000" not in targets, "there is a default route to the outside"
         assert refusal(endless, service, "/opt/x") == "EROFS"
 
 
-def test_the_generator_writes_no_weights_but_its_lease(endless: Stack) -> None:
+def test_the_generator_can_write_its_lease_but_no_weights(endless: Stack) -> None:
     for path in ("/weights/x", "/opt/store/LATEST", "/project/x"):
         assert refusal(endless, "generator", path) == "EROFS"
     assert refusal(endless, "generator", "/leases/x") == "none"
     assert refusal(endless, "trainer", "/weights/x") == "none"
 
 
-def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Stack) -> None:
+def test_the_token_is_in_no_environment_and_the_generator_requires_it(endless: Stack) -> None:
     token = endless.python("generator", "print(open('/secrets/token').read())").strip()
     assert len(token) >= 32
     for service in SERVICES:
@@ -134,7 +134,7 @@ def test_the_mock_image_is_small_and_has_neither_torch_nor_vllm() -> None:
 
 
 def refusal(made: Stack, service: str, path: str) -> str:
-    """The name of the error that writing `path` in a service ends with, or `none`."""
+    """Try to write `path` in a service, and return the name of the error, or `none`."""
     code = (
         "import errno\n"
         f"try: open({path!r}, 'a').close(); print('none')\n"

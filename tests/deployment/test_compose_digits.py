@@ -1,4 +1,4 @@
-"""`docker compose up` as it stands: vLLM on the CPU learns examples/digits."""
+"""`docker compose up` with its defaults: vLLM on the CPU learns examples/digits."""
 
 from __future__ import annotations
 

@@ -24,13 +24,13 @@ CATCH_UP_TIMEOUT_S = 120.0
 
 @pytest.fixture
 def scaled(project: Path) -> Iterator[Stack]:
-    """A run without an end, on two processes, from two replicas."""
+    """A run that trains until it is stopped, with two trainer processes and two generators."""
     set_steps(project, 1_000_000)
     with Stack(project, replicas=2, processes=2) as made:
         yield made
 
 
-def test_a_replica_that_leaves_and_comes_back_catches_up_and_nothing_is_lost(scaled: Stack) -> None:
+def test_a_replica_that_was_killed_catches_up_and_no_step_is_lost(scaled: Stack) -> None:
     one, two = scaled.containers("generator")
     for replica in (one, two):
         reach(replica, step=3)
@@ -39,9 +39,9 @@ def test_a_replica_that_leaves_and_comes_back_catches_up_and_nothing_is_lost(sca
     reach(one, step=before + 3)
     two.start()
     reach(two, step=metric(one, "tandem_weight_step") + 3)
-    had = metric(two, "tandem_rollout_completions_total")
+    completions = metric(two, "tandem_rollout_completions_total")
     reach(two, step=metric(one, "tandem_weight_step") + 3)
-    assert metric(two, "tandem_rollout_completions_total") > had, "rollouts are spread over the replicas"
+    assert metric(two, "tandem_rollout_completions_total") > completions, "both replicas get rollouts"
     processes = scaled.must("top", "trainer")
     assert processes.count("-m tandem_trainer --config") >= 2, processes
 
@@ -50,11 +50,11 @@ def test_a_replica_that_leaves_and_comes_back_catches_up_and_nothing_is_lost(sca
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))
     assert {record["version"] for record in records} == {f"{step}.1" for step in range(1, len(records) + 1)}
     for replica in (one, two):
-        assert metric(replica, "tandem_weight_step") == len(records), "each serves the last policy"
+        assert metric(replica, "tandem_weight_step") == len(records), "each replica serves the last policy"
 
 
 def metric(replica: Container, name: str) -> float:
-    """A series of a replica, by its name without labels."""
+    """Read a metric without labels from a replica."""
     code, output = replica.exec_run(["python3", "-c", METRICS])
     assert code == 0, output.decode()
     return next(float(line.split()[1]) for line in output.decode().splitlines() if line.startswith(f"{name} "))
@@ -67,7 +67,7 @@ def reach(replica: Container, *, step: float) -> None:
         try:
             if metric(replica, "tandem_weight_step") >= step:
                 return
-        except AssertionError:  # its server is not up yet
+        except AssertionError:  # the server has not started yet
             pass
         assert time.monotonic() < deadline, f"step {step} did not reach {replica.name} within {CATCH_UP_TIMEOUT_S} s"
         time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Each service gets its own GPUs and sees no other, on an engine that hands out eight harmless devices for them."""
+"""Each service gets its own GPUs and sees no other. Eight harmless device nodes take the place of GPUs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ while not (path := pathlib.Path("/runs/default/metrics.jsonl")).exists() or not 
 
 @pytest.fixture
 def gpu_host() -> Iterator[None]:
-    """`nvidia.com/gpu=0` to `7`, as long as the test runs."""
+    """Declare `nvidia.com/gpu=0` to `7` to the Docker engine during the test."""
     info = docker.from_env(timeout=60).info()
     with cdi_gpus(Path(info["CDISpecDirs"][0])):
         yield
@@ -41,7 +41,7 @@ def gpu_host() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Tandem's compose files, where they can be given another .env."""
+    """A folder with Tandem's compose files, in which a test can write its own .env."""
     folder = tmp_path / "tandem"
     folder.mkdir()
     for name in ("compose.yaml", "compose.gpu.yaml"):
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wide_project(project: Path) -> Path:
-    """A project without an end that four ranks can share."""
+    """A project that trains until it is stopped, with enough prompts for four ranks."""
     path = project / "config.yaml"
     config = yaml.safe_load(path.read_text())
     config["trainer"] |= {"max_steps": 1_000_000, "rollout": config["trainer"]["rollout"] | {"num_prompts": 4}}
@@ -60,7 +60,7 @@ def wide_project(project: Path) -> Path:
 
 
 class GpuStack(Stack):
-    """The stack of `folder` as `docker compose up` there would start it, on images that need no GPU."""
+    """The stack that `docker compose up` starts in `folder`, with images that need no GPU."""
 
     files = ()
 
@@ -74,7 +74,7 @@ def tandem_gpus(folder: Path, *arguments: str) -> subprocess.CompletedProcess[st
 
 
 @pytest.mark.usefixtures("gpu_host", "mock_images")
-def test_each_service_sees_its_own_gpus_and_only_those(folder: Path, wide_project: Path) -> None:
+def test_each_service_sees_only_its_own_gpus(folder: Path, wide_project: Path) -> None:
     sets = ("--generator", "0-3", "--trainer", "4-7", "--tensor-parallel", "2", "--project", str(wide_project))
     done = tandem_gpus(folder, *sets)
     assert (done.returncode, done.stderr) == (0, ""), "everything could be checked"
@@ -87,7 +87,7 @@ def test_each_service_sees_its_own_gpus_and_only_those(folder: Path, wide_projec
 
 
 @pytest.mark.usefixtures("gpu_host")
-def test_plain_compose_reads_what_was_written_in_place_of_the_files_before(folder: Path, project: Path) -> None:
+def test_docker_compose_uses_the_devices_of_the_written_file_only(folder: Path, project: Path) -> None:
     done = tandem_gpus(folder, "--generator", "0,1", "--trainer", "nvidia.com/gpu=7", "--project", str(project))
     assert done.returncode == 0, done.stderr
     env = {name: value for name, value in os.environ.items() if not name.startswith(("TANDEM_", "COMPOSE_"))}
@@ -105,7 +105,7 @@ def test_plain_compose_reads_what_was_written_in_place_of_the_files_before(folde
     assert services["trainer"]["environment"]["TANDEM_TRAINER_PROCESSES"] == "1"
     for name in SERVICES:
         assert services[name]["image"] == f"tandem-{name}:cuda"
-        assert "cpuset" not in services[name], "GPUs are not fed from one core"
+        assert "cpuset" not in services[name], "services with GPUs may use every core"
 
 
 @pytest.mark.usefixtures("gpu_host")
@@ -114,12 +114,10 @@ def test_plain_compose_reads_what_was_written_in_place_of_the_files_before(folde
     [
         ("0-4", "4-7", "which share nvidia.com/gpu=4, expected disjoint sets"),
         ("0-3", "8", "--trainer: got nvidia.com/gpu=8, expected some of nvidia.com/gpu=0, "),
-        ("0-2", "4", "has 2 attention heads, expected a divisor of them: --tensor-parallel 1,"),
+        ("0-2", "4", "has 2 attention heads, expected a divisor of 2. Fix: --tensor-parallel 1,"),
     ],
 )
-def test_sets_that_cannot_work_are_refused(
-    folder: Path, project: Path, generator: str, trainer: str, words: str
-) -> None:
+def test_invalid_sets_are_refused(folder: Path, project: Path, generator: str, trainer: str, words: str) -> None:
     done = tandem_gpus(folder, "--generator", generator, "--trainer", trainer, "--project", str(project))
     assert done.returncode == 2
     assert words in done.stderr
@@ -127,7 +125,7 @@ def test_sets_that_cannot_work_are_refused(
 
 
 @pytest.mark.usefixtures("mock_images")
-def test_one_gpu_for_both_is_refused_before_anything_starts(folder: Path, project: Path) -> None:
+def test_one_gpu_for_both_services_is_refused_before_they_start(folder: Path, project: Path) -> None:
     (folder / ".env").write_text("COMPOSE_FILE=compose.yaml:compose.gpu.yaml\n")
     made = GpuStack(folder, project, TANDEM_GENERATOR_GPU="1", TANDEM_TRAINER_GPU="1")
     try:

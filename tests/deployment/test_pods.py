@@ -1,4 +1,4 @@
-"""The pods of the chart run for real, with the mock generator: their end, fences and probes, and what comes after."""
+"""The chart's pods run in podman with the mock generator: end of a run, isolation, probes, upgrade, restart."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rendered(steps: int, **values: Any) -> list[Object]:
 
 @pytest.fixture(scope="module")
 def finished(mock_pods: None) -> Iterator[Run]:
-    """A run of four steps from two replicas, to its end."""
+    """A finished run of four steps with two generators."""
     with cluster() as made:
         run = Run(made, rendered(4))
         run.start(timeout_s=START_TIMEOUT_S)
@@ -35,7 +35,7 @@ def finished(mock_pods: None) -> Iterator[Run]:
 
 @pytest.fixture(scope="module")
 def endless(mock_pods: None) -> Iterator[Run]:
-    """A run that goes on until it is stopped, and has begun."""
+    """A run that trains until it is stopped and has finished its first step."""
     with cluster() as made:
         run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
         run.start(timeout_s=START_TIMEOUT_S)
@@ -43,7 +43,7 @@ def endless(mock_pods: None) -> Iterator[Run]:
         yield run
 
 
-def test_the_rendered_pods_train_to_the_end_and_every_replica_serves_it(finished: Run) -> None:
+def test_the_rendered_pods_train_to_the_end_and_every_replica_serves_the_last_policy(finished: Run) -> None:
     assert [line["step"] for line in finished.metrics()[:4]] == [1, 2, 3, 4]
     assert len(finished.generators) == 2
     for generator in finished.generators:
@@ -54,7 +54,7 @@ def test_helm_test_passes(finished: Run) -> None:
     finished.test(timeout_s=END_TIMEOUT_S)
 
 
-def test_changed_configuration_is_another_job_which_goes_on_from_the_checkpoint(finished: Run) -> None:
+def test_a_changed_configuration_gives_a_new_job_that_resumes_from_the_checkpoint(finished: Run) -> None:
     before = [finished.started_at(generator) for generator in finished.generators]
     objects = upgraded(finished.objects, rendered(6))
     changed = Run(finished.cluster, objects)
@@ -68,7 +68,7 @@ def test_changed_configuration_is_another_job_which_goes_on_from_the_checkpoint(
     assert [finished.started_at(generator) for generator in finished.generators] == before
 
 
-def test_pods_are_fenced_in(endless: Run) -> None:
+def test_pods_are_isolated_and_unprivileged(endless: Run) -> None:
     for pod in endless.pods:
         status = dict(
             line.split(":\t", 1)
@@ -84,7 +84,7 @@ def test_pods_are_fenced_in(endless: Run) -> None:
         assert endless.refusal(pod, "/dev/shm/x") == "none"
 
 
-def test_a_generator_writes_no_weights_but_its_lease(endless: Run) -> None:
+def test_a_generator_can_write_its_lease_but_no_weights(endless: Run) -> None:
     (generator,), (trainer,) = endless.generators, endless.trainers
     for path in ("/weights/x", "/opt/store/LATEST", "/cache/x", "/secrets/x"):
         assert endless.refusal(generator, path) == "EROFS"
@@ -93,7 +93,7 @@ def test_a_generator_writes_no_weights_but_its_lease(endless: Run) -> None:
         assert endless.refusal(trainer, path) == "none"
 
 
-def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Run) -> None:
+def test_the_token_is_in_no_environment_and_the_generator_requires_it(endless: Run) -> None:
     for pod in endless.pods:
         assert endless.token not in json.dumps(endless.cluster.inspect(pod))
     (generator,) = endless.generators
@@ -101,7 +101,7 @@ def test_the_token_is_in_no_environment_and_the_generator_wants_it(endless: Run)
     assert endless.ask(generator, "/info", token=endless.token) == 200
 
 
-def test_no_switch_of_weights_disturbs_a_probe(endless: Run) -> None:
+def test_probes_pass_during_switches_of_weights(endless: Run) -> None:
     (generator,) = endless.generators
     first = endless.step(generator)
     with probed(generator, endless.cluster.address(generator)) as answers:
@@ -110,7 +110,7 @@ def test_no_switch_of_weights_disturbs_a_probe(endless: Run) -> None:
     assert set(answers.ready) == set(answers.alive) == {True}
 
 
-def test_a_killed_generator_comes_back_and_serves_the_newest_weights(endless: Run) -> None:
+def test_a_killed_generator_restarts_and_serves_the_newest_weights(endless: Run) -> None:
     (generator,) = endless.generators
     before = endless.step(generator)
     endless.cluster.kill(generator)
@@ -120,19 +120,19 @@ def test_a_killed_generator_comes_back_and_serves_the_newest_weights(endless: Ru
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_stopped_pods_end_within_their_grace(mock_pods: None) -> None:
+def test_stopped_pods_end_within_their_grace_period(mock_pods: None) -> None:
     with cluster() as made:
         run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
         run.start(timeout_s=START_TIMEOUT_S)
         run.reach(1)
         for pod in (*run.trainers, *run.generators):
             assert made.stop(pod) == 0, made.logs(pod)
-        assert run.checkpoint(len(run.metrics())).exists(), "what was learned is kept"
+        assert run.checkpoint(len(run.metrics())).exists(), "the trainer wrote a last checkpoint"
         made.down()
         assert made.leftovers() == []
 
 
-def test_a_trainer_of_two_nodes_is_one_run(mock_pods: None) -> None:
+def test_a_trainer_on_two_nodes_is_one_run(mock_pods: None) -> None:
     with cluster() as made:
         shared = {"accessMode": "ReadWriteMany"}
         run = Run(made, rendered(4, trainer={"nodes": 2}, storage=dict.fromkeys(("weights", "cache", "runs"), shared)))

@@ -1,4 +1,4 @@
-"""The pods of the chart run for real, with vLLM on the CPU."""
+"""The chart's pods run in podman, with vLLM on the CPU."""
 
 from __future__ import annotations
 

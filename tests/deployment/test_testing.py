@@ -1,4 +1,4 @@
-"""tandem_cli.testing, as docs/integrate/testing.md shows it to other people's CI."""
+"""tandem_cli.testing, as docs/integrate/testing.md documents it for users' own tests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_the_example_of_the_documentation_passes(project: Path, tmp_path: Path) 
     assert "2 passed" in done.stdout, done.stdout
 
 
-def test_a_generator_serves_what_this_machine_publishes(tmp_path: Path) -> None:
+def test_a_generator_serves_weights_that_the_test_publishes(tmp_path: Path) -> None:
     make_tiny_model(tmp_path / "model")
     policy = ReferencePolicy(tmp_path / "model", WeightStore(tmp_path / "weights"))
     with (
@@ -64,17 +64,17 @@ def test_a_generator_serves_what_this_machine_publishes(tmp_path: Path) -> None:
         body = {"manifest_digest": policy.publish(version), "mode": SwitchMode.DRAIN}
         served = ServedWeights.model_validate(client.put(f"/weights/{version}", json=body).raise_for_status().json())
     assert served.version == version
-    assert list((tmp_path / "weights" / "served").glob("*.json")), "its lease is there"
+    assert list((tmp_path / "weights" / "served").glob("*.json")), "the generator has written its lease"
 
 
-def test_faults_reach_the_engine_and_the_token_is_wanted() -> None:
+def test_faults_reach_the_engine_and_the_token_is_required() -> None:
     with GeneratorContainer(faults={"error_rate": 1.0}) as generator, generator.client as client:
         assert client.get("/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
         lines = client.post("/rollouts", json=REQUEST).raise_for_status().text.splitlines()
         assert RolloutLine.model_validate_json(lines[-1]).error is not None
 
 
-def test_what_a_killed_test_leaves_is_swept() -> None:
+def test_sweep_removes_the_containers_of_killed_tests_only() -> None:
     name = subprocess.run(
         [sys.executable, "-c", ABANDON],
         env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"},
@@ -87,5 +87,5 @@ def test_what_a_killed_test_leaves_is_swept() -> None:
     assert engine.containers.get(name).status == "running"
     with GeneratorContainer() as ours, ours.client as client:
         sweep()
-        assert client.get("/readyz").status_code == 200, "what is still somebody's stays"
+        assert client.get("/readyz").status_code == 200, "containers of living processes are kept"
     assert name not in [container.name for container in engine.containers.list(all=True)]

@@ -74,7 +74,7 @@ def test_an_earlier_run_is_moved_and_kept(project: Path) -> None:
     for _ in range(2):
         with running_demo(project) as demo:
             output = demo.finish()
-    assert "--resume would have continued it" in output
+    assert "Renamed the earlier run to" in output
     assert len((project / "runs/default.1/metrics.jsonl").read_text().splitlines()) == 3
     assert len((project / "runs/default/metrics.jsonl").read_text().splitlines()) == 3
 
@@ -119,8 +119,8 @@ def test_a_failed_trainer_ends_the_demo_and_shows_the_end_of_its_log(
     with running_demo(project, FAKE_TRAINER_EXIT=str(trainer_code)) as demo:
         demo.finish()
         assert demo.process.returncode == demo_code
-        end_of_log = f"The end of {demo.run_dir}/logs/trainer.log"
-        assert f"the trainer ended with exit code {trainer_code}. {end_of_log}" in demo.errors
+        log = demo.run_dir / "logs" / "trainer.log"
+        assert f"the trainer ended with exit code {trainer_code}. Last lines of {log}" in demo.errors
         assert "the last words of the trainer" in demo.errors
         demo.wait_until_nothing_is_left()
 
@@ -174,7 +174,7 @@ def test_check_runs_the_check_of_both_services_and_starts_neither(project: Path)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("no-such-folder",), "no-such-folder/config.yaml does not exist; expected a project"),
+        (("no-such-folder",), "no-such-folder/config.yaml does not exist, expected a project"),
         (("{project}", "--trainer.max_steps", "many"), "trainer.max_steps: got 'many' (from command line)"),
         (("{project}", "--max-steps", "5"), "got the argument '--max-steps'; expected an option from --help"),
         (("{project}", "--trainer.run_name", ".."), "trainer.run_name: got '..'"),

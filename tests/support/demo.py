@@ -1,4 +1,4 @@
-"""`tandem demo` as a real process, and all the processes that came of it."""
+"""Runs `tandem demo` as a real process, and finds all its descendants."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Demo:
         return self._errors.read_text()
 
     def wait_for_line(self, start: str) -> str:
-        """Read its output up to the first line that starts so."""
+        """Read its output up to the first line that begins with `start`, and return that line."""
         assert self.process.stdout is not None
         seen = []
         for line in self.process.stdout:
@@ -56,20 +56,21 @@ class Demo:
         raise AssertionError(f"no line starts with {start!r}: {''.join(seen)}{self.errors}")
 
     def finish(self) -> str:
-        """Wait for its end; the rest of its output."""
+        """Wait until it ends, and return the rest of its output."""
         output, _ = self.process.communicate(timeout=60)
         return output
 
     def family(self) -> list[psutil.Process]:
-        """Every living process that descends from it, wherever it has moved."""
+        """Return all its living descendants, in any session."""
         return [p for p in psutil.process_iter() if self._is_marked(p)]
 
     def member(self, module: str) -> psutil.Process:
-        """The process that runs `python -m module`."""
+        """Return the process that runs `python -m module`."""
         (found,) = [p for p in self.family() if p.cmdline()[1:3] == ["-m", module]]
         return found
 
     def guard_of(self, module: str) -> psutil.Process:
+        """Return the guard of the process that runs `python -m module`."""
         (found,) = [
             p for p in self.family() if p.cmdline()[1:3] == ["-m", "tandem_cli.guard"] and module in p.cmdline()
         ]
@@ -90,7 +91,7 @@ class Demo:
 
 @contextmanager
 def running_demo(project: Path, *arguments: str, **env: str) -> Iterator[Demo]:
-    """A demo whose processes are all killed at the end, whatever the test does."""
+    """Start a demo, and kill all its processes at the end."""
     demo = Demo(project, *arguments, **env)
     try:
         yield demo
@@ -102,7 +103,7 @@ def running_demo(project: Path, *arguments: str, **env: str) -> Iterator[Demo]:
 
 
 def fake_project(folder: Path) -> Path:
-    """A project for the services in `fakes`."""
+    """Write a project for the fake services in `fakes`."""
     (folder / "config.yaml").write_text(
         "shared: {model: model}\n"
         "generator: {engine: mock, shutdown_timeout_s: 5}\n"
@@ -124,13 +125,13 @@ trainer:
 """
 _REWARDS = '''\
 def even(completion_ids, **columns):
-    """MicroBatchLoss of even token ids."""
+    """Share of even token ids."""
     return [sum(token % 2 == 0 for token in ids) / max(1, len(ids)) for ids in completion_ids]
 '''
 
 
 def make_tiny_project(folder: Path) -> Path:
-    """A random model of some 20,000 parameters, twelve prompts and a reward that differs between completions."""
+    """Write a project with a random model of about 20,000 parameters, twelve prompts, and a varying reward."""
     make_tiny_model(folder / "model")
     (folder / "config.yaml").write_text(_CONFIG)
     (folder / "rewards.py").write_text(_REWARDS)

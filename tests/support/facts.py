@@ -1,4 +1,4 @@
-"""Facts for the doctor: a machine and a stack on which every check is content, to be changed one fact at a time."""
+"""Facts for the doctor: a machine and a stack that pass every check. Tests change one fact at a time."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from tandem_cli.doctor.unknown import Unknown
 GIB = 1 << 30
 SMALL = Model("the folder /p/model", 860_000, 4, 128, 384, 4, 32, 24, 64)
 QWEN = Model("the cache volume", 1_543_714_304, 28, 1536, 8960, 2, 128, 151_936, 32_768)
-"""Qwen2.5-1.5B's sizes."""
+"""The sizes of Qwen2.5-1.5B."""
 UUIDS = tuple(f"GPU-{index:08x}-c1d2" for index in range(8))
 
 
 def on_cpus() -> Facts:
-    """examples/digits on a laptop."""
+    """Return the facts of examples/digits on a laptop."""
     return Facts(
         engine=DockerEngine("26.1.5", False, Unknown("CDI is off"), 16 * GIB, 8, Path("/var/lib/docker")),
         compose_version="2.26.1",
         stack=a_stack(generator={"cpuset": "0-3"}, trainer={"cpuset": "4-7"}),
         images={name: an_image(name) for name in ("preflight", "generator", "trainer")},
-        nvidia=Unknown("no service wants a GPU"),
+        nvidia=Unknown("no service requests a GPU"),
         available_bytes=12 * GIB,
         disk_free_bytes=50 * GIB,
         settings=settings(generator={"env": {"VLLM_CPU_KVCACHE_SPACE": "1"}}),
@@ -48,7 +48,7 @@ def on_cpus() -> Facts:
 
 
 def on_gpus() -> Facts:
-    """A model of 1.5 B parameters on a host with eight GPUs of 80 GiB."""
+    """Return the facts of a model with 1.5 B parameters on a host with eight GPUs of 80 GiB."""
     laptop = on_cpus()
     stack = a_stack(
         generator={"devices": (Devices("nvidia", ("0", "1")),)}, trainer={"devices": (Devices("nvidia", ("4", "5")),)}
@@ -76,7 +76,7 @@ def an_image(name: str, **env: str) -> Image:
 
 
 def a_stack(**changes: Mapping[str, Any]) -> Stack:
-    """Each service as in compose.yaml, with some of its fields changed."""
+    """Return the stack of compose.yaml. `changes`: service → fields to change."""
     weights = Mount("weights", "/weights")
     services = {
         "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True),)),
@@ -89,7 +89,7 @@ def a_stack(**changes: Mapping[str, Any]) -> Stack:
 
 
 def changed(facts: Facts, service: str, **fields: Any) -> Facts:
-    """The same facts, but for some fields of one service."""
+    """Return the facts with some fields of one service changed."""
     assert isinstance(facts.stack, Stack)
     services = {**facts.stack.services, service: replace(facts.stack.services[service], **fields)}
     return replace(facts, stack=replace(facts.stack, services=services))

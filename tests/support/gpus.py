@@ -1,4 +1,4 @@
-"""A host with GPUs, as its tools and its Docker engine would show it."""
+"""Simulated GPUs: a fake nvidia-smi, and harmless devices for the Docker engine."""
 
 from __future__ import annotations
 
@@ -18,26 +18,28 @@ SPEC = {
         {
             "name": str(index),
             "containerEdits": {
-                # Nothing but /dev/null under another name.
+                # /dev/null under another name
                 "deviceNodes": [{"path": f"/dev/nvidia{index}", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666}]
             },
         }
         for index in range(GPUS)
     ],
 }
-"""`nvidia.com/gpu=0` to `7` as CDI's specification has them."""
+"""A CDI specification of `nvidia.com/gpu=0` to `7`."""
 
 
 class NvidiaSmi:
-    """Stands for the program `nvidia-smi` in a folder that is the whole PATH; there is none until it says something."""
+    """A fake program `nvidia-smi` in `folder`, the only folder on PATH. It does not exist until a method is called."""
 
     def __init__(self, folder: Path) -> None:
         self._program = folder / "nvidia-smi"
 
     def says(self, text: str, *, exit_code: int = 0) -> None:
+        """Let it print `text` and end with `exit_code`."""
         self._write(f"echo {shlex.quote(text)}; exit {exit_code}")
 
     def hangs(self) -> None:
+        """Let it run for a minute without output."""
         self._write("exec /bin/sleep 60")
 
     def _write(self, body: str) -> None:
@@ -47,9 +49,9 @@ class NvidiaSmi:
 
 @contextmanager
 def cdi_gpus(folder: Path) -> Iterator[None]:
-    """Let the engine hand out `GPUS` harmless device nodes; `folder` is one that it reads specifications in.
+    """Declare `GPUS` harmless device nodes to the Docker engine. `folder` is one of its folders for CDI specifications.
 
-    Waits for another test process that does so: two specifications of one device cancel each other.
+    Waits for other test processes that do the same: two specifications of one device cancel each other.
     """
     with (Path(tempfile.gettempdir()) / "tandem-test-cdi.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

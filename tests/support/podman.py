@@ -1,4 +1,4 @@
-"""One machine's stand-in for a cluster: plays a rendering's pods with podman, on a network and volumes of their own."""
+"""Takes the place of a cluster: runs the pods of a rendered chart with podman, on their own network and volumes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ PLAY_TIMEOUT_S = 60.0
 
 
 def podman(*words: str, stdin: str = "", timeout_s: float = PLAY_TIMEOUT_S) -> str:
-    """What a podman command prints, which has to succeed."""
+    """Run a podman command and return its output. It must succeed."""
     done = _run(words, stdin, timeout_s)
-    assert done.returncode == 0, f"podman {' '.join(words)} ended with {done.returncode}: {done.stdout}{done.stderr}"
+    assert done.returncode == 0, (
+        f"podman {' '.join(words)} ended with exit code {done.returncode}: {done.stdout}{done.stderr}"
+    )
     return done.stdout.strip()
 
 
 def logs(container: str) -> str:
-    """What a container has printed."""
+    """Return the output of a container."""
     done = _run(("logs", container))
     return done.stdout + done.stderr
 
@@ -42,7 +44,7 @@ def _run(words: Sequence[str], stdin: str = "", timeout_s: float = PLAY_TIMEOUT_
 
 
 def load_images(*names: str) -> None:
-    """Bring images of the Docker engine into podman's store, where it has others or none."""
+    """Load images of the Docker engine into podman's store, unless podman has the same ones."""
     for name in names:
         image = docker.from_env(timeout=60).images.get(name).id.removeprefix("sha256:")
         if image in podman("images", "--all", "--quiet", "--no-trunc"):
@@ -55,46 +57,46 @@ def load_images(*names: str) -> None:
 
 
 class Cluster:
-    """The objects of a rendering; their volumes and the pods that are played bear the cluster's name."""
+    """Runs the pods of a rendered chart. Names of pods, volumes and the network begin with the cluster's name."""
 
     def __init__(self) -> None:
         self.name = unique_name()
         self._addresses: dict[str, str] = {}
         podman("network", "create", "--internal", self.name)
 
-    # -- volumes, as support.pods wants them ---------------------------------------------------------------------
+    # -- volumes: the protocol support.pods.Volumes ---------------------------------------------------------------
 
     def own(self, name: str) -> str:
         return f"{self.name}-{name}"
 
     def claim(self, name: str, group: int) -> str:
-        """A volume as kubelet leaves it to an fsGroup."""
+        """Create a volume with the group and mode that kubelet gives it for an fsGroup, and return its name."""
         if self._volume(name, f"o=uid=0,gid={group}"):
             self.folder(name).chmod(0o2775 if group else 0o755)
         return self.own(name)
 
     def scratch(self, name: str, size: str, group: int) -> str:
-        """An emptyDir: in memory, so that its size holds."""
+        """Create a volume for an emptyDir. It is in memory, so that its size is enforced."""
         number, unit = re.fullmatch(r"(\d+)([KMG])i", size).groups()
         pages = int(number) * 1024 ** (1 + "KMG".index(unit)) // PAGE_BYTES
         self._volume(name, "type=tmpfs", "device=tmpfs", f"o=nr_blocks={pages},mode=2777,uid=0,gid={group}")
         return self.own(name)
 
     def _volume(self, name: str, *options: str) -> bool:
-        """Make a volume; False if it was there."""
+        """Create a volume. Return False if it existed."""
         if self.own(name) in podman("volume", "ls", "--quiet").split():
             return False
         podman("volume", "create", *(word for option in options for word in ("--opt", option)), self.own(name))
         return True
 
     def folder(self, claim: str, path: str = ".") -> Path:
-        """Where a claim's files are on this machine."""
+        """Return the folder of a claim's files on this machine."""
         return Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", self.own(claim))) / path
 
     # -- pods ----------------------------------------------------------------------------------------------------
 
     def play(self, objects: Sequence[Object], pods: Sequence[Pod], *, timeout_s: float) -> None:
-        """Start pods of a rendering side by side, each when its init containers have ended; all run afterwards."""
+        """Start pods in parallel, each after its init containers have ended. Returns when all are running."""
         for pod in pods:
             for volume in pod.spec["volumes"]:
                 if claim := volume.get("persistentVolumeClaim"):
@@ -103,7 +105,7 @@ class Cluster:
         tasks = [pool.submit(self._play, pod, objects, timeout_s) for pod in pods]
         pool.shutdown(wait=False)
         done, pending = wait(tasks, timeout=timeout_s + PLAY_TIMEOUT_S, return_when=FIRST_EXCEPTION)
-        if pending:  # what they wait for will not come
+        if pending:  # one failed or time is up: the others may wait for it forever
             _remove({"pod": _existing(self.name)["pod"]})
             wait(pending, timeout=PLAY_TIMEOUT_S)
         for task in done:
@@ -125,7 +127,7 @@ class Cluster:
         return self.own(f"{pod.name}-{pod.container['name']}")
 
     def wait(self, pod: Pod, *, timeout_s: float) -> int:
-        """The exit code of a pod that ends by itself."""
+        """Wait until a pod ends by itself, and return its exit code."""
         return self._exit_code(self.container(pod), timeout_s)
 
     def _exit_code(self, container: str, timeout_s: float) -> int:
@@ -135,7 +137,7 @@ class Cluster:
         return logs(self.container(pod))
 
     def python(self, pod: Pod, code: str) -> str:
-        """What `code` prints inside a running pod."""
+        """Run Python `code` in a running pod and return what it prints."""
         return podman("exec", self.container(pod), "python3", "-c", code)
 
     def address(self, pod: Pod) -> str:
@@ -146,27 +148,27 @@ class Cluster:
         return self._addresses[pod.name]
 
     def inspect(self, pod: Pod) -> Object:
-        """What podman knows of a pod's container."""
+        """Return what `podman inspect` reports of a pod's container."""
         (found,) = json.loads(podman("inspect", self.container(pod)))
         return dict(found)
 
     def kill(self, pod: Pod) -> None:
-        """End a container as if it had crashed; `podman kill` would end the pod with it."""
+        """Kill a container's process, as in a crash. `podman kill` would end the pod, too."""
         os.kill(self.inspect(pod)["State"]["Pid"], signal.SIGKILL)
 
     def stop(self, pod: Pod) -> int:
-        """End a pod as kubelet does: preStop, then SIGTERM, then its grace. Returns its exit code."""
+        """End a pod as kubelet does (preStop, SIGTERM, SIGKILL after the grace period), and return its exit code."""
         grace_s = pod.spec["terminationGracePeriodSeconds"]
         if hook := pod.container.get("lifecycle", {}).get("preStop"):
             podman("exec", self.container(pod), *hook["exec"]["command"])
-        # The container alone: `podman pod stop` takes the pod's network down at the same time.
+        # Stop only the container: `podman pod stop` takes the pod's network down at the same time.
         podman("stop", "--time", str(grace_s), self.container(pod), timeout_s=grace_s + PLAY_TIMEOUT_S)
         return self.wait(pod, timeout_s=PLAY_TIMEOUT_S)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def leftovers(self) -> list[str]:
-        """Every pod, volume and network that bears the cluster's name."""
+        """Return the names of all pods, volumes and networks of this cluster."""
         return [name for names in _existing(self.name).values() for name in names]
 
     def down(self) -> None:
@@ -175,7 +177,7 @@ class Cluster:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A cluster that is gone afterwards."""
+    """Create a cluster, and remove it afterwards."""
     made = Cluster()
     try:
         yield made
@@ -184,12 +186,12 @@ def cluster() -> Iterator[Cluster]:
 
 
 def sweep() -> None:
-    """Remove what test processes that were killed have left."""
+    """Remove the pods, volumes and networks of killed test processes."""
     _remove({kind: [name for name in names if is_orphan(name)] for kind, names in _existing().items()})
 
 
 REMOVE = {"pod": ("--force", "--time", "0"), "volume": ("--force",), "network": ()}
-"""What podman has of a cluster, in the order of removal, with the options of `podman KIND rm`."""
+"""Kinds of podman's objects in the order of removal, with the options of `podman KIND rm`."""
 
 
 def _existing(prefix: str = "") -> dict[str, list[str]]:

@@ -1,6 +1,6 @@
-"""The pods of a rendered chart, also those of a StatefulSet or Job, as podman 4.3's `kube play` takes them.
+"""Converts the pods of a rendered chart (StatefulSets, Jobs, Pods) to the form that podman 4.3's `kube play` accepts.
 
-NetworkPolicies, disruption budgets, monitors, JobSets and LeaderWorkerSets are nothing that podman could play.
+podman does not support NetworkPolicies, disruption budgets, monitors, JobSets and LeaderWorkerSets.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ PLAYED = {
     "security of a container": {"allowPrivilegeEscalation", "readOnlyRootFilesystem", "capabilities"},
     "mount": {"name", "mountPath", "readOnly"},
 }
-"""What podman gets as it was rendered."""
+"""Fields that podman gets as they were rendered."""
 
 NOT_PLAYED = {
     "pod's metadata": {
-        "name": "a cluster's names begin with its own",
-        "annotations": "podman allows their values 63 characters; variables made of them are filled in",
+        "name": "replaced: names begin with the cluster's name",
+        "annotations": "podman allows only 63 characters per value; variables that refer to them are filled in here",
     },
     "pod": {
-        "initContainers": "podman holds the pod's lock while they run: each is played before, as a pod of its own",
-        "restartPolicy": "init containers have another than the pod's; `Pod.restart` says which",
-        "terminationGracePeriodSeconds": "not known; `Cluster.stop` leaves that time",
-        "subdomain": "not known; the pod's names are aliases on the network",
+        "initContainers": "podman holds the pod's lock while they run: each runs before, as a separate pod",
+        "restartPolicy": "replaced: `Pod.restart`, and Never for init containers",
+        "terminationGracePeriodSeconds": "not supported; `Cluster.stop` waits that long",
+        "subdomain": "not supported; the pod's names are aliases on the network",
         "serviceAccountName": "there is no API server",
         "automountServiceAccountToken": "there is no API server",
         "enableServiceLinks": "there is no API server",
@@ -45,26 +45,26 @@ NOT_PLAYED = {
         "priorityClassName": "there is one node",
     },
     "container": {
-        "imagePullPolicy": "images come from the Docker engine; podman would ask a registry",
-        "ports": "podman would publish each on the host; `Pod.port` knows their names",
-        "startupProbe": "not known; support.probes sends it",
-        "readinessProbe": "not known; support.probes sends it",
-        "livenessProbe": "podman would want curl in the image and systemd; support.probes sends it",
-        "lifecycle": "not known; `Cluster.stop` runs preStop",
+        "imagePullPolicy": "images come from the Docker engine; podman would pull them from a registry",
+        "ports": "podman would publish each on the host; `Pod.port` finds them by name",
+        "startupProbe": "not supported; support.probes sends it",
+        "readinessProbe": "not supported; support.probes sends it",
+        "livenessProbe": "podman would need systemd, and curl in the image; support.probes sends it",
+        "lifecycle": "not supported; `Cluster.stop` runs preStop",
     },
     "security of a pod": {
-        "runAsNonRoot": "not known; the tests look at the user",
-        "fsGroup": "not known; volumes are made with that group",
-        "fsGroupChangePolicy": "volumes are new",
+        "runAsNonRoot": "not supported; the tests check the user",
+        "fsGroup": "not supported; volumes are created with that group",
+        "fsGroupChangePolicy": "not needed: volumes are new",
         "seccompProfile": "podman's default is RuntimeDefault",
     },
-    "mount": {"subPath": "not known; the folder itself is mounted, as a hostPath"},
+    "mount": {"subPath": "not supported; the folder itself is mounted, as a hostPath"},
 }
-"""What it does not get, with the reason. A field in neither table is refused, so that nothing new goes unplayed."""
+"""Fields that podman does not get, with the reason. A field in neither table fails the test."""
 
 
 class Volumes(Protocol):
-    """The volumes of a cluster, by names of its own; all exist afterwards."""
+    """Creates the volumes of a cluster and returns their names."""
 
     def claim(self, name: str, group: int) -> str: ...
     def scratch(self, name: str, size: str, group: int) -> str: ...
@@ -74,16 +74,16 @@ class Volumes(Protocol):
 
 @dataclass(frozen=True)
 class Pod:
-    """One pod as its controller would make it. It is never changed."""
+    """A pod as its controller creates it. It is never changed."""
 
     name: str
     template: Object
     restart: str
     names: tuple[str, ...]
-    """Under which Services have it."""
+    """DNS names that Services give it."""
     annotations: dict[str, str] = field(default_factory=dict)
     env: tuple[Object, ...] = ()
-    """That Kubernetes adds to every container."""
+    """Variables that Kubernetes adds to every container."""
 
     @property
     def spec(self) -> Object:
@@ -100,7 +100,7 @@ class Pod:
 
     @property
     def group(self) -> int:
-        """Of its volumes' files."""
+        """The group of the files on its volumes."""
         return self.spec["securityContext"].get("fsGroup", 0)
 
     @property
@@ -113,7 +113,7 @@ class Pod:
 
 
 def lift(objects: Sequence[Object]) -> list[Pod]:
-    """The pods that Kubernetes would make of a rendering."""
+    """Return the pods that Kubernetes would create from a rendered chart."""
     return [pod for thing in objects for pod in _pods_of(thing, objects)]
 
 
@@ -138,7 +138,7 @@ def _pods_of(thing: Object, objects: Sequence[Object]) -> Iterator[Pod]:
 
 
 def _names(pod: str, template: Object, objects: Sequence[Object]) -> tuple[str, ...]:
-    """`service` and `pod.service` for each Service that selects it."""
+    """Return the names `service` and `pod.service` for each Service that selects the pod."""
     found: list[str] = []
     for service in (thing for thing in objects if thing["kind"] == "Service"):
         name = service["metadata"]["name"]
@@ -148,7 +148,7 @@ def _names(pod: str, template: Object, objects: Sequence[Object]) -> tuple[str, 
 
 
 def manifest(pod: Pod, objects: Sequence[Object], volumes: Volumes, init: Object | None = None) -> list[Object]:
-    """The documents for `podman kube play` of a pod, or of one of its init containers."""
+    """Return the documents for `podman kube play` of a pod, or of one of its init containers."""
     spec = _take("pod", pod.spec)
     container, sources, maps = _container(pod, init or pod.container, objects, volumes)
     spec |= {
@@ -165,14 +165,16 @@ def manifest(pod: Pod, objects: Sequence[Object], volumes: Volumes, init: Object
 
 def _take(where: str, thing: Object) -> Object:
     played, not_played = PLAYED[where], NOT_PLAYED.get(where, {})
-    assert not (new := thing.keys() - played - not_played.keys()), f"a {where} has {new}: play it or say why not"
+    assert not (new := thing.keys() - played - not_played.keys()), (
+        f"a {where} has the unknown fields {new}. Fix: add them to PLAYED or NOT_PLAYED"
+    )
     return {key: value for key, value in thing.items() if key in played}
 
 
 def _container(
     pod: Pod, container: Object, objects: Sequence[Object], volumes: Volumes
 ) -> tuple[Object, list[Object], list[Object]]:
-    """The container, the volumes that it mounts and their ConfigMaps."""
+    """Return the container, the volumes that it mounts and their ConfigMaps."""
     sources, mounts, maps = {}, [], []
     by_name = {volume["name"]: volume for volume in pod.spec["volumes"]}
     for number, mount in enumerate(container.get("volumeMounts", [])):
@@ -191,7 +193,7 @@ def _container(
 
 
 def _variable(pod: Pod, variable: Object) -> Object:
-    """podman knows few of the downward API's fields."""
+    """Fill in variables that refer to fields: podman supports few fields of the downward API."""
     match variable:
         case {"value": _}:
             return variable
@@ -200,16 +202,16 @@ def _variable(pod: Pod, variable: Object) -> Object:
         case {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}} if "annotations" in path:
             (key,) = re.findall(r"\['(.+)'\]", path)
             return {"name": name, "value": pod.annotations[key]}
-    raise AssertionError(f"{variable} is not played yet")
+    raise AssertionError(f"{variable} is not supported yet")
 
 
 def _source(
     pod: Pod, volume: Object, sub_path: str | None, volumes: Volumes, objects: Sequence[Object], maps: list[Object]
 ) -> Object:
-    """What podman mounts for a volume; appends the ConfigMap that it fills it from, if it does.
+    """Return what podman mounts for a volume. Appends its ConfigMap to `maps`, if it has one.
 
-    Three things differ from kubelet: an emptyDir on disk is in memory too, it is empty again after an init container,
-    and files of ConfigMaps and Secrets can be read by all, whatever `defaultMode` says.
+    Three things differ from kubelet: an emptyDir on disk is in memory, too; it is empty again after an init container;
+    and all users can read the files of ConfigMaps and Secrets, whatever their `defaultMode` is.
     """
     own = f"{pod.name}-{volume['name']}"
     match volume:
@@ -225,7 +227,7 @@ def _source(
             encoded = _find(objects, "Secret", name)["data"]
             files = {key: base64.b64decode(text).decode() for key, text in encoded.items()}
         case _:
-            raise AssertionError(f"the volume {volume} is not played yet")
+            raise AssertionError(f"the volume {volume} is not supported yet")
     if items := options.get("items"):
         files = {item["path"]: files[item["key"]] for item in items}
     maps.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": volumes.own(own)}, "data": files})

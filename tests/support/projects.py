@@ -1,4 +1,4 @@
-"""A project to train on a generator that runs already, and the trainer as a real process."""
+"""Projects that use a running generator, and the trainer as a real process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.generators import TOKEN, Generator, running
 from support.models import make_tiny_model
 
 REWARDS = '''
-"""Rewards odd tokens. ACTION and AT_CALL make the call with that number, in rank AT_RANK, do something else first."""
+"""Rewards odd tokens. In rank AT_RANK, call number AT_CALL first performs ACTION: raise, short, hang or a signal."""
 import os, signal, time
 
 calls = 0
@@ -42,11 +42,11 @@ def odd(completion_ids, **_):
         os.kill(os.getpid(), getattr(signal, action))
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 '''
-PROMPTS_A_STEP = 2
+PROMPTS_PER_STEP = 2
 
 
 def write_project(folder: Path) -> Path:
-    """A project that the mock engine has something to learn from, for the tests of the deployment."""
+    """Write a project for the tests of the deployment, with a reward that differs between the mock's completions."""
     make_tiny_model(folder / "model")
     config = {
         "shared": {"model": "model"},
@@ -54,7 +54,7 @@ def write_project(folder: Path) -> Path:
         "trainer": {
             "max_steps": 4,
             "rewards": [{"function": "odd_rewards:odd"}],
-            "rollout": {"num_prompts": PROMPTS_A_STEP, "num_generations": 4, "max_completion_length": 12},
+            "rollout": {"num_prompts": PROMPTS_PER_STEP, "num_generations": 4, "max_completion_length": 12},
             "checkpoint": {"every_steps": 2},
         },
     }
@@ -71,7 +71,7 @@ def _write_rewards_and_prompts(folder: Path) -> None:
 
 @contextlib.contextmanager
 def make_projects(directory: Path, model: Path) -> Iterator[Callable[..., Project]]:
-    """Makes projects, each with its own mock generator and store: the mock follows attempts, so runs must not share."""
+    """Create projects, each with its own mock generator and store: two runs cannot share one, as attempts would mix."""
     with contextlib.ExitStack() as stack:
 
         def make(name: str = "project", faults: tuple[str, ...] = (), **trainer: Any) -> Project:
@@ -85,7 +85,7 @@ def make_projects(directory: Path, model: Path) -> Iterator[Callable[..., Projec
 
 
 class Project:
-    """A folder with config, rewards and prompts; two prompts a step, so reward call 2k + 1 is the first of step k."""
+    """A folder with config, rewards and prompts. Reward call 2k + 1 is the first of step k, which has two prompts."""
 
     def __init__(self, directory: Path, model: Path, generator: Generator, weights_dir: Path, **trainer: Any) -> None:
         self.directory = directory
@@ -100,7 +100,7 @@ class Project:
                 "max_steps": 5,
                 "max_lag": 0,
                 "rewards": [{"function": "odd_rewards:odd"}],
-                "rollout": {"num_prompts": PROMPTS_A_STEP, "num_generations": 4, "max_completion_length": 12},
+                "rollout": {"num_prompts": PROMPTS_PER_STEP, "num_generations": 4, "max_completion_length": 12},
                 "optim": {"learning_rate": 1e-3},
                 "checkpoint": {"every_steps": 2},
             }
@@ -110,7 +110,7 @@ class Project:
         _write_rewards_and_prompts(directory)
 
     def train(self, *arguments: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
-        """Run the trainer to its end, in `ranks` processes."""
+        """Run the trainer in `ranks` processes until it ends."""
         config = str(self.directory / "config.yaml")
         return subprocess.run(
             [sys.executable, "-m", "tandem_trainer.launch", "--config", config, *arguments],
@@ -133,16 +133,17 @@ class Project:
         return [line["step"] for line in self.lines("metrics.jsonl")]
 
     def parameters(self, step: int) -> dict[str, Tensor]:
-        """Of the checkpoint of that step."""
+        """Return the parameters in the checkpoint of `step`."""
         files = (self.run_dir / "checkpoints" / f"{step:06d}" / "model").glob("*.safetensors")
         return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def assert_same_course(ours: Project, theirs: Project) -> None:
-    """Final parameters bit for bit, and the same figures for every step."""
+    """Assert that two runs end with bitwise equal parameters and have the same metrics for every step."""
     assert ours.steps == theirs.steps == [*range(1, len(theirs.steps) + 1)]
     last = theirs.steps[-1]
-    got, expected = ours.parameters(last), theirs.parameters(last)
+    got = ours.parameters(last)
+    expected = theirs.parameters(last)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     timed = {"timings", "tokens_per_s", "version"}

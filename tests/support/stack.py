@@ -1,4 +1,4 @@
-"""The compose stack of this checkout, and what tests ask of it."""
+"""The compose stack of this checkout, with helpers for tests."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ ROOT = Path(__file__).parents[2]
 
 
 class Stack(TandemStack):
-    """Not up yet in the `with` block of `stack`."""
+    """A `TandemStack` of this checkout. With `stack`, unlike with `with Stack(...)`, the test starts it."""
 
     def __init__(self, project: Path | str = "examples/digits", *, checkout: Path = ROOT, **options: Any) -> None:
         super().__init__(project, checkout=checkout, **options)
 
     def python(self, service: str, code: str) -> str:
-        """What `code` prints inside a running service."""
+        """Run Python `code` in a running service and return what it prints."""
         return self.must("exec", "-T", service, "python3", "-c", code)
 
     def leftovers(self) -> list[str]:
-        """Every container, volume and network that bears the project's name."""
+        """Return the names of all containers, volumes and networks of this stack."""
         own = {"label": f"{PROJECT_LABEL}={self.name}"}
         return [
             *(c.name for c in self.engine.containers.list(all=True, filters=own)),
@@ -33,14 +33,14 @@ class Stack(TandemStack):
 
 
 def set_steps(project: Path, steps: int) -> None:
-    """Give the project of tests/deployment/conftest.py another length."""
+    """Change max_steps of the project of tests/deployment/conftest.py."""
     config = project / "config.yaml"
     config.write_text(config.read_text().replace("max_steps: 4", f"max_steps: {steps}"))
 
 
 @contextmanager
 def stack(project: Path | str = "examples/digits", **options: Any) -> Iterator[Stack]:
-    """A stack that the test brings up, and that is gone afterwards."""
+    """Create a stack that the test starts itself, and remove it afterwards."""
     made = Stack(project, **options)
     try:
         yield made

@@ -1,4 +1,4 @@
-"""What keeps a demo from starting is told in one line."""
+"""`tandem demo`: errors that keep it from starting, and the commands of its services."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def logs_is_a_file(folder: Path) -> None:
         (("word",), None, "got the argument 'word'"),
     ],
 )
-def test_a_demo_that_cannot_start_says_why_in_one_line(
+def test_a_demo_that_cannot_start_prints_a_one_line_error(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
@@ -48,7 +48,7 @@ def test_a_demo_that_cannot_start_says_why_in_one_line(
     assert line.startswith("error: " + message.format(tmp_path))
 
 
-def test_the_demos_engine_takes_the_place_of_the_projects(tmp_path: Path) -> None:
+def test_the_demos_engine_overrides_the_projects_engine(tmp_path: Path) -> None:
     project = Project.read(fake_project(tmp_path), {"generator.engine": "vllm", "generator.port": "1"})
     assert _generator_command(project, "mock")[-3:] == ["--engine", "mock", "--generator.port=1"]
     assert _generator_command(project, "vllm")[-2:] == ["--generator.engine=vllm", "--generator.port=1"]

@@ -1,4 +1,4 @@
-"""`tandem export` writes the checkpoint that was meant, or says which there are."""
+"""`tandem export` writes the selected checkpoint, or lists those that exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tandem_cli.__main__ import main
 
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
-    """Checkpoints of steps 20 and 100, of which 20 was the best."""
+    """A run with checkpoints of steps 20 and 100; step 20 has the best evaluation."""
     for step in (20, 100):
         checkpoint = tmp_path / "runs" / "mine" / "checkpoints" / f"{step:06d}"
         (checkpoint / "model").mkdir(parents=True)
@@ -23,7 +23,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("arguments", "step"), [([], "100"), (["best"], "20"), (["last"], "100"), (["20"], "20")])
-def test_the_checkpoint_that_was_meant_is_written(run_dir: Path, tmp_path: Path, arguments: list[str], step: str):
+def test_export_writes_the_selected_checkpoint(run_dir: Path, tmp_path: Path, arguments: list[str], step: str):
     target = tmp_path / "out" / "model"
     which = [f"--checkpoint={word}" for word in arguments]
     assert main(["export", str(run_dir), *which, "--to", str(target)]) == 0
@@ -36,7 +36,9 @@ def _refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return capsys.readouterr().err
 
 
-def test_what_is_not_there_is_refused_with_what_is(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_checkpoint_is_refused_with_those_that_exist(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     to = ("--to", tmp_path / "out")
     assert "one of the steps 20, 100" in _refusal(capsys, run_dir, "--checkpoint", "40", *to)
     assert "holds no checkpoint" in _refusal(capsys, run_dir.parent, *to)
@@ -52,18 +54,20 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(
 ):
     model = run_dir / "checkpoints" / "000100" / "model"
     (model / "config.json").rename(model / "adapter_config.json")
-    said = _refusal(capsys, run_dir, "--to", tmp_path / "out")
-    assert f"python -m tandem_trainer.merge {model} {tmp_path / 'out'}" in said
+    error = _refusal(capsys, run_dir, "--to", tmp_path / "out")
+    assert f"python -m tandem_trainer.merge {model} {tmp_path / 'out'}" in error
 
 
-def test_a_folder_in_use_is_left_alone(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_target_folder_in_use_is_refused_and_unchanged(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("mine")
     assert "is in use" in _refusal(capsys, run_dir, "--to", tmp_path / "used")
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
 
 
-def test_a_place_that_cannot_be_written_is_told_and_nothing_is_left(
+def test_a_failed_copy_is_reported_and_leaves_nothing_behind(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     def full(*_: object) -> None:
@@ -71,6 +75,6 @@ def test_a_place_that_cannot_be_written_is_told_and_nothing_is_left(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("shutil.copytree", full)
-    assert "cannot be copied to" in (said := _refusal(capsys, run_dir, "--to", tmp_path / "out"))
-    assert "No space left on device" in said
+    assert "cannot be copied to" in (error := _refusal(capsys, run_dir, "--to", tmp_path / "out"))
+    assert "No space left on device" in error
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]

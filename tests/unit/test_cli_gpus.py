@@ -1,4 +1,4 @@
-"""`tandem gpus`: what it writes, what it keeps, and what it refuses before it has written anything."""
+"""`tandem gpus`: the files that it writes, the lines that it keeps, and the errors that keep it from writing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def eight_gpus(nvidia_smi: NvidiaSmi) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Tandem's compose files and, as the stack's project, one with a model of 6 attention heads."""
+    """Tandem's compose files and the stack's default project, whose model has 6 attention heads."""
     for name in ("compose.yaml", "compose.gpu.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     model = tmp_path / "examples" / "digits" / "model"
@@ -49,7 +49,7 @@ def run(folder: Path, generator: str, trainer: str, *more: str) -> int:
 
 
 def written(folder: Path) -> dict[str, dict[str, object]]:
-    """The written override: of each service its environment and its only reservation."""
+    """Return the environment and the reservation of each service in the written override."""
     services = yaml.load((folder / "compose.devices.yaml").read_text(), Overriding)["services"]
     return {
         name: service["environment"]
@@ -59,7 +59,9 @@ def written(folder: Path) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_the_services_get_their_devices_and_as_many_ranks(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_service_gets_its_devices_and_one_rank_per_device(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(folder, "0-2", f"5,{UUIDS[7]}") == 0
     assert written(folder) == {
         "preflight": {"TANDEM_GENERATOR_GPUS": "0,1,2", "TANDEM_TRAINER_GPUS": f"5,{UUIDS[7]}"},
@@ -82,7 +84,7 @@ def test_the_services_get_their_devices_and_as_many_ranks(folder: Path, capsys: 
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_gpus_beyond_the_tensor_parallel_size_serve_copies(folder: Path) -> None:
+def test_gpus_beyond_the_tensor_parallel_size_are_data_parallel(folder: Path) -> None:
     assert run(folder, "0-3", "4", "--tensor-parallel", "2") == 0
     environment = written(folder)["generator"]
     assert environment["TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE"] == "2"
@@ -99,15 +101,15 @@ def test_gpus_beyond_the_tensor_parallel_size_serve_copies(folder: Path) -> None
         ("0", "7-9", (), "--trainer: got 8, 9, expected some of 0, 1, "),
         ("GPU-8932f937", "1", (), "--generator: got GPU-8932f937, expected some of"),
         ("", "1", (), "--generator: got no device"),
-        ("nvidia.com/gpu=0", "1", (), "wanted --driver cdi"),
-        ("0-3", "4", (), "has 6 attention heads, expected a divisor of them: --tensor-parallel 1 or 2,"),
+        ("nvidia.com/gpu=0", "1", (), "expected an index or a UUID. Fix: use --driver cdi"),
+        ("0-3", "4", (), "has 6 attention heads, expected a divisor of 6. Fix: --tensor-parallel 1 or 2,"),
         ("0-2", "4", ("--tensor-parallel", "2"), "got 2 for 3 devices of the generator, expected a divisor of 3"),
         ("0-2", "4", ("--tensor-parallel", "0"), "got 0 for 3 devices"),
         ("0", "1", ("--max-steps", "4"), "got --max-steps 4, which this command does not take"),
-        ("0", "1", ("--project", "nowhere"), "nowhere/config.yaml does not exist, expected --project"),
+        ("0", "1", ("--project", "nowhere"), "nowhere/config.yaml does not exist, expected a project"),
     ],
 )
-def test_what_cannot_work_is_refused_and_nothing_written(
+def test_invalid_devices_are_refused_and_nothing_is_written(
     folder: Path,
     capsys: pytest.CaptureFixture[str],
     generator: str,
@@ -121,22 +123,22 @@ def test_what_cannot_work_is_refused_and_nothing_written(
     assert not (folder / "compose.devices.yaml").exists()
 
 
-def test_a_folder_without_the_stack_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_the_compose_files_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "0", "1") == 2
     assert "has no compose.yaml and no compose.gpu.yaml" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("nvidia_smi")
-def test_what_could_not_be_checked_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_checks_that_could_not_be_made_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "examples/digits/config.yaml").write_text("shared: {model: org/on-the-hub}\n")
     assert run(folder, "0-4", "5") == 0
     nvidia, model = capsys.readouterr().err.splitlines()
-    assert "whether the devices exist was not checked" in nvidia
-    assert "org/on-the-hub does not tell here" in model
+    assert "it was not checked whether the devices exist" in nvidia
+    assert "the number of attention heads of org/on-the-hub is not known here" in model
 
 
 @pytest.mark.usefixtures("nvidia_smi")
-def test_cdi_names_are_made_of_indexes_and_checked_against_the_engines(
+def test_indexes_become_cdi_names_that_the_engine_must_have(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = {"DiscoveredDevices": [{"Source": "cdi", "ID": f"nvidia.com/gpu={index}"} for index in range(3)]}
@@ -151,7 +153,7 @@ def test_cdi_names_are_made_of_indexes_and_checked_against_the_engines(
 
 
 @pytest.mark.usefixtures("nvidia_smi")
-def test_an_engine_that_does_not_answer_is_a_note(
+def test_an_engine_that_does_not_answer_gives_a_note(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def engine_info() -> None:
@@ -159,11 +161,11 @@ def test_an_engine_that_does_not_answer_is_a_note(
 
     monkeypatch.setattr(gpu_inventory, "engine_info", engine_info)
     assert run(folder, "0", "1", "--driver", "cdi") == 0
-    assert "no Docker engine answers; whether the devices exist was not checked" in capsys.readouterr().err
+    assert "no Docker engine answers, so it was not checked whether the devices exist" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_the_persons_own_lines_and_files_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_lines_of_env_and_other_compose_files_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = folder / "examples" / "digits"
     (folder / ".env").write_text("# mine\nTANDEM_SHM_SIZE=2g\nCOMPOSE_FILE=compose.yaml:mine.yaml\nA=b")
     for _ in range(2):
@@ -178,14 +180,14 @@ def test_the_persons_own_lines_and_files_stay(folder: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_an_override_that_compose_read_by_itself_goes_on_being_read(folder: Path) -> None:
+def test_compose_override_yaml_is_still_read(folder: Path) -> None:
     (folder / "compose.override.yaml").write_text("{}")
     assert run(folder, "0", "1") == 0
     assert (folder / ".env").read_text().endswith(":compose.devices.yaml:compose.override.yaml\n")
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_the_project_is_the_one_that_the_stack_would_take(
+def test_the_project_comes_from_the_environment_then_env_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = folder / "other"
@@ -201,7 +203,7 @@ def test_the_project_is_the_one_that_the_stack_would_take(
 
 
 @pytest.mark.usefixtures("eight_gpus")
-def test_a_shells_own_compose_file_is_told(
+def test_compose_file_of_the_shell_gives_a_note(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COMPOSE_FILE", "compose.yaml")

@@ -1,4 +1,4 @@
-"""What the command line decides before it starts anything: CPUs, engine, run folder, place of the weights."""
+"""What `tandem demo` decides before it starts a service: CPUs, engine, run folder, location of the weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def a_project(folder: Path, **overrides: str) -> Project:
 
 
 @given(st.sets(st.integers(0, 500), min_size=2))
-def test_the_cpu_sets_are_disjoint_and_leave_none_idle(cpus: set[int]) -> None:
+def test_the_cpu_sets_are_disjoint_and_use_every_cpu(cpus: set[int]) -> None:
     generator, trainer = split_cpus(sorted(cpus))
     assert not set(generator) & set(trainer)
     assert set(generator) | set(trainer) == cpus
@@ -36,12 +36,12 @@ def test_a_single_cpu_is_shared() -> None:
     assert split_cpus([3]) == ((3,), (3,))
 
 
-def test_threads_of_one_core_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hardware_threads_of_one_core_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_first_sibling", lambda cpu: cpu % 4)  # 0 and 4 are one core, 1 and 5 …
     assert split_cpus(range(8)) == ((0, 4, 1, 5), (2, 6, 3, 7))
 
 
-def test_the_mock_stands_in_for_a_missing_vllm_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mock_engine_replaces_a_missing_vllm_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project.importlib.util, "find_spec", lambda name: None)
     engine, note = choose_engine("vllm")
     assert engine == "mock"
@@ -50,7 +50,7 @@ def test_the_mock_stands_in_for_a_missing_vllm_and_says_so(monkeypatch: pytest.M
     assert choose_engine("mock") == ("mock", None)
 
 
-def test_vllm_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_is_used_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(project.importlib.util, "find_spec", lambda name: object())
     assert choose_engine("vllm") == ("vllm", None)
 
@@ -58,12 +58,12 @@ def test_vllm_is_used_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("part", "owner"), [(SharedPart, SharedConfig), (GeneratorPart, GeneratorConfig), (TrainerPart, TrainerConfig)]
 )
-def test_keys_read_here_have_their_owners_defaults(part: type[SharedPart], owner: type[SharedConfig]) -> None:
+def test_keys_read_here_have_the_services_defaults(part: type[SharedPart], owner: type[SharedConfig]) -> None:
     for name, field in part.model_fields.items():
         assert owner.model_fields[name].default == field.default, name
 
 
-def test_each_service_gets_the_overrides_it_reads(tmp_path: Path) -> None:
+def test_each_service_gets_only_the_overrides_of_its_sections(tmp_path: Path) -> None:
     demo = a_project(tmp_path, trainer__max_steps="5", generator__port="1", shared__generators='["a"]')
     assert demo.overrides_for("trainer") == ["--trainer.max_steps=5", '--shared.generators=["a"]']
     assert demo.overrides_for("generator") == ["--generator.port=1", '--shared.generators=["a"]']
@@ -81,7 +81,7 @@ def test_each_service_gets_the_overrides_it_reads(tmp_path: Path) -> None:
         ("a", "a"),
     ],
 )
-def test_the_demo_and_its_trainer_read_the_same_words_as_the_same_value(tmp_path: Path, words: str, name: str) -> None:
+def test_the_demo_and_its_trainer_parse_overrides_alike(tmp_path: Path, words: str, name: str) -> None:
     demo = a_project(tmp_path, trainer__run_name=words, trainer__rewards='[{function: "r:r"}]')
     overrides = parse_overrides(demo.overrides_for("trainer"))
     trainer, _ = load(tandem_trainer.config.Settings, path=demo.config, env={}, overrides=overrides)
@@ -89,12 +89,12 @@ def test_the_demo_and_its_trainer_read_the_same_words_as_the_same_value(tmp_path
 
 
 @pytest.mark.parametrize("words", ['"a b"', "null", "", "{a: 1}", '"'])
-def test_the_demo_refuses_what_its_trainer_would(tmp_path: Path, words: str) -> None:
+def test_the_demo_refuses_run_names_that_its_trainer_refuses(tmp_path: Path, words: str) -> None:
     with pytest.raises(ConfigError, match="run_name"):
         a_project(tmp_path, trainer__run_name=words)
 
 
-def test_what_quotes_say_reaches_the_services_with_its_quotes(tmp_path: Path) -> None:
+def test_quoted_overrides_reach_the_services_with_their_quotes(tmp_path: Path) -> None:
     arguments = [
         "--generator.vllm.served_model_name",
         '"no"',
@@ -111,7 +111,7 @@ def test_what_quotes_say_reaches_the_services_with_its_quotes(tmp_path: Path) ->
     assert loaded.trainer.prompts.chat_template_kwargs == {"a": "1", "b": 1}
 
 
-def test_earlier_runs_are_numbered(tmp_path: Path) -> None:
+def test_earlier_runs_are_renamed_with_numbers(tmp_path: Path) -> None:
     demo = a_project(tmp_path)
     assert demo.set_earlier_run_aside() is None
     for number in (1, 2):
@@ -122,10 +122,11 @@ def test_earlier_runs_are_numbered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("free_bytes", "in_memory"), [(8 * 1000, True), (8 * 1000 - 1, False)])
-def test_weights_live_in_memory_only_where_they_fit(
+def test_weights_are_in_memory_only_if_they_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, in_memory: bool
 ) -> None:
-    memory, demo = tmp_path / "shm", a_project(tmp_path)
+    memory = tmp_path / "shm"
+    demo = a_project(tmp_path)
     for folder in (memory, tmp_path / "model", demo.run_dir):
         folder.mkdir(parents=True)
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(1000))
@@ -141,5 +142,5 @@ def test_weights_live_in_memory_only_where_they_fit(
     ("code", "text"),
     [(2, "ended with exit code 2"), (137, "was killed by SIGKILL (exit code 137)"), (255, "ended with exit code 255")],
 )
-def test_an_exit_is_described_by_its_signal(code: int, text: str) -> None:
+def test_an_exit_code_is_described_with_its_signal(code: int, text: str) -> None:
     assert describe_exit(code) == text

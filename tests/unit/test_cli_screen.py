@@ -1,4 +1,4 @@
-"""The live screen and the summary, from records alone."""
+"""The live screen and the summary, drawn from records without a run."""
 
 from __future__ import annotations
 
@@ -54,23 +54,23 @@ def drawn(progress: Progress, width: int = 96) -> str:
         (list(range(1000)), 4, "▁▃▆█"),
     ],
 )
-def test_a_sparkline_spans_the_range_and_averages_what_does_not_fit(values: list[float], width: int, line: str) -> None:
+def test_a_sparkline_spans_the_range_and_averages_longer_series(values: list[float], width: int, line: str) -> None:
     assert sparkline(values, width) == line
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3849, "1:04:09 h")]
 )
-def test_durations_are_short(seconds: float, text: str) -> None:
+def test_durations_are_formatted_by_their_length(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(("values", "text"), [([], "–"), ([0.5], "0.500"), ([0.5, 0.1, 0.75], "0.500 → 0.750")])
-def test_an_arrow_leads_from_the_first_value_to_the_last(values: list[float], text: str) -> None:
+def test_an_arrow_shows_the_first_and_the_last_value(values: list[float], text: str) -> None:
     assert arrow(values).plain == text
 
 
-def test_a_sampled_text_cannot_drive_the_terminal(run_dir: Path) -> None:
+def test_a_sampled_text_cannot_control_the_terminal(run_dir: Path) -> None:
     assert printable("a\nb\x1b[2J\x07") == "a⏎b·[2J·"
     sample = {"prompt": "\x1b]0;title\x07", "completion": "[bold]2[/bold]\x9b2J", "reward": 1.0}
     (run_dir / "rollouts.jsonl").write_text(json.dumps(sample) + "\n")
@@ -80,7 +80,7 @@ def test_a_sampled_text_cannot_drive_the_terminal(run_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 76, 96])
-def test_the_screen_says_how_the_run_fares_at_any_width(run_dir: Path, width: int) -> None:
+def test_the_screen_shows_every_figure_at_any_width(run_dir: Path, width: int) -> None:
     lines = drawn(progress_of(run_dir), width).splitlines()
     assert max(map(len, lines)) == width
     words = " ".join(" ".join(lines).replace("│", "").split())
@@ -94,11 +94,11 @@ def test_a_run_without_a_step_can_be_drawn(tmp_path: Path) -> None:
     assert "0 of 10" in drawn(progress_of(tmp_path))
 
 
-def test_the_rest_is_estimated_from_the_steps_that_were(run_dir: Path) -> None:
+def test_the_remaining_time_is_estimated_from_past_steps(run_dir: Path) -> None:
     assert progress_of(run_dir).remaining_s == pytest.approx(7 * 5.0)
 
 
-def test_the_summary_counts_what_the_records_say(run_dir: Path) -> None:
+def test_the_summary_adds_up_the_records(run_dir: Path) -> None:
     assert facts(progress_of(run_dir)) == [
         ("steps", "3 of 10 in 15 s"),
         ("reward", "0.250 → 0.750"),
@@ -109,7 +109,7 @@ def test_the_summary_counts_what_the_records_say(run_dir: Path) -> None:
     ]
 
 
-def test_the_summary_has_each_rewards_pass_rates(run_dir: Path) -> None:
+def test_the_summary_has_the_pass_rates_of_each_reward(run_dir: Path) -> None:
     evals = [(3, {}), (4, {"rewards:right": {"1": 0.25, "4": 0.5}}), (5, {"rewards:right": {"1": 0.75, "4": 1.0}})]
     lines = (json.dumps({"step": step, "reward_mean": None, "pass_at": rates}) for step, rates in evals)
     (run_dir / "eval.jsonl").write_text("".join(f"{line}\n" for line in lines))
@@ -117,7 +117,7 @@ def test_the_summary_has_each_rewards_pass_rates(run_dir: Path) -> None:
     assert rows == [("pass@1", "0.250 → 0.750 (right)"), ("pass@4", "0.500 → 1.000 (right)")]
 
 
-def test_a_run_that_ended_before_its_first_step_says_where_to_look(tmp_path: Path) -> None:
+def test_the_summary_of_a_run_without_a_step_names_its_logs(tmp_path: Path) -> None:
     console = Console(width=200, file=io.StringIO(), record=True)
     show_summary(console, progress_of(tmp_path), tmp_path)
     assert "before its first step" in console.export_text()

@@ -1,4 +1,4 @@
-"""Reading what the trainer writes while it writes it."""
+"""Reads the trainer's files while it writes them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Line(BaseModel):
     step: int
 
 
-def test_a_half_written_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
+def test_a_half_written_line_is_read_once_it_is_complete(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = JsonLinesReader(path, Line)
-    assert lines.poll() == []  # not there yet
+    assert lines.poll() == []  # the file does not exist yet
     path.write_text('{"step": 1}\n{"st')
     assert lines.poll() == [Line(step=1)]
     with path.open("a") as file:
@@ -30,7 +30,7 @@ def test_a_half_written_line_is_read_once_it_is_whole(tmp_path: Path) -> None:
 
 
 @given(cuts=st.lists(st.integers(1, 30), max_size=12))
-def test_every_line_is_read_once_wherever_the_writes_are_cut(cuts: list[int], tmp_path_factory: object) -> None:
+def test_every_line_is_read_once_however_the_writes_are_split(cuts: list[int], tmp_path_factory: object) -> None:
     path = tmp_path_factory.mktemp("tail") / "metrics.jsonl"  # type: ignore[attr-defined]  # pytest keeps its class private
     data = b"".join(b'{"step": %d}\n' % n for n in range(10))
     lines = JsonLinesReader(path, Line)
@@ -42,7 +42,7 @@ def test_every_line_is_read_once_wherever_the_writes_are_cut(cuts: list[int], tm
     assert [line.step for line in lines.records] == list(range(10))
 
 
-def test_a_file_that_a_resumed_run_has_cut_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_that_a_resumed_run_has_truncated_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = JsonLinesReader(path, Line)
     path.write_text('{"step": 1}\n{"step": 2}\n')

@@ -1,4 +1,4 @@
-"""The doctor: every check is content with a sound machine, and every check has something that it refuses."""
+"""The doctor's checks: each passes on a machine that can run the stack, and each refuses some faulty machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused"
 
 
 def with_process(facts: Facts, pid: int) -> Facts:
-    """The same, but GPU 4 has a process on it."""
+    """Return the facts with a process on GPU 4."""
     assert isinstance(facts.nvidia, Nvidia)
     gpus = (*facts.nvidia.gpus[:4], Gpu(4, UUIDS[4], 80 * GIB, (Process(pid, "python", 3 * GIB),)))
     return replace(facts, nvidia=replace(facts.nvidia, gpus=(*gpus, *facts.nvidia.gpus[5:])))
@@ -28,19 +28,23 @@ def with_driver(facts: Facts, *cuda: int) -> Facts:
     return replace(facts, nvidia=replace(facts.nvidia, cuda=cuda))
 
 
-def with_size(facts: Facts, size: str, made: str | None = None) -> Facts:
-    """The same, with another size of the weight store, and perhaps one that it was made with."""
+def with_size(facts: Facts, size: str, created: str | None = None) -> Facts:
+    """Return the facts with another size of the weight store. `created`: the size that the volume was created with."""
     assert isinstance(facts.stack, Stack)
-    volume = Volume("tandem_weights", {"size": size}, {"size": made} if made else None)
+    volume = Volume("tandem_weights", {"size": size}, {"size": created} if created else None)
     return replace(facts, stack=replace(facts.stack, volumes={"weights": volume}))
 
 
 REFUSED: list[tuple[str, Facts, str]] = [
-    ("weight store", with_size(LAPTOP, "1g", made="1m"), "of 1.0 MiB, which tandem_weights was made with"),
+    (
+        "weight store",
+        with_size(LAPTOP, "1g", created="1m"),
+        "got 1.0 MiB (tandem_weights was created with this size; 1.0 GiB is configured now)",
+    ),
     ("engine", replace(LAPTOP, engine=NO_ENGINE), "no Docker engine answers: connection refused"),
     ("engine", replace(LAPTOP, engine=replace(LAPTOP.engine, version="24.0.7")), "24.0.7, expected 25.0"),
     ("compose", replace(LAPTOP, compose_version="v2.23.3-desktop.2"), "2.23.3-desktop.2, expected 2.24"),
-    ("compose", replace(LAPTOP, compose_version=Unknown("docker compose cannot be asked", "install it")), "asked"),
+    ("compose", replace(LAPTOP, compose_version=Unknown("docker compose does not run", "install it")), "not run"),
     (
         "configuration",
         replace(LAPTOP, stack=Unknown("docker compose config fails", "fix it", "line 3")),
@@ -56,23 +60,27 @@ REFUSED: list[tuple[str, Facts, str]] = [
         replace(
             changed(LAPTOP, "trainer", is_built=False), images={**LAPTOP.images, "trainer": Unknown("is not there")}
         ),
-        "tandem-trainer:cpu: not there",
+        "tandem-trainer:cpu: this engine does not have it",
     ),
     (
         "image versions",
         replace(LAPTOP, images={**LAPTOP.images, "trainer": replace(an_image("trainer"), labels={})}),
-        "generator 4f5c2a1, trainer without labels",
+        "got generator 4f5c2a1 and trainer without labels",
     ),
-    ("CPU sets", changed(LAPTOP, "trainer", cpuset="3-7"), "generator 0-3 and trainer 3-7 share 3"),
-    ("CPU sets", changed(LAPTOP, "trainer", cpuset="4-9"), "got CPU 8, 9; this host has 0-7"),
+    ("CPU sets", changed(LAPTOP, "trainer", cpuset="3-7"), "got generator 0-3 and trainer 3-7, which share 3"),
+    ("CPU sets", changed(LAPTOP, "trainer", cpuset="4-9"), "got CPU 8, 9, expected CPUs of this host: 0-7"),
     ("CPU sets", changed(LAPTOP, "trainer", cpuset="4-"), "got the devices '4-'"),
     (
         "GPU access",
         replace(GPUS, engine=replace(GPUS.engine, has_nvidia_toolkit=False)),
-        "does not have NVIDIA's container toolkit",
+        "expected an engine that has NVIDIA's container toolkit",
     ),
     ("GPU access", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=4",)),)), "CDI is off"),
-    ("GPU ids", changed(GPUS, "trainer", devices=(Devices("nvidia", ("4", "8")),)), "got GPU 8; there are 0, 1, 2"),
+    (
+        "GPU ids",
+        changed(GPUS, "trainer", devices=(Devices("nvidia", ("4", "8")),)),
+        "got GPU 8, expected some of 0, 1, 2",
+    ),
     ("GPU ids", changed(GPUS, "trainer", devices=(Devices("nvidia", count=9),)), "got GPU 8"),
     (
         "GPU ids",
@@ -89,22 +97,30 @@ REFUSED: list[tuple[str, Facts, str]] = [
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=all",)),)), "share 0, 1"),
     ("GPU sets", changed(GPUS, "trainer", devices=(Devices("nvidia", count=-1),)), "share 0, 1"),
     ("GPU use", with_process(GPUS, 4711), "GPU 4: pid 4711 (python, 3.0 GiB)"),
-    ("GPU driver", with_driver(GPUS, 11, 8), "runs CUDA 11.8, the generator's image has 12.8"),
+    ("GPU driver", with_driver(GPUS, 11, 8), "with CUDA 11.8, expected CUDA 12.8 or newer for the generator's image"),
     ("model", replace(LAPTOP, model=Refused("the model is not known", "fix it", "the hub answers 401")), "401"),
     ("generator fits", replace(GPUS, model=replace(QWEN, parameters=100_000_000_000)), "100.00 B × 2 B / 2"),
     ("trainer fits", replace(GPUS, model=replace(QWEN, parameters=7_615_616_512)), "7.62 B × 16 B = 113.5 GiB"),
-    ("trainer fits", replace(LAPTOP, model=QWEN), "of 16.0 GiB of memory"),
-    ("weight store", replace(LAPTOP, model=QWEN), "4 versions × 5.8 GiB = 23.0 GiB of 1.0 GiB"),
+    ("trainer fits", replace(LAPTOP, model=QWEN), "got 16.0 GiB of memory, expected at least"),
+    ("weight store", replace(LAPTOP, model=QWEN), "got 1.0 GiB, expected at least 4 versions × 5.8 GiB = 23.0 GiB"),
     ("weight store", with_size(LAPTOP, "much"), "got 'much' as the size of the volume tandem_weights"),
     (
         "host memory",
         replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=2 * GIB)),
-        "1.0 GiB tmpfs + 2.0 GiB shm",
+        "got 2.0 GiB, expected at least 1.0 GiB tmpfs + 2.0 GiB shm",
     ),
     ("host memory", replace(LAPTOP, settings=settings()), "14.8 GiB services on the CPU"),
-    ("disk", replace(GPUS, disk_free_bytes=50 * GIB), "3 checkpoints × 17.3 GiB = 51.8 GiB of 50.0 GiB free"),
-    ("weights access", changed(LAPTOP, "trainer", mounts=()), "a writable volume at /weights"),
-    ("weights access", changed(LAPTOP, "generator", user="1000:1000"), "user 10001's, and the user of the generator"),
+    (
+        "disk",
+        replace(GPUS, disk_free_bytes=50 * GIB),
+        "got 50.0 GiB free, expected at least 3 checkpoints × 17.3 GiB = 51.8",
+    ),
+    ("weights access", changed(LAPTOP, "trainer", mounts=()), "got /weights from no volume in the trainer"),
+    (
+        "weights access",
+        changed(LAPTOP, "generator", user="1000:1000"),
+        "got user 1000 for the generator, expected 10001",
+    ),
     (
         "weights access",
         replace(LAPTOP, access=Access("PermissionError", None)),
@@ -120,19 +136,19 @@ def judge(name: str, facts: Facts) -> Finding:
 
 
 @pytest.mark.parametrize("facts", [LAPTOP, GPUS], ids=["CPUs", "GPUs"])
-def test_a_sound_machine_passes_every_check(facts: Facts) -> None:
+def test_a_machine_that_can_run_the_stack_passes_every_check(facts: Facts) -> None:
     assert {finding.name: finding.message for finding in examine(facts) if finding.status != "ok"} == {}
 
 
 @pytest.mark.parametrize(("name", "facts", "words"), REFUSED, ids=[f"{n}: {w}" for n, _, w in REFUSED])
-def test_what_a_check_refuses_comes_with_its_mend(name: str, facts: Facts, words: str) -> None:
+def test_a_failed_check_has_a_fix(name: str, facts: Facts, words: str) -> None:
     finding = judge(name, facts)
     assert finding.status == "fail"
     assert words in finding.message
     assert finding.fix
 
 
-def test_every_check_refuses_something() -> None:
+def test_every_check_has_a_case_that_fails() -> None:
     assert {name for name, *_ in REFUSED} == CHECKS.keys()
 
 
@@ -141,16 +157,24 @@ WARNED: list[tuple[str, Facts, str]] = [
     (
         "image versions",
         replace(LAPTOP, images={name: replace(an_image(name), labels={}) for name in LAPTOP.images}),
-        "do not tell",
+        "no revision label",
     ),
-    ("CPU sets", changed(LAPTOP, "trainer", cpuset=""), "without a CPU set"),
+    ("CPU sets", changed(LAPTOP, "trainer", cpuset=""), "got no CPU set for trainer"),
     ("host memory", with_size(LAPTOP, "much"), "not checked: got 'much'"),
     ("trainer fits", changed(GPUS, "trainer", devices=(Devices("nvidia", ("MIG-1",)),)), "lists none of the trainer's"),
     ("generator fits", replace(LAPTOP, settings=settings()), "vLLM takes 0.92 of all memory"),
     ("trainer fits", replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=60 << 20)), "tight"),
-    ("weight store", with_size(LAPTOP, "2g", made="1g"), "of 1.0 GiB, which tandem_weights was made with (now 2.0"),
-    ("GPU driver", with_driver(GPUS, 12, 4), "runs CUDA 12.4, the generator's image has 12.8"),
-    ("GPU driver", replace(GPUS, images={name: an_image(name) for name in GPUS.images}), "does not tell its CUDA"),
+    (
+        "weight store",
+        with_size(LAPTOP, "2g", created="1g"),
+        "of 1.0 GiB (tandem_weights was created with this size; 2.0 GiB is",
+    ),
+    ("GPU driver", with_driver(GPUS, 12, 4), "with CUDA 12.4, expected CUDA 12.8 or newer"),
+    (
+        "GPU driver",
+        replace(GPUS, images={name: an_image(name) for name in GPUS.images}),
+        "does not state its CUDA version",
+    ),
     ("model", replace(LAPTOP, model=Unknown("the model is not known", "", "prepare.py has not run")), "prepare.py"),
     ("host memory", replace(LAPTOP, available_bytes=GIB), "1.0 GiB are free now"),
     ("ports", changed(LAPTOP, "generator", ports=(Port("0.0.0.0", 80, Unknown("not ours to try")),)), "not ours"),
@@ -158,7 +182,7 @@ WARNED: list[tuple[str, Facts, str]] = [
 
 
 @pytest.mark.parametrize(("name", "facts", "words"), WARNED, ids=[f"{n}: {w}" for n, _, w in WARNED])
-def test_what_may_still_go_well_is_a_warning(name: str, facts: Facts, words: str) -> None:
+def test_a_doubt_gives_a_warning(name: str, facts: Facts, words: str) -> None:
     finding = judge(name, facts)
     assert finding.status == "warn"
     assert words in finding.message
@@ -173,11 +197,11 @@ ALLOWED: list[tuple[str, Facts]] = [
 
 
 @pytest.mark.parametrize(("name", "facts"), ALLOWED, ids=[name for name, _ in ALLOWED])
-def test_what_is_the_stacks_own_or_newer_is_no_fault(name: str, facts: Facts) -> None:
+def test_the_stacks_own_ports_and_processes_and_newer_drivers_pass(name: str, facts: Facts) -> None:
     assert judge(name, facts).status == "ok"
 
 
-def test_without_an_engine_one_check_fails_and_those_that_need_it_say_that_they_were_not_made() -> None:
+def test_without_an_engine_one_check_fails_and_dependent_checks_are_skipped() -> None:
     findings = examine(replace(LAPTOP, engine=NO_ENGINE, images={}, disk_free_bytes=NO_ENGINE, access=NO_ENGINE))
     assert [finding.name for finding in findings if finding.status == "fail"] == ["engine"]
     assert {finding.message for finding in findings if finding.status == "warn"} == {
@@ -186,29 +210,29 @@ def test_without_an_engine_one_check_fails_and_those_that_need_it_say_that_they_
     assert {"images", "image versions", "CPU sets", "disk"} <= {f.name for f in findings if f.status == "warn"}
 
 
-def test_the_checks_of_gpus_are_left_out_where_no_service_wants_one() -> None:
+def test_gpu_checks_are_left_out_if_no_service_requests_a_gpu() -> None:
     assert {finding.name for finding in examine(LAPTOP)} == CHECKS.keys() - GPU_CHECKS
     assert {finding.name for finding in examine(GPUS)} == CHECKS.keys()
 
 
-def test_a_driver_is_compared_with_the_requirement_of_an_image_that_has_no_cuda_version() -> None:
+def test_the_required_cuda_of_an_image_is_used_if_it_has_no_cuda_version() -> None:
     images = {name: an_image(name, NVIDIA_REQUIRE_CUDA="cuda>=13.0 brand=tesla,driver>=535") for name in GPUS.images}
-    assert "image has 13.0" in judge("GPU driver", replace(GPUS, images=images)).message
+    assert "expected CUDA 13.0" in judge("GPU driver", replace(GPUS, images=images)).message
 
 
-def test_gpus_that_nobody_can_list_are_a_warning_and_their_sets_are_compared_all_the_same() -> None:
-    blind = replace(GPUS, nvidia=Unknown("nvidia-smi cannot be asked"))
+def test_without_nvidia_smi_gpu_ids_give_a_warning_and_gpu_sets_are_still_compared() -> None:
+    blind = replace(GPUS, nvidia=Unknown("nvidia-smi does not run"))
     assert judge("GPU ids", blind).status == "warn"
     assert judge("GPU sets", blind).status == "ok"
     assert judge("GPU sets", changed(blind, "trainer", devices=(Devices("nvidia", ("0",)),))).status == "fail"
 
 
-def test_a_gpu_stack_may_pin_its_services_to_cores_or_not() -> None:
+def test_cpu_sets_are_optional_for_a_gpu_stack() -> None:
     assert "any of 8 cores" in judge("CPU sets", changed(GPUS, "generator", cpuset="0-3")).message
     pinned = changed(changed(GPUS, "generator", cpuset="0-3"), "trainer", cpuset="4-7")
     assert "generator 0-3, trainer 4-7" in judge("CPU sets", pinned).message
 
 
-def test_an_on_disk_weight_store_has_no_size_to_keep_to() -> None:
+def test_a_weight_store_on_disk_passes_without_a_size() -> None:
     stack = replace(a_stack(), volumes={})
     assert judge("weight store", replace(LAPTOP, stack=stack, model=QWEN)).status == "ok"

@@ -1,4 +1,4 @@
-"""What the doctor reads: compose's merged configuration, nvidia-smi, a model's files, the hub."""
+"""The doctor's sources of facts: compose's merged configuration, nvidia-smi, a model's files, the hub."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ SMI = """<?xml version="1.0" ?>
 </nvidia_smi_log>"""
 
 
-def test_the_merged_configuration_is_read_as_compose_prints_it() -> None:
+def test_the_merged_configuration_of_compose_is_parsed() -> None:
     stack = parse_stack(MERGED)
     generator, trainer = stack.services["generator"], stack.services["trainer"]
     assert generator.devices == (Devices("nvidia", ("0", "1")),)
@@ -100,18 +100,18 @@ def test_the_merged_configuration_is_read_as_compose_prints_it() -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("1g", 1 << 30), ("1.5GB", 3 << 29), ("64m", 64 << 20), (4096, 4096), ("10kb", 10 << 10)]
 )
-def test_sizes_are_read_as_docker_writes_them(text: str | int, size: int) -> None:
+def test_sizes_are_parsed_as_docker_writes_them(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "much", "1x", "-1g"])
-def test_what_is_no_size_is_an_error(text: str) -> None:
+def test_a_text_that_is_not_a_size_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="expected a number"):
         parse_size(text)
 
 
 @pytest.mark.parametrize(("cause", "fix"), [("Permission denied", "usermod"), ("No such file", "start Docker")])
-def test_an_engine_that_does_not_answer_comes_with_the_mend_for_its_cause(
+def test_an_engine_that_does_not_answer_has_a_fix_for_its_cause(
     monkeypatch: pytest.MonkeyPatch, cause: str, fix: str
 ) -> None:
     def from_env(**_: object) -> None:
@@ -125,7 +125,7 @@ def test_an_engine_that_does_not_answer_comes_with_the_mend_for_its_cause(
     assert "DOCKER_HOST=unix:///there" in answer.message
 
 
-def test_nvidia_smi_tells_driver_gpus_and_who_computes_on_them(nvidia_smi: NvidiaSmi) -> None:
+def test_nvidia_smi_gives_driver_gpus_and_their_processes(nvidia_smi: NvidiaSmi) -> None:
     nvidia_smi.says(SMI)
     busy = (Process(4711, "python", 3 << 30),)
     assert read_nvidia() == Nvidia(
@@ -138,8 +138,8 @@ def test_nvidia_smi_tells_driver_gpus_and_who_computes_on_them(nvidia_smi: Nvidi
     )
 
 
-@pytest.mark.parametrize("text", ["no XML", SMI.replace("<uuid>GPU-1b</uuid>", "")])
-def test_what_nvidia_smi_garbles_is_unknown(nvidia_smi: NvidiaSmi, text: str) -> None:
+@pytest.mark.parametrize("text", ["not XML", SMI.replace("<uuid>GPU-1b</uuid>", "")])
+def test_garbled_output_of_nvidia_smi_is_unknown(nvidia_smi: NvidiaSmi, text: str) -> None:
     nvidia_smi.says(text)
     assert isinstance(read_nvidia(), Unknown)
 
@@ -168,7 +168,7 @@ def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Has `org/open`, and `org/gated` for the bearer of one token."""
+    """A model hub with the model `org/open`, and `org/gated` for requests with the right token."""
 
     def do_GET(self) -> None:
         name = "/".join(self.path.removeprefix("/api/models").split("/")[1:3])
@@ -196,7 +196,7 @@ def hub() -> Iterator[str]:
             thread.join()
 
 
-def test_the_hub_tells_a_models_size_and_whether_the_preflights_token_opens_it(tmp_path: Path) -> None:
+def test_the_hub_gives_a_models_size_if_the_preflights_token_allows_it(tmp_path: Path) -> None:
     def ask(name: str, token: str = "") -> Model | Unknown:
         (tmp_path / "token").write_text(f"{token}\n")
         mount = Mount(str(tmp_path / "token"), "/hf_token", read_only=True)
@@ -218,25 +218,25 @@ def test_the_hub_tells_a_models_size_and_whether_the_preflights_token_opens_it(t
 
 
 @pytest.mark.parametrize(
-    ("part", "whole"),
+    ("part", "section"),
     [
         (parts.SharedPart, SharedConfig),
         (parts.GeneratorPart, GeneratorConfig),
         (parts.TrainerPart, TrainerConfig),
     ],
 )
-def test_the_doctor_reckons_with_the_services_own_defaults(part: type[BaseModel], whole: type[BaseModel]) -> None:
+def test_the_doctor_uses_the_services_defaults(part: type[BaseModel], section: type[BaseModel]) -> None:
     ours = {name: field for name, field in part.model_fields.items() if not field.is_required()}
     assert ours
     for name, field in ours.items():
-        theirs = whole.model_fields[name].default
+        theirs = section.model_fields[name].default
         if isinstance(field.default, BaseModel):
             assert field.default.model_dump() == theirs.model_dump(include=set(type(field.default).model_fields)), name
         else:
             assert field.default == theirs, name
 
 
-def test_a_finding_is_one_line_with_its_mend_beneath() -> None:
+def test_a_finding_is_printed_on_one_line_with_its_fix_below() -> None:
     output = io.StringIO()
-    show([Finding("a", "ok", "fine"), Finding("bcd", "fail", "broken [x]", "fix [y]")], Console(file=output))
-    assert output.getvalue() == "ok    a    fine\nFAIL  bcd  broken [x]\n           → fix [y]\n"
+    show([Finding("a", "ok", "fine"), Finding("bcd", "fail", "broken [x]", "run [y]")], Console(file=output))
+    assert output.getvalue() == "ok    a    fine\nFAIL  bcd  broken [x]\n           Fix: run [y]\n"

@@ -1,4 +1,4 @@
-"""How the doctor puts facts together: whose environment counts, where a model is looked for, what is out of sight."""
+"""How the doctor gathers facts: whose environment counts, where it looks for the model, what it cannot see."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def a_stack_of(project: Path, **changes: dict[str, object]) -> Stack:
-    """One that copies `project`."""
+    """Return a stack whose preflight copies `project`."""
     source = Mount(str(project), "/source", read_only=True)
     return a_stack(**{**changes, "preflight": {"mounts": (source,), **changes.get("preflight", {})}})
 
@@ -38,7 +38,7 @@ def settings_of(stack: Stack) -> Settings:
     return settings
 
 
-def test_the_configuration_counts_as_the_service_will_see_it(project: Path) -> None:
+def test_the_configuration_is_read_with_the_services_environment(project: Path) -> None:
     generator = settings_of(a_stack_of(project)).generator
     assert (generator.engine, generator.tensor_parallel_size, generator.dtype) == ("mock", 2, "float32")
     env = {"TANDEM__GENERATOR__ENGINE": "vllm", "TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE": "4"}
@@ -46,14 +46,16 @@ def test_the_configuration_counts_as_the_service_will_see_it(project: Path) -> N
     assert (generator.engine, generator.tensor_parallel_size, generator.dtype) == ("vllm", 4, "float32")
 
 
-def test_a_project_that_cannot_be_used_is_refused(project: Path) -> None:
+def test_a_project_with_an_invalid_configuration_is_refused(project: Path) -> None:
     (project / "config.yaml").write_text("shared: {}\n")
     refused = read_settings(a_stack_of(project), {})
     assert isinstance(refused, Refused)
     assert "shared.model is missing" in refused.message
 
 
-def test_a_model_is_the_projects_or_made_by_prepare_or_the_hubs(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_found_in_the_project_or_made_by_prepare_or_on_the_hub(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[object] = []
     monkeypatch.setattr(gather, "ask_hub", lambda *question: asked.append(question) or Unknown("asked"))
     stack = a_stack_of(project, preflight={"env": {"HF_TOKEN": "t"}})
@@ -69,7 +71,7 @@ def test_a_model_is_the_projects_or_made_by_prepare_or_the_hubs(project: Path, m
     assert len(asked) == 1
 
 
-def test_disk_and_free_memory_of_an_engine_elsewhere_are_out_of_sight(tmp_path: Path) -> None:
+def test_disk_and_free_memory_of_a_remote_engine_are_unknown(tmp_path: Path) -> None:
     engine = on_cpus().engine
     assert isinstance(engine, DockerEngine)
     here = replace(engine, root_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""What the doctor reckons that a model takes: exact numbers for sizes that can be checked by hand."""
+"""The doctor's memory estimates, with exact numbers for sizes that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ def trainer_bytes(facts: Facts | None = None, **options: Any) -> float:
     return memory.trainer_need(with_settings(facts, trainer=options)).size_bytes
 
 
-def test_the_generator_holds_its_share_of_the_weights_and_one_longest_request() -> None:
-    a_token = 2 * 3 * 2 * 4 * 2
-    assert generator_bytes() == 2000 + 64 * a_token
-    assert generator_bytes(max_model_len=16) == 2000 + 16 * a_token
+def test_the_generator_needs_its_part_of_the_weights_and_the_cache_of_one_request() -> None:
+    bytes_per_token = 2 * 3 * 2 * 4 * 2
+    assert generator_bytes() == 2000 + 64 * bytes_per_token
+    assert generator_bytes(max_model_len=16) == 2000 + 16 * bytes_per_token
     assert generator_bytes(dtype="float32") == 2 * generator_bytes()
     assert generator_bytes(tensor_parallel_size=2) == generator_bytes() / 2
-    assert generator_bytes(tensor_parallel_size=4) == 500 + 64 * a_token / 2, "ranks share no KV head"
+    assert generator_bytes(tensor_parallel_size=4) == 500 + 64 * bytes_per_token / 2, "a KV head is not divided"
 
 
-def test_on_the_cpu_the_cache_is_what_the_configuration_or_the_environment_says() -> None:
+def test_on_the_cpu_the_cache_size_comes_from_the_environment_or_the_configuration() -> None:
     laptop = on_cpus()
     cache = memory.generator_need(with_settings(laptop, generator={"env": {memory.KV_SPACE: "2"}}))
     assert cache.size_bytes == 2000 + 2 * GIB
@@ -54,7 +54,7 @@ def test_on_the_cpu_the_cache_is_what_the_configuration_or_the_environment_says(
     assert share.size_bytes == 8 * GIB
 
 
-def test_the_trainer_holds_its_state_and_a_micro_batchs_activations() -> None:
+def test_the_trainer_needs_its_state_and_the_activations_of_a_micro_batch() -> None:
     learner = {"max_tokens_per_micro_batch": 10, "logprob_chunk_size": 5}
     layer, logits = 10 * (32 * 8 + 8 * 8 + 16 * 20), 5 * 100 * 4
     assert trainer_bytes(learner=learner) == 16_000 + 3 * layer + logits
@@ -71,13 +71,13 @@ def test_the_trainer_holds_its_state_and_a_micro_batchs_activations() -> None:
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("intermediate", "kv_heads"), [(344, 4), (746, 1)])
-def test_activations_are_what_autograd_keeps(
+def test_the_estimated_activations_match_what_autograd_keeps(
     dtype: Literal["float32", "bfloat16"], checkpointing: bool, intermediate: int, kv_heads: int
 ) -> None:
-    """A layer's worth is the difference that two more layers make. Copies of weights are not activations."""
+    """Compares the growth from one layer to three. Copies of weights are not counted as activations."""
     learner = LearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
 
-    def kept_and_reckoned(layers: int) -> tuple[float, int]:
+    def kept_and_estimated(layers: int) -> tuple[float, int]:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=64,
@@ -88,15 +88,15 @@ def test_activations_are_what_autograd_keeps(
                 num_key_value_heads=kv_heads,
             )
         )
-        reckoned = memory.token_bytes(Model("", 0, layers, 128, intermediate, kv_heads, 32, 64, 64), learner)
-        return bytes_kept_a_token(model, learner), reckoned
+        estimated = memory.token_bytes(Model("", 0, layers, 128, intermediate, kv_heads, 32, 64, 64), learner)
+        return bytes_kept_per_token(model, learner), estimated
 
-    few, many = kept_and_reckoned(1), kept_and_reckoned(3)
+    few, many = kept_and_estimated(1), kept_and_estimated(3)
     assert many[0] - few[0] == pytest.approx(many[1] - few[1], rel=0.03)
 
 
-def bytes_kept_a_token(model: LlamaForCausalLM, learner: LearnerPart, tokens: int = 512) -> float:
-    """Of the storages that the trainer's backward pass waits for, but for parameters and copies of them."""
+def bytes_kept_per_token(model: LlamaForCausalLM, learner: LearnerPart, tokens: int = 512) -> float:
+    """Measure the bytes per token that autograd keeps for the backward pass, without parameters and their copies."""
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     shapes = {tuple(sorted(parameter.shape)) for parameter in model.parameters()}
@@ -117,13 +117,13 @@ def bytes_kept_a_token(model: LlamaForCausalLM, learner: LearnerPart, tokens: in
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) / tokens
 
 
-def test_trainer_processes_share_the_hosts_memory_but_not_a_gpus() -> None:
+def test_trainer_processes_share_the_hosts_memory_but_each_has_its_gpu() -> None:
     laptop, host = (
         changed(facts, "trainer", env={"TANDEM_TRAINER_PROCESSES": "2"}) for facts in (on_cpus(), on_gpus())
     )
-    tokens = {"max_tokens_per_micro_batch": 64}  # by default fewer on CPUs
+    tokens = {"max_tokens_per_micro_batch": 64}  # the default is smaller on CPUs
     assert trainer_bytes(laptop, learner=tokens) == 2 * trainer_bytes(host, learner=tokens)
-    assert trainer_bytes(host) == trainer_bytes() + 4_000, "gradients under way"
+    assert trainer_bytes(host) == trainer_bytes() + 4_000, "buffers for gradients"
     assert memory.trainer_need(with_settings(laptop, trainer={})).text.startswith("2 × (")
     assert not memory.trainer_need(with_settings(host, trainer={})).text.startswith("2 × (")
 
@@ -135,7 +135,7 @@ def test_generators_on_the_cpu_share_the_hosts_memory() -> None:
     )
 
 
-def test_only_vllms_share_of_the_smallest_gpu_counts() -> None:
+def test_the_generator_may_use_vllms_share_of_the_smallest_gpu() -> None:
     host = on_gpus()
     assert isinstance(host.nvidia, Nvidia)
     assert "73.6 GiB on each GPU (0.92 × 80.0 GiB)" in memory.generator(host).message
@@ -148,7 +148,7 @@ def test_only_vllms_share_of_the_smallest_gpu_counts() -> None:
     assert "tandem gpus" in memory.generator(larger).fix
 
 
-def test_on_the_cpu_the_mend_is_a_smaller_cache() -> None:
+def test_on_the_cpu_the_fix_is_a_smaller_cache() -> None:
     laptop = on_cpus()
     assert isinstance(laptop.model, Model)
     too_large = replace(laptop, model=replace(laptop.model, parameters=10_000_000_000))

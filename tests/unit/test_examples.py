@@ -1,4 +1,4 @@
-"""Every example is whole: its configuration holds, its data is honest, its rewards say what they should."""
+"""The examples: their configurations are valid, their held-out data is separate, their rewards are right."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ import tandem_trainer.config
 from tandem_protocol.config import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-ARITHMETIC, DIGITS, JUDGE = EXAMPLES / "arithmetic", EXAMPLES / "digits", EXAMPLES / "judge"
+ARITHMETIC = EXAMPLES / "arithmetic"
+DIGITS = EXAMPLES / "digits"
+JUDGE = EXAMPLES / "judge"
 PROJECTS = sorted(path.parent for path in EXAMPLES.glob("*/config.yaml"))
 
 
@@ -36,12 +38,12 @@ def rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_the_examples_are_found() -> None:
+def test_every_example_is_tested() -> None:
     assert PROJECTS == [ARITHMETIC, DIGITS, JUDGE]
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
-def test_both_services_take_the_configuration(project: Path) -> None:
+def test_both_services_accept_the_configuration(project: Path) -> None:
     generator, _ = load(tandem_generator.config.Settings, path=project / "config.yaml", env={})
     trainer, _ = load(tandem_trainer.config.Settings, path=project / "config.yaml", env={})
     rollout = trainer.trainer.rollout
@@ -52,26 +54,27 @@ def test_both_services_take_the_configuration(project: Path) -> None:
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
-def test_the_readme_names_every_file_and_only_files_that_are_there(project: Path) -> None:
-    promised = set(re.findall(r"^\| `([\w.]+)`", (project / "README.md").read_text(), re.MULTILINE))
-    made = {"model", "prompts.jsonl", "held_out.jsonl"}
-    there = {path.name for path in project.iterdir() if path.is_file() and path.suffix != ".jsonl"}
-    assert promised - made == there - {"README.md"}
+def test_the_readme_lists_exactly_the_files_of_the_example(project: Path) -> None:
+    listed = set(re.findall(r"^\| `([\w.]+)`", (project / "README.md").read_text(), re.MULTILINE))
+    created = {"model", "prompts.jsonl", "held_out.jsonl"}
+    existing = {path.name for path in project.iterdir() if path.is_file() and path.suffix != ".jsonl"}
+    assert listed - created == existing - {"README.md"}
 
 
-def test_digits_rewards_the_ascending_order_alone() -> None:
+def test_digits_rewards_only_the_ascending_order() -> None:
     reward = module(DIGITS / "rewards.py").exact_match
     answers = ["123", "321", "12", "1233", "", "123"]
     assert reward(completions=answers, answer=["123"] * 6, prompts=["312>"] * 6) == [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
 
 
-def test_digits_prompts_are_the_same_each_time_and_none_is_held_out_and_trained_on(
+def test_digits_prompts_are_reproducible_and_held_out_prompts_are_separate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    already_there(Path("model/model.safetensors"))
+    create_empty(Path("model/model.safetensors"))
     module(DIGITS / "prepare.py").main()
-    train, held_out = rows(Path("prompts.jsonl")), rows(Path("held_out.jsonl"))
+    train = rows(Path("prompts.jsonl"))
+    held_out = rows(Path("held_out.jsonl"))
     module(DIGITS / "prepare.py").main()
     assert (rows(Path("prompts.jsonl")), rows(Path("held_out.jsonl"))) == (train, held_out)
     assert len(held_out) == 256
@@ -80,14 +83,12 @@ def test_digits_prompts_are_the_same_each_time_and_none_is_held_out_and_trained_
 
 
 @pytest.mark.slow
-def test_digits_start_knows_little_enough_to_learn_and_enough_to_be_rewarded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_initial_digits_model_is_right_in_10_to_40_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module(DIGITS / "prepare.py").main()
-    made = Path("model/model.safetensors").stat()
+    created = Path("model/model.safetensors").stat()
     module(DIGITS / "prepare.py").main()
-    assert Path("model/model.safetensors").stat() == made, "a second run keeps the model"
+    assert Path("model/model.safetensors").stat() == created, "a second run keeps the model"
 
     torch.manual_seed(0)
     questions = rows(Path("held_out.jsonl"))
@@ -96,8 +97,9 @@ def test_digits_start_knows_little_enough_to_learn_and_enough_to_be_rewarded(
 
 
 def exact_match(questions: Sequence[dict[str, Any]], **sampling: Any) -> float:
-    """MicroBatchLoss of right answers by `model/`."""
-    tokenizer, model = AutoTokenizer.from_pretrained("model"), AutoModelForCausalLM.from_pretrained("model")
+    """Return the share of right answers of the model in `model/`."""
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    model = AutoModelForCausalLM.from_pretrained("model")
     prompts = tokenizer([row["prompt"] for row in questions], return_tensors="pt").input_ids
     generated = model.generate(prompts, max_new_tokens=8, **sampling)[:, prompts.shape[1] :]
     completions = tokenizer.batch_decode(generated, skip_special_tokens=True)
@@ -105,7 +107,7 @@ def exact_match(questions: Sequence[dict[str, Any]], **sampling: Any) -> float:
     return sum(right) / len(right)
 
 
-def test_judge_prefers_the_name_that_is_easier_to_say_wherever_it_stands() -> None:
+def test_judge_prefers_the_easier_name_in_either_position() -> None:
     prefer = module(JUDGE / "judge.py").prefer
     pairs = [["milone", "mrtlpq"], ["mrtlpq", "milone"], ["milone", "mileno"], ["milone", "mimimi"], ["milone", "mil"]]
     assert prefer(prompts=["ka"] * 5, completions=pairs) == [0, 1, None, 0, 0]
@@ -113,21 +115,21 @@ def test_judge_prefers_the_name_that_is_easier_to_say_wherever_it_stands() -> No
 
 def test_judge_trains_on_no_held_out_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    already_there(Path("model/model.safetensors"))
+    create_empty(Path("model/model.safetensors"))
     module(JUDGE / "prepare.py").main()
     train, held_out = ({row["prompt"] for row in rows(Path(name))} for name in ("prompts.jsonl", "held_out.jsonl"))
     assert (len(train), len(held_out)) == (548, 128)
     assert not train & held_out
 
 
-def test_arithmetic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arithmetic_names_the_requirements_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare = module(ARITHMETIC / "prepare.py")
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(SystemExit, match=r"pip install .*-r examples/arithmetic/requirements\.txt"):
         prepare.main()
 
 
-def test_arithmetic_rewards_what_the_questions_own_verifier_does() -> None:
+def test_arithmetic_rewards_are_the_scores_of_the_questions_verifier() -> None:
     pytest.importorskip("reasoning_gym", reason="examples/arithmetic/requirements.txt is not installed")
     reward = module(ARITHMETIC / "rewards.py").score_answer
     entry = {"answer": "14", "metadata": {"source_dataset": "basic_arithmetic"}}
@@ -139,7 +141,7 @@ def test_arithmetic_rewards_what_the_questions_own_verifier_does() -> None:
 def test_arithmetic_trains_on_no_held_out_expression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("reasoning_gym", reason="examples/arithmetic/requirements.txt is not installed")
     monkeypatch.chdir(tmp_path)
-    already_there(Path("model/model.safetensors"))
+    create_empty(Path("model/model.safetensors"))
     module(ARITHMETIC / "prepare.py").main()
     train, held_out = (
         {row["entry"]["metadata"]["expression"] for row in rows(Path(name))}
@@ -151,7 +153,7 @@ def test_arithmetic_trains_on_no_held_out_expression(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.slow
-def test_arithmetic_model_keeps_its_chat_template_and_its_wits_through_the_conversion(
+def test_the_converted_arithmetic_model_has_its_chat_template_and_answers_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gguf", reason="examples/arithmetic/requirements.txt is not installed")
@@ -159,13 +161,14 @@ def test_arithmetic_model_keeps_its_chat_template_and_its_wits_through_the_conve
     prepare = module(ARITHMETIC / "prepare.py")
     monkeypatch.setattr(prepare, "hub_answers", lambda: False)
     prepare.get_model()
-    tokenizer, model = AutoTokenizer.from_pretrained("model"), AutoModelForCausalLM.from_pretrained("model")
+    tokenizer = AutoTokenizer.from_pretrained("model")
+    model = AutoModelForCausalLM.from_pretrained("model")
     question = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     generated = model.generate(**prompt, do_sample=False, max_new_tokens=20)[0, prompt["input_ids"].shape[1] :]
     assert tokenizer.decode(generated) == "The capital of France is Paris.<|im_end|>"
 
 
-def already_there(file: Path) -> None:
+def create_empty(file: Path) -> None:
     file.parent.mkdir()
     file.touch()

@@ -1,4 +1,4 @@
-"""How many trainer processes there are is the environment's word, and a wrong one is told."""
+"""The environment sets the number of trainer processes and nodes. Wrong values are refused with a message."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ def command(**env: str) -> list[str]:
     return trainer_command({f"TANDEM_TRAINER_{name}": value for name, value in env.items()}, TRAINER[2:])[1:]
 
 
-def test_one_process_is_the_trainer_itself():
+def test_one_process_runs_the_trainer_without_accelerate():
     assert command() == command(PROCESSES="1") == command(PROCESSES="") == TRAINER
 
 
-def test_several_processes_on_several_nodes_meet_at_the_first():
+def test_processes_of_several_nodes_meet_at_the_rendezvous():
     words = command(PROCESSES="4", NODES="2", NODE_RANK="1", RENDEZVOUS="trainer-0.trainer:29500")
     assert words[:3] == ["-m", "accelerate.commands.launch", "--multi_gpu"]
     assert words[-4:] == TRAINER
@@ -42,7 +42,7 @@ def test_several_processes_on_several_nodes_meet_at_the_first():
         ({"NODES": "2"}, "RENDEZVOUS=, expected host:port"),
     ],
 )
-def test_a_wrong_number_is_told(env: dict[str, str], expected: str):
+def test_a_wrong_value_is_refused(env: dict[str, str], expected: str):
     with pytest.raises(ValueError, match=expected):
         command(**env)
 
@@ -52,7 +52,7 @@ def test_processes_of_one_node_meet_at_a_free_port():
     assert words[words.index("--main_process_port") + 1] == "0"
 
 
-def test_a_rendezvous_in_use_is_told_on_the_node_that_would_listen():
+def test_a_rendezvous_port_in_use_is_refused_on_the_node_that_listens():
     with socket.create_server(("", 0)) as taken:
         meeting = f"trainer-0:{taken.getsockname()[1]}"
         with pytest.raises(

@@ -1,7 +1,7 @@
 """`tandem doctor`: will the stack run on this machine, and if not, what has to change?
 
-Facts are gathered once, each with a deadline (`gather.py`); what follows from them is decided by pure functions
-(`checks/`). A fact that could not be had is `Unknown` with the reason, and the checks that need it say so.
+`gather.py` collects the facts once; each query has a deadline. The checks in `checks/` are pure functions from facts to
+a finding. A fact that could not be gathered is an `Unknown` with the reason, and each check that needs it says so.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command: gather, judge, print."""
+"""The command: gather facts, run the checks, print the findings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORDS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "fail": ("FAIL", "bo
 
 
 def doctor(project: Path | None, *, as_json: bool) -> int:
-    """Returns the exit code: 1 when a check fails."""
+    """Print the findings and return the exit code: 1 when a check fails, else 0."""
     findings = examine(gather(project.absolute() if project else None))
     if as_json:
         json.dump([asdict(finding) for finding in findings], sys.stdout, indent=1)
@@ -30,11 +30,11 @@ def doctor(project: Path | None, *, as_json: bool) -> int:
 
 
 def show(findings: Sequence[Finding], console: Console) -> None:
-    """One line a check, with the fix beneath."""
+    """Print one line per finding, with its fix on the next line."""
     width = max(len(finding.name) for finding in findings)
     for finding in findings:
         word, style = WORDS[finding.status]
         line = Text.assemble((f"{word:<4}", style), f"  {finding.name:<{width}}  {finding.message}")
         console.print(line, soft_wrap=True)
         if finding.fix:
-            console.print(Text(f"{'':<{width + 8}}→ {finding.fix}", style="bold"), soft_wrap=True)
+            console.print(Text(f"{'':<{width + 8}}Fix: {finding.fix}", style="bold"), soft_wrap=True)

@@ -16,7 +16,9 @@ from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Vo
 from .unknown import Unknown
 
 TIMEOUT_S = 60.0
-RUN_IT_THERE = "run `tandem doctor` where Tandem's compose.yaml is; `docker compose config` has to print the stack"
+RUN_IN_CHECKOUT = (
+    "run `tandem doctor` in the folder with Tandem's compose.yaml; `docker compose config` must print the stack there"
+)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)b?")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -26,18 +28,20 @@ def compose_version() -> str | Unknown:
 
 
 def read_stack(project: Path | None) -> Stack | Unknown:
-    """The stack of the current directory; `project` as TANDEM_PROJECT would say it."""
+    """Read the stack of the current directory. `project` takes the place of TANDEM_PROJECT."""
     text = _compose("config", "--format", "json", env={"TANDEM_PROJECT": str(project)} if project else {})
     if isinstance(text, Unknown):
         return text
     stack = parse_stack(json.loads(text))
     if missing := [name for name in (PREFLIGHT, *SERVICES) if name not in stack.services]:
-        return Unknown("the configuration is not Tandem's", RUN_IT_THERE, f"it has no {' and no '.join(missing)}")
+        return Unknown(
+            "this is not Tandem's compose configuration", RUN_IN_CHECKOUT, f"it has no {' and no '.join(missing)}"
+        )
     return stack
 
 
 def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
-    """What `docker compose` prints; it needs no engine for what is asked here."""
+    """Return what `docker compose` prints. The commands used here need no Docker engine."""
     try:
         done = subprocess.run(
             ["docker", "compose", *arguments],
@@ -48,14 +52,14 @@ def _compose(*arguments: str, env: Mapping[str, str]) -> str | Unknown:
             timeout=TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Unknown("docker compose cannot be asked", "install Docker with its compose plugin", str(error))
+        return Unknown("docker compose does not run", "install Docker with its compose plugin", str(error))
     if done.returncode:
-        return Unknown(f"docker compose {arguments[0]} fails", RUN_IT_THERE, " ".join(done.stderr.split()))
+        return Unknown(f"docker compose {arguments[0]} fails", RUN_IN_CHECKOUT, " ".join(done.stderr.split()))
     return done.stdout.strip()
 
 
 def parse_stack(config: Mapping[str, Any]) -> Stack:
-    """From what `docker compose config --format json` prints."""
+    """Parse the output of `docker compose config --format json`."""
     return Stack(
         config["name"],
         {name: _service(service) for name, service in config["services"].items()},
@@ -85,19 +89,24 @@ def _replicas(service: Mapping[str, Any]) -> int:
 
 
 def _devices(service: Mapping[str, Any]) -> Iterator[Devices]:
-    """What is reserved under `deploy`, asked for by `gpus`, or named as a CDI device."""
+    """Yield the devices that are reserved under `deploy`, requested by `gpus`, or listed as CDI names in `devices`."""
     reserved = service.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", ())
     for request in [*reserved, *service.get("gpus", ())]:
-        ids, wanted = tuple(request.get("device_ids") or ()), request.get("count", "all")
-        count = None if ids else -1 if wanted == "all" else int(wanted)
+        ids = tuple(request.get("device_ids") or ())
+        count = None if ids else _count(request.get("count", "all"))
         yield Devices(request.get("driver") or "nvidia", ids, count)
     sources = (d if isinstance(d, str) else d.get("source", "") for d in service.get("devices", ()))
     if named := tuple(source.partition(":")[0] for source in sources if source.startswith(CDI_KIND)):
         yield Devices(driver="cdi", ids=named)
 
 
+def _count(requested: str | int) -> int:
+    return -1 if requested == "all" else int(requested)
+
+
 def _port(port: Mapping[str, Any]) -> Port:
-    return Port(port.get("host_ip") or "0.0.0.0", int(str(port["published"]).partition("-")[0]))  # noqa: S104 - compose's default
+    host_ip = port.get("host_ip") or "0.0.0.0"  # noqa: S104 - compose's default
+    return Port(host_ip, int(str(port["published"]).partition("-")[0]))
 
 
 def _volume(key: str, volume: Mapping[str, Any]) -> Volume:
@@ -106,16 +115,16 @@ def _volume(key: str, volume: Mapping[str, Any]) -> Volume:
 
 
 def parse_options(driver_opts: Mapping[str, str]) -> dict[str, str]:
-    """A volume's mount options: `size=1g,uid=10001` → `{"size": "1g", "uid": "10001"}`."""
+    """Parse a volume's mount options: `size=1g,uid=10001` → `{"size": "1g", "uid": "10001"}`."""
     pairs = (word.partition("=") for word in driver_opts.get("o", "").split(",") if word)
     return {name: value for name, _, value in pairs}
 
 
 def parse_size(text: str | int) -> int:
-    """`1g`, `512m`, `1073741824` → bytes.
+    """Parse a size to bytes: `1g`, `512m` or `1073741824`.
 
     Raises:
-        ValueError: it is no size.
+        ValueError: `text` is not a size.
     """
     if not (found := _SIZE.fullmatch(str(text).strip().lower())):
         raise ValueError(f"got the size {text!r}, expected a number with b, k, m, g or t")

@@ -1,4 +1,4 @@
-"""What the Docker engine says of itself, of the stack's images and of what runs already."""
+"""Queries to the Docker engine: its version and devices, the stack's images, ports and volumes."""
 
 from __future__ import annotations
 
@@ -22,27 +22,28 @@ TIMEOUT_S = 20
 PROJECT_LABEL = "com.docker.compose.project"
 TOOLKIT_HOOK = "nvidia-container-runtime-hook"
 """The engine offers `driver: nvidia` when it finds this program."""
-JOIN_GROUP = "let your user use Docker (sudo usermod -aG docker $USER), then log in again"
-START_IT = "start Docker (sudo systemctl start docker) or set DOCKER_HOST; `docker version` has to name a server"
+JOIN_GROUP = "run `sudo usermod -aG docker $USER`, which lets your user use Docker, then log in again"
+START_DOCKER = "start Docker (`sudo systemctl start docker`) or set DOCKER_HOST; `docker version` must show a server"
 
 
 def connect() -> docker.DockerClient | Unknown:
-    """The engine that `docker compose` would use."""
+    """Connect to the engine that `docker compose` would use."""
     try:
         client = docker.from_env(timeout=TIMEOUT_S)
         client.ping()
     except DockerException as error:
         where = f"DOCKER_HOST={os.environ['DOCKER_HOST']}: " if "DOCKER_HOST" in os.environ else ""
-        fix = JOIN_GROUP if "Permission denied" in str(error) else START_IT
+        fix = JOIN_GROUP if "Permission denied" in str(error) else START_DOCKER
         return Unknown("no Docker engine answers", fix, f"{where}{error}")
     return client
 
 
 def describe(client: docker.DockerClient) -> DockerEngine | Unknown:
+    """Return what `docker info` reports."""
     try:
         info = client.info()
     except DockerException as error:
-        return Unknown("the engine does not describe itself", START_IT, str(error))
+        return Unknown("`docker info` fails", START_DOCKER, str(error))
     try:
         cdi: frozenset[str] | Unknown = cdi_devices(info)
     except DevicesUnknown as error:
@@ -59,46 +60,46 @@ def describe(client: docker.DockerClient) -> DockerEngine | Unknown:
 
 
 def find_image(client: docker.DockerClient, name: str) -> Image | Unknown:
+    """Return what `docker image inspect` reports."""
     try:
         config = client.images.get(name).attrs["Config"]
     except ImageNotFound:
-        return Unknown(f"the image {name} is not there", "docker compose build")
+        return Unknown(f"the engine has no image {name}", "run `docker compose build`")
     except DockerException as error:
-        return Unknown(f"the image {name} cannot be looked at: {error}")
+        return Unknown(f"the image {name} cannot be inspected: {error}")
     env = dict(line.partition("=")[::2] for line in config.get("Env") or ())
     return Image(name, config.get("User", ""), env, config.get("Labels") or {})
 
 
 def look_at_ports(client: docker.DockerClient, engine: DockerEngine, stack: Stack) -> Stack:
-    """The same stack, its published ports with their state."""
+    """Return the stack with the state of its published ports filled in."""
     elsewhere = None if engine.is_this_host else Unknown("the engine runs on another machine")
     own = _published_by(client, stack.name)
 
-    def looked_at(service: Service) -> Service:
-        return replace(
-            service, ports=tuple(replace(port, state=elsewhere or _state(port, own)) for port in service.ports)
-        )
+    def with_states(service: Service) -> Service:
+        ports = tuple(replace(port, state=elsewhere or _state(port, own)) for port in service.ports)
+        return replace(service, ports=ports)
 
-    services: Mapping[str, Service] = {name: looked_at(service) for name, service in stack.services.items()}
+    services: Mapping[str, Service] = {name: with_states(service) for name, service in stack.services.items()}
     return replace(stack, services=services)
 
 
 def look_at_volumes(client: docker.DockerClient, stack: Stack) -> Stack:
-    """The same stack, its tmpfs volumes with the options that they were made with."""
+    """Return the stack with the options that its existing tmpfs volumes were created with."""
 
-    def looked_at(volume: Volume) -> Volume:
+    def with_created_options(volume: Volume) -> Volume:
         try:
-            made = client.volumes.get(volume.name).attrs.get("Options") or {}
+            options = client.volumes.get(volume.name).attrs.get("Options") or {}
         except DockerException:
             return volume
-        return replace(volume, made=parse_options(made))
+        return replace(volume, created=parse_options(options))
 
-    volumes = {key: looked_at(v) if v.options is not None else v for key, v in stack.volumes.items()}
+    volumes = {key: with_created_options(v) if v.options is not None else v for key, v in stack.volumes.items()}
     return replace(stack, volumes=volumes)
 
 
 def _published_by(client: docker.DockerClient, project: str) -> set[int]:
-    """The host's ports that the containers of a compose project have."""
+    """Return the host's ports that the containers of a compose project use."""
     containers = client.containers.list(ignore_removed=True, filters={"label": f"{PROJECT_LABEL}={project}"})
     bindings = (binding for c in containers for bound in c.ports.values() for binding in bound or ())
     return {int(binding["HostPort"]) for binding in bindings}
@@ -112,7 +113,7 @@ def _state(port: Port, own: set[int]) -> PortState | Unknown:
         try:
             probe.bind((port.host_ip, port.number))
         except PermissionError:
-            return Unknown(f"port {port.number} is the administrator's to open")
+            return Unknown(f"port {port.number} can only be opened by root, so it was not tried")
         except OSError:
             return "taken"
     return "free"

@@ -1,4 +1,4 @@
-"""What the doctor knows of a machine and of the stack that is to run on it."""
+"""Facts about this machine and about the stack that is to run on it."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ PortState = Literal["free", "own", "taken"]
 
 GENERATOR, TRAINER, PREFLIGHT = "generator", "trainer", "preflight"
 SERVICES = (GENERATOR, TRAINER)
-"""Those that have devices."""
+"""The services that get devices."""
 
 
 @dataclass(frozen=True)
 class DockerEngine:
-    """The Docker engine that answers, and the host that it runs on."""
+    """The Docker engine, and the host that it runs on."""
 
     version: str
     has_nvidia_toolkit: bool
-    """Whether it can serve reservations with `driver: nvidia`."""
+    """True if it accepts reservations with `driver: nvidia`."""
     cdi_devices: frozenset[str] | Unknown
-    """`nvidia.com/gpu=0` …: those that this daemon can hand out."""
+    """CDI names that this engine can give to a container, such as `nvidia.com/gpu=0`."""
     memory_bytes: int
     cpus: int
     root_dir: Path
     is_this_host: bool = True
-    """Whether its paths, ports and memory are those that can be looked at from here."""
+    """False if the engine runs on another machine, whose paths, ports and memory this process cannot see."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image on that engine."""
+    """An image that the engine has."""
 
     name: str
     user: str
@@ -45,7 +45,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Devices:
-    """One reservation of devices: named ones, or so many of them (-1: all)."""
+    """One reservation of devices: `ids`, or a number of them (`count`; -1 is all)."""
 
     driver: str
     ids: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Mount:
-    """A volume or host folder in a service."""
+    """A volume or host folder that is mounted into a service."""
 
     source: str
     target: str
@@ -68,7 +68,7 @@ class Port:
     host_ip: str
     number: int
     state: PortState | Unknown = "free"
-    """`own`: this very stack runs and has it."""
+    """`own`: this stack is running and uses it."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,19 @@ class Service:
     replicas: int = 1
 
     def mount(self, target: str) -> Mount | None:
+        """Return what is mounted at the path `target`."""
         return next((mount for mount in self.mounts if mount.target == target), None)
 
 
 @dataclass(frozen=True)
 class Volume:
-    """A named volume; `options` are those of its tmpfs, where it is one."""
+    """A named volume."""
 
     name: str
     options: Mapping[str, str] | None = None
-    made: Mapping[str, str] | None = None
-    """The options that it was made with and keeps, where it is there."""
+    """Configured mount options of a tmpfs volume. None: it is not a tmpfs."""
+    created: Mapping[str, str] | None = None
+    """Options that an existing volume was created with, and keeps. None: it does not exist yet."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,12 @@ class Stack:
 
     @property
     def project_folder(self) -> Path:
-        """What the preflight copies."""
+        """The project's folder on the host, which the preflight copies."""
         mount = self.services[PREFLIGHT].mount("/source")
         return Path(mount.source if mount else "")
 
     @property
-    def wants_gpus(self) -> bool:
+    def uses_gpus(self) -> bool:
         return any(service.devices for service in self.services.values())
 
 
@@ -138,11 +140,11 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Nvidia:
-    """What nvidia-smi says of this machine."""
+    """What nvidia-smi reports of this machine."""
 
     driver: str
     cuda: tuple[int, int]
-    """The newest CUDA that the driver can run."""
+    """The newest CUDA version that the driver supports."""
     gpus: tuple[Gpu, ...]
 
 
@@ -151,7 +153,7 @@ class Model:
     """Sizes of the model, from its config.json and the headers of its safetensors files."""
 
     where: str
-    """For the person: `the folder …`, `the cache volume`, `the hub`."""
+    """Its place, as messages show it: `the folder …`, `the volume at …`, `the hub (…)`."""
     parameters: int
     layers: int
     hidden: int
@@ -161,12 +163,12 @@ class Model:
     vocab: int
     max_positions: int
     is_local: bool = True
-    """On this host or a volume: nothing has to be fetched."""
+    """True if it is on this host or on a volume. False: the preflight has to download it."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """What the services' own users could do in short-lived containers: None, or the error."""
+    """Whether the services' users can use the weights volume, as tried in containers: None, or the error."""
 
     trainer_writes: str | None
     generator_reads: str | None
@@ -174,21 +176,21 @@ class Access:
 
 @dataclass(frozen=True)
 class Facts:
-    """All of it."""
+    """All facts that the checks use."""
 
     engine: DockerEngine | Unknown
     compose_version: str | Unknown
     stack: Stack | Unknown
     images: Mapping[str, Image | Unknown]
-    """By service."""
+    """The image of each service."""
     nvidia: Nvidia | Unknown
     available_bytes: int | Unknown
-    """Of memory, as /proc/meminfo says."""
+    """Free memory according to /proc/meminfo."""
     disk_free_bytes: int | Unknown
-    """Where the engine keeps its volumes."""
+    """Free disk space where the engine keeps its volumes."""
     settings: Settings | Unknown
-    """As the services will read them."""
+    """The project's configuration as the services will read it."""
     model: Model | Unknown
     access: Access | Unknown
     own_pids: frozenset[int] = frozenset()
-    """Processes of this very stack, where it runs."""
+    """Processes of this stack, if it is running."""

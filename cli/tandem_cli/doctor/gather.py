@@ -1,4 +1,4 @@
-"""Gathers the facts; every question to another program or machine has a deadline."""
+"""Gathers the facts. Every query to another program or machine has a deadline."""
 
 from __future__ import annotations
 
@@ -18,49 +18,51 @@ from .model import NO_MODEL, read_model
 from .nvidia import read_nvidia
 from .settings import Settings
 from .unknown import Refused, Unknown
-from .volumes import PREPARE, Workshop
+from .volumes import PREPARE, VolumeProbe
 
 MEMINFO = Path("/proc/meminfo")
 ELSEWHERE = Unknown("the engine runs on another machine")
 
 
 def gather(project: Path | None) -> Facts:
-    """Everything; `project` in place of TANDEM_PROJECT."""
-    client, stack = engines.connect(), read_stack(project)
+    """Gather all facts. `project` takes the place of TANDEM_PROJECT."""
+    client = engines.connect()
+    stack = read_stack(project)
     images: Mapping[str, Image | Unknown] = {}
     engine = client if isinstance(client, Unknown) else engines.describe(client)
     if not (isinstance(client, Unknown) or isinstance(engine, Unknown) or isinstance(stack, Unknown)):
         stack = engines.look_at_volumes(client, engines.look_at_ports(client, engine, stack))
         images = {name: engines.find_image(client, service.image) for name, service in stack.services.items()}
     settings = read_settings(stack, images)
-    workshop = _workshop(client, stack, images)
+    probe = _volume_probe(client, stack, images)
+    uses_gpus = isinstance(stack, Stack) and stack.uses_gpus
     return Facts(
         engine=engine,
         compose_version=compose_version(),
         stack=stack,
         images=images,
-        nvidia=read_nvidia() if isinstance(stack, Stack) and stack.wants_gpus else Unknown("no service wants a GPU"),
+        nvidia=read_nvidia() if uses_gpus else Unknown("no service requests a GPU"),
         available_bytes=read_available_memory(engine),
         disk_free_bytes=read_disk(engine),
         settings=settings,
-        model=find_model(stack, settings, workshop),
-        access=workshop if isinstance(workshop, Unknown) else workshop.try_weights(),
-        own_pids=workshop.pids() if isinstance(workshop, Workshop) else frozenset(),
+        model=find_model(stack, settings, probe),
+        access=probe if isinstance(probe, Unknown) else probe.try_weights(),
+        own_pids=probe.pids() if isinstance(probe, VolumeProbe) else frozenset(),
     )
 
 
-def _workshop(
+def _volume_probe(
     client: docker.DockerClient | Unknown, stack: Stack | Unknown, images: Mapping[str, Image | Unknown]
-) -> Workshop | Unknown:
+) -> VolumeProbe | Unknown:
     if isinstance(client, Unknown):
         return client
     if isinstance(stack, Unknown):
         return stack
-    return Workshop(client, stack, {name: image for name, image in images.items() if isinstance(image, Image)})
+    return VolumeProbe(client, stack, {name: image for name, image in images.items() if isinstance(image, Image)})
 
 
 def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown]) -> Settings | Unknown:
-    """The project's configuration as the services read it: with the environment of image and service."""
+    """Read the project's configuration as the services do: with the environment of image and service."""
     if isinstance(stack, Unknown):
         return stack
     env: dict[str, str] = {}
@@ -72,37 +74,41 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
         return load(Settings, path=stack.project_folder / "config.yaml", env=env)[0]
     except ConfigError as error:
         return Refused(
-            "the project cannot be used", "correct it; TANDEM_PROJECT or --project names its folder", str(error)
+            "the project's configuration is not valid",
+            "correct config.yaml, or choose another project folder with --project or TANDEM_PROJECT",
+            str(error),
         )
 
 
-def find_model(stack: Stack | Unknown, settings: Settings | Unknown, workshop: Workshop | Unknown) -> Model | Unknown:
-    """In the project, on the stack's volumes, or on the hub."""
+def find_model(stack: Stack | Unknown, settings: Settings | Unknown, probe: VolumeProbe | Unknown) -> Model | Unknown:
+    """Look for the model in the project, then on the stack's volumes, then on the hub."""
     if isinstance(stack, Unknown) or isinstance(settings, Unknown):
-        return Unknown("the project is not known")
-    name, folder = settings.shared.model, stack.project_folder
+        return Unknown("the project's configuration could not be read")
+    name = settings.shared.model
+    folder = stack.project_folder
     if (folder / name).is_dir():
         return read_model(folder / name)
-    found = workshop if isinstance(workshop, Unknown) else workshop.find_model(name)
+    found = probe if isinstance(probe, Unknown) else probe.find_model(name)
     if isinstance(found, Model | Refused):
         return found
     if "/" not in name and (folder / "prepare.py").exists():
-        return Unknown(NO_MODEL, PREPARE, f"{folder.name}/prepare.py, which makes it, has not run yet")
+        return Unknown(NO_MODEL, PREPARE, f"{folder.name}/prepare.py, which creates it, has not run yet")
     return ask_hub(name, settings.shared.revision, stack.services[PREFLIGHT])
 
 
 def read_available_memory(engine: DockerEngine | Unknown) -> int | Unknown:
+    """Return the free memory in bytes, according to /proc/meminfo."""
     if isinstance(engine, Unknown) or not engine.is_this_host:
         return ELSEWHERE
     try:
         lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) << 10
     except (OSError, KeyError, ValueError):
-        return Unknown(f"{MEMINFO} does not tell how much memory is free")
+        return Unknown(f"{MEMINFO} does not report how much memory is free")
 
 
 def read_disk(engine: DockerEngine | Unknown) -> int | Unknown:
-    """Free bytes where the engine keeps its volumes."""
+    """Return the free bytes of the disk on which the engine keeps its volumes."""
     if isinstance(engine, Unknown):
         return engine
     if not engine.is_this_host:
@@ -110,4 +116,4 @@ def read_disk(engine: DockerEngine | Unknown) -> int | Unknown:
     try:
         return shutil.disk_usage(engine.root_dir).free
     except OSError as error:
-        return Unknown(f"the engine's {engine.root_dir} cannot be looked at from here: {error.strerror}")
+        return Unknown(f"the engine's folder {engine.root_dir} cannot be read: {error.strerror}")

@@ -1,4 +1,4 @@
-"""What the model hub says of a model that is on no volume yet: is it there, may it be fetched, how large is it?"""
+"""Asks the model hub about a model that is not on a volume yet: may it be downloaded, and how large is it?"""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ UNAUTHORIZED = (401, 403)
 
 
 def ask_hub(name: str, revision: str | None, preflight: Service) -> Model | Unknown:
-    """The model as the hub describes it to the preflight, which is to fetch it."""
-    env, token = preflight.env, _token(preflight)
+    """Ask with the endpoint and token of the preflight, which will download the model."""
+    token = _token(preflight)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    base, rev = env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT, revision or "main"
+    base = preflight.env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    rev = revision or "main"
     try:
         with httpx.Client(base_url=base, headers=headers, timeout=TIMEOUT_S, follow_redirects=True) as hub:
             about = hub.get(f"/api/models/{name}/revision/{rev}").raise_for_status().json()
@@ -29,11 +30,11 @@ def ask_hub(name: str, revision: str | None, preflight: Service) -> Model | Unkn
     except httpx.HTTPStatusError as error:
         return _refusal(name, rev, error.response.status_code, has_token=bool(token))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return Unknown(NO_MODEL, f"the preflight has to reach {base} to fetch it", f"{name}: {error}")
+        return Unknown(NO_MODEL, f"give the preflight a network that reaches {base}", f"{name}: {error}")
 
 
 def _token(preflight: Service) -> str | None:
-    """That of the file that it is given, or else of its environment."""
+    """Return the token of the preflight: from its file, or else from its environment."""
     mount = preflight.mount("/hf_token")
     try:
         token = Path(mount.source).read_text().strip() if mount else ""
@@ -43,14 +44,14 @@ def _token(preflight: Service) -> str | None:
 
 
 def _refusal(name: str, revision: str, code: int, *, has_token: bool) -> Unknown:
-    what = f"the hub answers {code} for {name} ({revision})"
+    answer = f"the hub answers {code} for {name} ({revision})"
     if code in UNAUTHORIZED:
-        said = "and refuses the preflight's token" if has_token else "and the preflight has no token"
+        reason = "and refuses the preflight's token" if has_token else "and the preflight has no token"
         fix = (
             "accept the model's terms on the hub and set TANDEM_HF_TOKEN_FILE to a file with your token, or put the "
             "model into the project"
         )
-        return Refused(NO_MODEL, fix, f"{what} {said}: it is gated, or there is none")
+        return Refused(NO_MODEL, fix, f"{answer} {reason}: the model is gated, or does not exist")
     if code == 404:
-        return Refused(NO_MODEL, "shared.model is a folder of the project or an id on the hub: correct it", what)
-    return Unknown(NO_MODEL, "try again later", what)
+        return Refused(NO_MODEL, "set shared.model to a folder of the project or to a model id of the hub", answer)
+    return Unknown(NO_MODEL, "try again later", answer)

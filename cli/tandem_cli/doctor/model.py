@@ -1,4 +1,4 @@
-"""How large the model is, by its config.json and the headers of its safetensors files; no tensor is read."""
+"""Reads the model's size from its config.json and the headers of its safetensors files. No tensor is read."""
 
 from __future__ import annotations
 
@@ -13,29 +13,31 @@ from tandem_protocol.fingerprint import checkpoint_shapes
 from .facts import Model
 from .unknown import Refused, Unknown
 
-NO_MODEL = "the model is not known"
+NO_MODEL = "the model's size is not known"
 
 
 def read_model(folder: Path) -> Model | Unknown:
-    """The model in a directory."""
+    """Read the model in a directory."""
     try:
         config = json.loads((folder / "config.json").read_text())
         parameters = sum(math.prod(shape) for shape in checkpoint_shapes(folder).values())
         return parse_model(config, parameters or None, f"the folder {folder}")
     except (OSError, ValueError) as error:
-        return Refused(NO_MODEL, "put a Hugging Face model there", f"{folder} cannot be read: {error}")
+        fix = f"put a Hugging Face model with config.json and safetensors files into {folder}"
+        return Refused(NO_MODEL, fix, f"the model in {folder} cannot be read: {error}")
 
 
 def parse_model(config: Mapping[str, Any], parameters: int | None, where: str, *, is_local: bool = True) -> Model:
-    """From config.json; `parameters` is None where no header tells their number.
+    """Build the model from its config.json. Without `parameters`, their number is estimated.
 
     Raises:
-        ValueError: it has no sizes of a decoder.
+        ValueError: config.json does not have the sizes of a decoder.
     """
     sizes = config.get("text_config") or config
     try:
         layers, hidden, heads = (sizes[key] for key in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
-        vocab, intermediate = sizes["vocab_size"], sizes.get("intermediate_size") or 4 * hidden
+        vocab = sizes["vocab_size"]
+        intermediate = sizes.get("intermediate_size") or 4 * hidden
         kv_heads = sizes.get("num_key_value_heads") or heads
         head_dim = sizes.get("head_dim") or hidden // heads
         return Model(
@@ -51,13 +53,17 @@ def parse_model(config: Mapping[str, Any], parameters: int | None, where: str, *
             is_local=is_local,
         )
     except (KeyError, TypeError) as error:
-        raise ValueError(f"its config.json has no {error}") from error
+        raise ValueError(f"its config.json lacks the key {error}") from error
 
 
 def _count_parameters(sizes: Mapping[str, Any], intermediate: int, head_dim: int, kv_heads: int) -> int:
-    """Of a Llama-like decoder: a layer is q, k, v, o (hidden × head_dim × heads each) and gate, up, down (hidden ×
-    intermediate); norms are left out, and an embedding counts twice where the output has its own."""
-    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+    """Estimate the parameters of a Llama-like decoder.
+
+    A layer is q, k, v, o (hidden × head_dim × heads each) and gate, up, down (hidden × intermediate). Norms are left
+    out. The embedding counts twice if the output has its own.
+    """
+    hidden = sizes["hidden_size"]
+    heads = sizes["num_attention_heads"]
     attention = 2 * hidden * head_dim * (heads + kv_heads)
     layer = attention + 3 * hidden * intermediate
     embeddings = 1 if sizes.get("tie_word_embeddings") else 2

@@ -1,4 +1,4 @@
-"""What nvidia-smi says: one call, since each takes seconds on a host with many GPUs."""
+"""Reads nvidia-smi. It is called once, since each call takes seconds on a host with many GPUs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from ..gpu_inventory import DevicesUnknown, nvidia_smi
 from .facts import Gpu, Nvidia, Process
 from .unknown import Unknown
 
-INSTALL = "install NVIDIA's driver; `nvidia-smi` has to list the GPUs"
+INSTALL = "install NVIDIA's driver; `nvidia-smi` must list the GPUs"
 
 
 def read_nvidia() -> Nvidia | Unknown:
+    """Return the driver and the GPUs of this host."""
     try:
         text = nvidia_smi("-q", "-x")
     except DevicesUnknown as error:
@@ -19,14 +20,17 @@ def read_nvidia() -> Nvidia | Unknown:
     try:
         return parse_nvidia(text)
     except (ElementTree.ParseError, ValueError) as error:
-        return Unknown(f"nvidia-smi -q -x prints what cannot be read: {error}", INSTALL)
+        return Unknown(f"the output of `nvidia-smi -q -x` cannot be parsed: {error}", INSTALL)
 
 
 def parse_nvidia(text: str) -> Nvidia:
-    """Raises:
-    ValueError: something is missing or no number.
+    """Parse the output of `nvidia-smi -q -x`.
+
+    Raises:
+        ValueError: an element is missing or is not a number.
+        ElementTree.ParseError: the output is not XML.
     """
-    log = ElementTree.fromstring(text)  # noqa: S314 - a program of the host's administrator has written it
+    log = ElementTree.fromstring(text)  # noqa: S314 - the output of a program that the host's administrator installed
     major, _, minor = _text(log, "cuda_version").partition(".")
     gpus = (_gpu(index, element) for index, element in enumerate(log.iter("gpu")))
     return Nvidia(_text(log, "driver_version"), (int(major), int(minor)), tuple(gpus))
@@ -43,11 +47,11 @@ def _gpu(index: int, element: ElementTree.Element) -> Gpu:
 
 def _text(element: ElementTree.Element, path: str) -> str:
     if not (text := element.findtext(path)):
-        raise ValueError(f"it has no {path}")
+        raise ValueError(f"it has no element {path}")
     return text
 
 
 def _mebibytes(text: str) -> int:
-    """`40960 MiB` → bytes; 0 for `N/A`, as in a container or on Windows."""
+    """Convert `40960 MiB` to bytes. `N/A`, which it prints in containers and on Windows, becomes 0."""
     number = text.split()[0]
     return int(number) << 20 if number.isdecimal() else 0

@@ -1,4 +1,4 @@
-"""The keys of a project's configuration that the doctor reckons with. A test holds the defaults to the services'."""
+"""The configuration keys that the doctor uses. A test compares their defaults with those of the services."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class _Part(BaseModel):
-    """Their owners check the whole section."""
+    """A section of config.yaml. Other keys are ignored here: the services check them."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Facts that could not be had, with the reason."""
+"""Facts that could not be gathered, with the reason."""
 
 from __future__ import annotations
 
@@ -10,31 +10,35 @@ FactT = TypeVar("FactT")
 
 @dataclass(frozen=True)
 class Unknown:
-    """A fact that could not be had. `reason` is short, since each check that needs the fact repeats it."""
+    """A fact that could not be gathered."""
 
     reason: str
+    """Short, since each check that needs the fact repeats it."""
     fix: str = ""
+    """What the user can do about it."""
     detail: str = ""
+    """Shown once, by the check that is about this fact."""
 
     @property
     def message(self) -> str:
+        """The reason with its detail."""
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
 class Refused(Unknown):
-    """A fact that was asked for and denied: asking again changes nothing."""
+    """A fact that does not exist or must not be read, such as a model that is not on the hub. Do not retry."""
 
 
 class NotKnown(Exception):
-    """A check needs a fact that could not be had; the message is the reason."""
+    """A check needs a fact that could not be gathered. The message is the reason."""
 
 
 def known(fact: FactT | Unknown) -> FactT:
-    """The fact itself.
+    """Return the fact.
 
     Raises:
-        NotKnown: it could not be had.
+        NotKnown: the fact is `Unknown`.
     """
     if isinstance(fact, Unknown):
         raise NotKnown(fact.reason)

@@ -1,4 +1,4 @@
-"""What the services' users can do on the stack's volumes, and the model that lies there: by short-lived containers."""
+"""Inspects the stack's volumes from short-lived containers: may the services' users use them, is the model there?"""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .model import NO_MODEL, parse_model
 from .unknown import Refused, Unknown
 
 TIMEOUT_S = 60
-PREPARE = "docker compose up preflight"
-NOT_YET = Unknown("the volumes are not there yet", PREPARE)
+PREPARE = "run `docker compose up preflight`"
+NO_VOLUMES = Unknown("the volumes do not exist yet", PREPARE)
 
 WRITE = "import tempfile; tempfile.TemporaryFile(dir='/weights').write(b'x')"
 READ = "import os; os.listdir('/weights')"
@@ -36,22 +36,22 @@ for folder in (Path("/project", name), *Path("/cache").glob(snapshots)):
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """Starts containers of the stack's images with the stack's volumes, as its services would."""
+class VolumeProbe:
+    """Runs short programs in containers with the images, users and volumes of the stack's services."""
 
     client: docker.DockerClient
     stack: Stack
     images: dict[str, Image]
 
     def find_model(self, name: str) -> Model | Unknown:
-        """The model on the project or the cache volume, as the trainer sees it."""
+        """Look for the model on the project and the cache volume, as the trainer sees them."""
         printed = self._run(TRAINER, ("/project", "/cache"), LOOK, name)
         if isinstance(printed, Refused):
             return Refused(NO_MODEL, PREPARE, f"{name} on the project's volume: {printed.reason}")
         if isinstance(printed, Unknown):
             return printed
         if not printed:
-            return Unknown(f"{name} is on no volume yet", PREPARE)
+            return Unknown(f"{name} is not on a volume yet", PREPARE)
         found = json.loads(printed)
         try:
             return parse_model(found["config"], found["parameters"], f"the volume at {found['folder']}")
@@ -59,7 +59,7 @@ class Workshop:
             return Refused(NO_MODEL, PREPARE, f"{found['folder']} cannot be read: {error}")
 
     def try_weights(self) -> Access | Unknown:
-        """Whether the trainer can write the weight store and the generator read it."""
+        """Try whether the trainer can write the weight store and the generator can read it."""
         errors: list[str | None] = []
         for service, program in ((TRAINER, WRITE), (GENERATOR, READ)):
             done = self._run(service, ("/weights",), program)
@@ -69,22 +69,27 @@ class Workshop:
         return Access(*errors)
 
     def pids(self) -> frozenset[int]:
-        """The processes of the stack's running containers, as the host numbers them."""
+        """Return the host's process ids of the stack's running containers."""
         own = {"label": f"{PROJECT_LABEL}={self.stack.name}"}
         try:
             running = self.client.containers.list(ignore_removed=True, filters=own)
             return frozenset(int(row[0]) for c in running for row in c.top(ps_args="-o pid")["Processes"])
-        except DockerException:  # one of them ends just now
+        except DockerException:  # a container ended between the two calls
             return frozenset()
 
     def _run(self, name: str, targets: tuple[str, ...], program: str, *arguments: str) -> str | Unknown:
-        """What `program` prints in a container of a service; `Refused` with its last line when it fails there."""
+        """Return what `program` prints in a container of the service `name`; `Refused` with its last line if it fails.
+
+        Args:
+            targets: paths of the volumes to mount.
+            program: Python code.
+        """
         service = self.stack.services[name]
         mounts = self._mounts(service, targets)
         if name not in self.images:
-            return Unknown(f"the {name}'s image is not there", "docker compose build")
+            return Unknown(f"the {name}'s image does not exist yet", "run `docker compose build`")
         if len(mounts) < len(targets):
-            return NOT_YET
+            return NO_VOLUMES
         try:
             container = self.client.containers.create(
                 self.images[name].name,
@@ -98,20 +103,25 @@ class Workshop:
                 labels={"tandem.doctor": name},
             )
         except DockerException as error:
-            return Unknown(f"no container could be made of {self.images[name].name}: {error}")
+            return Unknown(f"no container could be created from {self.images[name].name}: {error}")
         try:
             container.start()
             code = container.wait(timeout=TIMEOUT_S)["StatusCode"]
-            output = container.logs().decode(errors="replace").strip()
+            output: str = container.logs().decode(errors="replace").strip()
         except (DockerException, OSError) as error:
-            return Unknown(f"a container of {self.images[name].name} did not run: {error}")
+            return Unknown(f"a container of {self.images[name].name} did not finish: {error}")
         finally:
             with suppress(DockerException):
                 container.remove(force=True)
-        return Refused(output.splitlines()[-1] if output else f"exit code {code}") if code else output
+        if code:
+            return Refused(output.splitlines()[-1] if output else f"exit code {code}")
+        return output
 
     def _mounts(self, service: Service, targets: tuple[str, ...]) -> list[str]:
-        """Those of the service's volumes that are there: mounting one that is not would make it, unlabelled."""
+        """Return the mounts at `targets` whose volumes exist.
+
+        Mounting a volume that does not exist would create it, without compose's labels.
+        """
         mounts = []
         for target in targets:
             mount = service.mount(target)
@@ -121,7 +131,7 @@ class Workshop:
         return mounts
 
     def _source(self, key: str) -> str | None:
-        """The engine's name of a volume that is there."""
+        """Return the engine's name of a volume, or None if it does not exist. A host folder is returned as it is."""
         if key.startswith("/"):
             return key
         volume = self.stack.volumes.get(key)

@@ -1,4 +1,4 @@
-"""The checks: pure functions from facts to a finding, in the order in which they are printed."""
+"""The checks: pure functions from facts to a finding. `CHECKS` lists them in the order in which they are printed."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ CHECKS: dict[str, Callable[[Facts], Finding]] = {
 }
 
 GPU_CHECKS = frozenset({"GPU ids", "GPU sets", "GPU use", "GPU driver"})
-"""Those that say nothing where no service wants a GPU."""
+"""Checks that are left out when no service requests a GPU."""
 
 
 def examine(facts: Facts) -> list[Finding]:
-    """One finding a check; a check whose facts could not be had says so."""
-    without_gpus = isinstance(facts.stack, Stack) and not facts.stack.wants_gpus
+    """Return one finding per check. A check whose facts could not be gathered gives a warning."""
+    without_gpus = isinstance(facts.stack, Stack) and not facts.stack.uses_gpus
     left_out = GPU_CHECKS if without_gpus else frozenset()
     return [replace(_judge(check, facts), name=name) for name, check in CHECKS.items() if name not in left_out]
 

@@ -1,4 +1,4 @@
-"""The images, and the ports that are published."""
+"""The images, and the published ports."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from ..finding import Finding, fail, ok, warn
 from ..unknown import Unknown, known
 
 REVISION, VERSION = "org.opencontainers.image.revision", "org.opencontainers.image.version"
-UNTOLD = ("", "unknown")
+NOT_STATED = ("", "unknown")
+"""Values of the labels of an image that was built without TANDEM_REVISION."""
 
 
 def present(facts: Facts) -> Finding:
+    """Check that the images exist, or that compose will build them."""
     stack = known(facts.stack)
     known(facts.engine)
     missing = {stack.services[name].image: name for name in SERVICES if isinstance(facts.images.get(name), Unknown)}
@@ -18,22 +20,25 @@ def present(facts: Facts) -> Finding:
         return ok(", ".join(stack.services[name].image for name in SERVICES))
     names = ", ".join(missing)
     if all(stack.services[name].is_built for name in missing.values()):
-        return warn(f"{names}: not built yet; the first `docker compose up` does", "docker compose build")
-    return fail(f"{names}: not there, and the configuration does not say how to build it", "docker compose pull")
+        return warn(f"{names}: not built yet; the first `docker compose up` builds it", "run `docker compose build`")
+    return fail(
+        f"{names}: this engine does not have it, and the configuration has no `build` section for it",
+        "run `docker compose pull`",
+    )
 
 
 def one_version(facts: Facts) -> Finding:
-    """Both services come from one state of the code, as their labels tell."""
+    """Check that both images were built from the same revision of the code, by their labels."""
     generator, trainer = (_labels(facts, name) for name in SERVICES)
     if generator != trainer:
         return fail(
-            f"the images differ: generator {_describe(generator)}, trainer {_describe(trainer)}",
-            "docker compose build, or pull both at one version",
+            f"got generator {_describe(generator)} and trainer {_describe(trainer)}, expected the same version of both",
+            "run `docker compose build`, or pull both images at one version",
         )
-    if all(value in UNTOLD for value in generator):
+    if all(value in NOT_STATED for value in generator):
         return warn(
-            "the images do not tell which state of the code they are of",
-            "TANDEM_REVISION=$(git rev-parse HEAD) docker compose build",
+            "the images have no revision label, so their versions cannot be compared",
+            "run `TANDEM_REVISION=$(git rev-parse HEAD) docker compose build`",
         )
     return ok(f"both {_describe(generator)}")
 
@@ -49,17 +54,20 @@ def _describe(labels: tuple[str, str]) -> str:
 
 
 def ports(facts: Facts) -> Finding:
+    """Check that the ports to publish are free, or that this stack already has them."""
     published = [port for service in known(facts.stack).services.values() for port in service.ports]
     if not published:
-        return ok("nothing is published on the host")
+        return ok("no port is published on the host")
     known(facts.engine)
     if taken := [str(port.number) for port in published if port.state == "taken"]:
         return fail(
-            f"port {', '.join(taken)}: another process listens there",
-            f"end it (`ss -ltnp sport = :{taken[0]}` names it), or publish another port",
+            f"got port {', '.join(taken)}, on which another process listens, expected a free port",
+            f"end that process (`ss -ltnp sport = :{taken[0]}` shows it), or publish another port",
         )
     if unknown := [port.state.reason for port in published if isinstance(port.state, Unknown)]:
         return warn("; ".join(unknown))
     return ok(
-        ", ".join(f"{port.number} {'is this stack’s' if port.state == 'own' else 'is free'}" for port in published)
+        ", ".join(
+            f"{port.number} {'is used by this stack' if port.state == 'own' else 'is free'}" for port in published
+        )
     )

@@ -8,6 +8,7 @@ from ..unknown import Refused, Unknown, known
 
 
 def configuration(facts: Facts) -> Finding:
+    """Check that the project's config.yaml can be read."""
     if isinstance(facts.settings, Refused):
         return fail(facts.settings.message, facts.settings.fix)
     settings = known(facts.settings)
@@ -16,12 +17,13 @@ def configuration(facts: Facts) -> Finding:
 
 
 def model(facts: Facts) -> Finding:
-    """It lies where the services find it without a network, or the preflight may fetch it."""
+    """Check that the services find the model without a network, or that the preflight can download it."""
     if isinstance(facts.model, Refused):
         return fail(facts.model.message, facts.model.fix)
     if isinstance(facts.model, Unknown):
         return warn(facts.model.message, facts.model.fix)
-    return ok(f"{size(facts.model)} in {facts.model.where}" + ("" if facts.model.is_local else ", to be fetched"))
+    note = "" if facts.model.is_local else ", which the preflight will download"
+    return ok(f"{size(facts.model)} in {facts.model.where}{note}")
 
 
 def size(model: Model) -> str:
