@@ -218,12 +218,9 @@ class WeightStore:
 
         Args:
             version: The version to write.
-            needs_bytes: Expected size of the shards. Checked against the free space.
+            needs_bytes: Expected size of the shards, which must be free.
             owner: True in the process that holds `writer`. False in processes that only write some of the shards: they
                 must enter after the owner and leave before it commits.
-
-        Yields:
-            The directory.
 
         Raises:
             StoreError: The volume is full, either at the start or while the shards are written.
@@ -303,16 +300,7 @@ class WeightStore:
         return manifest, digest_bytes(data)
 
     def retain(self, keep: int) -> list[Version]:
-        """Delete old versions.
-
-        The newest `keep` versions, `LATEST` and versions with a live lease are kept.
-
-        Args:
-            keep: Number of versions to keep.
-
-        Returns:
-            The deleted versions.
-        """
+        """Delete old versions, except the newest `keep`, `LATEST` and leased ones. Returns the deleted versions."""
         versions = self.versions()
         kept = {*versions[-keep:], *self.leased(), self.latest()}
         doomed = [version for version in versions if version not in kept]
