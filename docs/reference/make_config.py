@@ -1,8 +1,9 @@
-"""Write docs/reference/config.md from the configuration models: `.venv/bin/python docs/reference/make_config.py`."""
+"""Generate docs/reference/config.md from the configuration models: `.venv/bin/python docs/reference/make_config.py`."""
 
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,50 +25,57 @@ SECTIONS: dict[str, type[BaseModel]] = {
 HEAD = """\
 # Configuration
 
-Written by `docs/reference/make_config.py` from the configuration models; edit those.
+This page is generated from the configuration models by `docs/reference/make_config.py`. Edit the models instead.
 
-A project's `config.yaml` has the sections `shared`, `generator` and `trainer`. The last source that names a key wins:
-defaults, YAML, environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`), command line
-(`--trainer.optim.learning_rate 1e-5`). `--check` prints every value with its source. Relative paths start at the folder
-of `config.yaml`. The bearer token is not a key: it comes from `TANDEM_TOKEN`, or the file that `TANDEM_TOKEN_FILE`
-names.
+A project's `config.yaml` has three sections: `shared`, `generator` and `trainer`. A key can be set in four places.
+Later ones override earlier ones:
+
+1. The default of the key.
+2. `config.yaml`.
+3. An environment variable: `TANDEM__TRAINER__OPTIM__LEARNING_RATE=1e-5`.
+4. The command line: `--trainer.optim.learning_rate 1e-5`.
+
+`--check` prints every value with its source. Relative paths start at the folder of `config.yaml`. The bearer token is
+not a key. Set it in `TANDEM_TOKEN`, or in a file whose path is in `TANDEM_TOKEN_FILE`.
 
 ## How values are read
 
-A key's type decides what a word without quotes is. `learning_rate: 1e-5` is a number, `shuffle: yes` is true.
+The type of a key decides how a word without quotes is read: `learning_rate: 1e-5` is a number, `shuffle: yes` is true.
 
-- **Text** needs quotes where any version of YAML reads something else: `run_name: "007"`, `revision: "1e5"`,
-  `env: {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without them the key is refused, and the message says what to write.
-- **Mappings that take anything** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
-  `1e-5` is a number. What YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) is refused: write
-  `true` or `false`, plain digits, or quotes.
-- **A key stands once.** A second one is refused with both lines; `<<` may be overridden.
-- **An empty section** (`optim:` with nothing below) has its defaults.
+- **Text** needs quotes if any version of YAML would read something else: `run_name: "007"`, `revision: "1e5"`, `env:
+  {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without quotes, the value is refused, and the message says what to write.
+- **Mappings that accept any value** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
+  `1e-5` is a number. Words that YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) are refused.
+  Write `true` or `false`, a number in plain digits, or quotes.
+- **Duplicate keys** are refused, with both line numbers. Keys from a merge (`<<`) may be overridden.
+- **Empty sections** (`optim:` with nothing below it) keep their defaults.
 
-The environment and the command line follow the same rules, with one difference, because a shell removes quotes: a key
-for text takes the words as they are. `--trainer.run_name 007` and `--trainer.run_name '"007"'` are the same. For a key
-that takes anything, keep the quotes from the shell: `--generator.vllm.tokenizer_mode '"no"'`. The last of several
-options with the same key wins.
+Environment variables and the command line follow the same rules, with one exception, because a shell removes quotes:
+for a key that takes text, the words are the value. `--trainer.run_name 007` and `--trainer.run_name '"007"'` are the
+same. For a key that accepts any value, protect the quotes from the shell: `--generator.vllm.tokenizer_mode '"no"'`. If
+an option is given several times, the last one wins.
 
-Two underscores separate the names in a variable. Names in mappings that take any key keep their case and their dots:
-`TANDEM__GENERATOR__ENV__VLLM_LOGGING_LEVEL=DEBUG`. Where `config.yaml` has the key in another case, that one is meant.
+In the name of a variable, two underscores separate the parts of a key. Keys of mappings such as `generator.env` keep
+their case and their dots: `TANDEM__GENERATOR__ENV__VLLM_LOGGING_LEVEL=DEBUG`. If `config.yaml` has the same key in
+another case, the variable sets that key.
 """
 
 
 def page() -> str:
+    """Return the complete page."""
     return HEAD + "".join(part for key, model in SECTIONS.items() for part in tables(key, model))
 
 
 def tables(key: str, model: type[BaseModel]) -> Iterator[str]:
-    """One table for `model` and one for each model among its fields."""
+    """Yield a table for `model` and one for each model among its fields."""
     summary = (model.__doc__ or "").splitlines()[0]
-    yield f"\n## `{key}`\n\n{summary}\n\n| key | type | default | |\n|---|---|---|---|\n"
+    yield f"\n## `{key}`\n\n{summary}\n\n| key | type | default | description |\n|---|---|---|---|\n"
     nested = {}
     for name, field in model.model_fields.items():
         if inner := next(filter(is_model, parts(field.annotation)), None):
             many = typing.get_origin(field.annotation) is tuple
             nested[f"{key}.{name}[]" if many else f"{key}.{name}"] = inner
-        yield f"| `{name}` | {type_of(field.annotation)} | {default_of(field)} | {cell(field.description or '')} |\n"
+        yield f"| `{name}` | {type_of(field.annotation)} | {default_of(field)} | {description_of(field)} |\n"
     for inner_key, inner in nested.items():
         yield from tables(inner_key, inner)
 
@@ -108,6 +116,11 @@ def default_of(field: FieldInfo) -> str:
     if isinstance(field.default, BaseModel):
         return ""
     return cell(f"`{json.dumps(field.default, default=str)}`")
+
+
+def description_of(field: FieldInfo) -> str:
+    """Return the field's docstring, with None as it is written in YAML."""
+    return cell(re.sub(r"\bNone(?=:)", "`null`", field.description or ""))
 
 
 def cell(text: str) -> str:

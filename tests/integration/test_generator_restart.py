@@ -105,8 +105,8 @@ def test_a_store_of_another_model_is_a_mistake_that_is_told_at_the_start(
     assert generator.process.wait(60) == 2
     *_, told = generator.log.read_text().splitlines()
     assert told.startswith("error: none of the 1 versions in ")
-    assert "version 42.1 (run 'test') is of another model: its config differ" in told
-    assert "set shared.weights_dir to a folder of this run's own" in told
+    assert "version 42.1 (run 'test') belongs to another model: its config differs" in told
+    assert "set shared.weights_dir to a new folder" in told
     assert "Traceback" not in generator.log.read_text()
 
 

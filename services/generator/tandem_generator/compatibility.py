@@ -72,7 +72,7 @@ def _adapter_problem(tensor: TensorEntry, facts: EngineFacts) -> str | None:
     layer = match["layer"]
     is_first = match["side"] == "A"
     if "." not in layer and facts.lora_heads is not None and layer not in facts.lora_heads:
-        return f"the output embedding {layer} cannot have an adapter"
+        return f"the output embedding {layer} takes no adapter"
     weight = facts.layers.get(f"{layer}.weight")
     if weight is None:
         # Only names with peft's prefix contain the names of the model's modules.

@@ -39,6 +39,7 @@ class MockConfig(Section):
     vocab_size: int | None = Field(None, ge=2)
     """Size of the vocabulary. None: the value in the model's `config.json`, or 256 if there is none."""
     faults: FaultsConfig = FaultsConfig()
+    """Faults to inject, for tests of a trainer."""
 
 
 class GeneratorConfig(Section):
@@ -61,7 +62,7 @@ class GeneratorConfig(Section):
     max_model_len: int | None = Field(None, ge=1)
     """Maximum length of prompt and completion together, in tokens. None: the value in the model's `config.json`."""
     enable_prefix_caching: bool | None = None
-    """Reuse the KV cache of equal prompt beginnings. None: vLLM's default."""
+    """Reuse the KV cache of prompts that start with the same tokens. None: vLLM's default."""
     enforce_eager: bool | None = None
     """Run the model without CUDA graphs and compilation: a faster start, slower sampling. None: vLLM's default."""
     generator_id: str | None = Field(None, pattern=r"^\w[\w.-]*$")
@@ -85,6 +86,7 @@ class GeneratorConfig(Section):
     env: dict[str, str] = {}
     """Environment variables for vLLM, such as `VLLM_CPU_KVCACHE_SPACE: "1"`. Variables that are already set win."""
     mock: MockConfig = MockConfig()
+    """Settings of `engine: mock`."""
 
     @property
     def replica(self) -> str:

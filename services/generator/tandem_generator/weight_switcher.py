@@ -323,8 +323,8 @@ class WeightSwitcher:
         if self._failed_loads[version, target.manifest_digest] < _MAX_FAILED_LOADS:
             raise SwitchFailed(f"{message}. Fix: try again.") from cause
         raise WeightsRefused(
-            f"{message}. It has failed {_MAX_FAILED_LOADS} times, so it is not tried again. Fix: see the generator's "
-            "log for the cause, and publish another version."
+            f"{message}. It has failed {_MAX_FAILED_LOADS} times, so it will not be tried again. Fix: see the "
+            "generator's log for the cause, and publish another version."
         ) from cause
 
     async def _watch(self) -> None:
