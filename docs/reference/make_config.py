@@ -42,8 +42,9 @@ not a key. Set it in `TANDEM_TOKEN`, or in a file whose path is in `TANDEM_TOKEN
 
 The type of a key decides how a word without quotes is read: `learning_rate: 1e-5` is a number, `shuffle: yes` is true.
 
-- **Text** needs quotes if any version of YAML would read something else: `run_name: "007"`, `revision: "1e5"`, `env:
-  {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without quotes, the value is refused, and the message says what to write.
+- **Text** needs quotes if any version of YAML would read something else: `run_name: "007"`, `revision: "1e5"`,
+  `env: {DEBUG: "on"}`, `run_name: "2026-11-25"`. Without quotes, the value is refused, and the message says what to
+  write.
 - **Mappings that accept any value** (`generator.vllm`, `arguments`, `chat_template_kwargs`, `tools`) follow YAML 1.2:
   `1e-5` is a number. Words that YAML 1.1 reads differently (`on`, `no`, `007`, `1_000`, `1:30`, dates) are refused.
   Write `true` or `false`, a number in plain digits, or quotes.

@@ -111,7 +111,8 @@ async def test_logprobs_match_the_sampled_distribution(
 ) -> None:
     mock = engine()
     await mock.load_weights(V1, ())
-    policy, sampling = MockPolicy(VOCAB, EOS), Sampling(max_tokens=50, **filters)  # type: ignore[arg-type]  # top_k is an int
+    policy = MockPolicy(VOCAB, EOS)
+    sampling = Sampling(max_tokens=50, **filters)  # type: ignore[arg-type]  # top_k is an int
     for completion in await sample(mock, 1, 2, 3, n=4, **filters):
         context = [5, 9]
         for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
@@ -142,7 +143,8 @@ def test_temperature_and_filters_have_vllms_meaning(filters: dict[str, Any], exp
 
 
 async def test_token_frequencies_match_their_probabilities() -> None:
-    policy, draws = MockPolicy(VOCAB, EOS), 4000
+    policy = MockPolicy(VOCAB, EOS)
+    draws = 4000
     tokens, probabilities = policy.distribution(policy.context([5, 9]), BASE, Sampling(max_tokens=1))
     drawn = Counter(c.token_ids[0] for c in await sample(engine(), 0, n=draws, max_tokens=1))
     for token, probability in zip(tokens, probabilities, strict=True):
@@ -183,7 +185,9 @@ async def test_spans_show_where_a_switch_in_flight_happened() -> None:
     assert [c.finish_reason for c in completions] == ["length"] * 4
     assert [span.version for span in first.versions] == [V1, V2]
     assert [span.version for span in third.versions] == [V2], "its prompt was sampled after the switch"
-    policy, sampling, context = MockPolicy(VOCAB, EOS), Sampling(max_tokens=60, ignore_eos=True), [5, 9]
+    policy = MockPolicy(VOCAB, EOS)
+    sampling = Sampling(max_tokens=60, ignore_eos=True)
+    context = [5, 9]
     versions = [span.version for span in first.versions for _ in range(span.tokens)]
     for token, logprob, version in zip(first.token_ids, first.logprobs, versions, strict=True):
         candidates, probabilities = policy.distribution(policy.context(context), version, sampling)

@@ -105,7 +105,9 @@ async def test_an_engine_that_stays_hung_ends_the_process(start: Start, engine: 
 async def test_only_the_served_and_the_loading_version_are_leased(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    switcher = await start()
+    _, first = publish(store, V1)
+    _, second = publish(store, V2)
     await put(switcher, V1, first)
     assert store.leased() == {V1}
     while_verified: list[set[Version]] = []
@@ -126,7 +128,9 @@ async def test_leases_are_renewed_during_a_long_switch(
     start: Start, engine: ScriptedEngine, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_generator.lease.LEASE_S", 0.04)
-    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    switcher = await start()
+    _, first = publish(store, V1)
+    _, second = publish(store, V2)
     await put(switcher, V1, first)
     await renewal(store, {V1})
     engine.may_load.clear()
@@ -146,7 +150,8 @@ async def renewal(store: WatchedStore, versions: set[Version]) -> None:
 
 
 async def test_a_store_that_cannot_be_written_can_still_be_served(start: Start, store: WatchedStore) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     (store.root / "served").write_text("not a directory")
     assert (await put(switcher, V1, digest)).version == V1
     assert switcher.not_ready is None

@@ -53,7 +53,8 @@ async def test_a_switch_to_the_served_version_does_not_call_the_engine(
 
 
 async def test_an_older_version_is_refused_but_a_later_attempt_is_accepted(start: Start, store: WatchedStore) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     await put(switcher, V2, publish(store, V2)[1])
     with pytest.raises(
         OlderVersion, match=r"got version 1\.1, expected one that is newer than the served version 2\.1"
@@ -68,7 +69,9 @@ async def test_an_older_version_is_refused_but_a_later_attempt_is_accepted(start
 async def test_a_second_switch_is_refused_while_one_is_running(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    switcher = await start()
+    _, first = publish(store, V1)
+    _, second = publish(store, V2)
     engine.may_load.clear()
     switch = asyncio.create_task(put(switcher, V1, first))
     await until(lambda: "load 1.1" in engine.calls)
@@ -92,12 +95,14 @@ async def refused(switcher: WeightSwitcher, version: Version, digest: str) -> st
 
 
 async def test_a_manifest_of_another_run_is_refused(start: Start, store: WatchedStore) -> None:
-    switcher, _ = await start(), publish(store, V1)
+    switcher = await start()
+    publish(store, V1)
     assert f"expected {'0' * 32}. Another run" in await refused(switcher, V1, "0" * 32)
 
 
 async def test_weights_with_another_fingerprint_are_refused(start: Start, store: WatchedStore) -> None:
-    switcher, _ = await start(), publish(store, V1)
+    switcher = await start()
+    publish(store, V1)
     edit_manifest(store, V1, {"fingerprint": {"config": "another", "tokenizer": "70", "parameters": "9a"}})
     assert "another model: its config differs" in await refused(switcher, V1, store.read(V1)[1])
 
@@ -106,7 +111,8 @@ async def test_another_parameter_table_is_refused_with_the_differences(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(shapes={"embed.weight": (8, 5), "head.weight": (1,)})
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     assert (
         "3 parameters differ: embed.weight: trainer (8, 4), generator (8, 5); head.weight: trainer none, generator "
         "(1,); norm.weight: trainer (4,), generator none"
@@ -128,7 +134,8 @@ async def test_an_adapter_that_does_not_fit_is_refused_with_the_fix(
     start: Start, engine: ScriptedEngine, store: WatchedStore, facts: dict[str, Any], words: str
 ) -> None:
     engine.facts = engine.facts._replace(**facts)
-    switcher, (_, digest) = await start(), publish_adapter(store, V1, rank=8)
+    switcher = await start()
+    _, digest = publish_adapter(store, V1, rank=8)
     assert words in await refused(switcher, V1, digest)
 
 
@@ -136,7 +143,8 @@ async def test_a_full_version_is_refused_by_a_generator_that_serves_adapters(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(kinds=frozenset({"lora"}))
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     assert "of kind full, expected kind lora" in await refused(switcher, V1, digest)
 
 
@@ -153,13 +161,15 @@ async def test_adapters_switch_in_flight_except_the_first(
 
 
 async def test_a_damaged_shard_is_refused(start: Start, store: WatchedStore) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     shard(store, V1).write_bytes(b"damaged")
     assert "got 7 bytes, expected" in await refused(switcher, V1, digest)
 
 
 async def test_a_version_that_appears_late_is_waited_for(start: Start, store: WatchedStore) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     late = store.directory(V1).rename(store.root / "late")
     store.looked.clear()
     switch = asyncio.create_task(put(switcher, V1, digest))
@@ -191,7 +201,9 @@ async def test_a_stop_ends_the_wait_for_a_version(start: Start, store: WatchedSt
 
 
 async def test_a_failed_load_is_rolled_back(start: Start, engine: ScriptedEngine, store: WatchedStore) -> None:
-    switcher, (_, good), (_, bad) = await start(), publish(store, V1), publish(store, V2)
+    switcher = await start()
+    _, good = publish(store, V1)
+    _, bad = publish(store, V2)
     await put(switcher, V1, good)
     engine.calls.clear()
     engine.failures = [BROKEN]
@@ -209,7 +221,8 @@ async def test_a_failed_load_is_rolled_back(start: Start, engine: ScriptedEngine
 async def test_a_load_that_takes_too_long_is_rolled_back(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    switcher = await start(switch_timeout_s=0.05)
+    _, digest = publish(store, V1)
     engine.may_load.clear()
     switch = asyncio.create_task(put(switcher, V1, digest))
     await until(lambda: "load 0.0" in engine.calls)
@@ -224,7 +237,8 @@ async def test_a_load_that_takes_too_long_is_rolled_back(
 async def test_a_failed_rollback_leaves_the_policy_torn(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, digest) = await start(canary_every_s=0.01), publish(store, V1)
+    switcher = await start(canary_every_s=0.01)
+    _, digest = publish(store, V1)
     engine.computes.clear()
     await engine.checked.wait()
     engine.failures = [BROKEN, RuntimeError("still lost")]
@@ -242,7 +256,8 @@ async def test_a_failed_rollback_leaves_the_policy_torn(
 async def test_a_pause_that_takes_too_long_keeps_the_old_version(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    switcher = await start(switch_timeout_s=0.05)
+    _, digest = publish(store, V1)
     engine.may_pause.clear()
     with pytest.raises(SwitchFailed, match=r"did not pause for version 1\.1 within 0\.05 s.*use mode in_flight"):
         await put(switcher, V1, digest)

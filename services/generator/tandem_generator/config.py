@@ -58,7 +58,7 @@ class GeneratorConfig(Section):
     gpu_memory_utilization: float | None = Field(None, gt=0.0, le=1.0)
     """Fraction of the GPU memory for weights and KV cache. None: vLLM's default."""
     dtype: str = "auto"
-    """Data type to compute in, such as `bfloat16` or `float32`. `auto`: the data type in the model's `config.json`."""
+    """Data type to compute in, such as `bfloat16`. `auto`: vLLM's choice, usually the data type in `config.json`."""
     max_model_len: int | None = Field(None, ge=1)
     """Maximum length of prompt and completion together, in tokens. None: the value in the model's `config.json`."""
     enable_prefix_caching: bool | None = None

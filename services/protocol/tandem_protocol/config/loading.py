@@ -25,7 +25,9 @@ class Leaf(NamedTuple):
     """The value of one key from one source."""
 
     place: Place
+    """The key and its type."""
     value: Any
+    """The value."""
     source: str
     """Name of the source, as `--check` prints it."""
     where: str

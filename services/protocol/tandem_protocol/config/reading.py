@@ -107,11 +107,13 @@ class _Builder:
     """Converts the nodes of a document into mappings, lists and words."""
 
     def __init__(self, where: str, has_lines: bool) -> None:
-        self._where, self._has_lines = where, has_lines
+        self._where = where
+        self._has_lines = has_lines
         self._open: list[yaml.Node] = []
         """The nodes that contain the current one. An alias of one of them would be an endless loop."""
 
     def build(self, node: yaml.Node) -> Any:
+        """Convert one node and everything below it."""
         if node in self._open:
             raise self._error(node, "this alias is inside its own anchor; expected an alias outside of it")
         self._open.append(node)

@@ -13,13 +13,16 @@ from .sections import SECTIONS, ConfigError
 from .values import alternatives, mapping_of, model_of, takes_text
 
 KeyPath = tuple[str, ...]
+"""Parts of a dotted key."""
 
 
 class Place(NamedTuple):
     """A key and the type of its value."""
 
     path: KeyPath
+    """The key."""
     annotation: Any
+    """Type of its value."""
 
 
 class Schema:
