@@ -76,8 +76,7 @@ class Prompt(Message):
 class RolloutRequest(Message):
     """Body of `POST /rollouts`: sample G completions for each of P prompts.
 
-    The answer is a stream of NDJSON: one [`RolloutLine`][tandem_protocol.messages.RolloutLine] per prompt, in the order
-    in which the prompts finish.
+    The answer is a stream of NDJSON: one `RolloutLine` per prompt, in the order in which the prompts finish.
     """
 
     prompts: tuple[Prompt, ...] = Field(min_length=1)
