@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +67,11 @@ def page() -> str:
     return HEAD + "".join(part for key, model in SECTIONS.items() for part in tables(key, model))
 
 
+def describe(field: FieldInfo) -> str:
+    """Return the field's docstring, with None as it is written in YAML."""
+    return re.sub(r"\bNone(?=:)", "`null`", field.description or "")
+
+
 def tables(key: str, model: type[BaseModel]) -> Iterator[str]:
     """Yield the section of `model`, then a section for each model among its fields."""
     summary = (model.__doc__ or "").splitlines()[0]
@@ -76,7 +82,7 @@ def tables(key: str, model: type[BaseModel]) -> Iterator[str]:
         if inner := next(filter(is_model, parts(field.annotation)), None):
             is_list = typing.get_origin(field.annotation) is tuple
             nested[f"{key}.{name}[]" if is_list else f"{key}.{name}"] = inner
-        rows.append([code(name), type_of(field.annotation), default_of(field), field.description or ""])
+        rows.append([code(name), type_of(field.annotation), default_of(field), describe(field)])
     yield table(["key", "type", "default", "description"], rows)
     for inner_key, inner in nested.items():
         yield from tables(inner_key, inner)

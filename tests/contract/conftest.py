@@ -1,4 +1,4 @@
-"""One generator an engine for all contract tests of the wire."""
+"""One running generator per engine, for all contract tests over HTTP."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from tandem_protocol.store import WeightStore
 
 ENGINES = ["mock", pytest.param("vllm", marks=pytest.mark.vllm)]
 MOCK = ["--generator.mock.faults.token_latency_s", "0.001"]
-"""So that a request can be met while it runs."""
+"""Makes requests last long enough that a test can act while one is running."""
 COMMON = ["--visible-timeout-s", "1", "--generator-id", "replica-0"]
 
 
 @pytest.fixture(scope="session", params=ENGINES)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    root, engine = tmp_path_factory.mktemp(request.param), request.param
+    engine = request.param
+    root = tmp_path_factory.mktemp(engine)
     model = make_tiny_model(root / "model", initializer_range=0.3, max_position_embeddings=MAX_MODEL_LEN)
     arguments = [*COMMON, *(MOCK if engine == "mock" else [])]
     with running(engine, model, root / "weights", *arguments, log=root / "generator.log") as generator:

@@ -1,4 +1,4 @@
-"""Who may import whom. The table is the documentation of the arrows; a new dependency is a line in it."""
+"""Which module may import which. A new dependency needs a new entry in these tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALLOWED = {
         "yaml",
     },
 }
-"""Everything outside the standard library for the protocol and the CLI; for the services, which of our packages."""
+"""Allowed imports: for protocol and CLI everything outside the standard library, for the services Tandem's packages."""
 
 ONLY_IN = {
     "vllm": {
@@ -47,7 +47,7 @@ ONLY_IN = {
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
 }
-"""Which modules (or whole packages) may import a library."""
+"""Library → the modules or packages that may import it."""
 
 NEVER = {
     "tandem_generator.engines": {"fastapi", "starlette", "tandem_generator.routes", "tandem_generator.weight_switcher"},
@@ -60,16 +60,16 @@ NEVER = {
     "tandem_generator.routes": {"tandem_generator.engines", "torch"},
     "tandem_trainer.loop": {"accelerate", "torch", "tandem_trainer.client"},
 }
-"""What a module or package must not know."""
+"""Module or package → what it must not import."""
 
 ALGORITHMS = {"__future__", "collections", "dataclasses", "math", "typing", "torch"} | {
     f"tandem_trainer.{name}" for name in ("algorithms", "batch", "config")
 }
-"""All that an algorithm may use, standard library included: it computes and does no I/O."""
+"""Everything that `algorithms/` may import, including the standard library. It must not do any I/O."""
 
 
 def modules() -> Iterator[tuple[str, set[str]]]:
-    """Every module of ours with the dotted names that it imports, relative ones made absolute."""
+    """Yield every module of Tandem with the names that it imports. Relative imports are resolved."""
     for package, folder in PACKAGES.items():
         for path in sorted(folder.rglob("*.py")):
             parts = [package, *path.relative_to(folder).with_suffix("").parts]
@@ -85,7 +85,7 @@ def imports(tree: ast.AST, parent: list[str]) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             base = parent[: len(parent) - node.level + 1] if node.level else []
             origin = ".".join([*base, *([node.module] if node.module else [])])
-            # `from . import metrics` names a module, `from .metrics import Counter` a thing in one: both are matched.
+            # The imported name may be a module (`from . import metrics`) or a member (`from .metrics import READY`).
             yield from (f"{origin}.{alias.name}" for alias in node.names)
 
 
@@ -110,10 +110,12 @@ def test_a_module_imports_only_what_the_tables_allow(module: str, imported: set[
     }
     if within(module, {"tandem_trainer.algorithms"}):
         wrong |= {name for name in imported if not within(name, ALGORITHMS)}
-    assert not wrong, f"{module} imports {', '.join(sorted(wrong))}: against the tables in {Path(__file__).name}"
+    assert not wrong, (
+        f"{module} imports {', '.join(sorted(wrong))}: which the tables in {Path(__file__).name} do not allow"
+    )
 
 
-def test_the_tables_name_modules_that_exist() -> None:
+def test_the_modules_in_the_tables_exist() -> None:
     known = {name for name, _ in modules()}
     named = {scope for scopes in ONLY_IN.values() for scope in scopes} | NEVER.keys()
     assert named <= known
@@ -127,7 +129,7 @@ def test_the_tables_name_modules_that_exist() -> None:
     ],
     ids=["protocol", "mock generator"],
 )
-def test_the_protocol_and_the_mock_generator_load_neither_torch_nor_vllm(import_: str) -> None:
+def test_the_protocol_and_the_mock_generator_do_not_import_torch_or_vllm(import_: str) -> None:
     program = f"{import_}\nimport sys\nprint(*{{'torch', 'vllm', 'transformers', 'numpy'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""The wire contract over HTTP, the same of the mock and of vLLM: what a generator tells, samples and refuses."""
+"""The wire contract over HTTP, with the mock and with vLLM: information, rollouts and errors."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tandem_protocol.messages import (
     RolloutLine,
 )
 
-# -- what it says of itself ----------------------------------------------------------------------------------------
+# -- information and access ---------------------------------------------------------------------------------------
 
 
-def test_info_tells_what_a_trainer_must_compare(served: Served) -> None:
+def test_info_has_the_fingerprint_and_the_facts_of_the_generator(served: Served) -> None:
     info = Info.model_validate(served.client.get("/info").json())
     ours = fingerprint(served.policy.model_dir)
     assert (info.fingerprint.config, info.fingerprint.tokenizer) == (ours.config, ours.tokenizer)
@@ -33,7 +33,7 @@ def test_info_tells_what_a_trainer_must_compare(served: Served) -> None:
     assert all(device.startswith("cpu:") for device in info.devices)
 
 
-def test_its_parameters_are_those_of_its_fingerprint_and_of_the_trainer_s_model(served: Served) -> None:
+def test_parameters_match_the_fingerprint_and_the_trainers_model(served: Served) -> None:
     parameters = Parameters.model_validate(served.client.get("/parameters").json())
     assert parameters.shapes == {name: tuple(tensor.shape) for name, tensor in served.policy.tensors().items()}
     info = Info.model_validate(served.client.get("/info").json())
@@ -63,7 +63,7 @@ GUARDED = [
 
 @pytest.mark.parametrize("header", ["", "Bearer wrong", "a-token-for-tests"], ids=["none", "wrong", "no scheme"])
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-def test_every_other_route_wants_the_token(served: Served, method: str, path: str, header: str) -> None:
+def test_every_other_route_requires_the_token(served: Served, method: str, path: str, header: str) -> None:
     response = served.client.request(method, path, headers={"Authorization": header})
     assert response.status_code == 401
     error = ErrorBody.model_validate(response.json())
@@ -72,7 +72,7 @@ def test_every_other_route_wants_the_token(served: Served, method: str, path: st
     assert "TANDEM_TOKEN" in error.message
 
 
-def test_metrics_count_what_was_sampled_and_name_the_version(served: Served) -> None:
+def test_metrics_count_completions_and_tokens_and_report_the_version(served: Served) -> None:
     version = served.switch()
     before = served.metrics()
     served.generator.rollouts(*PROMPTS, n=2, max_tokens=5, ignore_eos=True)
@@ -86,7 +86,7 @@ def test_metrics_count_what_was_sampled_and_name_the_version(served: Served) -> 
 # -- rollouts ------------------------------------------------------------------------------------------------------
 
 
-def test_every_prompt_is_answered_by_one_line_with_all_its_samples(served: Served) -> None:
+def test_each_prompt_gets_one_line_with_all_its_completions(served: Served) -> None:
     body = {"prompts": [p.model_dump(mode="json") for p in PROMPTS], "sampling": {"n": 4, "max_tokens": 30}}
     with served.client.stream("POST", "/rollouts", json=body) as response:
         assert response.status_code == 200
@@ -104,7 +104,7 @@ def test_every_prompt_is_answered_by_one_line_with_all_its_samples(served: Serve
     assert [len(group.completions) for group in groups] == [4, 4, 4]
 
 
-def test_a_completion_ends_with_its_stop_token_or_at_its_length(served: Served) -> None:
+def test_a_completion_ends_with_a_stop_token_or_at_max_tokens(served: Served) -> None:
     tokens = served.greedy()
     stop = tokens[10]
     completion = one(served, temperature=0.0, max_tokens=20, ignore_eos=True, stop_token_ids=[stop])
@@ -113,13 +113,13 @@ def test_a_completion_ends_with_its_stop_token_or_at_its_length(served: Served) 
     assert one(served, temperature=0.0, max_tokens=20, ignore_eos=True).finish_reason == "length"
 
 
-def test_the_logprob_is_of_the_distribution_that_was_sampled_from(served: Served) -> None:
+def test_logprobs_include_the_effect_of_sampling_filters(served: Served) -> None:
     completion = one(served, top_k=1, max_tokens=20, ignore_eos=True)
     assert completion.token_ids == served.greedy()
     assert completion.logprobs == pytest.approx([0.0] * 20, abs=1e-6)
 
 
-def test_a_client_that_goes_away_frees_the_engine(served: Served) -> None:
+def test_a_disconnected_client_frees_the_engine(served: Served) -> None:
     before = served.metrics()["tandem_rollout_completions_total"]
     sampling = {"n": 8, "max_tokens": 2000, "ignore_eos": True}
     body = {"prompts": [{"token_ids": [5]}] * 8, "sampling": sampling}
@@ -181,11 +181,11 @@ BAD: dict[str, tuple[str, str, bytes | dict[str, Any], int, str, str]] = {
         "PUT", "/weights/9999.1", {"manifest_digest": "0"}, 504, "weights_not_visible", "got no version 9999.1",
     ),
 }  # fmt: skip
-"""What is wrong: method, path, body, and the status, code and words that answer it."""
+"""Method, path and body of a bad request, and the expected status, error code and part of the message."""
 
 
 @pytest.mark.parametrize("case", BAD.values(), ids=BAD.keys())
-def test_a_bad_request_is_answered_by_what_was_got_and_what_was_wanted(
+def test_a_bad_request_gets_an_error_with_actual_and_expected_value(
     served: Served, case: tuple[str, str, bytes | dict[str, Any], int, str, str]
 ) -> None:
     method, path, body, status, code, words = case

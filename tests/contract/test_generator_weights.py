@@ -1,4 +1,4 @@
-"""`PUT /weights` over HTTP, the same of the mock and of vLLM: what switches, and what is refused."""
+"""`PUT /weights/{version}` over HTTP, with the mock and with vLLM: successful switches and refused versions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ from tandem_protocol.messages import (
 from tandem_protocol.version import Version
 
 
-def test_setting_a_version_changes_the_policy_and_setting_it_again_does_nothing(served: Served) -> None:
-    before, version = served.greedy(), served.next
+def test_a_switch_changes_the_policy_and_a_repeated_switch_does_nothing(served: Served) -> None:
+    before = served.greedy()
+    version = served.next
     served.policy.change(version.step)
     digest = served.policy.publish(version)
     answer = ServedWeights.model_validate(served.generator.put(version, digest).raise_for_status().json())
@@ -40,13 +41,13 @@ def test_an_older_version_is_refused(served: Served) -> None:
     digest = served.generator.served.manifest_digest
     assert digest is not None
     served.switch()
-    refused(
-        served, older, digest, 409, "older_version", f"got version {older}; version {served.next.step - 1}.1 serves"
-    )
+    message = f"got version {older}, expected one that is newer than the served version {served.next.step - 1}.1"
+    refused(served, older, digest, 409, "older_version", message)
 
 
-def test_requests_that_run_finish_on_the_old_version_before_a_drained_switch(served: Served) -> None:
-    before, version = served.generator.served.version, served.next
+def test_a_draining_switch_lets_running_requests_finish_on_the_old_version(served: Served) -> None:
+    before = served.generator.served.version
+    version = served.next
     digest = served.policy.publish(version)
     groups: list[Group] = []
     asking = threading.Thread(
@@ -63,8 +64,9 @@ def test_requests_that_run_finish_on_the_old_version_before_a_drained_switch(ser
 
 
 def refused(served: Served, version: Version, digest: str, status: int, code: str, *words: str) -> None:
-    """PUT is refused so, and the old version serves and says that it is ready."""
-    before, greedy = served.generator.served, served.greedy()
+    """Check that PUT is refused with this error, and that the old version is still served."""
+    before = served.generator.served
+    greedy = served.greedy()
     response = served.generator.put(version, digest)
     assert response.status_code == status
     error = ErrorBody.model_validate(response.json())
@@ -82,7 +84,7 @@ def first_shard(served: Served, version: Version) -> Path:
 def truncate(shard: Path) -> str:
     data = shard.read_bytes()
     shard.write_bytes(data[:-1])
-    return f"{shard}: got {len(data) - 1} bytes, expected {len(data)}. The old version goes on serving"
+    return f"{shard}: got {len(data) - 1} bytes, expected {len(data)}. The old version is still served"
 
 
 def flip_a_byte(shard: Path) -> str:
@@ -98,17 +100,16 @@ def remove(shard: Path) -> str:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, remove])
-def test_damaged_weights_are_refused_and_the_old_version_keeps_serving(
-    served: Served, damage: Callable[[Path], str]
-) -> None:
+def test_damaged_weights_are_refused(served: Served, damage: Callable[[Path], str]) -> None:
     version = served.next
     served.policy.change(version.step)
     digest = served.policy.publish(version)
     refused(served, version, digest, 422, "weights_refused", damage(first_shard(served, version)))
 
 
-def test_weights_of_another_shape_are_refused_with_the_tensors_name(served: Served) -> None:
-    name, tensors = "model.layers.0.mlp.up_proj.weight", served.policy.tensors()
+def test_weights_with_another_shape_are_refused_by_name(served: Served) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    tensors = served.policy.tensors()
     version = served.next
     digest = served.policy.publish(version, tensors | {name: tensors[name][:-1].clone()})
     refused(
@@ -121,8 +122,9 @@ def test_weights_of_another_shape_are_refused_with_the_tensors_name(served: Serv
     )
 
 
-def test_weights_that_lack_a_tensor_are_refused_with_its_name(served: Served) -> None:
-    tensors, version = served.policy.tensors(), served.next
+def test_weights_without_a_tensor_are_refused_by_name(served: Served) -> None:
+    tensors = served.policy.tensors()
+    version = served.next
     del tensors["model.norm.weight"]
     digest = served.policy.publish(version, tensors)
     refused(served, version, digest, 422, "weights_refused", "model.norm.weight: trainer none, generator (32,)")
@@ -131,13 +133,15 @@ def test_weights_that_lack_a_tensor_are_refused_with_its_name(served: Served) ->
 def test_weights_of_another_model_are_refused(served: Served, tmp_path: Path) -> None:
     other = ReferencePolicy(make_tiny_model(tmp_path, max_position_embeddings=64), served.policy.store)
     version = served.next
-    refused(served, version, other.publish(version), 422, "weights_refused", "is of another model: its config differ")
+    refused(
+        served, version, other.publish(version), 422, "weights_refused", "belongs to another model: its config differs"
+    )
 
 
 def test_a_manifest_of_another_run_is_refused(served: Served) -> None:
     version = served.next
-    meant = served.policy.publish(version)
+    expected = served.policy.publish(version)
     shutil.rmtree(served.policy.store.directory(version))
     served.policy.change(version.step)
     found = served.policy.publish(version)
-    refused(served, version, meant, 422, "weights_refused", found, f"expected {meant}", "Another run")
+    refused(served, version, expected, 422, "weights_refused", found, f"expected {expected}", "Another run")

@@ -1,4 +1,4 @@
-"""What a test of a trainer may rely on: the mock samples exactly, repeatably, and fails as it is told to."""
+"""Properties of the mock that a trainer's tests rely on: exact logprobs, repeatable samples, configurable faults."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def engine(faults: FaultsConfig | None = None, **config: Any) -> MockEngine:
 def ask(
     engine: MockEngine, *seeds: int, tokens: tuple[int, ...] = (5, 9), **sampling: Any
 ) -> AsyncGenerator[Group, None]:
-    """One prompt a seed."""
+    """Request rollouts with one prompt per seed."""
     return engine.generate(
         RolloutRequest(
             prompts=tuple(Prompt(token_ids=tokens, seed=seed) for seed in seeds),
@@ -54,14 +54,14 @@ def ask(
 
 
 async def sample(engine: MockEngine, *seeds: int, **sampling: Any) -> list[Completion]:
-    """The completions of all prompts."""
+    """Return the completions of all prompts."""
     return [c async for group in ask(engine, *(seeds or (0,)), **sampling) for c in group.completions]
 
 
 # -- the policy ------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_seed_prompt_and_version_give_the_same_completion_in_every_process() -> None:
+def test_a_completion_is_the_same_in_every_process() -> None:
     program = (
         "import asyncio\n"
         "from contract.test_mock_engine import engine, sample\n"
@@ -72,7 +72,7 @@ def test_the_same_seed_prompt_and_version_give_the_same_completion_in_every_proc
     assert other.stdout.strip() == str([c.model_dump_json() for c in asyncio.run(sample(engine(), 7, n=3))])
 
 
-async def test_sample_i_of_a_group_uses_seed_plus_i_and_without_a_seed_nothing_repeats() -> None:
+async def test_completion_i_uses_seed_plus_i_and_unseeded_ones_differ() -> None:
     assert await sample(engine(), 7, n=3) == await sample(engine(), 7, 8, 9)
     unseeded = RolloutRequest(
         prompts=(Prompt(token_ids=(5,)),), sampling=Sampling(max_tokens=50, n=20, ignore_eos=True)
@@ -81,7 +81,7 @@ async def test_sample_i_of_a_group_uses_seed_plus_i_and_without_a_seed_nothing_r
     assert len({completion.token_ids for completion in group.completions}) == 20
 
 
-async def test_another_step_seed_or_prompt_gives_other_tokens_and_another_attempt_at_a_step_the_same() -> None:
+async def test_tokens_depend_on_step_seed_and_prompt_but_not_on_the_attempt() -> None:
     mock = engine()
     first = await sample(mock, 7, ignore_eos=True)
     tokens = {c.token_ids for c in (*first, *await sample(mock, 8, ignore_eos=True))}
@@ -106,12 +106,13 @@ FILTERS = [
 
 
 @pytest.mark.parametrize("filters", FILTERS, ids=str)
-async def test_each_logprob_is_that_of_the_token_in_the_distribution_that_was_sampled_from(
+async def test_logprobs_match_the_sampled_distribution(
     filters: dict[str, float],
 ) -> None:
     mock = engine()
     await mock.load_weights(V1, ())
-    policy, sampling = MockPolicy(VOCAB, EOS), Sampling(max_tokens=50, **filters)  # type: ignore[arg-type]  # top_k is an int
+    policy = MockPolicy(VOCAB, EOS)
+    sampling = Sampling(max_tokens=50, **filters)  # type: ignore[arg-type]  # top_k is an int
     for completion in await sample(mock, 1, 2, 3, n=4, **filters):
         context = [5, 9]
         for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):
@@ -132,7 +133,7 @@ async def test_each_logprob_is_that_of_the_token_in_the_distribution_that_was_sa
     ],
     ids=str,
 )
-def test_temperature_and_filters_mean_what_they_mean_to_vllm(filters: dict[str, Any], expected: list[int]) -> None:
+def test_temperature_and_filters_have_vllms_meaning(filters: dict[str, Any], expected: list[int]) -> None:
     policy = MockPolicy(VOCAB, EOS)
     tokens, got = policy.distribution(policy.context([5]), V1, Sampling(max_tokens=1, **filters))
     padded = [*expected, *[0] * (8 - len(expected))]
@@ -141,8 +142,9 @@ def test_temperature_and_filters_mean_what_they_mean_to_vllm(filters: dict[str, 
     assert EOS in tokens
 
 
-async def test_tokens_are_drawn_as_often_as_their_probabilities_say() -> None:
-    policy, draws = MockPolicy(VOCAB, EOS), 4000
+async def test_token_frequencies_match_their_probabilities() -> None:
+    policy = MockPolicy(VOCAB, EOS)
+    draws = 4000
     tokens, probabilities = policy.distribution(policy.context([5, 9]), BASE, Sampling(max_tokens=1))
     drawn = Counter(c.token_ids[0] for c in await sample(engine(), 0, n=draws, max_tokens=1))
     for token, probability in zip(tokens, probabilities, strict=True):
@@ -150,7 +152,7 @@ async def test_tokens_are_drawn_as_often_as_their_probabilities_say() -> None:
         assert abs(drawn[token] - draws * probability) < 5 * deviation
 
 
-async def test_greedy_takes_the_likeliest_token() -> None:
+async def test_greedy_sampling_takes_the_most_likely_token() -> None:
     (greedy,) = await sample(engine(), temperature=0.0, max_tokens=1)
     policy = MockPolicy(VOCAB, EOS)
     assert greedy.token_ids[0] == policy.distribution(policy.context([5, 9]), BASE, Sampling(max_tokens=1))[0][0]
@@ -160,7 +162,7 @@ async def test_greedy_takes_the_likeliest_token() -> None:
 
 
 async def while_running(mock: MockEngine, mode: SwitchMode) -> list[Completion]:
-    """Switch to V2 in the middle of a request of two prompts; its completions."""
+    """Switch to V2 in the middle of a request with two prompts, and return its completions."""
     await mock.load_weights(V1, ())
     asked = asyncio.create_task(sample(mock, 1, 2, n=2, max_tokens=60, ignore_eos=True))
     await asyncio.sleep(0.02)
@@ -173,17 +175,19 @@ async def while_running(mock: MockEngine, mode: SwitchMode) -> list[Completion]:
     return await asked
 
 
-async def test_a_drain_lets_the_whole_request_finish_on_the_old_version() -> None:
+async def test_drain_lets_a_running_request_finish_on_the_old_version() -> None:
     completions = await while_running(engine(SLOW), SwitchMode.DRAIN)
     assert [c.versions for c in completions] == [(VersionSpan(version=V1, tokens=60),)] * 4
 
 
-async def test_a_switch_in_flight_splits_completions_where_their_spans_say() -> None:
+async def test_spans_show_where_a_switch_in_flight_happened() -> None:
     first, _, third, _ = completions = await while_running(engine(SLOW), SwitchMode.IN_FLIGHT)
     assert [c.finish_reason for c in completions] == ["length"] * 4
     assert [span.version for span in first.versions] == [V1, V2]
-    assert [span.version for span in third.versions] == [V2], "its prompt's turn came after the switch"
-    policy, sampling, context = MockPolicy(VOCAB, EOS), Sampling(max_tokens=60, ignore_eos=True), [5, 9]
+    assert [span.version for span in third.versions] == [V2], "its prompt was sampled after the switch"
+    policy = MockPolicy(VOCAB, EOS)
+    sampling = Sampling(max_tokens=60, ignore_eos=True)
+    context = [5, 9]
     versions = [span.version for span in first.versions for _ in range(span.tokens)]
     for token, logprob, version in zip(first.token_ids, first.logprobs, versions, strict=True):
         candidates, probabilities = policy.distribution(policy.context(context), version, sampling)
@@ -191,14 +195,14 @@ async def test_a_switch_in_flight_splits_completions_where_their_spans_say() -> 
         context.append(token)
 
 
-async def test_an_abort_ends_the_whole_request_with_what_it_has() -> None:
+async def test_abort_ends_a_running_request_with_partial_completions() -> None:
     completions = await while_running(engine(SLOW), SwitchMode.ABORT)
     assert [c.finish_reason for c in completions] == ["abort"] * 4
     assert 0 < len(completions[0].token_ids) < 60
     assert {span.version for c in completions for span in c.versions} == {V1}
 
 
-async def test_an_abort_does_not_wait_out_the_latency_of_the_groups_to_come() -> None:
+async def test_abort_skips_the_latency_of_the_remaining_groups() -> None:
     mock = engine(FaultsConfig(latency_s=0.1))
     asked = asyncio.create_task(sample(mock, *range(100)))
     await asyncio.sleep(0)
@@ -219,8 +223,9 @@ async def test_latency_is_added_before_each_group() -> None:
 
 
 async def failures(faults: FaultsConfig, requests: int = 400) -> Counter[str]:
-    """How many requests of one prompt ended how."""
-    mock, ends = engine(faults), Counter[str]()
+    """Count how requests with one prompt ended: answered, or with the name of the error."""
+    mock = engine(faults)
+    ends = Counter[str]()
     for _ in range(requests):
         try:
             await sample(mock)
@@ -230,24 +235,24 @@ async def failures(faults: FaultsConfig, requests: int = 400) -> Counter[str]:
     return ends
 
 
-async def test_the_error_rate_is_that_of_requests() -> None:
+async def test_error_rate_is_the_share_of_requests_that_fail() -> None:
     assert await failures(FaultsConfig(error_rate=1.0), 5) == {"EngineFailed": 5}
     assert 60 < (await failures(FaultsConfig(error_rate=0.25)))["EngineFailed"] < 140
 
 
-async def test_the_drop_rate_is_that_of_requests() -> None:
+async def test_drop_rate_is_the_share_of_requests_that_are_dropped() -> None:
     assert await failures(FaultsConfig(drop_rate=1.0), 5) == {"ConnectionDropped": 5}
     assert 60 < (await failures(FaultsConfig(drop_rate=0.25)))["ConnectionDropped"] < 140
 
 
-async def test_a_request_fails_in_its_middle() -> None:
+async def test_a_failing_request_yields_half_of_its_groups_first() -> None:
     groups = ask(engine(FaultsConfig(error_rate=1.0)), 1, 2, 3, 4)
     assert [(await anext(groups)).prompt_index, (await anext(groups)).prompt_index] == [0, 1]
     with pytest.raises(EngineFailed):
         await anext(groups)
 
 
-async def test_a_stale_mock_labels_tokens_with_the_first_version_it_was_given() -> None:
+async def test_a_stale_mock_labels_tokens_with_the_first_version() -> None:
     mock = engine(FaultsConfig(stale=True))
     await mock.load_weights(V1, ())
     await mock.load_weights(V2, ())
@@ -255,24 +260,24 @@ async def test_a_stale_mock_labels_tokens_with_the_first_version_it_was_given() 
     assert [span.version for span in completion.versions] == [V1]
 
 
-async def test_as_many_loads_fail_as_were_asked_for() -> None:
+async def test_load_failures_is_the_number_of_loads_that_fail() -> None:
     mock = engine(FaultsConfig(load_failures=2))
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="load_failures told it to"):
+        with pytest.raises(RuntimeError, match=r"because of generator\.mock\.faults\.load_failures"):
             await mock.load_weights(V1, ())
     await mock.load_weights(V1, ())
     assert [span.version for c in await sample(mock) for span in c.versions] == [V1]
 
 
-async def test_a_load_reads_the_shards_it_is_given(tmp_path: Path) -> None:
+async def test_a_load_reads_the_headers_of_its_shards(tmp_path: Path) -> None:
     store = WeightStore(tmp_path)
     publish(store, V1)
-    shard(store, V1).write_bytes(b"no safetensors")
+    shard(store, V1).write_bytes(b"not safetensors")
     with pytest.raises(ValueError, match="is not a safetensors file"):
         await engine().load_weights(V1, [shard(store, V1)])
 
 
-def test_over_http_an_error_is_a_line_and_a_drop_breaks_the_connection(tmp_path: Path) -> None:
+def test_over_http_a_fault_is_an_error_line_or_a_broken_connection(tmp_path: Path) -> None:
     body = {"prompts": [{"token_ids": [5]}] * 2, "sampling": {"max_tokens": 5}}
 
     def faulty(knob: str) -> Any:

@@ -105,8 +105,8 @@ def test_a_store_of_another_model_is_reported_at_the_start_as_a_user_error(
     assert generator.process.wait(60) == 2
     *_, message = generator.log.read_text().splitlines()
     assert message.startswith("error: none of the 1 versions in ")
-    assert "version 42.1 (run 'test') is of another model: its config differ" in message
-    assert "set shared.weights_dir to a folder of this run's own" in message
+    assert "version 42.1 (run 'test') belongs to another model: its config differs" in message
+    assert "set shared.weights_dir to a new folder" in message
     assert "Traceback" not in generator.log.read_text()
 
 

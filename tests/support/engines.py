@@ -1,4 +1,4 @@
-"""An engine that does what a test tells it, to see what a WeightSwitcher asks of it, and what such tests share."""
+"""A scripted engine and store, to test a WeightSwitcher without a model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
 Start = Callable[..., Awaitable[WeightSwitcher]]
-"""Takes settings of GeneratorConfig, returns a switcher that has started."""
+"""Takes settings of GeneratorConfig, and returns a started switcher."""
 
 FACTS = EngineFacts(
     engine="scripted",
@@ -42,7 +42,7 @@ FACTS = EngineFacts(
 
 
 class ScriptedEngine:
-    """Engine that notes each call in `calls` and holds the version that it loaded last."""
+    """Engine that records its calls. Tests control whether its methods succeed, fail or wait."""
 
     facts = FACTS
 
@@ -50,11 +50,14 @@ class ScriptedEngine:
         self.calls: list[str] = []
         self.holds = BASE
         self.failures: list[Exception | None] = []
-        """What each of the next loads raises half-way."""
-        self.may_pause, self.may_load, self.computes = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        """Exceptions that the next loads raise, in order. None: the load succeeds."""
+        self.may_pause = asyncio.Event()
+        self.may_load = asyncio.Event()
+        self.computes = asyncio.Event()
         for gate in (self.may_pause, self.may_load, self.computes):
             gate.set()
-        self.checked, self.computed = asyncio.Event(), asyncio.Event()
+        self.checked = asyncio.Event()
+        self.computed = asyncio.Event()
         self.at_resume: Callable[[], object] = lambda: None
 
     async def start(self) -> None:
@@ -92,7 +95,7 @@ class ScriptedEngine:
 
 
 class WatchedStore(WeightStore):
-    """Notes verifications among the engine's calls, and tells when a version has been looked for."""
+    """Store that records verifications in the engine's list of calls, and signals when a version was looked up."""
 
     def __init__(self, root: Path, calls: list[str]) -> None:
         super().__init__(root)
@@ -121,7 +124,7 @@ async def put(
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():  # noqa: ASYNC110 - the conditions are the switcher's, which has no events for them
+        while not condition():  # noqa: ASYNC110 - the switcher has no events for these conditions
             await asyncio.sleep(0.001)
 
 

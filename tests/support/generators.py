@@ -1,4 +1,4 @@
-"""Real generator processes, mock or vLLM, and the rollouts they give."""
+"""Real generator processes, with the mock or vLLM, and a client for them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0
 
 
 class Generator:
-    """A generator process of ours and a client that knows its token."""
+    """A generator process, and an HTTP client with its token."""
 
     def __init__(self, engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path) -> None:
         self.port = free_port()
@@ -56,7 +56,7 @@ class Generator:
         raise TimeoutError(f"not ready after {START_TIMEOUT_S} s:\n{self.log.read_text()[-3000:]}")
 
     def rollouts(self, *prompts: Prompt, **sampling: object) -> list[Group]:
-        """The groups in the order of their prompts."""
+        """Request rollouts, and return the groups in the order of their prompts."""
         request = RolloutRequest(prompts=prompts, sampling=Sampling.model_validate(sampling))
         response = self.client.post("/rollouts", json=request.model_dump(mode="json"))
         assert response.status_code == 200, response.text
@@ -68,7 +68,7 @@ class Generator:
         return self.client.put(f"/weights/{version}", json={"manifest_digest": digest, "mode": mode})
 
     def wait_until_running(self, requests: int) -> None:
-        """Wait until vLLM decodes so many requests."""
+        """Wait until vLLM decodes this many requests at the same time."""
         for _ in range(2000):
             metrics = self.client.get("/metrics").text
             lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
@@ -81,7 +81,7 @@ class Generator:
         return ServedWeights.model_validate(self.client.get("/weights").json())
 
     def stop(self) -> int:
-        """End it as a supervisor would; returns its exit status."""
+        """Stop the process as a supervisor would, and return its exit status."""
         self.process.terminate()
         try:
             return self.process.wait(60)
@@ -102,7 +102,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path) -> Iterator[Generator]:
-    """A ready generator that is ended, with all its processes, when the block is left."""
+    """Start a generator and wait until it is ready. Stop it with all its processes at the end of the block."""
     generator = Generator(engine, model, weights_dir, *arguments, log=log)
     try:
         yield generator.wait_ready()

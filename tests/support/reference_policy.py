@@ -1,4 +1,4 @@
-"""Policies in `transformers`, published as a trainer would: the reference that a generator is compared with."""
+"""A policy in `transformers`, published as a trainer does. Generators are compared with it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tandem_protocol.version import Version
 
 
 class ReferencePolicy:
-    """A model that can be changed, published, and asked what a generator should have said."""
+    """A model that can be changed, published, and sampled to get the expected answers of a generator."""
 
     def __init__(self, model_dir: Path, store: WeightStore) -> None:
         self.model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_dir)
@@ -23,7 +23,7 @@ class ReferencePolicy:
         self.store = store
 
     def change(self, seed: int) -> None:
-        """Another policy: noise on every parameter, large enough that greedy tokens differ."""
+        """Add noise to every parameter, large enough that greedy tokens differ."""
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.model.parameters():
@@ -33,7 +33,7 @@ class ReferencePolicy:
         return {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
 
     def publish(self, version: Version, tensors: dict[str, torch.Tensor] | None = None) -> str:
-        """Commit the policy (or `tensors`) as `version`; returns the manifest's digest."""
+        """Commit the policy (or `tensors`) as `version`, and return the digest of its manifest."""
         tensors = tensors or self.tensors()
         (self.store.root / "versions").mkdir(parents=True, exist_ok=True)
         with self.store.staging(version, needs_bytes=1 << 20) as staged:
@@ -50,7 +50,7 @@ class ReferencePolicy:
 
     @torch.no_grad()
     def logprobs(self, prompt: list[int], completion: Completion, temperature: float) -> torch.Tensor:
-        """[T] log-probability of each of the completion's tokens at `temperature`."""
+        """Return the log-probability [T] of each token of the completion at `temperature`."""
         sequence = torch.tensor([[*prompt, *completion.token_ids]])
         logprobs_TV = torch.log_softmax(self.model(sequence).logits[0, len(prompt) - 1 : -1] / temperature, dim=-1)
         return logprobs_TV.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]

@@ -1,4 +1,4 @@
-"""A generator that serves what a reference policy publishes."""
+"""A running generator, and the reference policy that is published to it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ PROMPTS = tuple(Prompt(token_ids=ids) for ids in ((5, 9, 13), (7,) * 20, (3, 60,
 
 
 class Served:
-    """A generator and the policy that is published to it."""
+    """A generator and the reference policy that is published to it."""
 
     def __init__(self, generator: Generator, policy: ReferencePolicy) -> None:
-        self.generator, self.policy, self.client = generator, policy, generator.client
+        self.generator = generator
+        self.policy = policy
+        self.client = generator.client
 
     @property
     def next(self) -> Version:
-        """A version that has not been published."""
+        """The next version that has not been published yet."""
         return Version(max((v.step for v in self.policy.store.versions()), default=0) + 1, 1)
 
     def switch(self) -> Version:
-        """Publish a changed policy and set it."""
+        """Change the policy, publish it, and switch the generator to it."""
         version = self.next
         self.policy.change(version.step)
         response = self.generator.put(version, self.policy.publish(version))
@@ -41,12 +43,12 @@ class Served:
         return group.completions[0].token_ids
 
     def metrics(self) -> dict[str, float]:
-        """The series by their names, without labels."""
+        """Return metric name → value, without labels."""
         lines = [line for line in self.client.get("/metrics").text.splitlines() if not line.startswith("#")]
         return {line.partition("{")[0].split()[0]: float(line.split()[-1]) for line in lines}
 
     def runs(self, completions: int) -> bool:
-        """Whether one request runs, and in vLLM so many completions of it: it may still be on its way there."""
+        """Whether one request is running, and its completions have reached vLLM's scheduler."""
         metrics = self.metrics()
         return metrics["tandem_requests_running"] == 1 and (
             metrics.get("vllm:num_requests_running", completions) == completions
@@ -56,5 +58,5 @@ class Served:
 def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition was never met"
         time.sleep(0.02)

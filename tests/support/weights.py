@@ -1,4 +1,4 @@
-"""Versions in a weight store, made without torch."""
+"""Create versions in a weight store, without torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FINGERPRINT = ModelFingerprint(config="c0", tokenizer="70", parameters="9a")
 
 
 def tensors(step: int) -> dict[str, np.ndarray]:
-    """Two small tensors whose every value is `step`."""
+    """Return two small tensors in which every value is `step`."""
     return {"embed.weight": np.full((8, 4), step, np.float32), "norm.weight": np.full(4, step, np.float32)}
 
 
 def publish(store: WeightStore, version: Version, *, run: str = "test") -> tuple[Manifest, str]:
-    """Commit `tensors(version.step)` as `version`, one shard a tensor; the caller need not hold the writer's lock."""
+    """Commit `tensors(version.step)` as `version`, one shard per tensor. Needs no writer lock."""
     (store.root / "versions").mkdir(parents=True, exist_ok=True)
     with store.staging(version, needs_bytes=1 << 12) as staged:
         for number, (name, tensor) in enumerate(tensors(version.step).items()):
@@ -32,7 +32,7 @@ def publish(store: WeightStore, version: Version, *, run: str = "test") -> tuple
 
 
 def publish_adapter(store: WeightStore, version: Version, *, rank: int) -> tuple[Manifest, str]:
-    """Commit an adapter for one layer of 4 inputs and 8 outputs."""
+    """Commit an adapter for one layer with 4 inputs and 8 outputs."""
     (store.root / "versions").mkdir(parents=True, exist_ok=True)
     matrices = {"lora_A.weight": np.zeros((rank, 4), np.float32), "lora_B.weight": np.zeros((8, rank), np.float32)}
     with store.staging(version, needs_bytes=1 << 12) as staged:
@@ -42,7 +42,7 @@ def publish_adapter(store: WeightStore, version: Version, *, rank: int) -> tuple
 
 
 def shard(store: WeightStore, version: Version) -> Path:
-    """The first shard of `version`."""
+    """Return the first shard of `version`."""
     return min(store.directory(version).glob("*.safetensors"))
 
 

@@ -1,4 +1,4 @@
-"""A WeightSwitcher over a scripted engine and a watched store; a name server and an nvidia-smi that a test scripts."""
+"""Fixtures: a WeightSwitcher with a scripted engine, a fake name server, a fake nvidia-smi and a small volume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tandem_generator.config import GeneratorConfig
 from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_trainer import client as client_module
 
-torch.set_num_threads(1)  # models are tiny, and threads that wait for each other are slower than one
+torch.set_num_threads(1)  # the models are tiny, so several threads would only slow the tests down
 
 Names = dict[str, list[str]]
 """Host → addresses."""
@@ -37,7 +37,7 @@ async def store(tmp_path: Path, engine: ScriptedEngine) -> WatchedStore:
 
 @pytest.fixture
 async def start(engine: ScriptedEngine, store: WatchedStore) -> AsyncIterator[Start]:
-    """Starts a switcher with some settings; all are closed at the end."""
+    """Start switchers with given settings. All of them are closed at the end of the test."""
     switchers: list[WeightSwitcher] = []
 
     async def start(**settings: Any) -> WeightSwitcher:
@@ -53,7 +53,7 @@ async def start(engine: ScriptedEngine, store: WatchedStore) -> AsyncIterator[St
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> Names:
-    """What the name server knows, in place of this machine's; the client tries again at once."""
+    """Fake name server: the test sets the addresses. The client retries without a pause."""
     known: Names = {}
 
     def getaddrinfo(host: str, port: int, *_: object) -> list[tuple[object, ...]]:
@@ -68,7 +68,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Names:
 
 @pytest.fixture
 def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NvidiaSmi:
-    """The only nvidia-smi that can be found; missing until the test says what it prints."""
+    """Fake nvidia-smi. It is the only one on PATH, and it is missing until the test sets its output."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", str(folder))
@@ -82,14 +82,14 @@ def small_volume(tmp_path: Path) -> Iterator[Path]:
     mount.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tandem-test", str(mount)]
     if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a file system that is really full needs the right to mount one")
+        pytest.skip("needs the permission to mount a small file system")
     yield mount
     subprocess.run(["umount", str(mount)], check=True)
 
 
 @pytest.fixture
 def signals() -> Iterator[None]:
-    """Whatever handlers a run installs are gone afterwards."""
+    """Restore the signal handlers at the end of the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
     for number, handler in before.items():

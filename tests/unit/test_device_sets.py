@@ -1,4 +1,4 @@
-"""Sets of devices: how they are written, and which of them two services share."""
+"""Sets of devices: how they are parsed, and which devices two services share."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
         ("", ()),
     ],
 )
-def test_lists_ranges_and_names_are_read_in_their_order_and_once(text: str, devices: tuple[str, ...]) -> None:
+def test_devices_keep_their_order_and_lose_duplicates(text: str, devices: tuple[str, ...]) -> None:
     assert parse_devices(text) == devices
 
 
 @pytest.mark.parametrize("part", ["3-0", "", "all", "nvidia.com/gpu=all", "-1", "0-", "a", "GPU-", "0 1"])
-def test_what_is_no_device_is_refused_by_name(part: str) -> None:
-    with pytest.raises(ConfigError, match=f"where '{part}' is none, expected a list"):
+def test_an_invalid_device_is_refused_by_name(part: str) -> None:
+    with pytest.raises(ConfigError, match=f"where '{part}' is not a device, expected a list"):
         parse_devices(f"0,{part}")
 
 
-def test_a_device_is_one_however_it_is_written() -> None:
+def test_different_names_of_one_device_are_recognized() -> None:
     uuids = {"3": UUID}
     assert len({identity(name, uuids) for name in ("3", "nvidia.com/gpu=3", UUID, f"nvidia.com/gpu={UUID}")}) == 1
     assert shared_devices(("2", "3"), (UUID.upper(), "4"), uuids) == ("3",)
@@ -40,8 +40,8 @@ def test_a_device_is_one_however_it_is_written() -> None:
     assert shared_devices((), ("1",)) == ()
 
 
-def test_sets_that_overlap_are_refused_with_both_of_them() -> None:
+def test_overlapping_sets_are_refused_and_both_are_listed() -> None:
     check_disjoint(("0", "1"), ("2",), kind="GPUs", fix="-")
-    wanted = "got the GPUs 0, 1 for the generator and 1, 2 for the trainer, which share 1, expected .*: do this"
-    with pytest.raises(ConfigError, match=wanted):
+    message = "got the GPUs 0, 1 for the generator and 1, 2 for the trainer, which share 1, expected .*: do this"
+    with pytest.raises(ConfigError, match=message):
         check_disjoint(("0", "1"), ("1", "2"), kind="GPUs", fix="do this")

@@ -1,4 +1,4 @@
-"""Options for vLLM: how the YAML becomes words, and which of them stay Tandem's."""
+"""Options for vLLM: how they become command-line words, and which ones are refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def from_yaml(tmp_path: Path, section: str, *words: str) -> Options:
         ({"a": [1], "b": True, "c": None}, ["--x-y", '{"a": [1], "b": true, "c": null}']),
     ],
 )
-def test_an_option_becomes_the_words_that_vllm_reads(value: Any, words: list[str]) -> None:
+def test_an_option_is_converted_to_command_line_words(value: Any, words: list[str]) -> None:
     assert as_words({"x_y": value}) == words
 
 
@@ -55,7 +55,7 @@ def test_two_spellings_of_an_option_are_one_key(tmp_path: Path, twin: str) -> No
     assert got.engine_args == ["--max-num-seqs", "2"]
 
 
-def test_the_environment_names_options_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_can_set_options_and_variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM__GENERATOR__VLLM__MAX_NUM_SEQS", "8")
     monkeypatch.setenv("TANDEM__GENERATOR__ENV__VLLM_Some_Level", "007")
     got = from_yaml(tmp_path, "  vllm: {max_num_seqs: 1}\n  env: {A.b: x}")
@@ -71,18 +71,18 @@ REFUSED = {
     "tensor_parallel_size": "Fix: set generator.tensor_parallel_size",
     "shutdown_timeout": "Fix: set generator.shutdown_timeout_s",
     "uds": "Fix: set generator.host and generator.port",
-    "api_server_count": "the policy's state lives in one server process",
-    "logprobs_mode": "logprobs of the distribution that is really sampled from",
-    "middleware": "checks the bearer token",
-    "weight_transfer_config": "how new weights reach the engine",
-    "config": "Put them under generator.vllm",
-    "grpc": "trainers speak HTTP",
-    "hf_overrides": "the trainer would not know",
-    "tokenizer": "the trainer would not know",
+    "api_server_count": "the served version is kept in one server process",
+    "logprobs_mode": "logprobs of the distribution that is sampled from",
+    "middleware": "to check the bearer token",
+    "weight_transfer_config": "to load new weights into the engine",
+    "config": "put them under generator.vllm",
+    "grpc": "trainers use HTTP",
+    "hf_overrides": "but not in the trainer",
+    "tokenizer": "but not in the trainer",
     "lora_target_modules": "ignore the adapter on all other layers",
-    "logits_processors": "it changes what is sampled",
-    "watermark_config": "it changes what is sampled",
-    "override_generation_config": "Set trainer.rollout",
+    "logits_processors": "it would change what is sampled",
+    "watermark_config": "it would change what is sampled",
+    "override_generation_config": "set trainer.rollout",
     "generation_config": "expected auto or vllm",
     "runner": "expected auto or generate",
 }
@@ -90,26 +90,24 @@ REFUSED = {
 
 @pytest.mark.parametrize("option", REFUSED)
 @pytest.mark.parametrize("spell", [str, lambda name: name.replace("_", "-"), str.upper])
-def test_an_option_that_is_tandems_is_refused_in_the_yaml_with_the_reason(
-    tmp_path: Path, option: str, spell: Any
-) -> None:
+def test_a_reserved_option_is_refused_in_the_yaml_with_the_reason(tmp_path: Path, option: str, spell: Any) -> None:
     with pytest.raises(ConfigError, match=f"got the option {option} .*{REFUSED[option]}"):
         from_yaml(tmp_path, f"  vllm: {{{spell(option)}: text}}")
 
 
 OURS = ("model", "port", "host", "dtype", "tensor_parallel_size", "config")
-"""On the command line these are the generator's own options."""
+"""Options with the same name on the generator's own command line."""
 
 
 @pytest.mark.parametrize("option", [name for name in REFUSED if name not in (*OURS, "generation_config", "runner")])
 @pytest.mark.parametrize("form", ["--{} x", "--{}=x", "--{}.key x", "--no-{}"])
-def test_an_option_that_is_tandems_is_refused_on_the_command_line(option: str, form: str) -> None:
+def test_a_reserved_option_is_refused_on_the_command_line(option: str, form: str) -> None:
     for name in (option, option.replace("_", "-")):
         with pytest.raises(ConfigError, match=f"got the option {option} "):
             parse(["--model", "m", *form.format(name).split()])
 
 
-def test_other_options_and_harmless_values_pass() -> None:
+def test_other_options_and_harmless_values_are_accepted() -> None:
     refuse_owned({"generation_config": "vllm", "runner": "generate", "max_num_seqs": 1, "enable_lora": True})
     refuse_owned({"speculative_config": {"method": "ngram"}})
     assert names_of(["--max_num-seqs=1", "2", "-O3", "--no-a-b", "--a.b.c", "x"]) == ["max_num_seqs", "a_b", "a"]
@@ -129,12 +127,12 @@ def test_speculation_that_accepts_wrong_tokens_is_refused() -> None:
         (["--no-enable_prefix_caching"], "enable_prefix_caching", False),
     ],
 )
-def test_vllms_own_spellings_of_our_keys_are_known(words: list[str], key: str, value: object) -> None:
+def test_vllms_short_and_negated_options_are_accepted(words: list[str], key: str, value: object) -> None:
     got = parse(["--model", "m", *words])
     assert getattr(got.settings.generator, key) == value
     assert got.engine_args == []
 
 
-def test_one_key_in_both_forms_on_a_command_line_is_refused() -> None:
+def test_a_key_given_in_two_forms_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"got generator\.port twice"):
         parse(["--model", "m", "--port", "1", "--generator.port", "2"])

@@ -1,4 +1,4 @@
-"""Every error crosses the wire and is raised on the other side as what it was."""
+"""Every error crosses the wire, and the client raises the same exception."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def all_errors(root: type[TandemError] = TandemError) -> Iterator[type[TandemErr
 
 
 @pytest.mark.parametrize("cls", all_errors())
-def test_an_error_is_raised_on_the_other_side_as_what_it_was(cls: type[TandemError]) -> None:
+def test_an_error_survives_the_trip_over_the_wire(cls: type[TandemError]) -> None:
     sent = cls("got 3, expected 4. Add one.")
     received = from_body(ErrorBody.model_validate_json(sent.body.model_dump_json()))
     assert type(received) is cls
@@ -30,11 +30,11 @@ def test_no_two_errors_share_a_code() -> None:
 
 
 @pytest.mark.parametrize("cls", all_errors())
-def test_only_what_waiting_can_mend_is_retryable(cls: type[TandemError]) -> None:
+def test_only_errors_that_time_can_fix_are_retryable(cls: type[TandemError]) -> None:
     assert cls.retryable == (cls.status in (503, 504) or cls in (errors.StalePolicy, errors.SwitchInProgress))
 
 
-def test_an_unknown_code_of_a_later_peer_still_carries_its_message() -> None:
+def test_an_unknown_code_from_a_newer_release_keeps_its_message() -> None:
     received = from_body(ErrorBody(code="from_the_future", message="what to do", retryable=False))
     assert type(received) is TandemError
     assert str(received) == "what to do"

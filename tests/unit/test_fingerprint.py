@@ -1,4 +1,4 @@
-"""Two directories fingerprint alike exactly when they hold the same architecture, tokenizer and parameter table."""
+"""Two directories have the same fingerprint if and only if architecture, tokenizer and parameter table agree."""
 
 from __future__ import annotations
 
@@ -26,14 +26,15 @@ def of(directory: Path) -> ModelFingerprint:
     return fingerprint(directory, checkpoint_shapes(directory))
 
 
-def test_saving_the_same_model_elsewhere_in_another_precision_keeps_its_fingerprint(tmp_path: Path) -> None:
+def test_a_copy_in_another_folder_and_precision_has_the_same_fingerprint(tmp_path: Path) -> None:
     saved = dict(reversed(CONFIG.items())) | {"torch_dtype": "bfloat16", "_name_or_path": "there", "use_cache": False}
-    one, two = of(model(tmp_path / "one")), of(model(tmp_path / "two", saved))
+    one = of(model(tmp_path / "one"))
+    two = of(model(tmp_path / "two", saved))
     assert one == two
     assert differences(one, two) == []
 
 
-def test_each_part_that_differs_is_named(tmp_path: Path) -> None:
+def test_differences_names_each_part_that_differs(tmp_path: Path) -> None:
     ours = of(model(tmp_path / "ours"))
     wider = of(model(tmp_path / "wider", CONFIG | {"hidden_size": 128}))
     retokenized = of(model(tmp_path / "retokenized", tokenizer='{"model": {}}'))
@@ -42,7 +43,7 @@ def test_each_part_that_differs_is_named(tmp_path: Path) -> None:
     assert differences(ours, ours.model_copy(update={"parameters": "another"})) == ["parameters"]
 
 
-def test_what_a_side_cannot_tell_is_no_difference(tmp_path: Path) -> None:
+def test_an_unknown_digest_does_not_count_as_a_difference(tmp_path: Path) -> None:
     empty = fingerprint(tmp_path)
     assert empty == ModelFingerprint(config=None, tokenizer=None, parameters=None)
     assert differences(of(model(tmp_path / "ours")), empty) == []

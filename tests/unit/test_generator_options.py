@@ -1,4 +1,4 @@
-"""The generator's command line: TRL's names, ours, and what goes on to vLLM."""
+"""The generator's command line: TRL's options, Tandem's options, and options that are passed to vLLM."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ TRL = [
     ("enforce_eager", "generator.enforce_eager", "True", True),
     ("trust_remote_code", "shared.trust_remote_code", "true", True),
 ]
-"""Every option that `trl vllm-serve` documents: its name, our key, a value and what it means."""
+"""Every option that `trl vllm-serve` documents: its name, Tandem's key, a text, and the value of the text."""
 
 
 @pytest.mark.parametrize("spelling", ["--{}", "--{}="], ids=["space", "equals"])
 @pytest.mark.parametrize("hyphens", [True, False], ids=["hyphens", "underscores"])
 @pytest.mark.parametrize(("name", "key", "text", "value"), TRL, ids=[row[0] for row in TRL])
-def test_trls_options_are_known_in_every_spelling(
+def test_trls_options_are_accepted_in_every_spelling(
     name: str, key: str, text: str, value: object, hyphens: bool, spelling: str
 ) -> None:
     option = spelling.format(name.replace("_", "-") if hyphens else name)
@@ -59,7 +59,7 @@ def test_a_bare_flag_is_true(name: str) -> None:
     assert setting(options(f"--{name}", "--port", "1"), f"{section}.{name}") is True
 
 
-def test_any_key_of_the_yaml_can_be_set_by_its_dotted_name() -> None:
+def test_any_configuration_key_can_be_set_by_its_dotted_name() -> None:
     got = options(
         "--generator.mock.faults.latency_s", "0.5", "--shared.weights_dir=/w", "--generator.vllm", "{max_num_seqs: 64}"
     )
@@ -69,7 +69,7 @@ def test_any_key_of_the_yaml_can_be_set_by_its_dotted_name() -> None:
     assert got.engine_args == ["--max-num-seqs", "64"]
 
 
-def test_the_trainers_keys_are_left_to_the_trainer() -> None:
+def test_keys_of_the_trainer_are_ignored() -> None:
     assert options("--engine", "mock", "--trainer.max_steps", "5").settings.generator.engine == "mock"
 
 
@@ -78,7 +78,7 @@ def test_a_dotted_name_without_a_value_is_refused() -> None:
         options("--generator.port")
 
 
-def test_other_words_go_to_vllm_in_their_order_after_the_configured_ones(tmp_path: Path) -> None:
+def test_other_options_are_passed_to_vllm_after_the_configured_ones(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         "shared: {model: m}\n"
@@ -93,12 +93,12 @@ def test_other_words_go_to_vllm_in_their_order_after_the_configured_ones(tmp_pat
     ]  # fmt: skip
 
 
-def test_the_mock_refuses_options_that_are_vllms() -> None:
+def test_the_mock_refuses_options_of_vllm() -> None:
     with pytest.raises(ConfigError, match="got --block-size 32; the mock engine takes no further"):
         options("--engine", "mock", "--block-size", "32")
 
 
-def test_a_wrong_key_names_the_one_that_was_meant() -> None:
+def test_an_unknown_key_is_refused_with_a_suggestion() -> None:
     with pytest.raises(ConfigError, match=r"'generator\.max_model_length'.*did you mean 'generator\.max_model_len'\?"):
         options("--generator.max_model_length", "5")
 
@@ -115,7 +115,7 @@ def test_check_prints_every_value_with_its_source_and_starts_nothing(
     assert lines["generator.engine"] == "'vllm'  # default"
 
 
-def test_relative_paths_start_at_the_project_whose_yaml_it_is(
+def test_relative_paths_start_at_the_folder_of_the_yaml(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     project = tmp_path / "project"
@@ -140,7 +140,7 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 
 @pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[message.split(":")[0] for _, message in MISTAKES])
-def test_a_mistake_is_told_in_one_line_and_exits_2(
+def test_a_user_error_is_reported_in_one_line_with_exit_status_2(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["--model", "m", *words]) == USER_ERROR
@@ -149,7 +149,7 @@ def test_a_mistake_is_told_in_one_line_and_exits_2(
     assert message in line
 
 
-def test_a_token_file_that_is_not_there_is_told_before_anything_starts(
+def test_a_missing_token_file_is_reported_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TANDEM_TOKEN_FILE", str(tmp_path / "absent"))
@@ -158,7 +158,7 @@ def test_a_token_file_that_is_not_there_is_told_before_anything_starts(
 
 
 @pytest.mark.parametrize(("name", "text"), [("config.json", '{"vocab'), ("model.safetensors", "no header")])
-def test_a_model_that_cannot_be_read_is_told_with_its_path(
+def test_a_damaged_model_is_reported_with_the_path_of_its_file(
     name: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / name).write_text(text)
@@ -166,7 +166,7 @@ def test_a_model_that_cannot_be_read_is_told_with_its_path(
     assert f"error: shared.model: {tmp_path / name} is not" in capsys.readouterr().err
 
 
-def test_a_machine_without_vllm_is_told_what_to_install_and_of_the_mock(
+def test_a_missing_vllm_is_reported_with_the_alternatives(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed

@@ -1,4 +1,4 @@
-"""When a generator is ready, what it leases and which requests it takes: WeightSwitcher over a scripted engine."""
+"""WeightSwitcher with a scripted engine: start, readiness, leases, and which requests are accepted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ V1, V2, V3 = Version(1, 1), Version(2, 1), Version(3, 1)
 # -- start, readiness, leases ----------------------------------------------------------------------------------------
 
 
-async def test_a_restarted_generator_serves_the_stores_version_before_it_is_ready(
+async def test_a_restarted_generator_loads_latest_before_it_is_ready(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     version = Version(42, 1)
@@ -42,9 +42,7 @@ async def test_a_restarted_generator_serves_the_stores_version_before_it_is_read
     assert await version_that_answers(switcher) == version
 
 
-async def test_a_version_that_is_retired_while_a_start_loads_it_gives_way_to_the_newest(
-    start: Start, store: WatchedStore
-) -> None:
+async def test_a_start_survives_the_deletion_of_the_version_it_loads(start: Start, store: WatchedStore) -> None:
     publish(store, V1)
 
     def retire() -> None:
@@ -56,7 +54,7 @@ async def test_a_version_that_is_retired_while_a_start_loads_it_gives_way_to_the
     assert (await start()).version == V2
 
 
-async def test_a_damaged_latest_gives_way_to_the_newest_version_that_is_whole(
+async def test_a_start_with_damaged_latest_serves_the_newest_undamaged_version(
     start: Start, store: WatchedStore
 ) -> None:
     for version in (V1, V2, V3):
@@ -68,7 +66,7 @@ async def test_a_damaged_latest_gives_way_to_the_newest_version_that_is_whole(
         switcher.rollouts(request(min_version=V3))
 
 
-async def test_a_version_that_loads_only_half_way_at_a_start_gives_way_too(
+async def test_a_start_with_a_failing_load_serves_the_version_before(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     for version in (V1, V2):
@@ -77,17 +75,15 @@ async def test_a_version_that_loads_only_half_way_at_a_start_gives_way_too(
     assert (await start()).version == V1
 
 
-async def test_a_store_of_which_nothing_can_be_served_ends_the_start_and_says_what_to_do(
-    start: Start, store: WatchedStore
-) -> None:
+async def test_a_start_with_only_damaged_versions_fails_with_the_fix(start: Start, store: WatchedStore) -> None:
     for version in (V1, V2):
         publish(store, version)
         shard(store, version).unlink()
-    with pytest.raises(WeightsRefused, match=r"none of the 2 versions .*set shared.weights_dir to a folder"):
+    with pytest.raises(WeightsRefused, match=r"none of the 2 versions .*set shared.weights_dir to a new folder"):
         await start()
 
 
-async def test_an_engine_that_hangs_is_not_ready_until_it_computes_again(start: Start, engine: ScriptedEngine) -> None:
+async def test_a_hung_engine_is_not_ready_until_it_recovers(start: Start, engine: ScriptedEngine) -> None:
     switcher = await start(canary_every_s=0.2, canary_timeout_s=0.02)
     engine.computes.clear()
     await until(lambda: switcher.not_ready is not None)
@@ -98,7 +94,7 @@ async def test_an_engine_that_hangs_is_not_ready_until_it_computes_again(start: 
     await until(lambda: switcher.not_ready is None)
 
 
-async def test_an_engine_that_goes_on_hanging_ends_the_process(start: Start, engine: ScriptedEngine) -> None:
+async def test_an_engine_that_stays_hung_ends_the_process(start: Start, engine: ScriptedEngine) -> None:
     switcher = await start(canary_every_s=0.01, canary_timeout_s=0.01)
     engine.computes.clear()
     async with asyncio.timeout(5):
@@ -106,10 +102,12 @@ async def test_an_engine_that_goes_on_hanging_ends_the_process(start: Start, eng
     assert switcher.not_ready == "the engine did not produce a token, 3 times in a row: TimeoutError()"
 
 
-async def test_what_is_being_loaded_and_what_serves_are_leased_and_no_more(
+async def test_only_the_served_and_the_loading_version_are_leased(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    switcher = await start()
+    _, first = publish(store, V1)
+    _, second = publish(store, V2)
     await put(switcher, V1, first)
     assert store.leased() == {V1}
     while_verified: list[set[Version]] = []
@@ -126,11 +124,13 @@ async def test_what_is_being_loaded_and_what_serves_are_leased_and_no_more(
     assert store.leased() == set()
 
 
-async def test_leases_are_renewed_also_during_a_long_switch(
+async def test_leases_are_renewed_during_a_long_switch(
     start: Start, engine: ScriptedEngine, store: WatchedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem_generator.lease.LEASE_S", 0.04)
-    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    switcher = await start()
+    _, first = publish(store, V1)
+    _, second = publish(store, V2)
     await put(switcher, V1, first)
     await renewal(store, {V1})
     engine.may_load.clear()
@@ -142,16 +142,17 @@ async def test_leases_are_renewed_also_during_a_long_switch(
 
 
 async def renewal(store: WatchedStore, versions: set[Version]) -> None:
-    """Wait until the lease has been written again, naming `versions`."""
+    """Wait until the lease is renewed, and check that it names `versions`."""
     path = store.root / "served" / "g.json"
     before = Lease.model_validate_json(path.read_bytes()).renewed_unix_s
     await until(lambda: Lease.model_validate_json(path.read_bytes()).renewed_unix_s > before)
     assert store.leased() == versions
 
 
-async def test_a_store_that_cannot_be_written_is_served_from_all_the_same(start: Start, store: WatchedStore) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
-    (store.root / "served").write_text("no directory")
+async def test_a_store_that_cannot_be_written_can_still_be_served(start: Start, store: WatchedStore) -> None:
+    switcher = await start()
+    _, digest = publish(store, V1)
+    (store.root / "served").write_text("not a directory")
     assert (await put(switcher, V1, digest)).version == V1
     assert switcher.not_ready is None
 
@@ -166,7 +167,7 @@ REFUSED: list[tuple[RolloutRequest, type[TandemError], str]] = [
 
 
 @pytest.mark.parametrize(("wrong", "error", "words"), REFUSED, ids=[error.__name__ for _, error, _ in REFUSED])
-async def test_a_request_that_cannot_be_served_is_refused_before_anything_is_sampled(
+async def test_an_impossible_request_is_refused_before_sampling(
     start: Start, wrong: RolloutRequest, error: type[TandemError], words: str
 ) -> None:
     switcher = await start()

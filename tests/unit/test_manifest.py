@@ -1,4 +1,4 @@
-"""A manifest names plain files and real tensors; its digest is its identity."""
+"""A manifest lists files and tensors. Its digest identifies the version."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_manifest_without_files_or_tensors_is_refused() -> None:
     assert {problem["loc"][0] for problem in caught.value.errors()} == {"files", "tensors"}
 
 
-def test_a_shards_header_gives_its_tensors_without_reading_them(tmp_path: Path) -> None:
+def test_read_header_returns_the_tensor_table_of_a_shard(tmp_path: Path) -> None:
     path = tmp_path / "shard-00000.safetensors"
     save_file(tensors(1) | {"half": np.zeros((2, 0), np.float16)}, path, metadata={"format": "pt"})
     found = {entry.name: (entry.dtype, entry.shape, entry.file) for entry in read_header(path)}
@@ -54,7 +54,7 @@ def test_a_shards_header_gives_its_tensors_without_reading_them(tmp_path: Path) 
     [b"", b"\x01\x00", struct.pack("<Q", 1 << 62) + b"{}", struct.pack("<Q", 2) + b"[]", b"PK\x03\x04" * 64],
     ids=["empty", "short", "length lies", "list", "zip"],
 )
-def test_another_file_is_refused_as_no_safetensors(tmp_path: Path, content: bytes) -> None:
+def test_a_file_in_another_format_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match="is not a safetensors file"):
@@ -68,7 +68,7 @@ def test_a_header_with_a_broken_entry_is_refused(tmp_path: Path, entry: object) 
 
 
 @given(st.binary(max_size=1 << 12), st.integers(0, 3))
-def test_a_files_digest_is_that_of_its_bytes_whatever_its_size(
+def test_the_digest_of_a_file_is_the_digest_of_its_bytes(
     tmp_path_factory: pytest.TempPathFactory, tail: bytes, mebibytes: int
 ) -> None:
     data = bytes(mebibytes << 20) + tail
@@ -77,7 +77,7 @@ def test_a_files_digest_is_that_of_its_bytes_whatever_its_size(
     assert digest_file(path) == xxhash.xxh3_128_hexdigest(data)
 
 
-def test_the_parameter_digest_tells_names_and_shapes_apart_but_not_their_order() -> None:
+def test_the_parameter_digest_depends_on_names_and_shapes_but_not_on_order() -> None:
     same = parameters_digest(dict(reversed(SHAPES.items())))
     assert parameters_digest(SHAPES) == same
     others = [{"a": (3, 2), "b": (4,)}, {"a": (2, 3)}, {"a": (2, 3), "c": (4,)}]

@@ -1,4 +1,4 @@
-"""Messages are whole and unambiguous: half-understood or inconsistent ones are refused."""
+"""Messages are complete and unambiguous. Inconsistent messages and unknown keys are refused."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ logprobs = st.floats(max_value=0.0, allow_nan=False, allow_infinity=False)
 
 
 def completion(**changes: Any) -> dict[str, Any]:
-    whole = {
+    complete = {
         "token_ids": [5, 6, 7],
         "logprobs": [-0.5, -1.0, -1.5],
         "finish_reason": "stop",
         "versions": [{"version": "41.1", "tokens": 2}, {"version": "42.1", "tokens": 1}],
     }
-    return whole | changes
+    return complete | changes
 
 
 @given(st.lists(st.tuples(st.integers(0, 2**20), logprobs, st.integers(0, 3)), max_size=20))
-def test_a_completion_survives_the_wire_with_every_bit_of_its_logprobs(tokens: list[tuple[int, float, int]]) -> None:
+def test_a_completion_survives_the_wire_with_exact_logprobs(tokens: list[tuple[int, float, int]]) -> None:
     sent = Completion(
         token_ids=tuple(token for token, _, _ in tokens),
         logprobs=tuple(logprob for _, logprob, _ in tokens),
@@ -51,14 +51,14 @@ def test_a_completion_survives_the_wire_with_every_bit_of_its_logprobs(tokens: l
     ],
     ids=["logprob missing", "token missing", "span short", "span long", "no span"],
 )
-def test_a_completion_needs_one_logprob_and_one_version_a_token(changes: dict[str, Any]) -> None:
+def test_a_completion_needs_one_logprob_and_one_version_per_token(changes: dict[str, Any]) -> None:
     Completion.model_validate(completion())
     with pytest.raises(ValidationError, match="expected one logprob and one version per token"):
         Completion.model_validate(completion(**changes))
 
 
 @pytest.mark.parametrize("logprob", [float("nan"), float("-inf")])
-def test_a_logprob_that_json_cannot_carry_is_refused_where_it_arises(logprob: float) -> None:
+def test_a_logprob_that_is_not_finite_is_refused(logprob: float) -> None:
     with pytest.raises(ValidationError, match="finite number"):
         Completion.model_validate(completion(logprobs=[-0.5, -1.0, logprob]))
 
@@ -77,13 +77,13 @@ def test_a_logprob_that_json_cannot_carry_is_refused_where_it_arises(logprob: fl
         ("stop_token_ids", [-1]),
     ],
 )
-def test_sampling_outside_its_range_names_the_field(field: str, value: object) -> None:
+def test_a_sampling_value_out_of_range_is_refused_with_its_field(field: str, value: object) -> None:
     with pytest.raises(ValidationError) as caught:
         Sampling.model_validate({"max_tokens": 8, field: value})
     assert caught.value.errors()[0]["loc"][0] == field
 
 
-def test_defaults_sample_from_the_policy_itself() -> None:
+def test_the_default_sampling_has_no_filters() -> None:
     sampling = Sampling(max_tokens=8)
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (1.0, 1.0, 0, 0.0)
     assert sampling.repetition_penalty == 1.0
@@ -100,7 +100,7 @@ def test_defaults_sample_from_the_policy_itself() -> None:
     ],
     ids=["no prompt", "empty prompt", "negative token", "text", "min_version"],
 )
-def test_a_rollout_request_that_cannot_be_answered_is_refused(request_: dict[str, Any]) -> None:
+def test_an_invalid_rollout_request_is_refused(request_: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         RolloutRequest.model_validate(request_)
 
@@ -111,6 +111,6 @@ def test_unknown_keys_are_refused(model: Any) -> None:
         model.model_validate({"tempertaure": 0.7})
 
 
-def test_a_message_cannot_be_changed_after_it_was_checked() -> None:
+def test_a_message_cannot_be_changed_after_validation() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Sampling(max_tokens=8).n = 0

@@ -1,4 +1,4 @@
-"""A model's folder that is damaged is told with its file, before a library is asked to read it."""
+"""Damaged files of a model are reported by name, before a library reads them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tandem_protocol.model_directory import check_model
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture
-def model(whole: Path, tmp_path: Path) -> Path:
+def model(complete: Path, tmp_path: Path) -> Path:
     """A copy that a test may damage."""
-    for file in whole.iterdir():
+    for file in complete.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
 
@@ -57,12 +57,12 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
         ]
     ),
     ("config.json", Path.unlink, "has no config.json"),
-    ("model.safetensors", cut, "is not a whole safetensors file: it has"),
-    ("model.safetensors", lengthen, "is not a whole safetensors file: it has"),
-    ("model.safetensors", writes(""), "it has 0 bytes, and its header alone would be longer"),
-    ("model.safetensors", writes("x" * 1000), "it has 1000 bytes, and its header alone would be longer"),
-    ("model.safetensors", lambda file: file.write_bytes(b"\2\0\0\0\0\0\0\0[]"), "is not a whole safetensors file"),
-    ("model.safetensors", lambda file: file.write_bytes(b"\2\0\0\0\0\0\0\0{]"), "is not a whole safetensors file"),
+    ("model.safetensors", cut, "is not a complete safetensors file: it has"),
+    ("model.safetensors", lengthen, "is not a complete safetensors file: it has"),
+    ("model.safetensors", writes(""), "it has 0 bytes, which is less than its header says"),
+    ("model.safetensors", writes("x" * 1000), "it has 1000 bytes, which is less than its header says"),
+    ("model.safetensors", lambda file: file.write_bytes(b"\2\0\0\0\0\0\0\0[]"), "is not a complete safetensors file"),
+    ("model.safetensors", lambda file: file.write_bytes(b"\2\0\0\0\0\0\0\0{]"), "is not a complete safetensors file"),
     ("model.safetensors", become_folder, "cannot be read: Is a directory"),
     ("model.safetensors", Path.unlink, "lacks weights, such as model.safetensors"),
     (
@@ -74,7 +74,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("name", "damage", "problem"), DAMAGE)
-def test_a_damaged_file_is_named_with_what_is_wrong(
+def test_a_damaged_file_is_reported_with_its_problem(
     model: Path, name: str, damage: Callable[[Path], object], problem: str
 ) -> None:
     damage(model / name)
@@ -85,25 +85,25 @@ def test_a_damaged_file_is_named_with_what_is_wrong(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_whole_model_passes_and_so_does_an_id_on_the_hub(whole: Path) -> None:
-    check_model(str(whole))
+def test_a_complete_model_and_an_id_on_the_hub_are_accepted(complete: Path) -> None:
+    check_model(str(complete))
     for name in ("gpt2", "org/name", "org/name-1.5_x", "model"):
         check_model(name)
 
 
 @pytest.mark.parametrize("name", ["./none", "/none", "../none", "a/b/c", "~/model", "org/", "größe/x y"])
-def test_what_is_neither_a_folder_nor_an_id_is_refused(name: str) -> None:
+def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="expected a directory with a Hugging Face model"):
         check_model(name)
 
 
-def test_the_mock_needs_no_weights_but_reads_what_is_there(model: Path, tmp_path: Path) -> None:
+def test_missing_files_are_accepted_if_no_weights_are_needed(model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "config.json").unlink()
-    check_model(str(model), is_whole=False)
+    check_model(str(model), needs_weights=False)
 
 
-def test_a_generator_ends_with_a_mistake_in_one_line(
+def test_the_generator_reports_a_damaged_model_in_one_line(
     model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(model)
@@ -111,4 +111,4 @@ def test_a_generator_ends_with_a_mistake_in_one_line(
     for engine in ("mock", "vllm"):
         assert main(["--model", str(model), "--engine", engine]) == USER_ERROR
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: shared.model: {model / 'model.safetensors'} is not a whole safetensors file")
+        assert line.startswith(f"error: shared.model: {model / 'model.safetensors'} is not a complete safetensors file")

@@ -1,4 +1,4 @@
-"""A port that cannot be listened on is told with its key, who holds it, and what to do."""
+"""A port that cannot be opened is reported with its key, the process that holds it, and the fix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tandem_trainer.exporter import exported
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
-def test_a_port_in_use_names_its_key_and_who_holds_it(host: str) -> None:
+def test_a_port_in_use_is_reported_with_its_key_and_process(host: str) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.create_server((host, 0), family=family) as taken:
         port = taken.getsockname()[1]
@@ -24,30 +24,32 @@ def test_a_port_in_use_names_its_key_and_who_holds_it(host: str) -> None:
             ports.listen(host, port, "generator.port")
     message = str(caught.value)
     assert f"generator.port {port} on {host} cannot be listened on: it is in use by process {os.getpid()} (" in message
-    assert message.endswith("Fix: end that process, or choose another generator.port.")
+    assert message.endswith("Fix: stop that process, or choose another generator.port.")
 
 
-def test_a_port_whose_holder_cannot_be_seen_is_told_without_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_seen_is_left_out_of_the_message(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(ports, "_PROC", tmp_path)
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(ConfigError, match=r"it is in use[.] Fix: end that process"),
+        pytest.raises(ConfigError, match=r"it is in use[.] Fix: stop that process"),
     ):
         ports.listen("127.0.0.1", taken.getsockname()[1], "generator.port")
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "2001:db8::1"])
-def test_an_address_that_is_not_this_machines_is_told(host: str) -> None:
+def test_an_address_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(ConfigError, match=f"generator.port 0 on {host} cannot be listened on: .*Fix: use an address"):
         ports.listen(host, 0, "generator.port")
 
 
-def test_a_socket_that_listens_is_given_back() -> None:
+def test_listen_returns_a_listening_socket() -> None:
     with ports.listen("127.0.0.1", 0, "generator.port") as free:
         assert free.getsockname()[1] > 0
 
 
-def test_the_mock_generator_ends_with_a_mistake_in_one_line(
+def test_the_mock_generator_reports_a_port_in_use_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,7 +61,7 @@ def test_the_mock_generator_ends_with_a_mistake_in_one_line(
     assert f"process {os.getpid()} " in line
 
 
-def test_the_trainers_metrics_port_is_told(tmp_path: Path) -> None:
+def test_a_trainer_metrics_port_in_use_is_reported(tmp_path: Path) -> None:
     with (
         socket.create_server(("", 0)) as taken,
         pytest.raises(UserError, match=r"^trainer\.metrics_port \d+ cannot be listened on: it is in use by process "),

@@ -1,4 +1,4 @@
-"""What libraries say in many lines is told in one."""
+"""Error messages of libraries are shortened to one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def problems_of(**values: object) -> ValidationError:
     return caught.value
 
 
-def test_the_first_problem_is_told_with_its_value_and_the_number_of_the_others() -> None:
+def test_a_summary_has_the_first_problem_and_the_number_of_others() -> None:
     error = problems_of(logprobs=["x"] * 170)
     assert summarize(error.errors()) == "logprobs.0: got 'x'; expected a valid number (169 more problems)"
     assert one_line(error) == summarize(error.errors())
@@ -33,7 +33,7 @@ def test_the_first_problem_is_told_with_its_value_and_the_number_of_the_others()
         ({}, "logprobs: got {}; Field required"),
     ],
 )
-def test_a_problem_says_what_was_expected(values: dict[str, object], summary: str) -> None:
+def test_a_summary_says_what_was_expected(values: dict[str, object], summary: str) -> None:
     assert summarize(problems_of(**values).errors()) == summary
 
 
@@ -47,11 +47,11 @@ def test_a_problem_says_what_was_expected(values: dict[str, object], summary: st
         (ValueError("x" * 1000), "x" * 250 + "…"),
     ],
 )
-def test_an_error_is_one_short_line(error: Exception, line: str) -> None:
+def test_one_line_shortens_any_exception(error: Exception, line: str) -> None:
     assert one_line(error) == line
 
 
-def test_a_long_value_is_cut_in_the_middle() -> None:
+def test_a_long_value_is_shortened_in_the_middle() -> None:
     text = shorten(list(range(1000)))
     assert text.startswith("[0, 1, 2")
     assert text.endswith("998, 999]")

@@ -1,4 +1,4 @@
-"""A version is in the store whole or not at all, is served only unaltered, and stays while somebody needs it."""
+"""A version in the store is complete or absent. Altered versions are refused. Versions in use are not deleted."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def store(tmp_path: Path) -> WeightStore:
     return WeightStore(tmp_path / "weights")
 
 
-def assert_whole(store: WeightStore, version: Version) -> None:
-    """`version` is what `publish` wrote."""
+def assert_complete(store: WeightStore, version: Version) -> None:
+    """Check that `version` is what `publish` wrote."""
     manifest, _ = store.read(version)
     store.verify(manifest)
     loaded = {k: v for entry in manifest.files for k, v in load_file(store.directory(version) / entry.name).items()}
@@ -41,10 +41,10 @@ def assert_whole(store: WeightStore, version: Version) -> None:
 
 
 def dies_at(moment: int, action: Callable[[], object]) -> bool:
-    """Run `action` in a child that is killed before its `moment`-th call from a module that handles files.
+    """Run `action` in a child process, and kill it before its `moment`-th call from a module that handles files.
 
     Returns:
-        False when `action` ended before that.
+        False if `action` ended before that.
     """
     child = os.fork()
     if child:
@@ -65,7 +65,7 @@ def dies_at(moment: int, action: Callable[[], object]) -> bool:
         os._exit(0)
 
 
-def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(tmp_path: Path) -> None:
+def test_a_writer_killed_at_any_moment_leaves_only_complete_versions(tmp_path: Path) -> None:
     latest_seen = []
     for moment in itertools.count(1):
         store = WeightStore(tmp_path / str(moment))
@@ -80,11 +80,11 @@ def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(tmp_path: Path
         latest = store.latest()
         assert latest in store.versions()
         for version in store.versions():
-            assert_whole(store, version)
+            assert_complete(store, version)
         with store.writer("its successor"):
             publish(store, V3)
         assert store.latest() == V3
-        assert_whole(store, V3)
+        assert_complete(store, V3)
         assert not list((store.root / "versions").glob(".*"))
         latest_seen.append(latest)
         if not died:
@@ -93,12 +93,12 @@ def test_a_writer_killed_at_any_moment_leaves_whole_versions_only(tmp_path: Path
     assert (latest_seen[0], latest_seen[-1]) == (V1, V2)
 
 
-def test_what_was_published_is_read_back_and_is_latest(store: WeightStore) -> None:
+def test_a_published_version_is_readable_and_latest(store: WeightStore) -> None:
     assert store.latest() is None
     assert store.versions() == []
     written = publish(store, V1)
     assert store.read(V1) == written
-    assert_whole(store, V1)
+    assert_complete(store, V1)
     assert store.latest() == V1
     publish(store, Version(0, 2))
     assert store.latest() == Version(0, 2)
@@ -108,12 +108,12 @@ def test_what_was_published_is_read_back_and_is_latest(store: WeightStore) -> No
 
 def test_a_version_is_never_overwritten(store: WeightStore) -> None:
     publish(store, V1)
-    with pytest.raises(StoreError, match=r"version 1\.1 exists already"):
+    with pytest.raises(StoreError, match=r"version 1\.1 already exists"):
         publish(store, V1)
-    assert_whole(store, V1)
+    assert_complete(store, V1)
 
 
-def test_an_absent_version_names_the_newest_that_are_there(store: WeightStore) -> None:
+def test_a_missing_version_is_reported_with_the_newest_existing_ones(store: WeightStore) -> None:
     with pytest.raises(WeightsNotVisible, match="none"):
         store.read(V1)
     publish(store, V1)
@@ -121,7 +121,7 @@ def test_an_absent_version_names_the_newest_that_are_there(store: WeightStore) -
         store.read(V2)
 
 
-def test_files_that_are_no_versions_are_left_alone(store: WeightStore) -> None:
+def test_directories_that_are_not_versions_are_ignored(store: WeightStore) -> None:
     publish(store, V1)
     copy = store.directory(V1).with_suffix(".1.bak")
     shutil.copytree(store.directory(V1), copy)
@@ -131,7 +131,7 @@ def test_files_that_are_no_versions_are_left_alone(store: WeightStore) -> None:
     assert copy.is_dir()
 
 
-def test_two_runs_that_publish_the_same_bytes_have_different_identities(store: WeightStore, tmp_path: Path) -> None:
+def test_the_manifest_digest_differs_between_two_runs_with_equal_weights(store: WeightStore, tmp_path: Path) -> None:
     _, ours = publish(store, V1, run="ours")
     _, theirs = publish(WeightStore(tmp_path / "theirs"), V1, run="theirs")
     assert ours != theirs
@@ -169,7 +169,7 @@ def leave_out_a_shard(store: WeightStore) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (truncate, r"shard-00000\.safetensors: got \d+ bytes, expected \d+"),
         (flip_a_byte, r"shard-00000\.safetensors: got xxh3-128 \w{32}, expected \w{32}"),
@@ -179,14 +179,14 @@ def leave_out_a_shard(store: WeightStore) -> None:
         (leave_out_a_shard, "tensor table"),
     ],
 )
-def test_altered_weights_are_refused_with_the_file_and_what_to_do(
-    store: WeightStore, damage: Callable[[WeightStore], None], told: str
+def test_altered_weights_are_refused_with_the_file_and_the_fix(
+    store: WeightStore, damage: Callable[[WeightStore], None], message: str
 ) -> None:
     publish(store, V1)
-    assert_whole(store, V1)
+    assert_complete(store, V1)
     damage(store)
     manifest, _ = store.read(V1)
-    with pytest.raises(WeightsRefused, match=f"{told}.*old version goes on serving.*Publish"):
+    with pytest.raises(WeightsRefused, match=f"{message}.*old version is still served.*publish"):
         store.verify(manifest)
 
 
@@ -200,7 +200,7 @@ def test_altered_weights_are_refused_with_the_file_and_what_to_do(
     ],
     ids=["absent", "empty", "truncated", "unknown key"],
 )
-def test_a_manifest_that_cannot_be_read_is_refused(store: WeightStore, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_manifest_is_refused(store: WeightStore, damage: Callable[[Path], None]) -> None:
     publish(store, V1)
     damage(store.directory(V1) / MANIFEST_NAME)
     with pytest.raises(WeightsRefused, match=r"manifest of version 1\.1 cannot be read"):
@@ -210,24 +210,24 @@ def test_a_manifest_that_cannot_be_read_is_refused(store: WeightStore, damage: C
 def test_a_manifest_of_another_version_is_refused(store: WeightStore) -> None:
     publish(store, V1)
     shutil.copytree(store.directory(V1), store.directory(V2))
-    with pytest.raises(WeightsRefused, match=r"is of version 1\.1, expected 2\.1"):
+    with pytest.raises(WeightsRefused, match=r"got the manifest of version 1\.1, expected 2\.1"):
         store.read(V2)
 
 
-def test_a_broken_latest_says_how_to_mend_it(store: WeightStore) -> None:
+def test_a_damaged_latest_file_is_reported_with_the_fix(store: WeightStore) -> None:
     publish(store, V1)
     (store.root / "LATEST").write_text("newest")
-    with pytest.raises(StoreError, match=r"got version 'newest'.*Write the newest name"):
+    with pytest.raises(StoreError, match=r"got version 'newest'.*write the newest name"):
         store.latest()
 
 
-def test_a_second_writer_is_refused_with_the_holders_name(store: WeightStore) -> None:
+def test_a_second_writer_is_refused_with_the_name_of_the_first(store: WeightStore) -> None:
     for holder in ("trainer-a pid 7", "trainer-b"):
         with store.writer(holder), pytest.raises(StoreLocked, match=f"written by {holder};.*trainer-c"):
             store.writer("trainer-c").__enter__()
 
 
-def test_leases_and_latest_are_retained_beside_the_newest(store: WeightStore) -> None:
+def test_leased_versions_and_latest_are_kept(store: WeightStore) -> None:
     for step in range(6):
         publish(store, Version(step, 1))
     store.lease("gen-0", (V1,))
@@ -237,11 +237,11 @@ def test_leases_and_latest_are_retained_beside_the_newest(store: WeightStore) ->
     store.lease("gen-1", ())
     assert store.leased() == {V1}
     assert store.retain(1) == [V3, Version(4, 1)]
-    assert_whole(store, V1)
+    assert_complete(store, V1)
     assert len(list((store.root / "versions").iterdir())) == 2
 
 
-def test_latest_is_retained_even_if_a_newer_version_was_committed_without_it(store: WeightStore) -> None:
+def test_latest_is_kept_even_if_a_newer_version_exists(store: WeightStore) -> None:
     publish(store, V1)
     publish(store, V2)
     (store.root / "LATEST").write_text("1.1")
@@ -257,11 +257,11 @@ def test_a_lease_that_is_not_renewed_expires(store: WeightStore, monkeypatch: py
     assert store.leased() == set()
 
 
-def test_a_volume_too_small_is_told_before_anything_is_written(small_volume: Path) -> None:
+def test_a_full_volume_is_reported_before_anything_is_written(small_volume: Path) -> None:
     store = WeightStore(small_volume)
     publish(store, V1)
     with (
-        pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*MB free, expected 1\.0 MB.*Enlarge"),
+        pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*MB free, expected 1\.0 MB.*enlarge"),
         store.staging(V2, needs_bytes=1_000_000),
     ):
         pytest.fail("the volume is too small")
@@ -277,21 +277,21 @@ def overfill(store: WeightStore, filler_bytes: int | None) -> None:
 
 
 @pytest.mark.parametrize("filler_bytes", [1 << 20, None], ids=["shard does not fit", "manifest does not fit"])
-def test_a_volume_that_fills_up_while_publishing_keeps_what_was_there(
+def test_a_volume_that_fills_up_while_publishing_keeps_existing_versions(
     small_volume: Path, filler_bytes: int | None
 ) -> None:
     store = WeightStore(small_volume)
     publish(store, V1)
-    with pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*No space left.*Enlarge"):
+    with pytest.raises(StoreError, match=r"cannot publish version 2\.1 .*No space left.*enlarge"):
         overfill(store, filler_bytes)
     assert store.versions() == [V1]
     assert store.latest() == V1
-    assert_whole(store, V1)
+    assert_complete(store, V1)
     publish(store, V2)
-    assert_whole(store, V2)
+    assert_complete(store, V2)
 
 
-def test_what_others_leave_in_the_store_is_neither_a_version_nor_a_lease(store: WeightStore) -> None:
+def test_unrelated_files_in_the_store_are_ignored(store: WeightStore) -> None:
     publish(store, Version(1, 1))
     shutil.copytree(store.directory(Version(1, 1)), store.root / "versions" / "5.0")
     (store.root / "served").mkdir()

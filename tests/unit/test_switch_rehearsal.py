@@ -1,4 +1,4 @@
-"""What a copy over the parameters does not reach is found before the first switch."""
+"""Tensors that a switch of weights does not update are found before the first switch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tandem_generator.rehearsal import stale_tensors
 
 
 class Layer(nn.Module):
-    """A linear layer whose weight may be kept in another form as well."""
+    """A linear layer. Subclasses also keep its weight in another form."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class Layer(nn.Module):
 
 
 class Absorbed(Layer):
-    """Multi-head latent attention keeps what it has made of a projection."""
+    """Keeps a product of its weight, as multi-head latent attention does."""
 
     product: torch.Tensor
 
@@ -30,7 +30,7 @@ class Absorbed(Layer):
 
 
 class Implemented(Layer):
-    """The attention's implementation, which is no module, holds a cast copy."""
+    """Keeps a cast copy in the attention implementation, which is not a module."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,14 +40,14 @@ class Implemented(Layer):
         self.impl.sinks = self.weight.detach().double()
 
 
-def test_plain_copies_come_back_whole() -> None:
+def test_a_plain_parameter_is_restored() -> None:
     layer = Layer()
     base = layer.weight.detach().clone()
     assert stale_tensors(layer, lambda: layer.weight.data.copy_(base), lambda: None) == []
     assert torch.equal(layer.weight, base)
 
 
-def test_a_product_that_is_made_after_loading_is_named() -> None:
+def test_a_product_of_weights_is_reported() -> None:
     layer = Absorbed()
     layer.process()
     base = layer.weight.detach().clone()
@@ -55,14 +55,14 @@ def test_a_product_that_is_made_after_loading_is_named() -> None:
     assert stale == ["attention.product"]
 
 
-def test_a_copy_in_the_attentions_implementation_is_named() -> None:
+def test_a_copy_in_the_attention_implementation_is_reported() -> None:
     layer = Implemented()
     layer.process()
     base = layer.weight.detach().clone()
     assert stale_tensors(layer, lambda: layer.weight.data.copy_(base), layer.process) == [".sinks"]
 
 
-def test_a_parameter_that_is_loaded_in_part_is_named() -> None:
+def test_a_partly_loaded_parameter_is_reported() -> None:
     layer = Layer()
     base = layer.weight.detach().clone()
 
@@ -72,7 +72,7 @@ def test_a_parameter_that_is_loaded_in_part_is_named() -> None:
     assert stale_tensors(layer, load, lambda: None) == ["weight"]
 
 
-def test_a_weight_that_was_transposed_after_loading_is_named() -> None:
+def test_a_transposed_weight_is_reported() -> None:
     layer = Layer()
     layer.weight = nn.Parameter(torch.randn(4, 4))
     base = layer.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""Which version serves, whatever happens to a switch: WeightSwitcher over an engine that a test scripts."""
+"""WeightSwitcher with a scripted engine: which version is served after a switch succeeds, is refused or fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BROKEN = RuntimeError("the device is lost")
 # -- a switch --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_switch_verifies_then_pauses_then_loads_then_flips_then_resumes(
+async def test_a_switch_verifies_pauses_loads_and_resumes_in_this_order(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     switcher = await start()
@@ -41,7 +41,9 @@ async def test_a_switch_verifies_then_pauses_then_loads_then_flips_then_resumes(
     assert await version_that_answers(switcher) == V1
 
 
-async def test_setting_what_serves_touches_nothing(start: Start, engine: ScriptedEngine, store: WatchedStore) -> None:
+async def test_a_switch_to_the_served_version_does_not_call_the_engine(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
     switcher = await start()
     _, digest = publish(store, V1)
     await put(switcher, V1, digest)
@@ -50,12 +52,13 @@ async def test_setting_what_serves_touches_nothing(start: Start, engine: Scripte
     assert engine.calls == []
 
 
-async def test_an_older_version_is_refused_and_a_later_attempt_at_a_smaller_step_is_not(
-    start: Start, store: WatchedStore
-) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
+async def test_an_older_version_is_refused_but_a_later_attempt_is_accepted(start: Start, store: WatchedStore) -> None:
+    switcher = await start()
+    _, digest = publish(store, V1)
     await put(switcher, V2, publish(store, V2)[1])
-    with pytest.raises(OlderVersion, match=r"got version 1\.1; version 2\.1 serves"):
+    with pytest.raises(
+        OlderVersion, match=r"got version 1\.1, expected one that is newer than the served version 2\.1"
+    ):
         await put(switcher, V1, digest)
     assert switcher.version == V2
     resumed = Version(1, 2)
@@ -63,10 +66,12 @@ async def test_an_older_version_is_refused_and_a_later_attempt_at_a_smaller_step
     assert switcher.version == resumed
 
 
-async def test_a_second_switch_is_refused_while_one_is_under_way(
+async def test_a_second_switch_is_refused_while_one_is_running(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, first), (_, second) = await start(), publish(store, V1), publish(store, V2)
+    switcher = await start()
+    _, first = publish(store, V1)
+    _, second = publish(store, V2)
     engine.may_load.clear()
     switch = asyncio.create_task(put(switcher, V1, first))
     await until(lambda: "load 1.1" in engine.calls)
@@ -80,7 +85,7 @@ async def test_a_second_switch_is_refused_while_one_is_under_way(
 
 
 async def refused(switcher: WeightSwitcher, version: Version, digest: str) -> str:
-    """The message; the engine has not been asked for anything and the base weights go on."""
+    """Check that the version is refused and the base weights are still served. Returns the message."""
     with pytest.raises(WeightsRefused) as error:
         await put(switcher, version, digest)
     assert [call for call in switcher.engine.calls if not call.startswith("verify")] == ["start"]  # type: ignore[attr-defined]  # the scripted engine's
@@ -90,21 +95,24 @@ async def refused(switcher: WeightSwitcher, version: Version, digest: str) -> st
 
 
 async def test_a_manifest_of_another_run_is_refused(start: Start, store: WatchedStore) -> None:
-    switcher, _ = await start(), publish(store, V1)
+    switcher = await start()
+    publish(store, V1)
     assert f"expected {'0' * 32}. Another run" in await refused(switcher, V1, "0" * 32)
 
 
-async def test_weights_of_another_model_are_refused_by_their_fingerprint(start: Start, store: WatchedStore) -> None:
-    switcher, _ = await start(), publish(store, V1)
+async def test_weights_with_another_fingerprint_are_refused(start: Start, store: WatchedStore) -> None:
+    switcher = await start()
+    publish(store, V1)
     edit_manifest(store, V1, {"fingerprint": {"config": "another", "tokenizer": "70", "parameters": "9a"}})
-    assert "of another model: its config differ" in await refused(switcher, V1, store.read(V1)[1])
+    assert "another model: its config differs" in await refused(switcher, V1, store.read(V1)[1])
 
 
-async def test_a_table_that_does_not_fit_is_refused_with_the_names_of_its_tensors(
+async def test_another_parameter_table_is_refused_with_the_differences(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(shapes={"embed.weight": (8, 5), "head.weight": (1,)})
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     assert (
         "3 parameters differ: embed.weight: trainer (8, 4), generator (8, 5); head.weight: trainer none, generator "
         "(1,); norm.weight: trainer (4,), generator none"
@@ -114,19 +122,20 @@ async def test_a_table_that_does_not_fit_is_refused_with_the_names_of_its_tensor
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
-        ({}, "of kind lora; this generator serves full. With trainer.lora set generator.vllm"),
-        ({"kinds": {"lora"}, "max_lora_rank": 4}, "an adapter of rank 8, expected at most 4. Raise"),
+        ({}, "of kind lora, expected kind full. Fix: with trainer.lora, set generator.vllm"),
+        ({"kinds": {"lora"}, "max_lora_rank": 4}, "an adapter of rank 8, expected at most 4. Fix: raise"),
         (
             {"kinds": {"lora"}, "max_lora_rank": 8, "fingerprint": FINGERPRINT.model_copy(update={"parameters": "0"})},
             "an adapter for a model with other parameters",
         ),
     ],
 )
-async def test_an_adapter_that_does_not_fit_is_refused_with_the_mend(
+async def test_an_adapter_that_does_not_fit_is_refused_with_the_fix(
     start: Start, engine: ScriptedEngine, store: WatchedStore, facts: dict[str, Any], words: str
 ) -> None:
     engine.facts = engine.facts._replace(**facts)
-    switcher, (_, digest) = await start(), publish_adapter(store, V1, rank=8)
+    switcher = await start()
+    _, digest = publish_adapter(store, V1, rank=8)
     assert words in await refused(switcher, V1, digest)
 
 
@@ -134,11 +143,12 @@ async def test_a_full_version_is_refused_by_a_generator_that_serves_adapters(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(kinds=frozenset({"lora"}))
-    switcher, (_, digest) = await start(), publish(store, V1)
-    assert "of kind full; this generator serves lora" in await refused(switcher, V1, digest)
+    switcher = await start()
+    _, digest = publish(store, V1)
+    assert "of kind full, expected kind lora" in await refused(switcher, V1, digest)
 
 
-async def test_adapters_are_switched_in_flight_but_not_the_first_which_running_requests_cannot_get(
+async def test_adapters_switch_in_flight_except_the_first(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(kinds=frozenset({"lora"}), max_lora_rank=8)
@@ -151,13 +161,15 @@ async def test_adapters_are_switched_in_flight_but_not_the_first_which_running_r
 
 
 async def test_a_damaged_shard_is_refused(start: Start, store: WatchedStore) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     shard(store, V1).write_bytes(b"damaged")
     assert "got 7 bytes, expected" in await refused(switcher, V1, digest)
 
 
 async def test_a_version_that_appears_late_is_waited_for(start: Start, store: WatchedStore) -> None:
-    switcher, (_, digest) = await start(), publish(store, V1)
+    switcher = await start()
+    _, digest = publish(store, V1)
     late = store.directory(V1).rename(store.root / "late")
     store.looked.clear()
     switch = asyncio.create_task(put(switcher, V1, digest))
@@ -166,7 +178,7 @@ async def test_a_version_that_appears_late_is_waited_for(start: Start, store: Wa
     assert (await switch).version == V1
 
 
-async def test_a_version_that_never_appears_is_not_visible_and_the_old_one_goes_on(start: Start) -> None:
+async def test_a_version_that_never_appears_is_refused(start: Start) -> None:
     switcher = await start(visible_timeout_s=0.1)
     with pytest.raises(WeightsNotVisible, match=r"got no version 1\.1"):
         await put(switcher, V1, "0" * 32)
@@ -188,15 +200,15 @@ async def test_a_stop_ends_the_wait_for_a_version(start: Start, store: WatchedSt
 # -- switches that fail half-way -------------------------------------------------------------------------------------
 
 
-async def test_a_load_that_fails_half_way_is_rolled_back_and_the_old_version_serves(
-    start: Start, engine: ScriptedEngine, store: WatchedStore
-) -> None:
-    switcher, (_, good), (_, bad) = await start(), publish(store, V1), publish(store, V2)
+async def test_a_failed_load_is_rolled_back(start: Start, engine: ScriptedEngine, store: WatchedStore) -> None:
+    switcher = await start()
+    _, good = publish(store, V1)
+    _, bad = publish(store, V2)
     await put(switcher, V1, good)
     engine.calls.clear()
     engine.failures = [BROKEN]
     with pytest.raises(
-        SwitchFailed, match=r"2\.1 failed half-way \(the device is lost\); version 1\.1 was loaded back"
+        SwitchFailed, match=r"2\.1 failed half-way \(the device is lost\); version 1\.1 was loaded again"
     ):
         await put(switcher, V2, bad)
     assert engine.calls == ["verify 2.1", "pause drain", "load 2.1", "load 1.1", "resume"]
@@ -209,40 +221,43 @@ async def test_a_load_that_fails_half_way_is_rolled_back_and_the_old_version_ser
 async def test_a_load_that_takes_too_long_is_rolled_back(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    switcher = await start(switch_timeout_s=0.05)
+    _, digest = publish(store, V1)
     engine.may_load.clear()
     switch = asyncio.create_task(put(switcher, V1, digest))
     await until(lambda: "load 0.0" in engine.calls)
     assert switcher.not_ready is not None
-    assert "1.1 failed half-way; version 0.0 is being loaded back" in switcher.not_ready
+    assert "1.1 failed half-way; version 0.0 is being loaded again" in switcher.not_ready
     engine.may_load.set()
     with pytest.raises(SwitchFailed):
         await switch
     assert switcher.not_ready is None
 
 
-async def test_a_roll_back_that_fails_leaves_the_policy_torn_for_good(
+async def test_a_failed_rollback_leaves_the_policy_torn(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, digest) = await start(canary_every_s=0.01), publish(store, V1)
+    switcher = await start(canary_every_s=0.01)
+    _, digest = publish(store, V1)
     engine.computes.clear()
     await engine.checked.wait()
     engine.failures = [BROKEN, RuntimeError("still lost")]
-    with pytest.raises(PolicyTorn, match=r"\(the device is lost\) and so did loading 0\.0 back \(still lost\)"):
+    with pytest.raises(PolicyTorn, match=r"\(the device is lost\), and so did loading 0\.0 again \(still lost\)"):
         await put(switcher, V1, digest)
     assert switcher.failed.is_set()
     assert engine.calls[-1] == "load 0.0", "a torn engine must stay paused"
-    engine.computes.set()  # a canary that was under way succeeds
+    engine.computes.set()  # a canary that is already running succeeds
     await engine.computed.wait()
     assert switcher.not_ready == "torn between versions 1.1 and 0.0; restarting"
     with pytest.raises(NotReady, match="torn"):
         switcher.rollouts(request())
 
 
-async def test_requests_that_do_not_end_in_time_keep_the_old_version(
+async def test_a_pause_that_takes_too_long_keeps_the_old_version(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
-    switcher, (_, digest) = await start(switch_timeout_s=0.05), publish(store, V1)
+    switcher = await start(switch_timeout_s=0.05)
+    _, digest = publish(store, V1)
     engine.may_pause.clear()
     with pytest.raises(SwitchFailed, match=r"did not pause for version 1\.1 within 0\.05 s.*use mode in_flight"):
         await put(switcher, V1, digest)

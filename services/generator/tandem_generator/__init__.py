@@ -1,1 +1,1 @@
-"""The generation server: one wire contract over vLLM or a mock."""
+"""The generator: serves rollouts and switches weights, with vLLM or a mock engine."""

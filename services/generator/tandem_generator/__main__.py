@@ -56,10 +56,10 @@ def _check(settings: Settings, token: str | None) -> None:
         ConfigError: names the first one.
     """
     shared, config = settings.shared, settings.generator
-    is_whole = config.engine == "vllm" and "load_format" not in config.vllm
+    needs_weights = config.engine == "vllm" and "load_format" not in config.vllm
     if problem := quantization_problem(shared.model, Path(shared.model)):
         raise ConfigError(problem)
-    check_model(shared.model, is_whole=is_whole)
+    check_model(shared.model, needs_weights=needs_weights)
     if method := config.vllm.get("quantization"):
         raise ConfigError(
             f"generator.vllm.quantization is {method}; a generator switches unquantized weights only. Fix: leave it "

@@ -1,4 +1,4 @@
-"""Bearer-token authentication for every route of the server, ours and vLLM's alike, before any of them runs."""
+"""Bearer-token authentication for all routes of the server, Tandem's and vLLM's."""
 
 from __future__ import annotations
 
@@ -13,22 +13,23 @@ from tandem_protocol.routes import OPEN
 
 
 class BearerAuth:
-    """ASGI middleware; lets everything pass when no token is configured."""
+    """ASGI middleware that checks the bearer token. Without a configured token, every request passes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         token = read_token()
-        self._wanted = f"Bearer {token}".encode() if token else None
+        self._expected = f"Bearer {token}".encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._wanted is None or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or self._expected is None or scope["path"] in OPEN:
             return await self._app(scope, receive, send)
         got = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if hmac.compare_digest(got, self._wanted):
+        if hmac.compare_digest(got, self._expected):
             return await self._app(scope, receive, send)
+        found = "another token" if got else "no token"
         error = Unauthorized(
-            f"got {'another token' if got else 'no token'}, expected the generator's own as 'Authorization: Bearer …'. "
-            f"Give both services the same {TOKEN_ENV} or {TOKEN_FILE_ENV}."
+            f"got {found}, expected the generator's token as 'Authorization: Bearer …'. "
+            f"Fix: give both services the same {TOKEN_ENV} or {TOKEN_FILE_ENV}."
         )
         if scope["type"] == "websocket":
             await receive()

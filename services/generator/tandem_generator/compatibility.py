@@ -1,4 +1,4 @@
-"""Whether a version is one that this generator's engine can serve."""
+"""Check whether the engine can serve a version."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ _ADAPTER_MATRIX = re.compile(r"(?P<prefix>base_model\.model\.)?(?P<layer>.+)\.lo
 
 
 def check_model(manifest: Manifest, facts: EngineFacts) -> None:
-    """Refuse a version that this engine cannot serve, before its model is touched.
+    """Refuse a version that this engine cannot serve, before the engine's model is changed.
 
     Raises:
-        WeightsRefused: it is of another model, has another parameter table, or is of a kind that is not served here.
+        WeightsRefused: The version belongs to another model, has another parameter table, or is of a kind that this
+            engine does not serve.
     """
-    # The parameter table is compared name by name, which tells more than its digest.
+    # Compare the parameters by name instead of by digest, so that the message can list them.
     other = [name for name in differences(facts.fingerprint, manifest.fingerprint) if name != "parameters"]
-    problems = [f"its {' and '.join(other)} differ from this generator's"] if other else []
+    problems = []
+    if other:
+        verb = "differs" if len(other) == 1 else "differ"
+        problems.append(f"its {' and '.join(other)} {verb} from this generator's")
     if manifest.kind == "full" and "full" in facts.kinds and facts.shapes:
         problems += filter(None, [describe_differences(manifest.shapes, facts.shapes)])
     if problems:
         raise WeightsRefused(
-            f"version {manifest.version} (run {manifest.run!r}) is of another model: {'; '.join(problems)}. Fix: start "
-            "both services with the same shared.model and shared.revision."
+            f"version {manifest.version} (run {manifest.run!r}) belongs to another model: {'; '.join(problems)}. Fix: "
+            "start both services with the same shared.model and shared.revision."
         )
     _check_kind(manifest, facts)
 
@@ -37,40 +41,41 @@ def _check_kind(manifest: Manifest, facts: EngineFacts) -> None:
     name = f"version {manifest.version} (run {manifest.run!r})"
     if manifest.kind not in facts.kinds:
         raise WeightsRefused(
-            f"{name} is of kind {manifest.kind}; this generator serves {', '.join(sorted(facts.kinds))}. With "
-            "trainer.lora set generator.vllm: {enable_lora: true, max_lora_rank: …}, without it leave both out; then "
-            "start the generator again."
+            f"got {name} of kind {manifest.kind}, expected kind {' or '.join(sorted(facts.kinds))}. Fix: with "
+            "trainer.lora, set generator.vllm: {enable_lora: true, max_lora_rank: …}; without it, leave both out. Then "
+            "restart the generator."
         )
     if manifest.kind == "full":
         return
     if manifest.lora_rank > facts.max_lora_rank:
         raise WeightsRefused(
-            f"{name} is an adapter of rank {manifest.lora_rank}, expected at most {facts.max_lora_rank}. Raise "
-            "generator.vllm.max_lora_rank and start the generator again, or lower trainer.lora.r."
+            f"{name} is an adapter of rank {manifest.lora_rank}, expected at most {facts.max_lora_rank}. Fix: "
+            "raise generator.vllm.max_lora_rank and restart the generator, or lower trainer.lora.r."
         )
     if "parameters" in differences(facts.fingerprint, manifest.fingerprint):
         raise WeightsRefused(
-            f"{name} is an adapter for a model with other parameters than this generator's. Start both services with "
-            "the same shared.model and revision."
+            f"{name} is an adapter for a model with other parameters than this generator's. Fix: start both services "
+            "with the same shared.model and shared.revision."
         )
     if problems := [problem for tensor in manifest.tensors if (problem := _adapter_problem(tensor, facts))]:
         raise WeightsRefused(
-            f"{name} is an adapter that this generator cannot serve: {'; '.join(problems[:3])}. Fix: leave what these "
-            "tensors belong to out of trainer.lora.target_modules."
+            f"{name} is an adapter that this generator cannot serve: {'; '.join(problems[:3])}. Fix: remove the layers "
+            "of these tensors from trainer.lora.target_modules."
         )
 
 
 def _adapter_problem(tensor: TensorEntry, facts: EngineFacts) -> str | None:
-    """What is wrong with one tensor of an adapter, if anything is."""
+    """Return why the engine cannot serve one tensor of an adapter. None if it can."""
     match = _ADAPTER_MATRIX.fullmatch(tensor.name)
     if match is None:
         return f"{tensor.name} is not a matrix of a linear layer (….lora_A.weight or ….lora_B.weight)"
-    layer, is_first = match["layer"], match["side"] == "A"
+    layer = match["layer"]
+    is_first = match["side"] == "A"
     if "." not in layer and facts.lora_heads is not None and layer not in facts.lora_heads:
         return f"the output embedding {layer} takes no adapter"
     weight = facts.layers.get(f"{layer}.weight")
     if weight is None:
-        # Names with this prefix are peft's, which begin with those of the model's modules.
+        # Only names with peft's prefix contain the names of the model's modules.
         return f"the model has no linear layer {layer}" if match["prefix"] and facts.layers else None
     width = tensor.shape[1] if is_first else tensor.shape[0]
     return None if width in weight else f"{tensor.name} has the shape {tensor.shape} for a layer of {weight}"

@@ -1,4 +1,4 @@
-"""Options of `vllm serve`: how `generator.vllm` becomes words for it, and which options stay Tandem's."""
+"""Convert `generator.vllm` to arguments of `vllm serve`, and refuse options that Tandem must set itself."""
 
 from __future__ import annotations
 
@@ -27,41 +27,42 @@ _KEYS = {
     "shutdown_timeout": "generator.shutdown_timeout_s",
     "uds": "generator.host and generator.port",
 }
-"""Options of vLLM that are keys of the configuration → the key."""
+"""vLLM option → the configuration key that sets it."""
 
-_OTHER_MODEL = "it changes the model or its tokens on the generator's side alone, and the trainer would not know"
-_OTHER_SAMPLES = "it changes what is sampled, which the trainer's probabilities would not show"
+_OTHER_MODEL = "it would change the model or its tokens in the generator, but not in the trainer"
+_OTHER_SAMPLES = "it would change what is sampled, but not the trainer's probabilities"
 _REASONS = {
-    "api_server_count": "the policy's state lives in one server process",
-    "config": "it brings options from another file. Put them under generator.vllm",
-    "grpc": "trainers speak HTTP",
-    "logprobs_mode": "the trainer needs the logprobs of the distribution that is really sampled from",
-    "middleware": "it is where Tandem checks the bearer token",
-    "weight_transfer_config": "it is how new weights reach the engine",
-    "hf_overrides": f"{_OTHER_MODEL}. Change config.json of shared.model",
-    "hf_config_path": f"{_OTHER_MODEL}. Change config.json of shared.model",
+    "api_server_count": "the served version is kept in one server process",
+    "config": "it reads options from another file. Fix: put them under generator.vllm",
+    "grpc": "trainers use HTTP",
+    "logprobs_mode": "the trainer needs the logprobs of the distribution that is sampled from",
+    "middleware": "Tandem uses it to check the bearer token",
+    "weight_transfer_config": "Tandem uses it to load new weights into the engine",
+    "hf_overrides": f"{_OTHER_MODEL}. Fix: change config.json of shared.model",
+    "hf_config_path": f"{_OTHER_MODEL}. Fix: change config.json of shared.model",
     "model_class_overrides": _OTHER_MODEL,
-    "tokenizer": f"{_OTHER_MODEL}. Put the tokenizer into the folder of shared.model",
-    "tokenizer_revision": f"{_OTHER_MODEL}. Set shared.revision",
-    "code_revision": f"{_OTHER_MODEL}. Set shared.revision",
-    "lora_target_modules": "vLLM would ignore the adapter on all other layers. Set trainer.lora.target_modules",
+    "tokenizer": f"{_OTHER_MODEL}. Fix: put the tokenizer into the directory of shared.model",
+    "tokenizer_revision": f"{_OTHER_MODEL}. Fix: set shared.revision",
+    "code_revision": f"{_OTHER_MODEL}. Fix: set shared.revision",
+    "lora_target_modules": "vLLM would ignore the adapter on all other layers. Fix: set trainer.lora.target_modules",
     "logits_processors": _OTHER_SAMPLES,
     "watermark_config": _OTHER_SAMPLES,
-    "override_generation_config": "requests say how to sample. Set trainer.rollout",
+    "override_generation_config": "each request sets its own sampling parameters. Fix: set trainer.rollout",
 }
-"""Options of vLLM that nobody may set, and why."""
+"""vLLM option that users may not set → the reason."""
 
 _ONLY = {"generation_config": ("auto", "vllm"), "runner": ("auto", "generate"), "convert": ("auto", "none")}
-"""Options of which only some values leave the model what it is."""
+"""vLLM option → the values that do not change the model. Other values are refused."""
 
 
 def as_words(options: Mapping[str, Any]) -> list[str]:
-    """`{max_num_seqs: 64, foo: true, bar: false, baz: [1, 2]}` → `--max-num-seqs 64 --foo --no-bar --baz 1 2`.
+    """Convert options to words for vLLM's command line.
 
-    Mappings, and lists inside of lists, become JSON.
+    `{max_num_seqs: 64, foo: true, bar: false, baz: [1, 2]}` gives `--max-num-seqs 64 --foo --no-bar --baz 1 2`.
+    Mappings, and lists inside lists, become JSON. Options with the value None are left out.
 
     Raises:
-        ConfigError: an empty list.
+        ConfigError: An option has an empty list.
     """
     words: list[str] = []
     for name, value in options.items():
@@ -82,28 +83,30 @@ def _word(value: Any) -> str:
 
 
 def names_of(words: Iterable[str]) -> list[str]:
-    """The options that are written out: `--Max-num-seqs=1`, `--no-enforce-eager`, `--a.b` → names as vLLM has them."""
+    """Return vLLM's names of the long options: `--max-num-seqs=1`, `--no-enforce-eager` and `--a.b` are options."""
     options = [word[2:].partition("=")[0].partition(".")[0] for word in words if word.startswith("--")]
     return [option.replace("-", "_").removeprefix("no_") for option in options]
 
 
 def refuse_owned(options: Mapping[str, Any] | Sequence[str]) -> None:
-    """See that options which Tandem sets itself, or which would part sampler and trainer, are left alone.
+    """Refuse options that Tandem sets itself, and options that would make generator and trainer disagree.
 
     Args:
-        options: their names as vLLM has them, with their values where they are known.
+        options: vLLM's names of the options, with their values if they are known.
 
     Raises:
-        ConfigError: names the first one, with the key to use in its place or the reason.
+        ConfigError: An option is refused. The message names the first one, and the key to use instead or the reason.
     """
     values = options if isinstance(options, Mapping) else dict.fromkeys(options)
     for name, value in values.items():
-        if name == "model_tag":  # vLLM's name for a word that belongs to no option
+        if name == "model_tag":  # vLLM's name for a word without an option
             raise ConfigError(f"got the word {value!r} on the command line; expected --OPTION VALUE")
         if name in _KEYS:
-            raise ConfigError(f"got the option {name} for vLLM; expected it as a key. Fix: set {_KEYS[name]}.")
+            raise ConfigError(
+                f"got the option {name} for vLLM; expected the configuration key. Fix: set {_KEYS[name]}."
+            )
         if name in _REASONS:
-            raise ConfigError(f"got the option {name} for vLLM; expected it left out: {_REASONS[name]}.")
+            raise ConfigError(f"got the option {name} for vLLM; expected no such option: {_REASONS[name]}.")
         if name in _ONLY and value is not None and value not in _ONLY[name]:
             allowed = " or ".join(_ONLY[name])
             raise ConfigError(f"got the option {name} {value!r} for vLLM; expected {allowed}: {_OTHER_MODEL}.")

@@ -1,4 +1,4 @@
-"""The lease that keeps retention away from the versions this generator holds or is loading."""
+"""Keep the generator's lease, so that retention does not delete the versions that it serves or is loading."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class LeaseKeeper:
-    """One generator's lease. A store that cannot be written is served from all the same, with a warning."""
+    """Writes and renews the lease of one generator. If the store cannot be written, it logs a warning and goes on."""
 
     def __init__(self, store: WeightStore, generator_id: str) -> None:
         self._store = store
@@ -21,12 +21,12 @@ class LeaseKeeper:
         self._writing = asyncio.Lock()
 
     async def hold(self, *versions: Version) -> None:
-        """Name these versions, and no others, from now on; base weights are not the store's and need none."""
+        """Replace the leased versions. Base weights are ignored, because they are not in the store."""
         self._versions = tuple(version for version in versions if version != BASE)
         await self._write()
 
     async def keep(self) -> None:
-        """Renew what is held, for ever."""
+        """Renew the lease regularly, until the task is cancelled."""
         while True:
             await asyncio.sleep(LEASE_S / 4)
             await self._write()
@@ -36,4 +36,7 @@ class LeaseKeeper:
             try:
                 await asyncio.to_thread(self._store.lease, self._generator_id, self._versions)
             except OSError as error:
-                log.warning("cannot write this generator's lease, so retention may delete what it serves: %s", error)
+                log.warning(
+                    "cannot write the lease of this generator, so retention may delete the version that it serves: %s",
+                    error,
+                )

@@ -1,6 +1,6 @@
-"""vLLM's entry points: registers the weight engine in every process, mounts our routes in the server.
+"""Plug-ins for vLLM: register the weight engine in every process, and add Tandem's routes to the server.
 
-Everything that depends on the kind of device stands here, so that what is tested on CPU is what runs on GPU.
+All code that differs between CPU and GPU is in this module, so tests on a CPU cover the code that runs on a GPU.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ from .weight_switcher import WeightSwitcher
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: runs in the server, the engine core and every worker, perhaps twice."""
+    """Entry point `vllm.general_plugins`. vLLM calls it in every process, sometimes twice."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, "tandem_generator.volume_engine", "VolumeWeightEngine")
     if current_platform.is_cpu():
         from vllm import _custom_ops
 
-        # oneDNN keeps packed copies of the linear weights, which a copy in place would not reach.
+        # oneDNN keeps packed copies of the linear weights, which a switch would not update.
         _custom_ops._supports_onednn = False
 
 
 def devices(world_size: int) -> tuple[str, ...]:
-    """UUIDs of the accelerators that an engine of `world_size` ranks computes on, or `cpu:<n>` a core it may use."""
+    """Return the devices of an engine with `world_size` ranks: UUIDs of GPUs, or `cpu:<n>` for each usable core."""
     if current_platform.is_cpu():
         return tuple(f"cpu:{core}" for core in sorted(os.sched_getaffinity(0)))
     return tuple(
@@ -45,19 +45,22 @@ def devices(world_size: int) -> tuple[str, ...]:
 
 
 def takes_seeds() -> bool:
-    """A seeded request whose prefill is cut in chunks kills vLLM 0.32's CPU engine: torch's generator has no offset."""
+    """Whether requests may have seeds.
+
+    On CPUs, a seed crashes vLLM 0.32 if the prefill of the request is split: torch's CPU generator has no offset.
+    """
     return not current_platform.is_cpu()
 
 
 class TandemRoutes:
-    """Entry point `vllm.endpoint_plugins`: our router over vLLM's engine client, in vLLM's own server."""
+    """Entry point `vllm.endpoint_plugins`: adds Tandem's routes to vLLM's server, on top of vLLM's engine client."""
 
     name = "tandem"
     required_tasks = ("generate",)
     settings: ClassVar[Settings]
-    """Set before vLLM makes the plug-in, which it does without arguments."""
+    """Must be set before vLLM creates the plug-in, because vLLM passes no arguments."""
     switcher: ClassVar[WeightSwitcher]
-    """Knows, when the server has ended, whether it was told to: vLLM's exit status is 0 also when its engine died."""
+    """Its `stopping` tells whether the server was stopped. vLLM's exit status is 0 even if the engine died."""
 
     def attach_router(self, app: FastAPI) -> None:
         shared, config = self.settings.shared, self.settings.generator
@@ -66,7 +69,7 @@ class TandemRoutes:
         app.include_router(build_router(self.switcher, shared.model))
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
-        assert engine_client is not None, "the task generate has an engine"
+        assert engine_client is not None, "vLLM passes an engine for the task generate"
         ranks = engine_client.vllm_config.parallel_config.world_size_across_dp
         self.engine.attach(
             engine_client, devices(ranks), takes_seeds=takes_seeds(), trust_remote_code=args.trust_remote_code
@@ -77,7 +80,7 @@ class TandemRoutes:
     async def _watch_end(self, state: State) -> None:
         while not (hasattr(state, "server") and state.server.started):  # noqa: ASYNC110 - vLLM has no event for it
             await asyncio.sleep(0.1)
-        # In place of vLLM's handlers, which end the engine first: a request on its way there would never be answered.
+        # Replace vLLM's signal handlers: they stop the engine first, so waiting requests would get no answer.
         state.server.config.timeout_graceful_shutdown = self.settings.generator.shutdown_timeout_s
         end_on_signal(self.switcher, state.server)
         await end_when_failed(self.switcher, state.server)

@@ -1,8 +1,8 @@
-"""Whether a switch of weights reaches all that a loaded model computes with, tried out before the first switch.
+"""Test that a switch of weights updates everything that the model computes with.
 
-A version is copied over the parameters of the live model. That is right where each parameter is a copy of checkpoint
-tensors. It is silently wrong where vLLM keeps something else that it made of them when it loaded the model: a packed
-or transposed copy, two matrices multiplied with each other (multi-head latent attention), a cast buffer.
+A switch copies the new tensors over the parameters of the running model. This fails silently if vLLM computes with
+something that it derived from the parameters at load time: a packed or transposed copy, the product of two matrices
+(multi-head latent attention), or a buffer in another dtype.
 """
 
 from __future__ import annotations
@@ -13,29 +13,33 @@ import torch
 from torch import Tensor, nn
 
 SAMPLED = 4096
-"""Elements of a tensor that are compared, spread over all of it."""
+"""Number of elements that are compared per tensor, spread evenly over it."""
 
 
 def stale_tensors(model: nn.Module, load: Callable[[], object], process: Callable[[], object]) -> list[str]:
-    """The names of what `load` does not bring back after every parameter was changed; the model is as before if none.
+    """Change all parameters, load the original weights again, and compare.
 
     Args:
-        load: copies the weights that `model` holds over its parameters, as a switch does.
-        process: makes of the parameters what vLLM makes of them once it has loaded a model.
+        model: The loaded model.
+        load: Loads the weights that `model` already has, as a switch does.
+        process: Derives tensors from the parameters, as vLLM does after it has loaded a model.
+
+    Returns:
+        Names of the tensors that differ afterwards. If there are none, the model is unchanged.
     """
     before = _samples(model)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
-                parameter.mul_(0.5)  # the zeros that fill up a parameter stay, which no checkpoint brings back
-    process()  # what vLLM makes of parameters is of the changed ones from here on
+                parameter.mul_(0.5)  # keeps padding zeros, which no checkpoint contains
+    process()  # derive tensors from the changed parameters
     load()
     after = _samples(model)
     return [name for name in before if not torch.equal(before[name], after[name])]
 
 
 def _samples(model: nn.Module) -> dict[str, Tensor]:
-    """Name → bytes of some elements, so that two copies of a model need not fit into memory."""
+    """Return name → bytes of some elements. A complete copy of the model might not fit into memory."""
     return {name: _sample(tensor) for name, tensor in _tensors(model) if not tensor.is_meta}
 
 
@@ -45,12 +49,12 @@ def _sample(tensor: Tensor) -> Tensor:
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters, buffers and every other tensor that a module or its attention implementation holds."""
+    """Yield parameters, buffers, and all other tensors of the modules and their attention implementations."""
     yield from model.state_dict(keep_vars=True).items()
     yield from model.named_buffers()
     for name, module in model.named_modules():
         for holder in (module, getattr(module, "impl", None)):
             for attribute, value in vars(holder).items() if holder is not None else ():
-                # A KV cache is what requests have left there.
+                # The content of a KV cache depends on requests, not on weights.
                 if isinstance(value, Tensor) and attribute != "kv_cache":
                     yield f"{name}.{attribute}", value

@@ -1,4 +1,4 @@
-"""Tandem's routes over a Policy. The mock's app and vLLM's server mount the same router."""
+"""HTTP routes of the generator. The mock's server and vLLM's server use the same router."""
 
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class _ErrorBodyRoute(APIRoute):
-    """Answers every error with an `ErrorBody`, whatever handlers the surrounding app has."""
+    """Answers every error with an `ErrorBody`, independent of the app's error handlers."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
@@ -47,7 +47,7 @@ class _ErrorBodyRoute(APIRoute):
                 return _error(BadRequest(f"{error.detail}; expected JSON in UTF-8"))
             except Exception as error:
                 log.exception("%s %s", request.method, request.url.path)
-                return _error(TandemError(f"{type(error).__name__} in the generator; its log says more"))
+                return _error(TandemError(f"{type(error).__name__} in the generator. See its log."))
 
         return answer
 
@@ -58,30 +58,35 @@ def _error(error: TandemError) -> JSONResponse:
 
 def _problem(error: RequestValidationError) -> str:
     first = error.errors()[0]
-    if first["type"] == "json_invalid":  # of FastAPI's kind, with all of the body as its input
+    if first["type"] == "json_invalid":  # raised by FastAPI, with the complete body as input
         return f"the body is not JSON: {first['ctx']['error']} at character {first['loc'][-1]}"
     return summarize(error.errors())
 
 
 def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
-    """The wire contract of `tandem_protocol.routes`, all but /metrics, which the server itself has."""
+    """Return a router with all routes of the wire contract except `/metrics`, which the server adds.
+
+    Args:
+        switcher: Serves the requests.
+        model: The value of `shared.model`, for `GET /info`.
+    """
     router = APIRouter(route_class=_ErrorBodyRoute, tags=["tandem"])
 
     @router.get(paths.HEALTHZ)
     async def healthz() -> dict[str, str]:
-        """The process is alive."""
+        """Report that the process is alive."""
         return {"status": "alive"}
 
     @router.get(paths.READYZ)
     async def readyz(response: Response) -> Readiness:
-        """A policy is loaded whole and serving; 503 with the reason otherwise."""
+        """Report whether rollout requests are answered. Status 503 with the reason if not."""
         reason = switcher.not_ready
         response.status_code = 503 if reason else 200
         return Readiness(ready=reason is None, reason=reason or f"serving version {switcher.version}")
 
     @router.get(paths.INFO)
     async def info() -> Info:
-        """What this generator is and serves."""
+        """Describe this generator and the version that it serves."""
         facts = switcher.engine.facts
         return Info(
             generator_id=switcher.generator_id,
@@ -102,26 +107,26 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
 
     @router.get(paths.PARAMETERS)
     async def parameters() -> Parameters:
-        """Names and shapes of the model's parameters: how another model differs from this one."""
+        """Return names and shapes of the model's parameters."""
         return Parameters(shapes=dict(switcher.engine.facts.shapes))
 
     @router.get(paths.WEIGHTS)
     async def get_weights() -> ServedWeights:
-        """Which policy version serves."""
+        """Return the version that is served."""
         return switcher.served
 
     @router.put(paths.SET_WEIGHTS)
-    async def set_weights(version: str, wanted: SetWeights) -> ServedWeights:
-        """Serve that version; answers when it serves."""
+    async def set_weights(version: str, body: SetWeights) -> ServedWeights:
+        """Switch to a version. The answer is sent when the version is served."""
         try:
             parsed = Version.parse(version)
         except ValueError as error:
             raise BadRequest(str(error)) from error
-        return await switcher.set(parsed, wanted)
+        return await switcher.set(parsed, body)
 
     @router.post(paths.ROLLOUTS, response_model=RolloutLine)
     async def rollouts(request: RolloutRequest) -> StreamingResponse:
-        """Sample; answers NDJSON, one finished group a line."""
+        """Sample completions. The answer is NDJSON with one finished group per line."""
         return StreamingResponse(_lines(switcher.rollouts(request)), media_type="application/x-ndjson")
 
     return router

@@ -1,4 +1,4 @@
-"""The mock's own server: the same router, authentication and metrics that the plug-in mounts in vLLM's server."""
+"""Server of the mock engine, with the same routes, authentication and metrics as vLLM's server with the plug-in."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .weight_switcher import WeightSwitcher
 
 
 def build_app(switcher: WeightSwitcher, model: str) -> FastAPI:
-    """The app over a policy that somebody else starts and closes."""
+    """Create the app. The caller starts and closes `switcher`."""
     app = FastAPI(title="Tandem generator")
     app.include_router(build_router(switcher, model))
     app.add_api_route(paths.METRICS, _metrics)
@@ -33,7 +33,7 @@ async def _metrics() -> Response:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to `serve`: uvicorn raises them again at its end, which would kill the process unclosed."""
+    """Leaves signals to `serve`. uvicorn would raise them again at its end, before the engine is closed."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -41,11 +41,18 @@ class _Server(uvicorn.Server):
 
 
 async def serve(switcher: WeightSwitcher, model: str, host: str, port: int, shutdown_timeout_s: int) -> None:
-    """Serve until SIGTERM or SIGINT, or until the policy has failed.
+    """Serve until SIGTERM or SIGINT, or until the switcher has failed.
+
+    Args:
+        switcher: Serves the requests. It is started and closed here.
+        model: The value of `shared.model`, for `GET /info`.
+        host: Address to listen on.
+        port: Port to listen on.
+        shutdown_timeout_s: How long running requests may take to finish after a signal, in seconds.
 
     Raises:
-        TandemError: the policy could not start.
-        ConfigError: the port is in use.
+        TandemError: The switcher could not start.
+        ConfigError: The port is in use.
     """
     config = uvicorn.Config(
         build_app(switcher, model),
@@ -67,7 +74,7 @@ async def serve(switcher: WeightSwitcher, model: str, host: str, port: int, shut
 
 
 def end_on_signal(switcher: WeightSwitcher, server: uvicorn.Server) -> None:
-    """On SIGTERM or SIGINT begin nothing more, let what runs finish within the server's grace, and end."""
+    """On SIGTERM or SIGINT, refuse new requests, let running ones finish within the server's timeout, and exit."""
 
     def stop() -> None:
         switcher.stop()
@@ -78,6 +85,6 @@ def end_on_signal(switcher: WeightSwitcher, server: uvicorn.Server) -> None:
 
 
 async def end_when_failed(switcher: WeightSwitcher, server: uvicorn.Server) -> None:
-    """End the server when the policy is torn, and its running requests too: their engine stays paused."""
+    """Stop the server when the switcher has failed. Running requests are dropped, because the engine stays paused."""
     await switcher.failed.wait()
     server.should_exit = server.force_exit = True

@@ -1,4 +1,4 @@
-"""Start vLLM's own server, unmodified, with our plug-ins, and tell by the exit status how it ended."""
+"""Run vLLM's own server, unmodified, with Tandem's plug-ins."""
 
 from __future__ import annotations
 
@@ -32,19 +32,27 @@ from .plugin import TandemRoutes
 from .volume_engine import BACKEND
 
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-"""Nothing phones home unless asked to."""
+"""Environment variables that disable telemetry. Users can override them."""
 
 
 def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
-    """Serve until SIGTERM or SIGINT. Returns False when the server ended by itself, because its engine died.
+    """Serve until SIGTERM or SIGINT.
 
-    With `--headless` this is a further node of a replica (`--nnodes`): vLLM's workers alone, for as long as the first
-    node, which has the routes, is there.
+    With `--headless`, this process is a further node of a replica with several nodes (`--nnodes`). It runs only vLLM's
+    workers, without routes, until the first node ends.
+
+    Args:
+        settings: The generator's settings.
+        engine_args: Further words for vLLM's command line.
+
+    Returns:
+        False if the server ended without a signal, because its engine died.
 
     Raises:
-        TandemError: the weight store's newest version cannot be served, or the engine ended while it loaded the model.
-        ConfigError: the model is quantized, vLLM refuses it or an option, or the option is one of those that are
-            Tandem's; the port is in use.
+        TandemError: The newest version in the weight store cannot be served, or the engine ended while it loaded the
+            model.
+        ConfigError: The model is quantized, vLLM refuses the model or an option, an option is reserved for Tandem, or
+            the port is in use.
     """
     _refuse_quantized(settings)
     args = parse_engine_args(settings, engine_args)
@@ -52,7 +60,7 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
         args.api_server_count = 0
         run_headless(args)
         return False
-    # vLLM shares a port with another server of the same user, so that either would get a part of the requests.
+    # vLLM would share the port with another server of the same user. Then each server would get some of the requests.
     listen(settings.generator.host, settings.generator.port, "generator.port").close()
     TandemRoutes.settings = settings
     try:
@@ -66,23 +74,27 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
 
 @contextmanager
 def start_errors(model: str, is_up: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Say in a message what keeps vLLM from starting with `model`; afterwards (`is_up`) errors pass as they are.
+    """Convert errors of vLLM's start to errors with a message for the user.
+
+    Args:
+        model: The value of `shared.model`.
+        is_up: Returns True once the server is up. Errors after that are not converted.
 
     Raises:
-        ConfigError: vLLM does not know the model, or an option does not fit it.
-        EngineFailed: the engine ended while it loaded the model; a restart may help.
+        ConfigError: vLLM does not support the model, or an option does not fit it.
+        EngineFailed: The engine ended while it loaded the model. A restart may help.
     """
     try:
         yield
     except (ConfigError, TandemError, OSError):
         raise
-    except Exception as error:  # of any kind: vLLM's and the model's own code run here
+    except Exception as error:  # any type: vLLM's and the model's own code run here
         if is_up():
             raise
         if "Engine core initialization failed" in str(error):
             raise EngineFailed(
                 f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
-                "Fix: what the log names, or choose another shared.model (docs/reference/architectures.md)"
+                "Fix: correct what the log reports, or choose another shared.model (docs/reference/architectures.md)"
             ) from error
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, ValidationError):
@@ -94,23 +106,27 @@ def start_errors(model: str, is_up: Callable[[], bool] = lambda: False) -> Itera
 
 
 def _refuse_quantized(settings: Settings) -> None:
-    """Before the weights of a model on the hub are downloaded."""
+    """Refuse a quantized model on the hub before its weights are downloaded."""
     shared = settings.shared
     if Path(shared.model).is_dir():
         return  # checked already
     try:
         config = hf_hub_download(shared.model, "config.json", revision=shared.revision)
     except (OSError, ValueError):
-        return  # vLLM says what is wrong with the model's name or the network
+        return  # vLLM reports problems with the model's name or the network
     if problem := quantization_problem(shared.model, Path(config).parent):
         raise ConfigError(problem)
 
 
 def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:
-    """vLLM's own reading of our options and of the rest of the command line; sets the environment that vLLM reads.
+    """Parse all options with vLLM's own parser. Also sets the environment variables that vLLM reads.
+
+    Args:
+        settings: The generator's settings.
+        engine_args: Further words for vLLM's command line.
 
     Raises:
-        ConfigError: vLLM refuses an option, or it is one of those that are Tandem's.
+        ConfigError: vLLM refuses an option, or the option is reserved for Tandem.
     """
     _set_environment(settings)
     parser = make_arg_parser(_Parser(prog="python -m tandem_generator", add_help=False))
@@ -124,14 +140,14 @@ def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespa
 
 
 class _Parser(FlexibleArgumentParser):  # type: ignore[misc]  # vLLM ships no types
-    """Raises where argparse would print its usage and exit."""
+    """Raises an error instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"vLLM refuses its options: {message}. `vllm serve --help=all` lists them.")
 
 
 def _named(parser: FlexibleArgumentParser, engine_args: Sequence[str]) -> dict[str, Any]:
-    """The options that `engine_args` name, however they are written: `-asc 2` and `--api-server 2` set one option."""
+    """Return the options in `engine_args`, name → value. `-asc 2` and `--api-server 2` give the same name."""
     for action in parser._actions:
         action.default = SUPPRESS
     named: dict[str, Any] = vars(parser.parse_args(list(engine_args)))
@@ -147,7 +163,7 @@ def _set_environment(settings: Settings) -> None:
 
 
 def _arguments(settings: Settings) -> list[str]:
-    """vLLM's command line for the options that the configuration names."""
+    """Return vLLM's command line for the configured options."""
     shared, config = settings.shared, settings.generator
     values = {
         "model": shared.model,
@@ -159,9 +175,9 @@ def _arguments(settings: Settings) -> list[str]:
         "gpu-memory-utilization": config.gpu_memory_utilization,
         "dtype": config.dtype,
         "max-model-len": config.max_model_len,
-        # Below the supervisor's own grace; with 0, vLLM hangs on SIGTERM while requests run.
+        # Must be shorter than the supervisor's grace period. With 0, vLLM hangs on SIGTERM while requests run.
         "shutdown-timeout": config.shutdown_timeout_s,
-        # One server process, because it is where the policy's state lives.
+        # The served version is kept in one server process.
         "api-server-count": 1,
         "logprobs-mode": "processed_logprobs",
         "weight-transfer-config": f'{{"backend": "{BACKEND}"}}',

@@ -1,4 +1,4 @@
-"""Runs in vLLM's workers: copies mapped safetensors from the shared volume into the live model's parameters."""
+"""Weight loading in vLLM's workers: copy memory-mapped safetensors into the parameters of the running model."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ BACKEND = "tandem_volume"
 
 @dataclass
 class VolumeInitInfo(WeightTransferInitInfo):
-    """The volume is mounted already."""
+    """What the workers get once, at the start."""
 
     shards: list[str] = field(default_factory=list)
-    """Safetensors of the weights that the model holds; with them, a switch is tried out."""
+    """Safetensors files of the weights that the model already has. If there are any, a switch is tested with them."""
 
 
 @dataclass
 class VolumeUpdateInfo(WeightTransferUpdateInfo):
-    """The verified shards of one version."""
+    """What the workers get for each switch."""
 
     shards: list[str]
+    """Verified safetensors files of the version."""
 
 
 class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo]):
-    """Weight transfer through a file system: every worker maps the same files and takes its part of them.
+    """Weight transfer through a file system. Every worker maps the same files and copies its part of them.
 
-    All the work is one call of `receive_weights`, so that a failure has one place and the caller can load the last
-    good version over it.
+    `receive_weights` does all the work in one call. If it fails, the caller loads the previous version again.
     """
 
     init_info_cls = VolumeInitInfo
     update_info_cls = VolumeUpdateInfo
 
     def init_transfer_engine(self, init_info: VolumeInitInfo) -> None:
-        """Refuse a model whose weights cannot be switched by a copy over its parameters.
+        """Refuse a model whose weights cannot be switched by copying over its parameters.
 
         Raises:
-            ValueError: it is quantized, a mixture of experts, encodes positions by what else is in a batch, or holds
-                something that vLLM has made of its weights.
+            ValueError: The model is quantized, is a mixture of experts, encodes positions depending on other requests
+                in the batch, or computes with tensors that vLLM derived from its weights.
         """
         self._refuse_kinds()
         self._refuse_changing_rope()
@@ -60,15 +60,23 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
 
     def _refuse_kinds(self) -> None:
         experts = next((name for name, module in self.model.named_modules() if isinstance(module, MoERunner)), None)
-        kind = "quantized" if self.model_config.quantization else experts and f"a mixture of experts ({experts})"
+        if self.model_config.quantization:
+            kind = "quantized"
+        elif experts:
+            kind = f"a mixture of experts ({experts})"
+        else:
+            kind = None
         if kind:
             raise ValueError(
                 f"{self.model_config.model!r} is {kind}, expected a dense model without quantization. vLLM stores such "
-                "weights in another layout, which a switch of weights would not reach. Fix: choose another shared.model"
+                "weights in another layout, which a switch would not update. Fix: choose another shared.model"
             )
 
     def _refuse_changing_rope(self) -> None:
-        """vLLM's own encodings are chosen once; those of its Transformers backend change with the longest request."""
+        """Refuse position encodings that change with the longest request of a batch.
+
+        Only vLLM's Transformers backend has such encodings. vLLM's own implementations choose them once.
+        """
         length = self.model_config.max_model_len
         for module in self.model.modules():
             original = getattr(module, "original_max_seq_len", None)
@@ -92,19 +100,19 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             stale = stale_tensors(self.model, lambda: self._load(shards), process)
         if stale:
             raise ValueError(
-                f"{self.model_config.model!r} cannot be given other weights while it serves: of its tensors "
-                f"{', '.join(stale[:3])} ({len(stale)} in all) are not copies of the checkpoint's. Fix: choose a "
+                f"the weights of {self.model_config.model!r} cannot be switched while it is loaded: {len(stale)} of "
+                f"its tensors are not copies of checkpoint tensors, such as {', '.join(stale[:3])}. Fix: choose a "
                 "shared.model of another architecture (docs/reference/architectures.md)"
             )
 
     def start_weight_update(self) -> None:
-        """Nothing to prepare: parameters are overwritten in place."""
+        """Do nothing: parameters are overwritten in place."""
 
     def receive_weights(self, update_info: VolumeUpdateInfo) -> None:
         """Copy all shards into the model.
 
         Raises:
-            ValueError: the shards leave parameters of the model untouched.
+            ValueError: The shards do not contain all parameters of the model.
         """
         self._load(update_info.shards)
 
@@ -119,10 +127,10 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             )
 
     def finish_weight_update(self) -> None:
-        """Nothing to finalize."""
+        """Do nothing: `receive_weights` has finished the update."""
 
     def shutdown(self) -> None:
-        """Nothing to release."""
+        """Do nothing: there is nothing to release."""
 
 
 def _tensors(shards: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,4 +1,4 @@
-"""Which policy version serves: verify, pause, load, flip, resume; roll back if loading fails half-way."""
+"""Switch the served version: verify, pause, load, resume. Roll back if loading fails half-way."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from .lease import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
-_SILENCES = 3
-"""So many canaries in a row without a token, and the process restarts."""
-_LOADS = 3
-"""How often a version may fail to load before it is refused for good."""
+_MAX_MISSED_CANARIES = 3
+"""The process restarts after this number of checks in a row without a token."""
+_MAX_FAILED_LOADS = 3
+"""A version is refused permanently after this number of failed loads."""
 
 
 class _Serving(NamedTuple):
-    """A policy that is, or was, loaded whole."""
+    """A version that is or was completely loaded."""
 
     version: Version
     manifest_digest: str | None
@@ -52,10 +52,11 @@ class _Serving(NamedTuple):
 
 
 class WeightSwitcher:
-    """The engine's policy: the one place that decides which weights it holds and whether it may answer.
+    """Decides which weights the engine holds, and whether requests are answered.
 
-    `set` is the only consumer of the engine's pause/load/resume; a second caller is refused, not queued.
-    `rollouts` may run at any time. `failed` is set when the process must restart; the server waits for it.
+    Only `set` calls the engine's `pause`, `load_weights` and `resume`. While it runs, further calls are refused instead
+    of queued. `rollouts` may be called at any time. `failed` is set when the process must restart; the server waits
+    for it. `stopping` is True after `stop`.
     """
 
     def __init__(self, engine: Engine, store: WeightStore, config: GeneratorConfig) -> None:
@@ -66,7 +67,7 @@ class WeightSwitcher:
         self._store = store
         self._config = config
         self._serving = _Serving(BASE, None, ())
-        self._not_whole: str | None = "the engine is starting"
+        self._not_loaded: str | None = "the engine is starting"
         self._hung: str | None = None
         self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
@@ -77,34 +78,39 @@ class WeightSwitcher:
 
     @property
     def version(self) -> Version:
+        """The version that is served."""
         return self._serving.version
 
     @property
     def served(self) -> ServedWeights:
+        """The version that is served, with the digest of its manifest."""
         return ServedWeights(version=self.version, manifest_digest=self._serving.manifest_digest)
 
     @property
     def not_ready(self) -> str | None:
-        """Why no request is answered; None when ready."""
-        return "it is stopping" if self.stopping else self._not_whole or self._hung
+        """Why requests are not answered. None if they are."""
+        return "it is stopping" if self.stopping else self._not_loaded or self._hung
 
     async def start(self) -> None:
-        """Start the engine and catch up with the store, so that base weights never serve in the middle of a run.
+        """Start the engine, and load the newest version in the store.
+
+        Without the second step, a restarted generator would serve base weights in the middle of a run.
 
         Raises:
-            TandemError: the store's newest version cannot be served.
+            TandemError: No version in the store can be served.
         """
         await self.engine.start()
         self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
         await self._catch_up()
-        self._not_whole = None
+        self._not_loaded = None
         self._tasks = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._watch())]
 
     def stop(self) -> None:
-        """The server is about to end: answer no further request and wait for no version. What runs may finish."""
+        """Refuse new requests, and stop waiting for versions. Running requests continue."""
         self.stopping = True
 
     async def close(self) -> None:
+        """Stop, give the lease back, and close the engine."""
         self.stop()
         for task in self._tasks:
             task.cancel()
@@ -113,13 +119,13 @@ class WeightSwitcher:
         await self.engine.close()
 
     async def _catch_up(self) -> None:
-        """Serve LATEST; the newest older version that is whole if LATEST is damaged; base weights in an empty store.
+        """Serve `LATEST`, or the newest undamaged version if `LATEST` is damaged. An empty store changes nothing.
 
-        Falling back trains on nothing wrong: a trainer asks for its own `min_version`.
+        Falling back is safe: the trainer enforces `min_version`.
         """
         problems: list[TandemError] = []
         tried: set[Version] = set()
-        while (version := await asyncio.to_thread(self._newest_but, tried)) is not None:
+        while (version := await asyncio.to_thread(self._newest_except, tried)) is not None:
             tried.add(version)
             try:
                 _, digest = await self._visible(version)
@@ -131,21 +137,25 @@ class WeightSwitcher:
         if problems:
             raise WeightsRefused(
                 f"none of the {len(problems)} versions in {self._store.root} can be served; the newest: {problems[0]} "
-                "If the store is another model's or run's, set shared.weights_dir to a folder of this run's own; if "
-                f"its files are damaged, delete {self._store.root}: a resumed trainer publishes again."
+                "If the store belongs to another model or run, set shared.weights_dir to a new folder. If its files "
+                f"are damaged, delete {self._store.root}: a resumed trainer publishes its weights again."
             )
 
-    def _newest_but(self, tried: set[Version]) -> Version | None:
+    def _newest_except(self, tried: set[Version]) -> Version | None:
         latest = self._store.latest()
         candidates = [*reversed(self._store.versions()), *([latest] if latest else [])]
         untried = [version for version in candidates if version not in tried]
         return latest if latest in untried else next(iter(untried), None)
 
     def rollouts(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
-        """Stream the groups of `request`, each when it is finished; the stream may raise EngineFailed.
+        """Sample completions. Each group is yielded when it is finished.
+
+        Iterating may raise `EngineFailed`.
 
         Raises:
-            NotReady, StalePolicy, BadRequest: at once, before anything is sampled.
+            NotReady: The generator does not answer requests now.
+            StalePolicy: The served version is older than `request.min_version`.
+            BadRequest: The request does not fit the model.
         """
         self._admit(request)
         return self._stream(request)
@@ -164,59 +174,69 @@ class WeightSwitcher:
 
     def _admit(self, request: RolloutRequest) -> None:
         if self.not_ready:
-            raise NotReady(f"this generator is not ready: {self.not_ready}. Ask again, or another replica.")
+            raise NotReady(
+                f"this generator is not ready: {self.not_ready}. Fix: try again later, or use another replica."
+            )
         if request.min_version and self.version < request.min_version:
             raise StalePolicy(
-                f"got min_version {request.min_version}; this generator serves {self.version}. Publish the version "
-                f"with PUT /weights/{request.min_version}, or ask again when it has been."
+                f"got min_version {request.min_version}; this generator serves {self.version}. Fix: publish the "
+                f"version with PUT /weights/{request.min_version}, or try again after that."
             )
         facts = self.engine.facts
         longest = max(len(prompt.token_ids) for prompt in request.prompts)
         if longest + request.sampling.max_tokens > facts.max_model_len:
             raise BadRequest(
                 f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}, expected at most "
-                f"{facts.max_model_len} together (the model's max_model_len). Shorten one of them."
+                f"{facts.max_model_len} together (the model's max_model_len). Fix: shorten one of them."
             )
         largest = max([*request.sampling.stop_token_ids, *(max(prompt.token_ids) for prompt in request.prompts)])
         if largest >= facts.vocab_size:
             raise BadRequest(
                 f"got token id {largest}, expected ids below the vocabulary's size {facts.vocab_size}. "
-                "Does the trainer use this model's tokenizer?"
+                "Fix: use this model's tokenizer in the trainer."
             )
 
-    async def set(self, version: Version, wanted: SetWeights) -> ServedWeights:
-        """Serve `version`; answers when it does. Setting what already serves does nothing.
+    async def set(self, version: Version, request: SetWeights) -> ServedWeights:
+        """Switch to `version`, and return when it is served. If it is already served, nothing happens.
+
+        After every error except `PolicyTorn`, the old version is served.
+
+        Args:
+            version: The version to serve.
+            request: Digest of its manifest, and what happens to running requests.
 
         Raises:
-            SwitchInProgress: another switch is under way.
-            OlderVersion: a newer version serves.
-            WeightsNotVisible, WeightsRefused: found before the engine was touched; the old version goes on serving.
-            SwitchFailed: loading failed and the old version was loaded back.
-            WeightsRefused: the same, for the last time.
-            PolicyTorn: loading back failed too.
+            SwitchInProgress: Another switch is running.
+            OlderVersion: The served version is newer.
+            WeightsNotVisible: The version did not appear in the store in time.
+            WeightsRefused: The version is damaged, belongs to another model, or has failed to load three times.
+            SwitchFailed: The engine did not pause in time, or loading failed.
+            PolicyTorn: Loading failed, and so did loading the old version again. The process must restart.
         """
         if self._switching.locked():
-            raise SwitchInProgress(f"got PUT of version {version} while another switch is under way; ask again")
+            raise SwitchInProgress(
+                f"got PUT of version {version} while another switch is running. Fix: try again later."
+            )
         async with self._switching:
             try:
-                return await self._switch(version, wanted)
+                return await self._switch(version, request)
             except TandemError as error:
                 metrics.SWITCH_FAILURES.labels(error.code).inc()
                 raise
 
-    async def _switch(self, version: Version, wanted: SetWeights) -> ServedWeights:
-        if version == self.version and wanted.manifest_digest == self._serving.manifest_digest:
+    async def _switch(self, version: Version, request: SetWeights) -> ServedWeights:
+        if version == self.version and request.manifest_digest == self._serving.manifest_digest:
             return self.served
         if version < self.version:
             raise OlderVersion(
-                f"got version {version}; version {self.version} serves and is newer. A resumed trainer publishes "
-                "under a new attempt number (WeightStore.next_attempt)."
+                f"got version {version}, expected one that is newer than the served version {self.version}. Fix: a "
+                "resumed trainer must publish under a new attempt number (WeightStore.next_attempt)."
             )
         began = time.monotonic()
         try:
-            target = await self._verified(version, wanted.manifest_digest)
+            target = await self._verified(version, request.manifest_digest)
             verified = time.monotonic()
-            paused, loaded = await self._pause_load_resume(target, wanted.mode)
+            paused, loaded = await self._pause_load_resume(target, request.mode)
         finally:
             await self._lease.hold(self.version)
         ended = time.monotonic()
@@ -228,12 +248,12 @@ class WeightSwitcher:
         return self.served.model_copy(update={"timings": timings})
 
     async def _verified(self, version: Version, digest: str) -> _Serving:
-        """`version`, leased, after everything that can be checked without touching the model."""
+        """Lease `version`, and check everything that can be checked without changing the model."""
         manifest, found = await self._visible(version)
         if found != digest:
             raise WeightsRefused(
                 f"version {version} in {self._store.root} has manifest digest {found}, expected {digest}. Another run "
-                "or another attempt wrote it: give each run its own shared.weights_dir, and publish again."
+                "wrote it. Fix: give each run its own shared.weights_dir, and publish again."
             )
         check_model(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
@@ -242,7 +262,7 @@ class WeightSwitcher:
         return _Serving(version, digest, tuple(directory / file.name for file in manifest.files), manifest.kind)
 
     async def _visible(self, version: Version) -> tuple[Manifest, str]:
-        """Read the manifest as soon as this side of the shared volume shows it, or raise WeightsNotVisible."""
+        """Read the manifest as soon as it appears on the shared volume. Raises WeightsNotVisible if it is late."""
         deadline = time.monotonic() + self._config.visible_timeout_s
         while True:
             try:
@@ -253,9 +273,9 @@ class WeightSwitcher:
             await asyncio.sleep(0.05)
 
     async def _pause_load_resume(self, target: _Serving, mode: SwitchMode) -> tuple[float, float]:
-        """Returns when the engine was paused and when the weights were loaded, on the monotonic clock."""
+        """Switch the engine to `target`. Returns the times of the pause and the load, in monotonic seconds."""
         if target.kind != self._serving.kind and mode is SwitchMode.IN_FLIGHT:
-            mode = SwitchMode.ABORT  # a request that began without an adapter could not go on with one
+            mode = SwitchMode.ABORT  # a request that started without an adapter cannot continue with one
         try:
             async with asyncio.timeout(self._config.switch_timeout_s):
                 await self.engine.pause(mode)
@@ -263,8 +283,8 @@ class WeightSwitcher:
             await self.engine.resume()
             raise SwitchFailed(
                 f"the engine did not pause for version {target.version} within {self._config.switch_timeout_s:g} s "
-                f"({error!r}); version {self.version} goes on. If long requests hold it up, use mode in_flight or "
-                "raise generator.switch_timeout_s."
+                f"({error!r}); version {self.version} is still served. Fix: if long requests delay the switch, use "
+                "mode in_flight or raise generator.switch_timeout_s."
             ) from error
         paused = time.monotonic()
         try:
@@ -283,33 +303,33 @@ class WeightSwitcher:
             await self.engine.load_weights(target.version, target.files)
 
     async def _roll_back(self, target: _Serving, cause: Exception) -> None:
-        """Load the last good version back. Always raises: the switch did not happen."""
+        """Load the previous version again. Always raises, because the switch has failed."""
         version = target.version
-        log.error("loading version %s failed half-way: %r; loading %s back", version, cause, self.version)
-        self._not_whole = f"loading version {version} failed half-way; version {self.version} is being loaded back"
+        log.error("loading version %s failed half-way: %r; loading version %s again", version, cause, self.version)
+        self._not_loaded = f"loading version {version} failed half-way; version {self.version} is being loaded again"
         try:
             await self._load(self._serving)
         except Exception as error:
-            self._not_whole = f"torn between versions {version} and {self.version}; restarting"
+            self._not_loaded = f"torn between versions {version} and {self.version}; restarting"
             self.failed.set()
             raise PolicyTorn(
-                f"loading version {version} failed half-way ({cause}) and so did loading {self.version} back "
-                f"({error}); the generator restarts and loads LATEST"
+                f"loading version {version} failed half-way ({cause}), and so did loading {self.version} again "
+                f"({error}). The generator restarts and loads LATEST."
             ) from error
         await self.engine.resume()
-        self._not_whole = None
-        told = f"loading version {version} failed half-way ({cause}); version {self.version} was loaded back and serves"
+        self._not_loaded = None
+        message = f"loading version {version} failed half-way ({cause}); version {self.version} was loaded again"
         self._failed_loads[version, target.manifest_digest] += 1
-        if self._failed_loads[version, target.manifest_digest] < _LOADS:
-            raise SwitchFailed(told) from cause
+        if self._failed_loads[version, target.manifest_digest] < _MAX_FAILED_LOADS:
+            raise SwitchFailed(f"{message}. Fix: try again.") from cause
         raise WeightsRefused(
-            f"{told}. It failed {_LOADS} times, so it will not be tried again. Fix: the generator's log says what is "
-            "wrong with it; publish another version."
+            f"{message}. It has failed {_MAX_FAILED_LOADS} times, so it will not be tried again. Fix: see the "
+            "generator's log for the cause, and publish another version."
         ) from cause
 
     async def _watch(self) -> None:
-        """Have the engine prove that it computes: a hung one looks healthy from outside."""
-        silences = 0
+        """Let an idle engine produce a token regularly. A hung engine looks healthy from outside."""
+        missed = 0
         while not self.failed.is_set():
             finished = self._finished_groups
             await asyncio.sleep(self._config.canary_every_s)
@@ -319,9 +339,10 @@ class WeightSwitcher:
                 async with asyncio.timeout(self._config.canary_timeout_s):
                     await self.engine.check()
             except Exception as error:
-                silences += 1
-                self._hung = f"the engine did not produce a token, {silences} times in a row: {error!r}"
-                if silences == _SILENCES:
+                missed += 1
+                self._hung = f"the engine did not produce a token, {missed} times in a row: {error!r}"
+                if missed == _MAX_MISSED_CANARIES:
                     self.failed.set()
             else:
-                silences, self._hung = 0, None
+                missed = 0
+                self._hung = None

@@ -1,6 +1,7 @@
-"""Sets of devices as a person writes them, and which of them two services share.
+"""Parse and compare lists of devices: CPU cores and GPUs.
 
-CPU sets and GPUs alike: `0-3,8`, `GPU-<uuid>`, `MIG-<uuid>`, CDI names such as `nvidia.com/gpu=0`.
+A device is an index (`0`), a UUID (`GPU-<uuid>`, `MIG-<uuid>`) or a CDI name (`nvidia.com/gpu=0`). Lists may contain
+ranges: `0-3,8`.
 """
 
 from __future__ import annotations
@@ -11,18 +12,26 @@ from collections.abc import Mapping, Sequence
 from .config import ConfigError
 
 CDI_KIND = "nvidia.com/gpu="
-"""What the CDI names of NVIDIA's GPUs begin with; an index or a UUID follows."""
+"""Prefix of the CDI names of NVIDIA GPUs. An index or a UUID follows."""
 
 _INDEXES = re.compile(r"(\d+)(?:-(\d+))?")
 _NAME = re.compile(r"(GPU|MIG)-[\w/-]+|[\w.-]+/[\w.-]+=(?!all$)[\w.:-]+")
-"""Not `=all`, which shares a device with every other set."""
+"""`nvidia.com/gpu=all` does not match: it overlaps every other set."""
 
 
 def parse_devices(text: str) -> tuple[str, ...]:
-    """`0-2,5` → `("0", "1", "2", "5")`, in the order given and each once; names stay as they are, nothing is ().
+    """Parse a list of devices.
+
+    `0-2,5` gives `("0", "1", "2", "5")`. Names are kept as they are written. An empty text gives an empty tuple.
+
+    Args:
+        text: The list, separated by commas.
+
+    Returns:
+        The devices in the order given, without duplicates.
 
     Raises:
-        ConfigError: `text` is no list of devices.
+        ConfigError: A part of `text` is not a device.
     """
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
     return tuple(dict.fromkeys(device for part in parts for device in _expand(part, text)))
@@ -32,17 +41,23 @@ def _expand(part: str, text: str) -> Sequence[str]:
     if _NAME.fullmatch(part):
         return [part]
     if indexes := _INDEXES.fullmatch(part):
-        first, last = int(indexes[1]), int(indexes[2] or indexes[1])
+        first = int(indexes[1])
+        last = int(indexes[2] or indexes[1])
         if first <= last:
             return [str(index) for index in range(first, last + 1)]
     raise ConfigError(
-        f"got the devices {text!r}, where {part!r} is none, expected a list of indexes, rising ranges, UUIDs or CDI "
-        f"names: 0-3,8 or GPU-8932f937-d72c-4106-c12f-20bd9faed9f6 or {CDI_KIND}0"
+        f"got the devices {text!r}, where {part!r} is not a device, expected a list of indexes, rising ranges, UUIDs "
+        f"or CDI names: 0-3,8 or GPU-8932f937-d72c-4106-c12f-20bd9faed9f6 or {CDI_KIND}0"
     )
 
 
 def identity(device: str, uuids: Mapping[str, str] | None = None) -> str:
-    """One name for a device however it was written; `uuids` tells which index is which UUID, where that is known."""
+    """Return one name for a device, however it is written.
+
+    Args:
+        device: An index, a UUID or a CDI name.
+        uuids: Index → UUID. Without it, an index and a UUID never count as the same device.
+    """
     name = device.removeprefix(CDI_KIND)
     return (uuids or {}).get(name, name).lower()
 
@@ -50,7 +65,13 @@ def identity(device: str, uuids: Mapping[str, str] | None = None) -> str:
 def shared_devices(
     ours: Sequence[str], theirs: Sequence[str], uuids: Mapping[str, str] | None = None
 ) -> tuple[str, ...]:
-    """Those of `ours` that are in `theirs` as well, as `ours` writes them."""
+    """Return the devices that are in both lists, as `ours` writes them.
+
+    Args:
+        ours: The first list.
+        theirs: The second list.
+        uuids: Index → UUID, to recognize a device that the two lists write differently.
+    """
     taken = {identity(device, uuids) for device in theirs}
     return tuple(device for device in ours if identity(device, uuids) in taken)
 
@@ -58,14 +79,19 @@ def shared_devices(
 def check_disjoint(
     generator: Sequence[str], trainer: Sequence[str], *, kind: str, fix: str, uuids: Mapping[str, str] | None = None
 ) -> None:
-    """Refuse sets that overlap: services that take turns on a device are slower than one, or out of its memory.
+    """Refuse two sets of devices that overlap.
+
+    Two services on one device would take turns on it, which is slower than one service, or run out of its memory.
 
     Args:
-        kind: `CPUs` or `GPUs`.
-        fix: what to do about it.
+        generator: Devices of the generator.
+        trainer: Devices of the trainer.
+        kind: `CPUs` or `GPUs`, for the message.
+        fix: What the user should do, for the message.
+        uuids: Index → UUID, to recognize a device that the two sets write differently.
 
     Raises:
-        ConfigError: they do.
+        ConfigError: The sets overlap.
     """
     if shared := shared_devices(generator, trainer, uuids):
         raise ConfigError(

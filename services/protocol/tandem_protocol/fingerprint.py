@@ -1,4 +1,7 @@
-"""Which model a directory holds, told without torch, so that trainer and generator can notice that theirs differ."""
+"""Identify the model in a directory, without torch.
+
+Trainer and generator compare their fingerprints to find out whether they work with the same model.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,25 @@ from .manifest import TensorEntry, digest_bytes, digest_file, digest_tensor, par
 from .messages import ModelFingerprint
 
 _VOLATILE = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
-"""Keys of config.json that differ between saves of one and the same architecture."""
+"""Keys of config.json that may differ between two saves of the same architecture."""
 _NOT_THE_MODEL = re.compile(r"adapter_|consolidated|optimizer|training_args|rng_state")
-"""How files begin that lie beside a model's own: an adapter, another format of the same weights, a training's state."""
+"""Prefixes of safetensors files that are not the model: an adapter, another weight format, a training state."""
 _OUTPUT_EMBEDDING = re.compile(r"^([\w]+\.)?(lm_head|embed_out|output|output_layer|output_projection)\.weight$")
 _BASE_PREFIXES = dict.fromkeys(
     ("h", "wte", "wpe", "ln_f", "word_embeddings", "word_embeddings_layernorm"), "transformer."
 )
-"""First part of a name → what comes before it where a checkpoint leaves the base model's name out, as GPT-2's does."""
+"""First part of a tensor name → prefix to add. Some checkpoints, such as GPT-2's, omit the base model's name."""
 
 
 def fingerprint(model_dir: Path, shapes: Mapping[str, tuple[int, ...]] | None = None) -> ModelFingerprint:
-    """Fingerprint of the model in `model_dir`; `shapes` is its parameter table where the caller knows it."""
-    config, tokenizer = model_dir / "config.json", model_dir / "tokenizer.json"
+    """Compute the fingerprint of the model in `model_dir`.
+
+    Args:
+        model_dir: Directory of a Hugging Face model.
+        shapes: Parameter table of the model, name → shape. Without it, the fingerprint has no `parameters`.
+    """
+    config = model_dir / "config.json"
+    tokenizer = model_dir / "tokenizer.json"
     return ModelFingerprint(
         config=_config_digest(config) if config.is_file() else None,
         tokenizer=digest_file(tokenizer) if tokenizer.is_file() else None,
@@ -32,10 +41,14 @@ def fingerprint(model_dir: Path, shapes: Mapping[str, tuple[int, ...]] | None = 
 
 
 def model_files(model_dir: Path) -> list[Path]:
-    """The safetensors files in `model_dir` that `transformers` would load; none if the weights are in other files."""
-    whole, index = model_dir / "model.safetensors", model_dir / "model.safetensors.index.json"
-    if whole.is_file():
-        return [whole]
+    """Return the safetensors files in `model_dir` that `transformers` would load.
+
+    The list is empty if the weights are stored in another format.
+    """
+    single_file = model_dir / "model.safetensors"
+    index = model_dir / "model.safetensors.index.json"
+    if single_file.is_file():
+        return [single_file]
     if index.is_file():
         return [model_dir / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
     if any(model_dir.glob("pytorch_model*.bin")):
@@ -44,19 +57,26 @@ def model_files(model_dir: Path) -> list[Path]:
 
 
 def checkpoint_shapes(model_dir: Path) -> dict[str, tuple[int, ...]]:
-    """The parameter table of the safetensors files in `model_dir`, for who has no torch; empty where there are none.
+    """Read the parameter table from the headers of the safetensors files in `model_dir`.
 
-    Only files that belong to the model count, and of them only parameters: a tied copy of the embeddings and buffers of
-    old checkpoints are left out. Names are those that `transformers` would save.
+    A tied copy of the embeddings is left out, and so are the buffers in old checkpoints. Names are those that
+    `transformers` would save.
+
+    Returns:
+        Name → shape. Empty if there are no safetensors files.
     """
     entries = [entry for shard in model_files(model_dir) for entry in read_header(shard)]
     copies = _tied_copies(model_dir, entries)
-    own = [entry for entry in entries if entry.name not in copies and not _is_buffer(entry)]
-    return {_BASE_PREFIXES.get(entry.name.split(".")[0], "") + entry.name: entry.shape for entry in own}
+    parameters = [entry for entry in entries if entry.name not in copies and not _is_buffer(entry)]
+    return {_BASE_PREFIXES.get(entry.name.split(".")[0], "") + entry.name: entry.shape for entry in parameters}
 
 
 def differences(ours: ModelFingerprint, theirs: ModelFingerprint) -> list[str]:
-    """Which digests are known to both sides and differ: `config`, `tokenizer`, `parameters`."""
+    """Compare two fingerprints.
+
+    Returns:
+        Names of the digests that both sides know and that differ: `config`, `tokenizer`, `parameters`.
+    """
     pairs = {name: (getattr(ours, name), getattr(theirs, name)) for name in ModelFingerprint.model_fields}
     return [name for name, (our, their) in pairs.items() if our and their and our != their]
 
@@ -67,7 +87,7 @@ def _config_digest(path: Path) -> str:
 
 
 def _tied_copies(model_dir: Path, entries: list[TensorEntry]) -> set[str]:
-    """Output embeddings that hold what another matrix of the same shape holds, as files written without tying do."""
+    """Names of the output embeddings that are byte-for-byte copies of another matrix in the checkpoint."""
     config = model_dir / "config.json"
     if config.is_file() and json.loads(config.read_text()).get("tie_word_embeddings") is False:
         return set()
@@ -83,5 +103,5 @@ def _tied_copies(model_dir: Path, entries: list[TensorEntry]) -> set[str]:
 
 
 def _is_buffer(entry: TensorEntry) -> bool:
-    """Masks and frequencies, which older releases of `transformers` saved."""
+    """Whether the tensor is an attention mask or a rotary frequency, which older releases of `transformers` saved."""
     return entry.name.endswith("inv_freq") or (entry.name.endswith("bias") and len(entry.shape) in (0, 4))

@@ -1,4 +1,4 @@
-"""Folders of the configuration that a service needs, tried before it starts."""
+"""Check the folders in the configuration before a service starts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from .config import ConfigError
 
 
 def require_writable(folder: Path, key: str) -> None:
-    """Make the folder if it is not there, and write into it.
+    """Create the folder if it is missing, and test that it can be written to.
 
     Args:
-        key: of the configuration, for the message.
+        folder: The folder.
+        key: Its configuration key, for the message.
 
     Raises:
-        ConfigError: it cannot be made or written to.
+        ConfigError: The folder cannot be created or written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,10 +29,14 @@ def require_writable(folder: Path, key: str) -> None:
 
 
 def require_readable(folder: Path, key: str) -> None:
-    """Refuse a folder that is there and cannot be listed; one that is not there may still come.
+    """Refuse a folder that exists but cannot be listed. A missing folder passes, since it may be created later.
+
+    Args:
+        folder: The folder.
+        key: Its configuration key, for the message.
 
     Raises:
-        ConfigError: it is not a folder, or this user may not read it.
+        ConfigError: The path is not a folder, or this user may not read it.
     """
     try:
         os.scandir(folder).close()
@@ -47,4 +52,4 @@ def _problem(folder: Path, key: str, error: OSError, verb: str) -> str:
         return f"{problem}, as user {os.geteuid()}. Fix: change its owner or permissions, or choose another {key}."
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{problem}: something on this path is a file. Fix: choose another {key}."
-    return f"{problem}. Fix: make room there, or choose another {key}."
+    return f"{problem}. Fix: free some space there, or choose another {key}."

@@ -1,4 +1,4 @@
-"""A lock on a folder that only one process may write. The kernel holds it, so a killed process leaves none behind."""
+"""A file lock for folders that only one process may write. The kernel releases it when the process ends."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 
 
 class Held(Exception):
-    """Another process holds the lock; the message is what it wrote about itself."""
+    """Another process holds the lock. The message is the name that it gave itself."""
 
 
 @contextmanager
 def exclusive(file: Path, holder: str) -> Iterator[None]:
-    """Hold the lock `file` during the block; its content names the holder.
+    """Hold a lock during the `with` block.
+
+    Args:
+        file: The lock file. It is created if it is missing.
+        holder: Name of this process. It is written into the file, for the message that other processes get.
 
     Raises:
-        Held: another process holds it.
+        Held: Another process holds the lock.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+") as opened:

@@ -1,4 +1,7 @@
-"""What a version in the weight store consists of. A version without a manifest, which is written last, is none."""
+"""Table of contents of a version in the weight store.
+
+The manifest is written last. A directory without a manifest is not a version.
+"""
 
 from __future__ import annotations
 
@@ -16,89 +19,108 @@ from .messages import Kind, Message, ModelFingerprint
 from .version import Version
 
 MANIFEST_NAME = "manifest.json"
+"""File name of the manifest in a version's directory."""
 MAX_HEADER_BYTES = 100_000_000
-"""The limit that safetensors itself sets."""
+"""Largest header of a safetensors file, in bytes. The safetensors library sets the same limit."""
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
+"""File name of an adapter's configuration, as peft writes it."""
 
 
 class FileEntry(Message):
-    """One safetensors shard, or an adapter's configuration."""
+    """One file of a version: a safetensors shard, or an adapter's configuration."""
 
     name: str = Field(pattern=r"^([\w.-]+\.safetensors|adapter_config\.json)$")
-    """A plain file name: a manifest can never point outside its own directory."""
+    """File name without a directory, so that a manifest cannot point outside its own directory."""
     size_bytes: int = Field(ge=0)
+    """Size of the file."""
     xxh3_128: str
+    """xxh3-128 digest of the file, in hexadecimal."""
 
 
 class TensorEntry(Message):
-    """One tensor, under its Hugging Face name; `dtype` as safetensors spells it (`F32`, `BF16`)."""
+    """One tensor of a version."""
 
     name: str
+    """Name of the tensor in a Hugging Face checkpoint."""
     dtype: str
+    """Data type as safetensors spells it, such as `F32` or `BF16`."""
     shape: tuple[int, ...]
+    """Shape of the tensor."""
     file: str
+    """Name of the shard that contains the tensor."""
 
 
 class Manifest(Message):
-    """A version's table of contents. The digest of its bytes is the version's identity."""
+    """Table of contents of a version. The digest of its bytes identifies the version."""
 
     format: Literal[1] = 1
+    """Version of the manifest format."""
     run: str
-    """Name of the run that computed the version, for people who find the file."""
+    """Name of the training run that computed the version. It is for people who read the file."""
     version: Version
+    """Name of the version."""
     kind: Kind = "full"
+    """Whether the files hold a full model or an adapter."""
     fingerprint: ModelFingerprint
-    """Of the model; for an adapter, of its base."""
+    """Fingerprint of the model. For an adapter, of its base model."""
     files: tuple[FileEntry, ...] = Field(min_length=1)
+    """All files of the version except the manifest."""
     tensors: tuple[TensorEntry, ...] = Field(min_length=1)
+    """All tensors of the version."""
 
     def to_bytes(self) -> bytes:
+        """Return the manifest as it is stored on disk."""
         return self.model_dump_json(indent=1).encode()
 
     @property
     def size_bytes(self) -> int:
-        """Of all shards together."""
+        """Total size of all files, in bytes."""
         return sum(file.size_bytes for file in self.files)
 
     @property
     def lora_rank(self) -> int:
-        """The largest rank of the adapter's matrices; 0 in a full version."""
+        """Largest rank of the adapter's matrices. 0 for a full version."""
         ranks = [tensor.shape[0] for tensor in self.tensors if tensor.name.endswith(".lora_A.weight")]
         return max(ranks, default=0)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameter table: tensor name → shape."""
         return {tensor.name: tensor.shape for tensor in self.tensors}
 
 
 Digest = xxhash.xxh3_128
-"""Of bytes that come piece by piece; `hexdigest` gives what `FileEntry` holds."""
+"""Incremental digest for data that arrives in chunks. Its `hexdigest` gives the value of `FileEntry.xxh3_128`."""
 
 
 def digest_bytes(data: bytes) -> str:
+    """Return the xxh3-128 digest of `data`, in hexadecimal."""
     return Digest(data).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """xxh3-128 of a file, read in pieces so that memory stays flat whatever its size."""
+    """Return the xxh3-128 digest of a file, in hexadecimal. The file is read in chunks of 1 MiB."""
     hasher = Digest()
     with path.open("rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            hasher.update(piece)
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
     return hasher.hexdigest()
 
 
 def parameters_digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Digest of the table name → shape; dtypes are left out because either side may keep another precision."""
+    """Return the digest of a parameter table, name → shape.
+
+    Dtypes are not part of it, because trainer and generator may keep the parameters in different precisions.
+    """
     return digest_bytes(json.dumps({name: list(shapes[name]) for name in sorted(shapes)}).encode())
 
 
 def read_header(shard: Path) -> tuple[TensorEntry, ...]:
-    """The tensor table in a safetensors file's own header, without reading any tensor.
+    """Read the tensor table from the header of a safetensors file. No tensor is read.
 
     Raises:
-        ValueError: the file does not start with such a header.
+        ValueError: The file does not start with a valid header.
     """
     with shard.open("rb") as file:
         try:
@@ -111,19 +133,19 @@ def read_header(shard: Path) -> tuple[TensorEntry, ...]:
 
 
 def digest_tensor(shard: Path, name: str) -> str:
-    """xxh3-128 of the data of one tensor in a safetensors file."""
+    """Return the xxh3-128 digest of the data of one tensor in a safetensors file."""
     hasher = Digest()
     with shard.open("rb") as file:
         start, end = _header(file)[name]["data_offsets"]
         file.seek(start, os.SEEK_CUR)
-        while piece := file.read(min(1 << 20, end - start)):
-            hasher.update(piece)
-            start += len(piece)
+        while chunk := file.read(min(1 << 20, end - start)):
+            hasher.update(chunk)
+            start += len(chunk)
     return hasher.hexdigest()
 
 
 def _header(file: BinaryIO) -> dict[str, Any]:
-    """Name → dtype, shape and offsets within the data, at whose beginning the file is left."""
+    """Read the header: name → dtype, shape and offsets in the data. Leaves `file` at the beginning of the data."""
     (length,) = struct.unpack("<Q", file.read(8))
     data = file.read(min(length, MAX_HEADER_BYTES))
     if len(data) < length:

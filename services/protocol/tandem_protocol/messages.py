@@ -1,6 +1,8 @@
-"""The wire contract's nouns. Token ids in, token ids and logprobs out; text never crosses this boundary.
+"""Requests and answers of the wire contract.
 
-Shapes: P prompts a request, G samples a prompt (`Sampling.n`), T tokens a completion.
+Prompts are token ids, and completions are token ids with logprobs. Text never crosses the wire.
+
+Shapes: P prompts per request, G completions per prompt (`Sampling.n`), T tokens per completion.
 """
 
 from __future__ import annotations
@@ -14,71 +16,100 @@ from .errors import ErrorBody
 from .version import Version
 
 PROTOCOL_VERSION = 1
+"""Version of the wire contract, reported by `GET /info`."""
 
 Kind = Literal["full", "lora"]
-"""What a version is. `full`: all tensors of the model. `lora`: an adapter for the base weights, in peft's files."""
+"""Kind of a version. `full`: all tensors of the model. `lora`: an adapter for the base weights, in peft's files."""
 
 TokenId = Annotated[int, Field(ge=0)]
+"""Index of a token in the model's vocabulary."""
 Logprob = Annotated[float, Field(allow_inf_nan=False)]
-"""Finite: JSON knows nothing else, and a token of probability 0 is never sampled."""
+"""Natural logarithm of a probability. It is always finite: a token with probability 0 is never sampled."""
 
 
 class Message(BaseModel):
-    """Base of all messages: unknown keys are refused, so that a typo or a newer peer cannot be half understood."""
+    """Base of all messages.
+
+    Unknown keys are refused, so that neither a typo nor a field of a newer release is silently ignored.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Sampling(Message):
-    """How to sample. Names and meanings are vLLM's; the defaults sample from the policy itself."""
+    """How to sample completions.
+
+    Names and meanings are vLLM's. The defaults sample from the policy itself, without any filter.
+    """
 
     n: int = Field(1, ge=1)
-    """Completions a prompt (G)."""
+    """Completions per prompt (G)."""
     max_tokens: int = Field(ge=1)
+    """Maximum length of a completion, in tokens."""
     temperature: float = Field(1.0, ge=0.0)
+    """Sampling temperature. 0 is greedy."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Keep the most probable tokens whose probabilities add up to this value. 1 keeps all."""
     top_k: int = Field(0, ge=0)
-    """0 keeps the whole vocabulary."""
+    """Keep this many of the most probable tokens. 0 keeps the complete vocabulary."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
+    """Drop tokens whose probability is below this fraction of the most probable token's. 0 keeps all."""
     repetition_penalty: float = Field(1.0, gt=0.0)
+    """Values above 1 make tokens less likely that have already appeared in the prompt or completion."""
     stop_token_ids: tuple[TokenId, ...] = ()
-    """Besides the model's own end-of-sequence tokens. The stop token is the completion's last token."""
+    """Tokens that end a completion, in addition to the model's end-of-sequence tokens. The stop token is included as
+    the completion's last token."""
     ignore_eos: bool = False
+    """Continue after an end-of-sequence token."""
 
 
 class Prompt(Message):
-    """One prompt, already tokenized."""
+    """One tokenized prompt."""
 
     token_ids: tuple[TokenId, ...] = Field(min_length=1)
+    """Tokens of the prompt, chat template included."""
     seed: int | None = Field(None, ge=0, lt=2**62)
-    """Makes the samples of this prompt repeatable on engines that can; sample i of G uses seed + i, in 63 bits."""
+    """Makes the completions of this prompt repeatable, if the engine supports seeds. Completion i of G uses
+    `seed + i`."""
 
 
 class RolloutRequest(Message):
-    """`POST /rollouts`: P prompts × G samples. The answer streams one `RolloutLine` a prompt, in order of finishing."""
+    """Body of `POST /rollouts`: sample G completions for each of P prompts.
+
+    The answer is a stream of NDJSON: one `RolloutLine` per prompt, in the order in which the prompts finish.
+    """
 
     prompts: tuple[Prompt, ...] = Field(min_length=1)
+    """The P prompts."""
     sampling: Sampling
+    """How to sample. It applies to all prompts."""
     min_version: Version | None = None
-    """The oldest policy that may answer; an older generator answers `stale_policy`."""
+    """Oldest policy version that may answer. A generator with an older version answers `stale_policy`."""
 
 
 class VersionSpan(Message):
-    """`tokens` consecutive tokens that were sampled from policy `version`."""
+    """Consecutive tokens of a completion that were sampled from the same policy version."""
 
     version: Version
+    """The policy version."""
     tokens: int = Field(ge=0)
+    """Number of tokens."""
 
 
 class Completion(Message):
     """One sampled completion of T tokens."""
 
     token_ids: tuple[TokenId, ...]
+    """[T] The sampled tokens."""
     logprobs: tuple[Logprob, ...]
-    """[T]. Of the distribution that was really sampled from: temperature, top-p and the rest applied."""
+    """[T] Logprob of each token under the distribution that it was sampled from, after temperature, top-p and the other
+    filters."""
     finish_reason: Literal["stop", "length", "abort"]
+    """`stop`: a stop token was sampled. `length`: the completion has `max_tokens` tokens. `abort`: a switch of the
+    weights ended it early."""
     versions: tuple[VersionSpan, ...]
-    """In order, covering all T tokens; more than one only if the weights were switched in flight."""
+    """Policy version of every token: spans in order that cover all T tokens. There is more than one span only if the
+    weights were switched while the completion was running."""
 
     @model_validator(mode="after")
     def _lengths_agree(self) -> Completion:
@@ -97,96 +128,124 @@ class Group(Message):
     prompt_index: int = Field(ge=0)
     """Position of the prompt in the request."""
     completions: tuple[Completion, ...]
+    """The G completions."""
 
 
 class RolloutLine(Message):
-    """One line of the NDJSON answer: a finished group, or the error that ended the stream."""
+    """One line of the NDJSON answer to `POST /rollouts`. Either `group` or `error` is set."""
 
     group: Group | None = None
+    """A finished group."""
     error: ErrorBody | None = None
+    """The error that ended the stream early. No further line follows."""
 
 
 class SwitchMode(StrEnum):
-    """What becomes of the requests that run while the weights are switched."""
+    """What happens to running requests when the weights are switched."""
 
     DRAIN = "drain"
-    """They finish on the old weights first."""
+    """They finish on the old weights. The switch waits for them."""
     IN_FLIGHT = "in_flight"
-    """They pause and go on with the new weights; their spans say where."""
+    """They pause and continue with the new weights. The spans of a completion say which token has which version."""
     ABORT = "abort"
-    """They end at once with `finish_reason: abort` and what they have."""
+    """They end at once with `finish_reason: abort` and the tokens that they have."""
 
 
 class SetWeights(Message):
-    """`PUT /weights/{version}`: serve that version. A pointer into the shared volume, never tensors."""
+    """Body of `PUT /weights/{version}`: serve that version.
+
+    It points to files on the shared volume. It never contains tensors.
+    """
 
     manifest_digest: str
-    """xxh3-128 of the manifest's bytes, so that a stale view of a network file system is noticed."""
+    """xxh3-128 digest of the manifest, in hexadecimal. It detects another run's version and an outdated view of a
+    network file system."""
     mode: SwitchMode = SwitchMode.DRAIN
+    """What happens to running requests."""
 
 
 class SwitchTimings(Message):
-    """Where a switch spent its time, in seconds."""
+    """How long each part of a switch took, in seconds."""
 
     verify_s: float
+    """Waiting for the files and verifying them, in seconds. Requests are still served meanwhile."""
     pause_s: float
+    """Pausing the engine, in seconds. With `drain` this includes waiting for running requests."""
     load_s: float
+    """Loading the weights into the engine, in seconds."""
     total_s: float
+    """The complete switch, in seconds."""
 
 
 class ServedWeights(Message):
-    """`GET /weights`, and the answer to `PUT /weights/{version}` once that version serves."""
+    """Answer to `GET /weights`, and to `PUT /weights/{version}` as soon as that version is served."""
 
     version: Version
+    """The version that is served."""
     manifest_digest: str | None
-    """None for the base weights."""
+    """Digest of its manifest. None for the base weights."""
     timings: SwitchTimings | None = None
-    """None when nothing had to be done."""
+    """Timings of the switch. None if the version was already served, and in the answer to `GET /weights`."""
 
 
 class ModelFingerprint(Message):
-    """Digests that must agree between trainer and generator; None where a side cannot tell."""
+    """Digests of a model, which must agree between trainer and generator. None if a side cannot compute one."""
 
     config: str | None = None
+    """Digest of `config.json`, without keys that do not change the model."""
     tokenizer: str | None = None
+    """Digest of `tokenizer.json`."""
     parameters: str | None = None
-    """Of the table name → shape, so that another size of the same architecture is noticed."""
+    """Digest of the parameter table, name → shape."""
 
 
 class Info(Message):
-    """`GET /info`: what this generator is."""
+    """Answer to `GET /info`: what this generator is and what it serves."""
 
     protocol: int = PROTOCOL_VERSION
+    """Version of the wire contract."""
     generator_id: str
+    """Name of this replica in leases and logs."""
     engine: str
+    """`vllm` or `mock`."""
     engine_version: str
+    """Version of the engine."""
     model: str
+    """`shared.model` of this generator: a directory or an id on the Hugging Face Hub."""
     fingerprint: ModelFingerprint
+    """Fingerprint of the model."""
     version: Version
+    """The policy version that is served."""
     devices: tuple[str, ...]
-    """UUIDs of accelerators, or `cpu:<n>` for each core it may run on."""
+    """UUIDs of the accelerators, or `cpu:<n>` for each CPU core that the generator may use."""
     world_size: int
+    """Number of the engine's ranks."""
     max_model_len: int
+    """Maximum length of prompt and completion together, in tokens."""
     max_num_seqs: int
+    """Maximum number of completions that the engine decodes at the same time."""
     dtype: str | None = None
-    """Of the engine's arithmetic, such as `bfloat16`; None if its logprobs are not those of a model (the mock)."""
+    """Data type that the engine computes in, such as `bfloat16`. None if its logprobs do not come from a model, as with
+    the mock."""
     kinds: tuple[Kind, ...] = ("full", "lora")
-    """Of the versions that it serves."""
+    """Kinds of versions that this generator can serve."""
     max_lora_rank: int | None = None
-    """None: any."""
+    """Largest rank of an adapter. None: no limit."""
     lora_heads: tuple[str, ...] | None = None
-    """Names of the output embeddings that an adapter may change, such as `lm_head`; None: any."""
+    """Names of the output embeddings that an adapter may change, such as `lm_head`. None: no restriction."""
 
 
 class Parameters(Message):
-    """`GET /parameters`: the parameter table that `ModelFingerprint.parameters` is the digest of."""
+    """Answer to `GET /parameters`: the parameter table. `ModelFingerprint.parameters` is its digest."""
 
     shapes: dict[str, tuple[int, ...]]
-    """Name in a Hugging Face checkpoint → shape; empty where the engine does not know it."""
+    """Name in a Hugging Face checkpoint → shape. Empty if the engine does not know it."""
 
 
 class Readiness(Message):
-    """`GET /readyz`, with status 200 or 503."""
+    """Answer to `GET /readyz`, with status 200 or 503."""
 
     ready: bool
+    """True if the generator answers rollout requests."""
     reason: str
+    """Why it is not ready, or which version it serves."""

@@ -1,6 +1,6 @@
-"""Whether `shared.model` can be a model: its files are there and whole. Reads headers, never tensors.
+"""Check that the files of `shared.model` exist and are complete. Reads headers, never tensors.
 
-Libraries tell such faults in many lines, or after minutes, or without the name of the file.
+Without this check, a damaged file is reported by some library: after minutes, in many lines, or without its name.
 """
 
 from __future__ import annotations
@@ -13,30 +13,34 @@ from typing import Any
 
 from .config import ConfigError
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG = "config.json"
+"""File name of a model's configuration."""
+INDEX = "model.safetensors.index.json"
+"""File name of the table tensor → shard, in models with several shards."""
 _JSON = (CONFIG, INDEX, "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 _HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[\w.-]+)?")
 _LENGTH_BYTES = 8
-"""Before a safetensors header: how long it is."""
+"""A safetensors file starts with the length of its header, in this many bytes."""
 _FIX = "Fix: restore the file, for example by downloading the model again."
 
 
-def check_model(model: str, *, is_whole: bool = True) -> None:
-    """Refuse what is neither a model's directory nor an id on the hub.
+def check_model(model: str, *, needs_weights: bool = True) -> None:
+    """Check that `model` is an id on the Hugging Face Hub or a directory with an undamaged model.
 
     Args:
-        is_whole: it has to hold a configuration and weights, and not just none that are damaged.
+        model: The value of `shared.model`.
+        needs_weights: Also require a configuration and weights. If False, missing files are accepted.
 
     Raises:
-        ConfigError: names the file, and what is wrong with it.
+        ConfigError: The model cannot be used. The message names the file and the problem.
     """
     directory = Path(model)
     if not directory.is_dir():
         if not directory.exists() and _HUB_ID.fullmatch(model):
             return
         what = "a file" if directory.exists() else "not a directory"
-        hint = " A path has to be written out, without ~." if model.startswith("~") else ""
+        hint = " Write the path without ~." if model.startswith("~") else ""
         raise ConfigError(
             f"shared.model: got {model}, which is {what}; expected a directory with a Hugging Face model (relative to "
             f"the folder of config.yaml) or an id on the hub, such as org/name.{hint}"
@@ -44,11 +48,11 @@ def check_model(model: str, *, is_whole: bool = True) -> None:
     for name in _JSON:
         if (directory / name).exists():
             _read_object(directory / name)
-        elif name == CONFIG and is_whole:
+        elif name == CONFIG and needs_weights:
             raise ConfigError(f"shared.model: {directory} has no {CONFIG}; expected a directory with a model")
     for shard in sorted(directory.glob("*.safetensors")):
         _check_shard(shard)
-    if is_whole and (missing := list(_missing_weights(directory))):
+    if needs_weights and (missing := list(_missing_weights(directory))):
         raise ConfigError(f"shared.model: {directory} lacks {', '.join(missing[:3])}. {_FIX}")
 
 
@@ -73,16 +77,16 @@ def _read_object(file: Path) -> dict[str, Any]:
 
 
 def _check_shard(file: Path) -> None:
-    """That the file ends where its header says.
+    """Check that a safetensors file ends where its header says.
 
-    Source: the safetensors format: 8 bytes with the header's length, the header in JSON, the tensors.
+    Source: the safetensors format is 8 bytes with the length of the header, the header as JSON, and the tensors.
     """
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
             length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
             if size < _LENGTH_BYTES or length > size - _LENGTH_BYTES:
-                raise ValueError(f"it has {size} bytes, and its header alone would be longer")
+                raise ValueError(f"it has {size} bytes, which is less than its header says")
             header = json.loads(opened.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = _LENGTH_BYTES + length + max(ends, default=0)
@@ -91,4 +95,4 @@ def _check_shard(file: Path) -> None:
     except OSError as error:
         raise ConfigError(f"shared.model: {file} cannot be read: {error.strerror}. {_FIX}") from error
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise ConfigError(f"shared.model: {file} is not a whole safetensors file: {error}. {_FIX}") from error
+        raise ConfigError(f"shared.model: {file} is not a complete safetensors file: {error}. {_FIX}") from error

@@ -1,6 +1,6 @@
-"""Which tensors a version of a model consists of: the one rule by which trainer and generator derive their tables.
+"""Parameter tables: which tensors of a model belong to a version.
 
-The rule is about names, so that it needs no torch: tensors pass through it as they are.
+Trainer and generator apply the same rule. It looks only at names, so this module needs no torch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def own_tensors(model: Any) -> dict[str, Any]:
-    """The tensors of a `transformers` model that a version holds, under the model's own names.
+    """Return the tensors of a `transformers` model that belong to a version.
 
-    A tensor that is tied to another one (`lm_head` to the embeddings) is left out, as are an adapter's. What an adapter
-    has wrapped has its own name: `q_proj.base_layer.weight` is `q_proj.weight`.
+    Tied tensors, such as an `lm_head` that shares the embeddings, are left out, and so are an adapter's matrices. A
+    layer that is wrapped by an adapter keeps its original name: `q_proj.base_layer.weight` becomes `q_proj.weight`.
 
-    `transformers.core_model_loading.revert_weight_conversion` turns these names into those of checkpoints.
+    Args:
+        model: A `transformers` model, with or without a peft adapter.
+
+    Returns:
+        Name → tensor, with the names of the model's modules. To get the names in a checkpoint, pass the result through
+        `transformers.core_model_loading.revert_weight_conversion`.
     """
     left_out = {*model.all_tied_weights_keys, *(model._keys_to_ignore_on_save or ())}
     state = {
@@ -28,9 +33,17 @@ def own_tensors(model: Any) -> dict[str, Any]:
 
 
 def describe_differences(trainer: Shapes, generator: Shapes) -> str:
-    """`2 parameters differ: norm.weight: trainer (8,), generator (4,); head.weight: trainer (8, 4), generator none`.
+    """Describe how two parameter tables differ, in one line.
 
-    The first three, those that both have before the others; empty where there are none.
+    Example: `2 parameters differ: norm.weight: trainer (8,), generator (4,); head.weight: trainer (8, 4), generator
+    none`. At most three parameters are listed. Those that exist on both sides come first.
+
+    Args:
+        trainer: Parameter table of the trainer.
+        generator: Parameter table of the generator.
+
+    Returns:
+        The description. Empty if the tables are equal.
     """
     names = [name for name in sorted(trainer.keys() | generator.keys()) if trainer.get(name) != generator.get(name)]
     if not names:

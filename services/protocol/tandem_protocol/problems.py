@@ -1,4 +1,4 @@
-"""Says in one line what pydantic found, without the input: a rollout has thousands of numbers."""
+"""Summarize validation errors in one line. The input is left out: a rollout contains thousands of numbers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from pydantic import ValidationError
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-LONGEST_VALUE, LONGEST_MESSAGE = 80, 250
+LONGEST_VALUE = 80
+"""Longest value in a message, in characters. Longer values are cut."""
+LONGEST_MESSAGE = 250
+"""Longest message of another library, in characters. Longer messages are cut."""
 
 
 def summarize(problems: Sequence[ErrorDetails]) -> str:
-    """The first of `ValidationError.errors()` with its field and value, and how many more there are.
+    """Return the first problem with its field and value, and the number of the other problems.
 
     Example: `completions.0.logprobs.3: got nan; expected a finite number (169 more problems)`.
+
+    Args:
+        problems: `ValidationError.errors()`, with at least one item.
     """
     more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
     return f"{_first(problems[0])}{more}"
@@ -27,13 +33,13 @@ def _first(problem: ErrorDetails) -> str:
         return f"got {shorten(problem['input'])}; expected JSON: {problem['ctx']['error']}"
     field = ".".join(str(part) for part in problem["loc"])
     where = f"{field}: " if field else ""
-    if problem["type"] == "value_error":  # a validator of ours, which says what it got; the input is the whole message
+    if problem["type"] == "value_error":  # one of our own validators: its message already contains the value
         return f"{where}{problem['ctx']['error']}"
     return f"{where}got {shorten(problem.get('input'))}; {describe(problem)}"
 
 
 def describe(problem: ErrorDetails) -> str:
-    """`expected a valid integer`."""
+    """Return what a problem's field should have been, such as `expected a valid integer`."""
     if problem["type"] == "string_pattern_mismatch":
         return f"expected text that matches {problem['ctx']['pattern']}"
     message = problem["msg"].partition(", unable to")[0]
@@ -44,21 +50,21 @@ def describe(problem: ErrorDetails) -> str:
 
 
 def shorten(value: Any) -> str:
-    """Its repr, cut in the middle."""
+    """Return the repr of `value`. If it is longer than `LONGEST_VALUE`, its middle is left out."""
     text = repr(value)
     half = LONGEST_VALUE // 2
     return text if len(text) <= LONGEST_VALUE else f"{text[:half]}…{text[-half:]}"
 
 
 def one_line(error: BaseException) -> str:
-    """What a library says, without its line breaks, and cut where it begins to list everything that there is.
+    """Return the message of any exception as one line of at most `LONGEST_MESSAGE` characters.
 
-    Example: `KeyError: 'added_tokens'`. The type is left out where the text says enough by itself.
+    The exception's type is included if the message alone is not clear: `KeyError: 'added_tokens'`.
     """
     if isinstance(error, ValidationError):
         text = summarize(error.errors())
     else:
-        speaks = isinstance(error, ValueError | OSError | RuntimeError) and str(error)
-        text = str(error) if speaks else f"{type(error).__name__}: {error}"
+        is_clear = isinstance(error, ValueError | OSError | RuntimeError) and str(error)
+        text = str(error) if is_clear else f"{type(error).__name__}: {error}"
     text = " ".join(text.split())
     return text.rstrip(".!") if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"

@@ -1,4 +1,4 @@
-"""Whether a model's weights are quantized, which neither side can train or switch: one reason for both of them."""
+"""Detect quantized models. Their weights can be neither trained nor switched, so both services refuse them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq", "quant_config.json": "awq"}
-"""What some tools write beside config.json."""
+"""File that a quantization tool writes next to config.json → its method."""
 
 
 def quantization_problem(model: str, model_dir: Path) -> str | None:
-    """Why the model in `model_dir` cannot be used; None if it is not quantized.
+    """Return why the model in `model_dir` cannot be used. None if it is not quantized.
 
     Args:
-        model: its name in the configuration.
+        model: The value of `shared.model`, for the message.
+        model_dir: Directory with the model's `config.json`.
     """
     method = None
-    with suppress(OSError, ValueError, AttributeError):  # whoever loads the model says what is wrong with its config
+    with suppress(OSError, ValueError, AttributeError):  # a damaged config is reported when the model is loaded
         method = _method(json.loads((model_dir / "config.json").read_text()))
     method = method or next((name for file, name in _FILES.items() if (model_dir / file).is_file()), None)
     if method is None:
@@ -32,7 +33,7 @@ def quantization_problem(model: str, model_dir: Path) -> str | None:
 
 
 def _method(config: Mapping[str, Any]) -> str | None:
-    """Of the model or of a part of it, such as `gptq, 4 bits`."""
+    """Return the quantization method of the model or of a part of it, such as `gptq, 4 bits`."""
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in ("quantization_config", "compression_config"):
             if (settings := part.get(key)) is not None:

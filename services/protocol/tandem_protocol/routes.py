@@ -1,13 +1,21 @@
-"""The paths of the wire contract, for both of its ends."""
+"""Paths of the wire contract. Generator and client both use these constants."""
 
 HEALTHZ = "/healthz"
+"""GET: the process is alive."""
 READYZ = "/readyz"
+"""GET: status 200 if the generator answers rollout requests, else 503."""
 METRICS = "/metrics"
+"""GET: metrics in the Prometheus text format."""
 INFO = "/info"
+"""GET: what the generator is and serves."""
 PARAMETERS = "/parameters"
+"""GET: names and shapes of the model's parameters."""
 ROLLOUTS = "/rollouts"
+"""POST: sample completions."""
 WEIGHTS = "/weights"
+"""GET: which version is served."""
 SET_WEIGHTS = "/weights/{version}"
+"""PUT: serve this version."""
 
 OPEN = frozenset({HEALTHZ, READYZ})
-"""Answered without a token: a probe carries none, and they tell nothing but the state."""
+"""Paths that need no token. Probes cannot send one, and the answers reveal only the state."""

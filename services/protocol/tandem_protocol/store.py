@@ -1,12 +1,12 @@
-"""The weight store: a directory on a volume that one trainer writes and every generator reads.
+"""The weight store: a directory on a shared volume. One trainer writes it, and all generators read it.
 
-    versions/000042.1/  shard-00000.safetensors … manifest.json
-    LATEST              "42.1", replaced atomically
-    served/<generator>  the versions a generator holds or is loading (its lease)
-    WRITER              locked by the one trainer that may write; its content names the holder
+    versions/000042.1/        shard-00000.safetensors … manifest.json
+    LATEST                    "42.1", replaced atomically
+    served/<generator>.json   the generator's lease: versions that it serves or is loading
+    WRITER                    lock of the trainer that writes; contains the trainer's name
 
-A version appears by one rename of a directory that is complete and on disk, so no reader ever sees half of one,
-whenever the writer is killed.
+A version is written into a staging directory, flushed to disk, and then renamed. So readers see either the complete
+version or nothing, even if the writer is killed.
 """
 
 from __future__ import annotations
@@ -38,18 +38,24 @@ from .problems import summarize
 from .version import Version
 
 LEASE_S = 120.0
-"""A lease that has not been renewed for so long belongs to a generator that is gone."""
+"""Lifetime of a lease, in seconds. A lease that has not been renewed for this long is ignored."""
 
 
 class Lease(Message):
-    """The versions that a generator holds or is loading: retention leaves them alone."""
+    """Versions that a generator serves or is loading. Retention does not delete them."""
 
     versions: tuple[Version, ...]
+    """The versions."""
     renewed_unix_s: float = Field(default_factory=time.time)
+    """When the lease was written last, in seconds since 1970."""
 
 
 class WeightStore:
-    """Reader and writer of one store; cheap to make, holds no state but its path."""
+    """Reads and writes a weight store. It keeps no state except the path, so creating one is cheap.
+
+    Args:
+        root: Directory of the store (`shared.weights_dir`).
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -60,45 +66,51 @@ class WeightStore:
     # -- reading -------------------------------------------------------------------------------------------------
 
     def directory(self, version: Version) -> Path:
+        """Return the directory of `version`, whether it exists or not."""
         return self._versions / f"{version.step:06d}.{version.attempt}"
 
     def versions(self) -> list[Version]:
-        """All committed versions, oldest first."""
+        """Return all committed versions, oldest first."""
         found = []
         for path in self._versions.glob("[0-9]*"):
             with suppress(ValueError):
                 version = Version.parse(path.name)
-                if path == self.directory(version):  # not somebody's copy under a like name
+                if path == self.directory(version):  # skip copies with a similar name
                     found.append(version)
         return sorted(found)
 
     def latest(self) -> Version | None:
-        """The version committed last; None in an empty store.
+        """Return the version that was committed last. None if the store is empty.
 
         Raises:
-            StoreError: LATEST says something else than a version.
+            StoreError: The file `LATEST` does not contain a version.
         """
         try:
             return Version.parse(self._latest.read_text().strip())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise StoreError(f"{self._latest}: {error}. Write the newest name in {self._versions} into it.") from error
+            raise StoreError(
+                f"{self._latest}: {error}. Fix: write the newest name in {self._versions} into this file."
+            ) from error
 
     def read(self, version: Version) -> tuple[Manifest, str]:
-        """The manifest of `version` and its digest.
+        """Read the manifest of `version`.
+
+        Returns:
+            The manifest and its digest.
 
         Raises:
-            WeightsNotVisible: the version is not in the listing (yet: a network file system may be late).
-            WeightsRefused: its manifest cannot be read.
+            WeightsNotVisible: The version is not in the directory listing. A network file system may show it later.
+            WeightsRefused: The manifest is damaged, or it belongs to another version.
         """
         directory = self.directory(version)
-        # The listing, not a look-up: a network file system may have cached that the name does not exist.
+        # List the directory instead of opening the path: a network file system may cache that a path does not exist.
         if version not in self.versions():
             newest = ", ".join(map(str, self.versions()[-3:])) or "none"
             raise WeightsNotVisible(
                 f"got no version {version} in {self._versions}; the newest there: {newest}. "
-                "Check that trainer and generator mount the same weights volume."
+                "Fix: check that trainer and generator mount the same weights volume."
             )
         try:
             data = (directory / MANIFEST_NAME).read_bytes()
@@ -106,17 +118,20 @@ class WeightStore:
         except (OSError, ValidationError) as error:
             reason = summarize(error.errors()) if isinstance(error, ValidationError) else error
             raise WeightsRefused(
-                f"the manifest of version {version} cannot be read: {reason}. Fix: publish again."
+                f"the manifest of version {version} cannot be read: {reason}. Fix: publish the step again."
             ) from error
         if manifest.version != version:
-            raise WeightsRefused(f"{directory / MANIFEST_NAME} is of version {manifest.version}, wanted {version}")
+            raise WeightsRefused(
+                f"{directory / MANIFEST_NAME}: got the manifest of version {manifest.version}, expected {version}. "
+                "Fix: publish the step again."
+            )
         return manifest, digest_bytes(data)
 
     def verify(self, manifest: Manifest) -> None:
-        """Compare every file with the manifest: present, size, digest, tensor table.
+        """Check that every file matches the manifest in size, digest and tensor table.
 
         Raises:
-            WeightsRefused: names the file, what was got and what was wanted.
+            WeightsRefused: A file is missing or differs. The message names the file, the actual and the expected value.
         """
         directory = self.directory(manifest.version)
         found: list[TensorEntry] = []
@@ -131,14 +146,22 @@ class WeightStore:
                 if path.name != ADAPTER_CONFIG_NAME:
                     found += read_header(path)
             except (OSError, ValueError) as error:
-                raise _refused(path, str(error), "the file that the manifest names") from error
+                raise _refused(path, str(error), "the file that the manifest lists") from error
         if sorted(found, key=lambda t: t.name) != sorted(manifest.tensors, key=lambda t: t.name):
-            raise _refused(directory, "another tensor table in the shards' headers", "the manifest's")
+            raise _refused(directory, "another tensor table in the shards' headers", "the manifest's tensor table")
 
     # -- leases --------------------------------------------------------------------------------------------------
 
     def lease(self, generator_id: str, versions: tuple[Version, ...]) -> None:
-        """State (or renew) which versions `generator_id` needs; an empty tuple gives the lease back."""
+        """Write or renew the lease of a generator.
+
+        Args:
+            generator_id: Name of the generator replica.
+            versions: Versions that it serves or is loading. An empty tuple removes the lease.
+
+        Raises:
+            OSError: The store cannot be written.
+        """
         path = self._served / f"{generator_id}.json"
         if versions:
             self._served.mkdir(parents=True, exist_ok=True)
@@ -147,10 +170,10 @@ class WeightStore:
             path.unlink(missing_ok=True)
 
     def leased(self) -> set[Version]:
-        """All versions that a live lease names."""
+        """Return all versions that are named in a lease younger than `LEASE_S`."""
         leased: set[Version] = set()
         for path in self._served.glob("*.json"):
-            with suppress(FileNotFoundError, ValidationError):  # given back after the listing; no lease of ours
+            with suppress(FileNotFoundError, ValidationError):  # removed since the listing, or not a lease
                 lease = Lease.model_validate_json(path.read_bytes())
                 if time.time() - lease.renewed_unix_s < LEASE_S:
                     leased.update(lease.versions)
@@ -160,10 +183,15 @@ class WeightStore:
 
     @contextmanager
     def writer(self, holder: str) -> Iterator[None]:
-        """Be the store's only writer. The lock is the kernel's, so a killed trainer leaves none behind.
+        """Be the store's only writer during the `with` block.
+
+        The kernel releases the lock when the process ends or is killed.
+
+        Args:
+            holder: Name of this process, for the message that other writers get.
 
         Raises:
-            StoreLocked: another process holds it; the message names the holder.
+            StoreLocked: Another process is writing the store. The message names it.
         """
         self._versions.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -171,27 +199,31 @@ class WeightStore:
                 stack.enter_context(exclusive(self.root / "WRITER", holder))
             except Held as error:
                 raise StoreLocked(
-                    f"{self.root} is being written by {error}; {holder} cannot write it too. Stop that trainer, or "
-                    "give this run its own shared.weights_dir."
+                    f"{self.root} is being written by {error}; {holder} cannot write it too. Fix: stop that trainer, "
+                    "or give this run its own shared.weights_dir."
                 ) from error
             for leftover in self._versions.glob(".staging-*"):
                 shutil.rmtree(leftover)
             yield
 
     def next_attempt(self) -> int:
-        """The number of the next incarnation of the trainer: one more than any version in the store has."""
+        """Return the attempt number for a trainer that starts now: one more than the largest in the store."""
         return max((version.attempt for version in self.versions()), default=0) + 1
 
     @contextmanager
     def staging(self, version: Version, *, needs_bytes: int, owner: bool = True) -> Iterator[Path]:
-        """A directory to write the shards of `version` into before `commit`; gone afterwards whatever happens.
+        """Provide a directory for the shards of `version` during the `with` block, until `commit`.
+
+        The directory is removed at the end of the block, in any case.
 
         Args:
-            owner: False in the processes that only help the one that holds `writer`: they enter after it and leave
-                before it commits.
+            version: The version to write.
+            needs_bytes: Expected size of the shards, which must be free.
+            owner: True in the process that holds `writer`. False in processes that only write some of the shards: they
+                must enter after the owner and leave before it commits.
 
         Raises:
-            StoreError: the volume is full, before or while writing.
+            StoreError: The volume is full, either at the start or while the shards are written.
         """
         directory = self._versions / f".staging-{version}"
         if owner:
@@ -219,21 +251,30 @@ class WeightStore:
         kind: Kind = "full",
         digests: Mapping[str, str] | None = None,
     ) -> tuple[Manifest, str]:
-        """Make the shards in `staged` version `version`: all on disk first, then one rename, then LATEST.
+        """Turn the shards in `staged` into a version: flush them to disk, rename the directory, update `LATEST`.
 
         Args:
-            digests: file name → digest, of files whose writers know it; the others are read again.
+            staged: The directory from `staging`, with all shards. For an adapter, also its configuration.
+            version: The version to commit.
+            run: Name of the training run.
+            fingerprint: Fingerprint of the model. For an adapter, of its base model.
+            kind: Whether this is a full model or an adapter.
+            digests: File name → xxh3-128 digest, if the writers have computed them. Other files are read to compute
+                their digest.
+
+        Returns:
+            The manifest and its digest.
 
         Raises:
-            StoreError: that version exists already, or a file that `digests` names is not in `staged`.
+            StoreError: The version already exists, or a file in `digests` is missing from `staged`.
         """
         digests = digests or {}
         shards = sorted(staged.glob("*.safetensors"))
         configs = [staged / ADAPTER_CONFIG_NAME] if kind == "lora" else []
         if lost := digests.keys() - {shard.name for shard in shards}:
             raise StoreError(
-                f"{min(lost)} of version {version} was written but is not in {staged}, expected one weights "
-                "volume that all trainer processes mount at shared.weights_dir"
+                f"{min(lost)} of version {version} was written by another trainer process, but it is not in {staged}. "
+                "Fix: mount the same weights volume at shared.weights_dir for all trainer processes."
             )
         for path in [*shards, *configs]:
             _fsync(path)
@@ -252,41 +293,41 @@ class WeightStore:
         _replace(staged / MANIFEST_NAME, data)
         target = self.directory(version)
         if target.exists():
-            raise StoreError(f"version {version} exists already in {self._versions}; a version is never overwritten")
+            raise StoreError(f"version {version} already exists in {self._versions}; a version is never overwritten")
         staged.rename(target)
         _fsync(self._versions)
         _replace(self._latest, f"{version}\n".encode())
         return manifest, digest_bytes(data)
 
     def retain(self, keep: int) -> list[Version]:
-        """Delete all but the newest `keep` versions, LATEST and what live leases name; returns what was deleted."""
+        """Delete old versions, except the newest `keep`, `LATEST` and leased ones. Returns the deleted versions."""
         versions = self.versions()
         kept = {*versions[-keep:], *self.leased(), self.latest()}
         doomed = [version for version in versions if version not in kept]
         for version in doomed:
-            # Out of the namespace in one step, so that a reader sees the version whole or not at all.
+            # Rename first, so that readers see either the complete version or nothing.
             hidden = self._versions / f".staging-retired-{version}"
             self.directory(version).rename(hidden)
             shutil.rmtree(hidden)
         return doomed
 
 
-def _refused(path: Path, got: str, wanted: str) -> WeightsRefused:
+def _refused(path: Path, got: str, expected: str) -> WeightsRefused:
     return WeightsRefused(
-        f"{path}: got {got}, expected {wanted}. The old version goes on serving. Publish the step again; if it comes "
-        "again, check the weights volume."
+        f"{path}: got {got}, expected {expected}. The old version is still served. Fix: publish the step again; if the "
+        "error persists, check the weights volume."
     )
 
 
-def _full(root: Path, version: Version, got: str, wanted: str) -> StoreError:
+def _full(root: Path, version: Version, got: str, expected: str) -> StoreError:
     return StoreError(
-        f"cannot publish version {version} into {root}: got {got}, expected {wanted}. The versions already there are "
-        "untouched. Enlarge the weights volume or lower trainer.publish.keep."
+        f"cannot publish version {version} into {root}: got {got}, expected {expected}. Existing versions are "
+        "unchanged. Fix: enlarge the weights volume or lower trainer.publish.keep."
     )
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a small file so that readers and crashes see the old content or the new, never a mixture."""
+    """Replace a small file atomically: readers see the old or the new content, even after a crash."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(data)

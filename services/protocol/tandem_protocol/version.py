@@ -1,4 +1,4 @@
-"""The name of a policy version: which optimizer step, computed by which incarnation of the trainer."""
+"""The name of a policy version, such as `42.1`: an optimizer step, and the attempt of the trainer that computed it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,25 @@ _PATTERN = re.compile(r"([0-9]+)\.([0-9]+)")
 
 @total_ordering
 class Version(NamedTuple):
-    """The policy after `step` optimizer steps, as the trainer's incarnation `attempt` computed it.
+    """The policy after `step` optimizer steps, computed in attempt number `attempt`. Written `42.2`.
 
-    A trainer that resumes may compute a step again and differently, so a step alone names nothing. A later attempt
-    is newer whatever its step; within one attempt the larger step is newer. Written `step.attempt`, e.g. `42.2`.
+    An attempt is one start of the trainer. A resumed trainer may compute step 42 again, with another result, so the
+    step alone does not identify a policy.
+
+    Versions are ordered by attempt first: `40.2` is newer than `42.1`. Within an attempt, the larger step is newer.
     """
 
     step: int
+    """Number of optimizer steps."""
     attempt: int
+    """Number of the trainer's start. It begins at 1. Only the base weights have 0."""
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """Read `step.attempt`.
+        """Parse a version, such as `42.1`.
 
         Raises:
-            ValueError: the text is anything else.
+            ValueError: `text` does not have the form `step.attempt`.
         """
         match = _PATTERN.fullmatch(text)
         if match is None:
@@ -43,7 +47,7 @@ class Version(NamedTuple):
             return NotImplemented
         return (self.attempt, self.step) < (other.attempt, other.step)
 
-    # NamedTuple would compare (step, attempt); total_ordering leaves inherited methods alone, so all four stand here.
+    # NamedTuple compares (step, attempt), and total_ordering does not replace inherited methods.
     def __gt__(self, other: object) -> bool:
         return isinstance(other, Version) and other < self
 
@@ -58,7 +62,7 @@ class Version(NamedTuple):
         def validate(value: Any) -> Version:
             if isinstance(value, Version):
                 return value
-            if not isinstance(value, str):  # the number 42.10 would be read as 42.1
+            if not isinstance(value, str):  # the number 42.10 equals 42.1, but the versions differ
                 raise ValueError(f"got version {value!r}, expected step.attempt as text, such as '42.1'")
             return cls.parse(value)
 
@@ -70,4 +74,4 @@ class Version(NamedTuple):
 
 
 BASE = Version(0, 0)
-"""The weights a generator found at its model path: older than everything a trainer has published."""
+"""The base weights, which a generator loads from `shared.model`. Older than every published version."""

@@ -1,4 +1,4 @@
-"""What a generator needs of an inference engine. Token ids in, token ids and logprobs out: no HTTP and no text."""
+"""Interface of an inference engine. It takes and returns token ids. It knows neither HTTP nor text."""
 
 from __future__ import annotations
 
@@ -11,75 +11,87 @@ from tandem_protocol.version import Version
 
 
 class EngineFacts(NamedTuple):
-    """What does not change while an engine lives."""
+    """Facts about an engine that do not change while it runs."""
 
     engine: str
+    """Name of the engine, such as `vllm`."""
     engine_version: str
+    """Version of the engine."""
     devices: tuple[str, ...]
-    """UUIDs of accelerators, or `cpu:<n>` a core."""
+    """UUIDs of the accelerators, or `cpu:<n>` for each CPU core."""
     world_size: int
+    """Number of ranks."""
     max_model_len: int
+    """Maximum length of prompt and completion together, in tokens."""
     max_num_seqs: int
+    """Maximum number of completions that are decoded at the same time."""
     vocab_size: int
+    """Size of the vocabulary. Token ids must be smaller."""
     base_shards: tuple[Path, ...]
-    """Safetensors of the base weights, to load back if the first switch fails; may be empty."""
+    """Safetensors files of the base weights, to load again if the first switch fails. May be empty."""
     shapes: Mapping[str, tuple[int, ...]]
-    """Parameter table under Hugging Face names, tied copies left out; empty where the engine cannot tell."""
+    """Parameter table with the names in a checkpoint, without tied copies. Empty if the engine does not know it."""
     fingerprint: ModelFingerprint
+    """Fingerprint of the model."""
     kinds: frozenset[Kind] = frozenset({"full"})
-    """What versions it can load."""
+    """Kinds of versions that the engine can load."""
     max_lora_rank: int = 0
+    """Largest rank of an adapter."""
     dtype: str | None = None
-    """Of the arithmetic; None if the logprobs are not those of a model."""
+    """Data type that the engine computes in. None if the logprobs do not come from a model."""
     layers: Mapping[str, tuple[int, ...]] = {}
-    """Parameter table under the names that the model's own modules have, which an adapter's tensors begin with."""
+    """Parameter table with the names of the model's modules, which an adapter's tensors use."""
     lora_heads: tuple[str, ...] | None = None
-    """Names of the output embeddings that an adapter may change; None: any."""
+    """Names of the output embeddings that an adapter may change. None: no restriction."""
 
 
 class Engine(Protocol):
     """An engine that serves one policy at a time.
 
-    `pause`, `load_weights` and `resume` are called in that order and never concurrently: weight_switcher.py ensures it.
-    `generate` may be called at any time and waits while the engine is paused.
+    `weight_switcher.py` calls `pause`, `load_weights` and `resume` in that order and never concurrently.
+    `generate` may be called at any time. It waits while the engine is paused.
     """
 
     facts: EngineFacts
+    """Available after `start`."""
 
     async def start(self) -> None:
-        """Make `facts` available and be able to generate."""
+        """Start the engine. Afterwards `facts` is set and `generate` works."""
         ...
 
     def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
-        """Yield each group when its last completion is finished. Closing the iterator ends its running requests.
+        """Yield each group when its last completion is finished. Closing the iterator aborts the request.
 
         Raises:
-            EngineFailed: the engine died or broke off.
+            EngineFailed: The engine died or ended the request early.
         """
         ...
 
     async def pause(self, mode: SwitchMode) -> None:
-        """Stop scheduling. Afterwards no running request holds anything that was computed with the old weights."""
+        """Stop decoding. Afterwards no running request may keep a result of the old weights, such as a KV cache."""
         ...
 
     async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
-        """Copy the tensors of `files` (verified safetensors) into the model and stamp later tokens with `version`.
+        """Load a version into the model. Tokens that are sampled later are labelled with `version`.
 
-        With an adapter's configuration among them, they are an adapter, which takes the place of the last one.
+        Args:
+            version: The version.
+            files: Its verified safetensors files. If an adapter's configuration is among them, the files are an adapter
+                that replaces the previous adapter.
 
         Raises:
-            Exception: loading failed; which weights the model then holds is undefined until a later call succeeds.
+            Exception: Loading failed. The weights of the model are undefined until a later call succeeds.
         """
         ...
 
     async def resume(self) -> None:
-        """Go on scheduling."""
+        """Continue decoding."""
         ...
 
     async def check(self) -> None:
-        """Prove that the engine still computes (one token). Raises whatever is wrong; hangs if the engine does."""
+        """Produce one token, to show that the engine works. Raises any error, and hangs if the engine hangs."""
         ...
 
     async def close(self) -> None:
-        """End the engine and all of its processes."""
+        """Stop the engine and all its processes."""
         ...

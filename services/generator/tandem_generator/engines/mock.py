@@ -1,10 +1,11 @@
-"""An engine without a model: a deterministic policy with exact logprobs, for testing a trainer without torch or vLLM.
+"""The mock engine: a deterministic policy with exact logprobs, to test a trainer without torch, vLLM or a model.
 
-The policy is a real conditional distribution. Given the version and all tokens so far, it puts the probabilities of
-`_WEIGHTS` on as many tokens of the vocabulary, chosen by a hash of that context; one of them ends the sequence. So
-anyone can recompute a logprob (`MockPolicy.distribution`), another step is another policy, and the same
-(seed, prompt, step) gives the same completion on every machine and to every attempt, as it does when a trainer that
-resumes computes the same weights again.
+The policy is a real conditional distribution. A hash of the version's step and all previous tokens selects eight tokens
+of the vocabulary, and these get the probabilities of `_WEIGHTS`. One of them ends the sequence. So:
+
+- Anyone can recompute a logprob, with `MockPolicy.distribution`.
+- Every step is another policy.
+- The same seed, prompt and step give the same completion, on every machine and in every attempt of the trainer.
 """
 
 from __future__ import annotations
@@ -41,35 +42,36 @@ from .base import EngineFacts
 
 _WEIGHTS = tuple(0.5**rank for rank in range(8))
 _EOS_RANK = 3
-"""Which candidate ends the sequence: completions are about 16 tokens long at temperature 1."""
+"""Index of the candidate that ends the sequence. At temperature 1, completions have about 16 tokens on average."""
 _DEFAULT_VOCAB_SIZE = 256
 _DEFAULT_MAX_MODEL_LEN = 4096
 _MAX_LORA_RANK = 512
 
 
 class ConnectionDropped(Exception):
-    """Breaks the HTTP connection in the middle of an answer (fault `drop_rate`)."""
+    """Breaks the HTTP connection in the middle of an answer. Raised by the fault `drop_rate`."""
 
 
 class MockPolicy:
-    """The mock's distribution over next tokens."""
+    """The mock's distribution of the next token."""
 
     def __init__(self, vocab_size: int, eos_token_id: int) -> None:
         self.vocab_size = vocab_size
         self.eos_token_id = eos_token_id
 
     def context(self, tokens: Sequence[int]) -> xxhash.xxh3_64:
-        """Hash of a token sequence, to be extended token by token with `extend`."""
+        """Return the hash of a token sequence. `extend` adds further tokens."""
         return xxhash.xxh3_64(array("q", tokens).tobytes())
 
     @staticmethod
     def extend(context: xxhash.xxh3_64, token: int) -> None:
+        """Add one token to a hash."""
         context.update(token.to_bytes(8, "little"))
 
     def distribution(
         self, context: xxhash.xxh3_64, version: Version, sampling: Sampling
     ) -> tuple[list[int], list[float]]:
-        """Candidate tokens, likeliest first, and their probabilities after temperature, top-k, top-p and min-p."""
+        """Return the candidate tokens, most likely first, and their probabilities after temperature and filters."""
         start = xxhash.xxh3_64_intdigest(f"{context.intdigest()} {version.step}".encode())
         stride = (start >> 32) % max(1, self.vocab_size // len(_WEIGHTS)) + 1
         tokens = [(start + rank * stride) % self.vocab_size for rank in range(min(len(_WEIGHTS), self.vocab_size))]
@@ -79,11 +81,12 @@ class MockPolicy:
 
 
 def _filtered(count: int, sampling: Sampling) -> list[float]:
-    """Probabilities of the first `count` ranks; those that the filters drop come out as 0."""
+    """Return the probabilities of the first `count` candidates. Those that a filter drops have 0."""
     if sampling.temperature == 0.0:
         return [1.0] + [0.0] * (count - 1)
     weights = [weight ** (1.0 / sampling.temperature) for weight in _WEIGHTS[:count]]
-    total, before = sum(weights), 0.0
+    total = sum(weights)
+    before = 0.0
     for rank, weight in enumerate(weights):
         beyond_k = bool(sampling.top_k) and rank >= sampling.top_k
         if rank and (beyond_k or before >= sampling.top_p * total or weight < sampling.min_p * weights[0]):
@@ -94,7 +97,13 @@ def _filtered(count: int, sampling: Sampling) -> list[float]:
 
 
 class MockEngine:
-    """Engine over `MockPolicy`, with fault knobs."""
+    """Engine that samples from `MockPolicy` and can inject faults.
+
+    Args:
+        model: Directory of a model. Its configuration and parameter table are used if it exists.
+        config: Settings of the mock.
+        max_model_len: Maximum length of prompt and completion together, in tokens. None: the model's.
+    """
 
     def __init__(self, model: str, config: MockConfig, max_model_len: int | None) -> None:
         directory = Path(model) if Path(model).is_dir() else None
@@ -103,10 +112,12 @@ class MockEngine:
         eos = described.get("eos_token_id", 0)
         self._policy = MockPolicy(vocab_size, eos[0] if isinstance(eos, list) else eos or 0)
         self._faults = config.faults
-        self._chance = random.Random(0)  # noqa: S311 - decides when a fault strikes, nothing secret
+        self._chance = random.Random(0)  # noqa: S311 - decides when a fault happens, not a secret
         self._loads_to_fail = config.faults.load_failures
         self._version = self._label = BASE
-        self._admit, self._run, self._idle = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._admit = asyncio.Event()
+        self._run = asyncio.Event()
+        self._idle = asyncio.Event()
         for gate in (self._admit, self._run, self._idle):
             gate.set()
         self._running = 0
@@ -129,13 +140,14 @@ class MockEngine:
         )
 
     async def start(self) -> None:
-        """Nothing to load."""
+        """Do nothing: there is nothing to load."""
 
     async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
         await self._admit.wait()
         self._running += 1
         self._idle.clear()
-        fault, epoch = self._fault(), self._abort_epoch
+        fault = self._fault()
+        epoch = self._abort_epoch
         try:
             for index, prompt in enumerate(request.prompts):
                 if epoch == self._abort_epoch:
@@ -182,9 +194,9 @@ class MockEngine:
         )
 
     def _fault(self) -> Exception | None:
-        """What befalls a request in its middle."""
+        """Choose the fault of a request. None for no fault."""
         if self._chance.random() < self._faults.error_rate:
-            return EngineFailed("the mock engine failed because generator.mock.faults.error_rate told it to; ask again")
+            return EngineFailed("the mock engine failed because of generator.mock.faults.error_rate. Fix: try again.")
         return ConnectionDropped() if self._chance.random() < self._faults.drop_rate else None
 
     async def pause(self, mode: SwitchMode) -> None:
@@ -199,7 +211,7 @@ class MockEngine:
     async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
         if self._loads_to_fail:
             self._loads_to_fail -= 1
-            raise RuntimeError("the mock engine failed a load because generator.mock.faults.load_failures told it to")
+            raise RuntimeError("the mock engine failed a load because of generator.mock.faults.load_failures")
         for file in files:
             if file.name != ADAPTER_CONFIG_NAME:
                 await asyncio.to_thread(read_header, file)
@@ -212,10 +224,10 @@ class MockEngine:
         self._admit.set()
 
     async def check(self) -> None:
-        """The mock cannot hang."""
+        """Do nothing: the mock cannot hang."""
 
     async def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is nothing to stop."""
 
 
 def _choose(probabilities: Sequence[float], draw: float) -> int:

@@ -1,4 +1,4 @@
-"""vLLM behind the Engine interface: rollouts and weight switches through its engine client, without a second hop."""
+"""The vLLM engine. It calls vLLM's engine client directly, in the server's process."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 _ADAPTER = "tandem"
 REHEARSED_TOKENS = (3, 20, 40)
-"""Of the prompts that are tried out before the engine serves."""
+"""Lengths of the prompts that are sampled as a test before the engine serves, in tokens."""
 _PAUSE_MODES = {SwitchMode.DRAIN: "wait", SwitchMode.IN_FLIGHT: "keep", SwitchMode.ABORT: "abort"}
 
 
 class VllmEngine:
-    """Engine over vLLM's engine client, which arrives when the server has started its engine (`attach`)."""
+    """Engine that uses vLLM's engine client. `attach` must be called first, when vLLM has started its engine."""
 
     facts: EngineFacts
     _client: EngineClient
@@ -51,11 +51,20 @@ class VllmEngine:
     def attach(
         self, client: EngineClient, devices: tuple[str, ...], *, takes_seeds: bool, trust_remote_code: bool
     ) -> None:
-        """Serve with `client`, which runs on `devices`; without `takes_seeds` samples are not repeatable."""
-        self._client, self._takes_seeds = client, takes_seeds
+        """Use `client` from now on, and collect `facts`.
+
+        Args:
+            client: vLLM's engine client.
+            devices: Devices that the engine runs on.
+            takes_seeds: Pass seeds to vLLM. If False, completions are not repeatable.
+            trust_remote_code: Run the model's own code to get the parameter table.
+        """
+        self._client = client
+        self._takes_seeds = takes_seeds
         self._adapter: LoRARequest | None = None
         lora = client.vllm_config.lora_config
-        model, parallel = client.model_config, client.vllm_config.parallel_config
+        model = client.model_config
+        parallel = client.vllm_config.parallel_config
         directory = _local_directory(model.model, model.revision)
         shapes, layers = _parameter_tables(directory, trust_remote_code=trust_remote_code)
         self.facts = EngineFacts(
@@ -69,7 +78,7 @@ class VllmEngine:
             base_shards=tuple(model_files(directory)),
             shapes=shapes,
             fingerprint=fingerprint(directory, shapes),
-            # Layers that take adapters no longer have their weights where a full version puts them.
+            # With LoRA, layers are wrapped, so a full version would not find their weights.
             kinds=frozenset({"lora" if lora else "full"}),
             max_lora_rank=lora.max_lora_rank if lora else 0,
             dtype=_dtype(client),
@@ -78,10 +87,10 @@ class VllmEngine:
         )
 
     async def start(self) -> None:
-        """Try out a switch of weights and a few rollouts, so that what this engine cannot do is known before it serves.
+        """Test a switch of weights and a few rollouts, so that problems are found before the engine serves.
 
         Raises:
-            ConfigError: the model's weights cannot be switched, or vLLM cannot compute it here.
+            ConfigError: The model's weights cannot be switched, or vLLM cannot run the model on this machine.
         """
         shards = [str(file.resolve()) for file in self.facts.base_shards] if "full" in self.facts.kinds else []
         try:
@@ -100,7 +109,7 @@ class VllmEngine:
             ) from error
 
     async def _rehearse(self) -> None:
-        """A few rollouts at the same time: one token alone does not reach all that a model computes with."""
+        """Sample a few rollouts at the same time. A single token would not use all parts of a model."""
         params = SamplingParams(n=2, max_tokens=2, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False)
         longest = max(1, self.facts.max_model_len - 2)
         await asyncio.gather(*(self._run([0] * min(length, longest), params) for length in REHEARSED_TOKENS))
@@ -114,14 +123,14 @@ class VllmEngine:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
         except (EngineDeadError, EngineGenerateError) as error:
-            raise EngineFailed(f"vLLM's engine broke off: {error!r}; its log says why") from error
+            raise EngineFailed(f"vLLM's engine failed: {error!r}; see its log") from error
         except ValidationError as error:
-            raise EngineFailed(f"vLLM's engine gave what the contract refuses: {summarize(error.errors())}") from error
+            raise EngineFailed(f"vLLM's engine returned an invalid completion: {summarize(error.errors())}") from error
         except ValueError as error:
             raise BadRequest(f"vLLM refuses this request: {error}") from error
         finally:
             for task in tasks:
-                task.cancel()  # vLLM aborts the request of a cancelled caller
+                task.cancel()  # vLLM aborts the request if its caller is cancelled
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _group(self, index: int, prompt: Prompt, sampling: Sampling) -> Group:
@@ -138,7 +147,7 @@ class VllmEngine:
         raise EngineFailed("vLLM's engine ended a request without its output; see its log")
 
     async def pause(self, mode: SwitchMode) -> None:
-        # clear_cache recomputes the running requests' KV with the new weights; old KV would not match their tokens.
+        # clear_cache: the KV cache of running requests is recomputed with the new weights.
         await self._client.pause_generation(mode=_PAUSE_MODES[mode], clear_cache=True)
 
     async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
@@ -147,14 +156,14 @@ class VllmEngine:
             await self._client.update_weight_version(str(version))
             return
         if not files:
-            raise ValueError("the base weights are no safetensors files that could be loaded back")
+            raise ValueError("the base weights cannot be loaded again, because they are not safetensors files")
         update = {"shards": [str(file.resolve()) for file in files]}
         await self._client.start_weight_update()
         await self._client.update_weights(WeightTransferUpdateRequest(update_info=update))
         await self._client.finish_weight_update(str(version))
 
     async def _load_adapter(self, files: Sequence[Path]) -> None:
-        """In the place of the last one, so that the requests that run with it get the new one; or none for the base."""
+        """Replace the adapter, also for running requests. Without an adapter in `files`, use the base weights."""
         self._adapter = None
         if config := next((file for file in files if file.name == ADAPTER_CONFIG_NAME), None):
             folder = str(config.parent.resolve())
@@ -169,10 +178,11 @@ class VllmEngine:
         await self._run([0], SamplingParams(max_tokens=1, output_kind=RequestOutputKind.FINAL_ONLY, detokenize=False))
 
     async def close(self) -> None:
-        """The server that started the engine ends it."""
+        """Do nothing: the server that started the engine stops it."""
 
 
 def sampling_params(sampling: Sampling, seed: int | None) -> SamplingParams:
+    """Convert the sampling parameters of the wire contract to vLLM's."""
     return SamplingParams(
         **sampling.model_dump(exclude={"stop_token_ids"}),
         stop_token_ids=list(sampling.stop_token_ids),
@@ -200,10 +210,10 @@ def _completion(output: CompletionOutput) -> Completion:
 
 
 def _sampled_logprobs(flat: Any, tokens: int) -> tuple[float, ...]:
-    """[T]. `flat` holds the sampled token first at each position, and with logprobs=0 nothing else.
+    """Return the logprobs [T] of the sampled tokens. At each position of `flat`, the sampled token comes first.
 
     Raises:
-        LogprobsNotFinite: the model computes NaN or infinity.
+        LogprobsNotFinite: The model computes NaN or infinity.
     """
     logprobs = tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
     for position, logprob in enumerate(logprobs):
@@ -213,14 +223,15 @@ def _sampled_logprobs(flat: Any, tokens: int) -> tuple[float, ...]:
 
 
 def _dtype(client: EngineClient) -> str:
-    """Such as `bfloat16`, or `bfloat16 with an fp8 KV cache`."""
+    """Return the data type, such as `bfloat16` or `bfloat16 with a KV cache of fp8`."""
     config = client.vllm_config
-    dtype, cache = str(client.model_config.dtype).removeprefix("torch."), config.cache_config.cache_dtype
+    dtype = str(client.model_config.dtype).removeprefix("torch.")
+    cache = config.cache_config.cache_dtype
     return dtype if cache in ("auto", dtype) else f"{dtype} with a KV cache of {cache}"
 
 
 def _local_directory(model: str, revision: str | None) -> Path:
-    """Where the files of `model` are; vLLM has downloaded them by now if they are the hub's."""
+    """Return the directory of `model`. vLLM has already downloaded it if it is on the hub."""
     if Path(model).is_dir():
         return Path(model)
     from huggingface_hub import snapshot_download
@@ -229,15 +240,17 @@ def _local_directory(model: str, revision: str | None) -> Path:
 
 
 def _output_embeddings(model: ModelConfig) -> tuple[str, ...]:
-    """Names of those that vLLM's class of `model` takes adapters for."""
+    """Return the names of the output embeddings that can have an adapter in vLLM's implementation of `model`."""
     embeddings: Mapping[str, str] = getattr(get_model_cls(model), "embedding_modules", {})
     return tuple(name for name, role in embeddings.items() if role == "output_embeddings")
 
 
 def _parameter_tables(directory: Path, *, trust_remote_code: bool) -> tuple[Shapes, Shapes]:
-    """Name → shape of the model that `transformers` makes of this config, as the trainer publishes it.
+    """Return the parameter table of the model as the trainer publishes it, name → shape.
 
-    Once under the names that checkpoints have, once under those of the model's modules; empty if it cannot be made.
+    Returns:
+        The table with the names in a checkpoint, and the table with the names of the model's modules. Both are empty if
+        `transformers` cannot create the model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -247,8 +260,11 @@ def _parameter_tables(directory: Path, *, trust_remote_code: bool) -> tuple[Shap
         config = AutoConfig.from_pretrained(directory, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:  # of any kind: the model's own code may run here
-        log.warning("transformers cannot make this model (%s): published shapes will not be checked up front", error)
+    except Exception as error:  # any type: the model's own code may run here
+        log.warning(
+            "transformers cannot create this model (%s), so the shapes of published weights are not checked in advance",
+            error,
+        )
         return {}, {}
     layers = own_tensors(model)
     return _shapes(revert_weight_conversion(model, layers)), _shapes(layers)

@@ -1,7 +1,8 @@
-"""One YAML for the whole stack, and where each of its values came from.
+"""Load the configuration of all services from one YAML file.
 
-Sections `shared`, `generator`, `trainer`; each service validates its own and `shared`. Last wins: defaults, YAML,
-environment (`TANDEM__TRAINER__OPTIM__LEARNING_RATE`), command line. Secrets never stand in it.
+The file has the sections `shared`, `generator` and `trainer`. Each service validates its own section and `shared`.
+Values come from four sources. Later ones override earlier ones: defaults, the YAML file, environment variables such as
+`TANDEM__TRAINER__OPTIM__LEARNING_RATE`, and the command line. Secrets are not part of the configuration.
 """
 
 from .bearer import TOKEN_ENV, TOKEN_FILE_ENV, read_token

@@ -1,4 +1,4 @@
-"""The bearer token, which is a secret and so not a key of the configuration."""
+"""Read the bearer token. It is a secret, so it is not part of the configuration file."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from pathlib import Path
 from .sections import ConfigError
 
 TOKEN_ENV = "TANDEM_TOKEN"
+"""Environment variable with the token."""
 TOKEN_FILE_ENV = "TANDEM_TOKEN_FILE"
+"""Environment variable with the path of a file that contains the token."""
 
 
 def read_token(env: Mapping[str, str] | None = None) -> str | None:
-    """From the file that TANDEM_TOKEN_FILE names, or from TANDEM_TOKEN; None when neither is set.
+    """Read the token from the file in `TANDEM_TOKEN_FILE`, or from `TANDEM_TOKEN`.
+
+    Args:
+        env: Environment variables. None: those of this process.
+
+    Returns:
+        The token. None if neither variable is set.
 
     Raises:
-        ConfigError: the file cannot be read, or the token is not one printable ASCII word.
+        ConfigError: The file cannot be read, or the token is not one word of printable ASCII.
     """
     env = os.environ if env is None else env
     if file := env.get(TOKEN_FILE_ENV):
@@ -25,12 +33,13 @@ def read_token(env: Mapping[str, str] | None = None) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise ConfigError(
-                f"{TOKEN_FILE_ENV}={file} cannot be read: {reason}. Fix: name a file with the token that this user "
-                "may read."
+                f"{TOKEN_FILE_ENV}={file} cannot be read: {reason}. Fix: set it to a file with the token that "
+                "this user may read."
             ) from error
         where = f"the file that {TOKEN_FILE_ENV} names"
     elif TOKEN_ENV in env:
-        token, where = env[TOKEN_ENV].strip(), TOKEN_ENV
+        token = env[TOKEN_ENV].strip()
+        where = TOKEN_ENV
     else:
         return None
     if not token or not token.isascii() or not token.isprintable() or " " in token:

@@ -1,4 +1,4 @@
-"""Merges the sources of the configuration, key by key, and checks the result."""
+"""Merge the sources of the configuration key by key, and validate the result."""
 
 from __future__ import annotations
 
@@ -16,23 +16,26 @@ from .sections import ConfigError
 from .values import is_section, model_of, read_words, typed
 
 ENV_PREFIX = "TANDEM__"
+"""Prefix of environment variables that set configuration keys."""
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
 
 class Leaf(NamedTuple):
-    """A value that one source gives to one key."""
+    """The value of one key from one source."""
 
     place: Place
+    """The key and its type."""
     value: Any
+    """The value."""
     source: str
-    """For `--check`."""
+    """Name of the source, as `--check` prints it."""
     where: str
-    """For messages: the source, with the line or the variable."""
+    """The source with its line or variable, for messages."""
 
     @property
     def is_empty(self) -> bool:
-        """A mapping without keys: it takes nothing away from what other sources say of the section."""
+        """Whether this is a mapping without keys. It does not reset the keys that other sources set."""
         return self.value == {} or (self.value is None and is_section(self.place.annotation))
 
 
@@ -44,21 +47,22 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     defaults: Mapping[str, Any] | None = None,
 ) -> tuple[SettingsT, dict[str, str]]:
-    """Merge the sources into `settings` (a model with some of SECTIONS as fields).
-
-    Keys that `settings` does not have are refused, unless it ignores them (`extra="ignore"`: a tool that reads a few
-    keys of a configuration whose owners check the rest).
+    """Load the configuration from all sources.
 
     Args:
-        path: the YAML file. Its folder is the project; the services run in it, so that is where relative paths start.
-        overrides: dotted key → words as on a command line, or a value that is not text.
-        defaults: the same, below everything else.
+        settings: Model with one field per section, such as `shared` and `generator`. Other sections are ignored.
+            Unknown keys in its own sections are refused, except in models with `extra="ignore"`.
+        path: The YAML file. None: no file. Its folder is the project; relative paths start there, because the services
+            change into it.
+        env: Environment variables. None: those of this process.
+        overrides: Dotted key → value from the command line. Text is parsed like a command-line argument.
+        defaults: Dotted key → value, in the same form. Every other source overrides them.
 
     Returns:
         The settings, and dotted key → source for every value that is not the model's default.
 
     Raises:
-        ConfigError: a key that does not exist (with the one that was meant), or a value that does not fit.
+        ConfigError: A key does not exist, or a value is invalid. The message suggests the key that was probably meant.
     """
     keys = Schema(settings)
     leaves = list(_from_options(keys, defaults or {}, "default of the caller"))
@@ -78,7 +82,7 @@ def _from_file(keys: Schema, path: Path) -> Iterator[Leaf]:
 
 
 def _leaves(keys: Schema, tree: Mapping[str, Any], start: Place, source: str, where: str) -> Iterator[Leaf]:
-    """Of a mapping. Names of fields have no dots, so that `trainer.max_steps: 5` is `trainer: {max_steps: 5}`."""
+    """Yield the leaves of a mapping. Field names contain no dots, so `trainer.max_steps: 5` is a nested key."""
     for key, value in tree.items():
         line = f"{source}, line {key.line}" if isinstance(key, Key) and key.line else where
         words = key.split(".") if model_of(start.annotation) else [key]
@@ -94,7 +98,7 @@ def _leaf(keys: Schema, place: Place, value: Any, source: str, where: str) -> It
 
 
 def _from_env(keys: Schema, env: Mapping[str, str]) -> Iterator[Leaf]:
-    """`TANDEM__A__B=1` → `a.b: 1`."""
+    """Yield the values from the environment. `TANDEM__A__B=1` sets `a.b` to 1."""
     for variable, text in env.items():
         if variable.startswith(ENV_PREFIX):
             words = variable.removeprefix(ENV_PREFIX).split("__")
@@ -104,7 +108,10 @@ def _from_env(keys: Schema, env: Mapping[str, str]) -> Iterator[Leaf]:
 
 
 def _spelled_as(known: Iterable[Leaf], leaves: Iterable[Leaf]) -> Iterator[Leaf]:
-    """Variables are written in capitals, so `…__ENABLE_THINKING` is the key `enable_thinking` that the file has."""
+    """Use the spelling in the file for keys from the environment, where names are usually written in capitals.
+
+    `…__ENABLE_THINKING` sets the key `enable_thinking` if the file has it.
+    """
     paths = {leaf.place.path[:length] for leaf in known for length in range(1, len(leaf.place.path) + 1)}
     spellings = {tuple(name.lower() for name in path): path for path in paths}
     for leaf in leaves:
@@ -122,7 +129,7 @@ def _from_options(keys: Schema, options: Mapping[str, Any], source: str) -> Iter
 
 
 def _each_once(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
-    """Raises ConfigError when a source gives one key under two spellings."""
+    """Pass the leaves on. Raise ConfigError if a source sets the same key twice, in two spellings."""
     seen: dict[KeyPath, str] = {}
     for leaf in leaves:
         path = leaf.place.path
@@ -133,7 +140,7 @@ def _each_once(leaves: Iterable[Leaf]) -> Iterator[Leaf]:
 
 
 def _merge(leaves: Iterable[Leaf]) -> list[Leaf]:
-    """The last one of each key. A value takes the place of the keys below it, and of what stood above it."""
+    """Keep the last leaf of each key. A value replaces all keys below it and any value above it."""
     merged: dict[KeyPath, Leaf] = {}
     for leaf in leaves:
         path = leaf.place.path
@@ -146,10 +153,10 @@ def _merge(leaves: Iterable[Leaf]) -> list[Leaf]:
 
 
 def _tree(settings: type[BaseModel], leaves: Iterable[Leaf]) -> dict[str, Any]:
-    """The values under their keys.
+    """Build the nested mapping that pydantic validates.
 
     Raises:
-        ConfigError: names every value whose type cannot be told.
+        ConfigError: Values are ambiguous. The message names all of them.
     """
     values: dict[str, Any] = {section: {} for section in settings.model_fields}
     problems = []
@@ -169,12 +176,12 @@ def _tree(settings: type[BaseModel], leaves: Iterable[Leaf]) -> dict[str, Any]:
 def _explain(problem: Any, leaves: Iterable[Leaf], path: Path | None) -> str:
     parts = tuple(str(part) for part in problem["loc"])
     key = ".".join(parts)
-    # The items of a list have no source of their own.
+    # Items of a list have no source. Use the list's.
     named = (leaf.where for leaf in leaves if parts[: len(leaf.place.path)] == leaf.place.path)
     where = next(named, path or "defaults")
     if problem["type"] == "missing":
         variable = "" if any(part.isdecimal() for part in parts) else f" or as {ENV_PREFIX}{'__'.join(parts).upper()}"
         return f"{key} is missing. Fix: set it in {path or 'the YAML file'}{variable}."
-    if problem["type"] == "value_error":  # a validator of ours, which says what it got; the input is a whole section
+    if problem["type"] == "value_error":  # one of our own validators: its message already contains the value
         return f"{key} (from {where}): {problem['ctx']['error']}"
     return f"{key}: got {shorten(problem['input'])} (from {where}); {describe(problem)}"

@@ -1,4 +1,4 @@
-"""Dotted options on a command line."""
+"""Parse dotted options of the command line, such as `--trainer.max_steps 5`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,22 @@ from .sections import SECTIONS, ConfigError
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, str]:
-    """`--trainer.max_steps 5` or `--trainer.max_steps=5` → `{"trainer.max_steps": "5"}`; the last one of a key wins.
+    """Parse dotted options.
 
-    Values stay as they are written, so that a command can hand them on: `load` reads them, and reads them once.
+    `--trainer.max_steps 5` and `--trainer.max_steps=5` both give `{"trainer.max_steps": "5"}`. If a key appears several
+    times, the last value wins. Values are not parsed here; `load` does that.
+
+    Args:
+        arguments: The arguments of the command line.
+
+    Returns:
+        Dotted key → value as it was written.
 
     Raises:
-        ConfigError: an argument of another form, or a key without a value.
+        ConfigError: An argument has another form, or an option has no value.
     """
-    overrides, rest = {}, iter(arguments)
+    overrides = {}
+    rest = iter(arguments)
     for argument in rest:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or key.split(".", 1)[0] not in SECTIONS or "." not in key:

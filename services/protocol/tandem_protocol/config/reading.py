@@ -1,6 +1,6 @@
-"""Reads YAML without guessing: every key once, and words without quotes as they are written.
+"""Read YAML without guessing types. Duplicate keys are refused.
 
-`a: 007` gives `{Key("a"): Plain("007")}`. Which type `007` has is decided later, by the key (see values.py).
+`a: 007` gives `{Key("a"): Plain("007")}`. The type of the key decides later what `007` means (see values.py).
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ import yaml
 from .sections import ConfigError
 from .words import NULLS, is_text, kind_in_yaml_1_1, kind_of
 
-_PLAIN, _MERGE, _TEXT = "tandem:plain", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:str"
+_PLAIN = "tandem:plain"
+_MERGE = "tag:yaml.org,2002:merge"
+_TEXT = "tag:yaml.org,2002:str"
 
 
 class Key(str):
     """The name of a key."""
 
     line: int | None = None
-    """Where it stands in its file."""
+    """Line in its file."""
 
 
 class Plain(str):
-    """A value without quotes, exactly as it is written."""
+    """A value without quotes, as it is written."""
 
     line: int | None = None
-    """Where it stands in its file. None on the command line and in the environment, where the shell eats quotes."""
+    """Line in its file. None on the command line and in the environment, where the shell removes quotes."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -37,7 +39,7 @@ WordT = TypeVar("WordT", Key, Plain)
 
 
 class _Composer(yaml.SafeLoader):
-    """Marks values without quotes and tags, in place of choosing their types by YAML 1.1."""
+    """Marks values without quotes and tags as plain, instead of choosing their types by the rules of YAML 1.1."""
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> str:
         if kind is yaml.ScalarNode and implicit[0]:
@@ -46,10 +48,10 @@ class _Composer(yaml.SafeLoader):
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
+    """Read a YAML file that contains one mapping.
 
     Raises:
-        ConfigError: the file cannot be read, is not YAML, gives a key twice, or does not hold one mapping.
+        ConfigError: The file cannot be read, is not YAML, has a duplicate key, or does not contain one mapping.
     """
     try:
         data = path.read_bytes()
@@ -57,16 +59,24 @@ def read_file(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}. Fix: check the path and permissions.") from error
     content = _read(data, str(path), has_lines=True)
     if not isinstance(content, dict):
-        got = "nothing" if content is None else "a list" if isinstance(content, list) else f"{content!r}"
-        raise ConfigError(f"{path} holds {got}; expected a mapping with the sections shared, generator and trainer")
+        got = repr(content)
+        if content is None:
+            got = "nothing"
+        elif isinstance(content, list):
+            got = "a list"
+        raise ConfigError(f"{path} contains {got}; expected a mapping with the sections shared, generator and trainer")
     return content
 
 
 def read_value(text: str, where: str) -> Any:
-    """A value from the command line or the environment, such as `[0.9, 0.95]` or `"007"`.
+    """Read a value from the command line or the environment, such as `[0.9, 0.95]` or `"007"`.
+
+    Args:
+        text: The value as YAML.
+        where: Its option or variable, for messages.
 
     Raises:
-        ConfigError: it is not YAML.
+        ConfigError: `text` is not YAML.
     """
     return _read(text, where, has_lines=False)
 
@@ -87,23 +97,25 @@ def _read(data: str | bytes, where: str, *, has_lines: bool) -> Any:
 def _problem(error: yaml.MarkedYAMLError) -> str:
     problem = error.problem or str(error.context)
     if "'\\t'" in problem:
-        return "a tab cannot indent. Fix: use spaces"
+        return "a tab is not allowed as indentation. Fix: use spaces"
     if "another document" in problem:
-        return "a second document (---) begins here; expected one. Fix: put all sections into one document"
+        return "a second document (---) starts here; expected one. Fix: put all sections into one document"
     return problem
 
 
 class _Builder:
-    """Turns one document's nodes into mappings, lists and words."""
+    """Converts the nodes of a document into mappings, lists and words."""
 
     def __init__(self, where: str, has_lines: bool) -> None:
-        self._where, self._has_lines = where, has_lines
+        self._where = where
+        self._has_lines = has_lines
         self._open: list[yaml.Node] = []
-        """The nodes around the present one: an alias of one of them would never end."""
+        """The nodes that contain the current one. An alias of one of them would be an endless loop."""
 
     def build(self, node: yaml.Node) -> Any:
+        """Convert one node and everything below it."""
         if node in self._open:
-            raise self._error(node, "this alias stands inside of its own anchor; expected one outside of it")
+            raise self._error(node, "this alias is inside its own anchor; expected an alias outside of it")
         self._open.append(node)
         try:
             if isinstance(node, yaml.ScalarNode):
@@ -135,7 +147,7 @@ class _Builder:
                 again = f" and again on line {line}" if self._has_lines else " and again"
                 first = f" on line {seen[key]}" if self._has_lines else ""
                 hint = "list both: <<: [*a, *b]" if is_merge else "remove one of them"
-                raise ConfigError(f"{self._where}: the key {key!s} stands{first}{again}. Fix: {hint}.")
+                raise ConfigError(f"{self._where}: got the key {key!s}{first}{again}, expected it once. Fix: {hint}.")
             seen[key] = line
             if is_merge:
                 merged = self._merged(value_node)
@@ -144,7 +156,7 @@ class _Builder:
         return merged | own
 
     def _merged(self, node: yaml.Node) -> dict[Key, Any]:
-        """What `<<: *base` or `<<: [*first, *second]` brings: the first one that has a key wins."""
+        """Return the keys of `<<: *base` or `<<: [*first, *second]`. For a duplicate key, the first mapping wins."""
         value = self.build(node)
         maps = value if isinstance(value, list) else [value]
         if not all(isinstance(item, dict) for item in maps):

@@ -1,4 +1,4 @@
-"""Every value of a loaded configuration with where it came from, for `--check` and for the run's folder."""
+"""List every value of a loaded configuration with its source, for `--check` and for the run's folder."""
 
 from __future__ import annotations
 
@@ -12,15 +12,23 @@ from .sections import Section
 
 
 class Resolved(Section):
-    """A value and where it came from."""
+    """A value of the configuration and its source."""
 
     key: str
+    """Dotted key."""
     value: Any
+    """The value, as JSON types."""
     source: str
+    """Where the value came from: `default`, a file with its path, `environment` or `command line`."""
 
 
 def resolved(settings: BaseModel, sources: Mapping[str, str]) -> list[Resolved]:
-    """Every value with where it came from."""
+    """Return every value of the configuration with its source.
+
+    Args:
+        settings: The loaded settings.
+        sources: Dotted key → source, from `load`.
+    """
     return [
         Resolved(key=key, value=value, source=sources.get(key, "default"))
         for key, value in _flatten(settings.model_dump(mode="json"), ())
@@ -28,7 +36,12 @@ def resolved(settings: BaseModel, sources: Mapping[str, str]) -> list[Resolved]:
 
 
 def format_resolved(settings: BaseModel, sources: Mapping[str, str]) -> str:
-    """The same, one `key: value  # source` a line."""
+    """Return every value with its source as text, one `key  value  # source` per line.
+
+    Args:
+        settings: The loaded settings.
+        sources: Dotted key → source, from `load`.
+    """
     rows = resolved(settings, sources)
     width = max(len(row.key) for row in rows)
     return "\n".join(f"{row.key:<{width}}  {row.value!r}  # {row.source}" for row in rows)

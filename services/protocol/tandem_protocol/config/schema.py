@@ -1,4 +1,4 @@
-"""Which keys a model of the configuration has, and which key a person meant."""
+"""Find the keys of a configuration model, and suggest a key for a misspelled one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from .sections import SECTIONS, ConfigError
 from .values import alternatives, mapping_of, model_of, takes_text
 
 KeyPath = tuple[str, ...]
+"""Parts of a dotted key."""
 
 
 class Place(NamedTuple):
     """A key and the type of its value."""
 
     path: KeyPath
+    """The key."""
     annotation: Any
+    """Type of its value."""
 
 
 class Schema:
-    """The keys of a model with some of SECTIONS as fields."""
+    """The keys of a settings model, which has one field per section."""
 
     def __init__(self, settings: type[BaseModel]) -> None:
         self._settings = settings
@@ -32,16 +35,21 @@ class Schema:
     def locate(
         self, start: Place, words: Sequence[str], *, separator: str, source: str, lower: bool = False
     ) -> Place | None:
-        """The key `words` below `start`; None for a key that others check: another service's, or an ignored one.
+        """Find the key `words` below `start`.
 
         Args:
-            separator: what stood between the words. In a mapping from names to text it is part of the name:
+            start: Where to start.
+            words: Names of the fields and keys on the path.
+            separator: Separator between the words. In a mapping from names to text it is part of the name:
                 `generator.env.A.B` is the variable `A.B`.
-            source: for messages.
-            lower: lower-case the names of fields; the keys of mappings that take any key stay as they are.
+            source: Source of the key, for messages.
+            lower: Convert names of fields to lower case. Keys of mappings that accept any key are kept.
+
+        Returns:
+            The key. None for a key that is checked elsewhere: one of another service, or an ignored one.
 
         Raises:
-            ConfigError: there is no such key.
+            ConfigError: The key does not exist.
         """
         path, annotation = start
         for index, word in enumerate(words):
@@ -51,7 +59,8 @@ class Schema:
                     if model.model_config.get("extra") == "ignore" or (not path and name in SECTIONS):
                         return None
                     raise self._unknown((*path, name, *words[index + 1 :]), source)
-                path, annotation = (*path, name), model.model_fields[name].annotation
+                path = (*path, name)
+                annotation = model.model_fields[name].annotation
             elif mapping := mapping_of(annotation):
                 key_type, annotation = mapping
                 if takes_text(annotation):
@@ -64,7 +73,8 @@ class Schema:
         return Place(path, annotation)
 
     def _unknown(self, path: KeyPath, source: str) -> ConfigError:
-        key, known = dotted(path), set(_keys(self._settings))
+        key = dotted(path)
+        known = set(_keys(self._settings))
         by_leaf = difflib.get_close_matches(path[-1], {k.rsplit(".", 1)[-1] for k in known}, n=1)
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
             k for k in sorted(known) if by_leaf and k.rsplit(".", 1)[-1] == by_leaf[0]
@@ -74,17 +84,17 @@ class Schema:
 
 
 def dotted(path: KeyPath) -> str:
-    """`trainer.max_steps`; a name with a dot of its own stands in quotes: `generator.env."A.B"`."""
+    """Join a path with dots: `trainer.max_steps`. A name that contains a dot is quoted: `generator.env."A.B"`."""
     return ".".join(f'"{name}"' if "." in name else name for name in path)
 
 
 def takes_keys(annotation: Any) -> bool:
-    """Whether a mapping as its value has keys of their own, which later sources can change one by one."""
+    """Whether values of this type may have keys, which later sources can override one by one."""
     return annotation is Any or bool(model_of(annotation) or mapping_of(annotation))
 
 
 def _name(key_type: Any, name: str) -> str:
-    """The name as its mapping spells it, so that `max-num-seqs` and `max_num_seqs` are one key of `generator.vllm`."""
+    """Normalize a name as its mapping does: `max-num-seqs` and `max_num_seqs` are one key of `generator.vllm`."""
     return str(_adapter(key_type).validate_python(str(name)))
 
 
@@ -92,7 +102,7 @@ _adapter = cache(TypeAdapter)
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted key of `model`, inner nodes too."""
+    """Yield every dotted key of `model`, including those of sections."""
     for name, field in model.model_fields.items():
         key = f"{prefix}{name}"
         yield key

@@ -1,4 +1,4 @@
-"""What every configuration model is made of, and the section that both services read."""
+"""Base classes of the configuration, and the section that both services read."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 SECTIONS = ("shared", "generator", "trainer")
+"""Sections of the YAML file."""
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used. The message names the key, its value, what was expected and the fix."""
+    """The configuration is invalid. The message names the key, its value, what was expected and the fix."""
 
 
 class Section(BaseModel):
-    """Base of all configuration models. The text below a field is its description in docs/reference/config.md."""
+    """Base of all configuration models. The docstring of a field is its description in docs/reference/config.md."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class SharedConfig(Section):
-    """What both services must agree on."""
+    """Settings that generator and trainer must agree on."""
 
     model: str
-    """Directory of a Hugging Face model, or its id on the hub."""
+    """Directory of a Hugging Face model, or its id on the Hugging Face Hub."""
     revision: str | None = None
+    """Branch, tag or commit on the hub. None: the hub's default branch. Ignored for a directory."""
     trust_remote_code: bool = False
+    """Run Python code that comes with the model. Set it only for models whose code you trust."""
     weights_dir: Path = Path("weights")
-    """Root of the weight store; the same volume on both sides."""
+    """Directory of the weight store. It must be the same volume for the trainer and all generators."""
     generators: tuple[str, ...] = Field(("http://127.0.0.1:8000",), min_length=1)
-    """Base URL of every generator replica; a version is published when all of them serve it."""
+    """Base URLs of all generator replicas. The trainer waits until all of them serve a new version."""
 
     @field_validator("generators")
     @classmethod

@@ -1,4 +1,4 @@
-"""Gives each value the type of its key. The type decides what a word without quotes is; where it cannot, we refuse."""
+"""Convert each value to the type of its key. Words without quotes that the type does not make clear are refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .reading import Plain, read_value
 from .words import NULLS, has_leading_zero, is_text, kind_in_yaml_1_1, kind_of, means_two_things, value_of
 
 LARGEST = 2**63
-"""What torch, NumPy and vLLM count with has 64 bits."""
+"""Integers must be smaller than this. torch, NumPy and vLLM use 64 bits."""
 
 
 def alternatives(annotation: Any) -> Iterator[Any]:
-    """`Annotated[int, …] | None` → int, NoneType."""
+    """Yield the types in a union: `Annotated[int, …] | None` gives int and NoneType."""
     if get_origin(annotation) is Annotated:
         yield from alternatives(get_args(annotation)[0])
     elif get_origin(annotation) in (Union, types.UnionType):
@@ -28,27 +28,33 @@ def alternatives(annotation: Any) -> Iterator[Any]:
 
 
 def model_of(annotation: Any) -> type[BaseModel] | None:
-    """The model among the alternatives."""
+    """Return the configuration model in the union. None if it has none."""
     return next((a for a in alternatives(annotation) if isinstance(a, type) and issubclass(a, BaseModel)), None)
 
 
 def mapping_of(annotation: Any) -> tuple[Any, Any] | None:
-    """Types of key and value, where a mapping with any keys is among the alternatives."""
+    """Return the key and value types of the `dict` in the union. None if it has none."""
     return next(((*get_args(a),) for a in alternatives(annotation) if get_origin(a) is dict), None)
 
 
 def takes_text(annotation: Any) -> bool:
+    """Whether text or a path is a valid type for the value."""
     return any(a in (str, Path) for a in alternatives(annotation))
 
 
 def read_words(text: str, annotation: Any, where: str) -> Any:
-    """A value from the command line or the environment, where a shell has taken its quotes.
+    """Read a value from the command line or the environment, where the shell has removed the quotes.
 
-    A key for text takes the words as they are: `--trainer.run_name 007` and `'"007"'` give the same. Any other key
-    reads them as YAML.
+    For a key that takes text, the words are the value: `--trainer.run_name 007` and `'"007"'` give the same. For other
+    keys they are parsed as YAML.
+
+    Args:
+        text: The words.
+        annotation: Type of the key.
+        where: The option or variable, for messages.
 
     Raises:
-        ConfigError: they are not YAML.
+        ConfigError: The words are not YAML.
     """
     if takes_text(annotation) and not text.lstrip().startswith(("'", '"')):
         return None if text in NULLS else Plain(text)
@@ -56,10 +62,10 @@ def read_words(text: str, annotation: Any, where: str) -> Any:
 
 
 def typed(value: Any, annotation: Any) -> Any:
-    """The value as pydantic gets it: of the key's type if its words can be of that type.
+    """Convert a value to the type of its key, for pydantic to validate.
 
     Raises:
-        ValueError: words without quotes that the key's type does not settle.
+        ValueError: Words without quotes have several possible meanings.
     """
     if isinstance(value, Plain):
         return _typed_word(value, annotation)
@@ -83,7 +89,7 @@ def _typed_nothing(annotation: Any) -> Any:
 
 
 def is_section(annotation: Any) -> bool:
-    """Whether nothing at all (`optim:` with all its keys commented out) stands for a mapping without keys."""
+    """Whether an empty value means a mapping without keys, as in `optim:` with all its keys commented out."""
     kinds = tuple(alternatives(annotation))
     return type(None) not in kinds and (model_of(annotation) or mapping_of(annotation)) is not None
 
@@ -113,16 +119,20 @@ def _typed_word(word: Plain, annotation: Any) -> Any:
     value = value_of(word)
     if isinstance(value, int) and abs(value) >= LARGEST and Any not in kinds:
         raise ValueError(f"got {word}, expected a number below 2**63")
-    # pydantic would take true for the number 1.
-    return str(word) if value is word or (isinstance(value, bool) and not kinds & {bool, Any}) else value
+    # pydantic would accept true as the number 1.
+    is_misplaced_bool = isinstance(value, bool) and not kinds & {bool, Any}
+    return str(word) if value is word or is_misplaced_bool else value
 
 
 def _two_readings(word: Plain) -> str:
-    """`got on without quotes, which YAML 1.1 reads as true or false and YAML 1.2 as text. Fix: ...`."""
-    older, newer = kind_in_yaml_1_1(word) or "text", kind_of(word) or "text"
+    """Return the message: `got on without quotes, which YAML 1.1 reads as … and YAML 1.2 as text. Fix: …`."""
+    older = kind_in_yaml_1_1(word) or "text"
+    newer = kind_of(word) or "text"
     if has_leading_zero(word):
         other = f"write {int(word)} for the number"
-        older, newer = (f"{int(word, 8)}", f"{int(word)}") if set(word) <= set("+-01234567") else (older, newer)
+        if set(word) <= set("+-01234567"):
+            older = str(int(word, 8))
+            newer = str(int(word))
     else:
         other = {"true or false": "write true or false", "a number": "write the number in digits"}.get(older, "")
     fix = f"{_quote(word)}{', or ' + other if other else ''}"
