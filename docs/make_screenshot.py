@@ -22,6 +22,10 @@ from tandem_cli.screen import Facts, render
 
 TARGET = Path(__file__).parent / "assets" / "screen.svg"
 WIDTH = 96
+TITLE = """\
+<title id="title">The live screen of a run</title>
+<desc id="description">A terminal: steps, the reward rising over time, evaluation, speed, and what each service does.</desc>
+"""
 FILES = ("metrics.jsonl", "eval.jsonl", "rollouts.jsonl")
 
 
@@ -47,7 +51,9 @@ def draw(run_dir: Path, step: int) -> str:
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(render(progress, facts, _RUNNING, elapsed_s, WIDTH))
     svg = console.export_svg(title="tandem demo examples/digits")
-    return re.sub(r"@font-face {.*?}", "", svg, flags=re.DOTALL)  # rich would fetch a font from another host
+    svg = re.sub(r"@font-face {.*?}", "", svg, flags=re.DOTALL)  # rich would fetch a font from another host
+    titled = f'<svg role="img" aria-labelledby="title description"{{}}>\n{TITLE}'
+    return re.sub(r"<svg([^>]*)>", lambda tag: titled.format(tag[1]), svg, count=1)
 
 
 if __name__ == "__main__":

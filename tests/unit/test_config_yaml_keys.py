@@ -29,7 +29,7 @@ from tandem_protocol.config import ConfigError, load, parse_overrides
 def test_a_duplicate_key_is_refused_with_both_lines(
     tmp_path: Path, text: str, key: str, lines: tuple[int, int]
 ) -> None:
-    with pytest.raises(ConfigError, match=f"the key {key} stands on line {lines[0]} and again on line {lines[1]}"):
+    with pytest.raises(ConfigError, match=f"got the key {key} on line {lines[0]} and again on line {lines[1]}"):
         read_file(tmp_path, text)
 
 
@@ -115,17 +115,20 @@ def test_dotted_keys_are_paths_through_sections(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("trainer:\n\tmax_steps: 1\n", "line 2, column 1: this is not YAML: a tab cannot indent. Fix: use spaces"),
+        (
+            "trainer:\n\tmax_steps: 1\n",
+            "line 2, column 1: this is not YAML: a tab is not allowed as indentation. Fix: use spaces",
+        ),
         ("trainer: {}\n---\nshared: {}\n", "line 2, column 1: .*second document"),
-        ("trainer: &a\n  b: *a\n", "line 1: this alias stands inside of its own anchor"),
+        ("trainer: &a\n  b: *a\n", "line 1: this alias is inside its own anchor"),
         ("trainer: *absent\n", "line 1, column 10: this is not YAML: found undefined alias"),
         ("trainer: [1\n", "line 2, column 1: this is not YAML"),
         ("trainer: !env X\n", "line 1: got the tag !env before 'X'"),
         ("trainer: !!python/object:os.system {}\n", "line 1: got the tag"),
         ("trainer:\n  ? [a]\n  : 1\n", "line 2: got a key that is a list or a mapping"),
-        ("- trainer\n", "holds a list; expected a mapping with the sections"),
-        ("", "holds nothing; expected a mapping"),
-        ("trainer\n", "holds trainer; expected a mapping"),
+        ("- trainer\n", "contains a list; expected a mapping with the sections"),
+        ("", "contains nothing; expected a mapping"),
+        ("trainer\n", "contains trainer; expected a mapping"),
         ("trainer: 5\n", r"trainer: got 5 \(from .*line 1\); .*dictionary"),
         ("trainer: {max_steps: {a: 1}}\n", r"trainer\.max_steps: got {'a': 1}"),
         ("[" * 5000, "is not YAML"),
