@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 
 import shtab
@@ -14,18 +13,19 @@ SHELLS = ("bash", "zsh", "fish")
 def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """Return the script for one of SHELLS. It completes folders where the parser expects a path.
 
-    The script holds all that it completes, so that TAB starts no Python.
+    The script contains everything that it completes: TAB does not start Python.
     """
-    for action in _actions(parser):
-        if action.type is Path:
-            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # shtab looks for this attribute
+    _annotate(parser)
     return shtab.complete(parser, shell)
 
 
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """All arguments of the parser and of its commands."""
+def _annotate(parser: argparse.ArgumentParser) -> None:
+    """Add what shtab reads: folders for paths, and one line as the description of each command."""
     for action in parser._actions:
-        yield action
+        if action.type is Path:
+            action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]  # shtab looks for this attribute
         if isinstance(action, argparse._SubParsersAction):
+            for entry in action._choices_actions:
+                action.choices[entry.dest].description = entry.help
             for command in action.choices.values():
-                yield from _actions(command)
+                _annotate(command)

@@ -31,7 +31,8 @@ exit codes:
 _DEMO = """
 Start a project's generator and trainer on this machine, show the run and sum it up.
 
-The run starts from the beginning. The folder of an earlier run is renamed (runs/digits to runs/digits.1), never deleted.
+The run starts from the beginning. The folder of an earlier run is renamed (runs/digits to runs/digits.1), never
+deleted.
 
 Any key of config.yaml can be set on the command line: --trainer.max_steps 5. `python -m tandem_generator --help` and
 `python -m tandem_trainer --help` list the keys.
