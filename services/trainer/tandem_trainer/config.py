@@ -251,9 +251,11 @@ class TrainerConfig(Section):
     def _groups_can_be_compared(self) -> TrainerConfig:
         generations = self.rollout.num_generations
         if self.algorithm == "online_dpo" and generations != 2:
-            raise ValueError(f"rollout.num_generations is {generations}; online_dpo compares two completions, wanted 2")
+            raise ValueError(
+                f"rollout.num_generations is {generations}; online_dpo compares two completions, expected 2"
+            )
         if generations < 2:
-            raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, wanted 2 or more")
+            raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, expected 2 or more")
         return self
 
     @model_validator(mode="after")
@@ -267,8 +269,8 @@ class TrainerConfig(Section):
             raise ValueError("rewards is empty, expected at least one, or online_dpo.judge with algorithm online_dpo")
         if judge and self.eval and self.eval.num_generations > 1:
             raise ValueError(
-                f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion a prompt with "
-                "the first policy's, wanted 1"
+                f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion per prompt with "
+                "the first policy's, expected 1"
             )
         return self
 
