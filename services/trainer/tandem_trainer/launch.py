@@ -67,7 +67,8 @@ def main() -> int:
 def help_text() -> str:
     """Return the help, with the variables as if they were options: argparse only lays them out."""
     parser = argparse.ArgumentParser(
-        usage="[TANDEM_TRAINER_...=VALUE] python -m tandem_trainer.launch\n           --config FILE [ARGUMENT OF THE TRAINER ...]",
+        usage="[TANDEM_TRAINER_...=VALUE] python -m tandem_trainer.launch\n"
+        "           --config FILE [ARGUMENT OF THE TRAINER ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=WideHelpFormatter,
