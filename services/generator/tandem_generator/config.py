@@ -17,51 +17,40 @@ class FaultsConfig(Section):
     """Faults of the mock engine, for testing a trainer against them. Rates are probabilities a request."""
 
     latency_s: float = Field(0.0, ge=0.0)
-    """Seconds to wait before each group."""
+    """Added before each group."""
     token_latency_s: float = Field(0.0, ge=0.0)
-    """Seconds to wait before each token. Set it to have switches fall into the middle of completions."""
+    """Added before each token; only then can a switch fall into the middle of a completion."""
     error_rate: float = Field(0.0, ge=0.0, le=1.0)
-    """Probability that a request's stream ends in an `engine_failed` line."""
+    """The stream ends in an `engine_failed` line."""
     drop_rate: float = Field(0.0, ge=0.0, le=1.0)
-    """Probability that a request's connection breaks in the middle of the stream."""
+    """The connection breaks in the middle of the stream."""
     stale: bool = False
-    """Label all tokens with the first version served, and claim to serve the newest."""
+    """Keeps labelling tokens with the first version it served, and says it serves the newest."""
     load_failures: int = Field(0, ge=0)
-    """Number of weight loads, from the first on, that fail half-way."""
+    """So many loads of weights fail half-way."""
 
 
 class MockConfig(Section):
     """The mock engine."""
 
     vocab_size: int | None = Field(None, ge=2)
-    """Size of the vocabulary; None: that of the model's config.json, or 256 without one."""
+    """None: what the model's config.json says, or 256 without one."""
     faults: FaultsConfig = FaultsConfig()
 
 
 class GeneratorConfig(Section):
-    """One generator: its engine and its server. The options up to `enforce_eager` are those of `trl vllm-serve`."""
+    """Section `generator`. The options up to `enforce_eager` are those of `trl vllm-serve`."""
 
     engine: Literal["vllm", "mock"] = "vllm"
-    """`vllm` samples from the model. `mock` reads no weights and makes its tokens up, to test a trainer against it."""
     host: str = "127.0.0.1"
-    """Address to listen on. Any address but the local machine's needs a token (`TANDEM_TOKEN`)."""
     port: int = Field(8000, ge=0, le=65535)
-    """Port to listen on."""
     tensor_parallel_size: int = Field(1, ge=1)
-    """GPUs that share one copy of the model."""
     data_parallel_size: int = Field(1, ge=1)
-    """Copies of the model, each on its own GPUs."""
     gpu_memory_utilization: float | None = Field(None, gt=0.0, le=1.0)
-    """Part of the GPU's memory that vLLM uses, for weights and KV cache; None: vLLM's default."""
     dtype: str = "auto"
-    """Data type of the weights and of the computation: `auto`, `bfloat16`, `float16` or `float32`. `auto` takes the
-    model's."""
     max_model_len: int | None = Field(None, ge=1)
-    """Longest sequence in tokens, prompt and completion together; None: the model's own limit."""
     enable_prefix_caching: bool | None = None
-    """Keep the KV cache of prompts that start alike; None: vLLM's default."""
     enforce_eager: bool | None = None
-    """Run without CUDA graphs and `torch.compile`: starts faster, samples more slowly. None: vLLM's default."""
     generator_id: str | None = Field(None, pattern=r"^\w[\w.-]*$")
     """Name of this replica in leases and logs; None: host name and port."""
     visible_timeout_s: float = Field(60.0, gt=0.0)
@@ -69,9 +58,8 @@ class GeneratorConfig(Section):
     switch_timeout_s: float = Field(300.0, gt=0.0)
     """How long running requests may hold up a switch, and how long the load itself may take."""
     canary_every_s: float = Field(15.0, gt=0.0)
-    """How often an idle engine must produce a token to stay ready."""
+    """How often an idle engine has to produce a token to stay ready."""
     canary_timeout_s: float = Field(120.0, gt=0.0)
-    """How long that token may take before the generator counts as not ready."""
     shutdown_timeout_s: int = Field(30, ge=1)
     """How long running requests may take to finish after SIGTERM."""
     vllm: dict[OptionName, Any] = {}
@@ -79,8 +67,7 @@ class GeneratorConfig(Section):
     `--no-` and its name; a list for several words, a mapping for JSON. Options that would part sampler and trainer, or
     that Tandem sets itself, are refused with the reason."""
     env: dict[str, str] = {}
-    """Environment variables for vLLM, e.g. `VLLM_CPU_KVCACHE_SPACE: "1"`. A variable that is already set keeps its
-    value."""
+    """Environment variables that vLLM reads, e.g. `VLLM_CPU_KVCACHE_SPACE: "1"`; set unless they are set already."""
     mock: MockConfig = MockConfig()
 
     @property

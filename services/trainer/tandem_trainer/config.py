@@ -10,31 +10,27 @@ from pydantic import Field, model_validator
 from tandem_protocol.config import Section, SharedConfig
 from tandem_protocol.messages import SwitchMode, TokenId
 
-from .algorithm_config import FUNCTION
-from .algorithm_config import GrpoConfig as GrpoConfig
-from .algorithm_config import OnlineDpoConfig as OnlineDpoConfig
+FUNCTION = r"^[\w.]+:\w+$"
+"""`module:function`."""
 
 
 class PromptsConfig(Section):
-    """Where the prompts come from. Columns besides the prompt reach the reward functions by name."""
+    """Where prompts come from. Columns besides the prompt reach the reward functions by name."""
 
     source: str = "prompts.jsonl"
     """A JSONL, JSON, CSV, TSV or parquet file, or anything `datasets.load_dataset` takes (a hub id, a folder)."""
     subset: str | None = None
-    """Configuration name of a data set that has several; None: its default."""
     split: str = "train"
-    """Split of the data set, or a slice of it such as `train[:1000]`."""
+    """Also a slice, as `train[:1000]`."""
     column: str = "prompt"
     """Column with the prompt: a string, or a conversation (list of role/content), which gets the chat template."""
     shuffle: bool = True
-    """Take the rows in random order, which `trainer.seed` decides."""
     limit: int | None = Field(None, ge=1)
-    """Use only this many rows, from the first on; None: all."""
+    """Use only the first rows."""
     chat_template_kwargs: dict[str, Any] = {}
-    """Arguments of the chat template, such as `enable_thinking: false`. The argument `chat_template` replaces the
-    model's template."""
+    """Given to the chat template by name, such as `enable_thinking: false`; `chat_template` takes the model's place."""
     tools: tuple[dict[str, Any], ...] = ()
-    """JSON schemas of functions that the chat template offers. A row's own column `tools` replaces them."""
+    """JSON schemas of functions that the chat template offers; a row's own column `tools` takes their place."""
 
 
 class RewardConfig(Section):
@@ -43,7 +39,6 @@ class RewardConfig(Section):
     function: str = Field(pattern=FUNCTION)
     """`module:function`, called with `prompts, completions, completion_ids, **columns`; gives a float or None a row."""
     weight: float = 1.0
-    """Factor of this reward in the sum of all."""
     arguments: dict[str, Any] = {}
     """Given to the function by name, besides the columns."""
     timeout_s: float | None = Field(None, gt=0.0)
@@ -55,113 +50,166 @@ class RewardConfig(Section):
 
 
 class RolloutConfig(Section):
-    """What the generators are asked for in each step."""
+    """What is asked of the generator each step."""
 
     num_prompts: int = Field(16, ge=1)
-    """Prompts per step (P), all ranks together."""
+    """Prompts a step (P), all ranks together."""
     num_generations: int = Field(8, ge=1)
-    """Completions per prompt (G)."""
+    """Completions a prompt (G)."""
     max_completion_length: int = Field(256, ge=1)
-    """Longest completion, in tokens."""
+    """Tokens."""
     temperature: float = Field(1.0, gt=0.0)
-    """Sampling temperature. The trainer's logprobs are computed at the same temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Sample from the most likely tokens only, which together have this probability; 1: from all. This option and the
-    next three change what is sampled, but not the trainer's logprobs: values other than the defaults bias `kl_sampler`
-    and the importance-sampling correction."""
+    """This and the next three reshape what is sampled from, but not the trainer's logprobs: other values than the
+    defaults bias `kl_sampler` and the importance-sampling correction."""
     top_k: int = Field(0, ge=0)
-    """Sample from this many most likely tokens only; 0: from all."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
-    """Leave out tokens less likely than this part of the most likely token's probability."""
     repetition_penalty: float = Field(1.0, gt=0.0)
-    """Above 1, make tokens less likely that the text already has."""
     stop_token_ids: tuple[TokenId, ...] = ()
-    """Tokens that end a completion, besides the model's own end-of-sequence tokens."""
     timeout_s: float = Field(600.0, gt=0.0)
-    """How long the rollouts of one step may take before the run stops with an error."""
+    """How long one step's rollouts may take before the run stops with an error."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
-    """How long a replica may finish no group before its missing groups are requested from the next replica."""
+    """How long a replica may finish no group before the missing ones are asked of the next."""
+
+
+class GrpoConfig(Section):
+    """Group Relative Policy Optimization and its variants. GSPO is `loss_type: grpo` with `level: sequence`."""
+
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
+    """What a token contributes and how tokens are summed up; `bnpo` and `dapo` are one here."""
+    level: Literal["token", "sequence"] = "token"
+    """Whether the ratio to the old policy is of each token or of a whole completion (then as a geometric mean)."""
+    beta: float = Field(0.0, ge=0.0)
+    """Weight of the KL to the start policy; 0 keeps no reference model."""
+    bias_correction_kl: bool = True
+    """Multiply the KL by the ratio, so that its gradient is unbiased off-policy."""
+    epsilon: float = Field(0.2, ge=0.0)
+    epsilon_high: float | None = Field(None, ge=0.0)
+    """None: the same as `epsilon`. For `cispo` it is the ratio's cap itself, so say it there (5.0)."""
+    delta: float | None = Field(None, gt=0.0)
+    """Cap of the ratio where the advantage is negative, above 1 + `epsilon_high`; None: no cap."""
+    sapo_temperature_pos: float = Field(1.0, gt=0.0)
+    sapo_temperature_neg: float = Field(1.05, gt=0.0)
+    vespo_k_pos: float = 2.0
+    vespo_lambda_pos: float = 3.0
+    vespo_k_neg: float = 3.0
+    vespo_lambda_neg: float = 2.0
+    top_entropy_quantile: float = Field(1.0, ge=0.0, le=1.0)
+    """Learn from this part of the tokens only, those with the highest entropy. Below 1, each optimizer step has one
+    forward pass more, to know it."""
+    off_policy_mask: float | None = Field(None, ge=0.0)
+    """Leave out completions with a negative advantage that drifted further from their sampler (nats a token)."""
+    importance_sampling: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = (
+        "token_truncate"
+    )
+    """Corrects for tokens that an older policy, or the sampler's own arithmetic, gave another probability: by the ratio
+    of each token or of a whole completion, either capped or, beyond the cap, 0."""
+    clip_max: float | None = Field(3.0, gt=0.0)
+    """Cap of that correction's ratio; None: no cap."""
+    clip_min: float | None = Field(None, ge=0.0)
+    scale_rewards: Literal["group", "batch", "none"] = "group"
+    multi_objective_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """With several rewards: scale their weighted sum, or scale each in its group (whatever `scale_rewards` says), sum
+    them, and scale that over the batch."""
+    mask_truncated_completions: bool = False
+    """Leave completions that hit `max_completion_length` out of the loss."""
+    num_iterations: int = Field(1, ge=1)
+    """Optimizer steps for each batch of rollouts, all within one version."""
+
+    @property
+    def upper_epsilon(self) -> float:
+        return self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> GrpoConfig:
+        if self.loss_type == "vespo" and self.importance_sampling.startswith("sequence"):
+            raise ValueError(
+                f"importance_sampling is {self.importance_sampling} for loss_type vespo, which multiplies the tokens' "
+                "ratios by itself, expected none, token_truncate or token_mask"
+            )
+        if self.clip_min is not None and self.clip_max is not None and self.clip_min >= self.clip_max:
+            raise ValueError(f"clip_min is {self.clip_min} for clip_max {self.clip_max}, expected less than that")
+        if self.importance_sampling.endswith("truncate") and self.clip_min is None and self.clip_max is None:
+            raise ValueError(f"importance_sampling {self.importance_sampling} got neither clip_max nor clip_min")
+        return self
+
+
+class OnlineDpoConfig(Section):
+    """Online Direct Preference Optimization: of two completions a prompt, the better one is preferred."""
+
+    judge: str | None = Field(None, pattern=FUNCTION)
+    """`module:function` from the project that says which is better, instead of rewards. Called with `prompts,
+    completions, **columns`, of which `completions` has pairs; gives 0, 1 or, for neither, None a pair."""
+    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
+    beta: float = Field(0.1, gt=0.0)
+    """How much it costs to leave the start policy; for `ipo` it is τ."""
+    missing_eos_penalty: float | None = Field(None, gt=0.0)
+    """Taken off the reward of a completion that hit `max_completion_length`; what a judge prefers has the reward 1."""
 
 
 class OptimConfig(Section):
-    """AdamW and its learning rate."""
+    """AdamW."""
 
     name: Literal["adamw", "adamw_8bit"] = "adamw"
-    """Implementation of AdamW. `adamw_8bit` keeps its moments in a quarter of the memory; it needs the package
-    bitsandbytes."""
+    """`adamw_8bit` keeps its moments in a quarter of the memory, and is that of bitsandbytes, if you install it."""
     learning_rate: float = Field(1e-6, gt=0.0)
-    """Peak learning rate, after the warm-up."""
     weight_decay: float = Field(0.0, ge=0.0)
-    """AdamW's weight decay. Biases and norms have none."""
+    """Biases and norms are spared."""
     adam_beta1: float = Field(0.9, ge=0.0, lt=1.0)
-    """Decay of the gradient's moving average."""
     adam_beta2: float = Field(0.999, ge=0.0, lt=1.0)
-    """Decay of the squared gradient's moving average."""
     adam_epsilon: float = Field(1e-8, gt=0.0)
-    """Added to the denominator, for numerical stability."""
     max_grad_norm: float = Field(1.0, gt=0.0)
-    """Gradients with a larger norm are scaled down to it."""
     lr_scheduler_type: Literal["constant_with_warmup", "constant", "linear", "cosine"] = "constant_with_warmup"
-    """Schedule of the learning rate, as `transformers.get_scheduler` names it."""
+    """As `transformers.get_scheduler` names them; those that need nothing but `warmup_steps` and `max_steps`."""
     warmup_steps: int = Field(0, ge=0)
-    """Optimizer steps over which the learning rate rises from 0."""
 
 
 class LearnerConfig(Section):
-    """How an update is computed. All but `dtype` change its memory and time, and its value by rounding only."""
+    """How an update is computed; apart from `dtype`, changes its memory and time, never its value but by rounding."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Data type of the computation and of the published weights. The optimizer's parameters are float32 either way."""
+    """Of the arithmetic and of what is published; the optimizer's parameters are float32 either way."""
     parallelism: Literal["ddp", "fsdp2"] = "ddp"
-    """How several processes hold the model: each holds all of it (`ddp`), or parameters, gradients and optimizer state
-    are sharded (`fsdp2`)."""
+    """What several processes do with the model: each holds all of it (`ddp`), or parameters, gradients and the
+    optimizer's state are spread over them (`fsdp2`)."""
     max_tokens_per_micro_batch: int | None = Field(None, ge=1)
-    """Padded tokens of one forward pass; None: 1024 on CPUs, 8192 on GPUs. The memory for activations is proportional
-    to it."""
+    """Padded tokens of one forward pass; None: 1024 on CPUs, 8192 on GPUs. Activations are in proportion to it."""
     logprob_chunk_size: int = Field(1024, ge=1)
-    """Number of positions whose logits are in memory at one time."""
+    """Positions whose logits exist at one time."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them, which takes up to a third more time. If
-    memory is short, lower `max_tokens_per_micro_batch` first: that costs less until it is as small as the longest
-    row."""
+    """Compute activations again in the backward pass instead of keeping them: up to a third more time. Where memory is
+    short, lower `max_tokens_per_micro_batch` first, which costs less until it is a row's length."""
     compile: bool = False
-    """Let `torch.compile` fuse the layers, from the first update on. It needs a C++ compiler."""
+    """Let `torch.compile` fuse the layers, from the first update on; it needs a C++ compiler."""
 
 
 class LoraConfig(Section):
-    """Train a low-rank adapter beside frozen weights. Its dropout is 0, like all dropout here."""
+    """Train a low-rank adapter beside frozen weights. Its dropout is 0, as all dropout here."""
 
     r: int = Field(16, ge=1)
-    """Rank of the adapter. The generator serves up to `generator.vllm.max_lora_rank`, with `enable_lora: true`."""
+    """Rank. The generator serves up to `generator.vllm.max_lora_rank`, with `enable_lora: true`."""
     alpha: float = Field(32.0, gt=0.0)
-    """Scale of the adapter: it is multiplied by `alpha / r`."""
+    """The adapter counts `alpha / r` times."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the linear layers that get an adapter, or the ends of the names. `all-linear` is all but the output
-    embedding."""
+    """Names (or their ends) of the linear layers that get one; `all-linear` leaves the output embedding out."""
 
 
 class CheckpointConfig(Section):
-    """Checkpoints, from which a run resumes."""
+    """What survives a crash."""
 
     every_steps: int = Field(20, ge=1)
-    """Steps between two checkpoints."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints that stay; older ones are deleted."""
     keep_best: bool = False
-    """Write a checkpoint at each evaluation that is the run's best so far (by mean reward), and keep the best one
-    too."""
+    """Write a checkpoint at each evaluation that is the run's best so far (by mean reward), and keep that one too."""
 
 
 class PublishConfig(Section):
     """How new weights reach the generators."""
 
     mode: SwitchMode = SwitchMode.IN_FLIGHT
-    """What happens to running requests when a generator switches: they go on with the new weights (`in_flight`), finish
-    first (`drain`), or are ended (`abort`)."""
     keep: int = Field(2, ge=1)
-    """Number of newest versions that stay in the weight store."""
+    """Versions that stay in the store."""
     timeout_s: float = Field(300.0, gt=0.0)
-    """How long the generators may take to serve a new version."""
 
 
 class EvalConfig(Section):
@@ -172,14 +220,12 @@ class EvalConfig(Section):
 
     prompts: PromptsConfig
     every_steps: int | None = Field(None, ge=1)
-    """Steps between two evaluations; None: only before the first step and after the last."""
     temperature: float = Field(0.0, ge=0.0)
-    """Sampling temperature; 0 is greedy. Above 0, each prompt is sampled with the same seed every time."""
+    """0 is greedy; above, each prompt is sampled with the same seed every time."""
     num_generations: int = Field(1, ge=1)
-    """Completions per prompt."""
+    """Completions a prompt."""
     pass_at: tuple[int, ...] = ()
-    """Measure pass@k for each of these k: the probability that at least one of k completions gets a reward of 1 or
-    more. It is measured for each reward function."""
+    """For each k of these, each reward function's pass@k: the probability that one of k completions gets 1 or more."""
 
     @model_validator(mode="after")
     def _samples_are_enough_and_differ(self) -> EvalConfig:
@@ -194,28 +240,23 @@ class EvalConfig(Section):
 
 
 class TrainerConfig(Section):
-    """The run: how long it is, how it samples, learns and keeps its results."""
+    """Section `trainer`."""
 
     output_dir: Path = Path("runs")
-    """Folder of all runs; a run's own folder is `output_dir/run_name`."""
     run_name: str = Field("default", pattern=r"^\w[\w.-]*$")
-    """Name of the run's folder. Starting again with the same name resumes the run."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Seed of the order of the prompts and of everything else that is random in the trainer. NumPy takes 32 bits."""
+    """Of the order of prompts and of everything random in the trainer. NumPy takes 32 bits."""
     max_steps: int = Field(ge=1)
-    """Steps of the run. A step is one batch of rollouts and its update."""
     max_lag: int = Field(1, ge=0)
-    """Number of versions that rollouts may be behind the learner; 0 is strictly on-policy."""
+    """Versions that rollouts may be behind the learner; 0 is strictly on-policy."""
     algorithm: Literal["grpo", "online_dpo"] = "grpo"
-    """What computes advantages and the loss."""
     prompts: PromptsConfig = PromptsConfig()
     rewards: tuple[RewardConfig, ...] = ()
-    """Reward functions. At least one, unless `online_dpo.judge` is set."""
+    """At least one, or `online_dpo.judge`."""
     reward_errors: Literal["fail", "drop"] = "fail"
-    """What an exception in a reward function does: it ends the run (`fail`), or leaves the row out of the update
-    (`drop`)."""
+    """What an exception in a reward function does: end the run, or leave that row out of the update."""
     reward_timeout_s: float = Field(300.0, gt=0.0)
-    """How long one call of a reward function may take. A synchronous function's wait for its turn does not count."""
+    """How long one call of a reward function may take; a synchronous one's wait for its turn is left out."""
     rollout: RolloutConfig = RolloutConfig()
     grpo: GrpoConfig = GrpoConfig()
     """For `algorithm: grpo`."""
@@ -229,15 +270,15 @@ class TrainerConfig(Section):
     publish: PublishConfig = PublishConfig()
     eval: EvalConfig | None = None
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
-    """Trackers that get the metrics too, besides `metrics.jsonl`. Each needs its package. `tensorboard` writes into the
-    run's folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: into the run's folder)."""
+    """Where the figures of `metrics.jsonl` go besides. Needs the tracker's package; `tensorboard` writes into the run's
+    folder, `trackio` on this machine, `wandb` to its service (WANDB_MODE=offline: to the run's folder)."""
     max_mismatch: float = Field(0.2, gt=0.0)
-    """Largest difference between trainer and generators in the logprobs of the same tokens under the same weights, in
-    nats per token (a moving average). Above it the run stops: the two sides compute different models."""
+    """How far trainer and generators may differ in the logprobs of the same tokens under the same weights, in nats per
+    token (a moving average). Above it the run stops: the two sides compute different models."""
     log_completions: int = Field(4, ge=0)
-    """Completions per step that `rollouts.jsonl` keeps."""
+    """Completions a step that `rollouts.jsonl` keeps."""
     metrics_port: int | None = Field(None, ge=1, le=65535)
-    """Port where Prometheus reads the newest step (`/metrics`, with the bearer token); None: no port."""
+    """Where Prometheus finds the newest step (`/metrics`, with the bearer token); None: nowhere."""
     start_timeout_s: float = Field(900.0, gt=0.0)
     """How long to wait for the generators to be ready."""
 
@@ -251,11 +292,9 @@ class TrainerConfig(Section):
     def _groups_can_be_compared(self) -> TrainerConfig:
         generations = self.rollout.num_generations
         if self.algorithm == "online_dpo" and generations != 2:
-            raise ValueError(
-                f"rollout.num_generations is {generations}; online_dpo compares two completions, expected 2"
-            )
+            raise ValueError(f"rollout.num_generations is {generations}; online_dpo compares two completions, wanted 2")
         if generations < 2:
-            raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, expected 2 or more")
+            raise ValueError("rollout.num_generations is 1; an advantage is relative to its group, wanted 2 or more")
         return self
 
     @model_validator(mode="after")
@@ -269,8 +308,8 @@ class TrainerConfig(Section):
             raise ValueError("rewards is empty, expected at least one, or online_dpo.judge with algorithm online_dpo")
         if judge and self.eval and self.eval.num_generations > 1:
             raise ValueError(
-                f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion per prompt with "
-                "the first policy's, expected 1"
+                f"eval.num_generations is {self.eval.num_generations}; a judge compares one completion a prompt with "
+                "the first policy's, wanted 1"
             )
         return self
 

@@ -166,7 +166,9 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def value_text(value: Any) -> str:
-    """A default as a person writes it: `true`, `[]`, `runs`."""
+    """Return a default as it is written in YAML: `true`, `null`, `[]`, `runs`."""
+    if value is None:
+        return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):

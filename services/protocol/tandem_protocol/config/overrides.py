@@ -1,4 +1,4 @@
-"""Keys of the configuration on a command line."""
+"""Dotted options on a command line."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ from .sections import SECTIONS, ConfigError
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, str]:
-    """Return `{"trainer.max_steps": "5"}` for `--trainer.max_steps 5` or `--trainer.max_steps=5`.
+    """`--trainer.max_steps 5` or `--trainer.max_steps=5` → `{"trainer.max_steps": "5"}`; the last one of a key wins.
 
-    If a key is given twice, its last value wins. Values are not converted: `load` does that, so that a command can pass
-    them on to a service as they are.
+    Values stay as they are written, so that a command can hand them on: `load` reads them, and reads them once.
 
     Raises:
-        ConfigError: an argument has another form, or a key has no value.
+        ConfigError: an argument of another form, or a key without a value.
     """
-    overrides: dict[str, str] = {}
-    rest = iter(arguments)
+    overrides, rest = {}, iter(arguments)
     for argument in rest:
         key, equals, text = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or key.split(".", 1)[0] not in SECTIONS or "." not in key:

@@ -26,11 +26,9 @@ class SharedConfig(Section):
     model: str
     """Directory of a Hugging Face model, or its id on the hub."""
     revision: str | None = None
-    """Branch, tag or commit of the model on the hub; None: its default branch."""
     trust_remote_code: bool = False
-    """Run the Python code that comes with the model. Set it only for a model that you trust."""
     weights_dir: Path = Path("weights")
-    """Root of the weight store: the same volume for generators and trainer."""
+    """Root of the weight store; the same volume on both sides."""
     generators: tuple[str, ...] = Field(("http://127.0.0.1:8000",), min_length=1)
     """Base URL of every generator replica; a version is published when all of them serve it."""
 
