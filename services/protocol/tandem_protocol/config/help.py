@@ -19,6 +19,7 @@ WORDS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", di
 """What stands for a value in the help, by its type."""
 LONGEST_CHOICES = 36
 """Characters. Longer lists of choices move from the option's line to its description."""
+EXPLAINS_A_VALUE = re.compile(r"(`[^`]+`|[\w.]+): ")
 SENTENCE_ENDS = re.compile(r"(?<=\.)(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z`\d])")
 
 
@@ -91,7 +92,7 @@ def add_keys(parser: argparse.ArgumentParser, key: str, model: type[BaseModel], 
     Args:
         omit: takes a dotted key; True leaves it out, for a key that has an option of its own.
     """
-    _add_keys(parser, key, model, first_sentence(model.__doc__ or ""), omit, {})
+    _add_keys(parser, key, model, summary_of(model.__doc__), omit, {})
 
 
 def _add_keys(
@@ -103,7 +104,8 @@ def _add_keys(
     listed: dict[type[BaseModel], str],
 ) -> None:
     if model in listed:
-        parser.add_argument_group(f"keys of {key}", f"{summary} The keys are those of {listed[model]}.")
+        same = f"The keys are those of `{listed[model]}`."
+        parser.add_argument_group(f"keys of {key}", summary if listed[model] in summary else f"{summary} {same}")
         return
     listed[model] = key
     fields = {f"{key}.{name}": field for name, field in model.model_fields.items()}
@@ -116,13 +118,13 @@ def _add_keys(
             is_mapping = mapping_of(field.annotation) is not None
             text = described(
                 field,
-                first_sentence(field.description or ""),
+                summary_of(field.description),
                 *([f"one key: --{name}.KEY VALUE"] if is_mapping else []),
             )
             group.add_argument(f"--{name}", metavar=metavar_of(field.annotation), help=text)
     for name, inner in sections.items():
-        own = first_sentence(fields[name].description or "")
-        _add_keys(parser, name, inner, f"{first_sentence(inner.__doc__ or '')} {own}".strip(), omit, listed)
+        text = summary_of(fields[name].description or inner.__doc__)
+        _add_keys(parser, name, inner, text, omit, listed)
 
 
 def metavar_of(annotation: Any) -> str:
@@ -176,8 +178,10 @@ def value_text(value: Any) -> str:
     return str(value.value if isinstance(value, enum.Enum) else value)
 
 
-def first_sentence(text: str) -> str:
-    return SENTENCE_ENDS.split(" ".join(text.split()), maxsplit=1)[0]
+def summary_of(text: str | None) -> str:
+    """Return the first sentence, and those that explain a value: `0: from all tokens.`"""
+    sentences = SENTENCE_ENDS.split(" ".join((text or "").split()))
+    return " ".join([*sentences[:1], *(sentence for sentence in sentences[1:] if EXPLAINS_A_VALUE.match(sentence))])
 
 
 def _escaped(text: str) -> str:
