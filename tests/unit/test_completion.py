@@ -104,6 +104,11 @@ def test_tab_completes_what_is_typed(terminal: Terminal, typed: str, arguments: 
     assert terminal.read_arguments().removesuffix("/") == arguments  # zsh drops the slash of a folder at its end
 
 
+def test_tab_completes_after_a_path_to_the_command(terminal: Terminal) -> None:
+    terminal.type("bin/tandem exp\t\n")
+    assert terminal.read_arguments() == "export"
+
+
 @pytest.mark.parametrize("shell", SHELLS)
 def test_the_script_names_every_command_and_is_valid(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
