@@ -16,15 +16,15 @@ from pydantic.fields import FieldInfo
 from .values import alternatives, mapping_of, model_of
 
 WORDS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", dict: "MAPPING", tuple: "LIST"}
-"""What stands for a value in the help, by its type."""
+"""Type → the placeholder of its value in the help."""
 LONGEST_CHOICES = 36
-"""Characters. Longer lists of choices move from the option's line to its description."""
+"""In characters. A longer list of choices moves from the option's line to its description."""
 EXPLAINS_A_VALUE = re.compile(r"(`[^`]+`|[\w.]+): ")
 SENTENCE_ENDS = re.compile(r"(?<=\.)(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z`\d])")
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps paragraphs to the terminal's width, and keeps indented lines, such as examples, as they are."""
+    """Wrap paragraphs to the terminal's width, and leave indented lines, such as examples, unchanged."""
 
     def add_argument(self, action: argparse.Action) -> None:
         super().add_argument(action)
@@ -61,7 +61,7 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class WideHelpFormatter(HelpFormatter):
-    """For long options: each has a line, and its description stands below it."""
+    """For long options: put each on its own line, with its description below it."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=8)
@@ -90,7 +90,7 @@ def add_keys(parser: argparse.ArgumentParser, key: str, model: type[BaseModel], 
     """Add a group with the keys of `model`, and one for each model among its fields.
 
     Args:
-        omit: takes a dotted key; True leaves it out, for a key that has an option of its own.
+        omit: takes a dotted key; True leaves it out, for a key that has its own option.
     """
     _add_keys(parser, key, model, summary_of(model.__doc__), omit, {})
 
@@ -115,12 +115,8 @@ def _add_keys(
         group = parser.add_argument_group(f"keys of {key}", summary)
         for name in plain:
             field = fields[name]
-            is_mapping = mapping_of(field.annotation) is not None
-            text = described(
-                field,
-                summary_of(field.description),
-                *([f"one key: --{name}.KEY VALUE"] if is_mapping else []),
-            )
+            notes = [f"one key: --{name}.KEY VALUE"] if mapping_of(field.annotation) else []
+            text = described(field, summary_of(field.description), *notes)
             group.add_argument(f"--{name}", metavar=metavar_of(field.annotation), help=text)
     for name, inner in sections.items():
         text = summary_of(fields[name].description or inner.__doc__)
@@ -128,7 +124,7 @@ def _add_keys(
 
 
 def metavar_of(annotation: Any) -> str:
-    """What stands for the value: `INT`, `{vllm,mock}`, `all-linear|LIST`."""
+    """Return the placeholder of a value: `INT`, `{vllm,mock}`, `all-linear|LIST`."""
     kinds = [kind for kind in alternatives(annotation) if kind is not type(None)]
     if len(kinds) == 1 and (choices := _choices(kinds[0])):
         braces = f"{{{','.join(choices)}}}"
@@ -149,8 +145,8 @@ def described(field: FieldInfo, text: str, *notes_before: str) -> str:
 
 def _notes(annotation: Any) -> Iterator[str]:
     for kind in alternatives(annotation):
-        if metavar_of(annotation) == "NAME":
-            yield f"one of {', '.join(_choices(kind))}"
+        if metavar_of(annotation) == "NAME" and (choices := _choices(kind)):
+            yield f"one of {', '.join(choices)}"
         elif get_origin(kind) is tuple:
             item = get_args(kind)[0]
             if model := model_of(item):
@@ -185,5 +181,5 @@ def summary_of(text: str | None) -> str:
 
 
 def _escaped(text: str) -> str:
-    """argparse expands `%(default)s`, so that a percent sign is written twice."""
+    """Double percent signs, because argparse expands `%(default)s`."""
     return text.replace("%", "%%")
