@@ -24,7 +24,7 @@ TARGET = Path(__file__).parent / "assets" / "screen.svg"
 WIDTH = 96
 TITLE = """\
 <title id="title">The live screen of a run</title>
-<desc id="description">A terminal: steps, the reward rising over time, evaluation, speed, and what each service does.</desc>
+<desc id="description">A terminal: steps, the reward rising over time, speed, and what each service does.</desc>
 """
 FILES = ("metrics.jsonl", "eval.jsonl", "rollouts.jsonl")
 

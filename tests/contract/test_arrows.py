@@ -30,6 +30,7 @@ ALLOWED = {
         "psutil",
         "pydantic",
         "rich",
+        "shtab",
         "testcontainers",
         "yaml",
     },
@@ -44,6 +45,7 @@ ONLY_IN = {
         "tandem_generator.volume_engine",
     },
     "httpx": {"tandem_trainer.client", "tandem_cli"},
+    "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
 }

@@ -31,8 +31,9 @@ TRAINER = """
 import sys
 from accelerate.utils import gather_object
 import tandem_trainer.__main__ as trainer
+import tandem_trainer.process
 names = sys.argv.pop(1).split(",")
-trainer.all_accelerators = lambda accelerator: gather_object([names[accelerator.process_index]])
+tandem_trainer.process.all_accelerators = lambda accelerator: gather_object([names[accelerator.process_index]])
 sys.exit(trainer.main())
 """
 

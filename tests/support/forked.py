@@ -11,7 +11,7 @@ from pathlib import Path
 from support.generators import TOKEN
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["tandem_trainer.__main__", "transformers.models.llama.modeling_llama"])
+_forkserver.set_forkserver_preload(["tandem_trainer.process", "transformers.models.llama.modeling_llama"])
 
 
 def start_trainer(config: Path, log: Path) -> ForkServerProcess:

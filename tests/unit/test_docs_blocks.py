@@ -25,7 +25,7 @@ import pytest
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
-import tandem_cli.__main__
+import tandem_cli.parser
 import tandem_generator.__main__
 import tandem_generator.config
 import tandem_trainer.__main__
@@ -264,7 +264,7 @@ def _help(program: str, *subcommand: str) -> str:
 
 def _tandem(command: Command) -> None:
     """Parse the command line. A project under examples/ must exist."""
-    arguments, rest = tandem_cli.__main__._parser().parse_known_args(command.words[1:])
+    arguments, rest = tandem_cli.parser.make_parser().parse_known_args(command.words[1:])
     parse_overrides(rest)
     project = getattr(arguments, "project", None)
     if project and project.parts[0] == "examples":

@@ -33,7 +33,7 @@ def test_processes_of_several_nodes_meet_at_the_rendezvous():
 @pytest.mark.parametrize(
     ("env", "expected"),
     [
-        ({"PROCESSES": "0"}, "PROCESSES=0, expected a whole number from 1 on"),
+        ({"PROCESSES": "0"}, "PROCESSES=0, expected an integer of at least 1"),
         ({"PROCESSES": "two"}, "PROCESSES=two"),
         ({"NODES": "2", "NODE_RANK": "2"}, "NODE_RANK=2 of TANDEM_TRAINER_NODES=2, expected 0 to 1"),
         ({"NODES": "2", "RENDEZVOUS": "trainer-0"}, "RENDEZVOUS=trainer-0, expected host:port"),

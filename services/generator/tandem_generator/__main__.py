@@ -1,4 +1,4 @@
-"""Start a generator: options → the mock's own server, or vLLM's server with our plug-ins."""
+"""`python -m tandem_generator`: start the mock engine's server, or vLLM's server with Tandem's plug-ins."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ RESTART_ME = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run until stopped. Returns 0 after SIGTERM, 2 for a mistake in the options, 1 when a restart may help."""
+    """Serve until stopped. Returns 0 after SIGTERM, 2 for a user error, 1 for a failure that a restart may fix."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
         if options.project:
             os.chdir(options.project)
-        token = read_token()  # a bad token is told now, not by the first request
+        token = read_token()  # reports a bad token now instead of at the first request
         if options.check:
             print(format_resolved(options.settings, options.sources))
             return 0
@@ -45,15 +45,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _serve_vllm(options)
     except (ConfigError, TandemError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        mistake = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)
-        return USER_ERROR if mistake else RESTART_ME
+        is_user_error = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)
+        return USER_ERROR if is_user_error else RESTART_ME
 
 
 def _check(settings: Settings, token: str | None) -> None:
-    """Find a person's mistakes before an engine is started.
+    """Find user errors before an engine is started.
 
     Raises:
-        ConfigError: names the first one.
+        ConfigError: describes the first one.
     """
     shared, config = settings.shared, settings.generator
     needs_weights = config.engine == "vllm" and "load_format" not in config.vllm
@@ -62,8 +62,8 @@ def _check(settings: Settings, token: str | None) -> None:
     check_model(shared.model, needs_weights=needs_weights)
     if method := config.vllm.get("quantization"):
         raise ConfigError(
-            f"generator.vllm.quantization is {method}; a generator switches unquantized weights only. Fix: leave it "
-            "out."
+            f"generator.vllm.quantization is {method}, but a generator switches unquantized weights only. Fix: leave "
+            "it out."
         )
     require_readable(shared.weights_dir, "shared.weights_dir")
     if token is None and config.host not in ("127.0.0.1", "localhost", "::1"):
@@ -76,10 +76,10 @@ def _check(settings: Settings, token: str | None) -> None:
 def _serve_vllm(options: Options) -> int:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError(
-            "got generator.engine vllm, but vLLM is not installed here; install docker/requirements/generator-cpu.txt "
-            "(or -cuda), or use --engine mock"
+            "got generator.engine vllm, but vLLM is not installed here. Fix: install "
+            "docker/requirements/generator-cpu.txt (or -cuda.txt), or use --engine mock."
         )
-    from .vllm_server import serve_vllm  # the mock's image has no vLLM
+    from .vllm_server import serve_vllm  # the image of the mock engine has no vLLM
 
     return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME
 

@@ -4,207 +4,110 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
-import signal
-import socket
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-from anyio.from_thread import BlockingPortal, start_blocking_portal
-from safetensors import SafetensorError
-from transformers.utils import logging as transformers_logging
+from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides
+from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys
 
-from tandem_protocol.config import ConfigError, format_resolved, load, parse_overrides, read_token
-from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
-from tandem_protocol.fingerprint import differences
-from tandem_protocol.folders import require_writable
-from tandem_protocol.lock import Held, exclusive
-from tandem_protocol.messages import Info
-from tandem_protocol.store import WeightStore
+from .config import Settings, TrainerConfig
 
-from . import resume, trackers
-from .build import Project, construct_and_train, load_project
-from .client import GeneratorClient
-from .config import Settings
-from .devices import all_accelerators, make_accelerator
-from .errors import UserError
-from .exporter import exported
-from .handshake import check_generators
-from .lora import adapted_head
-from .mismatch import MismatchCheck
-from .prompts import check_lengths
-from .rewards import Rewards
-from .run import CheckpointFailed, Run
-from .shards import model_shapes
-
-INFO_TIMEOUT_S = 30.0
-LOCK_FILE = "LOCK"
-"""In the run's folder; names the trainer that is at work there."""
 INTERRUPTED = 130
-"""Exit status after Ctrl-C or SIGTERM before the first step, as shells have it for the former."""
+"""Exit code after Ctrl-C or SIGTERM before the first step. It is the one that shells give for Ctrl-C."""
+
+_DESCRIPTION = """
+Train a project's model on completions from its generators. Any key of config.yaml can be set on the command line, such
+as --trainer.max_steps 5; this help lists the keys, and docs/reference/config.md describes them at length.
+"""
+_EPILOG = """
+examples:
+  # train the project; the same command resumes it from the last checkpoint
+  python -m tandem_trainer --config project/config.yaml
+
+  # other settings, without an edit of the file
+  python -m tandem_trainer --config project/config.yaml \\
+      --trainer.max_steps 5 --trainer.optim.learning_rate 1e-5
+
+  # a list or a mapping is YAML; the quotes keep it from the shell
+  python -m tandem_trainer --config project/config.yaml \\
+      --trainer.rewards '[{function: "rewards:exact_match", weight: 0.5}]'
+
+  # several processes of one machine
+  accelerate launch --multi_gpu --num_processes 4 \\
+      -m tandem_trainer --config project/config.yaml
+
+  # print every setting with its source, and train nothing
+  python -m tandem_trainer --config project/config.yaml --check
+
+`python -m tandem_trainer.launch --help` describes how the images start several processes.
+
+environment:
+  TANDEM__SECTION__KEY   sets a YAML key: TANDEM__TRAINER__MAX_STEPS=5
+  TANDEM_TOKEN           bearer token, the same on both sides
+  TANDEM_TOKEN_FILE      file with the token, instead of TANDEM_TOKEN
+
+The command line wins over the environment, the environment over config.yaml, and config.yaml over the defaults.
+
+exit codes:
+  0    the run is done, or has stopped with a checkpoint
+  1    the run failed
+  2    a setting, the project or a generator is wrong; the message says what
+  130  stopped before the first step
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 done or stopped with a checkpoint, 2 for a user's mistake, 1 for any other failure."""
+    """Train until the run ends, and return the exit code (see `--help`)."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    transformers_logging.disable_progress_bar()
     try:
         path, check, overrides = parse(sys.argv[1:] if argv is None else argv)
         settings, sources = load(Settings, path=path, overrides=overrides)
+        resolved = format_resolved(settings, sources)
         if check:
-            print(format_resolved(settings, sources))
+            print(resolved)
             return 0
-        # Everything relative in the configuration starts at the project, the reward functions' module included.
-        os.chdir(path.parent)
-        sys.path.insert(0, str(Path.cwd()))
-        run_trainer(settings, format_resolved(settings, sources))
-    except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
+        from .process import train  # imports torch, which takes seconds that --help and --check do not need
+
+        return train(settings, resolved, path.parent)
+    except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, str]]:
-    """`--config`, `--check`, and dotted overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`).
+    """Return `--config`, `--check`, and the overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`).
 
     Raises:
         ConfigError: an argument is none of these, or an override has no value.
     """
-    parser = argparse.ArgumentParser(prog="tandem_trainer", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, required=True, help="the project's YAML file")
-    parser.add_argument("--check", action="store_true", help="print every setting with where it came from, and exit")
-    known, rest = parser.parse_known_args(argv)
+    known, rest = _parser().parse_known_args(argv)
     return known.config.absolute(), known.check, parse_overrides(rest)
 
 
-def run_trainer(settings: Settings, resolved: str) -> None:
-    """Take the store and the background thread for the length of the run, then train."""
-    require_writable(settings.trainer.run_dir, "trainer.output_dir")
-    require_writable(settings.shared.weights_dir, "shared.weights_dir")
-    accelerator = make_accelerator(settings.trainer)
-    accelerators = all_accelerators(accelerator)
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
-    set_seed(settings.trainer.seed)
-    store = WeightStore(settings.shared.weights_dir)
-    holder = f"run {settings.trainer.run_name}, pid {os.getpid()} on {socket.gethostname()}"
-    with ExitStack() as stack:
-        if accelerator.is_main_process:
-            hold_run_dir(stack, settings.trainer.run_dir, holder)
-        accelerator.wait_for_everyone()
-        run = Run(settings.trainer, accelerator, store)
-        if run.finished:
-            if accelerator.is_main_process:
-                print(run.finished, flush=True)
-        else:
-            if accelerator.is_main_process:
-                stack.enter_context(store.writer(holder))
-            train_run(settings, resolved, accelerator, accelerators, store, run, stack)
-    # Or gloo's threads, which nobody has ended, may abort a process that has done its work.
-    accelerator.state.destroy_process_group()
-
-
-def hold_run_dir(stack: ExitStack, run_dir: Path, holder: str) -> None:
-    """Keep other trainers out of the run's folder for as long as `stack` lasts.
-
-    Raises:
-        UserError: another trainer is in it.
-    """
-    try:
-        stack.enter_context(exclusive(run_dir / LOCK_FILE, holder))
-    except Held as error:
-        raise UserError(
-            f"{run_dir} is in use by {error}; {holder} cannot use it too. Wait for that trainer or stop it, or choose "
-            "another trainer.run_name."
-        ) from error
-
-
-def train_run(
-    settings: Settings,
-    resolved: str,
-    accelerator: Accelerator,
-    accelerators: Sequence[str],
-    store: WeightStore,
-    run: Run,
-    stack: ExitStack,
-) -> None:
-    """Load the project, meet the generators and train, in the folder and the store that are this process's now."""
-    stack.enter_context(run.life())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the first step it ends the run as Ctrl-C does
-    if settings.trainer.metrics_port and accelerator.is_main_process:
-        stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
-    portal = stack.enter_context(start_blocking_portal())
-    client = GeneratorClient(
-        settings.shared.generators,
-        read_token(),
-        stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
-        rank=accelerator.process_index,
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tandem_trainer",
+        usage="python -m tandem_trainer --config FILE [--check]\n           [--SECTION.KEY VALUE ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=WideHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
     )
-    stack.callback(portal.call, client.close)
-    project = load_project(settings, accelerator, run)
-    if isinstance(project.scorer, Rewards):
-        stack.callback(portal.call, project.scorer.close)
-    with run.timer("wait_for_generators"):
-        infos = meet_generators(settings, client, portal, project, accelerators)
-    project.learner.mismatch = MismatchCheck(settings.trainer, [info.dtype for info in infos], run.alert_mismatch)
-    facts = resume.describe(
-        settings,
-        processes=accelerator.num_processes,
-        fingerprint=project.fingerprint.model_dump(),
-        rows=project.rows,
-        eval_rows=project.eval_rows,
-    )
-    run.identify(facts, [info.version.attempt for info in infos])
-    if accelerator.is_main_process:
-        (run.dir / "config.resolved").write_text(f"{resolved}\n")
-    trackers.start(accelerator, settings.trainer)
-    stack.callback(trackers.finish, accelerator)
-    run.stop_on_signals()
-    step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
-    if accelerator.is_main_process and not run.is_done:
-        print(f"stopped at step {step}, resume by running the same command", flush=True)
+    add_help(parser, _list_keys)
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE",
+                        help="The project's config.yaml. (required)")  # fmt: skip
+    parser.add_argument("--check", action="store_true", help="Print every setting with its source, and exit.")
+    return parser
 
 
-def meet_generators(
-    settings: Settings,
-    client: GeneratorClient,
-    portal: BlockingPortal,
-    project: Project,
-    accelerators: Sequence[str],
-) -> list[Info]:
-    """Wait until the generators are ready, and check that they fit the project; returns what they are."""
-    completion = settings.trainer.rollout.max_completion_length
-    portal.call(client.wait_ready, settings.trainer.start_timeout_s)
-    infos = portal.call(client.info, INFO_TIMEOUT_S)
-    tables = {
-        url: portal.call(client.parameters, url, INFO_TIMEOUT_S)
-        for url, info in infos.items()
-        if "parameters" in differences(project.fingerprint, info.fingerprint)
-    }
-    length = check_generators(
-        list(infos.values()),
-        list(infos),
-        ours=project.fingerprint,
-        model=settings.shared.model,
-        max_completion_length=completion,
-        accelerators=accelerators,
-        shapes=model_shapes(project.learner.model),
-        tables=tables,
-        lora=settings.trainer.lora,
-        adapted_head=adapted_head(project.learner.model),
-    )
-    length = min(length, project.learner.fix_positions([info.max_model_len for info in infos.values()]))
-    check_lengths([*project.rows, *project.eval_rows], length, completion)
-    return list(infos.values())
+def _list_keys(parser: argparse.ArgumentParser) -> None:
+    """Add the keys of the YAML to the help."""
+    for section, model in (("shared", SharedConfig), ("trainer", TrainerConfig)):
+        add_keys(parser, section, model, omit=lambda _: False)
 
 
 if __name__ == "__main__":

@@ -1,44 +1,93 @@
-"""`python -m tandem_trainer.launch …`: as many trainer processes as the environment says; the images' entry point.
+"""`python -m tandem_trainer.launch ...`: start the trainer processes of one node. The entry point of the images.
 
-TANDEM_TRAINER_PROCESSES is the number of processes on this node, one a device (default 1). With several nodes,
-TANDEM_TRAINER_NODES is their number, TANDEM_TRAINER_NODE_RANK which one this is, and TANDEM_TRAINER_RENDEZVOUS the
-`host:port` of the first (on one node the default is any free port). One process alone is the trainer itself; several
-run under `accelerate launch`.
+One process is the trainer itself. Several run under `accelerate launch`.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from tandem_protocol.config.help import WideHelpFormatter
 from tandem_protocol.ports import listen
 
 PREFIX = "TANDEM_TRAINER_"
+VARIABLES = {
+    "PROCESSES": "Trainer processes on this node, one per device. (default: 1)",
+    "NODES": "Nodes of the run. (default: 1)",
+    "NODE_RANK": "Number of this node, from 0. Node 0 holds the rendezvous. (default: 0)",
+    "RENDEZVOUS": "host:port of node 0, where all processes meet. (default: a free port; required with several nodes)",
+}
+"""Name without the prefix → description."""
 ANY_PORT = "127.0.0.1:0"
-"""Where processes of one node meet: accelerate takes a free port."""
+"""Where the processes of one node meet. With port 0, accelerate takes a free port."""
 LARGEST_PORT = 65535
 SHUTDOWN_TIMEOUT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "270"}
-"""Seconds that the launcher leaves its processes after SIGTERM for their step and a checkpoint; within the grace of
-compose.yaml and of the chart."""
+"""Seconds that the launcher gives its processes after SIGTERM to finish their step and write a checkpoint. It is less
+than the grace period of compose.yaml and of the chart."""
+
+_DESCRIPTION = """
+Start as many trainer processes as the environment says: one is `python -m tandem_trainer`, several run under
+`accelerate launch`. All arguments go to the trainer; `python -m tandem_trainer --help` lists them.
+"""
+_EPILOG = """
+examples:
+  # one process
+  python -m tandem_trainer.launch --config project/config.yaml
+
+  # four processes on one machine, with sharded parameters
+  TANDEM_TRAINER_PROCESSES=4 python -m tandem_trainer.launch \\
+      --config project/config.yaml --trainer.learner.parallelism fsdp2
+
+  # the second of two machines with eight processes each
+  TANDEM_TRAINER_PROCESSES=8 TANDEM_TRAINER_NODES=2 TANDEM_TRAINER_NODE_RANK=1 \\
+      TANDEM_TRAINER_RENDEZVOUS=first-node:29500 \\
+      python -m tandem_trainer.launch --config project/config.yaml
+
+exit codes: those of the trainer; 2 if a variable is wrong
+"""
 
 
 def main() -> int:
+    """Become the trainer or its launcher. Returns only if a variable is wrong: the exit code 2."""
+    arguments = sys.argv[1:]
+    if {"-h", "--help"} & {*arguments}:
+        print(help_text(), end="")
+        return 0
     try:
-        command = trainer_command(os.environ, sys.argv[1:])
+        command = trainer_command(os.environ, arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    os.execve(sys.executable, command, {**SHUTDOWN_TIMEOUT, **os.environ})  # noqa: S606 - no shell is wanted
+    os.execve(sys.executable, command, {**SHUTDOWN_TIMEOUT, **os.environ})  # noqa: S606 - runs without a shell
+
+
+def help_text() -> str:
+    """Return the help, with the variables as if they were options: argparse only lays them out."""
+    parser = argparse.ArgumentParser(
+        usage="[TANDEM_TRAINER_...=VALUE] python -m tandem_trainer.launch\n"
+        "           --config FILE [ARGUMENT OF THE TRAINER ...]",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=WideHelpFormatter,
+        add_help=False,
+    )
+    variables = parser.add_argument_group("environment")
+    for name, text in VARIABLES.items():
+        variables.add_argument(f"{PREFIX}{name}", help=text)
+    return parser.format_help()
 
 
 def trainer_command(env: Mapping[str, str], arguments: Sequence[str]) -> list[str]:
-    """The command to become, from the environment.
+    """Return the command that this process becomes.
 
     Raises:
-        ValueError: a number is not one or too small, the rendezvous is not `host:port`, or its port is in use.
+        ValueError: a variable is not a number or too small, the rendezvous is not `host:port`, or its port is in use.
     """
-    processes, nodes = _number(env, "PROCESSES", 1, least=1), _number(env, "NODES", 1, least=1)
+    processes = _number(env, "PROCESSES", 1, least=1)
+    nodes = _number(env, "NODES", 1, least=1)
     rank = _number(env, "NODE_RANK", 0, least=0)
     if rank >= nodes:
         raise ValueError(f"got {PREFIX}NODE_RANK={rank} of {PREFIX}NODES={nodes}, expected 0 to {nodes - 1}")
@@ -56,12 +105,12 @@ def trainer_command(env: Mapping[str, str], arguments: Sequence[str]) -> list[st
         "dynamo_backend": "no",
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    # --multi_gpu is accelerate's word for several processes under torch's launcher, on CPUs too.
+    # --multi_gpu makes accelerate start several processes with torch's launcher, on CPUs too.
     return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags, *trainer]
 
 
 def _rendezvous(env: Mapping[str, str], nodes: int, rank: int) -> tuple[str, str]:
-    """Host and port where all processes meet; the first node listens there."""
+    """Return the host and port where all processes meet. Node 0 listens there."""
     name = f"{PREFIX}RENDEZVOUS"
     rendezvous = env.get(name) or ("" if nodes > 1 else ANY_PORT)
     host, _, port = rendezvous.rpartition(":")
@@ -75,7 +124,7 @@ def _rendezvous(env: Mapping[str, str], nodes: int, rank: int) -> tuple[str, str
 def _number(env: Mapping[str, str], name: str, default: int, *, least: int) -> int:
     text = env.get(f"{PREFIX}{name}") or str(default)
     if not text.isdecimal() or int(text) < least:
-        raise ValueError(f"got {PREFIX}{name}={text}, expected a whole number from {least} on")
+        raise ValueError(f"got {PREFIX}{name}={text}, expected an integer of at least {least}")
     return int(text)
 
 

@@ -1,0 +1,190 @@
+"""One trainer process: takes the run's folder and the weight store, meets the generators, and trains."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
+
+from tandem_protocol.config import ConfigError, read_token
+from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
+from tandem_protocol.fingerprint import differences
+from tandem_protocol.folders import require_writable
+from tandem_protocol.lock import Held, exclusive
+from tandem_protocol.messages import Info
+from tandem_protocol.store import WeightStore
+
+from . import resume, trackers
+from .build import Project, construct_and_train, load_project
+from .client import GeneratorClient
+from .config import Settings
+from .devices import all_accelerators, make_accelerator
+from .errors import UserError
+from .exporter import exported
+from .handshake import check_generators
+from .lora import adapted_head
+from .mismatch import MismatchCheck
+from .prompts import check_lengths
+from .rewards import Rewards
+from .run import CheckpointFailed, Run
+from .shards import model_shapes
+
+INFO_TIMEOUT_S = 30.0
+LOCK_FILE = "LOCK"
+"""File in the run's folder that names the trainer at work there."""
+
+
+def train(settings: Settings, resolved: str, project: Path) -> int:
+    """Run the trainer in the project's folder, and report errors in one line.
+
+    Args:
+        resolved: every setting with its source, for the run's folder.
+
+    Returns:
+        The exit code: 0 if the run is done or has stopped with a checkpoint, 2 for a user's mistake, 1 for any other
+        failure.
+    """
+    transformers_logging.disable_progress_bar()
+    # Relative paths of the configuration start at the project, and so does the import of the reward functions.
+    os.chdir(project)
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        run_trainer(settings, resolved)
+    except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_trainer(settings: Settings, resolved: str) -> None:
+    """Lock the run's folder and the weight store for the length of the run, and train."""
+    require_writable(settings.trainer.run_dir, "trainer.output_dir")
+    require_writable(settings.shared.weights_dir, "shared.weights_dir")
+    accelerator = make_accelerator(settings.trainer)
+    accelerators = all_accelerators(accelerator)
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    set_seed(settings.trainer.seed)
+    store = WeightStore(settings.shared.weights_dir)
+    holder = f"run {settings.trainer.run_name}, pid {os.getpid()} on {socket.gethostname()}"
+    with ExitStack() as stack:
+        if accelerator.is_main_process:
+            hold_run_dir(stack, settings.trainer.run_dir, holder)
+        accelerator.wait_for_everyone()
+        run = Run(settings.trainer, accelerator, store)
+        if run.finished:
+            if accelerator.is_main_process:
+                print(run.finished, flush=True)
+        else:
+            if accelerator.is_main_process:
+                stack.enter_context(store.writer(holder))
+            train_run(settings, resolved, accelerator, accelerators, store, run, stack)
+    # Without this, gloo's running threads may abort a process whose work is done.
+    accelerator.state.destroy_process_group()
+
+
+def hold_run_dir(stack: ExitStack, run_dir: Path, holder: str) -> None:
+    """Keep other trainers out of the run's folder while `stack` is open.
+
+    Raises:
+        UserError: another trainer uses it.
+    """
+    try:
+        stack.enter_context(exclusive(run_dir / LOCK_FILE, holder))
+    except Held as error:
+        raise UserError(
+            f"{run_dir} is in use by {error}; {holder} cannot use it too. Wait for that trainer or stop it, or choose "
+            "another trainer.run_name."
+        ) from error
+
+
+def train_run(
+    settings: Settings,
+    resolved: str,
+    accelerator: Accelerator,
+    accelerators: Sequence[str],
+    store: WeightStore,
+    run: Run,
+    stack: ExitStack,
+) -> None:
+    """Load the project, meet the generators and train, in the folder and the store that this process has locked."""
+    stack.enter_context(run.life())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the first step it ends the run as Ctrl-C does
+    if settings.trainer.metrics_port and accelerator.is_main_process:
+        stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
+    portal = stack.enter_context(start_blocking_portal())
+    client = GeneratorClient(
+        settings.shared.generators,
+        read_token(),
+        stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
+        rank=accelerator.process_index,
+    )
+    stack.callback(portal.call, client.close)
+    project = load_project(settings, accelerator, run)
+    if isinstance(project.scorer, Rewards):
+        stack.callback(portal.call, project.scorer.close)
+    with run.timer("wait_for_generators"):
+        infos = meet_generators(settings, client, portal, project, accelerators)
+    project.learner.mismatch = MismatchCheck(settings.trainer, [info.dtype for info in infos], run.alert_mismatch)
+    facts = resume.describe(
+        settings,
+        processes=accelerator.num_processes,
+        fingerprint=project.fingerprint.model_dump(),
+        rows=project.rows,
+        eval_rows=project.eval_rows,
+    )
+    run.identify(facts, [info.version.attempt for info in infos])
+    if accelerator.is_main_process:
+        (run.dir / "config.resolved").write_text(f"{resolved}\n")
+    trackers.start(accelerator, settings.trainer)
+    stack.callback(trackers.finish, accelerator)
+    run.stop_on_signals()
+    step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
+    if accelerator.is_main_process and not run.is_done:
+        print(f"stopped at step {step}, resume by running the same command", flush=True)
+
+
+def meet_generators(
+    settings: Settings,
+    client: GeneratorClient,
+    portal: BlockingPortal,
+    project: Project,
+    accelerators: Sequence[str],
+) -> list[Info]:
+    """Wait until the generators are ready, check that they fit the project, and return what they report."""
+    completion = settings.trainer.rollout.max_completion_length
+    portal.call(client.wait_ready, settings.trainer.start_timeout_s)
+    infos = portal.call(client.info, INFO_TIMEOUT_S)
+    tables = {
+        url: portal.call(client.parameters, url, INFO_TIMEOUT_S)
+        for url, info in infos.items()
+        if "parameters" in differences(project.fingerprint, info.fingerprint)
+    }
+    length = check_generators(
+        list(infos.values()),
+        list(infos),
+        ours=project.fingerprint,
+        model=settings.shared.model,
+        max_completion_length=completion,
+        accelerators=accelerators,
+        shapes=model_shapes(project.learner.model),
+        tables=tables,
+        lora=settings.trainer.lora,
+        adapted_head=adapted_head(project.learner.model),
+    )
+    length = min(length, project.learner.fix_positions([info.max_model_len for info in infos.values()]))
+    check_lengths([*project.rows, *project.eval_rows], length, completion)
+    return list(infos.values())
