@@ -23,7 +23,7 @@ class Saved:
     """Stands for learner and rollouts: writes that it was saved, remembers that it was loaded."""
 
     loaded = False
-    whole_updates: int | None = 3
+    completed_updates: int | None = 3
 
     def save(self, directory: Path) -> None:
         (directory / "saved").touch()

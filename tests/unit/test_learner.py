@@ -155,7 +155,7 @@ def test_after_some_of_the_iterations_the_parameters_are_no_version_s(model_dir:
     learner, broken = _learner(model_dir, _config()), Broken(_config(grpo={"num_iterations": 2}))
     with pytest.raises(FloatingPointError, match="loss nan"):
         learner.update(_batch(broken), broken)
-    assert learner.whole_updates is None
+    assert learner.completed_updates is None
 
 
 def test_an_update_raises_the_logprob_of_better_completions(model_dir: Path):
@@ -180,10 +180,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(model_dir: Path):
     with pytest.raises(FloatingPointError, match="loss nan"):
         learner.update(_batch(algorithm), Broken(_config()))
     assert torch.equal(_parameters(learner), before)
-    assert learner.whole_updates == 0
+    assert learner.completed_updates == 0
     learner.update(_batch(algorithm), algorithm)
     assert torch.isfinite(_parameters(learner)).all()
-    assert learner.whole_updates == 1
+    assert learner.completed_updates == 1
 
 
 def test_a_loaded_learner_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):

@@ -77,5 +77,5 @@ def test_a_model_that_does_something_unknown_to_its_logits_is_refused():
     policy = TokenLogprobs(tiny_model(tiny_config("gemma2")), temperature=1.0, chunk_size=4)
     check(policy)
     policy.head = Head()  # as of a model whose soft cap has a name that heads.py does not know
-    with pytest.raises(UserError, match="Gemma2ForCausalLM does something between its output embedding and its logits"):
+    with pytest.raises(UserError, match="Gemma2ForCausalLM changes its logits after the output embedding"):
         check(policy)

@@ -74,7 +74,7 @@ def test_all_linear_is_every_linear_layer_but_the_output_embedding(config: PreTr
         (LLAMA, ["embed_tokens"], r"includes model\.embed_tokens \(Embedding\); expected linear layers only"),
         (LLAMA, ["q_proj", "embed_tokens"], r"embed_tokens \(Embedding\).*name some of down_proj, gate_proj, k_proj"),
         (GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2), ["wte", "wpe"], r"transformer\.wte \(Embedding\)"),
-        (TIED, ["lm_head", "q_proj"], "includes lm_head, whose weights are those of the input embeddings too"),
+        (TIED, ["lm_head", "q_proj"], "includes lm_head, which shares its weights with the input embeddings"),
         (MAMBA, ["conv1d"], "conv1d.*name some of dt_proj, in_proj, out_proj, x_proj"),
         (MOE, [], r"experts \(MixtralExperts\).*name some of k_proj, o_proj, q_proj, v_proj"),
         (LLAMA, ["q_proj", "no_such"], "names no_such, which LlamaForCausalLM does not have"),

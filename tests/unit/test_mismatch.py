@@ -155,14 +155,14 @@ def test_the_mismatch_is_over_tokens_that_the_current_weights_sampled(model_dir:
 def test_a_refusal_comes_before_the_parameters_change(model_dir: Path):
     config = _config()
     learner, algorithm = _learner(model_dir, config), Grpo(config)
-    learner.mismatch = MismatchCheck(config, ["float32"], print)
+    learner.mismatch_check = MismatchCheck(config, ["float32"], print)
     batch = _batch(learner, algorithm, off_by=0.0)
-    learner.mismatch.update(0.01, 100)
+    learner.mismatch_check.update(0.01, 100)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    learner.mismatch.update(0.19, 10_000)
+    learner.mismatch_check.update(0.19, 10_000)
     with pytest.raises(UserError, match="The parameters are as before this update"):
-        learner.mismatch.update(9.0, 100_000)
+        learner.mismatch_check.update(9.0, 100_000)
     with pytest.raises(UserError):
         learner.update(batch, algorithm)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
-    assert learner.whole_updates == 0
+    assert learner.completed_updates == 0

@@ -120,7 +120,7 @@ def test_a_run_that_fails_goes_on_from_its_last_whole_step(tmp_path: Path):
 def test_a_run_that_fails_between_two_optimizer_steps_of_a_batch_writes_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(Saved, "whole_updates", None)
+    monkeypatch.setattr(Saved, "completed_updates", None)
     with pytest.raises(OSError, match="no"):
         _fail_after_step_3(make_run(tmp_path), OSError("no"))
     assert not (tmp_path / "default" / "checkpoints").exists()

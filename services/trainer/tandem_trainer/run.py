@@ -174,7 +174,7 @@ class Run:
         except Exception as error:
             if isinstance(error, MismatchTooHigh):
                 rollouts.forget_samples()  # they have wrong probabilities
-            if self._step and learner.whole_updates == self._step and self._accelerator.num_processes == 1:
+            if self._step and learner.completed_updates == self._step and self._accelerator.num_processes == 1:
                 self.checkpoint(self._step, learner, rollouts)
             raise
         finally:
