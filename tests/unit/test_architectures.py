@@ -17,11 +17,11 @@ ENCODERS = (
     "bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "roberta",
     "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "xlm-roberta-xl",
 )  # fmt: skip
-REFUSED = dict.fromkeys(ENCODERS, "attend to later ones|between its output embedding and its logits") | {
+REFUSED = dict.fromkeys(ENCODERS, "attend to later ones|changes its logits after the output embedding") | {
     "llama4_text": "no body apart",
-    "inkling_text": "between its output embedding and its logits",
-    "modernbert-decoder": "between its output embedding and its logits",
-    "prophetnet": "between its output embedding and its logits",
+    "inkling_text": "changes its logits after the output embedding",
+    "modernbert-decoder": "changes its logits after the output embedding",
+    "prophetnet": "changes its logits after the output embedding",
 }
 SPARSE = ("axk2", "deepseek_v32", "glm_moe_dsa")
 """Left out: in rows longer than `index_topk` transformers 5.19 chooses keys among later tokens too. All of them are

@@ -94,7 +94,7 @@ def test_longrope_has_the_scaling_of_its_mscale_as_in_vllm() -> None:
 
 def test_generators_that_choose_differently_are_refused() -> None:
     model = tiny_model(_config("phi3", "longrope"))
-    with pytest.raises(UserError, match=r"max_model_len 64, 128; expected all above 64 or none"):
+    with pytest.raises(UserError, match=r"max_model_len 64, 128, expected all above 64 or none"):
         fix_positions(model, [128, 64])
     assert fix_positions(model, [128, 256]) == 128
     assert fix_positions(tiny_model(_config("llama", "llama3")), [128, 64]) == 64

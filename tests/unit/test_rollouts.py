@@ -71,7 +71,7 @@ def _rollouts(
         portal=portal,
         wait=Future.result,
         config=RolloutConfig(num_prompts=2, num_generations=2, max_completion_length=4),
-        prompts_a_step=2,
+        prompts_per_step=2,
         max_lag=max_lag,
     )
 

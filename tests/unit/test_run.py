@@ -16,7 +16,8 @@ from tandem_protocol.version import Version
 from tandem_trainer.checkpoint import Checkpoints
 from tandem_trainer.errors import UserError
 from tandem_trainer.metrics import JsonLinesWriter, completion_records, samples, step_record
-from tandem_trainer.run import CheckpointFailed, Run, Stopped
+from tandem_trainer.run import CheckpointFailed, Run
+from tandem_trainer.stopping import Stopped
 
 
 def test_lines_of_steps_to_come_and_a_torn_line_are_forgotten(tmp_path: Path):
@@ -181,7 +182,7 @@ def test_an_attempt_is_newer_than_any_that_a_generator_serves(tmp_path: Path):
 def test_a_wait_ends_when_the_grace_of_a_stop_request_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
-    monkeypatch.setattr("tandem_trainer.run.STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("tandem_trainer.stopping.STOP_GRACE_S", 0.0)
     run, never = make_run(tmp_path), Future[None]()
     run.stop_on_signals()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -23,7 +23,7 @@ def _records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
-    monkeypatch.setattr("tandem_trainer.run.STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("tandem_trainer.stopping.STOP_GRACE_S", 0.0)
     saved: Any = Saved()
     run = make_run(tmp_path)
     run.stop_on_signals()
