@@ -87,7 +87,7 @@ def test_loaded_model_of_every_architecture_has_no_dropout(name: str, tmp_path: 
     expected = _logits(original)
     original.save_pretrained(tmp_path)
     model = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
-    assert _dropouts(model.config), "else this shows nothing"
+    assert _dropouts(model.config), "otherwise the test proves nothing"
     assert not any(vars(model.config)[key] for key in _dropouts(model.config))
     assert torch.equal(_logits(model), _logits(model))
     torch.testing.assert_close(_logits(model), expected, atol=1e-5, rtol=1e-4)

@@ -45,7 +45,8 @@ def _standard(values: list[float]) -> list[float]:
 
 def test_normalize_then_sum_scales_each_reward_in_its_group_and_the_sum_over_the_batch():
     completions = [completion([6]), completion([7]), completion([8])]
-    first, second = [[1.0, 0.0, 0.0], [0.0, 2.0, 5.0]], [[30.0, 20.0, 20.0], [7.0, 7.0, 1.0]]
+    first = [[1.0, 0.0, 0.0], [0.0, 2.0, 5.0]]
+    second = [[30.0, 20.0, 20.0], [7.0, 7.0, 1.0]]
     groups = [
         scored([5], completions, [0.0, 0.0, 0.0]).model_copy(
             update={"rewards_by_function": {"r0": tuple(a), "r1": tuple(b)}}
@@ -76,7 +77,7 @@ def test_normalize_then_sum_counts_a_missing_reward_as_the_mean():
 def test_scaling_over_the_batch_includes_all_ranks(options: dict[str, Any]):
     completions = [completion([6]), completion([7]), completion([8])]
     groups = [scored([5], completions, rewards) for rewards in ([1.0, 0.0, 0.2], [3.0, 0.0, 9.0])]
-    whole = _grpo(**options).make_batch(groups)
+    unsplit = _grpo(**options).make_batch(groups)
     values: list[list[float]] = []
 
     def spy(mine: list[float]) -> list[float]:
@@ -87,7 +88,7 @@ def test_scaling_over_the_batch_includes_all_ranks(options: dict[str, Any]):
         _grpo(**options).make_batch([group], spy)
     everyones = [value for mine in values for value in mine]
     parts = [_grpo(**options).make_batch([group], lambda _: everyones) for group in groups]
-    torch.testing.assert_close(torch.cat([part.advantages_B for part in parts]), whole.advantages_B)
+    torch.testing.assert_close(torch.cat([part.advantages_B for part in parts]), unsplit.advantages_B)
 
 
 def test_batch_leaves_out_rows_without_gradient_but_counts_them_in_the_totals():

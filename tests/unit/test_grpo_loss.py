@@ -66,9 +66,9 @@ def test_losses_of_single_rows_add_up_to_the_loss_of_the_batch(loss_type: str, o
     mask = inputs["mask"].bool()
     step: dict[str, Any] = {"token_total": int(mask.sum()), "row_total": len(mask)}
     step["entropy_threshold"] = entropy_quantile(inputs["entropy"][mask], 0.6)
-    whole, gradient, _ = _loss(options, inputs)
+    unsplit, gradient, _ = _loss(options, inputs)
     parts = [_loss(options, {n: v[i : i + 1] for n, v in inputs.items()}, **step) for i in range(len(mask))]
-    torch.testing.assert_close(torch.stack([loss for loss, _, _ in parts]).sum(), whole)
+    torch.testing.assert_close(torch.stack([loss for loss, _, _ in parts]).sum(), unsplit)
     torch.testing.assert_close(torch.cat([gradient for _, gradient, _ in parts]), gradient)
 
 

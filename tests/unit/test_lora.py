@@ -64,7 +64,7 @@ def _logits(model: Any) -> torch.Tensor:
 
 def test_only_the_adapter_is_trained_and_the_reference_is_the_model_without_it(model_dir: Path):
     learner, base = _learner(model_dir), AutoModelForCausalLM.from_pretrained(model_dir)
-    assert _update(learner)["kl_reference"] == pytest.approx(0, abs=1e-9), "the adapter begins as nothing"
+    assert _update(learner)["kl_reference"] == pytest.approx(0, abs=1e-9), "a new adapter has no effect"
     assert _update(learner)["kl_reference"] > 0
     assert not torch.allclose(_logits(learner.model), _logits(base), atol=1e-3)
     with adapter_disabled(learner.model):

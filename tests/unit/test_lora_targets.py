@@ -71,7 +71,7 @@ def test_all_linear_means_every_linear_layer_except_the_output_embedding(config:
 @pytest.mark.parametrize(
     ("config", "targets", "words"),
     [
-        (LLAMA, ["embed_tokens"], r"includes model\.embed_tokens \(Embedding\); expected linear layers only"),
+        (LLAMA, ["embed_tokens"], r"includes model\.embed_tokens \(Embedding\), expected linear layers only"),
         (LLAMA, ["q_proj", "embed_tokens"], r"embed_tokens \(Embedding\).*name some of down_proj, gate_proj, k_proj"),
         (GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2), ["wte", "wpe"], r"transformer\.wte \(Embedding\)"),
         (TIED, ["lm_head", "q_proj"], "includes lm_head, which shares its weights with the input embeddings"),

@@ -149,7 +149,7 @@ def test_mismatch_counts_only_tokens_that_the_current_weights_sampled(model_dir:
     learner, algorithm = _learner(model_dir, config), Grpo(config)
     batch = _batch(learner, algorithm, off_by=0.25)
     assert learner.update(batch, algorithm)["mismatch"] == pytest.approx(0.25, abs=1e-5)
-    assert "mismatch" not in learner.update(batch, algorithm), "now no token is of the current version"
+    assert "mismatch" not in learner.update(batch, algorithm), "no token was sampled by the current version"
 
 
 def test_refusal_happens_before_the_parameters_change(model_dir: Path):

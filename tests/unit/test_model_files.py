@@ -289,7 +289,8 @@ def test_a_rehearsal_leaves_nothing_behind(model: Path, tmp_path: Path):
 
 def test_tensors_that_share_memory_or_are_not_contiguous_are_saved_completely(model: Path, tmp_path: Path):
     learner = make_learner(model, tmp_path)
-    first, second = learner.model.model.layers[0].mlp, learner.model.model.layers[1].mlp
+    first = learner.model.model.layers[0].mlp
+    second = learner.model.model.layers[1].mlp
     second.up_proj.weight = first.up_proj.weight
     first.down_proj.weight.data = first.down_proj.weight.data.T.contiguous().T
     learner.model.register_buffer("not_saved", torch.ones(2), persistent=False)

@@ -60,7 +60,7 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
 @pytest.mark.parametrize("name", RANDOM)
 def test_loaded_model_is_deterministic_and_equals_evaluation_mode(name: str, tmp_path: Path):
     model = AutoModelForCausalLM.from_config(RANDOM[name])
-    assert not torch.equal(_logits(model.train()), _logits(model.train())), "else this shows nothing"
+    assert not torch.equal(_logits(model.train()), _logits(model.train())), "otherwise the test proves nothing"
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
     assert torch.equal(_logits(loaded), _logits(loaded))

@@ -83,7 +83,7 @@ def test_pairs_stay_together_and_their_losses_add_up(loss_type: str, max_tokens:
     torch.manual_seed(0)
     logps, ref_logps = torch.randn(2, *batch.mask_BT.shape, dtype=torch.float64)
     by_token = {int(ids[1]): row for row, ids in enumerate(batch.token_ids_BS)}
-    whole = _loss(algorithm, batch, logps, ref_logps).loss
+    unsplit = _loss(algorithm, batch, logps, ref_logps).loss
     parts = []
     for micro_batch in batch.micro_batches(max_tokens):
         assert micro_batch.advantages_B.tolist() == [1.0, -1.0] * (len(micro_batch.advantages_B) // 2)
@@ -91,7 +91,7 @@ def test_pairs_stay_together_and_their_losses_add_up(loss_type: str, max_tokens:
         width = micro_batch.mask_BT.shape[1]
         parts.append(_loss(algorithm, micro_batch, logps[rows, :width], ref_logps[rows, :width]).loss)
     assert len(parts) == PAIRS if max_tokens == 1 else len(parts) < PAIRS
-    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    torch.testing.assert_close(torch.stack(parts).sum(), unsplit)
 
 
 def test_ties_and_missing_rewards_prefer_nothing():

@@ -70,7 +70,8 @@ def test_a_changed_setting_takes_effect_on_resume(model_dir: Path, tmp_path: Pat
 
     resumed = _learner(model_dir, after)
     resumed.load(tmp_path)
-    options, expected_options = resumed._optimizer.optimizer.param_groups, _expected(after)
+    options = resumed._optimizer.optimizer.param_groups
+    expected_options = _expected(after)
     assert [{k: group[k] for k in expected} for group, expected in zip(options, expected_options, strict=True)] == (
         expected_options
     )
@@ -79,7 +80,7 @@ def test_a_changed_setting_takes_effect_on_resume(model_dir: Path, tmp_path: Pat
     stats, old_stats = _update(resumed, after), _update(unchanged, before)
     assert stats["learning_rate"] == _rates(after, 4)[3]
     assert stats["grad_norm"] == old_stats["grad_norm"], "the weights are those of the checkpoint"
-    assert not torch.equal(_parameters(resumed), _parameters(unchanged)), "the setting changed nothing"
+    assert not torch.equal(_parameters(resumed), _parameters(unchanged)), "the setting had no effect"
 
 
 def _expected(config: TrainerConfig) -> list[dict[str, Any]]:

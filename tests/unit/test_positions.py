@@ -28,9 +28,8 @@ SCALED: dict[str, dict[str, Any]] = {
     "longrope": {"short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": ORIGINAL},
 }  # fmt: skip
 FAMILIES = ("llama", "phi3", "gemma3_text")  # the last has one encoding per layer type
-PAIRS = [
-    (f, t) for f in FAMILIES for t in SCALED if f != "phi3" or t in ("default", "longrope")
-]  # phi3 supports only these
+PHI3_TYPES = ("default", "longrope")
+PAIRS = [(family, rope) for family in FAMILIES for rope in SCALED if family != "phi3" or rope in PHI3_TYPES]
 
 
 def _config(family: str, rope_type: str, **changes: Any) -> PreTrainedConfig:

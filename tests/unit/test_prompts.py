@@ -73,7 +73,7 @@ def test_invalid_tools_are_named_with_their_row(tmp_path: Path, column: Any):
 
 def test_tools_of_the_configuration_require_conversations(tmp_path: Path):
     source = _file(tmp_path, {"prompt": "hi"})
-    with pytest.raises(UserError, match="row 0: the prompt is plain text, which no tools reach"):
+    with pytest.raises(UserError, match="row 0: the prompt is plain text, expected a conversation"):
         load_prompts(PromptsConfig(source=source, tools=(_tool("add"),)), TOKENIZER)
 
 

@@ -74,7 +74,7 @@ def _publish(learner: Learner, accelerator: Accelerator, directory: Path) -> Non
         result = gather(tensor)
         if isinstance(tensor, DTensor):
             gathered.append(weakref.ref(result))
-            assert sum(ref() is not None for ref in gathered) <= 2, "the last one may still be on its way to the disk"
+            assert sum(ref() is not None for ref in gathered) <= 2, "the last tensor may still be written to disk"
         return result
 
     shards.gather = counting_gather

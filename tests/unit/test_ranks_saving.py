@@ -70,4 +70,4 @@ def test_every_failure_is_reported_on_every_rank(seen: list[dict[str, str]]):
 def test_failing_rank_reports_the_cause(seen: list[dict[str, str]]):
     for failures in zip(*(one.values() for one in seen), strict=True):
         assert sorted("IsADirectoryError" in failure for failure in failures) == [False, True]
-        assert "it failed in another process" in failures
+        assert "it failed on another rank" in failures

@@ -158,7 +158,7 @@ async def test_waiting_for_another_synchronous_function_does_not_count_for_the_d
     inside = threading.Semaphore(1)
 
     def slow(**_: Any) -> list[float]:
-        assert inside.acquire(blocking=False), "two at a time"
+        assert inside.acquire(blocking=False), "two calls run at the same time"
         time.sleep(0.4)
         inside.release()
         return [1.0, 0.0]

@@ -94,7 +94,8 @@ def test_wait_may_finish_within_the_grace_period_of_a_stop_request(tmp_path: Pat
 
 def test_full_disk_loses_no_line_and_the_run_continues(small_volume: Path):
     run = make_run(small_volume)
-    folder, filler = small_volume / "default", small_volume / "filler"
+    folder = small_volume / "default"
+    filler = small_volume / "filler"
 
     def log(step: int) -> None:
         run.measure(step, GROUPS, {"loss": 0.25})
@@ -155,9 +156,7 @@ def test_run_is_finished_once_its_last_step_is_published_and_saved(tmp_path: Pat
     assert make_run(tmp_path, max_steps=5).finished
 
 
-def test_changed_settings_are_reported_and_recorded_with_both_values(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_changed_settings_are_reported_with_both_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     saved: Any = Saved()
     facts = IDENTITY | {"trainer.optim.learning_rate": 1e-6, "trainer.rewards": [{"weight": 1.0}]}
     run = make_run(tmp_path, identity=facts)
@@ -185,7 +184,7 @@ def test_failing_record_does_not_advance_the_step(tmp_path: Path):
     ]
     with pytest.raises(ValueError, match="zip"), run.kept(learner, learner):  # type: ignore[arg-type]
         run.measure(3, other, {"loss": 0.25})
-    assert not (tmp_path / "default" / "checkpoints").exists(), "step 2's would hold the parameters of step 3"
+    assert not (tmp_path / "default" / "checkpoints").exists(), "it would be named 2 but hold step 3"
 
 
 def test_completions_of_skipped_groups_are_written(tmp_path: Path):

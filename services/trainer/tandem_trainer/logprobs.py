@@ -1,4 +1,4 @@
-"""Logprobs of sampled tokens without the logits of a whole batch.
+"""Compute the logprobs of sampled tokens without keeping the logits of a complete batch.
 
 Tensor names end in their shape: B rows, S prompt + completion tokens, T completion tokens, N completion tokens of all
 rows together, C tokens of one chunk, H hidden size, V vocabulary.
@@ -100,7 +100,8 @@ class _TargetLogprobs(torch.autograd.Function):
                 logprobs_RV.mul_(values_RV)
             torch.sum(logprobs_RV, -1, out=entropies_R).neg_()
         ctx.save_for_backward(logits_CV, targets_C, sums_C)
-        ctx.temperature, ctx.cap = temperature, cap
+        ctx.temperature = temperature
+        ctx.cap = cap
         ctx.mark_non_differentiable(entropies_C)
         return logprobs_C, entropies_C
 

@@ -73,8 +73,8 @@ def _check_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
     odd = [f"{name} ({type(base).__name__})" for name, layer in adapted.items() if not _is_linear(base := _base(layer))]
     if odd:
         raise UserError(
-            f"trainer.lora.target_modules includes {', '.join(odd[:3])}; expected linear layers only, because the "
-            f"generator serves adapters of no others. Fix: {_advice(model)}"
+            f"trainer.lora.target_modules includes {', '.join(odd[:3])}, expected linear layers only, because the "
+            f"generator cannot serve adapters of other layers. Fix: {_advice(model)}"
         )
     head = adapted_head(model)
     if head and _base(adapted[head]).weight is model.get_input_embeddings().weight:

@@ -108,7 +108,7 @@ def _check_weights(
     """
     name = type(model).__name__
     if mismatched:
-        first = [f"{key} got {tuple(got)}, expected {tuple(want)}" for key, got, want in sorted(mismatched)[:3]]
+        first = [f"{key} got {tuple(got)}, expected {tuple(expected)}" for key, got, expected in sorted(mismatched)[:3]]
         raise UserError(
             f"{len(mismatched)} weights of shared.model do not have the shapes of its config.json: {'; '.join(first)}. "
             "Fix: take config.json and weights from the same model."

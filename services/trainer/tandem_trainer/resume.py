@@ -38,7 +38,7 @@ FIXED = {
 """Setting → why a change of it, or of a setting below it, is refused. All other changes take effect."""
 
 SCORING = ("trainer.rewards", "trainer.online_dpo.judge", PROMPTS, CODE)
-"""A change of these changes the reward of a completion."""
+"""If one of these changes, a completion may get another reward."""
 SAMPLING = (
     "trainer.rollout.num_generations",
     "trainer.rollout.max_completion_length",
@@ -49,12 +49,12 @@ SAMPLING = (
     "trainer.rollout.repetition_penalty",
     "trainer.rollout.stop_token_ids",
 )
-"""A change of these changes the distribution that completions come from."""
+"""If one of these changes, completions come from another distribution."""
 EVALUATION = (
     "trainer.rewards", "trainer.online_dpo.judge", "trainer.eval.temperature", "trainer.eval.num_generations",
     EVAL_PROMPTS, CODE,
 )  # fmt: skip
-"""After a change of these, the reward of an evaluation no longer compares with earlier ones."""
+"""If one of these changes, the reward of an evaluation does not compare with earlier ones."""
 
 _OPAQUE = frozenset({MODEL, PROMPTS, EVAL_PROMPTS, CODE})
 """These values are digests. Messages do not show them."""

@@ -96,7 +96,7 @@ def _json_rows(name: str, text: str) -> Iterator[Row]:
     if (array := _json_array(name, text)) is not None:
         for index, row in enumerate(array):
             if not isinstance(row, dict):
-                raise UserError(f"{name} is a list whose item {index} is {row!r}, expected an object")
+                raise UserError(f"{name} line 1 starts a list whose item {index} is {row!r}, expected an object")
             yield row
         return
     # `splitlines` would also split at characters that strings may contain, such as U+2028.
