@@ -72,9 +72,9 @@ def check_lengths(rows: Sequence[PromptRow], max_model_len: int, max_completion_
     limit = max_model_len - max_completion_length
     if long := [row for row in rows if len(row.token_ids) > limit]:
         raise UserError(
-            f"{long[0].where}: the prompt has {len(long[0].token_ids)} tokens, expected at most {limit} (max_model_len "
-            f"{max_model_len} − rollout.max_completion_length {max_completion_length}). {len(long)} of {len(rows)} "
-            "rows have too many. Fix: shorten the prompts, lower rollout.max_completion_length, or raise "
+            f"{long[0].where}: the prompt has {len(long[0].token_ids)} tokens, expected at most {limit} (the model's "
+            f"length {max_model_len} − rollout.max_completion_length {max_completion_length}). {len(long)} of "
+            f"{len(rows)} rows have too many. Fix: shorten the prompts, lower rollout.max_completion_length, or raise "
             "generator.max_model_len."
         )
 
