@@ -93,6 +93,7 @@ class Learner:
 
     @property
     def model(self) -> PreTrainedModel:
+        """The model in training, without the wrappers around it."""
         model: PreTrainedModel = self._accelerator.unwrap_model(self._policy).model
         return model
 

@@ -95,6 +95,7 @@ class PromptCursor:
         self._world_size = world_size
 
     def draw(self, count: int) -> list[Draw]:
+        """Draw the next `count` rows."""
         positions = range(self.position, self.position + count)
         self.position += count
         return [self._draw(position * self._world_size + self._rank) for position in positions]

@@ -73,6 +73,7 @@ class Run:
         self._stop.on_signals()
 
     def should_stop(self) -> bool:
+        """True if any rank was asked to stop."""
         return self.agree(self._stop.is_made)
 
     def agree(self, flag: bool) -> bool:
