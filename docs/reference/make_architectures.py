@@ -46,7 +46,7 @@ REASONS = {
     "failed to be inspected": "vLLM imports torchvision for it, which its CPU build lacks",
     "that these weights do not reach": "vLLM computes with products of its weights, which a switch would not reach",
     "Trainer and generators differ": "transformers and vLLM's CPU build compute different logprobs",
-    "between its output embedding and its logits": "the trainer does not know what its head does",
+    "changes its logits after the output embedding": "the trainer does not know what its head does",
     "separate output embedding": "transformers does not tell its head from its body",
 }
 """Part of a message → the reason in short."""

@@ -16,4 +16,4 @@ def test_a_prompt_beyond_the_length_that_both_sides_agree_on_is_refused(tmp_path
     with make_projects(tmp_path, model) as make:
         ended = make(faults=("--max-model-len", "200"), rollout=rollout).train()
     assert ended.returncode == 2
-    assert "expected at most 2, the model's length 64" in ended.stderr
+    assert "expected at most 2 (the model's length 64" in ended.stderr

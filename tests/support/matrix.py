@@ -169,7 +169,9 @@ class _Trainer:
             list(infos.values()), list(infos), ours=self.fingerprint, model=self._shared.model,
             max_completion_length=self._config.rollout.max_completion_length, accelerators=[],
         )  # fmt: skip
-        self.learner.mismatch = MismatchCheck(self._config, [info.dtype for info in infos.values()], self.alerts.append)
+        self.learner.mismatch_check = MismatchCheck(
+            self._config, [info.dtype for info in infos.values()], self.alerts.append
+        )
 
     def rollouts(self) -> Batch:
         generator = torch.Generator().manual_seed(0)

@@ -1,7 +1,8 @@
-"""A run's folder without a model: groups, and fakes of the learner and the rollouts."""
+"""A run's folder without a model: groups, and stand-ins for the learner and the rollouts."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ GROUPS = [
 
 
 class Saved:
-    """A fake of learner and rollouts. It writes a file when it is saved, and remembers whether it was loaded."""
+    """Stands in for learner and rollouts. It writes a file when it is saved, and remembers that it was loaded."""
 
     loaded = False
-    whole_updates: int | None = 3
+    completed_updates: int | None = 3
 
     def save(self, directory: Path) -> None:
         (directory / "saved").touch()
@@ -37,11 +38,11 @@ class Saved:
     def load_state_dict(self, state: dict[str, int], **again: bool) -> None:
         self.again = again
 
-    def start(self, first: Version) -> None: ...
+    def start(self, first_version: Version) -> None: ...
 
 
 class Unsaved(Saved):
-    """A fake whose `save` fails until `error` is set to None."""
+    """Cannot be saved while `error` is set."""
 
     error: Exception | None = ValueError("the generation config is invalid")
 
@@ -63,3 +64,9 @@ def make_run(
     run = Run(config, Accelerator(cpu=True), WeightStore(folder / "weights"))
     run.identify(identity, attempts)
     return run
+
+
+def events(folder: Path) -> list[tuple[str, int]]:
+    """Kind and step of each line of `events.jsonl`."""
+    file = folder / "default" / "events.jsonl"
+    return [(event["kind"], event["step"]) for event in map(json.loads, file.read_text().splitlines())]

@@ -1,4 +1,4 @@
-"""Every causal language model that transformers makes small is without dropout once it is loaded for training."""
+"""Every causal language model of transformers that can be made small has no dropout once it is loaded."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ NOT_SMALL = """
     ministral mllama musicgen musicgen_melody nemotron nemotron_h phi4_multimodal reformer roc_bert xmod youtu zamba
     zamba2
 """
-"""Whose numbers depend on each other, or whose parts beside the language model have sizes of their own."""
+"""Architectures whose sizes depend on each other, or whose other parts have separate sizes."""
 RANDOM_BY_DESIGN = {"phimoe"}
-"""Its router samples experts in training mode, whatever its settings."""
+"""The router samples experts in training mode, and no setting turns that off."""
 SIZES = {
     2: "num_hidden_layers n_layer n_layers num_layers decoder_layers num_decoder_layers num_attention_heads n_head "
     "n_heads num_heads decoder_attention_heads encoder_attention_heads num_local_experts num_experts n_routed_experts "
@@ -55,7 +55,7 @@ def _dropouts(config: PreTrainedConfig) -> list[str]:
 
 
 def _tiny(name: str) -> PreTrainedConfig:
-    """The configuration of an architecture with small numbers in place of its own, and dropout wherever it has any."""
+    """An architecture's configuration with small sizes, and dropout wherever it has such a setting."""
     config = AutoConfig.for_model(name).get_text_config()
     dropouts = dict.fromkeys(_dropouts(config), 0.5)
     sizes = {key: size for size, names in SIZES.items() for key in _settings(config, names)}
@@ -81,13 +81,13 @@ def quiet() -> Any:
 @pytest.mark.parametrize(
     "name", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() - {*WITHOUT_DROPOUT.split(), *NOT_SMALL.split()})
 )
-def test_dropout_is_off_in_training_whatever_the_model(name: str, tmp_path: Path):
+def test_loaded_model_of_every_architecture_has_no_dropout(name: str, tmp_path: Path):
     torch.manual_seed(0)
     original = AutoModelForCausalLM.from_config(_tiny(name)).eval()
     expected = _logits(original)
     original.save_pretrained(tmp_path)
     model = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
-    assert _dropouts(model.config), "else this shows nothing"
+    assert _dropouts(model.config), "otherwise the test proves nothing"
     assert not any(vars(model.config)[key] for key in _dropouts(model.config))
     assert torch.equal(_logits(model), _logits(model))
     torch.testing.assert_close(_logits(model), expected, atol=1e-5, rtol=1e-4)

@@ -20,7 +20,7 @@ from tandem_trainer.batch import ScoredGroup
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
 from tandem_trainer.prompts import PromptRow
-from tandem_trainer.run import Stopped
+from tandem_trainer.stopping import Stopped
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])

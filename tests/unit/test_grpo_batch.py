@@ -1,4 +1,4 @@
-"""From scored groups to advantages and the rows to train on."""
+"""Scored groups become advantages and the rows to train on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def _standard(values: list[float]) -> list[float]:
 
 def test_normalize_then_sum_scales_each_reward_in_its_group_and_the_sum_over_the_batch():
     completions = [completion([6]), completion([7]), completion([8])]
-    first, second = [[1.0, 0.0, 0.0], [0.0, 2.0, 5.0]], [[30.0, 20.0, 20.0], [7.0, 7.0, 1.0]]
+    first = [[1.0, 0.0, 0.0], [0.0, 2.0, 5.0]]
+    second = [[30.0, 20.0, 20.0], [7.0, 7.0, 1.0]]
     groups = [
         scored([5], completions, [0.0, 0.0, 0.0]).model_copy(
             update={"rewards_by_function": {"r0": tuple(a), "r1": tuple(b)}}
@@ -59,24 +60,24 @@ def test_normalize_then_sum_scales_each_reward_in_its_group_and_the_sum_over_the
     assert got.advantages_B.tolist() == pytest.approx(_standard(sums), abs=1e-6)
 
 
-def test_normalize_then_sum_counts_a_reward_that_is_missing_as_average():
+def test_normalize_then_sum_counts_a_missing_reward_as_the_mean():
     groups = [
         scored([5], [completion([6]), completion([7]), completion([8])], [0.0, 0.0, None]).model_copy(
             update={"rewards_by_function": {"r0": (1.0, 0.0, None), "r1": (None, 3.0, None)}}
         )
     ]
     got = _grpo((1.0, 1.0), multi_objective_aggregation="normalize_then_sum").make_batch(groups)
-    assert got.token_ids_BS[:, 1].tolist() == [6, 7]  # the third has no reward at all
+    assert got.token_ids_BS[:, 1].tolist() == [6, 7]  # the third has no reward
     assert got.advantages_B.tolist() == pytest.approx(_standard(_standard([1.0, 0.0])), abs=1e-6)
 
 
 @pytest.mark.parametrize(
     "options", [{"scale_rewards": "batch"}, {"multi_objective_aggregation": "normalize_then_sum"}], ids=str
 )
-def test_scaling_over_the_batch_is_over_all_ranks(options: dict[str, Any]):
+def test_scaling_over_the_batch_includes_all_ranks(options: dict[str, Any]):
     completions = [completion([6]), completion([7]), completion([8])]
     groups = [scored([5], completions, rewards) for rewards in ([1.0, 0.0, 0.2], [3.0, 0.0, 9.0])]
-    whole = _grpo(**options).make_batch(groups)
+    unsplit = _grpo(**options).make_batch(groups)
     values: list[list[float]] = []
 
     def spy(mine: list[float]) -> list[float]:
@@ -87,10 +88,10 @@ def test_scaling_over_the_batch_is_over_all_ranks(options: dict[str, Any]):
         _grpo(**options).make_batch([group], spy)
     everyones = [value for mine in values for value in mine]
     parts = [_grpo(**options).make_batch([group], lambda _: everyones) for group in groups]
-    torch.testing.assert_close(torch.cat([part.advantages_B for part in parts]), whole.advantages_B)
+    torch.testing.assert_close(torch.cat([part.advantages_B for part in parts]), unsplit.advantages_B)
 
 
-def test_batch_leaves_out_what_has_no_gradient_and_still_counts_it():
+def test_batch_leaves_out_rows_without_gradient_but_counts_them_in_the_totals():
     groups = [
         scored([5], [completion([6, 7]), completion([8])], [1.0, 0.0]),
         scored([5], [completion([6, 7, 8]), completion([9, 9, 9, 9])], [0.5, 0.5]),
@@ -104,7 +105,7 @@ def test_batch_leaves_out_what_has_no_gradient_and_still_counts_it():
 
 
 @pytest.mark.parametrize("options", [{"beta": 0.1}, {"top_entropy_quantile": 0.5}], ids=str)
-def test_where_they_change_the_loss_rows_without_an_advantage_stay(options: dict[str, Any]):
+def test_rows_without_advantage_stay_if_they_change_the_loss(options: dict[str, Any]):
     groups = [scored([5], [completion([6]), completion([7]), completion([8])], [0.5, 0.5, None])]
     batch = _grpo(**options).make_batch(groups)
     assert batch.token_ids_BS.tolist() == [[5, 6], [5, 7]]
@@ -118,7 +119,7 @@ def test_truncated_completions_can_be_left_out_of_the_loss():
     assert batch.token_total == 1
 
 
-def test_without_any_reward_a_batch_has_one_row_and_no_signal():
+def test_batch_without_any_reward_has_one_row_and_no_signal():
     batch = _grpo().make_batch([scored([5], [completion([6]), completion([7])], [None, None])])
     assert batch.mask_BT.tolist() == [[0.0]]
     assert not batch.has_signal

@@ -1,4 +1,4 @@
-"""Losses and gradients equal TRL's for every option, and parts of a step add up to the whole."""
+"""Losses and gradients equal TRL's for every option, and the losses of micro-batches add up to that of the step."""
 
 from __future__ import annotations
 
@@ -60,20 +60,20 @@ def test_loss_and_gradient_equal_trl_for_random_options_and_inputs(loss_type: st
 
 @pytest.mark.parametrize("options", [{}, {"level": "sequence"}, {"top_entropy_quantile": 0.4}], ids=str)
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_rows_on_their_own_add_up_to_the_whole(loss_type: str, options: dict[str, Any]):
+def test_losses_of_single_rows_add_up_to_the_loss_of_the_batch(loss_type: str, options: dict[str, Any]):
     options = {"loss_type": loss_type, "beta": 0.04, "importance_sampling": "token_truncate", **options}
     inputs = _tensors(RANDOM["inputs"][1])
     mask = inputs["mask"].bool()
     step: dict[str, Any] = {"token_total": int(mask.sum()), "row_total": len(mask)}
     step["entropy_threshold"] = entropy_quantile(inputs["entropy"][mask], 0.6)
-    whole, gradient, _ = _loss(options, inputs)
+    unsplit, gradient, _ = _loss(options, inputs)
     parts = [_loss(options, {n: v[i : i + 1] for n, v in inputs.items()}, **step) for i in range(len(mask))]
-    torch.testing.assert_close(torch.stack([loss for loss, _, _ in parts]).sum(), whole)
+    torch.testing.assert_close(torch.stack([loss for loss, _, _ in parts]).sum(), unsplit)
     torch.testing.assert_close(torch.cat([gradient for _, gradient, _ in parts]), gradient)
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
-def test_what_stands_in_the_padding_changes_nothing(loss_type: str):
+def test_values_in_the_padding_do_not_change_the_loss(loss_type: str):
     options = {"loss_type": loss_type, "beta": 0.04, "off_policy_mask": 0.05, "top_entropy_quantile": 0.5}
     inputs = _inputs()
     padding = inputs["mask"] == 0
@@ -121,7 +121,7 @@ def test_metrics_are_means_over_the_tokens_in_the_mask_and_maxima():
         ({"loss_type": "dr_grpo"}, "max_completion_length"),
     ],
 )
-def test_an_option_says_which_argument_it_misses(options: dict[str, Any], missing: str):
+def test_missing_argument_is_named(options: dict[str, Any], missing: str):
     arguments = {**_inputs(), "max_completion_length": 4} | {missing: None}
     with pytest.raises(ValueError, match=f"got no {missing}, expected"):
         policy_loss(options=options, **arguments)
@@ -135,6 +135,6 @@ def test_an_option_says_which_argument_it_misses(options: dict[str, Any], missin
         ({"importance_sampling": "token_truncate", "clip_max": None}, "without clip_max and clip_min"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str):
+def test_incompatible_options_are_refused(options: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         GrpoConfig.model_validate(options)

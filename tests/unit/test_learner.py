@@ -1,4 +1,4 @@
-"""An update is one step of AdamW on the whole batch, however it is cut, and never on what is not finite."""
+"""An update equals a step of AdamW on the complete batch, and never uses a loss that is not finite."""
 
 from __future__ import annotations
 
@@ -59,29 +59,31 @@ def _parameters(learner: Learner) -> torch.Tensor:
 
 
 class Broken(Grpo):
-    """Its loss is NaN: in the second optimizer step of a batch if there is one, else in the first."""
+    """An algorithm whose loss is NaN in the last optimizer step of a batch, which is the second or the only one."""
 
     def loss(self, *args: Any, **kwargs: Any) -> MicroBatchLoss:
-        share = super().loss(*args, **kwargs)
-        drifted = bool((args[0].detach() != kwargs["old_logprobs_BT"]).any())
-        return share._replace(loss=share.loss * (float("nan") if drifted or self.num_iterations == 1 else 1))
+        micro_batch_loss = super().loss(*args, **kwargs)
+        is_second_step = bool((args[0].detach() != kwargs["old_logprobs_BT"]).any())
+        if is_second_step or self.num_iterations == 1:
+            return micro_batch_loss._replace(loss=micro_batch_loss.loss * float("nan"))
+        return micro_batch_loss
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("max_tokens", [1, 20])
-def test_the_cut_into_micro_batches_changes_nothing(model_dir: Path, loss_type: str, max_tokens: int):
+def test_splitting_into_micro_batches_does_not_change_the_update(model_dir: Path, loss_type: str, max_tokens: int):
     got = _cut_equals_whole(model_dir, max_tokens, updates=2, loss_type=loss_type, beta=0.1, num_iterations=2)
-    assert got["kl_reference"] > 0, "the second step sees it"
+    assert got["kl_reference"] > 0, "the policy of the second step has changed"
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20])
-def test_the_cut_into_micro_batches_does_not_change_which_tokens_are_the_least_sure(model_dir: Path, max_tokens: int):
-    # Later steps would compare the entropies of policies that differ by rounding.
+def test_splitting_into_micro_batches_does_not_change_the_top_entropy_tokens(model_dir: Path, max_tokens: int):
+    # After the first step, policies and therefore entropies would differ by rounding.
     _cut_equals_whole(model_dir, max_tokens, updates=1, top_entropy_quantile=0.3)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20])
-def test_the_cut_into_micro_batches_does_not_change_online_dpo(model_dir: Path, max_tokens: int):
+def test_splitting_into_micro_batches_does_not_change_online_dpo(model_dir: Path, max_tokens: int):
     rollout = {"num_generations": 2}
     algorithm = OnlineDpo(_config(algorithm="online_dpo", rollout=rollout, online_dpo={"missing_eos_penalty": 0.1}))
     completions = [completion([6, 7, 8]), completion([9]), completion([10, 11, 12, 13, 2]), completion([14, 15])]
@@ -100,19 +102,19 @@ def _cut_equals_whole(model_dir: Path, max_tokens: int, *, updates: int, **optio
 def _compare(
     model_dir: Path, algorithm: Algorithm, make_batch: Callable[[], Batch], max_tokens: int, *, updates: int
 ) -> dict[str, float]:
-    whole = _learner(model_dir, _config(), reference=True)
-    cut = _learner(model_dir, _config(learner={"max_tokens_per_micro_batch": max_tokens}), reference=True)
+    unsplit = _learner(model_dir, _config(), reference=True)
+    split = _learner(model_dir, _config(learner={"max_tokens_per_micro_batch": max_tokens}), reference=True)
     for _ in range(updates):
-        expected = whole.update(make_batch(), algorithm)
-        got = cut.update(make_batch(), algorithm)
+        expected = unsplit.update(make_batch(), algorithm)
+        got = split.update(make_batch(), algorithm)
     assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
-    # AdamW divides by the gradient's size, so rounding of tiny gradients shows.
-    torch.testing.assert_close(_parameters(cut), _parameters(whole), atol=1e-3, rtol=0)
+    # AdamW divides by the gradient's size, which amplifies rounding of tiny gradients.
+    torch.testing.assert_close(_parameters(split), _parameters(unsplit), atol=1e-3, rtol=0)
     return got
 
 
 @pytest.mark.parametrize("option", ["gradient_checkpointing", pytest.param("compile", marks=pytest.mark.slow)])
-def test_options_of_speed_and_memory_change_no_value(model_dir: Path, option: str):
+def test_options_for_speed_and_memory_do_not_change_the_update(model_dir: Path, option: str):
     if option == "compile" and not shutil.which("g++"):
         pytest.skip("torch.compile needs g++")
     algorithm, plain = _grpo(), _learner(model_dir, _config())
@@ -123,7 +125,7 @@ def test_options_of_speed_and_memory_change_no_value(model_dir: Path, option: st
     assert ("_compiled_call_impl" in vars(optioned.model.base_model)) == (option == "compile")
 
 
-def test_a_batch_is_cut_by_default(model_dir: Path):
+def test_batch_is_split_into_micro_batches_by_default(model_dir: Path):
     learner, algorithm, seen = _learner(model_dir, _config()), _grpo(), []
     learner.model.base_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -133,13 +135,13 @@ def test_a_batch_is_cut_by_default(model_dir: Path):
     assert seen == [8 * 120, 2 * 120]
 
 
-def test_8_bit_moments_want_bitsandbytes(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
+def test_adamw_8bit_without_bitsandbytes_is_refused(model_dir: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="adamw_8bit needs the package bitsandbytes"):
         _learner(model_dir, _config(optim={"name": "adamw_8bit"}))
 
 
-def test_several_iterations_compare_with_the_policy_before_the_first(model_dir: Path):
+def test_old_policy_of_several_iterations_is_the_one_before_the_first(model_dir: Path):
     learner, algorithm = _learner(model_dir, _config()), _grpo(num_iterations=3, epsilon=0.02)
     stats = learner.update(_batch(algorithm), algorithm)
     assert stats["clip_ratio/region_mean"] > 0
@@ -151,11 +153,11 @@ def test_several_iterations_compare_with_the_policy_before_the_first(model_dir: 
     assert not torch.allclose(_parameters(learner), _parameters(once), atol=1e-3)
 
 
-def test_after_some_of_the_iterations_the_parameters_are_no_version_s(model_dir: Path):
+def test_parameters_between_two_iterations_belong_to_no_version(model_dir: Path):
     learner, broken = _learner(model_dir, _config()), Broken(_config(grpo={"num_iterations": 2}))
     with pytest.raises(FloatingPointError, match="loss nan"):
         learner.update(_batch(broken), broken)
-    assert learner.whole_updates is None
+    assert learner.completed_updates is None
 
 
 def test_an_update_raises_the_logprob_of_better_completions(model_dir: Path):
@@ -173,20 +175,20 @@ def test_an_update_raises_the_logprob_of_better_completions(model_dir: Path):
     assert stats["grad_norm"] > 0
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(model_dir: Path):
+def test_non_finite_loss_raises_before_the_parameters_change(model_dir: Path):
     learner, algorithm = _learner(model_dir, _config()), _grpo()
 
     before = _parameters(learner)
     with pytest.raises(FloatingPointError, match="loss nan"):
         learner.update(_batch(algorithm), Broken(_config()))
     assert torch.equal(_parameters(learner), before)
-    assert learner.whole_updates == 0
+    assert learner.completed_updates == 0
     learner.update(_batch(algorithm), algorithm)
     assert torch.isfinite(_parameters(learner)).all()
-    assert learner.whole_updates == 1
+    assert learner.completed_updates == 1
 
 
-def test_a_loaded_learner_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
+def test_loaded_learner_continues_bit_for_bit(model_dir: Path, tmp_path: Path):
     config = _config(optim={"learning_rate": 0.01, "lr_scheduler_type": "linear", "warmup_steps": 3})
     algorithm, learner = _grpo(), _learner(model_dir, config)
     learner.update(_batch(algorithm), algorithm)
@@ -198,6 +200,6 @@ def test_a_loaded_learner_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
     assert torch.equal(_parameters(resumed), _parameters(learner))
 
 
-def test_an_unknown_model_is_named(tmp_path: Path):
+def test_model_that_does_not_exist_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="no-such-model"):
         _learner(tmp_path / "no-such-model", _config())

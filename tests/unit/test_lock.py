@@ -1,4 +1,4 @@
-"""A lock names its holder and ends with it, however the holder dies."""
+"""A lock names its holder, and is released when the holder ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from tandem_protocol.lock import Held, exclusive
 
 
-def test_a_second_holder_is_refused_with_the_name_of_the_first(tmp_path: Path):
+def test_second_holder_is_refused_with_the_name_of_the_first(tmp_path: Path):
     with (
         exclusive(tmp_path / "run" / "LOCK", "a"),
         pytest.raises(Held, match=r"^a$"),
@@ -27,7 +27,7 @@ def _hold(file: Path, holding: object) -> None:
         multiprocessing.Event().wait()
 
 
-def test_a_killed_holder_leaves_no_lock(tmp_path: Path):
+def test_lock_is_released_when_its_holder_is_killed(tmp_path: Path):
     context = multiprocessing.get_context("fork")
     holding = context.Event()
     process = context.Process(target=_hold, args=(tmp_path / "LOCK", holding))

@@ -1,4 +1,4 @@
-"""Chunked logprobs equal those of the full logits, in value and gradient, without their memory."""
+"""Chunked logprobs have the values and gradients of full logits, but need less memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRESENT_BT = torch.tensor([[True, True, True], [True, True, True]])
 
 
 def _expected(model: LlamaForCausalLM, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logprobs and entropies, from whole logits, one unpadded row at a time."""
+    """Logprobs and entropies computed from full logits, one unpadded row at a time."""
     rows, entropies = [], []
     for tokens_S, prompt in zip(TOKENS_BS, PROMPTS_B.tolist(), strict=True):
         real_S = tokens_S[: prompt + 3]
@@ -53,7 +53,7 @@ def test_value_and_gradient_equal_the_full_logits(
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_absent_tokens_are_zero(tmp_path: Path):
+def test_logprobs_outside_of_the_completion_are_zero(tmp_path: Path):
     model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path))
     completion_mask_BT = torch.tensor([[True, False, False], [True, True, True]])
     logprobs_BT, entropy_BT = TokenLogprobs(model, temperature=1.0, chunk_size=2)(
@@ -64,18 +64,18 @@ def test_absent_tokens_are_zero(tmp_path: Path):
     assert (entropy_BT[completion_mask_BT] > 0).all()
 
 
-def test_logits_never_exist_for_more_than_a_chunk(tmp_path: Path):
+def test_logits_exist_for_at_most_one_chunk(tmp_path: Path):
     model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path))
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _module, _input, output: seen.append(len(output)))
     logprobs_BT, _ = TokenLogprobs(model, temperature=1.0, chunk_size=4)(TOKENS_BS, PROMPTS_B, PRESENT_BT)
     logprobs_BT.sum().backward()
-    assert seen == [4, 2, 4]  # forward; in the backward pass, all but the last once more
+    assert seen == [4, 2, 4]  # forward pass; then the backward pass computes all chunks except the last again
 
 
-def test_a_model_that_does_something_unknown_to_its_logits_is_refused():
+def test_model_that_changes_its_logits_in_an_unknown_way_is_refused():
     policy = TokenLogprobs(tiny_model(tiny_config("gemma2")), temperature=1.0, chunk_size=4)
     check(policy)
-    policy.head = Head()  # as of a model whose soft cap has a name that heads.py does not know
-    with pytest.raises(UserError, match="Gemma2ForCausalLM does something between its output embedding and its logits"):
+    policy.head = Head()  # as for a model whose soft cap has a name that heads.py does not know
+    with pytest.raises(UserError, match="Gemma2ForCausalLM changes its logits after the output embedding"):
         check(policy)

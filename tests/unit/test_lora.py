@@ -1,4 +1,4 @@
-"""An adapter: only it is trained, published and kept; switched off it is the reference; peft reads what is written."""
+"""Only the adapter is trained, published and saved. The model without it is the reference. peft can load it."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def _logits(model: Any) -> torch.Tensor:
     return logits
 
 
-def test_only_the_adapter_learns_and_the_reference_is_the_model_without_it(model_dir: Path):
+def test_only_the_adapter_is_trained_and_the_reference_is_the_model_without_it(model_dir: Path):
     learner, base = _learner(model_dir), AutoModelForCausalLM.from_pretrained(model_dir)
-    assert _update(learner)["kl_reference"] == pytest.approx(0, abs=1e-9), "the adapter begins as nothing"
+    assert _update(learner)["kl_reference"] == pytest.approx(0, abs=1e-9), "a new adapter has no effect"
     assert _update(learner)["kl_reference"] > 0
     assert not torch.allclose(_logits(learner.model), _logits(base), atol=1e-3)
     with adapter_disabled(learner.model):
@@ -74,7 +74,7 @@ def test_only_the_adapter_learns_and_the_reference_is_the_model_without_it(model
     assert all(".lora_" in name for name in trained)
 
 
-def test_peft_reads_what_is_written_and_the_base_keeps_its_fingerprint(model_dir: Path, tmp_path: Path):
+def test_peft_loads_the_written_adapter_and_the_base_keeps_its_fingerprint(model_dir: Path, tmp_path: Path):
     learner = _learner(model_dir, r=8, alpha=4.0, target_modules=["q_proj", "down_proj"])
     _update(learner)
     write_adapter(learner.model, tmp_path, torch.float32, is_main=True)
@@ -83,11 +83,11 @@ def test_peft_reads_what_is_written_and_the_base_keeps_its_fingerprint(model_dir
     assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == str(model_dir)
     theirs = AutoPeftModelForCausalLM.from_pretrained(tmp_path)
     torch.testing.assert_close(_logits(theirs), _logits(learner.model))
-    wanted = parameters_digest(checkpoint_shapes(model_dir))
-    assert fingerprint_of(learner.model, model_dir).parameters == wanted
+    expected = parameters_digest(checkpoint_shapes(model_dir))
+    assert fingerprint_of(learner.model, model_dir).parameters == expected
 
 
-def test_a_loaded_adapter_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
+def test_loaded_adapter_continues_bit_for_bit(model_dir: Path, tmp_path: Path):
     learner = _learner(model_dir)
     _update(learner)
     learner.save(tmp_path)
@@ -99,7 +99,7 @@ def test_a_loaded_adapter_goes_on_bit_for_bit(model_dir: Path, tmp_path: Path):
     assert torch.equal(_logits(resumed.model), _logits(learner.model))
 
 
-def test_what_is_merged_is_the_policy_and_needs_neither_base_nor_peft(
+def test_merged_model_is_the_policy_and_needs_neither_base_nor_peft(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     learner = _learner(model_dir)

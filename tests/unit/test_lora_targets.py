@@ -1,4 +1,4 @@
-"""An adapter is refused at the start, or before the engine is touched, where the generator could not serve it."""
+"""An adapter that the generator could not serve is refused at the start, or before it reaches the engine."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _adapted(config: PreTrainedConfig, *targets: str) -> PreTrainedModel:
     ],
     ids=lambda value: value.model_type if isinstance(value, PreTrainedConfig) else "",
 )
-def test_all_linear_is_every_linear_layer_but_the_output_embedding(config: PreTrainedConfig, layers: set[str]):
+def test_all_linear_means_every_linear_layer_except_the_output_embedding(config: PreTrainedConfig, layers: set[str]):
     names = list(adapter_table(_adapted(config), torch.float32))
     matches = [re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", name) for name in names]
     assert {match[1].rpartition(".")[2] for match in matches if match} == layers
@@ -71,10 +71,10 @@ def test_all_linear_is_every_linear_layer_but_the_output_embedding(config: PreTr
 @pytest.mark.parametrize(
     ("config", "targets", "words"),
     [
-        (LLAMA, ["embed_tokens"], r"includes model\.embed_tokens \(Embedding\); expected linear layers only"),
+        (LLAMA, ["embed_tokens"], r"includes model\.embed_tokens \(Embedding\), expected linear layers only"),
         (LLAMA, ["q_proj", "embed_tokens"], r"embed_tokens \(Embedding\).*name some of down_proj, gate_proj, k_proj"),
         (GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=2), ["wte", "wpe"], r"transformer\.wte \(Embedding\)"),
-        (TIED, ["lm_head", "q_proj"], "includes lm_head, whose weights are those of the input embeddings too"),
+        (TIED, ["lm_head", "q_proj"], "includes lm_head, which shares its weights with the input embeddings"),
         (MAMBA, ["conv1d"], "conv1d.*name some of dt_proj, in_proj, out_proj, x_proj"),
         (MOE, [], r"experts \(MixtralExperts\).*name some of k_proj, o_proj, q_proj, v_proj"),
         (LLAMA, ["q_proj", "no_such"], "names no_such, which LlamaForCausalLM does not have"),
@@ -83,7 +83,7 @@ def test_all_linear_is_every_linear_layer_but_the_output_embedding(config: PreTr
         (LLAMA, ["proj"], "proj.*name some of"),
     ],
 )
-def test_what_cannot_be_served_is_refused_at_the_start_with_its_name(
+def test_target_that_cannot_be_served_is_refused_by_name_at_the_start(
     config: PreTrainedConfig, targets: list[str], words: str
 ):
     with pytest.raises(UserError, match=words) as error:
@@ -96,7 +96,7 @@ def test_the_linear_layers_of_a_mixture_of_experts_and_of_a_state_space_model_ar
     assert _adapted(MAMBA, "in_proj", "x_proj").peft_config
 
 
-def test_an_output_embedding_of_its_own_is_adapted():
+def test_untied_output_embedding_can_be_adapted():
     assert adapted_head(_adapted(LLAMA, "lm_head", "q_proj")) == "lm_head"
     assert adapted_head(_adapted(LLAMA, "q_proj")) is None
     assert adapted_head(AutoModelForCausalLM.from_config(LLAMA)) is None
@@ -143,20 +143,20 @@ def _handshake(info: Info, lora: LoraConfig | None, head: str | None = None) -> 
         ({}, 8, "lm_head", "does not support an adapter for the output embedding lm_head"),
     ],
 )
-def test_a_generator_that_does_not_serve_what_is_trained_is_named_at_the_start(
+def test_generator_that_cannot_serve_the_adapter_is_named_at_the_start(
     changes: dict[str, Any], r: int | None, head: str | None, words: str
 ):
     with pytest.raises(UserError, match=words):
         _handshake(INFO.model_copy(update=changes), r and LoraConfig(r=r), head)
 
 
-def test_a_generator_that_serves_it_is_taken():
+def test_generator_that_serves_the_adapter_is_accepted():
     assert _handshake(INFO, LoraConfig(r=8)) == 32
     assert _handshake(INFO.model_copy(update={"lora_heads": ("lm_head",)}), LoraConfig(r=8), "lm_head") == 32
     assert _handshake(INFO.model_copy(update={"kinds": ("full", "lora"), "max_lora_rank": None}), LoraConfig(r=99))
 
 
-# -- the generator refuses before its engine is touched --------------------------------------------------------------
+# -- the generator refuses before it pauses its engine ---------------------------------------------------------------
 
 V1 = Version(1, 1)
 LAYERS = {"model.layers.0.q_proj.weight": (6, 4), "lm_head.weight": (8, 4), "model.embed_tokens.weight": (8, 4)}
@@ -188,7 +188,7 @@ def _publish(store: WatchedStore, tensors: Mapping[str, tuple[int, ...]], versio
         ({"lm_head.lora_A.weight": (2, 4)}, "the output embedding lm_head takes no adapter"),
     ],
 )
-async def test_an_adapter_with_a_tensor_that_is_not_served_is_refused_for_good(
+async def test_adapter_with_a_tensor_that_is_not_served_is_refused_permanently(
     start: Start, engine: ScriptedEngine, store: WatchedStore, tensors: dict[str, tuple[int, ...]], words: str
 ) -> None:
     engine.facts = engine.facts._replace(
@@ -213,7 +213,7 @@ async def test_an_adapter_of_the_model_s_layers_is_loaded(
     assert (await put(policy, V1, digest)).version == V1
 
 
-async def test_a_version_that_fails_to_load_again_and_again_is_refused_for_good(
+async def test_version_that_repeatedly_fails_to_load_is_refused_permanently(
     start: Start, engine: ScriptedEngine, store: WatchedStore
 ) -> None:
     engine.facts = engine.facts._replace(kinds=frozenset({"lora"}), max_lora_rank=8)

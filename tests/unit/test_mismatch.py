@@ -1,4 +1,4 @@
-"""Trainer and generators must give the same tokens the same probabilities under the same weights."""
+"""The check that trainer and generators compute the same probabilities with the same weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _check(*dtypes: str | None, **trainer: Any) -> tuple[MismatchCheck, list[str
     return MismatchCheck(_config(**trainer), dtypes or ("float32",), alerts.append), alerts
 
 
-def test_what_rounding_explains_is_no_alert():
+def test_mismatch_within_rounding_raises_no_alert():
     check, alerts = _check("float32")
     check.update(5e-4, 100)
     bf16, bf16_alerts = _check("bfloat16")
@@ -45,7 +45,7 @@ def test_what_rounding_explains_is_no_alert():
     ("trainer", "generator", "expected"), [("float32", "float32", 0.001), ("float32", "bfloat16", 0.05),
     ("bfloat16", "float32", 0.05), ("float32", "float32 with a KV cache of fp8", 0.05)],
 )  # fmt: skip
-def test_more_than_the_dtypes_explain_is_one_alert_with_the_causes(trainer: str, generator: str, expected: float):
+def test_mismatch_beyond_rounding_raises_one_alert_with_likely_causes(trainer: str, generator: str, expected: float):
     check, alerts = _check(generator, learner={"dtype": trainer})
     for _ in range(3):
         check.update(0.1, 100)
@@ -55,14 +55,14 @@ def test_more_than_the_dtypes_explain_is_one_alert_with_the_causes(trainer: str,
     assert "rope scaling" in alert
 
 
-def test_an_alert_comes_again_after_the_average_was_normal():
+def test_alert_is_repeated_after_the_average_was_normal():
     check, alerts = _check()
     for mismatch in [0.1, *[0.0] * 30, 0.1]:
         check.update(mismatch, 100)
     assert len(alerts) == 2
 
 
-def test_too_high_a_mismatch_is_refused_and_the_bound_can_be_set():
+def test_mismatch_above_the_configured_bound_is_refused():
     check, _ = _check()
     with pytest.raises(UserError, match=r"differ by 0.3 nats .* above trainer.max_mismatch 0.2"):
         check.update(0.3, 100)
@@ -71,7 +71,7 @@ def test_too_high_a_mismatch_is_refused_and_the_bound_can_be_set():
     assert len(alerts) == 1
 
 
-def test_one_small_odd_batch_among_others_is_no_refusal_and_lasting_mismatch_is():
+def test_lasting_mismatch_is_refused_but_one_small_odd_batch_is_not():
     check, _ = _check("bfloat16")
     for _ in range(5):
         check.update(0.02, 1000)
@@ -82,8 +82,8 @@ def test_one_small_odd_batch_among_others_is_no_refusal_and_lasting_mismatch_is(
         check.update(0.3, 1000)
 
 
-def test_short_completions_are_judged_once_there_are_enough_of_them():
-    """Of 4 tokens an update, a moving average never holds 32."""
+def test_short_completions_are_checked_once_there_are_enough_of_them():
+    """With 4 tokens per update, a moving average that always decays would never reach 32 tokens."""
     check, _ = _check()
     for _ in range(7):
         check.update(5.0, 4)
@@ -91,7 +91,7 @@ def test_short_completions_are_judged_once_there_are_enough_of_them():
         check.update(5.0, 4)
 
 
-def test_a_handful_of_tokens_is_not_judged():
+def test_average_over_too_few_tokens_is_not_checked():
     check, alerts = _check()
     check.update(5.0, 4)
     check.update(5.0, 0)
@@ -106,7 +106,7 @@ def test_a_handful_of_tokens_is_not_judged():
      (("float32",), {"rollout": {"repetition_penalty": 1.2}})],
     ids=["mock", "a mock among others", "top_p", "repetition_penalty"],
 )  # fmt: skip
-def test_probabilities_that_are_not_the_models_are_not_compared(dtypes: Any, trainer: dict[str, Any]):
+def test_probabilities_that_do_not_come_from_the_model_are_not_compared(dtypes: Any, trainer: dict[str, Any]):
     check, alerts = _check(*dtypes, **trainer)
     check.update(9.0, 1000)
     assert alerts == []
@@ -123,7 +123,7 @@ def _learner(model_dir: Path, config: TrainerConfig) -> Learner:
 
 
 def _completion(token_ids: tuple[int, ...], logprobs: tuple[float, ...], *spans: tuple[int, int]) -> Completion:
-    """`spans`: version step and tokens."""
+    """A completion. `spans` lists version steps and their numbers of tokens."""
     versions = tuple(VersionSpan(version=Version(step, 1), tokens=tokens) for step, tokens in spans)
     return Completion(token_ids=token_ids, logprobs=logprobs, finish_reason="stop", versions=versions)
 
@@ -135,7 +135,7 @@ def _logprobs(learner: Learner, prompt: list[int], completion: list[int]) -> lis
 
 
 def _batch(learner: Learner, algorithm: Grpo, *, off_by: float) -> Batch:
-    """Tokens 1 and 2 of both completions are of the first version, token 3 of an older one that was far off."""
+    """Both completions: tokens 1 and 2 are from the first version, token 3 from an older and very different one."""
     rows = []
     for tokens in ((6, 7, 8), (9, 10, 11)):
         one, two, three = _logprobs(learner, [4, 5], list(tokens))
@@ -144,25 +144,25 @@ def _batch(learner: Learner, algorithm: Grpo, *, off_by: float) -> Batch:
 
 
 @pytest.mark.parametrize("max_tokens", [5, 1000])
-def test_the_mismatch_is_over_tokens_that_the_current_weights_sampled(model_dir: Path, max_tokens: int):
+def test_mismatch_counts_only_tokens_that_the_current_weights_sampled(model_dir: Path, max_tokens: int):
     config = _config(learner={"max_tokens_per_micro_batch": max_tokens}, grpo={"num_iterations": 2})
     learner, algorithm = _learner(model_dir, config), Grpo(config)
     batch = _batch(learner, algorithm, off_by=0.25)
     assert learner.update(batch, algorithm)["mismatch"] == pytest.approx(0.25, abs=1e-5)
-    assert "mismatch" not in learner.update(batch, algorithm), "now no token is of the current version"
+    assert "mismatch" not in learner.update(batch, algorithm), "no token was sampled by the current version"
 
 
-def test_a_refusal_comes_before_the_parameters_change(model_dir: Path):
+def test_refusal_happens_before_the_parameters_change(model_dir: Path):
     config = _config()
     learner, algorithm = _learner(model_dir, config), Grpo(config)
-    learner.mismatch = MismatchCheck(config, ["float32"], print)
+    learner.mismatch_check = MismatchCheck(config, ["float32"], print)
     batch = _batch(learner, algorithm, off_by=0.0)
-    learner.mismatch.update(0.01, 100)
+    learner.mismatch_check.update(0.01, 100)
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
-    learner.mismatch.update(0.19, 10_000)
+    learner.mismatch_check.update(0.19, 10_000)
     with pytest.raises(UserError, match="The parameters are as before this update"):
-        learner.mismatch.update(9.0, 100_000)
+        learner.mismatch_check.update(9.0, 100_000)
     with pytest.raises(UserError):
         learner.update(batch, algorithm)
     assert all(torch.equal(a, b) for a, b in zip(before, learner.model.parameters(), strict=True))
-    assert learner.whole_updates == 0
+    assert learner.completed_updates == 0

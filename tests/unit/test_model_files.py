@@ -1,4 +1,4 @@
-"""What a checkpoint and an export hold besides weights are the user's own files, tried before the first step."""
+"""Besides weights, checkpoints and exports hold copies of the user's files, which are tested before the first step."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tokens(folder: Path) -> Any:
     return tokenizer(TEXT).input_ids, tokenizer.apply_chat_template(turns, tokenize=False)
 
 
-# -- models as people have them --------------------------------------------------------------------------------------
+# -- models as users have them ---------------------------------------------------------------------------------------
 
 
 def edit(path: Path, **changes: Any) -> None:
@@ -161,7 +161,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("change", MODELS)
-def test_a_checkpoint_is_the_policy_with_the_user_s_own_files(
+def test_checkpoint_holds_the_policy_and_copies_of_the_users_files(
     change: Callable[[Path], None], model: Path, tmp_path: Path
 ):
     change(model)
@@ -195,7 +195,7 @@ def test_a_checkpoint_is_the_policy_with_the_user_s_own_files(
     assert torch.equal(logits(resumed.model), logits(learner.model))
 
 
-def test_settings_of_dropout_stay_as_they_were_in_what_is_saved(model: Path, tmp_path: Path):
+def test_saved_config_keeps_the_original_dropout_settings(model: Path, tmp_path: Path):
     keys_that_transformers_does_not_know(model)
     learner = make_learner(model, tmp_path)
     learner.save(tmp_path / "saved")
@@ -204,7 +204,7 @@ def test_settings_of_dropout_stay_as_they_were_in_what_is_saved(model: Path, tmp
     assert (config["attention_dropout"], config["mine"], config["torch_dtype"]) == (0.25, {"a": [1]}, "float32")
 
 
-def test_files_are_those_of_the_start_although_the_model_s_folder_has_changed(model: Path, tmp_path: Path):
+def test_saved_files_are_those_of_the_start_if_the_models_folder_changes(model: Path, tmp_path: Path):
     learner = make_learner(model, tmp_path)
     learner.rehearse()
     before = tokens(model)
@@ -213,7 +213,7 @@ def test_files_are_those_of_the_start_although_the_model_s_folder_has_changed(mo
     assert tokens(tmp_path / "saved" / "model") == before
 
 
-def test_an_adapter_s_folder_has_the_tokenizer_but_no_configuration_of_a_model(model: Path, tmp_path: Path):
+def test_adapter_folder_has_the_tokenizer_but_no_config_json(model: Path, tmp_path: Path):
     learner = make_learner(model, tmp_path, lora={"r": 2})
     learner.rehearse()
     learner.save(tmp_path / "saved")
@@ -225,7 +225,7 @@ def test_an_adapter_s_folder_has_the_tokenizer_but_no_configuration_of_a_model(m
     )
 
 
-def test_a_tokenizer_that_is_chosen_by_its_folder_s_name_is_the_same_in_another(
+def test_tokenizer_that_depends_on_its_folders_name_is_saved_correctly(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     named = Path("deepseek-ai", "deepseek-coder-mine")
@@ -239,7 +239,7 @@ def test_a_tokenizer_that_is_chosen_by_its_folder_s_name_is_the_same_in_another(
     assert tokens(tmp_path / "saved" / "model") == tokens(named)
 
 
-# -- what cannot be saved is told before the first step --------------------------------------------------------------
+# -- models that cannot be saved are refused before the first step ---------------------------------------------------
 
 
 def test_a_tokenizer_whose_files_cannot_be_copied_is_refused(model: Path, tmp_path: Path):
@@ -258,7 +258,7 @@ def test_a_tokenizer_whose_files_cannot_be_copied_is_refused(model: Path, tmp_pa
         learner.rehearse()
 
 
-def test_a_dtype_that_no_file_can_hold_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_dtype_that_safetensors_cannot_hold_is_named(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     learner = make_learner(model, tmp_path)
     learner.model.model.register_buffer("turns", torch.zeros(2, dtype=torch.complex64))
     with pytest.raises(UserError, match=r"model\.turns of LlamaForCausalLM has the dtype torch\.complex64"):
@@ -266,9 +266,7 @@ def test_a_dtype_that_no_file_can_hold_is_named(model: Path, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize(("place", "what"), [("runs", "a checkpoint needs"), ("weights", "a published version needs")])
-def test_a_disk_that_is_too_small_is_told(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, what: str
-):
+def test_too_small_disk_is_refused(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, what: str):
     learner = make_learner(model, tmp_path)
     usage = shutil.disk_usage
 
@@ -276,7 +274,7 @@ def test_a_disk_that_is_too_small_is_told(
         return usage(folder)._replace(free=1000) if place in folder.parts else usage(folder)
 
     monkeypatch.setattr(rehearsal.shutil, "disk_usage", disk_usage)
-    with pytest.raises(UserError, match=f"{place}.* has 0.00 GB free; {what}"):
+    with pytest.raises(UserError, match=f"{place}.* has 0.00 GB free, but {what}"):
         learner.rehearse()
 
 
@@ -289,9 +287,10 @@ def test_a_rehearsal_leaves_nothing_behind(model: Path, tmp_path: Path):
 # -- tensors that safetensors would refuse ---------------------------------------------------------------------------
 
 
-def test_tensors_that_share_memory_or_lie_crosswise_are_saved_whole(model: Path, tmp_path: Path):
+def test_tensors_that_share_memory_or_are_not_contiguous_are_saved_completely(model: Path, tmp_path: Path):
     learner = make_learner(model, tmp_path)
-    first, second = learner.model.model.layers[0].mlp, learner.model.model.layers[1].mlp
+    first = learner.model.model.layers[0].mlp
+    second = learner.model.model.layers[1].mlp
     second.up_proj.weight = first.up_proj.weight
     first.down_proj.weight.data = first.down_proj.weight.data.T.contiguous().T
     learner.model.register_buffer("not_saved", torch.ones(2), persistent=False)
@@ -302,10 +301,10 @@ def test_tensors_that_share_memory_or_lie_crosswise_are_saved_whole(model: Path,
     assert not {"not_saved", "lm_head.weight"} & saved.keys()
 
 
-# -- weights that are not what the configuration says ----------------------------------------------------------------
+# -- weights that do not fit the configuration -----------------------------------------------------------------------
 
 
-def test_weights_that_would_begin_as_random_numbers_are_refused_with_their_names(model: Path, tmp_path: Path):
+def test_missing_weights_are_refused_by_name(model: Path, tmp_path: Path):
     tensors = load_file(model / "model.safetensors")
     del tensors["model.norm.weight"], tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
@@ -315,9 +314,9 @@ def test_weights_that_would_begin_as_random_numbers_are_refused_with_their_names
         make_learner(model, tmp_path)
 
 
-def test_an_output_embedding_that_the_configuration_would_tie_to_another_is_refused(model: Path, tmp_path: Path):
+def test_checkpoint_with_an_untied_head_but_a_tied_config_is_refused(model: Path, tmp_path: Path):
     tensors = load_file(model / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
     save_file(tensors, model / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"hold another lm_head\.weight.*set tie_word_embeddings to false"):
+    with pytest.raises(UserError, match=r"holds a different lm_head\.weight.*set tie_word_embeddings to false"):
         make_learner(model, tmp_path)

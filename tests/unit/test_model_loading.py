@@ -1,4 +1,4 @@
-"""A model that transformers cannot load, or loads with other weights than it should, is refused in one line."""
+"""A model that transformers cannot load, or loads with wrong weights, is refused with a message of one line."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def load(model: Path) -> None:
         ("tokenizer.json", {"added_tokens": None}, "the tokenizer of shared.model"),
     ],
 )
-def test_what_cannot_be_loaded_is_told_in_one_line(
+def test_model_that_cannot_be_loaded_is_refused_in_one_line(
     model: Path, file: str, values: dict[str, Any], problem: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     change(model / file, **values)

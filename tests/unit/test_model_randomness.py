@@ -1,4 +1,4 @@
-"""A model that is loaded for training gives the same for the same tokens, and what it gives in use."""
+"""A model that is loaded for training is deterministic, and computes the same as in evaluation mode."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def _logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_a_loaded_model_is_not_random_in_training_and_gives_what_it_gives_in_use(name: str, tmp_path: Path):
+def test_loaded_model_is_deterministic_and_equals_evaluation_mode(name: str, tmp_path: Path):
     model = AutoModelForCausalLM.from_config(RANDOM[name])
-    assert not torch.equal(_logits(model.train()), _logits(model.train())), "else this shows nothing"
+    assert not torch.equal(_logits(model.train()), _logits(model.train())), "otherwise the test proves nothing"
     model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
     assert torch.equal(_logits(loaded), _logits(loaded))
     torch.testing.assert_close(_logits(loaded), _logits(model.eval()))
-    if name != "mixtral":  # its routers' noise is of training mode alone
+    if name != "mixtral":  # its routers add noise only in training mode
         torch.testing.assert_close(_logits(loaded.train()), _logits(model))
     bare = load_model(tmp_path, SharedConfig(model=str(tmp_path)), without_weights=True)
     assert all(parameter.is_meta for parameter in bare.parameters())
@@ -73,7 +73,7 @@ def test_a_loaded_model_is_not_random_in_training_and_gives_what_it_gives_in_use
 
 
 @pytest.mark.parametrize("name", ["opt", "mixtral", "llama"])
-def test_checkpointed_layers_compute_twice_what_they_compute_in_use(name: str, tmp_path: Path):
+def test_gradient_checkpointing_computes_layers_again_with_the_same_result(name: str, tmp_path: Path):
     AutoModelForCausalLM.from_config(RANDOM[name]).save_pretrained(tmp_path)
     loaded = load_model(tmp_path, SharedConfig(model=str(tmp_path)))
     expected, runs = _logits(loaded), []
@@ -87,7 +87,7 @@ def test_checkpointed_layers_compute_twice_what_they_compute_in_use(name: str, t
     torch.testing.assert_close(logits, expected)
 
 
-def test_modules_whose_dropout_is_in_no_configuration_have_none_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_dropout_that_is_not_in_the_configuration_is_removed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     init = LlamaForCausalLM.__init__
 
     def with_dropout(self: Any, config: Any) -> None:
@@ -103,13 +103,13 @@ def test_modules_whose_dropout_is_in_no_configuration_have_none_either(tmp_path:
 
 
 class Noisy(nn.Module):
-    """Noise that no setting tells."""
+    """Noise that no setting controls."""
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden + torch.rand_like(hidden)
 
 
-def test_a_model_that_is_random_is_refused_with_the_module_where_it_begins():
+def test_random_model_is_refused_with_the_name_of_the_random_module():
     model = LlamaForCausalLM(LlamaConfig(**LLAMA)).train()
     check(TokenLogprobs(model, temperature=1.0, chunk_size=4))
     model.model.layers[1].mlp.act_fn = Noisy()
@@ -117,7 +117,7 @@ def test_a_model_that_is_random_is_refused_with_the_module_where_it_begins():
         check(TokenLogprobs(model, temperature=1.0, chunk_size=4))
 
 
-def test_randomness_is_told_before_what_becomes_of_the_logits():
+def test_randomness_is_reported_before_unknown_changes_of_the_logits():
     model = LlamaForCausalLM(LlamaConfig(attention_dropout=0.5, **LLAMA)).train()
     with pytest.raises(UserError, match="LlamaForCausalLM is random") as error:
         check(TokenLogprobs(model, temperature=1.0, chunk_size=4))

@@ -1,4 +1,4 @@
-"""Online DPO: pairs, loss and gradient equal TRL's, and pairs stay together however the batch is cut."""
+"""Online DPO: pairs, loss and gradient equal TRL's, and splitting into micro-batches keeps pairs together."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _dpo(**options: Any) -> OnlineDpo:
 
 
 def _golden_batch(algorithm: OnlineDpo) -> Batch:
-    """Row i of the golden consists of the token 10 + i."""
+    """In the golden file, row i consists of the token 10 + i."""
     inputs = GOLDEN["inputs"]
     rows = [
         completion([10 + i] * sum(mask), finish="stop" if 2 in ids else "length")
@@ -77,13 +77,13 @@ def test_loss_gradient_and_metrics_equal_trl(case: dict[str, Any]):
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
 @pytest.mark.parametrize("max_tokens", [1, 30])
-def test_pairs_stay_together_and_add_up_to_the_whole(loss_type: str, max_tokens: int):
+def test_pairs_stay_together_and_their_losses_add_up(loss_type: str, max_tokens: int):
     algorithm = _dpo(loss_type=loss_type)
     batch = _golden_batch(algorithm)
     torch.manual_seed(0)
     logps, ref_logps = torch.randn(2, *batch.mask_BT.shape, dtype=torch.float64)
     by_token = {int(ids[1]): row for row, ids in enumerate(batch.token_ids_BS)}
-    whole = _loss(algorithm, batch, logps, ref_logps).loss
+    unsplit = _loss(algorithm, batch, logps, ref_logps).loss
     parts = []
     for micro_batch in batch.micro_batches(max_tokens):
         assert micro_batch.advantages_B.tolist() == [1.0, -1.0] * (len(micro_batch.advantages_B) // 2)
@@ -91,7 +91,7 @@ def test_pairs_stay_together_and_add_up_to_the_whole(loss_type: str, max_tokens:
         width = micro_batch.mask_BT.shape[1]
         parts.append(_loss(algorithm, micro_batch, logps[rows, :width], ref_logps[rows, :width]).loss)
     assert len(parts) == PAIRS if max_tokens == 1 else len(parts) < PAIRS
-    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    torch.testing.assert_close(torch.stack(parts).sum(), unsplit)
 
 
 def test_ties_and_missing_rewards_prefer_nothing():
@@ -102,7 +102,7 @@ def test_ties_and_missing_rewards_prefer_nothing():
     assert (batch.row_total, batch.token_total, batch.has_signal) == (1, 2, True)
 
 
-def test_a_rank_without_a_pair_adds_nothing_to_the_step():
+def test_rank_without_a_pair_does_not_change_the_step():
     algorithm = _dpo()
     batch = algorithm.make_batch([scored([5], [completion([6]), completion([7])], [1.0, 1.0])])
     assert not batch.has_signal
@@ -128,6 +128,6 @@ def test_a_rank_without_a_pair_adds_nothing_to_the_step():
         ({"online_dpo": {"judge": "prefer"}}, "String should match pattern"),
     ],
 )
-def test_a_configuration_that_cannot_prefer_is_refused(changes: dict[str, Any], message: str):
+def test_configuration_without_pairs_is_refused(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         TrainerConfig.model_validate(_config(**changes))

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule follow the configuration, also in a run that is resumed with another one."""
+"""The optimizer and its schedule follow the configuration, even if it changes when a run is resumed."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ BEFORE: dict[str, Any] = {"learning_rate": 0.01, "lr_scheduler_type": "linear", 
     ],
 )  # fmt: skip
 def test_a_changed_setting_takes_effect_on_resume(model_dir: Path, tmp_path: Path, setting: str, value: Any):
-    """The resumed run does what one does that had this setting all along, given the same weights and moments."""
+    """With the same weights and moments, the resumed run equals a run that always had the new setting."""
     before, after = _config(**BEFORE), _config(**BEFORE | {setting: value})
     if setting == "max_steps":
         after = _config(value, **BEFORE)
@@ -70,7 +70,8 @@ def test_a_changed_setting_takes_effect_on_resume(model_dir: Path, tmp_path: Pat
 
     resumed = _learner(model_dir, after)
     resumed.load(tmp_path)
-    options, expected_options = resumed._optimizer.optimizer.param_groups, _expected(after)
+    options = resumed._optimizer.optimizer.param_groups
+    expected_options = _expected(after)
     assert [{k: group[k] for k in expected} for group, expected in zip(options, expected_options, strict=True)] == (
         expected_options
     )
@@ -79,7 +80,7 @@ def test_a_changed_setting_takes_effect_on_resume(model_dir: Path, tmp_path: Pat
     stats, old_stats = _update(resumed, after), _update(unchanged, before)
     assert stats["learning_rate"] == _rates(after, 4)[3]
     assert stats["grad_norm"] == old_stats["grad_norm"], "the weights are those of the checkpoint"
-    assert not torch.equal(_parameters(resumed), _parameters(unchanged)), "the setting changed nothing"
+    assert not torch.equal(_parameters(resumed), _parameters(unchanged)), "the setting had no effect"
 
 
 def _expected(config: TrainerConfig) -> list[dict[str, Any]]:
@@ -89,7 +90,7 @@ def _expected(config: TrainerConfig) -> list[dict[str, Any]]:
 
 
 def _rates(config: TrainerConfig, count: int) -> list[float]:
-    """The learning rates of a run that was never interrupted."""
+    """The learning rates of an uninterrupted run."""
     schedule = _schedule(config)
     rates = []
     for _ in range(count):
@@ -101,13 +102,13 @@ def _rates(config: TrainerConfig, count: int) -> list[float]:
 def _schedule(config: TrainerConfig) -> Schedule:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.optim.learning_rate)
     schedule = Schedule(optimizer, config.optim, max_steps=config.max_steps)
-    optimizer.step()  # or torch warns of schedules that are ahead of their optimizer
+    optimizer.step()  # otherwise torch warns that the schedule is ahead of its optimizer
     return schedule
 
 
 @pytest.mark.parametrize("kind", ["constant", "constant_with_warmup", "linear", "cosine"])
 @pytest.mark.parametrize("updates", [0, 1, 3, 9])
-def test_a_resumed_schedule_goes_on_bit_for_bit(kind: str, updates: int):
+def test_resumed_schedule_continues_bit_for_bit(kind: str, updates: int):
     config = _config(learning_rate=0.01, lr_scheduler_type=kind, warmup_steps=3)
     schedule = _schedule(config)
     schedule.resume(updates)
@@ -117,7 +118,7 @@ def test_a_resumed_schedule_goes_on_bit_for_bit(kind: str, updates: int):
     assert schedule.learning_rate == _rates(config, updates + 2)[updates + 1]
 
 
-def test_a_checkpoint_of_the_optimizer_holds_moments_and_counts_but_no_setting(model_dir: Path, tmp_path: Path):
+def test_optimizer_checkpoint_holds_moments_and_counts_but_no_settings(model_dir: Path, tmp_path: Path):
     config = _config(**BEFORE)
     learner = _learner(model_dir, config)
     _update(learner, config)
@@ -127,7 +128,7 @@ def test_a_checkpoint_of_the_optimizer_holds_moments_and_counts_but_no_setting(m
     assert set(torch.load(tmp_path / "learner.pt", weights_only=True)) == {"updates", "rng"}
 
 
-def test_weight_decay_spares_norms_and_biases(model_dir: Path):
+def test_norms_and_biases_get_no_weight_decay(model_dir: Path):
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, spared = parameter_groups(model, 0.1)
@@ -139,7 +140,7 @@ def test_weight_decay_spares_norms_and_biases(model_dir: Path):
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt", "bloom", "qwen2", "gemma2", "olmo2", "cohere"])
-def test_weight_decay_spares_what_transformers_trainer_spares(name: str):
+def test_weight_decay_applies_to_the_same_parameters_as_in_transformers(name: str):
     config = AutoConfig.for_model(
         name, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=32
     )
@@ -153,17 +154,17 @@ def test_weight_decay_spares_what_transformers_trainer_spares(name: str):
         assert (id(parameter) not in spared) == is_matrix, key
 
 
-def test_an_update_decays_matrices_alone(model_dir: Path):
-    """With a tiny learning rate and a huge decay, what moves is what decays."""
+def test_update_decays_only_matrices(model_dir: Path):
+    """With a tiny learning rate and a huge decay, only parameters with weight decay change."""
     config = _config(learning_rate=1e-6, weight_decay=1e4, adam_epsilon=1e6)
     learner = _learner(model_dir, config)
     before = {name: p.detach().clone() for name, p in learner.model.named_parameters()}
     _update(learner, config)
     for name, parameter in learner.model.named_parameters():
-        ratio = float((parameter.detach() / before[name]).nanmedian())  # the padding's embedding is 0
+        ratio = float((parameter.detach() / before[name]).nanmedian())  # the embedding of the padding token is 0
         assert ratio == pytest.approx(1.0 if "norm" in name else 0.99, abs=1e-3), name
 
 
-def test_optim_options_are_all_accounted_for():
+def test_every_optim_option_is_tested():
     tested = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"}
     assert set(OptimConfig.model_fields) == tested | {"lr_scheduler_type", "warmup_steps", "name"}

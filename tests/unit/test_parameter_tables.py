@@ -1,4 +1,4 @@
-"""Trainer and generator derive one parameter table, whatever the model, its files on disk and its adapter."""
+"""Trainer and generator derive the same parameter table, for every model, file layout and adapter."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _vllm(directory: Path) -> Shapes:
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_table_is_one_with_and_without_an_adapter_on_both_sides(name: str, tmp_path: Path):
+def test_both_sides_derive_the_same_table_with_and_without_an_adapter(name: str, tmp_path: Path):
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
     table = _trainer(tmp_path)
     assert describe_differences(table, _vllm(tmp_path)) == ""
@@ -76,7 +76,7 @@ def test_the_table_is_one_with_and_without_an_adapter_on_both_sides(name: str, t
 
 
 @pytest.mark.vllm
-def test_the_table_has_each_expert_on_both_sides(tmp_path: Path):
+def test_table_lists_each_expert_on_both_sides(tmp_path: Path):
     AutoModelForCausalLM.from_config(EXPERTS).save_pretrained(tmp_path)
     table = _trainer(tmp_path)
     assert table["model.layers.1.block_sparse_moe.experts.0.w1.weight"] == (64, 32)
@@ -126,7 +126,7 @@ def save_buffers(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [save_tied_copy, leave_strays, save_in_shards, save_buffers])
-def test_how_the_files_lie_on_disk_changes_no_table(write: Callable[[Path], None], tmp_path: Path):
+def test_layout_of_the_files_does_not_change_the_table(write: Callable[[Path], None], tmp_path: Path):
     table = _trainer(make_tiny_model(tmp_path))
     write(tmp_path)
     assert describe_differences(table, _trainer(tmp_path)) == ""
@@ -137,7 +137,7 @@ def test_how_the_files_lie_on_disk_changes_no_table(write: Callable[[Path], None
     ("name", "old", "new"),
     [("gpt_neox", "embed_out.", "lm_head."), ("gpt2", "transformer.", ""), ("bloom", "transformer.", "")],
 )
-def test_names_on_disk_are_not_those_that_are_published(name: str, old: str, new: str, tmp_path: Path):
+def test_published_names_do_not_depend_on_names_in_the_files(name: str, old: str, new: str, tmp_path: Path):
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
     table, tensors = _trainer(tmp_path), _tensors(tmp_path)
     renamed = {key.replace(old, new): tensor for key, tensor in tensors.items()}
@@ -148,7 +148,7 @@ def test_names_on_disk_are_not_those_that_are_published(name: str, old: str, new
         assert describe_differences(table, _mock(tmp_path)) == ""
 
 
-def test_weights_that_are_no_safetensors_are_unknown_to_the_mock(tmp_path: Path):
+def test_mock_does_not_know_weights_that_are_not_safetensors(tmp_path: Path):
     table = _trainer(make_tiny_model(tmp_path))
     torch.save(_tensors(tmp_path), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").rename(tmp_path / "stray.safetensors")
@@ -156,14 +156,14 @@ def test_weights_that_are_no_safetensors_are_unknown_to_the_mock(tmp_path: Path)
     assert _mock(tmp_path) == {}
 
 
-def test_a_head_that_is_no_copy_counts_although_another_setting_would_tie_it(tmp_path: Path):
+def test_untied_head_is_listed_although_another_setting_would_tie_it(tmp_path: Path):
     make_tiny_model(tmp_path, tied=False)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "tie_word_embeddings"}))
     assert checkpoint_shapes(tmp_path)["lm_head.weight"] == (64, 32)
 
 
-def test_the_first_three_differences_are_told_with_both_shapes_those_of_both_tables_first():
+def test_first_three_differences_are_reported_with_both_shapes():
     trainer = {"a": (1,), "b": (2, 3), "c": (4,), "d": (5,), "same": (6,)}
     generator = {"b": (2, 4), "c": (5,), "e": (1,), "same": (6,)}
     assert describe_differences(trainer, generator) == (

@@ -1,4 +1,4 @@
-"""Position encodings do not depend on what else is in a batch, and are those that vLLM chooses by its max_model_len."""
+"""Position encodings do not depend on other rows of a batch, and equal those that vLLM chooses by max_model_len."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ SCALED: dict[str, dict[str, Any]] = {
     },
     "longrope": {"short_factor": SHORT, "long_factor": LONG, "original_max_position_embeddings": ORIGINAL},
 }  # fmt: skip
-FAMILIES = ("llama", "phi3", "gemma3_text")  # the last has an encoding for each kind of layers
-PAIRS = [(f, t) for f in FAMILIES for t in SCALED if f != "phi3" or t in ("default", "longrope")]  # all that it takes
+FAMILIES = ("llama", "phi3", "gemma3_text")  # the last has one encoding per layer type
+PHI3_TYPES = ("default", "longrope")
+PAIRS = [(family, rope) for family in FAMILIES for rope in SCALED if family != "phi3" or rope in PHI3_TYPES]
 
 
 def _config(family: str, rope_type: str, **changes: Any) -> PreTrainedConfig:
@@ -43,7 +44,7 @@ def _config(family: str, rope_type: str, **changes: Any) -> PreTrainedConfig:
 
 
 def _logprobs(model: torch.nn.Module, *lengths: int) -> Tensor:
-    """Of rows of these lengths in one batch: those of the first one. [T]"""
+    """Logprobs of the first row of a batch with rows of these lengths: [T]."""
     rows = [torch.randint(3, VOCAB, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
     policy = TokenLogprobs(model.eval(), temperature=1.0, chunk_size=1000)
     token_ids_BS = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -55,7 +56,7 @@ def _logprobs(model: torch.nn.Module, *lengths: int) -> Tensor:
 
 @pytest.mark.parametrize(("family", "rope_type"), PAIRS)
 @pytest.mark.parametrize("max_model_len", [ORIGINAL, 200])
-def test_a_row_has_the_same_logprobs_beside_rows_of_every_length_that_the_generator_takes(
+def test_logprobs_of_a_row_do_not_depend_on_the_lengths_of_other_rows(
     family: str, rope_type: str, max_model_len: int
 ) -> None:
     model = tiny_model(_config(family, rope_type))
@@ -63,7 +64,7 @@ def test_a_row_has_the_same_logprobs_beside_rows_of_every_length_that_the_genera
     assert longest == (ORIGINAL if rope_type == "dynamic" else max_model_len)
     for length in (40, longest):
         torch.testing.assert_close(_logprobs(model, 40, length), _logprobs(model, 40), atol=1e-4, rtol=0)
-    # And what came before leaves no trace.
+    # Earlier batches do not influence later ones.
     torch.testing.assert_close(_logprobs(model, longest, 40), _logprobs(model, longest), atol=1e-4, rtol=0)
 
 
@@ -83,7 +84,7 @@ def test_longrope_has_the_factors_that_vllm_chooses_by_max_model_len(
     assert (_logprobs(model, 40) - _logprobs(other, 40)).abs().max() > 0.1, "the two factors must differ"
 
 
-def test_longrope_has_the_scaling_of_its_mscale_as_in_vllm() -> None:
+def test_longrope_uses_mscale_as_vllm_does() -> None:
     model = tiny_model(_config("phi3", "longrope", short_mscale=1.5, long_mscale=2.5))
     fix_positions(model, [ORIGINAL])
     assert model.model.rotary_emb.attention_scaling == 1.5
@@ -92,14 +93,14 @@ def test_longrope_has_the_scaling_of_its_mscale_as_in_vllm() -> None:
     assert model.model.rotary_emb.attention_scaling == 2.5
 
 
-def test_generators_that_choose_differently_are_refused() -> None:
+def test_generators_with_different_encodings_are_refused() -> None:
     model = tiny_model(_config("phi3", "longrope"))
-    with pytest.raises(UserError, match=r"max_model_len 64, 128; expected all above 64 or none"):
+    with pytest.raises(UserError, match=r"max_model_len 64, 128, expected all above 64 or none"):
         fix_positions(model, [128, 64])
     assert fix_positions(model, [128, 256]) == 128
     assert fix_positions(tiny_model(_config("llama", "llama3")), [128, 64]) == 64
 
 
-def test_rows_are_no_longer_than_a_window_that_vllm_has_otherwise() -> None:
+def test_rows_are_limited_to_a_sliding_window_that_differs_in_vllm() -> None:
     assert fix_positions(tiny_model(tiny_config("cohere2", sliding_window=16)), [128]) == 16
     assert fix_positions(tiny_model(tiny_config("gemma3_text", sliding_window=16)), [128]) == 128

@@ -1,4 +1,4 @@
-"""Prompts are read with the row named in every complaint, and drawn in an order that can be gone on with."""
+"""Every message about a prompt names its row, and prompts are drawn in an order that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_string_is_tokenized_and_the_other_columns_are_kept(tmp_path: Path):
     assert row.columns == {"answer": 3}
 
 
-def test_a_conversation_gets_the_chat_template_with_the_turn_opened(tmp_path: Path):
+def test_conversation_is_rendered_with_the_generation_prompt(tmp_path: Path):
     conversation = [{"role": "user", "content": "hi"}]
     (row,) = load_prompts(PromptsConfig(source=_file(tmp_path, {"prompt": conversation})), TOKENIZER)
     assert row.text == "u:hi|a:"
@@ -56,7 +56,7 @@ def _tool(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("column", [[_tool("add")], json.dumps([_tool("add")])], ids=["list", "JSON text"])
-def test_the_template_offers_a_rows_own_tools_or_else_those_of_the_configuration(tmp_path: Path, column: Any):
+def test_template_gets_the_tools_of_the_row_or_else_of_the_configuration(tmp_path: Path, column: Any):
     turns = [{"role": "user", "content": "hi"}]
     source = _file(tmp_path, {"prompt": turns, "tools": column}, {"prompt": turns, "tools": None})
     rows = load_prompts(PromptsConfig(source=source, tools=(_tool("sub"),)), TOKENIZER)
@@ -65,19 +65,19 @@ def test_the_template_offers_a_rows_own_tools_or_else_those_of_the_configuration
 
 
 @pytest.mark.parametrize("column", ["add", 7, ["add"]])
-def test_tools_that_are_none_are_named_with_their_row(tmp_path: Path, column: Any):
+def test_invalid_tools_are_named_with_their_row(tmp_path: Path, column: Any):
     source = _file(tmp_path, {"prompt": [{"role": "user", "content": "hi"}], "tools": column})
     with pytest.raises(UserError, match=r"row 0: the column 'tools'"):
         load_prompts(PromptsConfig(source=source), TOKENIZER)
 
 
-def test_tools_of_the_configuration_want_conversations(tmp_path: Path):
+def test_tools_of_the_configuration_require_conversations(tmp_path: Path):
     source = _file(tmp_path, {"prompt": "hi"})
-    with pytest.raises(UserError, match="row 0: the prompt is plain text, which no tools reach"):
+    with pytest.raises(UserError, match="row 0: the prompt is plain text, expected a conversation"):
         load_prompts(PromptsConfig(source=source, tools=(_tool("add"),)), TOKENIZER)
 
 
-def test_a_turn_may_call_a_tool_instead_of_saying_something(tmp_path: Path):
+def test_message_may_have_a_tool_call_instead_of_content(tmp_path: Path):
     call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
     source = _file(tmp_path, {"prompt": [{"role": "user", "content": "hi"}, call, {"role": "tool", "content": "3"}]})
     (row,) = load_prompts(PromptsConfig(source=source), TOKENIZER)
@@ -128,7 +128,7 @@ def test_an_epoch_draws_every_row_once_and_the_next_in_another_order():
     assert first != second != list(range(10))
 
 
-def test_draws_follow_from_the_position_alone():
+def test_draws_depend_only_on_the_position():
     cursor, resumed = (PromptCursor(7, seed=3, shuffle=True) for _ in range(2))
     cursor.draw(5)
     resumed.position = cursor.position
@@ -141,18 +141,18 @@ def test_seeds_differ_and_depend_on_the_run_seed():
     assert draws[0].seed != PromptCursor(3, seed=2, shuffle=False).draw(1)[0].seed
 
 
-def test_ranks_share_an_epoch_between_them():
+def test_ranks_split_an_epoch():
     cursors = [PromptCursor(6, seed=0, shuffle=True, rank=rank, world_size=2) for rank in range(2)]
     assert sorted(draw.row for cursor in cursors for draw in cursor.draw(3)) == list(range(6))
 
 
 @pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids"])
-def test_a_column_that_would_hide_what_rewards_are_called_with_is_refused(tmp_path: Path, name: str):
+def test_column_with_the_name_of_a_reward_argument_is_refused(tmp_path: Path, name: str):
     with pytest.raises(UserError, match=rf"row 0 has the columns \['{name}'\].*rename"):
         load_prompts(PromptsConfig(source=_file(tmp_path, {"prompt": "a", name: "gold"})), TOKENIZER)
 
 
-def test_a_line_separator_inside_a_string_ends_no_row(tmp_path: Path):
+def test_line_separator_inside_a_string_does_not_end_the_row(tmp_path: Path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps({"prompt": "a", "note": "x\u2028y\u0085z"}, ensure_ascii=False) + "\n")
     (row,) = load_prompts(PromptsConfig(source=str(path)), TOKENIZER)

@@ -1,4 +1,4 @@
-"""A version says which model it is of."""
+"""A version identifies its model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tandem_protocol.fingerprint import checkpoint_shapes, differences, fingerpr
 from tandem_trainer.publish import fingerprint_of
 
 
-def test_the_fingerprint_tells_sizes_apart(tmp_path: Path):
+def test_models_of_different_sizes_have_different_fingerprints(tmp_path: Path):
     small = make_tiny_model(tmp_path / "small", vocab=64)
     model = LlamaForCausalLM.from_pretrained(small)
     ours = fingerprint_of(model, small)

@@ -1,4 +1,4 @@
-"""A quantized model is refused on both sides before its weights are read, with its method and what to do."""
+"""Both sides refuse a quantized model before they read its weights. The message names the method and a fix."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ METHODS: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "method"), METHODS)
-def test_both_sides_refuse_it_with_the_same_reason(
+def test_both_sides_refuse_a_quantized_model_with_the_same_reason(
     model: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], method: str
 ):
     _edit(model, **changes)
-    (model / "model.safetensors").unlink()  # nothing asks for it
+    (model / "model.safetensors").unlink()  # nothing reads it
     with pytest.raises(UserError) as refused:
         load_model(model, SharedConfig(model=str(model)))
     assert f"is quantized ({method})" in str(refused.value)
@@ -66,19 +66,19 @@ def test_both_sides_refuse_it_with_the_same_reason(
     ("file", "method"),
     [("hf_quant_config.json", "modelopt"), ("quantize_config.json", "gptq"), ("quant_config.json", "awq")],
 )
-def test_a_file_beside_the_configuration_tells_too(model: Path, file: str, method: str):
+def test_quantization_is_found_in_a_file_beside_config_json(model: Path, file: str, method: str):
     (model / file).write_text("{}")
     assert f"is quantized ({method})" in (quantization_problem("m", model) or "")
 
 
 @pytest.mark.parametrize("changes", [{}, {"quantization_config": None}, {"torch_dtype": "float16"}])
-def test_a_model_that_is_not_quantized_is_taken(model: Path, changes: dict[str, Any]):
+def test_model_that_is_not_quantized_is_accepted(model: Path, changes: dict[str, Any]):
     _edit(model, **changes)
     assert quantization_problem("m", model) is None
     assert load_model(model, SharedConfig(model=str(model))).dtype == torch.float32
 
 
-def test_scales_among_the_weights_tell_what_the_configuration_does_not(model: Path):
+def test_quantization_is_found_from_scales_among_the_weights(model: Path):
     tensors = load_file(model / "model.safetensors")
     name = "model.layers.0.self_attn.q_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)

@@ -1,4 +1,4 @@
-"""Two and four ranks learn, publish and resume what one process does, however uneven their batches are."""
+"""Two and four ranks learn, publish and resume like one process, even with uneven batches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tandem_trainer.shards import gather, model_table, model_tensors, write_part
 
 
 def _config(case: str, **grpo: Any) -> TrainerConfig:
-    """A case is `ddp` or `fsdp2`, with `-lora` or without."""
+    """The configuration of a case: `ddp` or `fsdp2`, optionally followed by `-lora`."""
     parallelism, _, lora = case.partition("-")
     return TrainerConfig.model_validate(
         {
@@ -43,7 +43,7 @@ def _config(case: str, **grpo: Any) -> TrainerConfig:
 
 
 def _groups() -> list[ScoredGroup]:
-    """The first is worth more micro-batches than the others together; the last has nothing to learn from."""
+    """Groups for four ranks. The first needs more micro-batches than all others; the last has no learning signal."""
     long = [completion([5 + i + j for j in range(12)]) for i in range(4)]
     short = [completion([6, 7, 8]), completion([9]), completion([10, 11]), completion([14, 15])]
     return [
@@ -74,7 +74,7 @@ def _publish(learner: Learner, accelerator: Accelerator, directory: Path) -> Non
         result = gather(tensor)
         if isinstance(tensor, DTensor):
             gathered.append(weakref.ref(result))
-            assert sum(ref() is not None for ref in gathered) <= 2, "the last one may still be on its way to the disk"
+            assert sum(ref() is not None for ref in gathered) <= 2, "the last tensor may still be written to disk"
         return result
 
     shards.gather = counting_gather
@@ -88,13 +88,13 @@ def _publish(learner: Learner, accelerator: Accelerator, directory: Path) -> Non
 
 
 def learn(model: Path, out: Path, cases: list[str]) -> None:
-    """What each rank does: publish, learn, keep a checkpoint, learn, resume from it and learn the same again."""
+    """Run on each rank: publish, learn, save a checkpoint, learn, resume from it and learn the same again."""
     for case in cases:
         learner, algorithm, accelerator = _learner(model, case)
         rank, ranks, directory = accelerator.process_index, accelerator.num_processes, out / case
         _publish(learner, accelerator, directory / "first")
         batch = algorithm.make_batch(_groups()[rank::ranks])
-        # With a forward pass more; later steps would compare the entropies of policies that differ by rounding.
+        # This needs another forward pass. After the first step, entropies would differ by rounding.
         surest_left_out = Grpo(_config(case, top_entropy_quantile=0.5, num_iterations=1))
         stats = [learner.update(batch, step) for step in (surest_left_out, algorithm, algorithm)]
         learner.save(directory / "checkpoint")
@@ -145,12 +145,12 @@ def four(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", ["ddp", "fsdp2", "ddp-lora", "fsdp2-lora"])
-def test_two_ranks_publish_learn_and_resume_as_one_process_does(two: Path, alone: Path, case: str):
+def test_two_ranks_publish_learn_and_resume_like_one_process(two: Path, alone: Path, case: str):
     _as_one_process(two / case, alone / f"ddp{case.removeprefix('fsdp2').removeprefix('ddp')}", ranks=2)
 
 
 @pytest.mark.parametrize("case", ["ddp", "fsdp2"])
-def test_four_ranks_publish_learn_and_resume_as_one_process_does(four: Path, alone: Path, case: str):
+def test_four_ranks_publish_learn_and_resume_like_one_process(four: Path, alone: Path, case: str):
     _as_one_process(four / case, alone / "ddp", ranks=4)
 
 

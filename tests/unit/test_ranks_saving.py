@@ -1,4 +1,4 @@
-"""When one rank cannot write its part of a checkpoint, all ranks learn of it, none hangs, and a later try succeeds."""
+"""If one rank cannot write its part of a checkpoint, all ranks report it, none hangs, and a later attempt succeeds."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CASES = {
     "fsdp2": ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],
     "fsdp2-lora": ["adapter_model.safetensors"],
 }
-"""The files that ranks write; a folder of that name stands in the way of each in turn."""
+"""The files that ranks write. For each in turn, a folder with its name makes writing fail."""
 
 
 def save(model: Path, out: Path) -> None:
-    """What each rank does."""
+    """Run on each rank."""
     accelerator = Accelerator(cpu=True)
     seen = []
     for case, files in CASES.items():
@@ -55,19 +55,19 @@ def save(model: Path, out: Path) -> None:
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """For each rank, what it learned of each failure."""
+    """For each rank, the message of each failure."""
     out = tmp_path_factory.mktemp("out")
     run_ranks(2, save, make_tiny_model(out / "model"), out)
     lists = [json.loads((out / f"seen-{rank}.json").read_text()) for rank in range(2)]
     return [{f"{case} {file}": error for case, file, error in one} for one in lists]
 
 
-def test_every_rank_learns_of_every_failure(seen: list[dict[str, str]]):
+def test_every_failure_is_reported_on_every_rank(seen: list[dict[str, str]]):
     expected = [f"{case} {file}" for case, files in CASES.items() for file in files]
     assert [list(one) for one in seen] == [expected, expected]
 
 
-def test_the_rank_that_failed_says_why(seen: list[dict[str, str]]):
+def test_failing_rank_reports_the_cause(seen: list[dict[str, str]]):
     for failures in zip(*(one.values() for one in seen), strict=True):
         assert sorted("IsADirectoryError" in failure for failure in failures) == [False, True]
-        assert "it failed in another process" in failures
+        assert "it failed on another rank" in failures

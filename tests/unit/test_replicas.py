@@ -1,4 +1,4 @@
-"""One name with several addresses is several replicas, which may leave and come back while they are waited for."""
+"""A name with several addresses means several replicas, which may disappear and come back during a wait."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ V1 = Version(1, 1)
 Names = dict[str, list[str]]
 
 
-async def test_each_address_of_a_name_is_a_replica_and_a_name_with_one_stays(names: Names):
+async def test_each_address_of_a_name_is_a_replica_and_a_name_with_one_address_is_kept(names: Names):
     names |= {"generator": ["10.0.0.3", "10.0.0.2"], "single": ["10.0.0.9"]}
     urls = ("http://generator:8000", "http://single:8000", "https://generator", "http://gone:8000")
     assert await Replicas(urls).now() == ("http://10.0.0.2:8000", "http://10.0.0.3:8000", *urls[1:])
 
 
-async def test_a_replica_that_leaves_is_not_waited_for_and_one_that_comes_is_asked_too(names: Names):
+async def test_replicas_may_disappear_and_appear_during_a_wait(names: Names):
     names["generator"] = ["10.0.0.2", "10.0.0.3"]
     asked: list[str] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.host)
-        if request.url.host == "10.0.0.3":  # it dies when it is asked, and another comes up
+        if request.url.host == "10.0.0.3":  # it dies on the request, and a new one starts
             names["generator"] = ["10.0.0.2", "10.0.0.4"]
             raise httpx.ConnectError("refused")
         return httpx.Response(200, content=ServedWeights(version=V1, manifest_digest="abc").model_dump_json())
@@ -37,7 +37,7 @@ async def test_a_replica_that_leaves_is_not_waited_for_and_one_that_comes_is_ask
     assert sorted(asked) == ["10.0.0.2", "10.0.0.3", "10.0.0.4"]
 
 
-async def test_a_replica_without_an_address_is_waited_for_and_named_at_the_deadline(names: Names):
+async def test_replica_without_an_address_is_named_at_the_deadline(names: Names):
     names["zero"] = ["10.0.0.2"]
 
     def handler(request: httpx.Request) -> httpx.Response:

@@ -1,4 +1,4 @@
-"""Reward functions get TRL's arguments, and a wrong answer is named with function and row."""
+"""Reward functions get TRL's arguments, and an invalid result is reported with function and row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROW = PromptRow(7, "prompts.jsonl row 7", "1+2=", "1+2=", tuple(TOKENIZER("1+2="
 
 @pytest.fixture
 def project() -> Iterator[types.ModuleType]:
-    """A module of the user's that tests put reward functions into."""
+    """A module of the user's project, into which tests write reward functions."""
     module = types.ModuleType("user_rewards")
     sys.modules[module.__name__] = module
     yield module
@@ -49,7 +49,7 @@ def _recording(into: dict[str, Any]) -> Callable[..., list[float]]:
     return reward
 
 
-def test_functions_get_texts_ids_and_columns_one_a_completion(project: Any):
+def test_functions_get_one_text_id_list_and_column_value_per_completion(project: Any):
     seen: dict[str, Any] = {}
     project.reward = _recording(seen)
     scored = _score(project, reward=1.0)
@@ -63,7 +63,7 @@ def test_functions_get_texts_ids_and_columns_one_a_completion(project: Any):
     assert scored.texts == ("12", "a")
 
 
-def test_a_conversation_comes_as_one_and_is_answered_as_one(project: Any):
+def test_prompt_and_completion_of_a_conversation_are_lists_of_messages(project: Any):
     seen: dict[str, Any] = {}
     project.reward = _recording(seen)
     conversation = [{"role": "user", "content": "hi"}]
@@ -72,7 +72,7 @@ def test_a_conversation_comes_as_one_and_is_answered_as_one(project: Any):
     assert seen["completions"] == [[{"role": "assistant", "content": "12"}], [{"role": "assistant", "content": "a"}]]
 
 
-def test_weighted_sum_of_sync_and_async_functions_without_those_that_abstain(project: Any):
+def test_weighted_sum_leaves_out_functions_that_return_none(project: Any):
     async def later(completions: list[str], **_: Any) -> list[float | None]:
         await asyncio.sleep(0)
         return [0.5, None]
@@ -84,7 +84,7 @@ def test_weighted_sum_of_sync_and_async_functions_without_those_that_abstain(pro
     assert scored.rewards_by_function == {"user_rewards:now": (1.0, 2.0), "user_rewards:later": (0.5, None)}
 
 
-def test_a_row_without_any_reward_has_none(project: Any):
+def test_completion_without_any_reward_has_reward_none(project: Any):
     project.reward = lambda **_: [None, True]
     assert _score(project, reward=1.0).rewards == (None, 1.0)
 
@@ -99,7 +99,7 @@ def test_a_row_without_any_reward_has_none(project: Any):
         ([0.0, "good"], ["'good'", "completion 1"]),
     ],
 )
-def test_a_wrong_answer_names_function_and_row(project: Any, answer: Any, words: list[str]):
+def test_invalid_result_is_refused_with_function_and_row(project: Any, answer: Any, words: list[str]):
     project.reward = lambda **_: answer
     with pytest.raises(UserError) as error:
         _score(project, reward=1.0)
@@ -110,7 +110,7 @@ def _raising(**_: Any) -> list[float]:
     raise KeyError("answer")
 
 
-def test_an_exception_names_function_row_and_the_line_of_the_function(project: Any):
+def test_exception_is_reported_with_function_row_and_line(project: Any):
     project.reward = _raising
     with pytest.raises(UserError) as error:
         _score(project, reward=1.0)
@@ -118,7 +118,7 @@ def test_an_exception_names_function_row_and_the_line_of_the_function(project: A
     assert all(word in str(error.value) for word in ["user_rewards:reward", "row 7", "KeyError: 'answer'", line])
 
 
-def test_with_drop_a_failing_function_leaves_the_whole_row_without_reward(project: Any):
+def test_failing_function_leaves_the_group_without_reward_if_errors_are_dropped(project: Any):
     project.bad, project.good = _raising, lambda **_: [1.0, 0.0]
     scored = _score(project, drop=True, bad=1.0, good=1.0)
     assert scored.rewards == (None, None)
@@ -128,14 +128,14 @@ def test_with_drop_a_failing_function_leaves_the_whole_row_without_reward(projec
 @pytest.mark.parametrize(
     ("name", "words"), [("no_such_module:f", "no_such_module"), ("user_rewards:f", "no function 'f'")]
 )
-def test_a_function_that_is_not_there_is_told_at_the_start(project: Any, name: str, words: str):
+def test_missing_function_is_reported_at_the_start(project: Any, name: str, words: str):
     project.__file__ = "rewards.py"
     with pytest.raises(UserError, match=words):
         Rewards([RewardConfig(function=name)], TOKENIZER, drop_errors=False, timeout_s=60)
 
 
-async def test_asynchronous_functions_of_a_group_run_at_the_same_time(project: Any):
-    """Each waits for the other: one after the other, neither would end before its deadline."""
+async def test_asynchronous_functions_of_a_group_run_concurrently(project: Any):
+    """The functions wait for each other. Called one after the other, neither would finish before its deadline."""
     here, there = asyncio.Event(), asyncio.Event()
 
     async def one(**_: Any) -> list[float]:
@@ -154,11 +154,11 @@ async def test_asynchronous_functions_of_a_group_run_at_the_same_time(project: A
     assert scored.rewards == (2.0, 0.0)
 
 
-async def test_synchronous_functions_take_turns_and_waiting_for_one_is_not_late(project: Any):
+async def test_waiting_for_another_synchronous_function_does_not_count_for_the_deadline(project: Any):
     inside = threading.Semaphore(1)
 
     def slow(**_: Any) -> list[float]:
-        assert inside.acquire(blocking=False), "two at a time"
+        assert inside.acquire(blocking=False), "two calls run at the same time"
         time.sleep(0.4)
         inside.release()
         return [1.0, 0.0]
@@ -171,7 +171,7 @@ async def test_synchronous_functions_take_turns_and_waiting_for_one_is_not_late(
 
 
 @pytest.mark.parametrize("drop", [False, True])
-def test_a_late_asynchronous_function_is_named_with_its_row_or_dropped(project: Any, drop: bool):
+def test_late_asynchronous_function_is_reported_with_its_row_or_dropped(project: Any, drop: bool):
     async def late(**_: Any) -> list[float]:
         await asyncio.sleep(60)
         return [1.0, 0.0]
@@ -185,8 +185,8 @@ def test_a_late_asynchronous_function_is_named_with_its_row_or_dropped(project: 
             asyncio.run(rewards.score(ROW, group(COMPLETIONS)))
 
 
-def test_a_hung_synchronous_function_ends_the_run_even_with_drop_and_names_the_sandbox(project: Any):
-    """It would go on in its thread beside the next call."""
+def test_hanging_synchronous_function_ends_the_run_and_suggests_the_sandbox(project: Any):
+    """The function cannot be stopped: it would keep running in its thread during the next call."""
     ended = threading.Event()
 
     def hung(**_: Any) -> list[float]:
@@ -200,7 +200,7 @@ def test_a_hung_synchronous_function_ends_the_run_even_with_drop_and_names_the_s
     ended.set()
 
 
-def test_a_functions_own_timeout_error_is_told_as_its_own(project: Any):
+def test_timeout_error_of_a_function_is_reported_like_its_other_errors(project: Any):
     async def gives_up(**_: Any) -> list[float]:
         raise TimeoutError("the judge is away")
 

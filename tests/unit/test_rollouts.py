@@ -1,4 +1,4 @@
-"""What is asked for when, and what a resumed run goes on with."""
+"""Which rollouts are requested when, and what a resumed run reuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(10
 
 
 class Generator:
-    """Answers every prompt at once, with `version`."""
+    """Answers every prompt immediately with samples of `version`."""
 
     def __init__(self) -> None:
         self.requests: list[RolloutRequest] = []
@@ -71,7 +71,7 @@ def _rollouts(
         portal=portal,
         wait=Future.result,
         config=RolloutConfig(num_prompts=2, num_generations=2, max_completion_length=4),
-        prompts_a_step=2,
+        prompts_per_step=2,
         max_lag=max_lag,
     )
 
@@ -80,7 +80,7 @@ def _rows(groups: list[ScoredGroup]) -> list[int]:
     return [group.row for group in groups]
 
 
-def test_without_lag_nothing_is_asked_for_before_the_newest_version_serves(portal: BlockingPortal):
+def test_without_lag_rollouts_are_requested_after_the_newest_version_is_served(portal: BlockingPortal):
     generator = Generator()
     rollouts = _rollouts(portal, generator, max_lag=0)
     rollouts.start(Version(0, 3))
@@ -91,7 +91,7 @@ def test_without_lag_nothing_is_asked_for_before_the_newest_version_serves(porta
     assert [request.min_version for request in generator.requests] == [Version(0, 3), Version(1, 3)]
 
 
-def test_with_lag_k_so_many_steps_are_under_way_and_none_may_be_older_than_k_when_trained_on(portal: BlockingPortal):
+def test_lag_k_keeps_k_more_steps_in_progress_and_no_rollout_becomes_older_than_k(portal: BlockingPortal):
     generator, lag = Generator(), 2
     rollouts = _rollouts(portal, generator, max_lag=lag)
     rollouts.start(Version(0, 1))
@@ -103,24 +103,24 @@ def test_with_lag_k_so_many_steps_are_under_way_and_none_may_be_older_than_k_whe
 
 
 def _finish(rollouts: Rollouts) -> None:
-    """Wait for all that is under way."""
+    """Wait for all requests in progress."""
     for pending in rollouts._queue:
         if pending.task is not None:
             pending.task.result(10)
 
 
 async def _settle() -> None:
-    """Let the portal's tasks that were started before this one run."""
+    """Let tasks run that were started on the portal before this one."""
 
 
-def test_resume_keeps_what_was_scored_and_asks_again_with_the_same_seeds_for_the_rest(portal: BlockingPortal):
+def test_resume_keeps_scored_groups_and_requests_the_rest_with_the_same_seeds(portal: BlockingPortal):
     generator = Generator()
     rollouts = _rollouts(portal, generator, max_lag=1)
     rollouts.start(Version(0, 1))
     rollouts.next(-1)
     _finish(rollouts)
     state = rollouts.state_dict()
-    asked = generator.requests[1]
+    requested = generator.requests[1]
     del state["queue"][0]["scored"][1]
 
     again = Generator()
@@ -128,12 +128,12 @@ def test_resume_keeps_what_was_scored_and_asks_again_with_the_same_seeds_for_the
     resumed.load_state_dict(json.loads(json.dumps(state)))
     resumed.start(Version(1, 2))
     assert _rows(resumed.next(0)) == [2, 3]
-    assert again.requests[0].prompts == asked.prompts[1:]
+    assert again.requests[0].prompts == requested.prompts[1:]
     assert again.requests[0].min_version == Version(1, 2)
     assert _rows(resumed.next(1)) == [4, 5]
 
 
-def test_resume_with_less_lag_asks_again_for_what_has_grown_too_old(portal: BlockingPortal):
+def test_resume_with_less_lag_requests_too_old_groups_again(portal: BlockingPortal):
     generator = Generator()
     rollouts = _rollouts(portal, generator, max_lag=1)
     rollouts.start(Version(0, 1))
@@ -157,7 +157,7 @@ def _queue_of_two_steps(portal: BlockingPortal) -> dict[str, Any]:
     rollouts.start(Version(0, 1))
     rollouts.next(-2)
     _finish(rollouts)
-    return json.loads(json.dumps(rollouts.state_dict()))  # type: ignore[no-any-return]  # as a checkpoint gives it back
+    return json.loads(json.dumps(rollouts.state_dict()))  # type: ignore[no-any-return]  # as it is read from a checkpoint
 
 
 def _resumed(
@@ -170,55 +170,55 @@ def _resumed(
     return rollouts, generator, scorer
 
 
-def _asked_for(generator: Generator) -> list[int]:
-    """The rows, from their prompts' only token."""
+def _requested_rows(generator: Generator) -> list[int]:
+    """The requested rows. Each prompt has one token, which identifies its row."""
     return [prompt.token_ids[0] - 1 for request in generator.requests for prompt in request.prompts]
 
 
-def test_resume_with_the_same_rewards_scores_nothing_again(portal: BlockingPortal):
+def test_resume_with_the_same_rewards_does_not_score_again(portal: BlockingPortal):
     rollouts, generator, scorer = _resumed(portal, _queue_of_two_steps(portal))
     assert [group.rewards for group in rollouts.next(-1)] == [(0.0, 1.0)] * 2
     _finish(rollouts)
-    assert (_asked_for(generator), scorer.scored) == ([6, 7], 2)
+    assert (_requested_rows(generator), scorer.scored) == ([6, 7], 2)
 
 
-def test_resume_with_other_rewards_scores_again_what_was_sampled(portal: BlockingPortal):
+def test_resume_with_other_rewards_scores_samples_again(portal: BlockingPortal):
     rollouts, generator, _ = _resumed(portal, _queue_of_two_steps(portal), score_again=True)
     for step, rows in [(1, [2, 3]), (2, [4, 5])]:
         groups = rollouts.next(step - 2)
         assert _rows(groups) == rows
         assert [group.rewards for group in groups] == [(0.25, 1.0)] * 2
-    assert _asked_for(generator)[:2] == [6, 7], "what was sampled is not asked for again"
+    assert _requested_rows(generator)[:2] == [6, 7], "samples are not requested again"
 
 
-def test_resume_with_other_sampling_asks_for_everything_again(portal: BlockingPortal):
+def test_resume_with_other_sampling_requests_everything_again(portal: BlockingPortal):
     state = _queue_of_two_steps(portal)
     for again in ({"sample_again": True}, {"sample_again": True, "score_again": True}):
         rollouts, generator, _ = _resumed(portal, state, **again)
         assert _rows(rollouts.next(-1)) == [2, 3]
         _finish(rollouts)
-        assert _asked_for(generator) == [2, 3, 4, 5, 6, 7]
+        assert _requested_rows(generator) == [2, 3, 4, 5, 6, 7]
 
 
-def test_resume_with_an_edited_prompt_asks_for_it_again(portal: BlockingPortal):
+def test_resume_with_an_edited_prompt_requests_it_again(portal: BlockingPortal):
     edited = [*ROWS]
     edited[3] = PromptRow(3, "row 3", "other", "other", (77,), {})
     rollouts, generator, _ = _resumed(portal, _queue_of_two_steps(portal), rows=edited, score_again=True)
     groups = rollouts.next(-1)
     assert _rows(groups) == [2, 3]
     assert groups[1].prompt_ids == (77,)
-    assert _asked_for(generator)[:1] == [76]
+    assert _requested_rows(generator)[:1] == [76]
 
 
-def test_what_was_sampled_can_be_forgotten_and_is_asked_for_again(portal: BlockingPortal):
+def test_forgotten_samples_are_requested_again(portal: BlockingPortal):
     rollouts, _, _ = _resumed(portal, _queue_of_two_steps(portal))
     rollouts.forget_samples()
     resumed, generator, _ = _resumed(portal, json.loads(json.dumps(rollouts.state_dict())))
     assert _rows(resumed.next(-1)) == [2, 3]
-    assert _asked_for(generator)[:2] == [2, 3]
+    assert _requested_rows(generator)[:2] == [2, 3]
 
 
-def test_with_less_lag_the_end_of_a_longer_queue_waits_for_its_turn(portal: BlockingPortal):
+def test_resume_with_less_lag_requests_the_end_of_a_longer_queue_later(portal: BlockingPortal):
     state, generator = _queue_of_two_steps(portal), Generator()
     resumed = _rollouts(portal, generator, max_lag=0)
     resumed.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What a run leaves behind that was cut short: nothing is lost, and nothing is said that is not so."""
+"""An interrupted run loses no results and reports its state correctly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
-    monkeypatch.setattr("tandem_trainer.run.STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("tandem_trainer.stopping.STOP_GRACE_S", 0.0)
     saved: Any = Saved()
     run = make_run(tmp_path)
     run.stop_on_signals()
@@ -31,7 +31,7 @@ def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
         with run.kept(saved, saved):
             run.measure(9, GROUPS, {"loss": 0.25})
             os.kill(os.getpid(), signal.SIGTERM)
-            run.wait(Future[None]())  # a publish that no generator answers
+            run.wait(Future[None]())  # publishing to a generator that does not answer
         run.last_checkpoint(9, saved, saved)
     assert json.loads((tmp_path / "default" / "status.json").read_text())["phase"] == "stopped"
     assert not run.is_done
@@ -50,7 +50,7 @@ def _best(run: Run, learner: Any, step: int, reward: float) -> None:
     run.log(GROUPS)
 
 
-def test_the_best_checkpoint_stays_until_a_better_one_is_on_disk(tmp_path: Path):
+def test_best_checkpoint_is_kept_until_a_better_one_is_on_disk(tmp_path: Path):
     learner: Any = Unsaved()
     options: dict[str, Any] = {
         "checkpoint": {"keep_best": True, "every_steps": 100, "keep": 1},
@@ -60,7 +60,7 @@ def test_the_best_checkpoint_stays_until_a_better_one_is_on_disk(tmp_path: Path)
     learner.error = None
     _best(run, learner, 1, 0.5)
     learner.error = OSError("no space")
-    _best(run, learner, 2, 0.9)  # better, and lost
+    _best(run, learner, 2, 0.9)  # better, but its checkpoint fails
     learner.error = None
     _best(run, learner, 3, 0.4)
     assert sorted(path.name for path in folder.iterdir()) == ["000001", "000003"]
@@ -69,7 +69,7 @@ def test_the_best_checkpoint_stays_until_a_better_one_is_on_disk(tmp_path: Path)
     assert [path.name for path in folder.iterdir()] == ["000004"]
 
 
-def test_a_resumed_run_that_evaluates_its_checkpoint_again_may_call_it_the_best(tmp_path: Path):
+def test_resumed_run_may_mark_its_evaluated_checkpoint_as_the_best(tmp_path: Path):
     saved: Any = Saved()
     options: dict[str, Any] = {
         "checkpoint": {"keep_best": True, "every_steps": 1, "keep": 1},
@@ -86,7 +86,7 @@ def test_a_resumed_run_that_evaluates_its_checkpoint_again_may_call_it_the_best(
     assert names == ["000002", "000003"]
 
 
-def test_figures_that_are_not_finite_are_null_and_do_not_end_the_run(tmp_path: Path):
+def test_non_finite_metrics_become_null_and_do_not_end_the_run(tmp_path: Path):
     saved: Any = Saved()
     run = make_run(tmp_path)
     run.measure(3, GROUPS, {"kl_sampler": math.inf, "loss": math.nan})
@@ -95,15 +95,15 @@ def test_figures_that_are_not_finite_are_null_and_do_not_end_the_run(tmp_path: P
     run.log(GROUPS)
     (before,) = _records(tmp_path)
     assert (before["kl_sampler"], before["loss"], before["eval"]["rewards"]) == (None, None, {"a:b": None})
-    (tmp_path / "default" / "metrics.jsonl").unlink()  # as if the run had been killed before it wrote this
+    (tmp_path / "default" / "metrics.jsonl").unlink()  # as if the run had been killed before it wrote the file
     make_run(tmp_path).resume(saved, saved)
     (after,) = _records(tmp_path)
     timed = {"timings", "tokens_per_s"}
     assert {k: v for k, v in after.items() if k not in timed} == {k: v for k, v in before.items() if k not in timed}
 
 
-def test_what_is_written_after_a_step_takes_time_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """So that the timings of all steps add up to the run."""
+def test_writing_after_a_step_counts_for_the_time_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The timings of all steps must add up to the time of the run."""
     now = [100.0]
     monkeypatch.setattr("tandem_trainer.clock.time.monotonic", lambda: now[0])
     run = make_run(tmp_path)
@@ -128,7 +128,7 @@ def test_a_group_without_signal_in_a_trained_batch_is_written_as_skipped(tmp_pat
 
 
 @pytest.mark.parametrize("is_logged", [True, False])
-def test_a_run_that_fails_leaves_the_record_of_its_last_step_once(tmp_path: Path, is_logged: bool):
+def test_failed_run_writes_the_record_of_its_last_step_once(tmp_path: Path, is_logged: bool):
     saved: Any = Saved()
     run = make_run(tmp_path)
 

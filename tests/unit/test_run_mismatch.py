@@ -1,4 +1,4 @@
-"""A run that ends because of wrong probabilities does not go on with them."""
+"""A run that ends because of a too high mismatch does not resume with the samples that caused it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sandboxed reward runs in a process that is killed at its deadline, started again, and holds no credentials."""
+"""A sandboxed reward runs in its own process, which is killed at its deadline, restarted, and gets no credentials."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODULE = '''
 import asyncio, os, socket, subprocess, sys, time
 
 def run(code, completions, **_):
-    """What untrusted code does: anything."""
+    """Execute the column `code`, which stands for untrusted code."""
     scope = {"os": os, "sys": sys, "time": time, "socket": socket, "subprocess": subprocess}
     exec(code[0], scope)
     return scope.get("rewards", [1.0] * len(completions))
@@ -61,7 +61,7 @@ async def _run(sandbox: Sandbox, code: str) -> Any:
     return await sandbox({"code": [code], "completions": ["ab"]})
 
 
-async def test_it_answers_as_the_function_does_call_after_call(sandbox: MakeSandbox):
+async def test_sandbox_returns_the_functions_results(sandbox: MakeSandbox):
     later = sandbox("later", bonus=0.5)
     assert await later({"completions": ["ab", "c"]}) == [2.5, 1.5]
     run = sandbox()
@@ -69,7 +69,7 @@ async def test_it_answers_as_the_function_does_call_after_call(sandbox: MakeSand
     assert await _run(run, "rewards = [sys.calls]") == [1.0]
 
 
-async def test_at_the_deadline_it_is_killed_with_its_children_and_the_next_call_gets_a_new_one(sandbox: MakeSandbox):
+async def test_sandbox_is_killed_with_its_children_at_the_deadline_and_restarted(sandbox: MakeSandbox):
     run = sandbox(timeout_s=5)
     (pid,) = await _run(run, "rewards = [os.getpid()]")
     process = psutil.Process(int(pid))
@@ -82,7 +82,7 @@ async def test_at_the_deadline_it_is_killed_with_its_children_and_the_next_call_
     assert next_pid != pid
 
 
-async def test_it_sees_no_token_and_no_other_variable_of_the_trainer(
+async def test_sandbox_gets_no_token_and_no_other_variable_of_the_trainer(
     sandbox: MakeSandbox, monkeypatch: pytest.MonkeyPatch
 ):
     for name in ("TANDEM_TOKEN", "HF_TOKEN", "WANDB_API_KEY"):
@@ -90,7 +90,7 @@ async def test_it_sees_no_token_and_no_other_variable_of_the_trainer(
     assert await _run(sandbox(), "rewards = [float('secret' in os.environ.values())]") == [0.0]
 
 
-async def test_memory_is_limited(sandbox: MakeSandbox):
+async def test_memory_of_the_sandbox_is_limited(sandbox: MakeSandbox):
     with pytest.raises(CallFailed, match="MemoryError"):
         await _run(sandbox(), "bytearray(5 << 30)")
 
@@ -105,14 +105,14 @@ async def test_memory_is_limited(sandbox: MakeSandbox):
         ("os.write(4, b'[1.0]\\n')", "its sandbox answered"),
     ],
 )
-async def test_what_goes_wrong_inside_is_told_and_the_next_call_works(sandbox: MakeSandbox, code: str, words: str):
+async def test_failure_in_the_sandbox_is_reported_and_the_next_call_works(sandbox: MakeSandbox, code: str, words: str):
     run = sandbox()
     with pytest.raises(CallFailed, match=words):
         await _run(run, code)
     assert await _run(run, "") == [1.0]
 
 
-async def test_a_call_that_is_given_up_leaves_no_answer_for_the_next(sandbox: MakeSandbox):
+async def test_cancelled_call_leaves_no_answer_for_the_next(sandbox: MakeSandbox):
     run = sandbox()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(3):
@@ -120,7 +120,7 @@ async def test_a_call_that_is_given_up_leaves_no_answer_for_the_next(sandbox: Ma
     assert await _run(run, "rewards = [8.0]") == [8.0]
 
 
-async def test_it_ends_with_the_trainer_that_started_it(sandbox: MakeSandbox, tmp_path: Path):
+async def test_sandbox_ends_with_its_trainer(sandbox: MakeSandbox, tmp_path: Path):
     program = f"""
 import asyncio
 from tandem_trainer.sandbox import Sandbox
@@ -139,7 +139,7 @@ asyncio.run(main())
 
 
 @pytest.mark.usefixtures("sandbox")
-async def test_a_reward_of_the_configuration_runs_in_one_and_a_late_one_is_dropped_by_policy():
+async def test_configured_reward_runs_in_a_sandbox_and_a_late_result_is_dropped():
     tokenizer = make_tokenizer(80)
     row = PromptRow(7, "prompts.jsonl row 7", "a", "a", (40,), {"code": "rewards = [os.getpid()]"})
     hung = PromptRow(8, "prompts.jsonl row 8", "a", "a", (40,), {"code": HANG})
@@ -159,9 +159,7 @@ async def test_a_reward_of_the_configuration_runs_in_one_and_a_late_one_is_dropp
         await score(hung, drop=False)
 
 
-async def test_it_reaches_no_server_unless_the_trainer_was_warned_that_it_can(
-    sandbox: MakeSandbox, caplog: pytest.LogCaptureFixture
-):
+async def test_sandbox_has_no_network_or_the_trainer_is_warned(sandbox: MakeSandbox, caplog: pytest.LogCaptureFixture):
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
         address = server.sockets[0].getsockname()
         (error,) = await _run(sandbox(), f"rewards = [socket.socket().connect_ex({address!r})]")

@@ -1,4 +1,4 @@
-"""What is written is the model under its checkpoint names, in the wanted precision, each tensor once over all ranks."""
+"""The ranks write each tensor of the model once, under its checkpoint name and in the requested dtype."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _written(model: PreTrainedModel, directory: Path, dtype: torch.dtype, ranks:
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("tied", [True, False])
-def test_names_and_values_are_those_of_the_checkpoint(tmp_path: Path, tied: bool, ranks: int):
+def test_written_names_and_values_equal_those_of_the_checkpoint(tmp_path: Path, tied: bool, ranks: int):
     model = _model(tmp_path / "model", tied=tied)
     saved = load_file(tmp_path / "model" / "model.safetensors")
     (tmp_path / "written").mkdir()
@@ -41,7 +41,7 @@ def test_names_and_values_are_those_of_the_checkpoint(tmp_path: Path, tied: bool
     assert all(torch.equal(written[name], saved[name]) for name in saved)
 
 
-def test_floats_get_the_wanted_precision_and_everything_else_stays(tmp_path: Path):
+def test_floats_get_the_requested_dtype_and_other_tensors_keep_theirs(tmp_path: Path):
     model = _model(tmp_path / "model")
     model.register_buffer("odd", torch.tensor([True, False, True]))
     model.register_buffer("count", torch.tensor(3))
@@ -53,14 +53,14 @@ def test_floats_get_the_wanted_precision_and_everything_else_stays(tmp_path: Pat
     assert {written[name].dtype for name in written if name not in ("odd", "count")} == {torch.bfloat16}
 
 
-def test_parts_are_about_as_large_as_each_other_and_may_be_empty(tmp_path: Path):
+def test_parts_have_similar_sizes_and_may_be_empty(tmp_path: Path):
     table = {str(size): torch.empty(size, device="meta") for size in (5, 1, 3, 2)}
     assert [list(part) for part in partition(table, 2)] == [["5", "1"], ["3", "2"]]
     assert write_part(tmp_path, table, [("1", torch.zeros(1))], rank=4, ranks=5) == {}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_told_as_one():
+def test_full_disk_raises_an_os_error():
     with pytest.raises(OSError, match="No space left") as error:
         write_safetensors(Path("/dev/full"), {"a": torch.empty(4, device="meta")}, [torch.zeros(4)])
     assert error.value.errno == errno.ENOSPC

@@ -1,4 +1,4 @@
-"""docs/integrate/trl.md lists every default that differs from TRL's, and says where each option of TRL is."""
+"""docs/integrate/trl.md lists every default that differs from TRL's, and the counterpart of each option of TRL."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SHARED = {
     "vllm_gpu_memory_utilization": "generator.gpu_memory_utilization",
     "vllm_tensor_parallel_size": "generator.tensor_parallel_size",
 }  # fmt: skip
-"""TRL's name → ours; without a section of its own, of `trainer`."""
+"""TRL's name → ours, relative to `trainer` unless it starts with `generator.`."""
 COUNTERPARTS = {
     "GRPOConfig": SHARED
     | {name: f"rollout.{name}" for name in ("num_generations", "max_completion_length")}
@@ -65,7 +65,7 @@ COUNTERPARTS = {
     },
 }  # fmt: skip
 SAME_ON_ALL_SIDES = {"trust_remote_code"}
-"""Of `shared`."""
+"""Options in `shared`, which have the same name and default as in TRL."""
 
 
 def _our_default(key: str) -> Any:
@@ -80,7 +80,7 @@ def _shown(value: Any) -> str:
 
 
 def _differing(config: str) -> set[tuple[str, ...]]:
-    """TRL's name and default, ours and its default."""
+    """The options whose defaults differ: TRL's name, its default, our name, our default."""
     rows = [(name, TRL[config][name], key, _our_default(key)) for name, key in COUNTERPARTS[config].items()]
     return {(f"`{name}`", _shown(trl), f"`{key}`", _shown(ours)) for name, trl, key, ours in rows if trl != ours}
 
@@ -90,19 +90,19 @@ def _tables() -> list[set[tuple[str, ...]]]:
     return [{tuple(cell.strip() for cell in row.split("|")[1:5]) for row in table.splitlines()} for table in tables]
 
 
-def test_the_page_lists_the_defaults_that_differ_and_no_others():
+def test_page_lists_exactly_the_defaults_that_differ():
     grpo, online_dpo = _tables()
     assert grpo == _differing("GRPOConfig")
     assert online_dpo == _differing("OnlineDPOConfig") - grpo
 
 
 @pytest.mark.parametrize("config", COUNTERPARTS)
-def test_every_option_of_trl_has_a_counterpart_or_stands_on_the_page(config: str):
-    silent = TRL[config].keys() - COUNTERPARTS[config].keys() - SAME_ON_ALL_SIDES
-    assert sorted(name for name in silent if f"`{name}`" not in PAGE) == []
+def test_every_option_of_trl_has_a_counterpart_or_is_on_the_page(config: str):
+    without_counterpart = TRL[config].keys() - COUNTERPARTS[config].keys() - SAME_ON_ALL_SIDES
+    assert sorted(name for name in without_counterpart if f"`{name}`" not in PAGE) == []
 
 
-def test_every_row_says_why():
+def test_every_row_of_the_page_gives_a_reason():
     rows = re.findall(r"^\| `\w+` \| `.*` \| `.*` \| `.*` \|(.*)\|$", PAGE, re.MULTILINE)
     assert len(rows) == sum(map(len, _tables()))
     assert all(row.strip() for row in rows)

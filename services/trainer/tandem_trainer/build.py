@@ -108,7 +108,7 @@ def construct_and_train(
         portal=portal,
         wait=run.wait,
         config=config.rollout,
-        prompts_a_step=config.rollout.num_prompts // accelerator.num_processes,
+        prompts_per_step=config.rollout.num_prompts // accelerator.num_processes,
         max_lag=config.max_lag,
     )
     publish = Publisher(

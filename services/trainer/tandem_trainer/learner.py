@@ -1,4 +1,4 @@
-"""The policy and its optimizer: one update a batch, under accelerate.
+"""The policy and its optimizer: one update per batch, under accelerate.
 
 Tensor names end in their shape: B rows, T completion tokens.
 """
@@ -6,12 +6,10 @@ Tensor names end in their shape: B rows, T completion tokens.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -38,9 +36,10 @@ from .parallel import is_sharded, load_optimizer, load_weights, save_index, save
 from .positions import fix_positions
 from .ranks import do_together
 from .rehearsal import rehearse
+from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
 
-MODEL_DIR, STATE_FILE = "model", "learner.pt"
-MISMATCH = "mismatch"
+MODEL_DIR = "model"
+STATE_FILE = "learner.pt"
 
 
 class Learner:
@@ -58,9 +57,12 @@ class Learner:
         """Load the model.
 
         Raises:
-            UserError: there is no such model, its logits are not what `logprobs.py` computes, or it is not causal.
+            UserError: the model does not exist, `logprobs.py` cannot compute its logits, or it is not causal.
         """
-        self._shared, self._config, self._tokenizer, self._accelerator = shared, config, tokenizer, accelerator
+        self._shared = shared
+        self._config = config
+        self._tokenizer = tokenizer
+        self._accelerator = accelerator
         self._is_sharded = is_sharded(config.learner, accelerator)
         model = self._loaded(shared.model)
         if config.learner.gradient_checkpointing:
@@ -68,67 +70,72 @@ class Learner:
         if config.lora:
             add_adapter(model, config.lora, shared.model, shared.revision)
         policy = self._logprobs_of(model)
-        if not self._is_elsewhere:
+        if not self._gets_weights_from_rank_0:
             check(policy)
             check_causal(policy)
         if config.learner.compile:
-            model.base_model.compile(dynamic=True)  # lengths differ from batch to batch
+            model.base_model.compile(dynamic=True)  # batches have different lengths
         self._policy = shard(policy, config.learner, accelerator)
         optimizer = make_optimizer(self._policy, config.optim)
         self._optimizer = accelerator.prepare(optimizer)
-        # Not prepared: accelerate would step it once per rank.
+        # The schedule is not prepared, because accelerate would then step it once per rank.
         self._schedule = Schedule(optimizer, config.optim, max_steps=config.max_steps)
         self._needs_reference = needs_reference
         self._reference = self._frozen_copy(shared) if needs_reference and not config.lora else None
-        self.mismatch: MismatchCheck | None = None  # until the generators are known
-        self._is_whole = True
+        self.mismatch_check: MismatchCheck | None = None
+        """Set once the dtypes of the generators are known."""
+        self._is_within_update = False
 
     @property
-    def whole_updates(self) -> int | None:
-        """The step of the version that the parameters are; None after some of a batch's optimizer steps."""
-        return self._schedule.updates if self._is_whole else None
+    def completed_updates(self) -> int | None:
+        """Number of updates that the parameters contain. None if the last update stopped between optimizer steps."""
+        return None if self._is_within_update else self._schedule.updates
 
     @property
     def model(self) -> PreTrainedModel:
+        """The model in training, without the wrappers around it."""
         model: PreTrainedModel = self._accelerator.unwrap_model(self._policy).model
         return model
 
     def fix_positions(self, max_model_lens: Sequence[int]) -> int:
-        """Encode positions as generators that take `max_model_lens` tokens do; returns the longest row we agree on.
+        """Encode positions as generators with these values of `max_model_len` do.
+
+        Returns:
+            The longest row, in tokens, for which trainer and generators encode positions alike.
 
         Raises:
-            UserError: the generators differ among each other.
+            UserError: the generators encode positions differently.
         """
         policies = (self._policy, self._reference) if self._reference else (self._policy,)
         return min(fix_positions(self._accelerator.unwrap_model(policy).model, max_model_lens) for policy in policies)
 
     def update(self, batch: Batch, algorithm: Algorithm) -> dict[str, float]:
-        """`algorithm.num_iterations` optimizer steps; how the batch is cut and spread over ranks changes no value.
+        """Train on `batch`: make `algorithm.num_iterations` optimizer steps.
+
+        The result does not depend on how the batch is split into micro-batches and over ranks.
 
         Returns:
-            loss, grad_norm, learning_rate and the loss function's metrics (means over the trained tokens, or maxima);
-            over the optimizer steps too. `mismatch` is the mean of |logprob − sampler's logprob| in nats, before the
-            first optimizer step, over tokens that these weights sampled; it is missing without any.
+            loss, grad_norm, learning_rate and the loss function's metrics: means over the trained tokens, or maxima.
+            With several optimizer steps, they are taken over the steps too. `mismatch` is the mean of
+            |logprob − sampler's logprob| in nats before the first optimizer step, over tokens that the current weights
+            sampled. It is missing if there is no such token.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; the parameters are as before that optimizer step.
-            UserError: the mismatch is too high; the parameters are as before this update.
+            FloatingPointError: loss or gradient is not finite. The parameters are as before that optimizer step.
+            UserError: the mismatch is too high. The parameters are as before this update.
         """
         micro_batches = self._micro_batches(batch)
         old_logprobs: list[Tensor] = []
         steps = []
-        for left in reversed(range(algorithm.num_iterations)):
+        for iteration in range(algorithm.num_iterations):
             steps.append(self._step(micro_batches, algorithm, old_logprobs))
-            self._is_whole = not left
+            self._is_within_update = iteration < algorithm.num_iterations - 1
         learning_rate = self._schedule.learning_rate
         self._schedule.advance()
-        means = {name: statistics.fmean(getattr(step, name) for step in steps) for name in ("loss", "grad_norm")}
-        metrics = _combined([m for step in steps for m in step.metrics])
-        mismatch = {} if steps[0].mismatch is None else {MISMATCH: steps[0].mismatch}
-        return means | {"learning_rate": learning_rate} | mismatch | metrics
+        return update_metrics(steps, learning_rate)
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
-        """The batch in micro-batches, as many on every rank if each of them gathers parameters."""
+        """Split the batch into micro-batches. With sharded parameters, every rank gets the same number of them."""
         device = self._accelerator.device
         max_tokens = self._config.learner.max_tokens_per_micro_batch or default_max_tokens(device)
         micro_batches = list(batch.to(device).micro_batches(max_tokens))
@@ -137,56 +144,60 @@ class Learner:
             micro_batches += [micro_batches[0].weightless()] * (most - len(micro_batches))
         return micro_batches
 
-    def _step(self, micro_batches: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> _Step:
-        """One optimizer step; fills `old_logprobs`, one per micro-batch, if this is the batch's first."""
-        totals, first = self._totals(micro_batches, algorithm), not old_logprobs
-        losses, metrics = [], []
+    def _step(self, micro_batches: list[Batch], algorithm: Algorithm, old_logprobs: list[Tensor]) -> StepMetrics:
+        """Make one optimizer step. The first step of a batch fills `old_logprobs`, one tensor per micro-batch."""
+        is_first = not old_logprobs
+        totals = self._totals(micro_batches, algorithm)
+        own_loss = 0.0
+        own_metrics = []
         self._optimizer.zero_grad()
         for index, micro_batch in enumerate(micro_batches):
-            # Full gradients are reduced once, with the last micro-batch: ranks may have different numbers of them.
-            # Sharded gradients are reduced with every micro-batch: waiting would need the memory of full ones.
-            travels = self._is_sharded or index == len(micro_batches) - 1
-            with nullcontext() if travels else self._accelerator.no_sync(self._policy):
-                logprobs_BT, share = self._backward(
-                    micro_batch, algorithm, totals, None if first else old_logprobs[index]
-                )
-            if first:
-                share.metrics[MISMATCH] = self._mismatch(logprobs_BT, micro_batch)
-            loss, means = _on_host(share)
-            losses.append(loss)
-            metrics.append(means)
-            if first:
+            # Full gradients are reduced once, with the last micro-batch, because ranks may have different numbers of
+            # micro-batches. Sharded gradients are reduced with every micro-batch, because full ones need more memory.
+            reduces = self._is_sharded or index == len(micro_batches) - 1
+            old_logprobs_BT = None if is_first else old_logprobs[index]
+            with nullcontext() if reduces else self._accelerator.no_sync(self._policy):
+                logprobs_BT, micro_batch_loss = self._backward(micro_batch, algorithm, totals, old_logprobs_BT)
+            if is_first:
+                micro_batch_loss.metrics[MISMATCH] = self._mismatch(logprobs_BT, micro_batch)
                 old_logprobs.append(logprobs_BT)
-        (whole_loss,) = self._sum([sum(losses)])
+            loss, metrics = to_host(micro_batch_loss)
+            own_loss += loss
+            own_metrics.append(metrics)
+        (total_loss,) = self._sum([own_loss])
         grad_norm = float(
             self._accelerator.clip_grad_norm_(self._policy.parameters(), self._config.optim.max_grad_norm)
         )
-        if not (math.isfinite(whole_loss) and math.isfinite(grad_norm)):
+        if not (math.isfinite(total_loss) and math.isfinite(grad_norm)):
             self._optimizer.zero_grad()
             raise FloatingPointError(
-                f"the update has loss {whole_loss} and gradient norm {grad_norm}, expected finite numbers. The "
-                "parameters are as before this optimizer step. Lower trainer.optim.learning_rate, or use "
+                f"the update has loss {total_loss} and gradient norm {grad_norm}, expected finite numbers. The "
+                "parameters are as before this optimizer step. Fix: lower trainer.optim.learning_rate, or use "
                 "trainer.learner.dtype: float32."
             )
-        everyones: list[dict[str, tuple[float, float]]] = gather_object(metrics)
-        mismatch = self._judged([part.pop(MISMATCH) for part in everyones]) if first else None
+        all_metrics: list[dict[str, WeightedMean]] = gather_object(own_metrics)
+        mismatch = self._checked_mismatch([metrics.pop(MISMATCH) for metrics in all_metrics]) if is_first else None
         self._optimizer.step()
-        return _Step(whole_loss, grad_norm, everyones, mismatch)
+        return StepMetrics(total_loss, grad_norm, all_metrics, mismatch)
 
     def _mismatch(self, logprobs_BT: Tensor, micro_batch: Batch) -> Mean:
-        """Of |logprob − sampler's logprob| over the tokens in the loss that the weights of today sampled."""
+        """Mean of |logprob − sampler's logprob| over the tokens in the loss that the current weights sampled."""
         weights_BT = micro_batch.mask_BT * (micro_batch.sampled_at_BT == self._schedule.updates)
         return Mean.over((logprobs_BT - micro_batch.sampler_logprobs_BT).abs(), weights_BT)
 
-    def _judged(self, parts: list[tuple[float, float]]) -> float | None:
-        """The mean over all parts, after the check; None without any token."""
-        tokens = sum(weight for _, weight in parts)
+    def _checked_mismatch(self, means: list[WeightedMean]) -> float | None:
+        """Merge the micro-batches' means and check the result. None if no token was sampled by the current weights.
+
+        Raises:
+            UserError: the mismatch is too high.
+        """
+        tokens = sum(weight for _, weight in means)
         if not tokens:
             return None
-        mismatch = sum(value * weight for value, weight in parts) / tokens
-        if self.mismatch:
+        mismatch = sum(value * weight for value, weight in means) / tokens
+        if self.mismatch_check:
             try:
-                self.mismatch.update(mismatch, tokens)
+                self.mismatch_check.update(mismatch, tokens)
             except UserError:
                 self._optimizer.zero_grad()
                 raise
@@ -195,10 +206,10 @@ class Learner:
     def _backward(
         self, micro_batch: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
     ) -> tuple[Tensor, MicroBatchLoss]:
-        """Add the gradient of one micro-batch; returns its logprobs and what it adds to the step."""
+        """Add the gradient of one micro-batch. Returns its logprobs, and its part of the step's loss."""
         ref_logprobs_BT = self._ref_logprobs(micro_batch) if self._needs_reference else None
         logprobs_BT, entropy_BT = self._policy(*micro_batch.model_inputs)
-        share = algorithm.loss(
+        micro_batch_loss = algorithm.loss(
             logprobs_BT,
             micro_batch,
             totals,
@@ -206,22 +217,23 @@ class Learner:
             old_logprobs_BT=logprobs_BT.detach() if old_logprobs_BT is None else old_logprobs_BT,
             ref_logprobs_BT=ref_logprobs_BT,
         )
-        # Data parallelism averages gradients over ranks, and the loss is already a share of the whole.
-        self._accelerator.backward(share.loss * self._accelerator.num_processes)
+        # Data parallelism averages gradients over ranks, but the losses of all micro-batches have to be summed.
+        self._accelerator.backward(micro_batch_loss.loss * self._accelerator.num_processes)
         give_back_freed_memory()
-        return logprobs_BT.detach(), share
+        return logprobs_BT.detach(), micro_batch_loss
 
     @torch.no_grad()
     def _ref_logprobs(self, micro_batch: Batch) -> Tensor:
-        """Of the policy that training started from: a frozen copy, or this one without its adapter."""
+        """Logprobs of the policy that training started from: a frozen copy, or the policy without its adapter."""
         if self._reference is not None:
             logprobs_BT, _ = self._reference(*micro_batch.model_inputs)
         else:
             with adapter_disabled(self._policy):
                 logprobs_BT, _ = self._policy(*micro_batch.model_inputs)
-        return logprobs_BT  # type: ignore[no-any-return]  # a module answers with anything
+        return logprobs_BT  # type: ignore[no-any-return]  # calling a module returns Any
 
     def _totals(self, micro_batches: list[Batch], algorithm: Algorithm) -> Totals:
+        """What the loss needs to know of the complete step, over all ranks."""
         rows, tokens = self._sum([micro_batches[0].row_total, micro_batches[0].token_total])
         threshold = None
         if algorithm.entropy_quantile is not None:
@@ -230,30 +242,30 @@ class Learner:
 
     @torch.no_grad()
     def _entropy_quantile(self, micro_batches: list[Batch], quantile: float) -> Tensor:
-        """Of all tokens in the loss, on all ranks."""
+        """Quantile of the entropies of all tokens in the loss, on all ranks."""
         entropies = [
             self._policy(*micro_batch.model_inputs)[1][micro_batch.mask_BT.bool()] for micro_batch in micro_batches
         ]
         # Entropies are never negative, so -1 marks the padding of ranks with fewer tokens.
         padded_N = self._accelerator.pad_across_processes(torch.cat(entropies), pad_index=-1)
-        everyones_N = self._accelerator.gather(padded_N)
-        return entropy_quantile(everyones_N[everyones_N >= 0], quantile)
+        all_N = self._accelerator.gather(padded_N)
+        return entropy_quantile(all_N[all_N >= 0], quantile)
 
     @cached_property
     def _files(self) -> ModelFiles:
         return ModelFiles(self.model, self._tokenizer, self._shared)
 
     def rehearse(self) -> None:
-        """Try before the first step what checkpoints, exports and published versions will need.
+        """Test, before the first step, that the model can be saved, exported and published.
 
         Raises:
-            UserError: what of the model cannot be saved, and why.
+            UserError: says what cannot be saved, and why.
         """
         if self._accelerator.is_main_process:
             rehearse(self.model, self._files, self._shared, self._config)
 
     def save(self, directory: Path) -> None:
-        """Write the model or its adapter (a folder as transformers and peft have it) and the optimizer; all ranks do.
+        """Write the optimizer and the model, or its adapter, as a folder that transformers or peft can load.
 
         Raises:
             PartFailed: on every rank, for instance when the disk is full.
@@ -273,7 +285,7 @@ class Learner:
             save_part(self.model, directory, self._accelerator)
 
     def _save_rest(self, directory: Path) -> None:
-        """Of which the main process alone has to write something."""
+        """Write what only the main process writes: the index of the weights, the model's other files, the counts."""
         if not self._accelerator.is_main_process:
             return
         model_dir = directory / MODEL_DIR
@@ -283,26 +295,26 @@ class Learner:
         state = {"updates": self._schedule.updates, "rng": torch.get_rng_state()}
         try:
             torch.save(state, directory / STATE_FILE)
-        except RuntimeError as error:  # torch's word for a full disk
+        except RuntimeError as error:  # torch raises it when the disk is full
             raise OSError(f"{directory / STATE_FILE} cannot be written: {error}") from error
 
     def load(self, directory: Path) -> None:
-        """Go on from what `save` wrote: weights, moments and counts. Settings stay those of the configuration."""
+        """Load what `save` wrote: weights, moments and counts. Settings come from the configuration."""
         if self._config.lora:
             load_adapter(self.model, directory / MODEL_DIR)
         else:
             load_weights(self.model, self._loaded(directory / MODEL_DIR).state_dict(), from_main=self._is_sharded)
         state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
-        if state["updates"]:  # there are no moments before the first
+        if state["updates"]:  # before the first update there are no moments
             load_optimizer(self.model, self._optimizer.optimizer, directory)
         self._schedule.resume(state["updates"])
         torch.set_rng_state(state["rng"])
 
     def _loaded(self, source: str | Path) -> PreTrainedModel:
-        return load_model(source, self._shared, without_weights=self._is_elsewhere)
+        return load_model(source, self._shared, without_weights=self._gets_weights_from_rank_0)
 
     @property
-    def _is_elsewhere(self) -> bool:
+    def _gets_weights_from_rank_0(self) -> bool:
         """True on ranks that receive their weights from rank 0."""
         return self._is_sharded and not self._accelerator.is_main_process
 
@@ -316,32 +328,6 @@ class Learner:
         return shard(policy, self._config.learner, self._accelerator)
 
     def _sum(self, values: list[float]) -> list[float]:
-        """Over all ranks."""
+        """Sum each value over all ranks."""
         tensor = torch.tensor(values, dtype=torch.float64, device=self._accelerator.device)
         return self._accelerator.reduce(tensor, reduction="sum").tolist()  # type: ignore[no-any-return]  # untyped library
-
-
-class _Step(NamedTuple):
-    loss: float
-    grad_norm: float
-    metrics: list[dict[str, tuple[float, float]]]
-    """Value and weight, of every micro-batch on every rank."""
-    mismatch: float | None
-
-
-def _on_host(share: MicroBatchLoss) -> tuple[float, dict[str, tuple[float, float]]]:
-    """Loss, and value and weight of each metric, in one transfer."""
-    scalars = [share.loss.detach(), *(scalar for mean in share.metrics.values() for scalar in mean)]
-    loss, *rest = torch.stack(scalars).tolist()
-    return loss, dict(zip(share.metrics, zip(rest[::2], rest[1::2], strict=True), strict=True))
-
-
-def _combined(parts: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
-    """Means over what the parts' means are over; maxima."""
-    return {name: _mean_or_max(name, [part[name] for part in parts]) for name in parts[0]}
-
-
-def _mean_or_max(name: str, parts: list[tuple[float, float]]) -> float:
-    if name.endswith("/max"):
-        return max(value for value, _ in parts)
-    return sum(value * weight for value, weight in parts) / max(sum(weight for _, weight in parts), 1)

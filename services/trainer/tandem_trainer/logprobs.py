@@ -1,4 +1,4 @@
-"""Logprobs of sampled tokens without the logits of a whole batch.
+"""Compute the logprobs of sampled tokens without keeping the logits of a complete batch.
 
 Tensor names end in their shape: B rows, S prompt + completion tokens, T completion tokens, N completion tokens of all
 rows together, C tokens of one chunk, H hidden size, V vocabulary.
@@ -19,15 +19,15 @@ from .errors import UserError
 from .heads import Head, body
 
 BLOCK = 2**22
-"""Logits that a softmax takes at a time, so that what it needs besides their own memory is small."""
+"""Number of logits that one softmax computes with, which limits the temporary memory that it needs."""
 CHECKED_TOKENS = 8
-"""Of the forward passes that `check` compares."""
+"""Number of tokens in the forward passes that `check` compares."""
 
 
 class TokenLogprobs(nn.Module):
-    """A causal language model that answers with the logprobs of given tokens instead of logits.
+    """A causal language model that returns the logprobs of given tokens instead of logits.
 
-    A module, because accelerate's wrappers (DDP, FSDP) work through the `forward` of what they wrap.
+    It is a module because accelerate's wrappers (DDP, FSDP) call the `forward` of the module that they wrap.
     """
 
     def __init__(self, model: PreTrainedModel, *, temperature: float, chunk_size: int) -> None:
@@ -40,20 +40,21 @@ class TokenLogprobs(nn.Module):
     def forward(
         self, token_ids_BS: Tensor, prompt_lengths_B: Tensor, completion_mask_BT: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logprobs and entropies of the completion tokens: [B, T] each, 0 where `completion_mask_BT` is False.
+        """Return logprobs and entropies of the completion tokens: [B, T] each, 0 where `completion_mask_BT` is False.
 
-        At any time logits exist for `chunk_size` tokens only. The backward pass begins with the last chunk, whose
-        probabilities are kept for it, and computes the others again.
+        To save memory, logits exist for only `chunk_size` tokens at a time. The backward pass uses the probabilities of
+        the last chunk, which are kept, and computes the other chunks again.
         """
-        # No attention mask: padding stands on the right, where a causal model cannot see it.
+        # No attention mask is needed: padding is on the right, where a causal model cannot see it.
         hidden_BSH = body(self.model)(input_ids=token_ids_BS, use_cache=False).last_hidden_state
         rows_N, offsets_N = completion_mask_BT.nonzero(as_tuple=True)
         positions_N = prompt_lengths_B[rows_N] + offsets_N
-        hidden_NH, targets_N = hidden_BSH[rows_N, positions_N - 1], token_ids_BS[rows_N, positions_N]
-        *again, last = zip(
+        hidden_NH = hidden_BSH[rows_N, positions_N - 1]
+        targets_N = token_ids_BS[rows_N, positions_N]
+        *recomputed, last = zip(
             torch.split(hidden_NH, self._chunk_size), torch.split(targets_N, self._chunk_size), strict=True
         )
-        chunks = [checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in again]
+        chunks = [checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in recomputed]
         chunks.append(self._chunk(*last))
         logprobs_N, entropies_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         where = (rows_N, offsets_N)
@@ -62,24 +63,25 @@ class TokenLogprobs(nn.Module):
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = self.model.get_output_embeddings()(hidden_CH).float()
-        # A scale of the logits is a part of the temperature.
-        temperature, cap = self.temperature / self.head.scale, self.head.cap and self.head.cap / self.temperature
-        logprobs_C, entropies_C = _OfTargets.apply(logits_CV, targets_C, temperature, cap)  # type: ignore[no-untyped-call]  # torch's
+        # The model's scale of the logits is applied as a part of the temperature.
+        temperature = self.temperature / self.head.scale
+        cap = self.head.cap and self.head.cap / self.temperature
+        logprobs_C, entropies_C = _TargetLogprobs.apply(logits_CV, targets_C, temperature, cap)  # type: ignore[no-untyped-call]  # torch's
         return logprobs_C, entropies_C
 
 
-class _OfTargets(torch.autograd.Function):
-    """Logprobs of targets, and entropies without a gradient, in the memory of the logits.
+class _TargetLogprobs(torch.autograd.Function):
+    """Logprobs of the target tokens, and entropies without a gradient, computed in the memory of the logits.
 
-    What is given as logits is overwritten by probabilities in the forward pass (by logprobs if they are capped), and by
-    the logits' gradient in the backward pass, so there can be only one of those.
+    The forward pass overwrites the logits with probabilities, or with logprobs if the logits are capped. The backward
+    pass overwrites them again, with the logits' gradient. It can therefore run only once.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits_CV: Tensor, targets_C: Tensor, temperature: float, cap: float | None
     ) -> tuple[Tensor, Tensor]:
-        """`temperature` divides the logits, and `cap`, if there is one, then caps them."""
+        """Divide the logits by `temperature`, soft-cap them at `cap` if it is given, and compute."""
         logprobs_C, entropies_C, sums_C = logits_CV.new_empty(3, len(logits_CV))
         for values_RV, targets_R, logprobs_R, entropies_R, sums_R in _blocks(
             logits_CV, targets_C, logprobs_C, entropies_C, sums_C
@@ -98,7 +100,8 @@ class _OfTargets(torch.autograd.Function):
                 logprobs_RV.mul_(values_RV)
             torch.sum(logprobs_RV, -1, out=entropies_R).neg_()
         ctx.save_for_backward(logits_CV, targets_C, sums_C)
-        ctx.temperature, ctx.cap = temperature, cap
+        ctx.temperature = temperature
+        ctx.cap = cap
         ctx.mark_non_differentiable(entropies_C)
         return logprobs_C, entropies_C
 
@@ -118,14 +121,14 @@ class _OfTargets(torch.autograd.Function):
 
 
 def _blocks(values_CV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Views of some rows (R) of each at a time."""
+    """Split all tensors along their first dimension into blocks of R rows. The blocks are views."""
     rows = max(1, BLOCK // values_CV.shape[1])
     return zip(*(torch.split(tensor, rows) for tensor in (values_CV, *others)), strict=True)
 
 
 @torch.no_grad()
 def check(policy: TokenLogprobs) -> None:
-    """See on a few tokens that the logprobs are a function of the tokens alone, and that of the model's own logits.
+    """Check, with a few tokens, that the logprobs are deterministic and agree with the model's own logits.
 
     Raises:
         UserError: the forward pass is random (dropout, noise), or the model changes its logits after the output
@@ -133,28 +136,31 @@ def check(policy: TokenLogprobs) -> None:
     """
     model = policy.model
     token_ids_BS = torch.arange(CHECKED_TOKENS, device=model.device)[None] % len(model.get_input_embeddings().weight)
-    inputs = token_ids_BS, torch.tensor([1], device=model.device), torch.ones_like(token_ids_BS[:, 1:]).bool()
-    (ours_BT, _), (again_BT, _) = policy(*inputs), policy(*inputs)
+    prompt_lengths_B = torch.tensor([1], device=model.device)
+    completion_mask_BT = torch.ones_like(token_ids_BS[:, 1:]).bool()
+    inputs = (token_ids_BS, prompt_lengths_B, completion_mask_BT)
+    ours_BT, _ = policy(*inputs)
+    again_BT, _ = policy(*inputs)
     if not _equal(ours_BT, again_BT):
         raise UserError(
             f"{type(model).__name__} is random: the same tokens got the logprobs {ours_BT[0, :3].tolist()}, then "
             f"{again_BT[0, :3].tolist()}, expected equal ones. The difference begins in "
-            f"{_random_module(policy, inputs)}. The generator samples without randomness, so the trainer's logprobs "
-            "would be another policy's. Fix: set what is random there (dropout, noise) to 0 in the model's "
-            "config.json, or choose another model."
+            f"{_random_module(policy, inputs)}. The generator's forward pass is not random, so the trainer would "
+            "compute the logprobs of another policy. Fix: set the source of randomness (dropout, noise) to 0 in the "
+            "model's config.json, or choose another model."
         )
     logits_SV = model(input_ids=token_ids_BS, use_cache=False).logits[0].float() / policy.temperature
     theirs_T = logits_SV[:-1].log_softmax(-1).gather(-1, token_ids_BS[0, 1:, None]).squeeze(-1)
     if not torch.allclose(ours_BT[0], theirs_T, atol=1e-4):
         raise UserError(
-            f"{type(model).__name__} does something between its output embedding and its logits that the trainer does "
-            f"not know: got the logprobs {theirs_T[:3].tolist()}, expected {ours_BT[0, :3].tolist()} (with the scale "
+            f"{type(model).__name__} changes its logits after the output embedding in a way that the trainer does not "
+            f"know: got the logprobs {theirs_T[:3].tolist()}, expected {ours_BT[0, :3].tolist()} (with the scale "
             f"{policy.head.scale:g} and the soft cap {policy.head.cap}). Fix: choose another model."
         )
 
 
 def _random_module(policy: TokenLogprobs, inputs: tuple[Tensor, ...]) -> str:
-    """The innermost module that turns the same inputs into something else each time."""
+    """Name of the innermost module whose output differs for the same inputs."""
     for one, other in zip(_observed(policy, inputs), _observed(policy, inputs), strict=False):
         if one.name != other.name or (_equal(one.inputs, other.inputs) and not _equal(one.output, other.output)):
             return one.name
@@ -168,14 +174,14 @@ class _Call(NamedTuple):
 
 
 def _observed(policy: TokenLogprobs, inputs: tuple[Tensor, ...]) -> list[_Call]:
-    """What each module is given and returns, in the order in which they finish."""
+    """Record the inputs and output of each module, in the order in which the modules finish."""
     calls: list[_Call] = []
 
-    def see(name: str) -> Any:
+    def record(name: str) -> Any:
         return lambda _, args, kwargs, output: calls.append(_Call(name, _copied([args, kwargs]), _copied(output)))
 
     hooks = [
-        module.register_forward_hook(see(f"{name or 'the model'} ({type(module).__name__})"), with_kwargs=True)
+        module.register_forward_hook(record(f"{name or 'the model'} ({type(module).__name__})"), with_kwargs=True)
         for name, module in policy.model.named_modules()
     ]
     policy(*inputs)
@@ -185,7 +191,7 @@ def _observed(policy: TokenLogprobs, inputs: tuple[Tensor, ...]) -> list[_Call]:
 
 
 def _copied(output: Any) -> Any:
-    """The tensors in it, as they are now: the next module may work in place."""
+    """Copy the tensors in `output`, because the next module may change them in place."""
     if isinstance(output, Mapping):
         output = tuple(output.values())
     if isinstance(output, list | tuple):
@@ -194,7 +200,7 @@ def _copied(output: Any) -> Any:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """But for rounding: a GPU may add up in another order."""
+    """Compare with a tolerance for rounding: a GPU may sum in a different order each time."""
     if isinstance(one, list):
         return all(map(_equal, one, other))
     return one is None or torch.allclose(one, other, atol=1e-6, rtol=1e-4, equal_nan=True)

@@ -20,24 +20,24 @@ def train(
     publish: Publisher,
     evaluate: Evaluation,
 ) -> int:
-    """Online RL until cfg.max_steps or SIGTERM. Version v is the policy after v optimizer steps; returns the last."""
+    """Train until `cfg.max_steps` or SIGTERM. Returns the last step; version v is the policy after v updates."""
     step = run.resume(learner, rollouts)
-    with run.kept(learner, rollouts):  # however the loop ends, its last whole step is in a checkpoint
+    with run.kept(learner, rollouts):  # writes a checkpoint of the last complete step, however the loop ends
         with run.timer("publish"):
-            version = publish(learner.model, step)  # a broken weight path fails here, not in an hour
+            version = publish(learner.model, step)  # finds problems with publishing before the first rollout
         if evaluate.due(step):
             with run.timer("evaluate"):
                 run.evaluated(evaluate(version))
         run.start_step()
         while step < cfg.max_steps and not run.should_stop():
             with run.timer("wait_for_rollouts"):
-                groups = rollouts.next(min_version=step - cfg.max_lag)  # scored while they decode
+                groups = rollouts.next(min_version=step - cfg.max_lag)  # already scored
             batch = algorithm.make_batch(groups, run.gather)
             if not run.agree(batch.has_signal):
                 run.skip(groups)
                 continue
             with run.timer("update"):
-                stats = learner.update(batch, algorithm)  # raises before stepping on NaN
+                stats = learner.update(batch, algorithm)  # raises on NaN, before it changes the parameters
             step += 1
             run.measure(step, groups, stats)
             with run.timer("publish"):

@@ -1,4 +1,4 @@
-"""LoRA: which parameters are trained, switching them off, and the adapter on disk as peft and vLLM know it."""
+"""LoRA: add an adapter to a model, disable it for the reference policy, and save it as peft and vLLM expect it."""
 
 from __future__ import annotations
 
@@ -21,22 +21,25 @@ from .shards import gather, on_meta, write_safetensors
 
 ADAPTER_FILE = "adapter_model.safetensors"
 NAME = "default"
-"""Of the one adapter, in the names of its parameters; peft leaves it out of files."""
+"""peft's name for our only adapter. It is a part of parameter names, but not of the names in files."""
 
 
 def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str, revision: str | None = None) -> None:
-    """Freeze `model`, in place, and give it an adapter that changes nothing yet; `base` is the model's name.
+    """Freeze `model`, in place, and add an adapter that has no effect yet.
 
-    Source: LoRA, arXiv:2106.09685.
+    Args:
+        base: name of the model, for `adapter_config.json`.
 
     Raises:
-        UserError: the model lacks one of `target_modules`, or what is there cannot be published as an adapter.
+        UserError: the model lacks one of `target_modules`, or one of them cannot be served as an adapter.
+
+    Source: LoRA, arXiv:2106.09685.
     """
-    every = config.target_modules == "all-linear"
+    is_all_linear = config.target_modules == "all-linear"
     settings = peft.LoraConfig(
         r=config.r,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # any number will do
-        target_modules="all-linear" if every else list(config.target_modules),
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft computes with any number
+        target_modules="all-linear" if is_all_linear else list(config.target_modules),
         lora_dropout=0.0,
         bias="none",
         task_type="CAUSAL_LM",
@@ -47,11 +50,11 @@ def add_adapter(model: PreTrainedModel, config: LoraConfig, base: str, revision:
         model.add_adapter(settings, NAME)
     except ValueError as error:
         raise UserError(f"trainer.lora.target_modules: {str(error).rstrip('.')}. Fix: {_advice(model)}") from error
-    _check_layers(model, () if every else config.target_modules)
+    _check_layers(model, () if is_all_linear else config.target_modules)
 
 
 def adapted_head(model: PreTrainedModel) -> str | None:
-    """Name of the output embedding if an adapter changes it, such as `lm_head`."""
+    """Name of the output embedding, such as `lm_head`, if the adapter changes it; else None."""
     head = model.get_output_embeddings()
     if not isinstance(head, BaseTunerLayer):
         return None
@@ -60,7 +63,7 @@ def adapted_head(model: PreTrainedModel) -> str | None:
 
 
 def _check_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
-    """Refuse what is not published, or not served, as the policy that was trained."""
+    """Refuse layers whose adapter the generator would not serve as it was trained."""
     adapted = {name: layer for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)}
     if lacking := [target for target in targets if not any(f".{name}".endswith(f".{target}") for name in adapted)]:
         raise UserError(
@@ -70,14 +73,14 @@ def _check_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
     odd = [f"{name} ({type(base).__name__})" for name, layer in adapted.items() if not _is_linear(base := _base(layer))]
     if odd:
         raise UserError(
-            f"trainer.lora.target_modules includes {', '.join(odd[:3])}; expected linear layers only, because the "
-            f"generator serves adapters of no others. Fix: {_advice(model)}"
+            f"trainer.lora.target_modules includes {', '.join(odd[:3])}, expected linear layers only, because the "
+            f"generator cannot serve adapters of other layers. Fix: {_advice(model)}"
         )
     head = adapted_head(model)
     if head and _base(adapted[head]).weight is model.get_input_embeddings().weight:
         raise UserError(
-            f"trainer.lora.target_modules includes {head}, whose weights are those of the input embeddings too "
-            "(tie_word_embeddings): to merge the adapter would change both. Fix: leave it out."
+            f"trainer.lora.target_modules includes {head}, which shares its weights with the input embeddings "
+            "(tie_word_embeddings). Merging the adapter would change both. Fix: leave it out."
         )
 
 
@@ -91,7 +94,7 @@ def _is_linear(layer: nn.Module) -> bool:
 
 
 def _advice(model: PreTrainedModel) -> str:
-    """Which layers may be named."""
+    """List the layers that `target_modules` may name."""
     names = {
         name.removesuffix(".base_layer").rpartition(".")[2]
         for name, module in model.named_modules()
@@ -106,10 +109,10 @@ def has_adapter(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def adapter_disabled(model: nn.Module) -> Iterator[None]:
-    """Within the block `model` is what it was before its adapter."""
+    """Disable the adapter of `model` within the block."""
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for layer in layers:
-        # Not `enable_adapters(False)`, which also takes the gradients away, for which DDP and FSDP wait.
+        # `enable_adapters(False)` would also freeze the adapter, but DDP and FSDP wait for its gradients.
         layer._disable_adapters = True
     try:
         yield
@@ -119,15 +122,15 @@ def adapter_disabled(model: nn.Module) -> Iterator[None]:
 
 
 def adapter_table(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The names in the adapter's file, with tensors that have a dtype and a shape but no data."""
+    """The adapter's tensors under their names in its file. They have a dtype and a shape, but no data."""
     return {file_name(name): tensor.to(dtype) for name, tensor in on_meta(_adapter(model)).items()}
 
 
 def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype, *, is_main: bool) -> dict[str, str]:
-    """Write the adapter as peft does; only the main process writes, all ranks call it at the same time.
+    """Write the adapter as peft does. Every rank calls it at the same time, and the main process writes.
 
     Returns:
-        File name → digest.
+        File name → digest; empty on ranks that write nothing.
     """
     tensors = (gather(tensor.to(dtype)) for tensor in _adapter(model).values())
     try:
@@ -137,7 +140,7 @@ def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype, *
         save_adapter_config(model, directory)
         return {ADAPTER_FILE: write_safetensors(directory / ADAPTER_FILE, adapter_table(model, dtype), tensors)}
     finally:
-        for _ in tensors:  # the others cannot gather without this rank, even if its disk is full
+        for _ in tensors:  # gathering needs all ranks, even if the disk of one is full
             pass
 
 
@@ -147,14 +150,14 @@ def save_adapter_config(model: PreTrainedModel, directory: Path) -> None:
 
 
 def load_adapter(model: PreTrainedModel, directory: Path) -> None:
-    """Go on from what `write_adapter` wrote."""
+    """Load into `model` the adapter that `write_adapter` wrote."""
     saved = load_file(directory / ADAPTER_FILE)
     state = {name: saved[file_name(name)] for name in _adapter(model)}
     set_model_state_dict(model, state, options=StateDictOptions(full_state_dict=True, strict=False))
 
 
 def file_name(parameter: str) -> str:
-    """`…q_proj.lora_A.default.weight` → the name in the adapter's file."""
+    """Name in the adapter's file of a parameter such as `…q_proj.lora_A.default.weight`."""
     return f"base_model.model.{parameter.replace(f'.{NAME}.', '.')}"
 
 

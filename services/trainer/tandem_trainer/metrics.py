@@ -1,4 +1,4 @@
-"""What a run writes about itself: one JSON object a line, one line a step."""
+"""The records in `metrics.jsonl` and `rollouts.jsonl`, and the files of JSON lines that hold them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .batch import ScoredGroup
 
 
 class Sample(NamedTuple):
-    """One completion in figures, small enough to travel between ranks."""
+    """The numbers of one completion, small enough to be gathered over ranks."""
 
     reward: float | None
     rewards_by_function: tuple[float | None, ...]
@@ -28,7 +28,7 @@ class Sample(NamedTuple):
 
 
 def samples(groups: Iterable[ScoredGroup], step: int) -> list[Sample]:
-    """Of the groups that were trained on at version `step`."""
+    """Return one sample per completion of the groups that were trained on at version `step`."""
     return [
         Sample(
             reward=group.rewards[i],
@@ -50,7 +50,15 @@ def step_record(
     functions: Sequence[str],
     groups_skipped: int,
 ) -> dict[str, Any]:
-    """One line of `metrics.jsonl`. `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean over tokens."""
+    """Make one line of `metrics.jsonl`.
+
+    Args:
+        version: the version that this step produced.
+        rows: the completions of all ranks.
+        stats: what `Learner.update` returned. Its `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean
+            over tokens.
+        functions: names of the reward functions, or of the judge.
+    """
     rewards = [row.reward for row in rows]
     columns = list(zip(*(row.rewards_by_function for row in rows), strict=True))
     tokens = sum(row.tokens for row in rows)
@@ -74,11 +82,11 @@ def step_record(
 def completion_records(
     version: Version, groups: Sequence[ScoredGroup], count: int, *, skipped: bool = False
 ) -> list[dict[str, Any]]:
-    """The first `count` completions with their rewards, one of each group before a second of any.
+    """Make lines of `rollouts.jsonl` for `count` completions: first one of each group, then a second of each.
 
     Args:
-        version: the one that was learned from them, or that was going to be if they are `skipped`.
-        skipped: nothing was learned from any of them. Of other groups, those with equal rewards are skipped.
+        version: the version that was trained on them, or would have been if they had not been skipped.
+        skipped: the complete batch was skipped. In other batches, only groups with equal rewards are skipped.
     """
     pairs = [(group, i) for i in range(len(groups[0].texts)) for group in groups]
     return [
@@ -98,25 +106,27 @@ def completion_records(
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that are not None; None without any."""
+    """Mean of the values that are not None. Returns None if there are none."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def std(values: Iterable[float | None]) -> float | None:
-    """Of those that are not None, as a whole population; None without any."""
+    """Population standard deviation of the values that are not None. Returns None if there are none."""
     known = [value for value in values if value is not None]
     return statistics.pstdev(known) if known else None
 
 
 class JsonLinesWriter:
-    """A file of one JSON object a line, each with its `step`."""
+    """A file with one JSON object per line. Each object has a `step`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines at the end: all of them or, if an error occurs, none. NaN and infinity become null, as JSON has it.
+        """Append one line per record. If an error occurs, no line is added.
+
+        NaN and infinity become null, because JSON cannot express them.
 
         Raises:
             OSError: such as ENOSPC when the disk is full.
@@ -125,27 +135,27 @@ class JsonLinesWriter:
         with self._path.open("ab", buffering=0) as file:
             end = file.seek(0, os.SEEK_END)
             try:
-                if file.write(data) != len(data):  # the disk became full on the way
+                if file.write(data) != len(data):  # the disk became full in between
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
             except OSError:
                 file.truncate(end)
                 raise
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Every whole line."""
+        """Yield the record of every complete line."""
         if self._path.exists():
             with self._path.open() as file:
                 for line in file:
-                    with suppress(json.JSONDecodeError):  # a crash has cut it short
+                    with suppress(json.JSONDecodeError):  # a crash has truncated the line
                         yield json.loads(line)
 
     def last_step(self) -> int:
-        """-1 without any."""
+        """The step of the last line; -1 if there is no line."""
         lines = self._path.read_text().splitlines() if self._path.exists() else []
         return int(json.loads(lines[-1])["step"]) if lines else -1
 
     def forget_after(self, step: int) -> None:
-        """Drop lines of steps that a resumed run computes again, and a last line that a crash cut short."""
+        """Drop the lines of steps after `step`, which a resumed run computes again, and a truncated last line."""
         if not self._path.exists():
             return
         kept = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
@@ -155,7 +165,7 @@ class JsonLinesWriter:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with None for every number that JSON has no word for."""
+    """Replace numbers that JSON cannot express (NaN, infinity) by None."""
     if isinstance(value, Mapping):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -1,7 +1,7 @@
-"""Whether trainer and generators give the same tokens the same probabilities.
+"""Check that trainer and generators compute the same probabilities for the same tokens.
 
-They should, up to the rounding of their dtypes, wherever the weights are the same. Position encodings, kernels,
-quantization or weights that did not arrive are what makes them differ. Training would then be biased without a sign.
+With the same weights they should agree up to rounding. Different position encodings, kernels, quantization or missing
+weights make them differ, and training would then be biased without any error.
 """
 
 from __future__ import annotations
@@ -12,27 +12,30 @@ from .config import TrainerConfig
 from .errors import MismatchTooHigh
 from .rollouts import UNSHAPED
 
-EXPECTED_FLOAT32, EXPECTED_16_BIT = 1e-3, 0.05
-"""Nats per token that rounding explains, with float32 on both sides and otherwise (docs/reference/measured.md)."""
+EXPECTED_FLOAT32 = 1e-3
+"""Largest mismatch that rounding explains if both sides use float32, in nats per token (docs/reference/measured.md)."""
+EXPECTED_16_BIT = 0.05
+"""The same if one side uses another dtype."""
 DECAY = 0.8
-"""Of the moving average, per update."""
+"""Decay of the moving average per update."""
 MIN_TOKENS = 32
-"""Fewer are not judged."""
+"""An average over fewer tokens is not checked."""
 
 
 class MismatchCheck:
-    """Judges a moving average of |trainer's logprob − sampler's logprob|, in nats per token.
+    """Checks a moving average of |trainer's logprob − sampler's logprob|, in nats per token.
 
-    Only tokens that the current weights sampled count. An older policy gives other probabilities by right.
+    It counts only tokens that the current weights sampled, because an older policy has different probabilities anyway.
     """
 
     def __init__(self, config: TrainerConfig, dtypes: Iterable[str | None], alert: Callable[[str], object]) -> None:
         """
         Args:
-            dtypes: of the generators' engines; None for one whose logprobs are not the model's (the mock).
-            alert: called with a message once the average is higher than the dtypes explain.
+            dtypes: dtypes of the generators' engines; None for an engine that does not run the model (the mock).
+            alert: called with a message when the average exceeds what the dtypes explain.
         """
-        self._bound, self._alert = config.max_mismatch, alert
+        self._bound = config.max_mismatch
+        self._alert = alert
         self._dtypes = (config.learner.dtype, *dict.fromkeys(dtypes))
         exact = set(self._dtypes) == {"float32"}
         self._expected = EXPECTED_FLOAT32 if exact else EXPECTED_16_BIT
@@ -42,14 +45,14 @@ class MismatchCheck:
         self._is_high = False
 
     def update(self, mismatch: float, tokens: float) -> None:
-        """Take in the mean over `tokens` tokens of one update.
+        """Add the mean mismatch over `tokens` tokens of one update, and check the average.
 
         Raises:
             MismatchTooHigh: the average is above `trainer.max_mismatch`.
         """
         if not self._is_on or not tokens:
             return
-        decay = DECAY if self._tokens >= MIN_TOKENS else 1.0  # or short completions would never be enough
+        decay = DECAY if self._tokens >= MIN_TOKENS else 1.0  # so that short completions add up to MIN_TOKENS
         self._sum = decay * self._sum + mismatch * tokens
         self._tokens = decay * self._tokens + tokens
         average = self._sum / self._tokens
@@ -58,11 +61,14 @@ class MismatchCheck:
         if average > self._bound:
             raise MismatchTooHigh(
                 f"{self._describe(average)} That is above trainer.max_mismatch {self._bound:g}: the run would learn "
-                "from wrong probabilities. The parameters are as before this update. Raise trainer.max_mismatch only "
-                "if you know the cause."
+                "from wrong probabilities. The parameters are as before this update. Fix the cause. Raise "
+                "trainer.max_mismatch only if the difference is intended."
             )
         if average > self._expected and not self._is_high:
-            self._alert(f"{self._describe(average)} Training goes on up to trainer.max_mismatch {self._bound:g}.")
+            self._alert(
+                f"{self._describe(average)} Training continues, because it is below trainer.max_mismatch "
+                f"{self._bound:g}."
+            )
         self._is_high = average > self._expected
 
     def _describe(self, average: float) -> str:

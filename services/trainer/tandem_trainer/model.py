@@ -1,4 +1,4 @@
-"""Loading a model so that it is fit for training: float32, unquantized, and without randomness in its forward pass."""
+"""Load a model for training: float32, not quantized, and with a deterministic forward pass."""
 
 from __future__ import annotations
 
@@ -22,23 +22,22 @@ from .errors import UserError
 from .model_files import model_dir
 
 _DROPOUT = re.compile(r"drop")
-"""In the names of settings that are probabilities of dropout, such as `attn_pdrop` and `layerdrop`."""
+"""Matches the names of settings that are dropout probabilities, such as `attn_pdrop` and `layerdrop`."""
 _OF_QUANTIZED = re.compile(r"(weight|input)_scale(_inv)?$|\.(qweight|qzeros|scales|absmax|quant_map|SCB)$")
-"""Names of tensors that belong to quantized weights."""
+"""Matches the names of tensors that only quantized checkpoints have."""
 
 
 def load_model(source: str | Path, shared: SharedConfig, *, without_weights: bool = False) -> PreTrainedModel:
-    """The model in float32 and as the generator runs it: without dropout and in evaluation mode.
+    """Load a model in float32 and as the generator runs it: without dropout and in evaluation mode.
 
-    Gradients are the same there. Training mode would also switch on noise that no setting turns off, such as that of
-    the routers of some mixtures of experts.
+    Evaluation mode computes the same gradients. Training mode would also enable noise that no setting disables, for
+    example in the routers of some mixtures of experts.
 
     Args:
-        without_weights: its parameters have shapes only.
+        without_weights: create parameters that have a shape but no data.
 
     Raises:
-        UserError: there is no such model, it is quantized, or its weights are not those that its configuration
-            describes.
+        UserError: the model does not exist, it is quantized, or its weights do not fit its configuration.
     """
     options = {"revision": shared.revision, "trust_remote_code": shared.trust_remote_code}
     try:
@@ -55,13 +54,13 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
                     config=config,
                     dtype=torch.float32,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # they are reported below
+                    ignore_mismatched_sizes=True,  # _check_weights reports them
                     **options,
                 )
             _check_weights(model, loaded["missing_keys"], loaded["unexpected_keys"], loaded["mismatched_keys"])
     except UserError:
         raise
-    except Exception as error:  # of any kind: the model's own code may run here
+    except Exception as error:  # the model's own code may raise anything
         raise UserError(
             f"shared.model {str(source)!r} cannot be loaded: {one_line(error)}. Expected a directory with a Hugging "
             "Face model (relative to the project's folder) or a model id of the hub."
@@ -70,8 +69,8 @@ def load_model(source: str | Path, shared: SharedConfig, *, without_weights: boo
         if isinstance(module, _DropoutNd):
             module.p = 0.0
         _zero(module.__dict__)
-    # Tensors are published under the names that the configuration implies, as the generator derives them, whatever
-    # names the checkpoint on disk has.
+    # Tensors are published under the names that the generator derives from the configuration. Without this line,
+    # transformers would save them under the names that this checkpoint used.
     model._weight_conversions = None
     return model.eval()
 
@@ -81,13 +80,13 @@ def _without_weights(config: PreTrainedConfig, shared: SharedConfig) -> PreTrain
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, trust_remote_code=shared.trust_remote_code, dtype=torch.float32
         )
-    model.tie_weights()  # init_empty_weights has undone it
+    model.tie_weights()  # because init_empty_weights has untied them
     return model
 
 
 @contextmanager
 def _no_report() -> Iterator[None]:
-    """Without the table of weights that did not fit: what is in it is an error here, reported in one line."""
+    """Silence transformers' table of weights that do not fit. `_check_weights` raises an error for them instead."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:
@@ -102,47 +101,52 @@ def _check_weights(
     unexpected: Collection[str],
     mismatched: Collection[tuple[str, tuple[int, ...], tuple[int, ...]]],
 ) -> None:
-    """Refuse what `transformers` warns of only: weights that it has made up, not scaled, or not tied as it should."""
+    """Refuse weights that do not fit the model. transformers only warns of them.
+
+    Raises:
+        UserError: weights are missing, have another shape, are quantized, or are not tied as the configuration says.
+    """
     name = type(model).__name__
     if mismatched:
-        first = [f"{key} got {tuple(got)}, expected {tuple(want)}" for key, got, want in sorted(mismatched)[:3]]
+        first = [f"{key} got {tuple(got)}, expected {tuple(expected)}" for key, got, expected in sorted(mismatched)[:3]]
         raise UserError(
             f"{len(mismatched)} weights of shared.model do not have the shapes of its config.json: {'; '.join(first)}. "
             "Fix: take config.json and weights from the same model."
         )
     if scales := [key for key in unexpected if _OF_QUANTIZED.search(key)]:
         raise UserError(
-            f"shared.model holds {min(scales)}, so its weights are quantized, which its config.json does not say. Fix: "
-            "choose the model that it was made from."
+            f"shared.model holds {min(scales)}, so its weights are quantized, although its config.json does not say "
+            "so. Fix: choose the model that was quantized."
         )
     if lacking := sorted({parameter for parameter, _ in model.named_parameters()}.intersection(missing)):
         raise UserError(
-            f"shared.model lacks {len(lacking)} weights of {name}, such as {', '.join(lacking[:3])}, which "
-            "would begin as random numbers. Fix: choose a checkpoint of the whole causal language model."
+            f"shared.model lacks {len(lacking)} weights of {name}, such as {', '.join(lacking[:3])}, which would "
+            "start as random numbers. Fix: choose a checkpoint of the complete causal language model."
         )
     if untied := model.get_expanded_tied_weights_keys(all_submodels=True).keys() - model.all_tied_weights_keys.keys():
         raise UserError(
-            f"config.json of shared.model ties the embeddings of {name}, but its weights hold another {min(untied)}. "
-            "The generator would use the embeddings in its place. Fix: set tie_word_embeddings to false in config.json."
+            f"config.json of shared.model ties the embeddings of {name}, but the checkpoint holds a different "
+            f"{min(untied)}. The generator would use the embeddings instead. Fix: set tie_word_embeddings to false in "
+            "config.json."
         )
 
 
 def checkpoint_gradients(model: PreTrainedModel) -> None:
-    """Let the layers of `model` compute activations again in the backward pass, as they do in training mode only."""
+    """Enable gradient checkpointing: the backward pass computes the activations of the layers again."""
     model.gradient_checkpointing_enable()
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
-            module.training = True  # not what is within it
+            module.training = True  # layers checkpoint only in training mode; modules within them stay in evaluation
 
 
 def _remove_dropout(config: PreTrainedConfig) -> None:
-    """Set every probability of dropout to 0, in place, in parts of the configuration too."""
+    """Set every dropout probability to 0, in place, in nested configurations too."""
     for settings in _mappings(config.__dict__):
         _zero(settings)
 
 
 def _mappings(settings: MutableMapping[str, Any]) -> Iterator[MutableMapping[str, Any]]:
-    """`settings` and the settings within it: dictionaries, configurations of parts, and lists of them."""
+    """Yield `settings` and everything nested in it: dictionaries, configurations, and lists of them."""
     yield settings
     for value in list(settings.values()):
         for part in value if isinstance(value, list | tuple) else [value]:
@@ -153,7 +157,7 @@ def _mappings(settings: MutableMapping[str, Any]) -> Iterator[MutableMapping[str
 
 
 def _zero(settings: MutableMapping[str, Any]) -> None:
-    """Only numbers between 0 and 1: not a flag (`drop_last`), a count, or a module of that name."""
+    """Set dropout probabilities to 0. Flags (`drop_last`), counts and modules with such names stay as they are."""
     for name, value in settings.items():
         if isinstance(name, str) and _DROPOUT.search(name) and isinstance(value, float | int) and 0 < value < 1:
             settings[name] = 0.0

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate schedule, as the configuration describes them."""
+"""The optimizer (AdamW) and its learning rate schedule, made from the configuration."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .config import OptimConfig
 from .errors import UserError
 
 NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
-"""Patterns of parameter names that weight decay leaves alone.
+"""Patterns of parameter names to which no weight decay is applied.
 
 Source: `Trainer.get_decay_parameter_names` of transformers 5, which TRL's trainers use.
 """
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters; weight decay spares biases and norms.
+    """Make the optimizer of the trainable parameters. Biases and norms get no weight decay.
 
     Raises:
         UserError: the library of `config.name` is not installed.
@@ -37,8 +37,8 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
         bitsandbytes = importlib.import_module("bitsandbytes")
     except ImportError as error:
         raise UserError(
-            f"trainer.optim.name {config.name} needs the package bitsandbytes, which cannot be imported: {error}. "
-            "Install it beside the trainer, or use adamw."
+            f"trainer.optim.name {config.name} needs the package bitsandbytes, which cannot be imported: {error}. Fix: "
+            "install it in the trainer's environment, or use adamw."
         ) from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
         parameter_groups(model, config.weight_decay), **options
@@ -47,7 +47,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The trainable parameters in one or two groups: with `weight_decay`, and without."""
+    """Split the trainable parameters into a group with `weight_decay` and one without. Empty groups are left out."""
     decayed = set(get_parameter_names(model, [nn.LayerNorm], NOT_DECAYED))
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups = [
@@ -58,9 +58,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 class Schedule:
-    """The learning rate, as a function of the number of updates and the configuration alone.
+    """The learning rate, which depends only on the number of updates and the configuration.
 
-    A checkpoint therefore holds the number only. A resumed run follows the configuration that it is started with.
+    A checkpoint therefore holds only that number. A resumed run follows the configuration that it is started with.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: OptimConfig, *, max_steps: int) -> None:
@@ -78,7 +78,7 @@ class Schedule:
 
     @property
     def learning_rate(self) -> float:
-        """Of the next update."""
+        """Learning rate of the next update."""
         return float(self._scheduler.get_last_lr()[0])
 
     def advance(self) -> None:
@@ -86,7 +86,7 @@ class Schedule:
         self._scheduler.step()
 
     def resume(self, updates: int) -> None:
-        """Go on after `updates` updates."""
+        """Set the number of updates so far, when a run is resumed."""
         if updates:
             position = {"last_epoch": updates - 1, "_step_count": updates + 1}
             self._scheduler.load_state_dict({**self._scheduler.state_dict(), **position})

@@ -1,7 +1,7 @@
-"""Parameters spread over ranks: FSDP2, and a learner's state on disk, each rank writing its part.
+"""Sharding parameters over ranks with FSDP2, and saving weights and optimizer, of which each rank writes its part.
 
-torch's own `fully_shard`, not accelerate's plug-in around it, which leaves CPUs out: so what is tested on CPUs is what
-runs on GPUs.
+It uses torch's `fully_shard` directly. accelerate's plug-in does not support CPUs, and the tests on CPUs should run the
+same code as training on GPUs.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ OPTIMIZER_DIR = "optimizer"
 
 
 def is_sharded(config: LearnerConfig, accelerator: Accelerator) -> bool:
-    """Whether each rank holds only a part of each parameter."""
+    """True if each rank holds only a part of each parameter."""
     return config.parallelism == "fsdp2" and accelerator.num_processes > 1
 
 
 def shard(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator) -> nn.Module:
-    """`policy` on the ranks and their devices, for training or, if nothing of it is trained, for use as it is.
+    """Prepare `policy` for all ranks: shard it (FSDP2), replicate it (DDP), or move a frozen one to the device.
 
-    Where it is sharded, the main process' weights are everyone's, and the others may come without.
+    If it is sharded, all weights come from the main process, and other ranks may pass a model without weights.
     """
     if is_sharded(config, accelerator):
         weights = policy.model.state_dict()
         _shard(policy, accelerator, getattr(torch, config.dtype))
-        # Or torch would have to guess, with a warning, on which device the weights are to arrive.
+        # Allocate the weights here. Otherwise torch guesses their device, with a warning.
         policy._apply(  # type: ignore[no-untyped-call]  # torch's
             lambda tensor: torch.empty_like(tensor, device=accelerator.device) if tensor.is_meta else tensor
         )
@@ -66,9 +66,10 @@ def shard(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator
 
 
 def _shard(policy: TokenLogprobs, accelerator: Accelerator, dtype: torch.dtype) -> None:
-    """Spread `policy` in place; it computes in `dtype` and its parameters keep theirs.
+    """Shard `policy` in place. It computes in `dtype`, and its parameters keep their dtype.
 
-    Each layer is gathered when it computes; what is outside of layers (embeddings) is gathered for a whole pass.
+    Each layer is gathered while it computes. Parameters outside of layers, such as embeddings, are gathered for a
+    complete forward or backward pass.
 
     Source: FSDP2, docs of `torch.distributed.fsdp.fully_shard`.
     """
@@ -82,38 +83,46 @@ def _shard(policy: TokenLogprobs, accelerator: Accelerator, dtype: torch.dtype) 
 
 
 def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], *, from_main: bool) -> None:
-    """Give `model` whole `weights`, each rank its part: tensor by tensor from the main process, or everyone's own."""
+    """Load complete (not sharded) `weights` into `model`. Each rank keeps its part.
+
+    Args:
+        from_main: broadcast the main process's `weights` tensor by tensor. Otherwise each rank passes them itself.
+    """
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=from_main)
     mine: dict[str, Any] = dict(weights) if not from_main or torch.distributed.get_rank() == 0 else {}
     set_model_state_dict(model, mine, options=options)
     if from_main:
-        model.tie_weights()  # torch has given each name a tensor of its own
+        model.tie_weights()  # torch has given each name its own tensor
 
 
 def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
-    """Let DDP lay out its buckets, which it does again after the first backward pass.
+    """Run one backward pass, after which DDP rearranges its buckets for all later passes.
 
-    With four ranks or more, another layout adds gradients up in another order: a resumed run would differ in the last
-    bit from one that was never ended.
+    With four or more ranks, the arrangement decides the order in which gradients are summed. Without this pass, the
+    first update of a resumed run would differ in the last bit from the same update of an uninterrupted run.
     """
     token_ids_BS = torch.arange(2, device=accelerator.device)[None]
-    one_B, completion_mask_BT = torch.ones_like(token_ids_BS[:, 0]), torch.ones_like(token_ids_BS[:, 1:]).bool()
-    logprobs_BT, _ = policy(token_ids_BS, one_B, completion_mask_BT)
+    prompt_lengths_B = torch.ones_like(token_ids_BS[:, 0])
+    completion_mask_BT = torch.ones_like(token_ids_BS[:, 1:]).bool()
+    logprobs_BT, _ = policy(token_ids_BS, prompt_lengths_B, completion_mask_BT)
     accelerator.backward(0.0 * logprobs_BT.sum())
     policy.zero_grad()
 
 
 def save_part(model: PreTrainedModel, directory: Path, accelerator: Accelerator) -> None:
-    """Write this rank's part of the weights; every rank calls it at the same time."""
-    rank, ranks = accelerator.process_index, accelerator.num_processes
+    """Write this rank's part of the weights. Every rank calls it at the same time."""
     directory.mkdir(parents=True, exist_ok=True)
     write_part(
-        directory, model_table(model, torch.float32), model_tensors(model, torch.float32), rank=rank, ranks=ranks
+        directory,
+        model_table(model, torch.float32),
+        model_tensors(model, torch.float32),
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
     )
 
 
 def save_index(directory: Path) -> None:
-    """Make the parts of all ranks the weights of a Hugging Face directory."""
+    """Write the index that combines the parts of all ranks into the weights of a Hugging Face folder."""
     files = sorted(directory.glob("model-*.safetensors"))
     if len(files) == 1:
         files[0].rename(directory / "model.safetensors")
@@ -123,10 +132,9 @@ def save_index(directory: Path) -> None:
 
 
 def save_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> None:
-    """Write the optimizer's moments and step counts, each rank its part; nothing before the first step.
+    """Write this rank's part of the optimizer's moments and step counts. Before the first step there are none.
 
-    Learning rate, betas and the like are settings. They stay out, so that a resumed run takes them from its
-    configuration.
+    Settings such as learning rate and betas are not saved, so that a resumed run takes them from its configuration.
 
     Raises:
         OSError: it cannot be written.
@@ -144,16 +152,19 @@ def load_optimizer(policy: nn.Module, optimizer: Optimizer, directory: Path) -> 
     Raises:
         OSError: they cannot be read.
     """
-    whole = get_optimizer_state_dict(policy, optimizer)
-    state = {"state": whole["state"]}
+    current = get_optimizer_state_dict(policy, optimizer)
+    state = {"state": current["state"]}
     with _maybe_alone() as alone, _failing_as_oserror(f"{directory / OPTIMIZER_DIR} cannot be read"):
         load(state, checkpoint_id=directory / OPTIMIZER_DIR, no_dist=alone)
-    set_optimizer_state_dict(policy, optimizer, whole | state)
+    set_optimizer_state_dict(policy, optimizer, current | state)
 
 
 @contextmanager
 def _failing_as_oserror(message: str) -> Iterator[None]:
-    """Torch's exception is not an `Exception`, and its text is a traceback of each rank."""
+    """Turn torch's CheckpointException into an OSError with a short message.
+
+    CheckpointException is not an `Exception`, and its text contains a traceback for each rank.
+    """
     try:
         yield
     except CheckpointException as error:
@@ -163,7 +174,7 @@ def _failing_as_oserror(message: str) -> Iterator[None]:
 
 @contextmanager
 def _maybe_alone() -> Iterator[bool]:
-    """Whether this is the only process, of which torch need not warn."""
+    """Yield True if this is the only process, and silence torch's warning about that."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield not torch.distributed.is_initialized()

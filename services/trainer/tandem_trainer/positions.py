@@ -1,8 +1,8 @@
-"""Positions that do not depend on what else is in a batch, and are those of the generator.
+"""Make the model encode positions as the generator does, independently of the lengths in a batch.
 
-transformers chooses between two rotary encodings by the padded length of each batch: `longrope` has factors for short
-and for long batches, `dynamic` scales the base of long ones. vLLM chooses once, by `max_model_len`. Its choice is made
-here for the trainer, before the first update.
+For some models, transformers chooses between two rotary encodings by the padded length of each batch: `longrope` has
+factors for short and for long batches, and `dynamic` scales the base for long ones. vLLM chooses once, by
+`max_model_len`. This module applies vLLM's choice to the trainer's model before the first update.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .errors import UserError
 
-DEFAULT, LONGROPE, DYNAMIC = "default", "longrope", "dynamic"
+DEFAULT = "default"
+LONGROPE = "longrope"
+DYNAMIC = "dynamic"
 OTHER_WINDOW = ("cohere2", "cohere2_moe")
-"""Of these, vLLM's sliding window has one token more than that of transformers."""
+"""Model types whose sliding window has one token more in vLLM than in transformers."""
 
 
 class _Rope(NamedTuple):
-    """The encoding of one kind of layers."""
+    """The rotary encoding of one layer type."""
 
     module: nn.Module
     layer_type: str | None
-    """None: the model has one encoding."""
+    """None if all layers share one encoding."""
     rope_type: str
 
     @property
@@ -40,9 +42,9 @@ class _Rope(NamedTuple):
         return parameters if self.layer_type is None else parameters[self.layer_type]
 
     def fix(self, *, is_long: bool) -> None:
-        """Keep the short or the long factors for batches of every length.
+        """Use the long factors if `is_long`, else the short ones, for batches of every length.
 
-        Source: `Phi3LongRoPEScaledRotaryEmbedding` in vLLM, which knows `short_mscale` and `long_mscale` besides.
+        Source: `Phi3LongRoPEScaledRotaryEmbedding` in vLLM, which also reads `short_mscale` and `long_mscale`.
         """
         arguments = {} if self.layer_type is None else {"layer_type": self.layer_type}
         length = self.parameters["original_max_position_embeddings"] + is_long
@@ -52,7 +54,7 @@ class _Rope(NamedTuple):
         setattr(self.module, frequencies, inv_freq)
         mscale = self.parameters.get("long_mscale" if is_long else "short_mscale")
         setattr(self.module, self._name("attention_scaling"), scaling if mscale is None else mscale)
-        # transformers updates every type but this one in each forward pass.
+        # In each forward pass, transformers recomputes the factors of every type except "default".
         if self.layer_type is None:
             setattr(self.module, "rope_type", DEFAULT)  # noqa: B010 - a module's attributes have no types
         else:
@@ -63,13 +65,13 @@ class _Rope(NamedTuple):
 
 
 def fix_positions(model: PreTrainedModel, max_model_lens: Sequence[int]) -> int:
-    """Give `model`, in place, the position encodings of generators that take `max_model_lens` tokens.
+    """Change `model`, in place, to encode positions as generators with these values of `max_model_len` do.
 
     Returns:
-        The length of the longest row for which they agree.
+        The longest row, in tokens, for which trainer and generators encode positions alike.
 
     Raises:
-        UserError: the generators differ among each other.
+        UserError: the generators encode positions differently.
     """
     length = min(max_model_lens)
     for rope in _ropes(model):
@@ -77,13 +79,13 @@ def fix_positions(model: PreTrainedModel, max_model_lens: Sequence[int]) -> int:
             original = rope.parameters["original_max_position_embeddings"]
             if length <= original < max(max_model_lens):
                 raise UserError(
-                    f"got generators with max_model_len {', '.join(map(str, sorted(max_model_lens)))}; expected all "
-                    f"above {original} or none, because {type(model).__name__} encodes positions in another way above "
+                    f"got generators with max_model_len {', '.join(map(str, sorted(max_model_lens)))}, expected all "
+                    f"above {original} or none, because {type(model).__name__} encodes positions differently above "
                     "that length (longrope). Fix: give all of them the same generator.max_model_len."
                 )
             rope.fix(is_long=length > original)
         elif rope.rope_type == DYNAMIC:
-            # Neither side scales up to here; beyond, vLLM has no positions and transformers goes by the batch.
+            # Up to this length neither side scales. Longer rows are scaled by transformers, but not possible in vLLM.
             length = min(length, rope.config.max_position_embeddings)
     config = model.config.get_text_config(decoder=True)
     return min(length, config.sliding_window) if config.model_type in OTHER_WINDOW else length

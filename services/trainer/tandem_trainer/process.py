@@ -138,7 +138,7 @@ def train_run(
         stack.callback(portal.call, project.scorer.close)
     with run.timer("wait_for_generators"):
         infos = meet_generators(settings, client, portal, project, accelerators)
-    project.learner.mismatch = MismatchCheck(settings.trainer, [info.dtype for info in infos], run.alert_mismatch)
+    project.learner.mismatch_check = MismatchCheck(settings.trainer, [info.dtype for info in infos], run.alert_mismatch)
     facts = resume.describe(
         settings,
         processes=accelerator.num_processes,

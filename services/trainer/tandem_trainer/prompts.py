@@ -1,4 +1,4 @@
-"""Where prompts come from: read once, tokenized once, drawn in a seeded order that a checkpoint can go on with."""
+"""The prompts of a run: read and tokenized once, then drawn in a seeded order that a resumed run continues."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from .text_files import Row
 log = logging.getLogger(__name__)
 
 REWARD_ARGUMENTS = frozenset({"prompts", "completions", "completion_ids"})
-"""What every reward function gets besides the columns."""
+"""The arguments that every reward function gets in addition to the columns."""
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One row of the data set, ready to be asked for."""
+    """One row of the data set with its tokenized prompt."""
 
     index: int
     where: str
     """Source and index, for messages."""
     prompt: str | Conversation
-    """Reward functions get it so; the messages of a conversation have one shape (conversations.py)."""
+    """The prompt as reward functions get it. A conversation's messages are normalized (conversations.py)."""
     text: str
-    """As the model sees it, chat template applied."""
+    """The prompt as the model sees it, with the chat template applied."""
     token_ids: tuple[int, ...]
     columns: dict[str, Any]
     """All other columns."""
 
 
 class Draw(NamedTuple):
-    """One prompt of one step."""
+    """A row that was drawn for a step, and the seed for sampling its completions."""
 
     row: int
     seed: int
 
 
 def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> list[PromptRow]:
-    """Read and tokenize the whole data set.
+    """Read and tokenize the data set.
 
     Raises:
-        UserError: there is no such data set, it is empty, or a row has no prompt; names the row.
+        UserError: the data set does not exist, it is empty, or a row has no valid prompt. The message names the row.
     """
     data = read_rows(config)
     reader = _Reader(config, tokenizer, nulls_are_absent=data.nulls_are_absent)
     rows = [reader.read(index, row) for index, row in enumerate(islice(data.rows, config.limit))]
     if not rows:
-        raise UserError(f"{config.source} holds no rows; expected at least one prompt in column {config.column!r}")
+        raise UserError(f"{config.source} has no rows, expected at least one prompt in column {config.column!r}")
     if reader.incomplete:
         log.warning("%s; %d of %d prompts lack a message", reader.incomplete[0], len(reader.incomplete), len(rows))
     return rows
@@ -67,31 +67,35 @@ def check_lengths(rows: Sequence[PromptRow], max_model_len: int, max_completion_
     """Refuse prompts that leave no room for a completion.
 
     Raises:
-        UserError: names the first such row and says how many there are.
+        UserError: a prompt is too long. The message names the first one and says how many there are.
     """
     limit = max_model_len - max_completion_length
     if long := [row for row in rows if len(row.token_ids) > limit]:
         raise UserError(
-            f"{long[0].where}: the prompt has {len(long[0].token_ids)} tokens, and {len(long)} rows have too many; "
-            f"wanted at most {limit}, the model's length {max_model_len} − rollout.max_completion_length "
-            f"{max_completion_length}. "
-            "Shorten the prompts, lower max_completion_length, or raise generator.max_model_len."
+            f"{long[0].where}: the prompt has {len(long[0].token_ids)} tokens, expected at most {limit} (the model's "
+            f"length {max_model_len} − rollout.max_completion_length {max_completion_length}). {len(long)} of "
+            f"{len(rows)} rows have too many. Fix: shorten the prompts, lower rollout.max_completion_length, or raise "
+            "generator.max_model_len."
         )
 
 
 class PromptCursor:
-    """Draws rows of one rank, epoch after epoch, each epoch in its own seeded order.
+    """Draws the rows of one rank, epoch after epoch. Each epoch has its own seeded order.
 
-    `position` is its whole state: the draws that follow are a function of it, the seed and the rank.
+    `position` is the complete state: together with the seed and the rank it determines all following draws.
     """
 
     def __init__(self, size: int, *, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1) -> None:
         self.position = 0
-        """Prompts drawn so far by this rank."""
-        self._size, self._seed, self._shuffle = size, seed, shuffle
-        self._rank, self._world_size = rank, world_size
+        """Number of prompts that this rank has drawn so far."""
+        self._size = size
+        self._seed = seed
+        self._shuffle = shuffle
+        self._rank = rank
+        self._world_size = world_size
 
     def draw(self, count: int) -> list[Draw]:
+        """Draw the next `count` rows."""
         positions = range(self.position, self.position + count)
         self.position += count
         return [self._draw(position * self._world_size + self._rank) for position in positions]
@@ -107,40 +111,44 @@ class PromptCursor:
 
 
 class _Reader:
-    """Makes prompts of the rows of one data set."""
+    """Turns the rows of one data set into prompts."""
 
     def __init__(self, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, *, nulls_are_absent: bool) -> None:
         self.incomplete: list[str] = []
-        """What the chat template left out, a line for each row where it did."""
-        self._config, self._tokenizer, self._nulls_are_absent = config, tokenizer, nulls_are_absent
+        """Messages that the chat template left out: one line for each row with such a message."""
+        self._config = config
+        self._tokenizer = tokenizer
+        self._nulls_are_absent = nulls_are_absent
         self._opening = _opening(tokenizer)
 
     def read(self, index: int, row: Row) -> PromptRow:
-        where, column = f"{self._config.source} row {index}", self._config.column
+        where = f"{self._config.source} row {index}"
+        column = self._config.column
         if column not in row:
-            raise UserError(f"{where} has the columns {sorted(row)}, expected {column!r}. Fix: set prompts.column")
+            raise UserError(f"{where} has the columns {sorted(row)}, expected {column!r}. Fix: set prompts.column.")
         if reserved := row.keys() & REWARD_ARGUMENTS - {column}:
             raise UserError(
-                f"{where} has the columns {sorted(reserved)}, which are names of what reward functions are called "
-                "with. Fix: rename them"
+                f"{where} has the columns {sorted(reserved)}, but reward functions have parameters with these names. "
+                "Fix: rename the columns."
             )
         prompt = parse_prompt(where, row[column], nulls_are_absent=self._nulls_are_absent)
         if isinstance(prompt, str):
-            text, token_ids = prompt, self._plain(where, prompt)
+            text = prompt
+            token_ids = self._plain(where, prompt)
         else:
             text = self._rendered(where, prompt, row.get("tools"))
             token_ids = self._token_ids(where, text)
         if not token_ids:
-            raise UserError(f"{where}: the prompt {shown(prompt)} has no tokens; expected at least one")
+            raise UserError(f"{where}: the prompt {shown(prompt)} has no tokens, expected at least one")
         columns = {name: value for name, value in row.items() if name != column}
         return PromptRow(index, where, prompt, text, token_ids, columns)
 
     def _plain(self, where: str, text: str) -> tuple[int, ...]:
-        """The tokens of plain text, which begin as the tokenizer begins a text, and once only."""
+        """Tokenize plain text. The tokens that the tokenizer puts before a text (BOS) appear exactly once."""
         if self._config.tools:
             raise UserError(
-                f"{where}: the prompt is plain text, which no tools reach; expected a conversation, because "
-                "prompts.tools is set"
+                f"{where}: the prompt is plain text, expected a conversation, because prompts.tools is set and only a "
+                "chat template can show tools to the model."
             )
         token_ids = self._token_ids(where, text)
         return token_ids if token_ids[: len(self._opening)] == self._opening else self._opening + token_ids
@@ -150,7 +158,7 @@ class _Reader:
         if self._tokenizer.chat_template is None and "chat_template" not in template_kwargs:
             raise UserError(
                 f"{where} is a conversation, but the model's tokenizer has no chat template. Fix: write the prompts "
-                "as plain strings, choose an instruct model, or set prompts.chat_template_kwargs: {chat_template: …}"
+                "as plain strings, choose an instruct model, or set prompts.chat_template_kwargs: {chat_template: …}."
             )
         offered = parse_tools(where, tools, nulls_are_absent=self._nulls_are_absent) or self._config.tools
         text, left_out = render(where, messages, offered, self._tokenizer, template_kwargs)
@@ -162,20 +170,24 @@ class _Reader:
         return text
 
     def _token_ids(self, where: str, text: str) -> tuple[int, ...]:
-        """The tokens of a text, without those that the tokenizer would put around it."""
+        """Tokenize a text without special tokens around it."""
         try:
             text.encode()
         except UnicodeEncodeError as error:
             before = text[max(0, error.start - 20) : error.start]
             raise UserError(
-                f"{where}: the prompt has a lone surrogate, {text[error.start]!r}, after {before!r}; expected Unicode "
-                "text. Fix: remove it. A text that was cut inside of an emoji has one"
+                f"{where}: the prompt has a lone surrogate, {text[error.start]!r}, after {before!r}, expected Unicode "
+                "text. Fix: remove it. It often comes from cutting a text in the middle of an emoji."
             ) from error
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
 
 def _opening(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """What the tokenizer puts before a text, such as BOS. What it puts behind one would end the prompt."""
-    whole, bare = (list(tokenizer("a", add_special_tokens=special).input_ids) for special in (True, False))
-    starts = (start for start in range(len(whole)) if whole[start : start + len(bare)] == bare)
-    return tuple(whole[: next(starts, 0)])
+    """The tokens that the tokenizer puts before a text, such as BOS.
+
+    Tokens that it puts after a text, such as EOS, are not used, because they would end the prompt.
+    """
+    bare = list(tokenizer("a", add_special_tokens=False).input_ids)
+    enclosed = list(tokenizer("a", add_special_tokens=True).input_ids)
+    starts = (start for start in range(len(enclosed)) if enclosed[start : start + len(bare)] == bare)
+    return tuple(enclosed[: next(starts, 0)])

@@ -1,4 +1,4 @@
-"""From parameters to what every generator serves: store, commit, switch, retain."""
+"""Publish the policy: write a version to the store, commit it, switch all generators to it, delete old versions."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .lora import adapter_table, has_adapter, write_adapter
 from .shards import model_shapes, model_table, model_tensors, write_part
 
 HEADER_BYTES = 1 << 20
-"""Room for the headers of safetensors files and the manifest."""
+"""Space that the headers of safetensors files and the manifest need at most."""
 
 
 class Publisher:
-    """Publishes versions of one incarnation (`attempt`) of the trainer."""
+    """Publishes the versions of one `attempt`, that is, of one start of the trainer."""
 
     def __init__(
         self,
@@ -44,23 +44,30 @@ class Publisher:
         dtype: torch.dtype,
         accelerator: Accelerator,
     ) -> None:
-        self._accelerator = accelerator
-        self._store, self._client, self._portal, self._wait = store, client, portal, wait
+        self._store = store
+        self._client = client
+        self._portal = portal
+        self._wait = wait
         self._config = config
-        self._run_name, self._attempt = run_name, attempt
-        self._fingerprint, self._dtype = model_fingerprint, dtype
+        self._run_name = run_name
+        self._attempt = attempt
+        self._fingerprint = model_fingerprint
+        self._dtype = dtype
+        self._accelerator = accelerator
 
     def __call__(self, model: PreTrainedModel, step: int) -> Version:
-        """Make every generator serve `model` as the policy after `step` steps; returns when all do.
+        """Publish `model` as the policy after `step` steps, and wait until every generator serves it.
 
         Raises:
             StoreError: the volume is full.
-            TandemError, TimeoutError: a generator refused it, or did not serve it in time.
+            TandemError: a generator refused the version.
+            TimeoutError: a generator did not serve it in time.
         """
         version = Version(step, self._attempt)
         is_main = self._accelerator.is_main_process
         if is_main:
-            self._store.retain(self._config.keep)  # of a run with another `keep`, or that ended on a full volume
+            # An earlier run may have kept more versions, or have ended because the volume was full.
+            self._store.retain(self._config.keep)
         digest = self._write(model, version)
         if is_main:
             weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
@@ -70,8 +77,9 @@ class Publisher:
         return version
 
     def _write(self, model: PreTrainedModel, version: Version) -> str:
-        """Each rank its part; returns the manifest's digest, which only the main process knows."""
-        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+        """Write this rank's part of the version. Returns the manifest's digest, or "" on other ranks than the main."""
+        rank = self._accelerator.process_index
+        ranks = self._accelerator.num_processes
         is_main = self._accelerator.is_main_process
         kind: Kind = "lora" if has_adapter(model) else "full"
         table = adapter_table(model, self._dtype) if kind == "lora" else model_table(model, self._dtype)
@@ -93,5 +101,5 @@ class Publisher:
 
 
 def fingerprint_of(model: PreTrainedModel, model_dir: Path) -> ModelFingerprint:
-    """Of the model in training, its parameter table included."""
+    """Fingerprint of the model in training, including its parameter table."""
     return fingerprint(model_dir, model_shapes(model))

@@ -1,4 +1,4 @@
-"""What the processes of one trainer agree on. Every rank calls these at the same time."""
+"""Agreement between the processes (ranks) of one trainer. Every rank calls these functions at the same time."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def any_rank(accelerator: Accelerator, flag: bool) -> bool:
 
 
 class PartFailed(OSError):
-    """One of the parts failed on some rank; the message says how."""
+    """A part failed on one of the ranks. The message says why."""
 
 
 def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
-    """Do `parts` one after the other, each on all ranks.
+    """Run `parts` one after the other on all ranks.
 
-    After each part the ranks agree whether to go on. One that went on alone would wait for the others forever.
+    After each part the ranks agree whether to continue. A rank that continued alone would wait for the others forever.
 
     Raises:
         PartFailed: on every rank, if a part failed on one of them.
@@ -39,4 +39,4 @@ def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
             problem = f"{type(error).__name__}: {error}"
             log.debug("process %s failed", accelerator.process_index, exc_info=True)
         if any_rank(accelerator, problem is not None):
-            raise PartFailed(problem or "it failed in another process")
+            raise PartFailed(problem or "it failed on another rank")

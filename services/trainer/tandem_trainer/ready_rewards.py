@@ -1,6 +1,6 @@
-"""Rewards that many projects want: `function: tandem_trainer.ready_rewards:exact_match`, options under `arguments`.
+"""Ready-made reward functions. Example: `function: tandem_trainer.ready_rewards:exact_match`.
 
-All take completions as strings or conversations, of which the last turn counts.
+Options go under `arguments`. A completion is a string or a conversation, of which the last message is scored.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ Completion = str | list[dict[str, Any]]
 
 
 def exact_match(completions: Sequence[Completion], answer: Sequence[Any], **_: Any) -> list[float]:
-    """1 where the text is the column `answer`, else 0. White space around both does not count."""
+    """Return 1 if the text equals the column `answer`, else 0. White space around both is ignored."""
     pairs = zip(completions, answer, strict=True)
     return [float(_text(completion).strip() == str(expected).strip()) for completion, expected in pairs]
 
 
 def regex_match(completions: Sequence[Completion], pattern: str, **_: Any) -> list[float]:
-    """1 where the whole text matches `pattern` (its dot matches line ends too), else 0: for formats.
+    """Return 1 if the complete text matches `pattern`, else 0. Useful for checking a format.
 
-    For instance `<think>.*</think>\\s*<answer>.*</answer>`.
+    Example: `<think>.*</think>\\s*<answer>.*</answer>`. The dot matches line ends too.
     """
-    whole = re.compile(pattern, re.DOTALL)
-    return [float(whole.fullmatch(_text(completion)) is not None) for completion in completions]
+    compiled = re.compile(pattern, re.DOTALL)
+    return [float(compiled.fullmatch(_text(completion)) is not None) for completion in completions]
 
 
 @sandboxed
 def math_answer(
     completions: Sequence[Completion], answer: Sequence[str], timeout_s: int = 5, **_: Any
 ) -> list[float | None]:
-    """1 where math-verify finds the column `answer` in the text, else 0; None where it cannot read that column.
+    """Return 1 if math-verify finds the column `answer` in the text, else 0. None if it cannot parse that column.
 
-    It computes with what the model wrote, and some expressions take for ever. It therefore runs in a sandbox by
-    default. There math-verify gives up on reading or comparing an expression after `timeout_s`. Elsewhere it cannot:
-    it uses a signal, which only a main thread can take.
+    math-verify evaluates expressions that the model wrote, and some of them take forever. The function therefore runs
+    in a sandbox by default. There math-verify gives up on an expression after `timeout_s`. Without a sandbox this time
+    limit has no effect, because math-verify uses a signal, which only a main thread can receive.
 
     Raises:
         UserError: math-verify is not installed.
@@ -48,10 +48,11 @@ def math_answer(
     try:
         from math_verify import parse, verify
     except ImportError as error:
-        raise UserError('math-verify is not installed; pip install "tandem-trainer[math]"') from error
+        raise UserError('math-verify is not installed. Fix: pip install "tandem-trainer[math]".') from error
 
     limit_s = timeout_s if threading.current_thread() is threading.main_thread() else None
-    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of each expression and of a missing time limit
+    # At lower levels it warns of each expression that it cannot parse, and of a missing time limit.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     def score(text: str, expected: str) -> float | None:
         gold = parse(expected, parsing_timeout=limit_s) or parse(f"${expected}$", parsing_timeout=limit_s)
@@ -64,7 +65,7 @@ def math_answer(
 def soft_overlong_punishment(
     completion_ids: Sequence[Sequence[int]], max_completion_length: int, cache_length: int, **_: Any
 ) -> list[float]:
-    """0 up to `max_completion_length` − `cache_length` tokens, from there on falling evenly to −1 at the maximum.
+    """Return 0 up to `max_completion_length` − `cache_length` tokens, then fall linearly to −1 at the maximum.
 
     Source: DAPO, arXiv:2503.14476, equation 13.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint, an export and a published version will need, tried before the first step."""
+"""Test before the first step that checkpoints, exports and versions can be written."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .model_files import ModelFiles
 from .shards import DTYPES, model_table
 
 MOMENTS_BYTES = {"adamw": 8, "adamw_8bit": 2}
-"""Of the optimizer, a trained parameter."""
+"""Bytes of optimizer state per trained parameter."""
 
 
 def rehearse(model: PreTrainedModel, files: ModelFiles, shared: SharedConfig, config: TrainerConfig) -> None:
-    """Write everything but weights where checkpoints will be, and see that there is a place for the weights.
+    """Write all files except weights into the run's folder, and check that there is space for the weights.
 
     Raises:
-        UserError: what cannot be written, and why.
+        UserError: says what cannot be written, and why.
     """
     _check_dtypes(model)
     table = adapter_table if config.lora else model_table
@@ -44,7 +44,7 @@ def _check_dtypes(model: PreTrainedModel) -> None:
     if odd := [name for name, tensor in table.items() if tensor.dtype not in DTYPES]:
         raise UserError(
             f"{odd[0]} of {type(model).__name__} has the dtype {table[odd[0]].dtype}, which safetensors files cannot "
-            f"hold; expected one of {', '.join(map(str, DTYPES))}. Fix: choose another model."
+            f"hold, expected one of {', '.join(map(str, DTYPES))}. Fix: choose another model."
         )
 
 
@@ -58,10 +58,10 @@ def _check_space(folder: Path, what: str, needs_bytes: int) -> None:
         free_bytes = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
-            f"{folder} cannot be written: {error}. Fix: give the trainer a folder that it may write."
+            f"{folder} cannot be written: {error}. Fix: choose a folder that the trainer may write to."
         ) from error
     if free_bytes < needs_bytes:
         raise UserError(
-            f"{folder} has {free_bytes / 1e9:.2f} GB free; {what} needs {needs_bytes / 1e9:.2f} GB. Fix: free space "
-            "there, or put the folder on another volume."
+            f"{folder} has {free_bytes / 1e9:.2f} GB free, but {what} needs {needs_bytes / 1e9:.2f} GB. Fix: free "
+            "space there, or put the folder on another volume."
         )

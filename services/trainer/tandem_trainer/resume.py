@@ -1,7 +1,7 @@
-"""What may change between a checkpoint and the run that goes on from it.
+"""Which settings may change between a checkpoint and the run that resumes from it.
 
-Every setting either takes effect when a run is resumed, or a change of it is refused with the reason. A checkpoint
-holds moments, counts and rollouts; settings always come from the configuration.
+A changed setting either takes effect when the run is resumed, or is refused with a reason. A checkpoint holds moments,
+counts and rollouts. Settings always come from the configuration.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ FIXED = {
     "trainer.lora": "the checkpoint holds the parameters of this adapter",
     "trainer.optim.name": "the two optimizers keep different states",
 }
-"""Why a change of this setting (or of those below it) is refused. Every other change takes effect."""
+"""Setting → why a change of it, or of a setting below it, is refused. All other changes take effect."""
 
 SCORING = ("trainer.rewards", "trainer.online_dpo.judge", PROMPTS, CODE)
-"""A change of these changes the reward of a completion."""
+"""If one of these changes, a completion may get another reward."""
 SAMPLING = (
     "trainer.rollout.num_generations",
     "trainer.rollout.max_completion_length",
@@ -49,28 +49,30 @@ SAMPLING = (
     "trainer.rollout.repetition_penalty",
     "trainer.rollout.stop_token_ids",
 )
-"""A change of these changes the distribution that completions come from."""
+"""If one of these changes, completions come from another distribution."""
 EVALUATION = (
     "trainer.rewards", "trainer.online_dpo.judge", "trainer.eval.temperature", "trainer.eval.num_generations",
     EVAL_PROMPTS, CODE,
 )  # fmt: skip
-"""After a change of these, the reward of an evaluation no longer compares with earlier ones."""
+"""If one of these changes, the reward of an evaluation does not compare with earlier ones."""
 
 _OPAQUE = frozenset({MODEL, PROMPTS, EVAL_PROMPTS, CODE})
-"""Digests, which say nothing to a reader."""
+"""These values are digests. Messages do not show them."""
 _NOT_SET = "not set"
 _LONGEST = 200
 
 
 class Change(NamedTuple):
-    """One setting or fact that is not what it was at the checkpoint."""
+    """One setting or fact that has changed since the checkpoint."""
 
     key: str
     before: Any
     now: Any
 
     def __str__(self) -> str:
-        return f"{self.key} changed" if self.key in _OPAQUE else f"{self.key}: {_text(self.before)} → {_text(self.now)}"
+        if self.key in _OPAQUE:
+            return f"{self.key} changed"
+        return f"{self.key}: {_text(self.before)} → {_text(self.now)}"
 
 
 class Changes(tuple[Change, ...]):
@@ -89,7 +91,7 @@ def describe(
     rows: Sequence[PromptRow],
     eval_rows: Sequence[PromptRow],
 ) -> dict[str, Any]:
-    """Every setting, and the facts about what the user brings that a checkpoint depends on."""
+    """Collect every setting, and the facts about model, prompts and code that a checkpoint depends on."""
     facts = {
         MODEL: dict(fingerprint),
         PROCESSES: processes,
@@ -102,13 +104,14 @@ def describe(
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> Changes:
-    """What changed since the checkpoint in `folder`'s run.
+    """Return what changed since the checkpoint of the run in `folder`.
 
     Raises:
-        UserError: one of the changes is of something `FIXED`.
+        UserError: something in `FIXED` changed.
     """
     keys = [key for key in {**now, **before} if before.get(key, _NOT_SET) != now.get(key, _NOT_SET)]
-    # An optional section that comes or goes: `trainer.lora: null` beside `trainer.lora.r: 16`.
+    # If an optional section is added or removed, leave out the section itself: `trainer.lora: null` beside
+    # `trainer.lora.r: 16`.
     keys = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
     changes = Changes(Change(key, before.get(key, _NOT_SET), now.get(key, _NOT_SET)) for key in keys)
     refused: dict[str, list[Change]] = {}
@@ -119,8 +122,8 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
     if refused:
         raise UserError(
             "; ".join(f"{'; '.join(map(str, several))}, but {reason}" for reason, several in refused.items())
-            + f". {folder} holds a run with other settings. Set them back to go on with it, or choose another "
-            "trainer.run_name to start a new run."
+            + f". {folder} holds a run with other settings. Fix: change them back to continue that run, or choose "
+            "another trainer.run_name to start a new one."
         )
     return changes
 
@@ -142,8 +145,7 @@ def _rows_digest(rows: Sequence[PromptRow]) -> str:
 
 
 def _code_digest(project: Path, functions: Iterable[str]) -> str:
-    """Of the loaded modules that rewards and judges come from: those in the project's folder, and those of
-    `functions`."""
+    """Digest of the project's code: of all loaded modules in its folder, and of the modules of `functions`."""
     named = {function.partition(":")[0] for function in functions}
     digest = Digest()
     for name, module in sorted(sys.modules.items()):

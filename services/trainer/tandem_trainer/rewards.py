@@ -1,4 +1,4 @@
-"""Scoring groups with functions of the user's project that say how good completions are."""
+"""Score groups of completions with the reward functions of the user's project."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from .sandbox import Sandbox
 
 
 class Scorer(Protocol):
-    """Says how good the completions of a group are."""
+    """Gives rewards to the completions of a group."""
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """All rewards of one group.
+        """Score one group.
 
         Raises:
-            UserError: a function raised or gave something else than was wanted, and errors are not dropped.
+            UserError: a function raised or returned something invalid, and errors are not dropped.
         """
         ...
 
 
 class Rewards:
-    """Scores groups with all configured functions."""
+    """Scores groups with all configured reward functions."""
 
     def __init__(
         self,
@@ -43,14 +43,18 @@ class Rewards:
         drop_errors: bool,
         timeout_s: float,
     ) -> None:
-        """Load the functions; `timeout_s` is the deadline of a call whose reward has none of its own.
+        """Load the functions.
+
+        Args:
+            drop_errors: leave out a group when a function fails on it, instead of ending the run.
+            timeout_s: time limit of a call, for rewards without their own `timeout_s`.
 
         Raises:
             UserError: a function does not exist, cannot be imported, or is named twice.
         """
         names = [config.function for config in configs]
         if len(set(names)) < len(names):
-            raise UserError(f"trainer.rewards names a function twice: {names}, expected each once")
+            raise UserError(f"trainer.rewards names a function twice: got {names}, expected each function once.")
         turn = asyncio.Lock()
         self._sandboxes: list[Sandbox] = []
         self._functions = [
@@ -60,9 +64,10 @@ class Rewards:
         self._tokenizer = tokenizer
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """See Scorer."""
+        """Score one group with all functions at the same time. See `Scorer`."""
         texts = decode(self._tokenizer, group)
-        size, nothing = len(texts), (None,) * len(texts)
+        size = len(texts)
+        no_rewards = (None,) * size
         async with task_group() as calls:
             tasks = {
                 function.name: calls.create_task(
@@ -75,21 +80,23 @@ class Rewards:
                 )
                 for function in self._functions
             }
-        answers = {name: task.result() for name, task in tasks.items()}
-        by_function = {name: nothing if answer is None else answer for name, answer in answers.items()}
+        results = {name: task.result() for name, task in tasks.items()}
+        by_function = {name: no_rewards if result is None else result for name, result in results.items()}
+        if None in results.values():  # a failed function leaves the group without a total reward
+            return scored_group(row, group, texts, no_rewards, by_function)
         totals = tuple(self._total(column) for column in zip(*by_function.values(), strict=True))
-        return scored_group(row, group, texts, nothing if None in answers.values() else totals, by_function)
+        return scored_group(row, group, texts, totals, by_function)
 
     async def close(self) -> None:
-        """End the sandboxes."""
+        """Stop the sandboxes."""
         for sandbox in self._sandboxes:
             await sandbox.close()
 
     def check_parameters(self, rows: Sequence[PromptRow]) -> None:
-        """See that each function can be called with the columns of these rows.
+        """Check that each function can be called with the columns of these rows.
 
         Raises:
-            UserError: one cannot; names the function, the row and the parameter.
+            UserError: a function cannot be called. The message names the function, the row and the parameter.
         """
         for function in self._functions:
             function.check_parameters(rows, REWARD_ARGUMENTS)
@@ -97,10 +104,12 @@ class Rewards:
     def _function(
         self, config: RewardConfig, timeout_s: float, turn: asyncio.Lock, *, drop_errors: bool
     ) -> ProjectFunction[tuple[float | None, ...]]:
-        kind, name = "reward function", config.function
+        kind = "reward function"
+        name = config.function
         function = load_function(kind, name, config.arguments)
         call: Caller = in_process(function, timeout_s, turn)
-        if is_sandboxed(function) if config.sandbox is None else config.sandbox:
+        needs_sandbox = is_sandboxed(function) if config.sandbox is None else config.sandbox
+        if needs_sandbox:
             call = Sandbox(name, config.arguments, timeout_s=timeout_s)
             self._sandboxes.append(call)
         return ProjectFunction(
@@ -108,19 +117,21 @@ class Rewards:
         )
 
     def _total(self, rewards: Sequence[float | None]) -> float | None:
-        """Weighted sum of the functions that gave a reward; None if none did."""
+        """Weighted sum of the rewards that are not None; None if all of them are."""
         weighted = [w * r for w, r in zip(self._weights, rewards, strict=True) if r is not None]
         return sum(weighted) if weighted else None
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, group: Group) -> list[str]:
-    """The completions without special tokens."""
+    """Decode the completions of a group, without special tokens."""
     return list(tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True))
 
 
 def as_in_prompt(row: PromptRow, texts: Sequence[str]) -> list[Any]:
-    """The completions as functions get them: messages after a conversation, text after text."""
-    return list(texts) if isinstance(row.prompt, str) else [[{"role": "assistant", "content": t}] for t in texts]
+    """The completions as functions get them: strings if the prompt is a string, else lists with one message."""
+    if isinstance(row.prompt, str):
+        return list(texts)
+    return [[{"role": "assistant", "content": text}] for text in texts]
 
 
 def scored_group(
@@ -130,6 +141,7 @@ def scored_group(
     rewards: tuple[float | None, ...],
     by_function: dict[str, tuple[float | None, ...]],
 ) -> ScoredGroup:
+    """Combine a group, its prompt and its rewards."""
     return ScoredGroup(
         row=row.index,
         prompt_ids=row.token_ids,

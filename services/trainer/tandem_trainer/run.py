@@ -1,17 +1,13 @@
-"""One run's folder and life: resume, checkpoints, stopping, timing, and what it writes about itself."""
+"""One run: its folder, resuming, checkpoints, stopping, timing, and the records that it writes."""
 
 from __future__ import annotations
 
 import json
-import math
-import signal
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
@@ -30,18 +26,10 @@ from .metrics import completion_records, samples, step_record
 from .ranks import PartFailed, any_rank, do_together
 from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
 from .rollouts import Rollouts
+from .stopping import ResultT, Stopped, StopRequest
 from .trackers import scalars
 
 MAX_CONSECUTIVE_SKIPS = 50
-STOP_POLL_S = 0.2
-STOP_GRACE_S = 20.0
-"""How long a run that was asked to stop still waits for generators, to finish its step: they may be gone already."""
-
-ResultT = TypeVar("ResultT")
-
-
-class Stopped(Exception):
-    """The run was asked to stop while it waited."""
 
 
 class CheckpointFailed(Exception):
@@ -49,10 +37,12 @@ class CheckpointFailed(Exception):
 
 
 class Run:
-    """One run's life. Every rank has one and calls it at the same time."""
+    """One run. Every rank has a `Run` and calls its methods at the same time."""
 
     def __init__(self, config: TrainerConfig, accelerator: Accelerator, store: WeightStore) -> None:
-        self._config, self._accelerator, self._store = config, accelerator, store
+        self._config = config
+        self._accelerator = accelerator
+        self._store = store
         self.dir = config.run_dir
         self.dir.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.dir, is_main=accelerator.is_main_process)
@@ -65,63 +55,61 @@ class Run:
         self._clock = StepClock()
         self._record: dict[str, Any] | None = None
         self._best: dict[str, Any] | None = self._saved.get("best") if self._saved else None
-        self._consecutive_skips = self._groups_skipped = 0
-        self._stop, self._wait_until, self._is_cut_short = False, math.inf, False
-        self._step, self._version = 0, Version(0, 0)
+        self._consecutive_skips = 0
+        self._groups_skipped = 0
+        self._stop = StopRequest()
+        self._is_interrupted = False
+        self._step = 0
+        self._version = Version(0, 0)
         if self._saved:
-            self._version = Version(self._saved["step"], self._saved["attempt"])  # until this attempt has its own
+            self._version = Version(self._saved["step"], self._saved["attempt"])  # until `resume` sets the new one
         self._checkpointed_step = -1
         self._failed_checkpoints = 0
 
     # -- life ----------------------------------------------------------------------------------------------------
 
     def stop_on_signals(self) -> None:
-        """SIGTERM and SIGINT end the run after the step under way; a second one ends the process at once."""
-
-        def stop(number: int, _frame: object) -> None:
-            self._stop, self._wait_until = True, time.monotonic() + STOP_GRACE_S
-            signal.signal(number, signal.SIG_DFL)
-
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
+        """End the run after the current step on SIGTERM or SIGINT. A second signal ends the process at once."""
+        self._stop.on_signals()
 
     def should_stop(self) -> bool:
-        return self.agree(self._stop)
+        """True if any rank was asked to stop."""
+        return self.agree(self._stop.is_made)
 
     def agree(self, flag: bool) -> bool:
-        """Whether `flag` holds on any rank."""
+        """True if `flag` is true on any rank."""
         return any_rank(self._accelerator, flag)
 
     def gather(self, values: list[float]) -> list[float]:
-        """Of all ranks, in their order."""
+        """Concatenate the values of all ranks, in the order of the ranks."""
         return gather_object(values)  # type: ignore[no-any-return]  # untyped library
 
     @property
     def finished(self) -> str | None:
-        """What to say if the run has done all of its steps; None if there is something left to do."""
+        """A message if the run has already done all of its steps, else None."""
         saved = self._saved["step"] if self._saved else -1
         if self.journal.finished_step != saved or saved < self._config.max_steps:
             return None
         return (
             f"the run in {self.dir} is finished: step {saved} of trainer.max_steps {self._config.max_steps}. Nothing "
-            "was trained, and changed settings had no effect. Raise trainer.max_steps to go on, or choose another "
+            "was trained, and changed settings had no effect. Raise trainer.max_steps to continue, or choose another "
             "trainer.run_name to start a new run."
         )
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are made, and their last version is published and evaluated."""
-        return self._step >= self._config.max_steps and not self._is_cut_short
+        """True if all steps are done, and the last version is published and evaluated."""
+        return self._step >= self._config.max_steps and not self._is_interrupted
 
     def identify(self, facts: dict[str, Any], attempts: Iterable[int]) -> None:
-        """Compare the settings and `facts` with the checkpoint's, and choose this process's attempt.
+        """Compare `facts` with those of the checkpoint, and choose the attempt of this start.
 
         Args:
-            facts: what `resume.describe` gives.
-            attempts: those of the versions that generators serve.
+            facts: the settings and facts from `resume.describe`.
+            attempts: attempts of the versions that the generators serve.
 
         Raises:
-            UserError: something changed that has to stay as it was.
+            UserError: something changed that must not change.
         """
         self._facts = facts
         saved = self._saved or {"facts": facts, "attempt": 0}
@@ -130,10 +118,10 @@ class Run:
         self.attempt = int(broadcast_object_list([attempt])[0])
 
     def resume(self, learner: Learner, rollouts: Rollouts) -> int:
-        """Load the newest checkpoint, if there is one, and say what changed since; returns the step to go on from.
+        """Load the newest checkpoint, if there is one, and report what changed since. Returns its step.
 
-        With `max_lag` 0 and a generator that repeats itself under equal seeds, the run goes on as if it had never
-        ended, bit for bit. With more lag, which version answers what is in flight depends on timing.
+        With `max_lag` 0 and a generator that is deterministic for a given seed, the result is bit for bit that of an
+        uninterrupted run. With more lag, timing decides which version samples the rollouts in flight.
         """
         directory = self._checkpoints.latest()
         if directory and self._saved:
@@ -147,7 +135,7 @@ class Run:
                     score_again=self._changes.touch(SCORING),
                 )
             if self._best and self._changes.touch(EVALUATION):
-                self._best = self._best | {"reward_mean": None}  # the next evaluation is the best that compares
+                self._best = self._best | {"reward_mean": None}  # does not compare with the next evaluations
             if self._changes:
                 self.journal.note(
                     "settings_changed",
@@ -162,19 +150,19 @@ class Run:
 
     @contextmanager
     def kept(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
-        """Write the last whole step to a checkpoint if the block fails; a stop request ends the block quietly.
+        """Write a checkpoint of the last complete step if the block fails. A stop request ends it without an error.
 
-        With several ranks a failure of one cannot be shared by all, and once the optimizer has changed the parameters
-        the last whole step is gone, so nothing is written then.
+        There is no checkpoint with several ranks, because one rank may fail alone. There is none after a part of an
+        update either, because the parameters of the last complete step no longer exist.
         """
         try:
             yield
         except Stopped:
-            self._is_cut_short = True  # the version of this step may have reached no generator
+            self._is_interrupted = True  # the version of this step may not have reached any generator
         except Exception as error:
             if isinstance(error, MismatchTooHigh):
-                rollouts.forget_samples()  # they have wrong probabilities
-            if self._step and learner.whole_updates == self._step and self._accelerator.num_processes == 1:
+                rollouts.forget_samples()  # their probabilities are wrong
+            if self._step and learner.completed_updates == self._step and self._accelerator.num_processes == 1:
                 self.checkpoint(self._step, learner, rollouts)
             raise
         finally:
@@ -182,7 +170,7 @@ class Run:
 
     @contextmanager
     def life(self) -> Iterator[None]:
-        """Say in `status.json` how the block ended."""
+        """Write to `status.json` how the block ended."""
         try:
             yield
         except BaseException as error:
@@ -191,21 +179,16 @@ class Run:
         self.journal.end(self._version, finished=self.is_done)
 
     def wait(self, task: Future[ResultT]) -> ResultT:
-        """The result of a background task, which ends by itself at its own deadline.
+        """Wait for a background task, which has its own deadline, and return its result.
 
         Raises:
-            Stopped: the run was asked to stop and the task did not end within STOP_GRACE_S; it is cancelled. Several
-                ranks wait to the end, because they have to go on together.
+            Stopped: the run was asked to stop, and the task was cancelled because it did not end soon. With several
+                ranks it is never cancelled, because all ranks have to continue together.
         """
-        while not task.done():
-            if time.monotonic() > self._wait_until and self._accelerator.num_processes == 1:
-                task.cancel()
-                raise Stopped
-            futures.wait([task], timeout=STOP_POLL_S)
-        return task.result()
+        return self._stop.wait(task, may_cancel=self._accelerator.num_processes == 1)
 
     def checkpoint_due(self, step: int) -> bool:
-        """At every n-th step, the last, where an evaluation was the best of the run, and after one that failed."""
+        """True every `every_steps` steps, at the last step, after the best evaluation or after a failed checkpoint."""
         if step % self._config.checkpoint.every_steps == 0 or step == self._config.max_steps:
             return True
         if self._failed_checkpoints:
@@ -213,13 +196,14 @@ class Run:
         return self._config.checkpoint.keep_best and self.agree(self._best_with_this is not self._best)
 
     def checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> bool:
-        """Write everything that `resume` needs, unless this step is on disk already; returns whether it is there.
+        """Write everything that `resume` needs, unless this step's checkpoint exists. Returns True if it exists now.
 
-        A failure does not end the run. It is an alert, and the next step tries again.
+        A failure does not end the run. It raises an alert, and the next step tries again.
         """
         if step == self._checkpointed_step:
             return True
-        staging, is_main = self._checkpoints.staging(step), self._accelerator.is_main_process
+        staging = self._checkpoints.staging(step)
+        is_main = self._accelerator.is_main_process
         try:
             with self.timer("checkpoint"):
                 do_together(
@@ -232,31 +216,32 @@ class Run:
         except PartFailed as error:
             self._checkpoint_failed(step, error)
             return False
-        self._checkpointed_step, self._failed_checkpoints = step, 0
+        self._checkpointed_step = step
+        self._failed_checkpoints = 0
         return True
 
     def _checkpoint_failed(self, step: int, error: PartFailed) -> None:
         if self._accelerator.is_main_process:
-            self._checkpoints.discard(step)  # on a full disk, the metrics need its room
+            self._checkpoints.discard(step)  # on a full disk, the metrics need the space
         self._failed_checkpoints += 1
         self.journal.alert(
             "checkpoint_failed",
             step,
-            f"the checkpoint of step {step} cannot be written: {error}. The run goes on and tries again at the next "
+            f"the checkpoint of step {step} cannot be written: {error}. The run continues and tries again at the next "
             "step. Until then a crash loses the steps since the last checkpoint.",
             failures=self._failed_checkpoints,
         )
 
     def last_checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
-        """Write the checkpoint that the run ends with.
+        """Write the last checkpoint of the run.
 
         Raises:
             CheckpointFailed: it cannot be written.
         """
         if not self.checkpoint(step, learner, rollouts):
             raise CheckpointFailed(
-                f"the last checkpoint, of step {step}, cannot be written (see above). Make {self.dir} writable, with "
-                "enough space, and start the same command again: it goes on from the checkpoint before."
+                f"the last checkpoint, of step {step}, cannot be written (see above). Fix: make {self.dir} writable, "
+                "with enough space, and run the same command again. It resumes from the previous checkpoint."
             )
 
     def _commit(self, step: int, staging: Path) -> None:
@@ -267,14 +252,14 @@ class Run:
         }  # fmt: skip
         (staging / STATE_FILE).write_text(json.dumps(state))
         self._checkpoints.commit(step, best=best["step"] if best else None)
-        self._best = best  # last: until then the one before is the best that is on disk
+        self._best = best  # only now, because until the commit the previous best is the one on disk
 
     @property
     def _best_with_this(self) -> dict[str, Any] | None:
-        """The best checkpoint, if there is one of the last step. Known to the main process."""
+        """The best checkpoint, assuming that the current step gets one. Only the main process knows it."""
         reward = self._record.get("eval", {}).get("reward_mean") if self._record else None
-        best = self._best["reward_mean"] if self._best else None
-        if reward is None or (best is not None and reward <= best):
+        best_reward = self._best["reward_mean"] if self._best else None
+        if reward is None or (best_reward is not None and reward <= best_reward):
             return self._best
         return {"step": self._step, "reward_mean": reward}
 
@@ -286,23 +271,23 @@ class Run:
 
     @contextmanager
     def timer(self, phase: str) -> Iterator[None]:
-        """Count the time of `phase` for the step's record and show it in `status.json`."""
+        """Measure the time of `phase` for the step's record, and show the phase in `status.json`."""
         self.journal.status(phase, self._version)
         with self._clock.phase(phase):
             yield
 
     def start_step(self) -> None:
-        """Begin the first step's time here: loading, waiting for generators and the first version belong to none."""
+        """Start measuring the first step. Loading the model and publishing the first version do not count."""
         self._clock.start_step()
 
     def alert_mismatch(self, message: str) -> None:
         self.journal.alert("mismatch", self._step, message)
 
     def skip(self, groups: Sequence[ScoredGroup]) -> None:
-        """Count groups that the learner cannot learn from, and write some of their completions.
+        """Count groups without a learning signal, and write some of their completions.
 
         Raises:
-            UserError: it goes on and on like that.
+            UserError: MAX_CONSECUTIVE_SKIPS batches in a row had no signal.
         """
         self._groups_skipped += len(groups)
         self._consecutive_skips += 1
@@ -312,12 +297,12 @@ class Run:
             rewards = {reward for group in groups for reward in group.rewards}
             raise UserError(
                 f"{MAX_CONSECUTIVE_SKIPS} times in a row no group had different rewards (last: {rewards}), so there is "
-                f"nothing to learn from. {self.dir / 'rollouts.jsonl'} has some of the completions. Make the reward "
-                "finer, the prompts neither too easy nor too hard, or raise rollout.num_generations."
+                f"nothing to learn from. {self.dir / 'rollouts.jsonl'} has some of the completions. Fix: make the "
+                "reward finer, choose prompts that are neither too easy nor too hard, or raise rollout.num_generations."
             )
 
     def measure(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float]) -> None:
-        """Make the step's record, which `checkpoint` keeps and `log` writes with the timings."""
+        """Make the step's record. `checkpoint` saves it, and `log` writes it with the timings."""
         version = Version(step, self.attempt)
         skipped = self._groups_skipped + sum(not group.has_signal for group in groups)
         record = step_record(
@@ -328,12 +313,15 @@ class Run:
             groups_skipped=sum(gather_object([skipped])),
         )
         self._record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
-        self._step, self._version = step, version  # last: a step without a record would be missing after a resume
-        self._consecutive_skips = self._groups_skipped = 0
+        # Set last, because a step without a record would be missing from the metrics after a resume.
+        self._step = step
+        self._version = version
+        self._consecutive_skips = 0
+        self._groups_skipped = 0
 
     def evaluated(self, evaluation: dict[str, Any] | None) -> None:
-        """Put an evaluation's figures into the step's record; None says nothing."""
-        if evaluation is None or self._record is None:  # of another rank, or of the policy that training starts from
+        """Put the results of an evaluation into the step's record."""
+        if evaluation is None or self._record is None:  # on another rank, or before the first step
             return
         self._record["eval"] = evaluation
         if self._step == self._checkpointed_step:  # a resumed run has evaluated its checkpoint again
@@ -344,7 +332,7 @@ class Run:
         assert self._record is not None, "measure comes first"
         self._record |= {"checkpoint_failures": self._failed_checkpoints}
         self._record |= self._clock.figures(self._record["rollout_tokens"])
-        self._clock.start_step()  # what is written here takes time of the next step, so that no second is missing
+        self._clock.start_step()  # before writing, which counts for the next step, so that no time is lost
         self.journal.step(self._record)
         self.journal.completions(completion_records(self._version, groups, self._config.log_completions))
         self._accelerator.log(dict(scalars(self._record)), step=self._step)

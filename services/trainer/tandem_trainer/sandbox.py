@@ -1,9 +1,10 @@
-"""A reward function in its own process, for rewards that run untrusted code. It is killed at its deadline.
+"""Run a reward function in its own process, for rewards that execute untrusted code.
 
-It gets a few environment variables (no token), limits on memory and file sizes and, where the kernel lets an ordinary
-user do so, no network. It is no wall against an attacker: it runs as the trainer's user and reads the trainer's files.
+The process is killed at its deadline. It gets only a few environment variables (no token), limits on memory and file
+sizes and, if the kernel allows this to an ordinary user, no network. It does not stop an attacker: it runs as the
+trainer's user and can read the trainer's files.
 
-Arguments go to it as pickles. Answers come as JSON lines, because nothing that untrusted code says may be unpickled.
+Arguments are sent to it as pickles. Answers are JSON lines, because data from untrusted code must not be unpickled.
 """
 
 from __future__ import annotations
@@ -29,42 +30,44 @@ from .functions import CallFailed, check_rewards, describe, load_function
 log = logging.getLogger(__name__)
 
 ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
-"""All that it gets of the trainer's environment."""
+"""The only variables of the trainer's environment that the process gets."""
 LIMITS_BYTES = {resource.RLIMIT_AS: 4 << 30, resource.RLIMIT_FSIZE: 1 << 30, resource.RLIMIT_CORE: 0}
 """Address space of each process, size of each file it writes, core dumps."""
 START_TIMEOUT_S = 120.0
-"""For importing the function's module."""
+"""Time limit for importing the function's module."""
 _MAX_ANSWER_BYTES = 1 << 20
 _PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 class Sandbox:
-    """Calls one function in its process, one call at a time."""
+    """Calls one function in its own process, one call at a time."""
 
     def __init__(self, function: str, arguments: Mapping[str, Any], *, timeout_s: float) -> None:
-        self._function, self._arguments, self._timeout_s = function, dict(arguments), timeout_s
+        self._function = function
+        self._arguments = dict(arguments)
+        self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
         self._process: Process | None = None
         self._warned = False
 
     async def __call__(self, arguments: Mapping[str, Any]) -> Any:
-        """What the function answers to `arguments`; waits for its turn first, which the deadline leaves out.
+        """Call the function and return its result. Waiting for earlier calls does not count for the deadline.
 
         Raises:
-            CallFailed: it raised, its process died, or it did not answer in time, whereupon its process was killed.
+            CallFailed: the function raised, its process died, or it was killed at the deadline.
         """
         async with self._turn:
             try:
                 if self._process is None:
                     await self._start()
                 return await self._ask(arguments, self._timeout_s)
-            except BaseException:  # also when the caller gives up: an answer to come would be taken for the next one's
+            except BaseException:  # also when the caller is cancelled: a late answer would be taken for the next one
                 await self.close()
                 raise
 
     async def close(self) -> None:
-        """Kill the process and those of its session."""
+        """Kill the process and all processes that it started."""
         process, self._process = self._process, None
         if process is not None:
             with suppress(ProcessLookupError):
@@ -87,8 +90,9 @@ class Sandbox:
         if not without_network and not self._warned:
             self._warned = True
             log.warning(
-                "reward function %s: its sandbox shares the trainer's network, because this machine lets no ordinary "
-                "user make a network namespace; put the trainer into a network of its own, as compose.yaml does",
+                "reward function %s: its sandbox shares the trainer's network, because this machine does not let an "
+                "ordinary user create a network namespace. Fix: run the trainer in an internal network, as "
+                "compose.yaml does",
                 self._function,
             )
 
@@ -118,8 +122,9 @@ class Sandbox:
 
 
 def main() -> None:
-    """The process: one function, then calls of it until the trainer closes the pipe."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    """Run in the child process: load one function, then answer calls until the trainer closes the pipe."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what the function prints goes to the trainer's log
     libc = ctypes.CDLL(None)
@@ -133,10 +138,10 @@ def main() -> None:
         answers.flush()
 
     function = None
-    runner = asyncio.Runner()  # one loop for all calls: a function may keep a client that belongs to it
+    runner = asyncio.Runner()  # one event loop for all calls, because a function may keep a client that belongs to it
     while True:
         try:
-            message = pickle.load(requests)  # noqa: S301 - of the trainer's
+            message = pickle.load(requests)  # noqa: S301 - sent by the trainer
         except EOFError:
             return
         try:

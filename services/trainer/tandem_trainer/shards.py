@@ -1,7 +1,7 @@
-"""The model as safetensors files, one a rank: which tensors there are, who writes which, and writing one at a time.
+"""Write the model as safetensors files, one per rank, tensor by tensor.
 
-However the parameters are spread over ranks, a rank holds no more than its part of them and two whole tensors: one that
-is being gathered and one that is being written.
+If the parameters are sharded, a rank holds only its part and at most two complete tensors: one that is being gathered
+and one that is being written.
 """
 
 from __future__ import annotations
@@ -26,29 +26,31 @@ DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
 }  # fmt: skip
-"""What can be written, by its name in safetensors files."""
+"""The dtypes that can be written → their names in safetensors files."""
 
 
 def model_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Whole tensors under their names in Hugging Face checkpoints, without those tied to another one, in `dtype`.
+    """Yield the model's complete tensors in `dtype`, under their names in Hugging Face checkpoints.
 
-    Every rank iterates at the same time, because sharded parameters are gathered here, one after the other; a model
-    whose checkpoints make one tensor of several parameters is gathered at once.
+    Of tied tensors only one is included. Every rank iterates at the same time, because sharded parameters are gathered
+    here, one after the other. If the checkpoint combines several parameters into one tensor, the model is gathered at
+    once.
     """
     return _named(model, own_tensors(model), dtype)
 
 
 def model_table(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The same names in the same order with tensors that have a dtype and a shape but no data."""
+    """The tensors of `model_tensors` in the same order. They have a dtype and a shape, but no data."""
     return dict(_named(model, on_meta(own_tensors(model)), dtype))
 
 
 def model_shapes(model: PreTrainedModel) -> Shapes:
-    """The same names with their shapes."""
+    """The names and shapes of `model_tensors`."""
     return {name: tuple(tensor.shape) for name, tensor in model_table(model, torch.float32).items()}
 
 
 def on_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Replace tensors by ones that have a dtype and a shape, but no data."""
     return {name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta") for name, tensor in state.items()}
 
 
@@ -58,7 +60,7 @@ def _named(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dty
     def itemsize(name: str) -> int:
         return dtypes[name].itemsize
 
-    # Wide elements first: then each tensor of a file begins at a multiple of its element's size.
+    # Wide dtypes come first, so that each tensor of a file starts at a multiple of its element's size.
     wide_first = sorted(state, key=itemsize, reverse=True)
     for _, names in groupby(wide_first, str if _is_separable(model, state) else itemsize):
         yield from revert_weight_conversion(
@@ -67,25 +69,29 @@ def _named(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dty
 
 
 def _is_separable(model: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
-    """Whether each parameter alone tells its tensors in a checkpoint."""
+    """True if each parameter can be converted to checkpoint tensors on its own."""
     meta = on_meta(state)
-    apart = [pair for name in meta for pair in revert_weight_conversion(model, {name: meta[name]}).items()]
-    together = revert_weight_conversion(model, meta)
-    return {name: tensor.shape for name, tensor in apart} == {name: tensor.shape for name, tensor in together.items()}
+    separate = [pair for name in meta for pair in revert_weight_conversion(model, {name: meta[name]}).items()]
+    separate_shapes = {name: tensor.shape for name, tensor in separate}
+    joint_shapes = {name: tensor.shape for name, tensor in revert_weight_conversion(model, meta).items()}
+    return separate_shapes == joint_shapes
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Gathered from all ranks, if each has a part of it."""
+    """Return the complete tensor. A sharded one is gathered, so every rank calls this at the same time."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def write_part(
     directory: Path, table: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], *, rank: int, ranks: int
 ) -> dict[str, str]:
-    """Write this rank's part of `tensors`, whose table is `table`, and bring it to disk; all ranks at the same time.
+    """Write this rank's part of `tensors` and flush it to disk. Every rank calls it at the same time.
+
+    Args:
+        table: `model_table`, with the same names as `tensors`.
 
     Returns:
-        File name → digest; empty when there are more ranks than tensors.
+        File name → digest; empty if there are more ranks than tensors and this one writes none.
 
     Raises:
         OSError: such as ENOSPC when the volume is full.
@@ -96,12 +102,12 @@ def write_part(
     try:
         return {file: write_safetensors(directory / file, mine, part)} if mine else {}
     finally:
-        for _ in part:  # the others cannot gather without this rank, even if its disk is full
+        for _ in part:  # gathering needs all ranks, even if the disk of one is full
             pass
 
 
 def partition(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]]:
-    """The part of each rank: about as many bytes each, in the order of `table`."""
+    """Divide `table` into one part per rank with about the same number of bytes each, keeping the order."""
     owners: dict[str, int] = {}
     load_bytes = [0] * ranks
     for name in sorted(table, key=lambda name: table[name].nbytes, reverse=True):
@@ -111,9 +117,10 @@ def partition(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]
 
 
 def write_safetensors(path: Path, table: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> str:
-    """Write `tensors`, which come in the order of `table`, and bring them to disk; returns the file's digest.
+    """Write `tensors`, which have the order of `table`, and flush them to disk. Returns the file's digest.
 
-    safetensors' own `save_file` wants all tensors of a file in memory, and the digest would be another pass over them.
+    safetensors' own `save_file` needs all tensors of a file in memory, and would need a second pass for the digest.
+
     Source: the format, in the README of huggingface/safetensors.
     """
     digest = Digest()
@@ -130,7 +137,8 @@ def _header(table: Mapping[str, Tensor]) -> bytes:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in table.items():
-        start, end = end, end + tensor.nbytes
+        start = end
+        end += tensor.nbytes
         header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the data is aligned
@@ -138,5 +146,5 @@ def _header(table: Mapping[str, Tensor]) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """A buffer; without a copy where the tensor is on the CPU."""
+    """The tensor's data as a buffer. A tensor on the CPU is not copied."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -1,4 +1,4 @@
-"""The rows of a CSV or JSON file. Text stays text: nothing guesses the type of a CSV column."""
+"""Read the rows of a CSV or JSON file. Values of CSV columns stay text, because guessing their types is error-prone."""
 
 from __future__ import annotations
 
@@ -17,22 +17,27 @@ Row = dict[str, Any]
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON = frozenset({".jsonl", ".json", ".ndjson"})
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\x28\xb5\x2f\xfd": "zstd"}
-"""The first bytes of a file → what Arrow calls its compression."""
+"""The first bytes of a file → Arrow's name of the compression."""
 _COMPRESSED = frozenset({".gz", ".bz2", ".zst"})
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
 def format_of(name: str) -> str:
-    """The suffix that says the format, in lower case: ".jsonl" for `prompts.JSONL.gz`."""
+    """Return the suffix of the format in lower case, for example ".jsonl" for `prompts.JSONL.gz`."""
     suffixes = [suffix for suffix in Path(name.lower()).suffixes if suffix not in _COMPRESSED]
     return suffixes[-1] if suffixes else ""
 
 
 def read_text(name: str, path: str, delimiter: str | None = None) -> Iterator[Row]:
-    """The rows of a CSV or JSON file.
+    """Read the rows of a CSV or JSON file.
 
     Args:
-        name: what it is called in messages; its suffix says the format.
+        name: the file's name in messages. Its suffix determines the format.
+        path: a local path or a URL.
+        delimiter: of a CSV file; by default that of the suffix.
+
+    Raises:
+        UserError: the file cannot be read or parsed.
     """
     if "://" in path:
         import datasets
@@ -53,16 +58,17 @@ def _decoded(name: str, path: str) -> str:
             data = pyarrow.CompressedInputStream(pyarrow.BufferReader(data), codec).read()
     except OSError as error:
         raise UserError(
-            f"prompts.source {name} cannot be read: {error} (relative to the project's folder {Path.cwd()})"
+            f"prompts.source {name} cannot be read: {error}. A relative path starts in the project's folder, "
+            f"{Path.cwd()}."
         ) from error
     if data.startswith(_UTF16_MARKS) or b"\0" in data[:4]:
-        raise UserError(f"{name} is UTF-16, expected UTF-8. Fix: iconv -f UTF-16 -t UTF-8")
+        raise UserError(f"{name} is UTF-16, expected UTF-8. Fix: convert it with iconv -f UTF-16 -t UTF-8.")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
-            f"{name} line {line} is not UTF-8: it has the byte {data[error.start]:#04x}. Fix: save the file as UTF-8"
+            f"{name} line {line} is not UTF-8: it has the byte {data[error.start]:#04x}. Fix: save the file as UTF-8."
         ) from error
 
 
@@ -72,12 +78,12 @@ def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row]:
     try:
         header = next(lines, [])
         if twice := sorted({column for column in header if header.count(column) > 1}):
-            raise UserError(f"{name} line 1 has two columns named {twice[0]!r}. Fix: rename one")
+            raise UserError(f"{name} line 1 has two columns named {twice[0]!r}. Fix: rename one of them.")
         for values in lines:
             if len(values) not in (0, len(header)):
                 raise UserError(
                     f"{name} line {lines.line_num} has {len(values)} values, expected {len(header)}: {header}. "
-                    'Fix: put values with commas or line ends into quotes ("…")'
+                    'Fix: put values with commas or line ends into quotes ("…").'
                 )
             if values:
                 yield dict(zip(header, values, strict=True))
@@ -86,14 +92,14 @@ def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row]:
 
 
 def _json_rows(name: str, text: str) -> Iterator[Row]:
-    """One object per line, or one array of objects."""
+    """Read a JSON file, which has one object per line or is one array of objects."""
     if (array := _json_array(name, text)) is not None:
         for index, row in enumerate(array):
             if not isinstance(row, dict):
-                raise UserError(f"{name} line 1 starts a list, whose item {index} is {row!r}; expected an object")
+                raise UserError(f"{name} line 1 starts a list whose item {index} is {row!r}, expected an object")
             yield row
         return
-    # `splitlines` would also split at separators that may stand inside of strings, such as U+2028.
+    # `splitlines` would also split at characters that strings may contain, such as U+2028.
     for number, line in enumerate(io.StringIO(text, newline=None), start=1):
         if not line.strip():
             continue
@@ -102,18 +108,18 @@ def _json_rows(name: str, text: str) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{name} line {number} is not JSON: {error}; expected one object per line") from error
         if not isinstance(row, dict):
-            raise UserError(f"{name} line {number} is a {type(row).__name__}; expected an object with the columns")
+            raise UserError(f"{name} line {number} is a {type(row).__name__}, expected an object with the columns")
         yield row
 
 
 def _json_array(name: str, text: str) -> list[Any] | None:
-    """The array that the whole file is; None if it is something else."""
+    """Parse a file that consists of one array. Returns None if it is a file of JSON lines."""
     if not text.lstrip().startswith("["):
         return None
     try:
         array = _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data":  # a line with a list, and more lines
+        if error.msg == "Extra data":  # the first line is a list, and more lines follow
             return None
         raise UserError(f"{name} is not JSON: {error}") from error
     except (ValueError, RecursionError) as error:
@@ -125,12 +131,12 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
         twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} appears twice")
     return row
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number. Fix: write null, or leave the key out")
+    raise ValueError(f"{name} is not a JSON number. Fix: write null, or leave out the key")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

@@ -1,4 +1,4 @@
-"""The figures of a run for TensorBoard, Weights & Biases or trackio, through accelerate; none unless configured."""
+"""Send a run's metrics to TensorBoard, Weights & Biases or trackio, through accelerate. By default none is used."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ PROJECT = "tandem"
 
 
 def check_installed(config: TrainerConfig) -> None:
-    """Refuse trackers whose package is not there, which accelerate would leave out without a word.
+    """Refuse trackers whose package is not installed, which accelerate would silently ignore.
 
     Raises:
-        UserError: names the package.
+        UserError: a package is missing. The message names it.
     """
     if missing := [name for name in config.trackers if importlib.util.find_spec(name) is None]:
         raise UserError(
-            f"trainer.trackers names {', '.join(missing)}, which is not installed here; pip install "
-            f"{' '.join(missing)} into the trainer's environment, or take it out of trainer.trackers"
+            f"trainer.trackers names {', '.join(missing)}, which is not installed. Fix: pip install "
+            f"{' '.join(missing)} in the trainer's environment, or remove it from trainer.trackers."
         )
 
 
 def start(accelerator: Accelerator, config: TrainerConfig) -> None:
-    """Begin a tracked run of the run's name."""
+    """Start a tracked run with the run's name."""
     if config.trackers:
         wandb = {"name": config.run_name, "dir": str(config.run_dir)}
         accelerator.init_trackers(PROJECT, init_kwargs={"wandb": wandb, "trackio": {"name": config.run_name}})
 
 
 def finish(accelerator: Accelerator) -> None:
-    """Let every tracker write what it still holds."""
+    """Let every tracker write what it has not written yet."""
     for tracker in accelerator.trackers:
         tracker.finish()
 
 
 def scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a record, those of inner ones as `rewards/rewards:exact_match`."""
+    """Yield the numbers of a record. Those of nested objects get names such as `rewards/rewards:exact_match`."""
     for name, value in record.items():
         if isinstance(value, Mapping):
             yield from scalars(value, f"{prefix}{name}/")

@@ -1,4 +1,4 @@
-"""Algorithms: from scored groups to a batch, from logprobs to a loss. Pure functions of their arguments, no I/O."""
+"""Algorithms: they turn scored groups into a batch, and logprobs into a loss. Pure functions without I/O."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from .online_dpo import OnlineDpo
 
 
 def build(config: TrainerConfig) -> Algorithm:
-    """The algorithm that `trainer.algorithm` names."""
+    """Return the algorithm that `trainer.algorithm` names."""
     algorithms: dict[str, Callable[[TrainerConfig], Algorithm]] = {"grpo": Grpo, "online_dpo": OnlineDpo}
     return algorithms[config.algorithm](config)

@@ -1,4 +1,4 @@
-"""What the loop and the learner need of an algorithm.
+"""The interface between an algorithm and the loop and learner.
 
 Tensor names end in their shape: B rows (one completion each), T completion tokens.
 """
@@ -14,20 +14,20 @@ from ..batch import Batch, ScoredGroup
 
 
 class Totals(NamedTuple):
-    """What a loss takes from the whole step, over all micro-batches and ranks."""
+    """What a loss needs to know of the complete step, over all micro-batches and ranks."""
 
     rows: int
     tokens: int
     entropy_threshold: Tensor | None = None
-    """The `entropy_quantile` of the entropies of all tokens in the loss; a scalar."""
+    """The `entropy_quantile` of the entropies of all tokens in the loss. A scalar tensor."""
 
 
 Gather = Callable[[list[float]], list[float]]
-"""From values to those of all ranks; every rank calls it at the same time."""
+"""Takes this rank's values and returns those of all ranks. Every rank calls it at the same time."""
 
 
 class Mean(NamedTuple):
-    """A mean and what it is over, so that means of parts make the mean of the whole."""
+    """A mean with its total weight, so that the means of micro-batches can be merged."""
 
     value: Tensor
     weight: Tensor
@@ -38,15 +38,15 @@ class Mean(NamedTuple):
 
 
 class MicroBatchLoss(NamedTuple):
-    """What a micro-batch adds to the step."""
+    """A micro-batch's part of the step's loss, and its metrics."""
 
     loss: Tensor
     metrics: dict[str, Mean]
-    """One whose name ends in `/max` is a maximum, whatever its weight; of values that are not negative."""
+    """A metric whose name ends in `/max` is a maximum of non-negative values. Its weight is ignored."""
 
 
 class LossFunction(Protocol):
-    """From a micro-batch to its share of the step's loss."""
+    """Computes a micro-batch's part of the step's loss."""
 
     def __call__(
         self,
@@ -64,15 +64,15 @@ class Algorithm(Protocol):
     """One way to learn from scored groups."""
 
     needs_reference: bool
-    """Whether `loss` wants logprobs of the policy that training started from."""
+    """True if `loss` needs logprobs of the policy that training started from."""
     num_iterations: int
-    """Optimizer steps for one batch; `old_logprobs_BT` is of the policy before the first of them."""
+    """Optimizer steps per batch. `old_logprobs_BT` comes from the policy before the first of them."""
     entropy_quantile: float | None
-    """Which quantile of the step's entropies `loss` wants to know, if any."""
+    """The quantile of the step's entropies that `loss` needs; None if it needs none."""
 
     @property
     def loss(self) -> LossFunction: ...
 
     def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather) -> Batch:
-        """This rank's rows to train on, at least one; without `has_signal` there is nothing to learn from them."""
+        """Return this rank's rows to train on, at least one. If `has_signal` is False, the step is skipped."""
         ...

@@ -1,6 +1,7 @@
-"""Group Relative Policy Optimization and the losses that came of it.
+"""Group Relative Policy Optimization (GRPO) and the losses derived from it.
 
-Tensor names end in their shape: P prompts, G samples a prompt, B rows (one completion each), T completion tokens.
+Tensor names end in their shape: P prompts, G samples per prompt, K reward functions, N values of the complete batch,
+B rows (one completion each), T completion tokens.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ NAN = float("nan")
 class Grpo:
     """GRPO over scored groups.
 
-    The old policy of the ratio is the one before the batch's first optimizer step, so in that step the ratio is 1 and
-    clipping never binds; rollouts of older policies are corrected by `importance_sampling` alone.
+    The ratio compares the policy with the one before the batch's first optimizer step. In that step the ratio is 1 and
+    clipping has no effect. Only `importance_sampling` corrects for rollouts of older policies.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
-        self._options = options = config.grpo
+        options = config.grpo
+        self._options = options
         self._weights_K = torch.tensor([reward.weight for reward in config.rewards], dtype=torch.float64)
         self._max_completion_length = config.rollout.max_completion_length
         self.needs_reference = options.beta > 0
@@ -38,14 +40,15 @@ class Grpo:
         self.entropy_quantile = 1 - options.top_entropy_quantile if options.top_entropy_quantile < 1 else None
 
     def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather = list) -> Batch:
-        """Rows with a gradient; those without one still count in the totals, so leaving them out changes no value."""
+        """Return the rows that have a gradient. The totals count the other rows too, so the loss is unchanged."""
         rows = [
             Row(group.prompt_ids, completion, advantage, in_loss=reward is not None and self._counts(completion))
             for group, row in zip(groups, self._advantages(groups, gather), strict=True)
             for completion, reward, advantage in zip(group.group.completions, group.rewards, row, strict=True)
         ]
-        all_matter = self.needs_reference or self.entropy_quantile is not None
-        trained = [row for row in rows if row.in_loss and (row.advantage or all_matter)]
+        # With a KL term or an entropy quantile, rows without an advantage count too.
+        needs_all = self.needs_reference or self.entropy_quantile is not None
+        trained = [row for row in rows if row.in_loss and (row.advantage or needs_all)]
         return pad(
             trained or rows[:1],
             row_total=sum(reward is not None for group in groups for reward in group.rewards),
@@ -53,20 +56,21 @@ class Grpo:
         )
 
     def _advantages(self, groups: Sequence[ScoredGroup], gather: Gather) -> list[list[float]]:
-        """One list a group."""
+        """Compute the advantages: one list per group."""
 
-        def everyones(values_PG: Tensor) -> Tensor:
+        def of_all_ranks(values_PG: Tensor) -> Tensor:
             return torch.tensor(gather(values_PG.flatten().tolist()), dtype=torch.float64)
 
-        scale, totals_PG = self._options.scale_rewards, _tensor([group.rewards for group in groups])
+        scale = self._options.scale_rewards
+        totals_PG = _tensor([group.rewards for group in groups])
         if self._options.multi_objective_aggregation == "sum_then_normalize":
-            batch_N = everyones(totals_PG) if scale == "batch" else None
+            batch_N = of_all_ranks(totals_PG) if scale == "batch" else None
             return advantages(totals_PG, scale, batch_N).tolist()
         by_function_PGK = torch.stack([_tensor(group.rewards_by_function.values()).T for group in groups])
-        # A function that failed leaves its whole group without a reward, whatever the others said.
+        # If one function failed, the group has no total reward, so the rewards of the other functions do not count.
         by_function_PGK = by_function_PGK.masked_fill(totals_PG.isnan()[..., None], NAN)
         decoupled_PG = decoupled_totals(by_function_PGK, self._weights_K)
-        return standardized(decoupled_PG, everyones(decoupled_PG)).tolist()
+        return standardized(decoupled_PG, of_all_ranks(decoupled_PG)).tolist()
 
     def _counts(self, completion: Any) -> bool:
         return not (self._options.mask_truncated_completions and completion.finish_reason == "length")
@@ -118,22 +122,25 @@ def policy_loss(
     row_total: int | None = None,
     entropy_threshold: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss that `options.loss_type` names, and metrics as means over the tokens in `mask`; `/max` is a maximum.
+    """Compute the loss that `options.loss_type` names, and its metrics.
+
+    Metrics are means over the tokens in `mask`. Those whose names end in `/max` are maxima.
 
     Args:
-        logps: [B, T], of the policy in training; so are `old_logps`, `mask`, `ref_logps`, `sampler_logps`, `entropy`.
+        logps: [B, T], from the policy in training. `old_logps`, `mask`, `ref_logps`, `sampler_logps` and `entropy`
+            have the same shape.
         advantages: [B, T], [B, 1] or [B].
-        options: a mapping that names no `importance_sampling` means none.
-        max_completion_length: wanted by `dr_grpo`.
-        token_total: tokens of the whole step when these rows are only a part of it; `row_total`, and
-            `entropy_threshold` for `top_entropy_quantile`, likewise.
+        options: if a mapping does not contain `importance_sampling`, it is "none".
+        max_completion_length: required by `dr_grpo`.
+        token_total: number of tokens of the complete step, if these rows are only a part of it. The same holds for
+            `row_total`, and for `entropy_threshold` with `top_entropy_quantile`.
 
     Raises:
-        ValueError: an option wants an argument that is not given.
+        ValueError: an option needs an argument that is not given.
 
-    Source: `objectives.py` and `corrections.py` have the papers. KL: k3, times the ratio so that its gradient is
-        unbiased off-policy (DeepSeek-V3.2, arXiv:2512.02556 eq. 7). Values equal those of TRL 1.16's GRPOTrainer,
-        whose `bnpo` differs from `dapo` only by the micro-batch it is computed in, which changes nothing here.
+    Source: `objectives.py` and `corrections.py` name the papers. KL: k3, times the ratio if `bias_correction_kl`
+        (DeepSeek-V3.2, arXiv:2512.02556 eq. 7). Values equal those of TRL 1.16's GRPOTrainer. There, `bnpo` differs
+        from `dapo` by averaging per micro-batch. Here both average over the complete step, so they are equal.
     """
     if isinstance(options, Mapping):
         options = GrpoConfig.model_validate({"importance_sampling": "none", **options})
@@ -147,25 +154,27 @@ def policy_loss(
         entropy_BT=entropy,
         entropy_threshold=entropy_threshold,
     )
-    loss_type, counts = (
-        LOSS_TYPES[options.loss_type],
-        Counts(
-            rows=len(mask) if row_total is None else row_total,
-            tokens=int(mask.sum()) if token_total is None else token_total,
-            max_completion_length=max_completion_length,
-        ),
+    loss_type = LOSS_TYPES[options.loss_type]
+    counts = Counts(
+        rows=len(mask) if row_total is None else row_total,
+        tokens=int(mask.sum()) if token_total is None else token_total,
+        max_completion_length=max_completion_length,
     )
     loss_BT, metrics_BT = _token_losses(tokens, loss_type, options)
     return loss_type.reduce(loss_BT, tokens.mask_BT, counts), _means(metrics_BT, tokens.mask_BT)
 
 
 def _token_losses(tokens: Tokens, loss_type: LossType, options: GrpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
-    """Objective, times masks and correction, plus KL; and metrics of each token."""
+    """Multiply the objective by masks and correction, and add the KL term. Returns loss and metrics per token."""
     loss_BT, metrics_BT = loss_type.objective(tokens, options)
-    correction_BT, kl_BT = sampler_correction(tokens, options), reference_kl(tokens, options)
-    outer_BT = correction_BT if loss_type.multiplies_correction else None
-    for factor_BT in (off_policy_mask(tokens, options), top_entropy_mask(tokens, options), outer_BT):
-        loss_BT = loss_BT if factor_BT is None else loss_BT * factor_BT
+    correction_BT = sampler_correction(tokens, options)
+    kl_BT = reference_kl(tokens, options)
+    factors_BT = [off_policy_mask(tokens, options), top_entropy_mask(tokens, options)]
+    if loss_type.multiplies_correction:
+        factors_BT.append(correction_BT)
+    for factor_BT in factors_BT:
+        if factor_BT is not None:
+            loss_BT = loss_BT * factor_BT
     if kl_BT is not None:
         loss_BT = loss_BT + options.beta * kl_BT
     if tokens.sampler_logprobs_BT is not None:
@@ -180,11 +189,12 @@ def _token_losses(tokens: Tokens, loss_type: LossType, options: GrpoConfig) -> t
 
 
 def _means(metrics_BT: Mapping[str, Tensor], mask_BT: Tensor) -> dict[str, Tensor]:
-    """Over the tokens in the mask; of a name that ends in `/max` their maximum, of values that are not negative."""
-    nothing = mask_BT.new_zeros(1)
-    return {
-        name: torch.cat([(value_BT.detach() * mask_BT).flatten(), nothing]).max()
-        if name.endswith("/max")
-        else Mean.over(value_BT, mask_BT).value
-        for name, value_BT in metrics_BT.items()
-    }
+    """Average each metric over the tokens in the mask, or take the maximum if its name ends in `/max`."""
+    means = {}
+    for name, value_BT in metrics_BT.items():
+        if name.endswith("/max"):
+            # Values are not negative, so the extra 0 changes no maximum. It is the result of an empty mask.
+            means[name] = torch.cat([(value_BT.detach() * mask_BT).flatten(), mask_BT.new_zeros(1)]).max()
+        else:
+            means[name] = Mean.over(value_BT, mask_BT).value
+    return means

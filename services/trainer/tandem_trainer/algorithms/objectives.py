@@ -1,7 +1,7 @@
-"""GRPO's family of losses: for each `loss_type`, what a token contributes and what the sum is divided by.
+"""GRPO's family of losses: for each `loss_type`, the objective of a token and how tokens are reduced to a loss.
 
-Tensor names end in their shape: B rows (one completion each), T completion tokens. What ends in BT may be [B, 1] where
-one value holds for a whole row, as the ratio does at sequence level.
+Tensor names end in their shape: B rows (one completion each), T completion tokens. A tensor whose name ends in BT is
+[B, 1] if it has one value per row, such as the ratio at sequence level.
 """
 
 from __future__ import annotations
@@ -22,20 +22,24 @@ MIN_LOG_WEIGHT = math.log(1e-8)
 
 
 class Objective(NamedTuple):
-    """A token's loss, not yet corrected for the sampler, and metrics."""
+    """Loss and metrics per token, before the correction for the sampler."""
 
     loss_BT: Tensor
     metrics_BT: dict[str, Tensor]
 
 
 def clipped(tokens: Tokens, options: GrpoConfig) -> Objective:
-    """The ratio, kept from growing past its bounds in the advantage's direction; `delta` bounds it in the other too.
+    """Ratio times advantage, where the ratio is clipped in the advantage's direction.
+
+    `delta` also bounds the ratio for negative advantages, which clipping leaves unbounded.
 
     Source: GRPO, arXiv:2402.03300 eq. 3; `epsilon_high`: DAPO, arXiv:2503.14476 eq. 8; `delta`: INTELLECT-2,
         arXiv:2505.07291 (two-sided clipping).
     """
-    low, high = 1 - options.epsilon, 1 + options.upper_epsilon
-    ratio_BT, advantages_BT = policy_ratio(tokens, options), tokens.advantages_BT
+    low = 1 - options.epsilon
+    high = 1 + options.upper_epsilon
+    ratio_BT = policy_ratio(tokens, options)
+    advantages_BT = tokens.advantages_BT
     clipped_BT = ratio_BT.clamp(low, high)
     if options.delta is not None:
         ratio_BT = ratio_BT.clamp(max=options.delta)
@@ -47,9 +51,9 @@ def clipped(tokens: Tokens, options: GrpoConfig) -> Objective:
 
 
 def cispo(tokens: Tokens, options: GrpoConfig) -> Objective:
-    """REINFORCE weighted by the ratio, of which `epsilon_high` itself (not 1 + epsilon_high) is the cap.
+    """REINFORCE weighted by the ratio, which is capped at `epsilon_high` itself (not at 1 + epsilon_high).
 
-    Source: MiniMax-M1, arXiv:2506.13585 eq. 4–5; the cap as ScaleRL has it, arXiv:2510.13786.
+    Source: MiniMax-M1, arXiv:2506.13585 eq. 4–5; the cap as in ScaleRL, arXiv:2510.13786.
     """
     ratio_BT = policy_ratio(tokens, options).detach()
     weight_BT = ratio_BT.clamp(max=options.upper_epsilon)
@@ -58,7 +62,7 @@ def cispo(tokens: Tokens, options: GrpoConfig) -> Objective:
 
 
 def sapo(tokens: Tokens, options: GrpoConfig) -> Objective:
-    """A sigmoid gate around ratio 1 instead of a clip.
+    """Advantage weighted by a sigmoid of the ratio, which replaces the clip by a smooth gate around ratio 1.
 
     Source: Soft Adaptive Policy Optimization, arXiv:2511.20347 eq. 6.
     """
@@ -68,7 +72,7 @@ def sapo(tokens: Tokens, options: GrpoConfig) -> Objective:
 
 
 def vespo(tokens: Tokens, options: GrpoConfig) -> Objective:
-    """REINFORCE weighted by a gamma density of the whole row's ratio to its sampler, 1 where that is 1.
+    """REINFORCE weighted by a gamma density of the row's ratio to its sampler. At ratio 1 the weight is 1.
 
     Source: Variational Sequence-Level Soft Policy Optimization, arXiv:2602.10693; the clamps are the authors'.
     """
@@ -86,13 +90,16 @@ def vespo(tokens: Tokens, options: GrpoConfig) -> Objective:
 
 
 def _by_sign(condition_BT: Tensor, positive: float, negative: float) -> Tensor:
-    """In float32 whatever the inputs are, because TRL's values are, and 1.05 is another number in float64."""
+    """Choose `positive` where the condition holds, else `negative`.
+
+    The values are always float32, as in TRL: 1.05 is a different number in float64.
+    """
     values = torch.tensor([negative, positive], dtype=torch.float32, device=condition_BT.device)
     return values[condition_BT.long()]
 
 
 class Counts(NamedTuple):
-    """What normalises a loss: of the whole step, of which these rows may be a part."""
+    """What a loss is divided by: counts of the complete step, of which these rows may be a part."""
 
     rows: int
     tokens: int
@@ -115,23 +122,23 @@ def token_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
 
 
 def constant_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
-    """Sum over as many tokens as there could be at most. Source: Dr. GRPO, arXiv:2503.20783.
+    """Sum over all tokens, divided by the largest possible number of tokens. Source: Dr. GRPO, arXiv:2503.20783.
 
     Raises:
-        ValueError: nobody said how many.
+        ValueError: max_completion_length is missing.
     """
     if counts.max_completion_length is None:
-        raise ValueError("loss_type dr_grpo needs max_completion_length: the most tokens that a completion can have")
+        raise ValueError("loss_type dr_grpo got no max_completion_length, expected the largest number of tokens")
     return (loss_BT * mask_BT).sum() / (max(1, counts.rows) * counts.max_completion_length)
 
 
 class LossType(NamedTuple):
-    """How a loss is put together."""
+    """The parts of a loss."""
 
     objective: Callable[[Tokens, GrpoConfig], Objective]
     reduce: Callable[[Tensor, Tensor, Counts], Tensor]
     multiplies_correction: bool = True
-    """Whether the sampler's correction multiplies the objective, which otherwise has it in it."""
+    """True if the sampler's correction multiplies the objective. Otherwise the objective contains it already."""
 
 
 LOSS_TYPES = {

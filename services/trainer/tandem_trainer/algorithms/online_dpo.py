@@ -1,4 +1,4 @@
-"""Online Direct Preference Optimization: of two completions of the policy, one is preferred.
+"""Online Direct Preference Optimization (DPO): learn from pairs of completions of which one is preferred.
 
 Tensor names end in their shape: B rows (one completion each), T completion tokens, P pairs. Rows 2p and 2p + 1 are pair
 p, the preferred one first.
@@ -22,10 +22,10 @@ PAIR = 2
 
 
 class OnlineDpo:
-    """DPO over scored groups of two: the higher reward is preferred, and a judge rewards what it prefers.
+    """DPO over scored groups of two. The completion with the higher reward is preferred.
 
-    A pair of older policies is as good a pair, so lag needs no correction. Two equal rewards prefer nothing: unlike in
-    TRL, which then takes the first, such a pair is left out.
+    A judge gives the completion that it prefers a higher reward. Pairs sampled by an older policy need no correction
+    for lag. A pair with equal rewards is left out, while TRL prefers its first completion.
     """
 
     needs_reference = True
@@ -36,26 +36,27 @@ class OnlineDpo:
         self._options = config.online_dpo
 
     def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather = list) -> Batch:  # noqa: ARG002 - of the Algorithm protocol
-        """Its `advantages_B` are 1 for what is preferred and -1 for what is not."""
+        """Return all pairs, with advantage 1 for the preferred completion and -1 for the other."""
         pairs = [pair for group in groups for pair in self._pairs(group)]
-        nothing = [
+        without_loss = [
             Row(groups[0].prompt_ids, completion, advantage=0.0, in_loss=False)
             for completion in groups[0].group.completions
         ]
         rows = [row for pair in pairs for row in pair]
         return pad(
-            rows or nothing,
+            rows or without_loss,
             row_total=len(pairs),
             token_total=sum(len(row.completion.token_ids) for row in rows),
             rows_together=PAIR,
         )
 
     def _pairs(self, group: ScoredGroup) -> Iterator[tuple[Row, Row]]:
-        """One, or none if nothing is preferred."""
-        assert len(group.rewards) == PAIR, "the configuration sees to it"
-        penalty, completions = self._options.missing_eos_penalty, group.group.completions
+        """The pair of this group, preferred completion first; none if no completion is preferred."""
+        assert len(group.rewards) == PAIR, "the configuration requires num_generations 2"
+        penalty = self._options.missing_eos_penalty or 0.0
+        completions = group.group.completions
         scores = [
-            None if reward is None else reward - (penalty or 0.0) * (completion.finish_reason != "stop")
+            None if reward is None else reward - penalty * (completion.finish_reason != "stop")
             for reward, completion in zip(group.rewards, completions, strict=True)
         ]
         if scores[0] is None or scores[1] is None or scores[0] == scores[1]:
@@ -75,7 +76,7 @@ class OnlineDpo:
     ) -> MicroBatchLoss:
         assert ref_logprobs_BT is not None, "needs_reference"
         losses_P, metrics_P = pair_losses(logprobs_BT, ref_logprobs_BT, batch.mask_BT, options=self._options)
-        pairs_P = batch.advantages_B[::PAIR]  # 0 where nothing is preferred
+        pairs_P = batch.advantages_B[::PAIR]  # 1 for a pair; 0 if nothing is preferred
         by_token_BT = {
             "kl_sampler": k3(logprobs_BT, batch.sampler_logprobs_BT),
             "kl_reference": k3(ref_logprobs_BT, logprobs_BT),
@@ -89,10 +90,10 @@ class OnlineDpo:
 def pair_losses(
     logps: Tensor, ref_logps: Tensor, mask: Tensor, *, options: OnlineDpoConfig | Mapping[str, Any]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """[P] losses, and metrics of each pair under the names that DPO's users know.
+    """Compute the loss of each pair [P], and its metrics under DPO's usual names.
 
     Args:
-        logps: [B, T], of the policy in training; so are `ref_logps` and `mask`.
+        logps: [B, T], from the policy in training. `ref_logps` and `mask` have the same shape.
 
     Source: `sigmoid`: DPO, arXiv:2305.18290 eq. 7; `ipo`: arXiv:2310.12036 eq. 17; online: arXiv:2402.04792. Values
         equal those of TRL 1.16's OnlineDPOTrainer.

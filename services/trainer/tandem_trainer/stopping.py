@@ -1,0 +1,52 @@
+"""Stop a run on SIGTERM or SIGINT: it finishes the current step, unless that waits too long for generators."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from concurrent import futures
+from concurrent.futures import Future
+from typing import TypeVar
+
+STOP_POLL_S = 0.2
+STOP_GRACE_S = 20.0
+"""How long a run that was asked to stop waits for generators to finish its step. They may have stopped already."""
+
+ResultT = TypeVar("ResultT")
+
+
+class Stopped(Exception):
+    """The run was asked to stop while it waited."""
+
+
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    def __init__(self) -> None:
+        self.is_made = False
+        self._deadline = math.inf
+
+    def on_signals(self) -> None:
+        """Make the request on SIGTERM or SIGINT. A second signal ends the process at once."""
+
+        def stop(number: int, _frame: object) -> None:
+            self.is_made = True
+            self._deadline = time.monotonic() + STOP_GRACE_S
+            signal.signal(number, signal.SIG_DFL)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    def wait(self, task: Future[ResultT], *, may_cancel: bool) -> ResultT:
+        """Wait for a background task, which has its own deadline, and return its result.
+
+        Raises:
+            Stopped: the task was cancelled, because it did not end within STOP_GRACE_S of the stop request.
+        """
+        while not task.done():
+            if may_cancel and time.monotonic() > self._deadline:
+                task.cancel()
+                raise Stopped
+            futures.wait([task], timeout=STOP_POLL_S)
+        return task.result()
