@@ -64,7 +64,7 @@ def test_the_gradient_of_capped_logits_is_right_where_a_probability_is_almost_ze
     targets_C = torch.tensor([1])
     expected_C = (30 * torch.tanh(logits_CV.double() / 30)).log_softmax(-1)[:, 1]
     (expected_CV,) = torch.autograd.grad(expected_C.sum(), logits_CV)
-    got_C, _ = logprobs._OfTargets.apply(logits_CV.clone(), targets_C, 1.0, 30.0)
+    got_C, _ = logprobs._TargetLogprobs.apply(logits_CV.clone(), targets_C, 1.0, 30.0)
     (got_CV,) = torch.autograd.grad(got_C.sum(), logits_CV)
     torch.testing.assert_close(got_C, expected_C.float())
     torch.testing.assert_close(got_CV, expected_CV, atol=1e-6, rtol=1e-4)
