@@ -105,8 +105,15 @@ def _compose(block: Block) -> None:
 
 
 def _json(block: Block) -> None:
-    for line in block.text.splitlines():
-        assert isinstance(json.loads(line), dict)
+    """One object, or one per line."""
+    assert all(isinstance(value, dict) for value in _objects(block))
+
+
+def _objects(block: Block) -> list[Any]:
+    try:
+        return [json.loads(block.text)]
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in block.text.splitlines()]
 
 
 # -- Python --------------------------------------------------------------------------------------------------------
@@ -124,11 +131,11 @@ JUDGES = {"prefer"}
 
 
 def _python(block: Block) -> None:
+    """Run it in an empty folder; a function that it defines is a reward or a judge, unless it is a test."""
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
     functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
-    assert functions, "a block defines a function"
     for name in functions:
         if not name.startswith("test_"):
             _score(block, name)
@@ -152,7 +159,8 @@ def _score(block: Block, name: str) -> None:
         if name in JUDGES
         else Rewards([RewardConfig(function=function)], tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
     )
-    rows = [json.loads(data.text) for data in blocks(block.page, language="json")]
+    data = [value for json_block in blocks(block.page, language="json") for value in _objects(json_block)]
+    rows = [value for value in data if value.keys() == {"prompt", "answer"}]
     for row in rows or [
         {"prompt": prompt, "answer": "42"} for prompt in ("6*7=", [{"role": "user", "content": "6*7="}])
     ]:
