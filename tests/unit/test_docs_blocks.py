@@ -120,6 +120,7 @@ def _objects(block: Block) -> list[Any]:
 
 TEXTS = ["42", "no idea"]
 REWARDS: dict[str, list[float]] = {
+    "digits_in_place": [1.0, 0.0],
     "exact_match": [1.0, 0.0],
     "is_short": [1.0, 1.0],
     "ends_with_a_number": [1.0, 0.0],
@@ -160,7 +161,7 @@ def _score(block: Block, name: str) -> None:
         else Rewards([RewardConfig(function=function)], tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
     )
     data = [value for json_block in blocks(block.page, language="json") for value in _objects(json_block)]
-    rows = [value for value in data if value.keys() == {"prompt", "answer"}]
+    rows = [value | {"answer": "42"} for value in data if value.keys() == {"prompt", "answer"}]
     for row in rows or [
         {"prompt": prompt, "answer": "42"} for prompt in ("6*7=", [{"role": "user", "content": "6*7="}])
     ]:
@@ -313,6 +314,7 @@ PROGRAMS: dict[str, Callable[[Command], None]] = {
     "make": _make,
     "pip": _pip,
     "python": _python_m,
+    "tail": _no_options,
     "tandem": _tandem,
     "vllm": _no_options,
 }
