@@ -30,6 +30,7 @@ import tandem_generator.__main__
 import tandem_generator.config
 import tandem_trainer.__main__
 import tandem_trainer.config
+import tandem_trainer.merge
 from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.models import make_tokenizer
@@ -275,7 +276,11 @@ def _services_check(words: list[str]) -> None:
 
 def _python_m(command: Command) -> None:
     assert command.words[1] == "-m"
-    _services_check(command.words[2:])
+    module, *arguments = command.words[2:]
+    if module == "tandem_trainer.merge":
+        assert tandem_trainer.merge.main(arguments) == 2, "its arguments are read, and there is no adapter here"
+    else:
+        _services_check([module, *arguments])
 
 
 def _accelerate(command: Command) -> None:
