@@ -133,14 +133,15 @@ JUDGES = {"prefer"}
 
 
 def _python(block: Block) -> None:
-    """Run it in an empty folder; a function that it defines is a reward or a judge, unless it is a test."""
+    """Run it in an empty folder; its functions are rewards and judges, unless there is a test among them."""
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
     functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
+    if any(name.startswith("test_") for name in functions):
+        return  # a file of tests with its helpers
     for name in functions:
-        if not name.startswith("test_"):
-            _score(block, name)
+        _score(block, name)
 
 
 def _check_calls(block: Block, names: dict[str, Any]) -> None:
