@@ -30,6 +30,7 @@ import tandem_generator.__main__
 import tandem_generator.config
 import tandem_trainer.__main__
 import tandem_trainer.config
+import tandem_trainer.merge
 from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.models import make_tokenizer
@@ -116,19 +117,22 @@ def _compose(block: Block) -> None:
 
 
 def _json(block: Block) -> None:
-    """One JSON object, or one object per line."""
+    """One object, or one per line."""
+    assert all(isinstance(value, dict) for value in _objects(block))
+
+
+def _objects(block: Block) -> list[Any]:
     try:
-        objects = [json.loads(block.text)]
+        return [json.loads(block.text)]
     except json.JSONDecodeError:
-        objects = [json.loads(line) for line in block.text.splitlines()]
-    assert objects
-    assert all(isinstance(value, dict) for value in objects)
+        return [json.loads(line) for line in block.text.splitlines()]
 
 
 # -- Python --------------------------------------------------------------------------------------------------------
 
 TEXTS = ["42", "no idea"]
 REWARDS: dict[str, list[float]] = {
+    "digits_in_place": [1.0, 0.0],
     "exact_match": [1.0, 0.0],
     "is_short": [1.0, 1.0],
     "ends_with_a_number": [1.0, 0.0],
@@ -141,14 +145,16 @@ JUDGES = {"prefer"}
 
 
 def _python(block: Block) -> None:
+    """Run it in an empty folder; its functions are rewards and judges, unless there is a test among them."""
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
     # A block that defines no function is a script, which has just run.
     functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
+    if any(name.startswith("test_") for name in functions):
+        return  # a file of tests with its helpers
     for name in functions:
-        if not name.startswith("test_"):
-            _score(block, name)
+        _score(block, name)
 
 
 def _check_calls(block: Block, names: dict[str, Any]) -> None:
@@ -169,8 +175,8 @@ def _score(block: Block, name: str) -> None:
         if name in JUDGES
         else Rewards([RewardConfig(function=function)], tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
     )
-    shown = [json.loads(data.text) for data in blocks(block.page, language="json")]
-    rows = [row for row in shown if "prompt" in row and "completion" not in row]  # others are lines of a run's files
+    data = [value for json_block in blocks(block.page, language="json") for value in _objects(json_block)]
+    rows = [value | {"answer": "42"} for value in data if value.keys() == {"prompt", "answer"}]
     for row in rows or [
         {"prompt": prompt, "answer": "42"} for prompt in ("6*7=", [{"role": "user", "content": "6*7="}])
     ]:
@@ -284,7 +290,11 @@ def _services_check(words: list[str]) -> None:
 
 def _python_m(command: Command) -> None:
     assert command.words[1] == "-m"
-    _services_check(command.words[2:])
+    module, *arguments = command.words[2:]
+    if module == "tandem_trainer.merge":
+        assert tandem_trainer.merge.main(arguments) == 2, "its arguments are read, and there is no adapter here"
+    else:
+        _services_check([module, *arguments])
 
 
 def _accelerate(command: Command) -> None:

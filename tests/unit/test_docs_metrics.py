@@ -1,0 +1,154 @@
+"""docs/train/metrics.md explains every field that a run writes, and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from accelerate import Accelerator
+from anyio.from_thread import start_blocking_portal
+
+from support.models import make_tiny_model, make_tokenizer
+from support.rollouts import completion, group, scored
+from support.run_folders import make_run
+from tandem_protocol.config import SharedConfig
+from tandem_protocol.messages import Group, RolloutRequest
+from tandem_protocol.version import Version
+from tandem_trainer import algorithms
+from tandem_trainer.algorithms.objectives import LOSS_TYPES
+from tandem_trainer.batch import ScoredGroup
+from tandem_trainer.config import TrainerConfig
+from tandem_trainer.evaluate import Evaluation
+from tandem_trainer.journal import FAILED, FINISHED, STOPPED
+from tandem_trainer.learner import Learner
+from tandem_trainer.prompts import PromptRow
+
+ROOT = Path(__file__).parents[2]
+TRAINER = ROOT / "services/trainer/tandem_trainer"
+PAGE = (ROOT / "docs/train/metrics.md").read_text()
+
+PAIR = [completion([6, 7, 8]), completion([9, 2])]
+GROUPS = [scored([4, 5], PAIR, [1.0, 0.0]), scored([5], PAIR, [0.0, 0.5], row=1)]
+EVAL = {"prompts": {}, "every_steps": 1, "num_generations": 2, "temperature": 1.0, "pass_at": [1, 2]}
+PAIRS = {"rollout": {"num_generations": 2}}
+RUNS: dict[str, dict[str, Any]] = {
+    **{loss_type: {"grpo": {"loss_type": loss_type}} for loss_type in LOSS_TYPES},
+    "reference": {"grpo": {"beta": 0.1, "num_iterations": 2}},
+    "top entropy": {"grpo": {"top_entropy_quantile": 0.5, "off_policy_mask": 1.0}},
+    "no correction": {"grpo": {"importance_sampling": "none"}},
+    "online_dpo": {"algorithm": "online_dpo", **PAIRS},
+    "ipo": {"algorithm": "online_dpo", "online_dpo": {"loss_type": "ipo"}, **PAIRS},
+    "lora": {"lora": {"r": 2}},
+    "evaluation": {"eval": EVAL},
+}
+"""Every option that adds or removes a field."""
+
+
+class Generator:
+    """Answers at once, and gives each completion a reward."""
+
+    async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
+        for index in range(len(request.prompts)):
+            on_group(group(PAIR, index))
+
+    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+        return scored(row.token_ids, group.completions, [1.0, 0.0])
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folder of a run of one step for each of RUNS."""
+    model = make_tiny_model(tmp_path_factory.mktemp("model"))
+    return {name: _run(tmp_path_factory.mktemp("run"), model, options) for name, options in RUNS.items()}
+
+
+def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
+    """Make one step of a run as the loop does, without generators."""
+    run = make_run(folder, **options)
+    config = TrainerConfig.model_validate({"max_steps": 9, "rewards": [{"function": "rewards:r"}]} | options)
+    algorithm = algorithms.build(config)
+    shared = SharedConfig(model=str(model))
+    accelerator = Accelerator(cpu=True)
+    learner = Learner(shared, config, make_tokenizer(), accelerator, needs_reference=algorithm.needs_reference)
+    with run.life():
+        stats = learner.update(algorithm.make_batch(GROUPS, list), algorithm)
+        run.measure(1, GROUPS, stats)
+        if config.eval:
+            run.evaluated(_evaluate(config, run.dir))
+        run.log(GROUPS)
+    return run.dir
+
+
+def _evaluate(config: TrainerConfig, folder: Path) -> dict[str, Any] | None:
+    generator: Any = Generator()
+    with start_blocking_portal() as portal:
+        evaluate = Evaluation(
+            rows=[PromptRow(0, "row 0", "6*7=", "6*7=", (4,), {})],
+            client=generator,
+            rewards=generator,
+            win_rate=None,
+            portal=portal,
+            wait=lambda task: task.result(),
+            config=config,
+            file=folder / "eval.jsonl",
+            is_main=True,
+        )
+        return evaluate(Version(1, 1))
+
+
+def _explained(section: str) -> set[str]:
+    """What the first column of the tables below a heading names."""
+    text = PAGE.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text().splitlines():
+        yield json.loads(line)
+
+
+def test_every_field_of_metrics_jsonl_is_explained_and_no_other_is(folders: dict[str, Path]) -> None:
+    written: set[str] = set()
+    for folder in folders.values():
+        for record in _lines(folder / "metrics.jsonl"):
+            timings = record.pop("timings")
+            written |= {*record, *(f"timings.{phase}" for phase in timings)}
+    assert written == _explained("metrics.jsonl")
+
+
+def test_every_field_of_eval_jsonl_is_explained_and_no_other_is(folders: dict[str, Path]) -> None:
+    (record,) = _lines(folders["evaluation"] / "eval.jsonl")
+    assert set(record) == _explained("eval.jsonl")
+    (step,) = _lines(folders["evaluation"] / "metrics.jsonl")
+    (row,) = re.findall(r"^\| `eval` \| (.*) \|$", PAGE, re.MULTILINE)
+    assert [name for name in step["eval"] if f"`{name}`" not in row] == []
+
+
+def test_every_field_of_rollouts_jsonl_is_explained_and_no_other_is(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        for record in _lines(folder / "rollouts.jsonl"):
+            assert set(record) == _explained("rollouts.jsonl")
+
+
+def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.journal.end(Version(9, 1), finished=True)
+    (event,) = _lines(run.dir / "events.jsonl")
+    sources = "".join(path.read_text() for path in TRAINER.glob("*.py"))
+    kinds = set(re.findall(r"\.(?:alert|note)\(\s*\"(\w+)\"", sources))
+    assert len(kinds) >= 4, "the pattern finds the calls"
+    assert {*event, *kinds, FINISHED} == _explained("events.jsonl")
+
+
+def test_every_field_and_phase_of_status_json_is_explained(folders: dict[str, Path]) -> None:
+    for folder in folders.values():
+        assert set(json.loads((folder / "status.json").read_text())) == _explained("status.json")
+    sources = "".join(path.read_text() for path in TRAINER.glob("*.py"))
+    phases = set(re.findall(r"\.timer\(\"(\w+)\"\)", sources))
+    (row,) = re.findall(r"^\| `phase` \| (.*) \|$", PAGE, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == {*phases, FINISHED, STOPPED, FAILED}
