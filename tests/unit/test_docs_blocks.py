@@ -11,8 +11,6 @@ import functools
 import inspect
 import json
 import re
-import shutil
-import subprocess
 import sys
 import tomllib
 import types
@@ -34,6 +32,7 @@ import tandem_trainer.merge
 from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.models import make_tokenizer
+from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, group
 from tandem_protocol.config import SECTIONS, load, parse_overrides
 from tandem_trainer.config import RewardConfig
@@ -42,7 +41,6 @@ from tandem_trainer.prompts import PromptRow
 from tandem_trainer.rewards import Rewards
 
 BLOCKS = blocks(*PAGES)
-TIMEOUT_S = 60
 MODULE = "a_block"
 """Name under which a block of Python is imported."""
 BASE: dict[str, Any] = {"shared": {"model": "m"}, "trainer": {"max_steps": 1, "rewards": [{"function": "rewards:r"}]}}
@@ -108,12 +106,12 @@ def _load(parts: list[dict[str, Any]]) -> None:
 
 def _compose(block: Block) -> None:
     """Merge an override of compose.yaml. It may use networks that the reader declares."""
-    _need("docker")
+    need("docker")
     values = yaml.safe_load(block.text)
     networks = {name for service in values["services"].values() for name in service.get("networks", ())}
     values.setdefault("networks", {name: {} for name in networks - {"rl"}})
     Path("override.yaml").write_text(yaml.safe_dump(values))
-    _run("docker", "compose", "-f", str(ROOT / "compose.yaml"), "-f", "override.yaml", "config", "--quiet")
+    run("docker", "compose", "-f", str(ROOT / "compose.yaml"), "-f", "override.yaml", "config", "--quiet")
 
 
 def _json(block: Block) -> None:
@@ -136,7 +134,6 @@ REWARDS: dict[str, list[float]] = {
     "exact_match": [1.0, 0.0],
     "is_short": [1.0, 1.0],
     "ends_with_a_number": [1.0, 0.0],
-    "digits_in_place": [0.0, 0.0],  # its page has another answer
     "judge": [1.0, 0.0],
     "prefer": [1.0, 0.0],
 }
@@ -190,7 +187,7 @@ def _score(block: Block, name: str) -> None:
 
 
 def _sh(block: Block) -> None:
-    _run("bash", "-n", "-c", block.text)
+    run("bash", "-n", "-c", block.text)
     found = list(commands(block.text))
     assert found
     missing: list[str] = []
@@ -221,51 +218,8 @@ def _known_variables() -> frozenset[str]:
     return frozenset(name for file in files for name in re.findall(r"\bTANDEM_\w+", file.read_text()))
 
 
-def _need(program: str) -> None:
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not on PATH")
-
-
-def _run(*words: str, cwd: Path | None = None) -> str:
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return ended.stdout + ended.stderr
-
-
 def _make(command: Command) -> None:
-    _run("make", "--dry-run", *command.words[1:], cwd=ROOT)
-
-
-def _options_exist(command: Command) -> None:
-    """Check that each option is in the help of the command or of its parent command."""
-    program = command.words[0]
-    _need(program) if program != "helm" else None
-    help_text = _help(program, *_subcommand(command.words))
-    for word in command.words[1 : command.words.index("--") if "--" in command.words else None]:
-        if word.startswith("--"):
-            assert re.search(rf"{word.partition('=')[0]}\b", help_text), f"{word} is not an option of {command.words}"
-        elif word.startswith("-"):
-            for letter in word[1:]:
-                assert re.search(rf"(^|\s)-{letter}\b", help_text), f"-{letter} is not an option of {command.words}"
-        if word.startswith("--overrides="):
-            json.loads(word.partition("=")[2])
-
-
-def _subcommand(words: list[str]) -> list[str]:
-    """Return the subcommand: `compose up` of `docker compose -f compose.yaml up`."""
-    nested = {"compose": 2, "create": 2}
-    names = [word for before, word in pairwise(words) if word[0] != "-" and before not in ("-f", "-n")]
-    return names[: nested.get(names[0], 1)]
-
-
-@functools.cache
-def _help(program: str, *subcommand: str) -> str:
-    if program == "helm":
-        if reason := helm.missing():
-            pytest.skip(reason)
-        return helm.helm(*subcommand, "--help").stdout
-    above = _run(program, "options") if program == "kubectl" else _run(program, *subcommand[:1], "--help")
-    return above + _run(program, *subcommand, "--help")
+    run("make", "--dry-run", *command.words[1:], cwd=ROOT)
 
 
 def _tandem(command: Command) -> None:
@@ -329,14 +283,14 @@ def _builtin(command: Command) -> None:
 PROGRAMS: dict[str, Callable[[Command], None]] = {
     "accelerate": _accelerate,
     "curl": _no_options,
-    "docker": _options_exist,
+    "docker": check_options,
     "echo": _builtin,
     "eval": _builtin,
     "export": _builtin,
     "git": _no_options,
     "grep": _no_options,
-    "helm": _options_exist,
-    "kubectl": _options_exist,
+    "helm": check_options,
+    "kubectl": check_options,
     "make": _make,
     "pip": _pip,
     "python": _python_m,
