@@ -22,6 +22,7 @@ check: setup  ## Lint, format, types, Dockerfiles, documentation, and no package
 	$(BIN)/hadolint docker/*.Dockerfile
 	$(MKDOCS) build --strict --quiet
 	scripts/check_hosts
+	scripts/check_words
 
 test: setup  ## Run the tests; prints which were skipped and why (TESTS=tests/unit)
 	$(BIN)/pytest $(TESTS)
