@@ -1,0 +1,112 @@
+"""Log lines: readable text by default, one JSON object per line with TANDEM_LOG=json."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from tandem_protocol import logs
+from tandem_protocol.config import ConfigError
+from tandem_trainer.availability import REPEAT_S, Availability
+from tandem_trainer.step_line import StepLine, duration
+
+URL = "http://generator:8000"
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def test_a_text_line_has_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({})
+    logging.getLogger("tandem_trainer.x").info("step %d", 42, extra=logs.fields(step=42))
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO     step 42\n", capsys.readouterr().err)
+
+
+def test_a_json_line_is_one_object_with_the_fields(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({"TANDEM_LOG": "json"})
+    logging.getLogger("tandem_trainer.x").warning("two\nlines – ü", extra=logs.fields(step=42))
+    (line,) = capsys.readouterr().err.splitlines()
+    record = json.loads(line)
+    assert datetime.fromisoformat(record.pop("time")).utcoffset() is not None
+    assert record == {"level": "warning", "logger": "tandem_trainer.x", "message": "two\nlines – ü", "step": 42}
+
+
+def test_a_traceback_stays_within_its_json_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({"TANDEM_LOG": "json"})
+    try:
+        raise ValueError("why")
+    except ValueError:
+        logging.getLogger("tandem_generator").exception("failed")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "ValueError: why" in json.loads(line)["traceback"]
+
+
+def test_libraries_are_logged_from_warning_on_and_python_warnings_too(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({})
+    logging.getLogger("httpx").info("a request")
+    logging.getLogger("httpx").warning("a problem")
+    warnings.warn("old", stacklevel=1)
+    written = capsys.readouterr().err
+    assert "a request" not in written
+    assert "a problem" in written
+    assert "old" in written
+
+
+def test_another_format_is_refused() -> None:
+    with pytest.raises(ConfigError, match="got TANDEM_LOG=xml, expected text or json"):
+        logs.make_formatter({"TANDEM_LOG": "xml"})
+
+
+def test_a_step_line_says_where_the_run_stands() -> None:
+    line = StepLine(200)
+    record = {
+        "step": 42, "reward_mean": 0.5123, "rollout_tokens": 6176, "lag_max": 1,
+        "timings": {"update": 2.0, "other_s": 1.2},
+    }  # fmt: skip
+    assert line(record) == "step 42/200  reward 0.512  1,930 tokens/s  lag 1  3.2 s  8 min left"
+    record |= {"step": 200, "reward_mean": None, "eval": {"reward_mean": 0.61}}
+    assert line(record) == "step 200/200  reward –  eval 0.610  1,930 tokens/s  lag 1  3.2 s"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (60, "1 min"), (3599, "1 h 0 min"), (12000, "3 h 20 min")]
+)
+def test_durations_are_readable(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_an_outage_is_reported_at_once_every_30_seconds_and_at_its_end(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    now_s = 100.0
+    availability = Availability(clock=lambda: now_s)
+    for _ in range(3):
+        availability.failed(URL, "connection refused")
+    assert caplog.messages == [f"waiting for generator {URL}: connection refused"]
+    now_s += REPEAT_S
+    availability.failed(URL, "not ready")
+    assert caplog.messages[1:] == [f"still waiting for generator {URL} after 30 s: not ready"]
+    now_s += 5
+    availability.answered(URL)
+    availability.answered(URL)
+    assert caplog.messages[2:] == [f"generator {URL} answers again after 35 s"]
+
+
+def test_a_replica_that_left_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    availability = Availability()
+    availability.failed(URL, "connection refused")
+    availability.gone({"http://other:8000"})
+    availability.gone({"http://other:8000"})
+    assert caplog.messages[1:] == [f"generator {URL} has left"]
