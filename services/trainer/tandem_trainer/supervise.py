@@ -1,0 +1,103 @@
+"""Start the trainer again after failures that a retry may fix, and end with its last exit status.
+
+A failure counts against the retries until the run has a new checkpoint. So a run that fails once an hour goes on for
+days, and one that fails at its start ends after a few minutes.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tandem_protocol.logs import fields
+
+log = logging.getLogger(__name__)
+
+FINISHED, USER_ERROR = 0, 2
+"""Exit statuses that a retry would not change."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
+
+
+class Supervisor:
+    """Runs one command until it is finished for good."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        retries: int,
+        newest_checkpoint: Callable[[], int],
+        first_pause_s: float = FIRST_PAUSE_S,
+    ) -> None:
+        """
+        Args:
+            retries: how often the command may be started again before the run has a new checkpoint.
+            newest_checkpoint: the step of the newest checkpoint; -1 without any.
+        """
+        self._command, self._env, self._retries = list(command), dict(env), retries
+        self._newest_checkpoint = newest_checkpoint
+        self._first_pause_s = first_pause_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stop_signal: int | None = None
+        self._stopping = threading.Event()
+
+    def run(self) -> int:
+        """Run the command, again after failures. SIGTERM and SIGINT are passed on, and end it.
+
+        Returns:
+            The exit status of the last try: 0 finished, 2 a user's mistake, 128 + n after signal n.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        failures, step = 0, self._newest_checkpoint()
+        while True:
+            status = self._try()
+            if status in (FINISHED, USER_ERROR) or self._stopping.is_set():
+                return status
+            if (newest := self._newest_checkpoint()) != step:
+                failures, step = 0, newest
+            failures += 1
+            if failures > self._retries:
+                log.error("the trainer ended with exit status %d, and %s", status, self._no_more(step))
+                return status
+            pause_s = min(self._first_pause_s * 2 ** (failures - 1), LONGEST_PAUSE_S)
+            log.warning(
+                "the trainer ended with exit status %d; starting it again in %.0f s (retry %d of %d before the next "
+                "checkpoint)",
+                status,
+                pause_s,
+                failures,
+                self._retries,
+                extra=fields(status=status, retry=failures),
+            )
+            if self._stopping.wait(pause_s):
+                assert self._stop_signal is not None, "set by the handler"
+                return 128 + self._stop_signal
+
+    def _no_more(self, step: int) -> str:
+        since = f"since the checkpoint of step {step}" if step >= 0 else "before the first checkpoint"
+        return f"{self._retries} retries {since} did not help. Fix what the messages above name, and start it again."
+
+    def _try(self) -> int:
+        self._child = subprocess.Popen(self._command, env=self._env)  # noqa: S603 - our own module
+        if self._stopping.is_set():  # the signal came before there was a process to pass it to
+            self._child.terminate()
+        status = self._child.wait()
+        return status if status >= 0 else 128 - status
+
+    def _stop(self, number: int, _frame: object) -> None:
+        self._stop_signal = number
+        self._stopping.set()
+        if self._child is not None and self._child.poll() is None:
+            self._child.send_signal(number)
+
+
+def newest_checkpoint(run_dir: Path) -> int:
+    """The step of the newest checkpoint in a run's folder; -1 without any."""
+    names = (path.name for path in (run_dir / "checkpoints").glob("*"))
+    return max((int(name) for name in names if name.isdecimal()), default=-1)
