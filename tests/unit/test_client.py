@@ -173,6 +173,27 @@ async def test_weights_are_set_on_all_replicas_with_retries():
     assert sorted(calls) == ["replica0 PUT /weights/1.1", *["replica1 PUT /weights/1.1"] * 2]
 
 
+async def test_weights_are_not_waited_for_on_a_replica_that_cannot_be_reached(caplog: pytest.LogCaptureFixture):
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.host == "replica1":
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, content=ServedWeights(version=V1, manifest_digest="abc").model_dump_json())
+
+    client = GeneratorClient(["http://replica0", "http://replica1"], None, transport=httpx.MockTransport(handler))
+    served = await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=5)
+    assert list(served) == ["http://replica0"]
+    assert "waiting for generator http://replica1: ConnectError: refused" in caplog.messages
+
+
+async def test_weights_are_waited_for_if_no_replica_can_be_reached():
+    def handler(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    client = GeneratorClient(["http://replica0", "http://replica1"], None, transport=httpx.MockTransport(handler))
+    with pytest.raises(TimeoutError, match=r"serve version 1\.1.*replica0.*refused.*replica1.*refused"):
+        await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=1)
+
+
 async def test_refused_weights_are_raised_at_once():
     transport = httpx.MockTransport(lambda _: _error(WeightsRefused("flipped byte")))
     client = GeneratorClient(["http://replica0"], None, transport=transport)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import TypeVar
@@ -28,12 +29,18 @@ from tandem_protocol.problems import shorten, summarize
 from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS
 from tandem_protocol.version import Version
 
+from .availability import Availability
 from .replicas import Replicas
 
 FIRST_PAUSE_S = 0.1
 """Pause after the first failure. It doubles with each further one."""
 LONGEST_PAUSE_S = 5.0
 CONNECT_TIMEOUT_S = 10.0
+UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout)
+UNREACHABLE_TRIES = 2
+"""One refused connection may be an accident."""
+UNREACHABLE_PAUSE_S = 0.5
+"""Longest pause before another try, because the others may be done by then."""
 
 ResultT = TypeVar("ResultT")
 MessageT = TypeVar("MessageT", bound=Message)
@@ -55,6 +62,7 @@ class GeneratorClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._replicas = Replicas(urls)
+        self._availability = Availability()
         # Ranks start at different replicas. Otherwise the first replica would get most of the short requests.
         self._next_replica = rank
         self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
@@ -90,6 +98,9 @@ class GeneratorClient:
     async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
         """Make every replica serve `version`, and return when all of them do.
 
+        A replica that cannot be reached is left out if another one serves the version. When it starts again, it loads
+        the newest version before it is ready.
+
         Raises:
             TandemError: a replica refused.
             TimeoutError: a replica did not serve it in time.
@@ -100,7 +111,8 @@ class GeneratorClient:
             response = await self._http.put(url + path, content=weights.model_dump_json())
             return _read(ServedWeights, response)
 
-        return await self._everywhere(put, timeout_s, f"serve version {version} (trainer.publish.timeout_s)")
+        purpose = f"serve version {version} (trainer.publish.timeout_s)"
+        return await self._everywhere(put, timeout_s, purpose, skip_unreachable=True)
 
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
         """Divide `request` among the replicas, and call `on_group` exactly once for each group, as soon as it arrives.
@@ -129,8 +141,9 @@ class GeneratorClient:
                 url = urls[replica % len(urls)]
                 try:
                     await self._stream(url, request, mine, take)
+                    self._availability.answered(url)
                 except (httpx.TransportError, TandemError) as error:
-                    reasons[url] = _retryable(url, error)
+                    reasons[url] = self._retryable(url, error)
                 if mine:
                     replica += 1
                     await asyncio.sleep(next(pauses))
@@ -187,11 +200,19 @@ class GeneratorClient:
         return _read(Info, await self._http.get(url + INFO))
 
     async def _everywhere(
-        self, call: Callable[[str], Awaitable[ResultT]], timeout_s: float, purpose: str
+        self,
+        call: Callable[[str], Awaitable[ResultT]],
+        timeout_s: float,
+        purpose: str,
+        *,
+        skip_unreachable: bool = False,
     ) -> dict[str, ResultT]:
         """Call `call` for every replica in parallel, with retries, and return URL → answer.
 
         A replica that joins meanwhile is called too. One that leaves is not waited for.
+
+        Args:
+            skip_unreachable: do not wait for replicas that cannot be reached if another one has answered.
 
         Raises:
             TandemError: a call failed, and a retry would not help.
@@ -200,26 +221,44 @@ class GeneratorClient:
         reasons: dict[str, str] = {}
         urls: set[str] = set()
         done: dict[str, ResultT] = {}
+        unreachable: Counter[str] = Counter()
 
-        async def until_done(url: str) -> None:
+        def is_settled(url: str) -> bool:
+            return url in done or (skip_unreachable and unreachable[url] >= UNREACHABLE_TRIES and bool(done))
+
+        async def until_settled(url: str) -> None:
             pauses = _pauses()
-            while url not in done and url in await self._replicas.now():
+            while not is_settled(url) and url in await self._replicas.now():
                 try:
                     done[url] = await call(url)
+                    self._availability.answered(url)
+                except UNREACHABLE as error:
+                    reasons[url] = self._retryable(url, error)
+                    unreachable[url] += 1
+                    await asyncio.sleep(min(next(pauses), UNREACHABLE_PAUSE_S))
                 except (httpx.TransportError, TandemError) as error:
-                    reasons[url] = _retryable(url, error)
+                    reasons[url] = self._retryable(url, error)
+                    del unreachable[url]
                     await asyncio.sleep(next(pauses))
 
         try:
             async with asyncio.timeout(timeout_s):
-                while not done.keys() >= (urls := set(await self._replicas.now())):
+                while not all(map(is_settled, urls := set(await self._replicas.now()))):
                     async with task_group() as tasks:
                         for url in urls:
-                            tasks.create_task(until_done(url))
+                            tasks.create_task(until_settled(url))
         except TimeoutError:
             late = {url: reasons.get(url, "no answer") for url in urls - done.keys()}
             raise TimeoutError(f"waited {timeout_s:g} s for the generators to {purpose}; got {late}") from None
-        return {url: done[url] for url in urls}
+        return {url: done[url] for url in urls if url in done}
+
+    def _retryable(self, url: str, error: httpx.TransportError | TandemError) -> str:
+        """Report a retryable error, and return its description for the message at the deadline. Raise any other."""
+        if isinstance(error, TandemError) and not error.retryable:
+            raise type(error)(f"{url}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        self._availability.failed(url, reason)
+        return reason
 
 
 @asynccontextmanager
@@ -238,13 +277,6 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause_s
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-
-def _retryable(url: str, error: httpx.TransportError | TandemError) -> str:
-    """Return a description of a retryable error, for the message at the deadline. Raise any other error."""
-    if isinstance(error, TandemError) and not error.retryable:
-        raise type(error)(f"{url}: {error}") from error
-    return f"{type(error).__name__}: {error}"
 
 
 def _checked(response: httpx.Response) -> httpx.Response:
@@ -277,8 +309,7 @@ def _read(kind: type[MessageT], response: httpx.Response) -> MessageT:
         request = response.request
         raise TandemError(
             f"{request.method} {request.url.path} returned a body that this release cannot read: "
-            f"{summarize(error.errors())}. "
-            "Fix: run the same release of Tandem on both sides."
+            f"{summarize(error.errors())}. Fix: run the same release of Tandem on both sides."
         ) from error
 
 
