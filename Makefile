@@ -44,6 +44,9 @@ bench-trainer: setup  ## Compare time and memory of one update with TRL (creates
 # By default, generator and trainer get half of the cores each.
 up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))
 up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc) - 1)))
+# Neither service may use more than 80 % of the memory, so that a leak ends a process and not the host.
+up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0.8) "k"}' /proc/meminfo)
+up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up:  ## Train PROJECT in containers and wait for the end (docs/deploy/containers.md)
 	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; exit 1; }

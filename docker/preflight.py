@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from project_files import identify, refresh
 from pydantic import BaseModel
 
 from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, load
@@ -26,7 +26,6 @@ from tandem_protocol.device_sets import check_disjoint, parse_devices
 SOURCES = [Path(path) for path in os.environ.get("TANDEM_PROJECT_SOURCES", "/source").split(":")]
 """Folders of the project. A file in a later folder replaces that of an earlier one."""
 PROJECT = Path(os.environ.get("TANDEM_PROJECT_DIR", "/project"))
-NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
 HUB_TOKEN = Path("/hf_token")
 FIXES = {
     "CPUs": "set TANDEM_GENERATOR_CPUS and TANDEM_TRAINER_CPUS",
@@ -61,7 +60,7 @@ def main() -> int:
             subprocess.run([sys.executable, "prepare.py"], cwd=PROJECT, check=True)
         settings, _ = load(Settings, path=PROJECT / "config.yaml")
         fetch_model(settings.shared)
-    except (ConfigError, OSError) as error:  # shutil.Error is an OSError
+    except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
@@ -97,7 +96,7 @@ def make_token(path: Path) -> None:
 
 
 def copy_project() -> None:
-    """Copy the project's files to the volume. Files that prepare.py has created there are kept.
+    """Copy the project's files to the volume. Files that its own prepare.py has created there are kept.
 
     Raises:
         ConfigError: no source has a config.yaml.
@@ -108,9 +107,9 @@ def copy_project() -> None:
         )
     PROJECT.mkdir(exist_ok=True)
     owner = PROJECT.stat()
-    ignore = shutil.ignore_patterns(*NOT_COPIED)
-    for source in SOURCES:
-        shutil.copytree(source, PROJECT, ignore=ignore, copy_function=shutil.copyfile, dirs_exist_ok=True)
+    identity = os.environ.get("TANDEM_PROJECT_IDENTITY") or "+".join(map(identify, SOURCES))
+    if reason := refresh(PROJECT, SOURCES, identity):
+        say(f"deleted the files on the project volume, because {reason}")
     if os.geteuid() == 0:
         for path in [PROJECT, *PROJECT.rglob("*")]:
             os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
