@@ -44,7 +44,7 @@ ONLY_IN = {
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
-    "httpx": {"tandem_trainer.client", "tandem_cli"},
+    "httpx": {"tandem_trainer.answers", "tandem_trainer.client", "tandem_cli"},
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},

@@ -31,5 +31,5 @@ def test_a_trainer_stopped_while_it_waits_for_generators_has_the_status_stopped(
         trainer.join(DEADLINE_S)
     finally:
         trainer.kill()
-    assert (trainer.exitcode, json.loads(status.read_text())["phase"]) == (130, "stopped")
+    assert (trainer.exitcode, json.loads(status.read_text())["phase"]) == (143, "stopped")
     assert "Traceback" not in log.read_text()

@@ -32,7 +32,7 @@ def _restored() -> Iterator[None]:
 def test_a_text_line_has_time_level_and_message(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure({})
     logging.getLogger("tandem_trainer.x").info("step %d", 42, extra=logs.fields(step=42))
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO     step 42\n", capsys.readouterr().err)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d INFO     step 42\n", capsys.readouterr().out)
 
 
 def test_a_json_line_is_one_object_with_the_fields(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 from concurrent.futures import Future
@@ -156,7 +157,8 @@ def test_run_is_finished_once_its_last_step_is_published_and_saved(tmp_path: Pat
     assert make_run(tmp_path, max_steps=5).finished
 
 
-def test_changed_settings_are_reported_with_both_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_changed_settings_are_reported_with_both_values(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
     saved: Any = Saved()
     facts = IDENTITY | {"trainer.optim.learning_rate": 1e-6, "trainer.rewards": [{"weight": 1.0}]}
     run = make_run(tmp_path, identity=facts)
@@ -166,7 +168,7 @@ def test_changed_settings_are_reported_with_both_values(tmp_path: Path, capsys: 
     again.resume(saved, saved)
     assert saved.again == {"sample_again": False, "score_again": False}
     message = "resumed from step 3; changed since: trainer.optim.learning_rate: 1e-06 → 1e-05"
-    assert capsys.readouterr().out == f"{message}\n"
+    assert message in caplog.messages
     (event,) = (tmp_path / "default" / "events.jsonl").read_text().splitlines()
     assert json.loads(event)["changes"] == {"trainer.optim.learning_rate": [1e-6, 1e-5]}
     for key, expected in [("trainer.rewards", (False, True)), ("trainer.rollout.temperature", (True, False))]:

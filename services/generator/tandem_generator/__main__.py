@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import logging
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
@@ -30,8 +30,8 @@ RESTART_ME = 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped. Returns 0 after SIGTERM, 2 for a user error, 1 for a failure that a restart may fix."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
+        logs.configure()
         options = parse(sys.argv[1:] if argv is None else argv)
         if options.project:
             os.chdir(options.project)
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return asyncio.run(_serve_mock(options.settings))
         return _serve_vllm(options)
     except (ConfigError, TandemError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.report_error(error)
         is_user_error = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)
         return USER_ERROR if is_user_error else RESTART_ME
 

@@ -18,6 +18,8 @@ from typing import Any
 
 from .config import ConfigError
 
+log = logging.getLogger(__name__)
+
 LOG_ENV = "TANDEM_LOG"
 TEXT, JSON = "text", "json"
 FIELDS = "tandem_fields"
@@ -28,19 +30,32 @@ _TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 
 
 def configure(env: Mapping[str, str] = os.environ, *, level: int = logging.INFO) -> None:
-    """Send all log records from `level` on to stderr, in the format that `TANDEM_LOG` names.
+    """Send log records to stdout, and those from WARNING on to stderr, in the format that `TANDEM_LOG` names.
 
     Libraries are logged from WARNING on, Tandem's own packages from `level` on. Python warnings become log records.
 
     Raises:
         ConfigError: `TANDEM_LOG` is neither `text` nor `json`.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(make_formatter(env))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    formatter = make_formatter(env)
+    progress = logging.StreamHandler(sys.stdout)
+    progress.addFilter(lambda record: record.levelno < logging.WARNING)
+    problems = logging.StreamHandler(sys.stderr)
+    problems.setLevel(logging.WARNING)
+    for handler in (progress, problems):
+        handler.setFormatter(formatter)
+    logging.basicConfig(level=logging.WARNING, handlers=[progress, problems], force=True)
     logging.captureWarnings(True)
     for package in ("tandem_generator", "tandem_protocol", "tandem_trainer"):
         logging.getLogger(package).setLevel(level)
+
+
+def report_error(error: Exception | str, env: Mapping[str, str] = os.environ) -> None:
+    """Print the error that ends this process, without a traceback: `error: ...`, or a JSON line."""
+    if env.get(LOG_ENV) == JSON:
+        log.error("%s", error)
+    else:
+        print(f"error: {error}", file=sys.stderr)
 
 
 def make_formatter(env: Mapping[str, str] = os.environ) -> logging.Formatter:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides
 from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys
 
 from .config import Settings, TrainerConfig
-
-INTERRUPTED = 130
-"""Exit code after Ctrl-C or SIGTERM before the first step. It is the one that shells give for Ctrl-C."""
+from .stopping import Terminated, exit_status
 
 _DESCRIPTION = """
 Train a project's model on completions from its generators. Any key of config.yaml can be set on the command line, such
@@ -50,17 +50,25 @@ environment:
 The command line wins over the environment, the environment over config.yaml, and config.yaml over the defaults.
 
 exit codes:
-  0    the run is done, or has stopped with a checkpoint
-  1    the run failed
+  0    the run is finished
+  1    the run failed; another try may succeed
   2    a setting, the project or a generator is wrong; the message says what
-  130  stopped before the first step
+  130  stopped by Ctrl-C; the same command resumes the run
+  143  stopped by SIGTERM; the same command resumes the run
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train until the run ends, and return the exit code (see `--help`)."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    status = _run(argv)
+    if folder := os.environ.get("TANDEM_TRAINER_STATUS_DIR"):  # see several.py
+        Path(folder, str(os.getpid())).write_text(str(status))
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
+        logs.configure()
         path, check, overrides = parse(sys.argv[1:] if argv is None else argv)
         settings, sources = load(Settings, path=path, overrides=overrides)
         resolved = format_resolved(settings, sources)
@@ -71,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return train(settings, resolved, path.parent)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.report_error(error)
         return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        return exit_status(signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
 
 
 def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, str]]:

@@ -67,6 +67,10 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
         learner.rehearse()
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
+    run.journal.progress(
+        f"training {shared.model} on {len(rows)} prompts of {config.prompts.source}, scored by "
+        f"{', '.join(config.scorers)}; {len(eval_rows)} prompts for evaluation"
+    )
     return Project(scorer, rows, eval_rows, algorithm, learner, ours)
 
 

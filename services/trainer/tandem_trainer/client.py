@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -11,7 +12,7 @@ from typing import TypeVar
 import httpx
 from pydantic import ValidationError
 
-from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body, not_finite
+from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.messages import (
     Group,
     Info,
@@ -19,18 +20,19 @@ from tandem_protocol.messages import (
     Parameters,
     Prompt,
     Readiness,
-    RolloutLine,
     RolloutRequest,
     ServedWeights,
     SetWeights,
 )
 from tandem_protocol.parameters import Shapes
-from tandem_protocol.problems import shorten, summarize
-from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS
+from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS, SHUTDOWN
 from tandem_protocol.version import Version
 
+from .answers import checked, read_group, read_message, why_unusable
 from .availability import Availability
 from .replicas import Replicas
+
+log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
 """Pause after the first failure. It doubles with each further one."""
@@ -92,7 +94,7 @@ class GeneratorClient:
     async def parameters(self, url: str, timeout_s: float) -> Shapes:
         """Return the parameter table of the replica at `url`. It is empty if the replica does not know it."""
         async with asyncio.timeout(timeout_s):
-            response = _checked(await self._http.get(url + PARAMETERS))
+            response = checked(await self._http.get(url + PARAMETERS))
         return Parameters.model_validate_json(response.content).shapes
 
     async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
@@ -109,7 +111,7 @@ class GeneratorClient:
         async def put(url: str) -> ServedWeights:
             path = SET_WEIGHTS.format(version=version)
             response = await self._http.put(url + path, content=weights.model_dump_json())
-            return _read(ServedWeights, response)
+            return read_message(ServedWeights, response)
 
         purpose = f"serve version {version} (trainer.publish.timeout_s)"
         return await self._everywhere(put, timeout_s, purpose, skip_unreachable=True)
@@ -160,6 +162,17 @@ class GeneratorClient:
                 "trainer.rollout.timeout_s."
             ) from None
 
+    async def end_generators(self, timeout_s: float) -> None:
+        """Ask every replica once to end. One that does not answer is logged and left alone."""
+        for url in await self._replicas.now():
+            try:
+                async with asyncio.timeout(timeout_s):
+                    checked(await self._http.post(url + SHUTDOWN))
+            except (httpx.TransportError, TandemError, TimeoutError) as error:
+                log.warning("generator %s was not asked to end: %r", url, error)
+            else:
+                log.info("asked generator %s to end", url)
+
     async def _stream(
         self, url: str, request: RolloutRequest, mine: dict[int, Prompt], on_group: Callable[[Group], object]
     ) -> None:
@@ -178,10 +191,10 @@ class GeneratorClient:
         ) as response:
             if response.status_code != httpx.codes.OK:
                 await response.aread()
-            async for text in _checked(response).aiter_lines():
-                group = _group(text)
-                if unusable := _unusable(group, request, len(requested)):
-                    trouble = unusable
+            async for text in checked(response).aiter_lines():
+                group = read_group(text)
+                if problem := why_unusable(group, request, len(requested)):
+                    trouble = problem
                     continue
                 index = requested[group.prompt_index]
                 if mine.pop(index, None) is not None:
@@ -194,10 +207,10 @@ class GeneratorClient:
         if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
             with suppress(ValidationError):  # the answer may come from a proxy
                 raise EngineFailed(Readiness.model_validate_json(response.content).reason)
-        _checked(response)
+        checked(response)
 
     async def _info(self, url: str) -> Info:
-        return _read(Info, await self._http.get(url + INFO))
+        return read_message(Info, await self._http.get(url + INFO))
 
     async def _everywhere(
         self,
@@ -277,76 +290,3 @@ def _pauses() -> Iterator[float]:
     while True:
         yield pause_s
         pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-
-
-def _checked(response: httpx.Response) -> httpx.Response:
-    """Return the response if its status is a success.
-
-    Raises:
-        TandemError: the error in the body.
-        EngineFailed: a server error without such a body, for example from a proxy.
-    """
-    if response.is_success:
-        return response
-    try:
-        error = from_body(ErrorBody.model_validate_json(response.content))
-    except ValidationError:
-        request = response.request
-        got = f"{request.method} {request.url.path} answered {response.status_code}: {response.text[:200]}"
-        error = EngineFailed(got) if response.is_server_error else TandemError(f"{got}. Is this a Tandem generator?")
-    raise error
-
-
-def _read(kind: type[MessageT], response: httpx.Response) -> MessageT:
-    """Return the message in a successful response.
-
-    Raises:
-        TandemError: the response is an error, or the message cannot be read.
-    """
-    try:
-        return kind.model_validate_json(_checked(response).content)
-    except ValidationError as error:
-        request = response.request
-        raise TandemError(
-            f"{request.method} {request.url.path} returned a body that this release cannot read: "
-            f"{summarize(error.errors())}. Fix: run the same release of Tandem on both sides."
-        ) from error
-
-
-def _group(text: str) -> Group:
-    """Return the group in one line of a stream.
-
-    Raises:
-        TandemError: the line contains an error.
-        LogprobsNotFinite: a logprob is not a finite number.
-        EngineFailed: the line cannot be read.
-    """
-    try:
-        line = RolloutLine.model_validate_json(text)
-    except ValidationError as error:
-        problems = error.errors()
-        for problem in problems:
-            if "logprobs" in problem["loc"] and (problem["type"] == "finite_number" or problem["input"] is None):
-                where = ".".join(str(part) for part in problem["loc"])
-                raise not_finite(problem["input"], where) from error
-        raise EngineFailed(f"a line of the answer cannot be read: {summarize(problems)}") from error
-    if line.error is not None:
-        raise from_body(line.error)
-    if line.group is None:
-        raise EngineFailed(f"a line of the answer is {shorten(text)}; expected a group or an error")
-    return line.group
-
-
-def _unusable(group: Group, request: RolloutRequest, prompt_count: int) -> str | None:
-    """Return what is wrong with the group, or None."""
-    if group.prompt_index >= prompt_count or len(group.completions) != request.sampling.n:
-        return (
-            f"got a group of {len(group.completions)} completions for prompt {group.prompt_index}, expected "
-            f"{request.sampling.n} for one of {prompt_count} prompts"
-        )
-    if any(completion.finish_reason == "abort" for completion in group.completions):
-        return "a completion was aborted, so it is not a sample of the policy"
-    oldest = min((span.version for c in group.completions for span in c.versions), default=None)
-    if request.min_version is not None and oldest is not None and oldest < request.min_version:
-        return f"got tokens of version {oldest}, expected {request.min_version} or newer"
-    return None

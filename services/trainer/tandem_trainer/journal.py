@@ -50,10 +50,15 @@ class Journal:
         return max((event["step"] for event in self._events.read() if event["kind"] == FINISHED), default=-1)
 
     def note(self, kind: str, step: int, message: str, **details: Any) -> None:
-        """Print an event, and append it to `events.jsonl`."""
+        """Log an event, and append it to `events.jsonl`."""
         if self._is_main:
-            print(message, flush=True)
+            log.info("%s", message)
             self._event(kind, step, message, details)
+
+    def progress(self, line: str) -> None:
+        """Log one line about the run."""
+        if self._is_main:
+            log.info("%s", line)
 
     def alert(self, kind: str, step: int, message: str, **details: Any) -> None:
         """Log an event that needs attention as a warning, and append it to `events.jsonl`."""

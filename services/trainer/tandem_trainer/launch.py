@@ -1,32 +1,49 @@
 """`python -m tandem_trainer.launch ...`: start the trainer processes of one node. The entry point of the images.
 
-One process is the trainer itself. Several run under `accelerate launch`.
+One process is the trainer itself. Several run under `accelerate launch`. `supervise.py` starts failed ones again.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from tandem_protocol import logs
+from tandem_protocol.config import load, read_token
 from tandem_protocol.config.help import WideHelpFormatter
 from tandem_protocol.ports import listen
 
+from .__main__ import parse
+from .client import GeneratorClient
+from .config import Settings
+from .supervise import Supervisor, newest_checkpoint
+
 PREFIX = "TANDEM_TRAINER_"
+LAUNCHER = "accelerate.commands.launch"
 VARIABLES = {
     "PROCESSES": "Trainer processes on this node, one per device. (default: 1)",
     "NODES": "Nodes of the run. (default: 1)",
     "NODE_RANK": "Number of this node, from 0. Node 0 holds the rendezvous. (default: 0)",
     "RENDEZVOUS": "host:port of node 0, where all processes meet. (default: a free port; required with several nodes)",
+    "RETRIES": "How often a failed trainer is started again before its next checkpoint. (default: 0)",
+    "END_GENERATORS": "true: when the run is over, ask the generators to end. (default: false)",
 }
 """Name without the prefix → description."""
 ANY_PORT = "127.0.0.1:0"
 """Where the processes of one node meet. With port 0, accelerate takes a free port."""
 LARGEST_PORT = 65535
-SHUTDOWN_TIMEOUT = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "270"}
-"""Seconds that the launcher gives its processes after SIGTERM to finish their step and write a checkpoint. It is less
-than the grace period of compose.yaml and of the chart."""
+END_TIMEOUT_S = 10.0
+DEFAULTS = {
+    # Seconds that the launcher gives its processes after SIGTERM to finish their step and write a checkpoint. It is
+    # less than the grace period of compose.yaml and of the chart.
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "270",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",  # below, c10d warns of every host name that it cannot look up
+    "OMP_NUM_THREADS": "1",  # the launcher would warn and set it; the trainer sets torch's threads itself
+}
+"""Environment variables of the processes, if they are not set."""
 
 _DESCRIPTION = """
 Start as many trainer processes as the environment says: one is `python -m tandem_trainer`, several run under
@@ -46,22 +63,62 @@ examples:
       TANDEM_TRAINER_RENDEZVOUS=first-node:29500 \\
       python -m tandem_trainer.launch --config project/config.yaml
 
-exit codes: those of the trainer; 2 if a variable is wrong
+exit codes: those of the trainer; 2 if a variable is wrong. If one of several processes fails, its exit code: 2 for a
+mistake in the project, 128 + n after signal n.
 """
 
 
 def main() -> int:
-    """Become the trainer or its launcher. Returns only if a variable is wrong: the exit code 2."""
+    """Run the trainer's processes, and return their exit code."""
     arguments = sys.argv[1:]
     if {"-h", "--help"} & {*arguments}:
         print(help_text(), end="")
         return 0
     try:
+        logs.configure()
         command = trainer_command(os.environ, arguments)
+        retries = _number(os.environ, "RETRIES", 0, least=0)
+        ends_generators = _flag(os.environ, "END_GENERATORS")
+        if (retries or ends_generators) and "--check" not in arguments:
+            return supervise(arguments, retries=retries, ends_generators=ends_generators)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.report_error(error)
         return 2
-    os.execve(sys.executable, command, {**SHUTDOWN_TIMEOUT, **os.environ})  # noqa: S606 - runs without a shell
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    if LAUNCHER in command:
+        from .several import launch  # imports torch
+
+        return launch(command[command.index(LAUNCHER) + 1 :])
+    os.execve(sys.executable, command, os.environ)  # noqa: S606 - runs without a shell
+
+
+def supervise(arguments: Sequence[str], *, retries: int, ends_generators: bool) -> int:
+    """Run this module again without these two variables, until the run is over. Returns its last exit code.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    path, _, overrides = parse(arguments)
+    settings, _ = load(Settings, path=path, overrides=overrides)
+    owned = {f"{PREFIX}RETRIES", f"{PREFIX}END_GENERATORS"}
+    supervisor = Supervisor(
+        [sys.executable, "-m", "tandem_trainer.launch", *arguments],
+        {name: value for name, value in os.environ.items() if name not in owned},
+        retries=retries,
+        newest_checkpoint=lambda: newest_checkpoint(path.parent / settings.trainer.run_dir),
+    )
+    status = supervisor.run()
+    if ends_generators and not supervisor.was_stopped:
+        asyncio.run(_end(settings.shared.generators))
+    return status
+
+
+async def _end(generators: Sequence[str]) -> None:
+    """Ask the generators to end, because the run is over."""
+    client = GeneratorClient(generators, read_token())
+    await client.end_generators(END_TIMEOUT_S)
+    await client.close()
 
 
 def help_text() -> str:
@@ -103,10 +160,11 @@ def trainer_command(env: Mapping[str, str], arguments: Sequence[str]) -> list[st
         "main_process_port": port,
         "mixed_precision": "no",  # the trainer's configuration decides
         "dynamo_backend": "no",
+        "gpu_ids": "all",  # instead of those in accelerate's own configuration file
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     # --multi_gpu makes accelerate start several processes with torch's launcher, on CPUs too.
-    return [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", *flags, *trainer]
+    return [sys.executable, "-m", LAUNCHER, "--multi_gpu", *flags, *trainer]
 
 
 def _rendezvous(env: Mapping[str, str], nodes: int, rank: int) -> tuple[str, str]:
@@ -119,6 +177,13 @@ def _rendezvous(env: Mapping[str, str], nodes: int, rank: int) -> tuple[str, str
     if rank == 0 and int(port):
         listen("", int(port), f"the port of {name}").close()
     return host, port
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    text = (env.get(f"{PREFIX}{name}") or "false").lower()
+    if text not in ("true", "false"):
+        raise ValueError(f"got {PREFIX}{name}={text}, expected true or false")
+    return text == "true"
 
 
 def _number(env: Mapping[str, str], name: str, default: int, *, least: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
@@ -39,6 +41,9 @@ from .prompts import check_lengths
 from .rewards import Rewards
 from .run import CheckpointFailed, Run
 from .shards import model_shapes
+from .stopping import raise_terminated
+
+log = logging.getLogger(__name__)
 
 INFO_TIMEOUT_S = 30.0
 LOCK_FILE = "LOCK"
@@ -52,26 +57,25 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         resolved: every setting with its source, for the run's folder.
 
     Returns:
-        The exit code: 0 if the run is done or has stopped with a checkpoint, 2 for a user's mistake, 1 for any other
-        failure.
+        The exit status: 0 if the run is finished, 2 for a user's mistake, 1 for any other failure, 143 or 130 if
+        SIGTERM or SIGINT stopped it with a checkpoint.
     """
     transformers_logging.disable_progress_bar()
     # Relative paths of the configuration start at the project, and so does the import of the reward functions.
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        run_trainer(settings, resolved)
+        return run_trainer(settings, resolved)
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.report_error(error)
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logs.report_error(error)
         return 1
-    return 0
 
 
-def run_trainer(settings: Settings, resolved: str) -> None:
-    """Lock the run's folder and the weight store for the length of the run, and train."""
+def run_trainer(settings: Settings, resolved: str) -> int:
+    """Lock the run's folder and the weight store for the length of the run, and train. Returns the exit status."""
     require_writable(settings.trainer.run_dir, "trainer.output_dir")
     require_writable(settings.shared.weights_dir, "shared.weights_dir")
     accelerator = make_accelerator(settings.trainer)
@@ -87,13 +91,15 @@ def run_trainer(settings: Settings, resolved: str) -> None:
         run = Run(settings.trainer, accelerator, store)
         if run.finished:
             if accelerator.is_main_process:
-                print(run.finished, flush=True)
+                log.info("%s", run.finished)
+            status = 0
         else:
             if accelerator.is_main_process:
                 stack.enter_context(store.writer(holder))
-            train_run(settings, resolved, accelerator, accelerators, store, run, stack)
+            status = train_run(settings, resolved, accelerator, accelerators, store, run, stack)
     # Without this, gloo's running threads may abort a process whose work is done.
     accelerator.state.destroy_process_group()
+    return status
 
 
 def hold_run_dir(stack: ExitStack, run_dir: Path, holder: str) -> None:
@@ -119,10 +125,14 @@ def train_run(
     store: WeightStore,
     run: Run,
     stack: ExitStack,
-) -> None:
-    """Load the project, meet the generators and train, in the folder and the store that this process has locked."""
+) -> int:
+    """Load the project, meet the generators and train, in the folder and the store that this process has locked.
+
+    Returns:
+        The exit status.
+    """
     stack.enter_context(run.life())
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the first step it ends the run as Ctrl-C does
+    signal.signal(signal.SIGTERM, raise_terminated)
     if settings.trainer.metrics_port and accelerator.is_main_process:
         stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
     portal = stack.enter_context(start_blocking_portal())
@@ -153,8 +163,11 @@ def train_run(
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()
     step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
-    if accelerator.is_main_process and not run.is_done:
-        print(f"stopped at step {step}, resume by running the same command", flush=True)
+    if accelerator.is_main_process and run.is_done:
+        log.info("done: the run is finished at step %d; results in %s", step, run.dir.absolute())
+    elif accelerator.is_main_process:
+        log.info("stopped at step %d with a checkpoint. The same command resumes the run.", step)
+    return run.exit_status
 
 
 def meet_generators(

@@ -26,7 +26,8 @@ from .metrics import completion_records, samples, step_record
 from .ranks import PartFailed, any_rank, do_together
 from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
 from .rollouts import Rollouts
-from .stopping import ResultT, Stopped, StopRequest
+from .step_line import StepLine
+from .stopping import ResultT, Stopped, StopRequest, exit_status
 from .trackers import scalars
 
 MAX_CONSECUTIVE_SKIPS = 50
@@ -53,6 +54,7 @@ class Run:
         self._changes = Changes()
         self.attempt = 0
         self._clock = StepClock()
+        self._step_line = StepLine(config.max_steps)
         self._record: dict[str, Any] | None = None
         self._best: dict[str, Any] | None = self._saved.get("best") if self._saved else None
         self._consecutive_skips = 0
@@ -71,6 +73,13 @@ class Run:
     def stop_on_signals(self) -> None:
         """End the run after the current step on SIGTERM or SIGINT. A second signal ends the process at once."""
         self._stop.on_signals()
+
+    @property
+    def exit_status(self) -> int:
+        """0 if the run is finished, else that of the signal that stopped it."""
+        if self.is_done or self._stop.signal is None:
+            return 0
+        return exit_status(self._stop.signal)
 
     def should_stop(self) -> bool:
         """True if any rank was asked to stop."""
@@ -143,6 +152,8 @@ class Run:
                     f"resumed from step {self._step}; changed since: {'; '.join(map(str, self._changes))}",
                     changes={change.key: [change.before, change.now] for change in self._changes},
                 )
+            else:
+                self.journal.progress(f"resumed from step {self._step}")
         self.journal.rewind(self._step, self._record)
         self._version = Version(self._step, self.attempt)
         rollouts.start(self._version)
@@ -335,4 +346,5 @@ class Run:
         self._clock.start_step()  # before writing, which counts for the next step, so that no time is lost
         self.journal.step(self._record)
         self.journal.completions(completion_records(self._version, groups, self._config.log_completions))
+        self.journal.progress(self._step_line(self._record))
         self._accelerator.log(dict(scalars(self._record)), step=self._step)

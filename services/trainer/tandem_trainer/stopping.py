@@ -20,23 +20,42 @@ class Stopped(Exception):
     """The run was asked to stop while it waited."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM arrived before the first step. Like KeyboardInterrupt, which it is for SIGINT, it ends the process."""
+
+
+def exit_status(number: int) -> int:
+    """The exit status after a signal, as shells have it: 143 after SIGTERM, 130 after SIGINT."""
+    return 128 + number
+
+
+def raise_terminated(*_: object) -> None:
+    """Signal handler for SIGTERM before the first step."""
+    raise Terminated
+
+
 class StopRequest:
     """Whether this process was asked to stop."""
 
     def __init__(self) -> None:
-        self.is_made = False
+        self.signal: int | None = None
+        """The signal that asked."""
         self._deadline = math.inf
 
     def on_signals(self) -> None:
         """Make the request on SIGTERM or SIGINT. A second signal ends the process at once."""
 
         def stop(number: int, _frame: object) -> None:
-            self.is_made = True
+            self.signal = number
             self._deadline = time.monotonic() + STOP_GRACE_S
             signal.signal(number, signal.SIG_DFL)
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+
+    @property
+    def is_made(self) -> bool:
+        return self.signal is not None
 
     def wait(self, task: Future[ResultT], *, may_cancel: bool) -> ResultT:
         """Wait for a background task, which has its own deadline, and return its result.

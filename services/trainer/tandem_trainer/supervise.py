@@ -46,6 +46,11 @@ class Supervisor:
         self._stop_signal: int | None = None
         self._stopping = threading.Event()
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether SIGTERM or SIGINT ended it."""
+        return self._stopping.is_set()
+
     def run(self) -> int:
         """Run the command, again after failures. SIGTERM and SIGINT are passed on, and end it.
 

@@ -1,0 +1,87 @@
+"""Read the answers of generators, and turn what cannot be read into errors that say whether a retry may help."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body, not_finite
+from tandem_protocol.messages import Group, Message, RolloutLine, RolloutRequest
+from tandem_protocol.problems import shorten, summarize
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def checked(response: httpx.Response) -> httpx.Response:
+    """Return the response if its status is a success.
+
+    Raises:
+        TandemError: the error in the body.
+        EngineFailed: a server error without such a body, for example from a proxy.
+    """
+    if response.is_success:
+        return response
+    try:
+        error = from_body(ErrorBody.model_validate_json(response.content))
+    except ValidationError:
+        request = response.request
+        got = f"{request.method} {request.url.path} answered {response.status_code}: {response.text[:200]}"
+        error = EngineFailed(got) if response.is_server_error else TandemError(f"{got}. Is this a Tandem generator?")
+    raise error
+
+
+def read_message(kind: type[MessageT], response: httpx.Response) -> MessageT:
+    """Return the message in a successful response.
+
+    Raises:
+        TandemError: the response is an error, or the message cannot be read.
+    """
+    try:
+        return kind.model_validate_json(checked(response).content)
+    except ValidationError as error:
+        request = response.request
+        raise TandemError(
+            f"{request.method} {request.url.path} returned a body that this release cannot read: "
+            f"{summarize(error.errors())}. Fix: run the same release of Tandem on both sides."
+        ) from error
+
+
+def read_group(text: str) -> Group:
+    """Return the group in one line of a stream.
+
+    Raises:
+        TandemError: the line contains an error.
+        LogprobsNotFinite: a logprob is not a finite number.
+        EngineFailed: the line cannot be read.
+    """
+    try:
+        line = RolloutLine.model_validate_json(text)
+    except ValidationError as error:
+        problems = error.errors()
+        for problem in problems:
+            if "logprobs" in problem["loc"] and (problem["type"] == "finite_number" or problem["input"] is None):
+                where = ".".join(str(part) for part in problem["loc"])
+                raise not_finite(problem["input"], where) from error
+        raise EngineFailed(f"a line of the answer cannot be read: {summarize(problems)}") from error
+    if line.error is not None:
+        raise from_body(line.error)
+    if line.group is None:
+        raise EngineFailed(f"a line of the answer is {shorten(text)}; expected a group or an error")
+    return line.group
+
+
+def why_unusable(group: Group, request: RolloutRequest, prompt_count: int) -> str | None:
+    """Return what is wrong with the group, or None."""
+    if group.prompt_index >= prompt_count or len(group.completions) != request.sampling.n:
+        return (
+            f"got a group of {len(group.completions)} completions for prompt {group.prompt_index}, expected "
+            f"{request.sampling.n} for one of {prompt_count} prompts"
+        )
+    if any(completion.finish_reason == "abort" for completion in group.completions):
+        return "a completion was aborted, so it is not a sample of the policy"
+    oldest = min((span.version for c in group.completions for span in c.versions), default=None)
+    if request.min_version is not None and oldest is not None and oldest < request.min_version:
+        return f"got tokens of version {oldest}, expected {request.min_version} or newer"
+    return None
