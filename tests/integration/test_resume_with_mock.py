@@ -34,7 +34,7 @@ def _events(project: Project, kind: str) -> list[dict[str, Any]]:
 
 def test_a_run_resumes_with_changed_settings_and_other_rewards(make_project: Any):
     project = make_project(max_lag=2, max_steps=6)
-    assert project.train(ACTION="SIGTERM", AT_CALL="5").returncode == 0
+    assert project.train(ACTION="SIGTERM", AT_CALL="5").returncode == 143
     before = project.steps
     queue = json.loads((project.run_dir / "checkpoints" / f"{before[-1]:06d}" / "rollouts-0.json").read_text())
     assert sum(len(pending["scored"]) for pending in queue["queue"]) >= 2, (
@@ -95,7 +95,7 @@ def test_a_second_trainer_in_the_same_folder_is_refused_and_the_first_is_named(m
             assert "Traceback" not in second.stderr
         first.terminate()
         first.join(DEADLINE_S)
-        assert first.exitcode == 0, (project.directory / "first.log").read_text()
+        assert first.exitcode == 143, (project.directory / "first.log").read_text()
     finally:
         first.kill()
     assert project.steps == [*range(1, project.steps[-1] + 1)]

@@ -89,6 +89,7 @@ class Project:
 
     def __init__(self, directory: Path, model: Path, generator: Generator, weights_dir: Path, **trainer: Any) -> None:
         self.directory = directory
+        self.generator = generator
         directory.mkdir(parents=True)
         config = {
             "shared": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -76,10 +77,8 @@ class Run:
 
     @property
     def exit_status(self) -> int:
-        """0 if the run is finished, else that of the signal that stopped it."""
-        if self.is_done or self._stop.signal is None:
-            return 0
-        return exit_status(self._stop.signal)
+        """0 if the run is finished, else that of the signal that stopped it, on this or another rank."""
+        return 0 if self.is_done else exit_status(self._stop.signal or signal.SIGTERM)
 
     def should_stop(self) -> bool:
         """True if any rank was asked to stop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +14,12 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from tandem_protocol import logs
 
+from .stopping import exit_status
+
 STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
 """Environment variable: folder where each process writes its exit status."""
 USER_ERROR = 2
+STOPPED = {exit_status(signal.SIGTERM), exit_status(signal.SIGINT)}
 
 
 def launch(words: Sequence[str]) -> int:
@@ -36,12 +40,17 @@ def launch(words: Sequence[str]) -> int:
             rank, failure = error.get_first_failure()
             if USER_ERROR in written(Path(folder)):
                 return USER_ERROR
-            status = failure.exitcode if failure.exitcode >= 0 else 128 - failure.exitcode
-            logs.report_error(f"trainer process {rank} ended with exit status {status}, see above")
-            return status
-        except SignalException as signal:  # its processes have ended by then
+            if failure.exitcode < 0:
+                number = signal.Signals(-failure.exitcode)
+                logs.report_error(f"trainer process {rank} was killed by signal {number} ({number.name})")
+                return exit_status(number)
+            if failure.exitcode not in STOPPED:
+                logs.report_error(f"trainer process {rank} ended with exit status {failure.exitcode}, see above")
+            return failure.exitcode
+        except SignalException as stopped:  # its processes have ended by then
             statuses = written(Path(folder))
-            return max(statuses) if statuses and max(statuses) <= USER_ERROR else 128 + int(signal.sigval)
+            is_over = bool(statuses) and max(statuses) <= USER_ERROR
+            return max(statuses) if is_over else exit_status(stopped.sigval)
     return 0
 
 
