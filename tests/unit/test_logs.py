@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import logging.config
 import re
 import warnings
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from datetime import datetime
 
 import pytest
 
+from tandem_generator.vllm_logging import PROGRESS, logging_config
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError
 from tandem_trainer.availability import REPEAT_S, Availability
@@ -24,6 +26,9 @@ def _restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
+    for name in ("vllm", *PROGRESS):
+        logging.getLogger(name).setLevel(logging.NOTSET)
+        logging.getLogger(name).handlers.clear()
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(False)
@@ -63,6 +68,25 @@ def test_libraries_are_logged_from_warning_on_and_python_warnings_too(capsys: py
     assert "a request" not in written
     assert "a problem" in written
     assert "old" in written
+
+
+def test_vllm_logs_its_warnings_and_its_progress_in_our_format(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.config.dictConfig(logging_config(None))
+    logging.getLogger("vllm.config").info("chatter")
+    logging.getLogger("vllm.config").warning("a problem")
+    logging.getLogger("vllm.model_executor.model_loader.default_loader").info("Loading weights took 2 s")
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.fullmatch(r"\d{4}-.{14} (\w+ +.*)", line)[1] for line in lines] == [  # type: ignore[index]
+        "WARNING  a problem",
+        "INFO     Loading weights took 2 s",
+    ]
+
+
+def test_a_level_for_vllm_applies_to_all_of_its_loggers(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.config.dictConfig(logging_config("error"))
+    logging.getLogger("vllm.config").warning("a problem")
+    logging.getLogger("vllm.v1.worker.cpu").info("progress")
+    assert capsys.readouterr().out == ""
 
 
 def test_another_format_is_refused() -> None:

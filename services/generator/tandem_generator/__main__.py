@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,10 @@ from .config import Settings
 from .engines.mock import MockEngine
 from .options import Options, parse
 from .server import serve
+from .vllm_logging import configure_vllm_logging
 from .weight_switcher import WeightSwitcher
+
+log = logging.getLogger("tandem_generator")  # `python -m` calls this module __main__
 
 USER_ERROR = 2
 RESTART_ME = 1
@@ -79,6 +83,8 @@ def _serve_vllm(options: Options) -> int:
             "got generator.engine vllm, but vLLM is not installed here. Fix: install "
             "docker/requirements/generator-cpu.txt (or -cuda.txt), or use --engine mock."
         )
+    configure_vllm_logging(options.settings.generator.env)
+    log.info("starting vLLM with %s; this takes a minute or more", options.settings.shared.model)
     from .vllm_server import serve_vllm  # the image of the mock engine has no vLLM
 
     return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME

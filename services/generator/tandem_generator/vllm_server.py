@@ -179,6 +179,7 @@ def _arguments(settings: Settings) -> list[str]:
         "shutdown-timeout": config.shutdown_timeout_s,
         # The served version is kept in one server process.
         "api-server-count": 1,
+        "uvicorn-log-level": "warning",  # no line per request
         "logprobs-mode": "processed_logprobs",
         "weight-transfer-config": f'{{"backend": "{BACKEND}"}}',
         "middleware": "tandem_generator.auth.BearerAuth",

@@ -103,6 +103,7 @@ class WeightSwitcher:
         self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
         await self._catch_up()
         self._not_loaded = None
+        log.info("ready, serving version %s", self.version)
         self._tasks = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._watch())]
 
     def stop(self) -> None:

@@ -38,6 +38,7 @@ from .handshake import check_generators
 from .lora import adapted_head
 from .mismatch import MismatchCheck
 from .prompts import check_lengths
+from .ranks import has_lost_peer
 from .rewards import Rewards
 from .run import CheckpointFailed, Run
 from .shards import model_shapes
@@ -71,6 +72,12 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
         logs.report_error(error)
+        return 1
+    except RuntimeError as error:
+        if not has_lost_peer(error):
+            raise
+        log.warning("another trainer process has ended, so this one ends too")
+        log.debug("the collective operation failed", exc_info=True)
         return 1
 
 

@@ -40,3 +40,10 @@ def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
             log.debug("process %s failed", accelerator.process_index, exc_info=True)
         if any_rank(accelerator, problem is not None):
             raise PartFailed(problem or "it failed on another rank")
+
+
+def has_lost_peer(error: RuntimeError) -> bool:
+    """Whether a collective operation failed because another process has left: NCCL's error type, or gloo's text."""
+    if not torch.distributed.is_initialized():
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()

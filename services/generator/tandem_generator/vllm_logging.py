@@ -1,0 +1,45 @@
+"""vLLM's log lines in the format of Tandem's own, and fewer of them. vLLM reads this when it is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+
+CONFIG_PATH = "VLLM_LOGGING_CONFIG_PATH"
+PROGRESS = ("vllm.model_executor.model_loader", "vllm.v1.worker", "vllm.v1.core.kv_cache_utils")
+"""Loggers whose INFO lines say how far the start is: loading weights, and the size of the KV cache."""
+
+
+def configure_vllm_logging(engine_env: Mapping[str, str]) -> None:
+    """Name a logging configuration in the environment, for this process and the engine's.
+
+    A configuration that the user names is left alone. `VLLM_LOGGING_LEVEL` sets the level of all of vLLM's
+    loggers.
+
+    Args:
+        engine_env: `generator.env`.
+    """
+    env = {**os.environ, **engine_env}
+    if CONFIG_PATH in env or env.get("VLLM_CONFIGURE_LOGGING") == "0":
+        return
+    level = env.get("VLLM_LOGGING_LEVEL")
+    with tempfile.NamedTemporaryFile("w", prefix="tandem-vllm-logging-", suffix=".json", delete=False) as file:
+        json.dump(logging_config(level), file)
+    os.environ[CONFIG_PATH] = file.name
+
+
+def logging_config(level: str | None) -> dict[str, object]:
+    """The argument of `logging.config.dictConfig`. `level`: for all loggers; None: INFO for progress, else WARNING."""
+    chatty = {} if level else {name: {"level": "INFO"} for name in PROGRESS}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"tandem": {"()": "tandem_protocol.logs.make_formatter"}},
+        "handlers": {"tandem": {"class": "logging.StreamHandler", "formatter": "tandem", "stream": "ext://sys.stdout"}},
+        "loggers": {
+            "vllm": {"handlers": ["tandem"], "level": (level or "WARNING").upper(), "propagate": False},
+            **chatty,
+        },
+    }
