@@ -22,6 +22,10 @@ class Stack(TandemStack):
         """Run Python `code` in a running service and return what it prints."""
         return self.must("exec", "-T", service, "python3", "-c", code)
 
+    def use_project(self, project: Path) -> None:
+        """Train another project from the next `up` on."""
+        self._environment["TANDEM_PROJECT"] = str(project)
+
     def leftovers(self) -> list[str]:
         """Return the names of all containers, volumes and networks of this stack."""
         own = {"label": f"{PROJECT_LABEL}={self.name}"}
