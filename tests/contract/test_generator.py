@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from support.generators import TOKEN
 from support.served import MAX_MODEL_LEN, PROMPTS, VOCAB, Served, wait_until
+from tandem_protocol import routes
 from tandem_protocol.errors import ErrorBody
 from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.manifest import parameters_digest
@@ -20,6 +22,18 @@ from tandem_protocol.messages import (
 )
 
 # -- information and access ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_token_is_accepted_whatever_the_case_of_the_scheme(served: Served, scheme: str) -> None:
+    assert served.client.get("/weights", headers={"Authorization": f"{scheme} {TOKEN}"}).status_code == 200
+
+
+def test_the_openapi_document_describes_every_route(served: Served) -> None:
+    paths = served.client.get("/openapi.json").json()["paths"]
+    ours = {value for name, value in vars(routes).items() if name.isupper() and isinstance(value, str)}
+    assert ours - {routes.METRICS} <= paths.keys()
+    assert served.client.get("/docs").status_code == 200
 
 
 def test_info_has_the_fingerprint_and_the_facts_of_the_generator(served: Served) -> None:
@@ -58,6 +72,7 @@ GUARDED = [
     ("POST", "/rollouts"),
     ("GET", "/v1/models"),
     ("GET", "/openapi.json"),
+    ("POST", "/shutdown"),
 ]
 
 

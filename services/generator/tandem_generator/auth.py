@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hmac
-
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, read_token
+from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, is_authorized, read_token
 from tandem_protocol.errors import Unauthorized
 from tandem_protocol.routes import OPEN
 
@@ -18,13 +16,13 @@ class BearerAuth:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
         token = read_token()
-        self._expected = f"Bearer {token}".encode() if token else None
+        self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._expected is None or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or self._token is None or scope["path"] in OPEN:
             return await self._app(scope, receive, send)
         got = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-        if hmac.compare_digest(got, self._expected):
+        if is_authorized(got.decode("latin-1"), self._token):
             return await self._app(scope, receive, send)
         found = "another token" if got else "no token"
         error = Unauthorized(

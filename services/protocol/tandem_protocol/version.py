@@ -68,7 +68,7 @@ class Version(NamedTuple):
 
         return core_schema.no_info_plain_validator_function(
             validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(str),
+            serialization=core_schema.plain_serializer_function_ser_schema(str, return_schema=core_schema.str_schema()),
             json_schema_input_schema=core_schema.str_schema(pattern=_PATTERN.pattern),
         )
 

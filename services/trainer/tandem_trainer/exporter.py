@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 import re
 import threading
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem_protocol import ports
+from tandem_protocol.config import is_authorized
 
 from .errors import UserError
 
@@ -39,6 +39,8 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
             "for the generators, or remove trainer.metrics_port."
         )
 
+    secret = token  # not None here, which mypy does not see inside of the class
+
     class Handler(BaseHTTPRequestHandler):
         timeout = 10.0
 
@@ -46,7 +48,7 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
             got = self.headers.get("Authorization", "")
             if self.path != "/metrics":
                 return self.send_error(HTTPStatus.NOT_FOUND)
-            if not hmac.compare_digest(got.encode(), f"Bearer {token}".encode()):
+            if not is_authorized(got, secret):
                 return self.send_error(HTTPStatus.UNAUTHORIZED)
             body = exposition(newest(run_dir)).encode()
             self.send_response(HTTPStatus.OK)

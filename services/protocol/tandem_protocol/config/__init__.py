@@ -5,7 +5,7 @@ Values come from four sources. Later ones override earlier ones: defaults, the Y
 `TANDEM__TRAINER__OPTIM__LEARNING_RATE`, and the command line. Secrets are not part of the configuration.
 """
 
-from .bearer import TOKEN_ENV, TOKEN_FILE_ENV, read_token
+from .bearer import TOKEN_ENV, TOKEN_FILE_ENV, is_authorized, read_token
 from .loading import ENV_PREFIX, load
 from .overrides import parse_overrides
 from .resolved import Resolved, format_resolved, resolved
@@ -21,6 +21,7 @@ __all__ = [
     "Section",
     "SharedConfig",
     "format_resolved",
+    "is_authorized",
     "load",
     "parse_overrides",
     "read_token",

@@ -1,7 +1,8 @@
-"""Read the bearer token. It is a secret, so it is not part of the configuration file."""
+"""The bearer token: read it, and check a request. It is a secret, so it is not part of the configuration file."""
 
 from __future__ import annotations
 
+import hmac
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,3 +46,9 @@ def read_token(env: Mapping[str, str] | None = None) -> str | None:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"{where} holds no usable token; expected one word of printable ASCII")
     return token
+
+
+def is_authorized(header: str, token: str) -> bool:
+    """Whether the value of an `Authorization` header carries `token`. The scheme's case does not matter (RFC 9110)."""
+    scheme, _, given = header.partition(" ")
+    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
