@@ -32,7 +32,7 @@ trainer: {max_steps: 1, rewards: [{function: "rewards:exact_match"}]}
 """
 MODULES = ("tandem_generator", "tandem_trainer", "tandem_trainer.launch", "tandem_cli")
 MAINS = {"tandem_generator": tandem_generator.__main__.main, "tandem_trainer": tandem_trainer.__main__.main}
-WITHOUT_DEFAULT = {"--help", "--check"}
+WITHOUT_DEFAULT = {"--check-project", "--help", "--check"}
 """Options that do something once, instead of setting something."""
 Print = Callable[..., str]
 

@@ -72,12 +72,14 @@ def _run(argv: Sequence[str] | None) -> int:
         path, check, overrides = parse(sys.argv[1:] if argv is None else argv)
         settings, sources = load(Settings, path=path, overrides=overrides)
         resolved = format_resolved(settings, sources)
-        if check:
+        if check == "settings":
             print(resolved)
             return 0
-        from .process import train  # imports torch, which takes seconds that --help and --check do not need
+        from . import process  # imports torch, which takes seconds that --help and --check do not need
 
-        return train(settings, resolved, path.parent)
+        if check == "project":
+            return process.check_project(settings, path.parent)
+        return process.train(settings, resolved, path.parent)
     except ConfigError as error:
         logs.report_error(error)
         return 2
@@ -85,8 +87,10 @@ def _run(argv: Sequence[str] | None) -> int:
         return exit_status(signal.SIGTERM if isinstance(stopped, Terminated) else signal.SIGINT)
 
 
-def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, str]]:
-    """Return `--config`, `--check`, and the overrides (`--trainer.max_steps 5` or `--trainer.max_steps=5`).
+def parse(argv: Sequence[str]) -> tuple[Path, str | None, dict[str, str]]:
+    """Return `--config`, what to check only (`settings` or `project`), and the overrides.
+
+    Overrides are `--trainer.max_steps 5` or `--trainer.max_steps=5`.
 
     Raises:
         ConfigError: an argument is none of these, or an override has no value.
@@ -98,7 +102,8 @@ def parse(argv: Sequence[str]) -> tuple[Path, bool, dict[str, str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tandem_trainer",
-        usage="python -m tandem_trainer --config FILE [--check]\n           [--SECTION.KEY VALUE ...]",
+        usage="python -m tandem_trainer --config FILE [--check | --check-project]\n"
+        "           [--SECTION.KEY VALUE ...]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=WideHelpFormatter,
@@ -108,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     add_help(parser, _list_keys)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE",
                         help="The project's config.yaml. (required)")  # fmt: skip
-    parser.add_argument("--check", action="store_true", help="Print every setting with its source, and exit.")
+    check = parser.add_mutually_exclusive_group()
+    check.add_argument("--check", action="store_const", const="settings",
+                       help="Print every setting with its source, and exit.")  # fmt: skip
+    check.add_argument("--check-project", dest="check", action="store_const", const="project",
+                       help="Read the prompts, import the rewards, and exit. Needs no generator.")  # fmt: skip
     return parser
 
 

@@ -44,6 +44,45 @@ class Project(NamedTuple):
     fingerprint: ModelFingerprint
 
 
+class Inputs(NamedTuple):
+    """What the user brings besides the model's weights, loaded and checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    scorer: Rewards | Judge
+    rows: list[PromptRow]
+    eval_rows: list[PromptRow]
+    algorithm: Algorithm
+
+    def describe(self, settings: Settings) -> str:
+        """One line about what will be trained, for the log."""
+        config = settings.trainer
+        evaluation = f", evaluated on {len(self.eval_rows)} prompts" if self.eval_rows else ""
+        return (
+            f"training {settings.shared.model} on {len(self.rows)} prompts of {config.prompts.source}, scored by "
+            f"{', '.join(config.scorers)}{evaluation}"
+        )
+
+
+def load_inputs(settings: Settings, processes: int) -> Inputs:
+    """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
+
+    Raises:
+        UserError: the prompts, rewards or configuration do not fit together.
+    """
+    config = settings.trainer
+    if config.rollout.num_prompts % processes:
+        raise UserError(
+            f"trainer.rollout.num_prompts is {config.rollout.num_prompts} for {processes} trainer processes, expected "
+            "a multiple of the number of processes"
+        )
+    tokenizer = load_tokenizer(settings.shared)
+    scorer = load_scorer(config, tokenizer)
+    rows = load_prompts(config.prompts, tokenizer)
+    eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
+    scorer.check_parameters([*rows, *eval_rows])
+    return Inputs(tokenizer, scorer, rows, eval_rows, algorithms.build(config))
+
+
 def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Project:
     """Load and check the project before waiting for the generators, so that its errors appear early.
 
@@ -51,27 +90,15 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         UserError: the prompts, rewards, model or configuration do not fit together.
     """
     shared, config = settings.shared, settings.trainer
-    if config.rollout.num_prompts % accelerator.num_processes:
-        raise UserError(
-            f"trainer.rollout.num_prompts is {config.rollout.num_prompts} for {accelerator.num_processes} trainer "
-            "processes, expected a multiple of the number of processes"
-        )
     with run.timer("start"):
-        tokenizer = load_tokenizer(shared)
-        scorer = load_scorer(config, tokenizer)
-        rows = load_prompts(config.prompts, tokenizer)
-        eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
-        scorer.check_parameters([*rows, *eval_rows])
-        algorithm = algorithms.build(config)
-        learner = Learner(shared, config, tokenizer, accelerator, needs_reference=algorithm.needs_reference)
+        inputs = load_inputs(settings, accelerator.num_processes)
+        needs_reference = inputs.algorithm.needs_reference
+        learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
         learner.rehearse()
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
-    run.journal.progress(
-        f"training {shared.model} on {len(rows)} prompts of {config.prompts.source}, scored by "
-        f"{', '.join(config.scorers)}; {len(eval_rows)} prompts for evaluation"
-    )
-    return Project(scorer, rows, eval_rows, algorithm, learner, ours)
+    run.journal.progress(inputs.describe(settings))
+    return Project(inputs.scorer, inputs.rows, inputs.eval_rows, inputs.algorithm, learner, ours)
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:

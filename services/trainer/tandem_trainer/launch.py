@@ -79,7 +79,7 @@ def main() -> int:
         command = trainer_command(os.environ, arguments)
         retries = _number(os.environ, "RETRIES", 0, least=0)
         ends_generators = _flag(os.environ, "END_GENERATORS")
-        if (retries or ends_generators) and "--check" not in arguments:
+        if (retries or ends_generators) and not {"--check", "--check-project"} & {*arguments}:
             return supervise(arguments, retries=retries, ends_generators=ends_generators)
     except ValueError as error:
         logs.report_error(error)

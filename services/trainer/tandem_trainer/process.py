@@ -28,7 +28,7 @@ from tandem_protocol.messages import Info
 from tandem_protocol.store import WeightStore
 
 from . import resume, trackers
-from .build import Project, construct_and_train, load_project
+from .build import Project, construct_and_train, load_inputs, load_project
 from .client import GeneratorClient
 from .config import Settings
 from .devices import all_accelerators, make_accelerator
@@ -47,6 +47,8 @@ from .stopping import raise_terminated
 log = logging.getLogger(__name__)
 
 INFO_TIMEOUT_S = 30.0
+NOT_HERE = (AssertionError, OSError, RuntimeError)
+"""What a reward's module raises if it needs a GPU or a network at import, which the place of the check may lack."""
 LOCK_FILE = "LOCK"
 """File in the run's folder that names the trainer at work there."""
 
@@ -79,6 +81,28 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         log.warning("another trainer process has ended, so this one ends too")
         log.debug("the collective operation failed", exc_info=True)
         return 1
+
+
+def check_project(settings: Settings, project: Path) -> int:
+    """Check what can be checked in seconds: the prompts, the rewards, and that the model's files are there.
+
+    Returns:
+        The exit status: 2 for a user's mistake, else 0, also if the rewards can only be imported elsewhere.
+    """
+    transformers_logging.disable_progress_bar()
+    os.chdir(project)
+    sys.path.insert(0, str(Path.cwd()))
+    processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"
+    try:
+        inputs = load_inputs(settings, int(processes) if processes.isdecimal() else 1)
+    except (ConfigError, UserError) as error:
+        if isinstance(error.__cause__, NOT_HERE):
+            log.warning("the project cannot be checked here: %s", error)
+            return 0
+        logs.report_error(error)
+        return 2
+    log.info("the project is complete: %s", inputs.describe(settings))
+    return 0
 
 
 def run_trainer(settings: Settings, resolved: str) -> int:
