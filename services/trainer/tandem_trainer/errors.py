@@ -9,3 +9,7 @@ class UserError(ValueError):
 
 class MismatchTooHigh(UserError):
     """Trainer and generators compute different probabilities for the same tokens under the same weights."""
+
+
+class ImportFailed(UserError):
+    """The module of a reward or a judge cannot be imported. Its cause is the error that the import raised."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeVar
 
-from .errors import UserError
+from .errors import ImportFailed, UserError
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -49,7 +49,7 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise UserError(
+        raise ImportFailed(
             f"{kind} {name}: importing {module_name} failed: {describe(error)}. Fix: name a module in the project's "
             "folder, where config.yaml is, or an installed module."
         ) from error

@@ -32,7 +32,7 @@ from .build import Project, construct_and_train, load_inputs, load_project
 from .client import GeneratorClient
 from .config import Settings
 from .devices import all_accelerators, make_accelerator
-from .errors import UserError
+from .errors import ImportFailed, UserError
 from .exporter import exported
 from .handshake import check_generators
 from .lora import adapted_head
@@ -96,7 +96,7 @@ def check_project(settings: Settings, project: Path) -> int:
     try:
         inputs = load_inputs(settings, int(processes) if processes.isdecimal() else 1)
     except (ConfigError, UserError) as error:
-        if isinstance(error.__cause__, NOT_HERE):
+        if isinstance(error, ImportFailed) and isinstance(error.__cause__, NOT_HERE):
             log.warning("the project cannot be checked here: %s", error)
             return 0
         logs.report_error(error)
