@@ -14,7 +14,6 @@ from tandem_protocol.config import ConfigError, load
 from tandem_protocol.device_sets import CDI_KIND, check_disjoint, identity, parse_devices
 
 from .gpu_inventory import Driver, look_for_gpus
-from .project import SharedPart
 
 COMPOSE_FILES = ("compose.yaml", "compose.gpu.yaml", "compose.devices.yaml")
 """Compose files in the order of merging. `tandem gpus` writes the last one."""
@@ -32,10 +31,14 @@ services:
 """
 
 
-class Settings(BaseModel, extra="ignore"):
+class GpusSharedPart(BaseModel, extra="ignore"):
+    model: str
+
+
+class GpusSettings(BaseModel, extra="ignore"):
     """The keys of config.yaml that this command reads."""
 
-    shared: SharedPart
+    shared: GpusSharedPart
 
 
 class Layout(NamedTuple):
@@ -181,7 +184,7 @@ def _attention_heads(project: Path) -> tuple[str, int | None]:
             f"{config} does not exist, expected a project: a folder with config.yaml in it. Fix: name it with "
             "--project DIR"
         )
-    model = load(Settings, path=config, env={})[0].shared.model
+    model = load(GpusSettings, path=config, env={})[0].shared.model
     try:
         described = json.loads((project / model / "config.json").read_text())
     except OSError:

@@ -27,7 +27,7 @@ from tandem_protocol.store import Lease, WeightStore
 CONTRACT, STORE = "docs/integrate/contract.md", "docs/integrate/store.md"
 PAGE = (ROOT / CONTRACT).read_text()
 SECONDS = {"verify_s", "pause_s", "load_s", "total_s"}
-OF_THE_MACHINE = {"message", "devices", "engine_version", *SECONDS}
+NOT_COMPARED = {"message", "devices", "engine_version", *SECONDS}
 """Fields whose values differ between machines, or whose text another test holds."""
 
 
@@ -107,7 +107,7 @@ async def test_every_request_of_the_page_gets_the_answer_of_the_page(
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: None if name in OF_THE_MACHINE else _comparable(inner) for name, inner in value.items()}
+        return {name: None if name in NOT_COMPARED else _comparable(inner) for name, inner in value.items()}
     return [_comparable(inner) for inner in value] if isinstance(value, list) else value
 
 

@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.facts import GIB, QWEN, UUIDS, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import memory
-from tandem_cli.doctor.facts import Facts, Gpu, Model, Nvidia
-from tandem_cli.doctor.settings import LearnerPart
+from tandem_cli.doctor.facts import Gpu, MachineFacts, Model, Nvidia
+from tandem_cli.doctor.settings import DoctorLearnerPart
 from tandem_trainer.devices import CPU_MAX_TOKENS, GPU_MAX_TOKENS
 from tandem_trainer.logprobs import TokenLogprobs
 
@@ -21,7 +21,7 @@ MODEL = Model("", 1000, 3, 8, 20, 2, 4, 100, 64)
 """1000 parameters, 3 layers of 8 and 20, 2 KV heads of 4, 100 words, 64 positions."""
 
 
-def with_settings(facts: Facts, **sections: Any) -> Facts:
+def with_settings(facts: MachineFacts, **sections: Any) -> MachineFacts:
     return replace(facts, model=MODEL, settings=settings(**sections))
 
 
@@ -29,7 +29,7 @@ def generator_bytes(**options: Any) -> float:
     return memory.generator_need(with_settings(on_gpus(), generator=options)).size_bytes
 
 
-def trainer_bytes(facts: Facts | None = None, **options: Any) -> float:
+def trainer_bytes(facts: MachineFacts | None = None, **options: Any) -> float:
     facts = facts or on_gpus()
     return memory.trainer_need(with_settings(facts, trainer=options)).size_bytes
 
@@ -75,7 +75,7 @@ def test_the_estimated_activations_match_what_autograd_keeps(
     dtype: Literal["float32", "bfloat16"], checkpointing: bool, intermediate: int, kv_heads: int
 ) -> None:
     """Compares the growth from one layer to three. Copies of weights are not counted as activations."""
-    learner = LearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
+    learner = DoctorLearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
 
     def kept_and_estimated(layers: int) -> tuple[float, int]:
         model = LlamaForCausalLM(
@@ -95,7 +95,7 @@ def test_the_estimated_activations_match_what_autograd_keeps(
     assert many[0] - few[0] == pytest.approx(many[1] - few[1], rel=0.03)
 
 
-def bytes_kept_per_token(model: LlamaForCausalLM, learner: LearnerPart, tokens: int = 512) -> float:
+def bytes_kept_per_token(model: LlamaForCausalLM, learner: DoctorLearnerPart, tokens: int = 512) -> float:
     """Measure the bytes per token that autograd keeps for the backward pass, without parameters and their copies."""
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -13,7 +13,7 @@ from pathlib import Path
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
-from tandem_protocol.model_directory import check_model
+from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
@@ -59,7 +59,7 @@ def _check(settings: Settings, token: str | None) -> None:
     needs_weights = config.engine == "vllm" and "load_format" not in config.vllm
     if problem := quantization_problem(shared.model, Path(shared.model)):
         raise ConfigError(problem)
-    check_model(shared.model, needs_weights=needs_weights)
+    check_model_directory(shared.model, needs_weights=needs_weights)
     if method := config.vllm.get("quantization"):
         raise ConfigError(
             f"generator.vllm.quantization is {method}, but a generator switches unquantized weights only. Fix: leave "

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.messages import ModelFingerprint
-from tandem_protocol.model_directory import check_model
+from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.store import WeightStore
 
@@ -33,7 +33,7 @@ from .rollouts import Rollouts
 from .run import Run
 
 
-class Project(NamedTuple):
+class LoadedProject(NamedTuple):
     """The user's rewards, prompts and model, loaded and checked."""
 
     scorer: Rewards | Judge
@@ -44,7 +44,7 @@ class Project(NamedTuple):
     fingerprint: ModelFingerprint
 
 
-def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Project:
+def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> LoadedProject:
     """Load and check the project before waiting for the generators, so that its errors appear early.
 
     Raises:
@@ -67,7 +67,7 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
         learner.rehearse()
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
-    return Project(scorer, rows, eval_rows, algorithm, learner, ours)
+    return LoadedProject(scorer, rows, eval_rows, algorithm, learner, ours)
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
@@ -90,7 +90,7 @@ def construct_and_train(
     store: WeightStore,
     client: GeneratorClient,
     portal: BlockingPortal,
-    project: Project,
+    project: LoadedProject,
 ) -> int:
     """Construct the parts of the loop, run it, and return the last step."""
     cursor = PromptCursor(
@@ -162,7 +162,7 @@ def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the model does not exist, or its tokenizer cannot be loaded.
     """
-    check_model(shared.model)
+    check_model_directory(shared.model)
     try:
         return AutoTokenizer.from_pretrained(
             shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code

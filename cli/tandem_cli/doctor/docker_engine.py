@@ -15,7 +15,7 @@ from docker.errors import DockerException, ImageNotFound
 
 from ..gpu_inventory import DevicesUnknown, cdi_devices
 from .compose import parse_options
-from .facts import DockerEngine, Image, Port, PortState, Service, Stack, Volume
+from .facts import ComposeService, DockerEngine, Image, Port, PortState, Stack, Volume
 from .unknown import Unknown
 
 TIMEOUT_S = 20
@@ -76,11 +76,11 @@ def look_at_ports(client: docker.DockerClient, engine: DockerEngine, stack: Stac
     elsewhere = None if engine.is_this_host else Unknown("the engine runs on another machine")
     own = _published_by(client, stack.name)
 
-    def with_states(service: Service) -> Service:
+    def with_states(service: ComposeService) -> ComposeService:
         ports = tuple(replace(port, state=elsewhere or _state(port, own)) for port in service.ports)
         return replace(service, ports=ports)
 
-    services: Mapping[str, Service] = {name: with_states(service) for name, service in stack.services.items()}
+    services: Mapping[str, ComposeService] = {name: with_states(service) for name, service in stack.services.items()}
     return replace(stack, services=services)
 
 
