@@ -101,7 +101,9 @@ def gpus(
     for option, devices in (("--generator", generator_devices), ("--trainer", trainer_devices)):
         _check_exist(option, devices, host.names, driver)
         if len({identity(device, host.uuids) for device in devices}) < len(devices):
-            raise ConfigError(f"{option}: got one GPU twice in {', '.join(devices)}, expected each once")
+            raise ConfigError(
+                f"{option}: got one GPU twice in {', '.join(devices)}, expected each once. Fix: remove one of them"
+            )
     fix = "move them out of --generator or out of --trainer"
     check_disjoint(generator_devices, trainer_devices, kind="GPUs", uuids=host.uuids, fix=fix)
     env_file = folder / ".env"
@@ -143,8 +145,8 @@ def _check_exist(option: str, devices: Sequence[str], known: frozenset[str], dri
     if known and (unknown := [device for device in devices if device not in known]):
         command = "nvidia-smi -L" if driver == "nvidia" else "nvidia-ctk cdi list"
         raise ConfigError(
-            f"{option}: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}, the devices that "
-            f"`{command}` lists"
+            f"{option}: got {', '.join(unknown)}, expected devices from this list: {', '.join(sorted(known))} "
+            f"(from `{command}`)"
         )
 
 

@@ -165,7 +165,7 @@ def tokens_per_s(steps: Sequence[StepRow]) -> float | None:
 def gauge(metrics: str, *names: str) -> int:
     """Return the value of a gauge on a Prometheus page, summed over its labels.
 
-    The first of `names` that the page has counts. Without any of them the value is 0.
+    Uses the first of `names` that is on the page. Returns 0 if none is.
     """
     for name in names:
         if values := re.findall(rf"^{name}(?:{{.*}})? (\S+)", metrics, re.MULTILINE):

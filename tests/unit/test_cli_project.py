@@ -59,7 +59,7 @@ def test_vllm_is_used_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     ("part", "owner"),
     [(DemoSharedPart, SharedConfig), (DemoGeneratorPart, GeneratorConfig), (DemoTrainerPart, TrainerConfig)],
 )
-def test_keys_read_here_have_the_services_defaults(part: type[DemoSharedPart], owner: type[SharedConfig]) -> None:
+def test_cli_defaults_equal_the_services_defaults(part: type[DemoSharedPart], owner: type[SharedConfig]) -> None:
     for name, field in part.model_fields.items():
         assert owner.model_fields[name].default == field.default, name
 

@@ -79,7 +79,7 @@ REFUSED: list[tuple[str, MachineFacts, str]] = [
     (
         "GPU ids",
         changed(GPUS, "trainer", devices=(Devices("nvidia", ("4", "8")),)),
-        "got GPU 8, expected some of 0, 1, 2",
+        "got GPU 8, expected devices from this list: 0, 1, 2",
     ),
     ("GPU ids", changed(GPUS, "trainer", devices=(Devices("nvidia", count=9),)), "got GPU 8"),
     (

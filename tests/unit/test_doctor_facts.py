@@ -174,7 +174,8 @@ class Hub(BaseHTTPRequestHandler):
         name = "/".join(self.path.removeprefix("/api/models").split("/")[1:3])
         allowed = name == "org/open" or self.headers["Authorization"] == "Bearer good"
         known = name in ("org/open", "org/gated")
-        self.send_response(200 if known and allowed else 401 if known else 404)
+        status = 200 if allowed else 401
+        self.send_response(status if known else 404)
         self.end_headers()
         sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 16}
         body = {"safetensors": {"total": 1234}} if self.path.startswith("/api") else sizes

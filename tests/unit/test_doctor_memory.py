@@ -17,8 +17,17 @@ from tandem_cli.doctor.settings import DoctorLearnerPart
 from tandem_trainer.devices import CPU_MAX_TOKENS, GPU_MAX_TOKENS
 from tandem_trainer.logprobs import TokenLogprobs
 
-MODEL = Model("", 1000, 3, 8, 20, 2, 4, 100, 64)
-"""1000 parameters, 3 layers of 8 and 20, 2 KV heads of 4, 100 words, 64 positions."""
+MODEL = Model(
+    where="",
+    parameters=1000,
+    layers=3,
+    hidden=8,
+    intermediate=20,
+    kv_heads=2,
+    head_dim=4,
+    vocab=100,
+    max_positions=64,
+)
 
 
 def with_settings(facts: MachineFacts, **sections: Any) -> MachineFacts:
@@ -56,7 +65,8 @@ def test_on_the_cpu_the_cache_size_comes_from_the_environment_or_the_configurati
 
 def test_the_trainer_needs_its_state_and_the_activations_of_a_micro_batch() -> None:
     learner = {"max_tokens_per_micro_batch": 10, "logprob_chunk_size": 5}
-    layer, logits = 10 * (32 * 8 + 8 * 8 + 16 * 20), 5 * 100 * 4
+    layer = 10 * (32 * 8 + 8 * 8 + 16 * 20)
+    logits = 5 * 100 * 4
     assert trainer_bytes(learner=learner) == 16_000 + 3 * layer + logits
     assert trainer_bytes(learner=learner, grpo={"beta": 0.1}) == 20_000 + 3 * layer + logits
     half = learner | {"dtype": "bfloat16"}

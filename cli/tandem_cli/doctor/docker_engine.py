@@ -101,8 +101,9 @@ def look_at_volumes(client: docker.DockerClient, stack: Stack) -> Stack:
 def _published_by(client: docker.DockerClient, project: str) -> set[int]:
     """Return the host's ports that the containers of a compose project use."""
     containers = client.containers.list(ignore_removed=True, filters={"label": f"{PROJECT_LABEL}={project}"})
-    bindings = (binding for c in containers for bound in c.ports.values() for binding in bound or ())
-    return {int(binding["HostPort"]) for binding in bindings}
+    # Docker gives None for a port that is not published.
+    bindings_by_port = [bindings for container in containers for bindings in container.ports.values() if bindings]
+    return {int(binding["HostPort"]) for bindings in bindings_by_port for binding in bindings}
 
 
 def _state(port: Port, own: set[int]) -> PortState | Unknown:

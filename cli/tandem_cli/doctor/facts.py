@@ -168,7 +168,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Access:
-    """Whether the services' users can use the weights volume, as tried in containers: None, or the error."""
+    """Result of using the weights volume in a container, per service: None if it worked, otherwise the error."""
 
     trainer_writes: str | None
     generator_reads: str | None

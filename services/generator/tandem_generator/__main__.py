@@ -89,7 +89,10 @@ async def _serve_mock(settings: Settings) -> int:
     try:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"shared.model: {shared.model} cannot be read: {one_line(error)}") from error
+        raise ConfigError(
+            f"shared.model: {shared.model} cannot be read: {one_line(error)}. Expected a folder with the files "
+            "of a Hugging Face model. Fix: restore its files, or name another folder."
+        ) from error
     switcher = WeightSwitcher(engine, WeightStore(shared.weights_dir), config)
     await serve(switcher, shared.model, config.host, config.port, config.shutdown_timeout_s)
     return RESTART_ME if switcher.failed.is_set() else 0

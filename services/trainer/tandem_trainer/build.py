@@ -93,16 +93,9 @@ def construct_and_train(
     project: LoadedProject,
 ) -> int:
     """Construct the parts of the loop, run it, and return the last step."""
-    cursor = PromptCursor(
-        len(project.rows),
-        seed=config.seed,
-        shuffle=config.prompts.shuffle,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
     rollouts = Rollouts(
         rows=project.rows,
-        cursor=cursor,
+        cursor=_prompt_cursor(config, accelerator, len(project.rows)),
         client=client,
         rewards=project.scorer,
         portal=portal,
@@ -123,14 +116,11 @@ def construct_and_train(
         dtype=getattr(torch, config.learner.dtype),
         accelerator=accelerator,
     )
-    win_rate = None
-    if isinstance(project.scorer, Judge):
-        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
     evaluate = Evaluation(
         rows=project.eval_rows,
         client=client,
         rewards=project.scorer,
-        win_rate=win_rate,
+        win_rate=_win_rate(project, run),
         portal=portal,
         wait=run.wait,
         config=config,
@@ -141,6 +131,22 @@ def construct_and_train(
         return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
     finally:
         rollouts.close()
+
+
+def _prompt_cursor(config: TrainerConfig, accelerator: Accelerator, num_rows: int) -> PromptCursor:
+    return PromptCursor(
+        num_rows,
+        seed=config.seed,
+        shuffle=config.prompts.shuffle,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def _win_rate(project: LoadedProject, run: Run) -> WinRate | None:
+    if not isinstance(project.scorer, Judge):
+        return None
+    return WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
 
 
 def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
@@ -169,5 +175,6 @@ def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
         )
     except Exception as error:  # any kind: a damaged tokenizer.json fails deep inside the libraries
         raise UserError(
-            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}"
+            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}. Expected the "
+            "tokenizer files of a Hugging Face model. Fix: restore these files, or choose another model."
         ) from error

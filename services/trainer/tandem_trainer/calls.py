@@ -73,10 +73,10 @@ class ProjectFunction(Generic[AnswerT]):
         for row in rows:
             by_columns.setdefault(frozenset(row.columns), row)
         for columns, row in by_columns.items():
-            if twice := sorted(self._arguments.keys() & {*columns, *given}):
+            if duplicates := sorted(self._arguments.keys() & {*columns, *given}):
                 raise UserError(
-                    f"{self._kind} {self.name}: its configured argument {twice[0]!r} has the name of an argument from "
-                    f"{row.where}, whose columns are {sorted(columns)}. Fix: rename the column or the argument."
+                    f"{self._kind} {self.name}: its configured argument {duplicates[0]!r} has the name of an argument "
+                    f"from {row.where}, whose columns are {sorted(columns)}. Fix: rename the column or the argument."
                 )
             if not self._drop_errors:
                 self._bind(row, {*columns, *given})

@@ -77,7 +77,8 @@ def exist(facts: MachineFacts) -> Finding:
         missing |= {device for device in _ids(facts, request) if identity(device) not in names}
     if missing:
         return fail(
-            f"got GPU {', '.join(sorted(missing))}, expected some of {', '.join(sorted(available))}", CHOOSE_GPUS
+            f"got GPU {', '.join(sorted(missing))}, expected devices from this list: {', '.join(sorted(available))}",
+            CHOOSE_GPUS,
         )
     return ok("all configured GPUs exist")
 

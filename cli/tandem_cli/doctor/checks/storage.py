@@ -91,7 +91,7 @@ def disk(facts: MachineFacts) -> Finding:
 def access(facts: MachineFacts) -> Finding:
     """Check that the trainer's user can write the weights and the generator's can read them.
 
-    First by the configuration, then by trial in containers.
+    The configuration is checked first. Then containers try both.
     """
     stack = known(facts.stack)
     written = stack.services[TRAINER].mount("/weights")

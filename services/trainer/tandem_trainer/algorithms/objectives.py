@@ -99,7 +99,7 @@ def _by_sign(condition_BT: Tensor, positive: float, negative: float) -> Tensor:
 
 
 class LossDenominators(NamedTuple):
-    """What a loss is divided by: counts of the complete step, of which these rows may be a part."""
+    """Counts of the complete step. A loss is divided by them. The tensors may hold only some of the step's rows."""
 
     rows: int
     tokens: int
