@@ -38,7 +38,7 @@ def connect() -> docker.DockerClient | Unknown:
     return client
 
 
-def describe(client: docker.DockerClient) -> DockerEngine | Unknown:
+def describe_engine(client: docker.DockerClient) -> DockerEngine | Unknown:
     """Return what `docker info` reports."""
     try:
         info = client.info()

@@ -29,7 +29,7 @@ def gather(project: Path | None) -> MachineFacts:
     client = docker_engine.connect()
     stack = read_stack(project)
     images: Mapping[str, Image | Unknown] = {}
-    engine = client if isinstance(client, Unknown) else docker_engine.describe(client)
+    engine = client if isinstance(client, Unknown) else docker_engine.describe_engine(client)
     if not (isinstance(client, Unknown) or isinstance(engine, Unknown) or isinstance(stack, Unknown)):
         stack = docker_engine.look_at_volumes(client, docker_engine.look_at_ports(client, engine, stack))
         images = {name: docker_engine.find_image(client, service.image) for name, service in stack.services.items()}

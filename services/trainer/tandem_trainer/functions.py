@@ -53,7 +53,9 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
         fix = "correct the error in that module."
         if _is_missing(module_name, error):
             fix = "name a module in the project's folder, where config.yaml is, or an installed module."
-        raise UserError(f"{kind} {name}: importing {module_name} failed: {describe(error)}. Fix: {fix}") from error
+        raise UserError(
+            f"{kind} {name}: importing {module_name} failed: {describe_error(error)}. Fix: {fix}"
+        ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
         raise UserError(
@@ -134,7 +136,7 @@ def _finite(reward: Any, index: int) -> float | None:
     return number
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the error as text, with the line that raised it unless it is an error of Tandem."""
     if isinstance(error, CallFailed | UserError):
         return str(error)
