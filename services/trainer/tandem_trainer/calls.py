@@ -170,8 +170,8 @@ async def _run_in_thread(
             if NO_SIGNALS not in map(str, (error, error.__cause__, error.__context__)):
                 raise
             raise CallFailed(
-                f"{describe_error(error)}. Its time limit uses a signal. Signals work in the main thread only, and this "
-                "call ran in a worker thread. Fix: set `sandbox: true`, or use a time limit without signals"
+                f"{describe_error(error)}. Its time limit uses a signal. Signals work in the main thread only, and "
+                "this call ran in a worker thread. Fix: set `sandbox: true`, or use a time limit without signals"
             ) from error
     return await _awaited(answer, deadline_s, timeout_s) if inspect.isawaitable(answer) else answer
 
