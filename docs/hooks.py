@@ -28,7 +28,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     folder = Path(config.docs_dir, page.file.src_uri).parent
 
     def link(match: re.Match[str]) -> str:
-        text, address, anchor = match[1], match[2], match[3] or ""
+        text = match[1]
+        address = match[2]
+        anchor = match[3] or ""
         target = (folder / address).resolve()
         if target.is_relative_to(config.docs_dir) or not target.exists():
             return match[0]

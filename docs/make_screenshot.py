@@ -18,7 +18,7 @@ from rich.console import Console
 
 from tandem_cli.demo import _RUNNING
 from tandem_cli.progress import GeneratorState, Progress
-from tandem_cli.screen import Facts, render
+from tandem_cli.screen import RunHeader, render
 
 TARGET = Path(__file__).parent / "assets" / "screen.svg"
 WIDTH = 96
@@ -47,9 +47,9 @@ def draw(run_dir: Path, step: int) -> str:
         progress = Progress(Path(folder), steps, lambda: state)
         progress.poll()
         elapsed_s = sum(record.duration_s for record in progress.steps.records)
-    facts = Facts("digits", "model", "vllm", "examples/digits/runs/digits", (0,), (1,))
+    header = RunHeader("digits", "model", "vllm", "examples/digits/runs/digits", (0,), (1,))
     console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(render(progress, facts, _RUNNING, elapsed_s, WIDTH))
+    console.print(render(progress, header, _RUNNING, elapsed_s, WIDTH))
     svg = console.export_svg(title="tandem demo examples/digits")
     svg = re.sub(r"@font-face {.*?}", "", svg, flags=re.DOTALL)  # rich would fetch a font from another host
     titled = f'<svg role="img" aria-labelledby="title description"{{}}>\n{TITLE}'

@@ -66,7 +66,7 @@ REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").spli
 def pytest_configure() -> None:
     if unknown := REQUIRED - NEEDS.keys():
         raise pytest.UsageError(
-            f"TANDEM_REQUIRE names {', '.join(sorted(unknown))}, expected some of {', '.join(NEEDS)}"
+            f"TANDEM_REQUIRE names {', '.join(sorted(unknown))}, expected names from this list: {', '.join(NEEDS)}"
         )
 
 

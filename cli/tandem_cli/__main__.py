@@ -90,7 +90,9 @@ def _refuse(rest: Sequence[str]) -> None:
         ConfigError: there is one.
     """
     if rest:
-        raise ConfigError(f"got {' '.join(rest)}, which this command does not take; --help lists what it takes")
+        raise ConfigError(
+            f"got {' '.join(rest)}, which this command does not accept. Fix: remove it. --help lists the options"
+        )
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {

@@ -13,12 +13,12 @@ from rich.text import Text
 from tandem_protocol.folders import require_writable
 
 from .guard import adopt_orphans, end_descendants
-from .processes import Service, ServiceFailed
+from .processes import ServiceFailed, ServiceProcess
 from .progress import GeneratorProbe, Progress
 from .project import EngineName, Project
-from .screen import Facts, LiveScreen, PlainScreen, Screen, shown
+from .screen import LiveScreen, PlainScreen, RunHeader, Screen, shown
 from .service_commands import Pair, start, start_preparation
-from .stop import StopRequest
+from .stop import SignalCounter
 from .summary import show_summary
 
 USER_ERROR = 2
@@ -54,7 +54,7 @@ def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> 
                 f"Renamed the earlier run to {shown(aside)} (--resume continues a run instead)", soft_wrap=True
             )
         require_writable(project.logs_dir, "trainer.output_dir")
-        stop = cleanup.enter_context(StopRequest())
+        stop = cleanup.enter_context(SignalCounter())
         cleanup.callback(end_descendants)
         try:
             if (project.folder / "prepare.py").is_file():
@@ -68,7 +68,7 @@ def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> 
     return stop.exit_code
 
 
-def _prepare(script: Service, console: Console, stop: StopRequest) -> None:
+def _prepare(script: ServiceProcess, console: Console, stop: SignalCounter) -> None:
     """Show the last line of the script's output until it ends.
 
     Raises:
@@ -83,14 +83,14 @@ def _prepare(script: Service, console: Console, stop: StopRequest) -> None:
         raise ServiceFailed(script)
 
 
-def _train(project: Project, engine: EngineName, pair: Pair, console: Console, stop: StopRequest) -> None:
+def _train(project: Project, engine: EngineName, pair: Pair, console: Console, stop: SignalCounter) -> None:
     """Show the run until it ends, then print its summary.
 
     Raises:
         ServiceFailed: a service died, the generator did not become ready, or the trainer wrote no final checkpoint.
     """
     settings = project.settings
-    facts = Facts(
+    header = RunHeader(
         project=project.folder.name,
         model=settings.shared.model,
         engine=engine,
@@ -101,7 +101,7 @@ def _train(project: Project, engine: EngineName, pair: Pair, console: Console, s
     progress = Progress(project.run_dir, settings.trainer.max_steps, GeneratorProbe(pair.url, pair.token))
     if set(pair.generator.cpus) & set(pair.trainer.cpus):
         console.print("Only one CPU is available: generator and trainer take turns on it.")
-    screen: Screen = LiveScreen(console, facts) if console.is_terminal else PlainScreen(console, facts)
+    screen: Screen = LiveScreen(console, header) if console.is_terminal else PlainScreen(console, header)
 
     def show(footer: str) -> None:
         progress.poll()
@@ -119,7 +119,7 @@ def _train(project: Project, engine: EngineName, pair: Pair, console: Console, s
 
 
 def _follow(
-    pair: Pair, progress: Progress, stop: StopRequest, start_timeout_s: float, show: Callable[[], None]
+    pair: Pair, progress: Progress, stop: SignalCounter, start_timeout_s: float, show: Callable[[], None]
 ) -> None:
     """Wait until the trainer has ended or the user has pressed Ctrl-C.
 
@@ -139,7 +139,7 @@ def _follow(
         time.sleep(_POLL_S)
 
 
-def _end(service: Service, stop: StopRequest, timeout_s: float, show: Callable[[], None]) -> None:
+def _end(service: ServiceProcess, stop: SignalCounter, timeout_s: float, show: Callable[[], None]) -> None:
     """Send SIGTERM, then SIGKILL at the deadline or at the user's second Ctrl-C. Does nothing if it has ended."""
     service.terminate()
     deadline = time.monotonic() + timeout_s

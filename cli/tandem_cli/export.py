@@ -14,7 +14,7 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     """Copy the model of `checkpoint` (`last`, `best` or a step) to the new folder `to`, and return its step.
 
     Raises:
-        ConfigError: there is no such checkpoint, it holds no model, `to` is in use, or `to` cannot be written.
+        ConfigError: there is no such checkpoint, it holds no model, `to` is not empty, or `to` cannot be written.
     """
     step = _step(run_dir, checkpoint, _steps(run_dir))
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"
@@ -28,7 +28,7 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
             f"{model} holds no Hugging Face model, expected a config.json in it. Fix: choose another --checkpoint"
         )
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise ConfigError(f"{to} is in use, expected a folder that does not exist or is empty")
+        raise ConfigError(f"{to} is not empty, expected a new or empty folder. Fix: choose another --to.")
     staging = to.with_name(f".{to.name}.part")
     shutil.rmtree(staging, ignore_errors=True)  # left by an export that was interrupted
     try:

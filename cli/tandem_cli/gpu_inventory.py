@@ -113,7 +113,8 @@ def cdi_devices(info: Mapping[str, Any]) -> frozenset[str]:
     """
     reported = {device["ID"] for device in info.get("DiscoveredDevices") or () if device.get("Source") == "cdi"}
     folders: Sequence[str] = info.get("CDISpecDirs", CDI_DIRS) or ()
-    names = reported or {name for folder in folders for path in Path(folder).glob("*") for name in _read_spec(path)}
+    specs = [path for folder in folders for path in Path(folder).glob("*")]
+    names = reported or {name for path in specs for name in _read_spec(path)}
     if not folders and not names:
         raise DevicesUnknown("the engine reports no CDI device, since CDI is off")
     if not names:

@@ -14,7 +14,6 @@ from tandem_protocol.config import ConfigError, load
 from tandem_protocol.device_sets import CDI_KIND, check_disjoint, identity, parse_devices
 
 from .gpu_inventory import Driver, look_for_gpus
-from .project import SharedPart
 
 COMPOSE_FILES = ("compose.yaml", "compose.gpu.yaml", "compose.devices.yaml")
 """Compose files in the order of merging. `tandem gpus` writes the last one."""
@@ -32,10 +31,14 @@ services:
 """
 
 
-class Settings(BaseModel, extra="ignore"):
+class GpusSharedPart(BaseModel, extra="ignore"):
+    model: str
+
+
+class GpusSettings(BaseModel, extra="ignore"):
     """The keys of config.yaml that this command reads."""
 
-    shared: SharedPart
+    shared: GpusSharedPart
 
 
 class Layout(NamedTuple):
@@ -98,7 +101,9 @@ def gpus(
     for option, devices in (("--generator", generator_devices), ("--trainer", trainer_devices)):
         _check_exist(option, devices, host.names, driver)
         if len({identity(device, host.uuids) for device in devices}) < len(devices):
-            raise ConfigError(f"{option}: got one GPU twice in {', '.join(devices)}, expected each once")
+            raise ConfigError(
+                f"{option}: got one GPU twice in {', '.join(devices)}, expected each once. Fix: remove one of them"
+            )
     fix = "move them out of --generator or out of --trainer"
     check_disjoint(generator_devices, trainer_devices, kind="GPUs", uuids=host.uuids, fix=fix)
     env_file = folder / ".env"
@@ -140,8 +145,8 @@ def _check_exist(option: str, devices: Sequence[str], known: frozenset[str], dri
     if known and (unknown := [device for device in devices if device not in known]):
         command = "nvidia-smi -L" if driver == "nvidia" else "nvidia-ctk cdi list"
         raise ConfigError(
-            f"{option}: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}, the devices that "
-            f"`{command}` lists"
+            f"{option}: got {', '.join(unknown)}, expected devices from this list: {', '.join(sorted(known))} "
+            f"(from `{command}`)"
         )
 
 
@@ -181,7 +186,7 @@ def _attention_heads(project: Path) -> tuple[str, int | None]:
             f"{config} does not exist, expected a project: a folder with config.yaml in it. Fix: name it with "
             "--project DIR"
         )
-    model = load(Settings, path=config, env={})[0].shared.model
+    model = load(GpusSettings, path=config, env={})[0].shared.model
     try:
         described = json.loads((project / model / "config.json").read_text())
     except OSError:

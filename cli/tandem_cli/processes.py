@@ -12,7 +12,7 @@ from pathlib import Path
 _KILL_TIMEOUT_S = 15.0
 
 
-class Service:
+class ServiceProcess:
     """A running command with its log. `kill`, or the end of this process, ends it and all processes that it started."""
 
     def __init__(
@@ -81,7 +81,7 @@ class ServiceFailed(Exception):
         problem: what is wrong, such as `was not ready within 900 s`. None: the exit code is described.
     """
 
-    def __init__(self, service: Service, problem: str | None = None) -> None:
+    def __init__(self, service: ServiceProcess, problem: str | None = None) -> None:
         super().__init__(f"the {service.name} {problem or describe_exit(service.exit_code)}")
         self.service = service
         self.exit_code = service.exit_code

@@ -27,7 +27,7 @@ class Record(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class StepMetrics(Record):
+class StepRow(Record):
     """A line of metrics.jsonl."""
 
     step: int
@@ -55,7 +55,7 @@ class EvalResult(Record):
     """Reward function → k → pass@k."""
 
 
-class Sample(Record):
+class CompletionRow(Record):
     """A line of rollouts.jsonl."""
 
     prompt: str
@@ -109,9 +109,9 @@ class Progress:
 
     def __init__(self, run_dir: Path, max_steps: int, probe: Callable[[], GeneratorState]) -> None:
         self.max_steps = max_steps
-        self.steps = JsonLinesReader(run_dir / "metrics.jsonl", StepMetrics)
+        self.steps = JsonLinesReader(run_dir / "metrics.jsonl", StepRow)
         self.evals = JsonLinesReader(run_dir / "eval.jsonl", EvalResult)
-        self.samples = JsonLinesReader(run_dir / "rollouts.jsonl", Sample)
+        self.samples = JsonLinesReader(run_dir / "rollouts.jsonl", CompletionRow)
         self.status: Status | None = None
         self.generator = GeneratorState(False, "starting")
         self.was_ready = False
@@ -156,7 +156,7 @@ class Progress:
         return tokens_per_s(self.steps.records[-_RECENT_STEPS:])
 
 
-def tokens_per_s(steps: Sequence[StepMetrics]) -> float | None:
+def tokens_per_s(steps: Sequence[StepRow]) -> float | None:
     """Return sampled tokens per second of training time. None without steps."""
     duration_s = sum(step.duration_s for step in steps)
     return sum(step.rollout_tokens for step in steps) / duration_s if duration_s else None
@@ -165,7 +165,7 @@ def tokens_per_s(steps: Sequence[StepMetrics]) -> float | None:
 def gauge(metrics: str, *names: str) -> int:
     """Return the value of a gauge on a Prometheus page, summed over its labels.
 
-    The first of `names` that the page has counts. Without any of them the value is 0.
+    Uses the first of `names` that is on the page. Returns 0 if none is.
     """
     for name in names:
         if values := re.findall(rf"^{name}(?:{{.*}})? (\S+)", metrics, re.MULTILINE):

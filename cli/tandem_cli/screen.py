@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .progress import EvalResult, Progress, StepMetrics
+from .progress import EvalResult, Progress, StepRow
 
 _WIDTH = 96
 _ECHO_WIDTH = len("^C^C")
@@ -31,8 +31,8 @@ _LONG_PHASE_S = 2.0
 
 
 @dataclass(frozen=True)
-class Facts:
-    """The facts on the screen that do not change during a run."""
+class RunHeader:
+    """What the screen shows of a run and never changes."""
 
     project: str
     model: str
@@ -53,9 +53,9 @@ class Screen(Protocol):
 class LiveScreen:
     """Redraws one panel in place, and removes it at the end."""
 
-    def __init__(self, console: Console, facts: Facts) -> None:
+    def __init__(self, console: Console, header: RunHeader) -> None:
         self._console = console
-        self._facts = facts
+        self._header = header
         self._started = time.monotonic()
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
@@ -68,21 +68,21 @@ class LiveScreen:
 
     def update(self, progress: Progress, footer: str) -> None:
         width = min(_WIDTH, self._console.width - _ECHO_WIDTH)
-        self._live.update(render(progress, self._facts, footer, time.monotonic() - self._started, width))
+        self._live.update(render(progress, self._header, footer, time.monotonic() - self._started, width))
 
 
 class PlainScreen:
     """Prints one line per step, per evaluation and per new footer, and one when the generator is ready."""
 
-    def __init__(self, console: Console, facts: Facts) -> None:
+    def __init__(self, console: Console, header: RunHeader) -> None:
         self._console = console
-        self._facts = facts
+        self._header = header
         self._ready = False
         self._steps = self._evals = 0
         self._footer = ""
 
     def __enter__(self) -> PlainScreen:
-        self._print(_header(self._facts).plain)
+        self._print(_header(self._header).plain)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -93,7 +93,7 @@ class PlainScreen:
             self._print("generator ready")
         steps = progress.steps.records[self._steps :]
         evals = progress.evals.records[self._evals :]
-        records: list[StepMetrics | EvalResult] = [*steps, *evals]
+        records: list[StepRow | EvalResult] = [*steps, *evals]
         for record in sorted(records, key=lambda record: record.step):  # stable: a step comes before its evaluation
             self._print(_line(record, progress.max_steps))
         if footer != self._footer:
@@ -107,7 +107,7 @@ class PlainScreen:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _line(record: StepMetrics | EvalResult, max_steps: int) -> str:
+def _line(record: StepRow | EvalResult, max_steps: int) -> str:
     if isinstance(record, EvalResult):
         return f"eval after step {record.step}: {number(record.reward_mean)}"
     return (
@@ -117,20 +117,20 @@ def _line(record: StepMetrics | EvalResult, max_steps: int) -> str:
     )
 
 
-def render(progress: Progress, facts: Facts, footer: str, elapsed_s: float, width: int) -> RenderableType:
+def render(progress: Progress, header: RunHeader, footer: str, elapsed_s: float, width: int) -> RenderableType:
     """Return the complete screen."""
     return Panel(
         Group(
-            _header(facts),
+            _header(header),
             Text(),
             _bar(progress, elapsed_s),
             Text(),
             _learning(progress),
             Text(),
-            _services(progress, facts),
+            _services(progress, header),
             *_sample(progress),
         ),
-        title=Text.assemble(("tandem", "bold"), f" · {facts.project}"),
+        title=Text.assemble(("tandem", "bold"), f" · {header.project}"),
         title_align="left",
         subtitle=Text(footer, style="dim"),
         subtitle_align="left",
@@ -180,9 +180,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "·" for c in text.replace("\n", "⏎"))
 
 
-def _header(facts: Facts) -> Text:
+def _header(header: RunHeader) -> Text:
     return Text.assemble(
-        ("model ", "dim"), facts.model, ("   engine ", "dim"), facts.engine, ("   run ", "dim"), facts.run_dir
+        ("model ", "dim"), header.model, ("   engine ", "dim"), header.engine, ("   run ", "dim"), header.run_dir
     )
 
 
@@ -223,7 +223,7 @@ def _learning(progress: Progress) -> RenderableType:
     return rows
 
 
-def _services(progress: Progress, facts: Facts) -> RenderableType:
+def _services(progress: Progress, header: RunHeader) -> RenderableType:
     generator = progress.generator
     status = progress.status
     requests = f"{generator.running} running, {generator.waiting} waiting" if generator.running else "idle"
@@ -231,14 +231,14 @@ def _services(progress: Progress, facts: Facts) -> RenderableType:
     rows.expand = True
     rows.add_column(justify="right", style="dim", ratio=1)
     state = requests if generator.ready else generator.reason
-    rows.add_row("generator", _light(generator.ready, state), _cpus(facts.generator_cpus))
+    rows.add_row("generator", _light(generator.ready, state), _cpus(header.generator_cpus))
     phase = "starting"
     if status is not None:
         since_s = time.time() - status.since_unix_s
         phase = status.phase.replace("_", " ")
         if since_s >= _LONG_PHASE_S:
             phase += f" · {duration(since_s)}"
-    rows.add_row("trainer", _light(status is not None, phase), _cpus(facts.trainer_cpus))
+    rows.add_row("trainer", _light(status is not None, phase), _cpus(header.trainer_cpus))
     return rows
 
 

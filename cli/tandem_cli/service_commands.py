@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV
 
-from .processes import Service, split_cpus
+from .processes import ServiceProcess, split_cpus
 from .project import EngineName, Project
 
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -24,8 +24,8 @@ _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT
 class Pair(NamedTuple):
     """A running generator and its trainer."""
 
-    generator: Service
-    trainer: Service
+    generator: ServiceProcess
+    trainer: ServiceProcess
     url: str
     token: str
 
@@ -49,9 +49,9 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
         }
     )
 
-    def service(name: str, command: list[str], cpus: tuple[int, ...]) -> Service:
+    def service(name: str, command: list[str], cpus: tuple[int, ...]) -> ServiceProcess:
         log = project.logs_dir / f"{name}.log"
-        started = Service(name, command, folder=project.folder, env=env, cpus=cpus, log=log, scratch=weights_dir)
+        started = ServiceProcess(name, command, folder=project.folder, env=env, cpus=cpus, log=log, scratch=weights_dir)
         cleanup.callback(started.kill)
         return started
 
@@ -60,9 +60,9 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
     return Pair(generator, service("trainer", _trainer_command(project), trainer_cpus), url, token)
 
 
-def start_preparation(project: Project, cleanup: ExitStack) -> Service:
+def start_preparation(project: Project, cleanup: ExitStack) -> ServiceProcess:
     """Start the project's prepare.py on all CPUs. `cleanup` gets a callback that kills it."""
-    script = Service(
+    script = ServiceProcess(
         "preparation",
         [sys.executable, "prepare.py"],
         folder=project.folder,

@@ -6,14 +6,14 @@ import signal
 from types import FrameType
 
 
-class StopRequest:
+class SignalCounter:
     """Counts the signals inside a `with` block. The first requests to finish, the second to kill."""
 
     def __init__(self) -> None:
         self.count = 0
         self._first = 0
 
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> SignalCounter:
         self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from .progress import EvalResult, Progress, StepMetrics, tokens_per_s
+from .progress import EvalResult, Progress, StepRow, tokens_per_s
 from .screen import arrow, duration, shown
 
 _SMOOTHING_STEPS = 10
@@ -63,7 +63,7 @@ def _pass_rates_at(evals: Sequence[EvalResult], name: str, k: str) -> list[float
     return [result.pass_at[name][k] for result in evals if k in result.pass_at.get(name, {})]
 
 
-def time_split(steps: Sequence[StepMetrics]) -> str:
+def time_split(steps: Sequence[StepRow]) -> str:
     """Format each phase's share of the time, largest first: `update 61%, wait for rollouts 30%`."""
     totals: dict[str, float] = {}
     for step in steps:

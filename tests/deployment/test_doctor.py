@@ -170,7 +170,9 @@ def test_only_devices_of_this_engine_are_allowed(doctor: DoctorRuns) -> None:
         return doctor.examine(reserving("cdi", generator=[f"{CDI_KIND}0", f"{CDI_KIND}1"], trainer=names))
 
     with cdi_gpus(Path(doctor.stack.engine.info()["CDISpecDirs"][0])):
-        valid, shared, missing = examine("4", "5"), examine("1", "2"), examine("8")
+        valid = examine("4", "5")
+        shared = examine("1", "2")
+        missing = examine("8")
     assert (valid.failed, valid.status["GPU ids"], valid.status["GPU sets"]) == (set(), "ok", "ok")
     assert shared.failed == {"GPU sets"}
     assert missing.failed == {"GPU ids"}

@@ -113,7 +113,7 @@ def test_docker_compose_uses_the_devices_of_the_written_file_only(folder: Path, 
     ("generator", "trainer", "words"),
     [
         ("0-4", "4-7", "which share nvidia.com/gpu=4, expected disjoint sets"),
-        ("0-3", "8", "--trainer: got nvidia.com/gpu=8, expected some of nvidia.com/gpu=0, "),
+        ("0-3", "8", "--trainer: got nvidia.com/gpu=8, expected devices from this list: nvidia.com/gpu=0, "),
         ("0-2", "4", "has 2 attention heads, expected a divisor of 2. Fix: --tensor-parallel 1,"),
     ],
 )

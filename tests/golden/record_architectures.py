@@ -17,7 +17,7 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, _TRANSFORMERS_SUPPORTED_MODELS
 
-from support.zygotes import RESULTS, judged
+from support.family_pool import RESULTS, judged
 
 BACKEND = (
     "biogpt", "bitnet", "ctrl", "doge", "gemma4_unified_text", "helium", "ministral", "nanochat", "persimmon",

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from support.zygotes import RESULTS, judged
+from support.family_pool import RESULTS, judged
 
 pytestmark = pytest.mark.vllm
 

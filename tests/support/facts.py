@@ -9,19 +9,19 @@ from typing import Any
 
 from tandem_cli.doctor.facts import (
     Access,
+    ComposeService,
     Devices,
     DockerEngine,
-    Facts,
     Gpu,
     Image,
+    MachineFacts,
     Model,
     Mount,
     Nvidia,
-    Service,
     Stack,
     Volume,
 )
-from tandem_cli.doctor.settings import Settings
+from tandem_cli.doctor.settings import DoctorSettings
 from tandem_cli.doctor.unknown import Unknown
 
 GIB = 1 << 30
@@ -31,9 +31,9 @@ QWEN = Model("the cache volume", 1_543_714_304, 28, 1536, 8960, 2, 128, 151_936,
 UUIDS = tuple(f"GPU-{index:08x}-c1d2" for index in range(8))
 
 
-def on_cpus() -> Facts:
+def on_cpus() -> MachineFacts:
     """Return the facts of examples/digits on a laptop."""
-    return Facts(
+    return MachineFacts(
         engine=DockerEngine("26.1.5", False, Unknown("CDI is off"), 16 * GIB, 8, Path("/var/lib/docker")),
         compose_version="2.26.1",
         stack=a_stack(generator={"cpuset": "0-3"}, trainer={"cpuset": "4-7"}),
@@ -47,7 +47,7 @@ def on_cpus() -> Facts:
     )
 
 
-def on_gpus() -> Facts:
+def on_gpus() -> MachineFacts:
     """Return the facts of a model with 1.5 B parameters on a host with eight GPUs of 80 GiB."""
     laptop = on_cpus()
     stack = a_stack(
@@ -67,8 +67,8 @@ def on_gpus() -> Facts:
     )
 
 
-def settings(**sections: Mapping[str, Any]) -> Settings:
-    return Settings.model_validate({"shared": {"model": "model"}, **sections})
+def settings(**sections: Mapping[str, Any]) -> DoctorSettings:
+    return DoctorSettings.model_validate({"shared": {"model": "model"}, **sections})
 
 
 def an_image(name: str, **env: str) -> Image:
@@ -79,16 +79,16 @@ def a_stack(**changes: Mapping[str, Any]) -> Stack:
     """Return the stack of compose.yaml. `changes`: service → fields to change."""
     weights = Mount("weights", "/weights")
     services = {
-        "preflight": Service("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True),)),
-        "generator": Service("tandem-generator:cpu", shm_bytes=GIB, mounts=(replace(weights, read_only=True),)),
-        "trainer": Service("tandem-trainer:cpu", shm_bytes=GIB, mounts=(weights,)),
+        "preflight": ComposeService("tandem-trainer:cpu", mounts=(Mount("/p", "/source", True),)),
+        "generator": ComposeService("tandem-generator:cpu", shm_bytes=GIB, mounts=(replace(weights, read_only=True),)),
+        "trainer": ComposeService("tandem-trainer:cpu", shm_bytes=GIB, mounts=(weights,)),
     }
     volumes = {"weights": Volume("tandem_weights", {"size": "1g", "uid": "10001", "mode": "0750"})}
     changed = {name: replace(service, **changes.get(name, {})) for name, service in services.items()}
     return Stack("tandem", changed, volumes)
 
 
-def changed(facts: Facts, service: str, **fields: Any) -> Facts:
+def changed(facts: MachineFacts, service: str, **fields: Any) -> MachineFacts:
     """Return the facts with some fields of one service changed."""
     assert isinstance(facts.stack, Stack)
     services = {**facts.stack.services, service: replace(facts.stack.services[service], **fields)}

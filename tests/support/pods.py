@@ -30,7 +30,7 @@ NOT_PLAYED = {
         "annotations": "podman allows only 63 characters per value; variables that refer to them are filled in here",
     },
     "pod": {
-        "initContainers": "podman holds the pod's lock while they run: each runs before, as a separate pod",
+        "initContainers": "podman locks the pod while they run, so each one runs earlier in a separate pod",
         "restartPolicy": "replaced: `Pod.restart`, and Never for init containers",
         "terminationGracePeriodSeconds": "not supported; `Cluster.stop` waits that long",
         "subdomain": "not supported; the pod's names are aliases on the network",
@@ -175,10 +175,13 @@ def _container(
     pod: Pod, container: Object, objects: Sequence[Object], volumes: Volumes
 ) -> tuple[Object, list[Object], list[Object]]:
     """Return the container, the volumes that it mounts and their ConfigMaps."""
-    sources, mounts, maps = {}, [], []
+    sources = {}
+    mounts = []
+    maps: list[Object] = []
     by_name = {volume["name"]: volume for volume in pod.spec["volumes"]}
     for number, mount in enumerate(container.get("volumeMounts", [])):
-        volume, name = by_name[mount["name"]], f"v{number}"
+        volume = by_name[mount["name"]]
+        name = f"v{number}"
         sources[name] = _source(pod, volume, mount.get("subPath"), volumes, objects, maps)
         read_only = {"readOnly": True} if volume.get("persistentVolumeClaim", {}).get("readOnly") else {}
         mounts.append({**_take("mount", mount), "name": name, **read_only})

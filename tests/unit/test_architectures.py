@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from support.architectures import TEXT_FAMILIES, VOCAB, tiny_config, tiny_model
 from tandem_trainer.causality import check_causal
 from tandem_trainer.errors import UserError
-from tandem_trainer.logprobs import TokenLogprobs, check
+from tandem_trainer.logprobs import TokenLogprobs, check_logprobs
 
 TEMPERATURE, PROMPT = 0.7, 2
 ENCODERS = (
@@ -46,7 +46,7 @@ def test_logprobs_of_a_row_do_not_depend_on_padding_and_equal_those_of_the_model
 
 
 def _check(policy: TokenLogprobs) -> None:
-    check(policy)
+    check_logprobs(policy)
     check_causal(policy)
 
 

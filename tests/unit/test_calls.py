@@ -70,18 +70,20 @@ COLUMNS = {
 
 
 def test_a_function_that_changes_its_arguments_affects_nothing_else(project: Any):
-    """Not the second item of the call, another function, the next call, the row, the configuration, or the record."""
+    """Checks the call's second item, another function, the next call, the row, the configuration and the record."""
     one: list[dict[str, Any]] = []
     two: list[dict[str, Any]] = []
-    project.one, project.two = reward_kinds.spoiling(one), reward_kinds.spoiling(two)
-    row, options = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS)), {"weights": [1, {"a": []}]}
+    project.one = reward_kinds.spoiling(one)
+    project.two = reward_kinds.spoiling(two)
+    row = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS))
+    options = {"weights": [1, {"a": []}]}
     rewards = _rewards("user_functions:one", "user_functions:two", options=options)
     before = GROUP.model_dump()
 
-    async def twice() -> list[Any]:
+    async def score_twice() -> list[Any]:
         return [await rewards.score(row, GROUP) for _ in range(2)]
 
-    scored = asyncio.run(twice())
+    scored = asyncio.run(score_twice())
     assert len({repr(seen) for seen in [*one, *two]}) == 1
     assert "spoilt" not in repr(one)
     assert (row.prompt, row.columns) == (CONVERSATION, COLUMNS)

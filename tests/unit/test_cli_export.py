@@ -58,12 +58,13 @@ def test_an_adapter_is_refused_with_the_command_that_merges_it(
     assert f"python -m tandem_trainer.merge {model} {tmp_path / 'out'}" in error
 
 
-def test_a_target_folder_in_use_is_refused_and_unchanged(
+def test_a_target_folder_that_is_not_empty_is_refused_and_unchanged(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("mine")
-    assert "is in use" in _refusal(capsys, run_dir, "--to", tmp_path / "used")
+    error = _refusal(capsys, run_dir, "--to", tmp_path / "used")
+    assert "is not empty, expected a new or empty folder" in error
     assert [path.name for path in (tmp_path / "used").iterdir()] == ["mine.txt"]
 
 

@@ -98,14 +98,14 @@ def test_gpus_beyond_the_tensor_parallel_size_are_data_parallel(folder: Path) ->
         ("0-3", "3-5", (), "got the GPUs 0, 1, 2, 3 for the generator and 3, 4, 5 for the trainer, which share 3"),
         ("0-2", UUIDS[2], (), "which share 2"),
         (f"1,{UUIDS[1]}", "2", (), "got one GPU twice"),
-        ("0", "7-9", (), "--trainer: got 8, 9, expected some of 0, 1, "),
-        ("GPU-8932f937", "1", (), "--generator: got GPU-8932f937, expected some of"),
+        ("0", "7-9", (), "--trainer: got 8, 9, expected devices from this list: 0, 1, "),
+        ("GPU-8932f937", "1", (), "--generator: got GPU-8932f937, expected devices from this list:"),
         ("", "1", (), "--generator: got no device"),
         ("nvidia.com/gpu=0", "1", (), "expected an index or a UUID. Fix: use --driver cdi"),
         ("0-3", "4", (), "has 6 attention heads, expected a divisor of 6. Fix: --tensor-parallel 1 or 2,"),
         ("0-2", "4", ("--tensor-parallel", "2"), "got 2 for 3 devices of the generator, expected a divisor of 3"),
         ("0-2", "4", ("--tensor-parallel", "0"), "got 0 for 3 devices"),
-        ("0", "1", ("--max-steps", "4"), "got --max-steps 4, which this command does not take"),
+        ("0", "1", ("--max-steps", "4"), "got --max-steps 4, which this command does not accept"),
         ("0", "1", ("--project", "nowhere"), "nowhere/config.yaml does not exist, expected a project"),
     ],
 )
@@ -149,7 +149,7 @@ def test_indexes_become_cdi_names_that_the_engine_must_have(
     assert run(folder, "0-1", "nvidia.com/gpu=1", "--driver", "cdi") == 2
     assert "share nvidia.com/gpu=1" in capsys.readouterr().err
     assert run(folder, "0-1", "3", "--driver", "cdi") == 2
-    assert "--trainer: got nvidia.com/gpu=3, expected some of" in capsys.readouterr().err
+    assert "--trainer: got nvidia.com/gpu=3, expected devices from this list:" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("nvidia_smi")

@@ -13,7 +13,7 @@ import tandem_generator.config
 import tandem_trainer.config
 from tandem_cli import processes, project
 from tandem_cli.processes import describe_exit, split_cpus
-from tandem_cli.project import GeneratorPart, Project, SharedPart, TrainerPart, choose_engine
+from tandem_cli.project import DemoGeneratorPart, DemoSharedPart, DemoTrainerPart, Project, choose_engine
 from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import ConfigError, SharedConfig, load, parse_overrides
 from tandem_trainer.config import TrainerConfig
@@ -56,9 +56,10 @@ def test_vllm_is_used_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("part", "owner"), [(SharedPart, SharedConfig), (GeneratorPart, GeneratorConfig), (TrainerPart, TrainerConfig)]
+    ("part", "owner"),
+    [(DemoSharedPart, SharedConfig), (DemoGeneratorPart, GeneratorConfig), (DemoTrainerPart, TrainerConfig)],
 )
-def test_keys_read_here_have_the_services_defaults(part: type[SharedPart], owner: type[SharedConfig]) -> None:
+def test_cli_defaults_equal_the_services_defaults(part: type[DemoSharedPart], owner: type[SharedConfig]) -> None:
     for name, field in part.model_fields.items():
         assert owner.model_fields[name].default == field.default, name
 

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from tandem_cli.progress import GeneratorState, Progress
-from tandem_cli.screen import Facts, arrow, duration, printable, render, sparkline
+from tandem_cli.screen import RunHeader, arrow, duration, printable, render, sparkline
 from tandem_cli.summary import facts, show_summary
 
-FACTS = Facts("digits", "model", "mock", "runs/digits", generator_cpus=(0,), trainer_cpus=(1, 2))
+HEADER = RunHeader("digits", "model", "mock", "runs/digits", generator_cpus=(0,), trainer_cpus=(1, 2))
 
 
 def step(number: int, reward: float | None, **changes: object) -> dict[str, object]:
@@ -39,7 +39,7 @@ def progress_of(run_dir: Path) -> Progress:
 
 def drawn(progress: Progress, width: int = 96) -> str:
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(render(progress, FACTS, "Ctrl-C ends", elapsed_s=5.0, width=width))
+    console.print(render(progress, HEADER, "Ctrl-C ends", elapsed_s=5.0, width=width))
     return console.export_text()
 
 

@@ -1,4 +1,4 @@
-"""`tandem completion`, in real interactive shells: what is typed, and what TAB makes of it."""
+"""`tandem completion` in real interactive shells: TAB completes what is typed."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ START = {
     "zsh": (["-f", "-i"], 'autoload -Uz compinit && compinit -u && eval "$(tandem completion zsh)"'),
     "fish": (["--no-config", "-i"], "tandem completion fish | source"),
 }
-"""Shell → its options, without anybody's configuration, and the line that a user adds to it."""
+"""Shell → options that ignore the user's configuration file, and the line that a user adds to that file."""
 TANDEM = f"""#!/bin/sh
 [ -t 1 ] || exec {sys.executable} -m tandem_cli "$@"
 printf '\\nTYPED:%s:\\n' "$*"
 """
-"""`tandem` on PATH: the real one when its output is piped into the shell, else it prints its arguments."""
+"""The program `tandem` on PATH. On a terminal it prints its arguments; otherwise it runs the real `tandem`."""
 TYPED = [
     ("demo --eng\tmock", "demo --engine mock"),
     ("exp\t", "export"),

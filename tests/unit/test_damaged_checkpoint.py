@@ -63,7 +63,7 @@ def checkpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     group = scored([4, 5], [completion([6, 7]), completion([8, 9])], [1.0, 0.0])
     learner.update(algorithm.make_batch([group]), algorithm)
     run = make_run(folder)
-    run.measure(3, GROUPS, {"loss": 0.25})
+    run.make_record(3, GROUPS, {"loss": 0.25})
     assert run.checkpoint(3, learner, Queue())  # type: ignore[arg-type]
     return folder
 

@@ -142,7 +142,7 @@ JUDGES = {"prefer"}
 
 
 def _python(block: Block) -> None:
-    """Run it in an empty folder; its functions are rewards and judges, unless there is a test among them."""
+    """Run a block in an empty folder. Its functions are called as rewards or judges, unless one of them is a test."""
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
@@ -163,7 +163,7 @@ def _check_calls(block: Block, names: dict[str, Any]) -> None:
 
 
 def _score(block: Block, name: str) -> None:
-    """Score completions as the trainer does: of the page's own prompt, or of a text and of a conversation."""
+    """Score completions as the trainer does. Prompts come from the page; if it has none, a text and a conversation."""
     tokenizer = make_tokenizer(80)
     tokenizer.batch_decode = lambda *_, **__: TEXTS  # its vocabulary lacks these characters
     function = f"{MODULE}:{name}"

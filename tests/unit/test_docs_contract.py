@@ -1,4 +1,4 @@
-"""docs/integrate/contract.md and store.md: their requests get their answers, and every route and error is there."""
+"""The contract's pages show the answers that requests really get, and name all routes and errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tandem_protocol.store import Lease, WeightStore
 CONTRACT, STORE = "docs/integrate/contract.md", "docs/integrate/store.md"
 PAGE = (ROOT / CONTRACT).read_text()
 SECONDS = {"verify_s", "pause_s", "load_s", "total_s"}
-OF_THE_MACHINE = {"message", "devices", "engine_version", *SECONDS}
+NOT_COMPARED = {"message", "devices", "engine_version", *SECONDS}
 """Fields whose values differ between machines, or whose text another test holds."""
 
 
@@ -43,7 +43,9 @@ class Exchange(NamedTuple):
     @property
     def answers(self) -> list[Any]:
         """The JSON values that it prints, and the status if it prints that."""
-        values, text, decoder = [], self.printed.strip(), json.JSONDecoder()
+        values = []
+        text = self.printed.strip()
+        decoder = json.JSONDecoder()
         while text:
             value, end = decoder.raw_decode(text)
             values.append(value)
@@ -52,7 +54,7 @@ class Exchange(NamedTuple):
 
 
 def _exchanges(digest: str) -> Iterator[Exchange]:
-    """All of them, in the order of the page; `digest` takes the place of the page's manifest digest."""
+    """Yield the exchanges in the order of the page. `digest` replaces the manifest digest on the page."""
     (shown,) = set(re.findall(r"\b[0-9a-f]{32}\b", PAGE))
     for block in blocks(CONTRACT, language="console"):
         for command in re.split(r"^\$ ", block.text.replace(shown, digest), flags=re.MULTILINE)[1:]:
@@ -62,7 +64,7 @@ def _exchanges(digest: str) -> Iterator[Exchange]:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> WeightStore:
-    """The current folder's, with the version that the page's script writes."""
+    """A store in the current folder, with the version that the script on the page writes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("TANDEM_TOKEN", raising=False)
     monkeypatch.delenv("TANDEM_TOKEN_FILE", raising=False)
@@ -107,7 +109,7 @@ async def test_every_request_of_the_page_gets_the_answer_of_the_page(
 
 def _comparable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: None if name in OF_THE_MACHINE else _comparable(inner) for name, inner in value.items()}
+        return {name: None if name in NOT_COMPARED else _comparable(inner) for name, inner in value.items()}
     return [_comparable(inner) for inner in value] if isinstance(value, list) else value
 
 
@@ -119,8 +121,10 @@ def test_every_route_is_on_the_page() -> None:
 
 def test_every_error_is_on_the_page_with_its_status_and_retry_advice() -> None:
     rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| (\d+) \| (yes|no) \|", PAGE, re.MULTILINE)
-    told = {code: (int(status), retry == "yes") for codes, status, retry in rows for code in re.findall(r"\w+", codes)}
-    assert told == {code: (error.status, error.retryable) for code, error in _tree(TandemError).items()}
+    documented = {
+        code: (int(status), retry == "yes") for codes, status, retry in rows for code in re.findall(r"\w+", codes)
+    }
+    assert documented == {code: (error.status, error.retryable) for code, error in _tree(TandemError).items()}
 
 
 def test_every_field_of_info_is_on_the_page() -> None:

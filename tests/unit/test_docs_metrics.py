@@ -74,9 +74,9 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
     shared = SharedConfig(model=str(model))
     accelerator = Accelerator(cpu=True)
     learner = Learner(shared, config, make_tokenizer(), accelerator, needs_reference=algorithm.needs_reference)
-    with run.life():
+    with run.record_outcome():
         stats = learner.update(algorithm.make_batch(GROUPS, list), algorithm)
-        run.measure(1, GROUPS, stats)
+        run.make_record(1, GROUPS, stats)
         if config.eval:
             run.evaluated(_evaluate(config, run.dir))
         run.log(GROUPS)

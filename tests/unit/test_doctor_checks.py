@@ -8,7 +8,7 @@ import pytest
 
 from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
-from tandem_cli.doctor.facts import Access, Devices, Facts, Gpu, Nvidia, Port, Process, Stack, Volume
+from tandem_cli.doctor.facts import Access, Devices, Gpu, MachineFacts, Nvidia, Port, Process, Stack, Volume
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.unknown import Refused, Unknown
 
@@ -16,26 +16,26 @@ LAPTOP, GPUS = on_cpus(), on_gpus()
 NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused")
 
 
-def with_process(facts: Facts, pid: int) -> Facts:
+def with_process(facts: MachineFacts, pid: int) -> MachineFacts:
     """Return the facts with a process on GPU 4."""
     assert isinstance(facts.nvidia, Nvidia)
     gpus = (*facts.nvidia.gpus[:4], Gpu(4, UUIDS[4], 80 * GIB, (Process(pid, "python", 3 * GIB),)))
     return replace(facts, nvidia=replace(facts.nvidia, gpus=(*gpus, *facts.nvidia.gpus[5:])))
 
 
-def with_driver(facts: Facts, *cuda: int) -> Facts:
+def with_driver(facts: MachineFacts, *cuda: int) -> MachineFacts:
     assert isinstance(facts.nvidia, Nvidia)
     return replace(facts, nvidia=replace(facts.nvidia, cuda=cuda))
 
 
-def with_size(facts: Facts, size: str, created: str | None = None) -> Facts:
+def with_size(facts: MachineFacts, size: str, created: str | None = None) -> MachineFacts:
     """Return the facts with another size of the weight store. `created`: the size that the volume was created with."""
     assert isinstance(facts.stack, Stack)
     volume = Volume("tandem_weights", {"size": size}, {"size": created} if created else None)
     return replace(facts, stack=replace(facts.stack, volumes={"weights": volume}))
 
 
-REFUSED: list[tuple[str, Facts, str]] = [
+REFUSED: list[tuple[str, MachineFacts, str]] = [
     (
         "weight store",
         with_size(LAPTOP, "1g", created="1m"),
@@ -79,7 +79,7 @@ REFUSED: list[tuple[str, Facts, str]] = [
     (
         "GPU ids",
         changed(GPUS, "trainer", devices=(Devices("nvidia", ("4", "8")),)),
-        "got GPU 8, expected some of 0, 1, 2",
+        "got GPU 8, expected devices from this list: 0, 1, 2",
     ),
     ("GPU ids", changed(GPUS, "trainer", devices=(Devices("nvidia", count=9),)), "got GPU 8"),
     (
@@ -131,17 +131,17 @@ REFUSED: list[tuple[str, Facts, str]] = [
 ]
 
 
-def judge(name: str, facts: Facts) -> Finding:
+def judge(name: str, facts: MachineFacts) -> Finding:
     return next(finding for finding in examine(facts) if finding.name == name)
 
 
 @pytest.mark.parametrize("facts", [LAPTOP, GPUS], ids=["CPUs", "GPUs"])
-def test_a_machine_that_can_run_the_stack_passes_every_check(facts: Facts) -> None:
+def test_a_machine_that_can_run_the_stack_passes_every_check(facts: MachineFacts) -> None:
     assert {finding.name: finding.message for finding in examine(facts) if finding.status != "ok"} == {}
 
 
 @pytest.mark.parametrize(("name", "facts", "words"), REFUSED, ids=[f"{n}: {w}" for n, _, w in REFUSED])
-def test_a_failed_check_has_a_fix(name: str, facts: Facts, words: str) -> None:
+def test_a_failed_check_has_a_fix(name: str, facts: MachineFacts, words: str) -> None:
     finding = judge(name, facts)
     assert finding.status == "fail"
     assert words in finding.message
@@ -152,7 +152,7 @@ def test_every_check_has_a_case_that_fails() -> None:
     assert {name for name, *_ in REFUSED} == CHECKS.keys()
 
 
-WARNED: list[tuple[str, Facts, str]] = [
+WARNED: list[tuple[str, MachineFacts, str]] = [
     ("images", replace(LAPTOP, images={**LAPTOP.images, "trainer": Unknown("is not there")}), "not built yet"),
     (
         "image versions",
@@ -182,13 +182,13 @@ WARNED: list[tuple[str, Facts, str]] = [
 
 
 @pytest.mark.parametrize(("name", "facts", "words"), WARNED, ids=[f"{n}: {w}" for n, _, w in WARNED])
-def test_a_doubt_gives_a_warning(name: str, facts: Facts, words: str) -> None:
+def test_a_doubt_gives_a_warning(name: str, facts: MachineFacts, words: str) -> None:
     finding = judge(name, facts)
     assert finding.status == "warn"
     assert words in finding.message
 
 
-ALLOWED: list[tuple[str, Facts]] = [
+ALLOWED: list[tuple[str, MachineFacts]] = [
     ("GPU use", replace(with_process(GPUS, 4711), own_pids=frozenset({4711}))),
     ("ports", changed(LAPTOP, "generator", ports=(Port("0.0.0.0", 8000, "own"),))),
     ("CPU sets", changed(GPUS, "trainer", cpuset="")),
@@ -197,7 +197,7 @@ ALLOWED: list[tuple[str, Facts]] = [
 
 
 @pytest.mark.parametrize(("name", "facts"), ALLOWED, ids=[name for name, _ in ALLOWED])
-def test_the_stacks_own_ports_and_processes_and_newer_drivers_pass(name: str, facts: Facts) -> None:
+def test_the_stacks_own_ports_and_processes_and_newer_drivers_pass(name: str, facts: MachineFacts) -> None:
     assert judge(name, facts).status == "ok"
 
 

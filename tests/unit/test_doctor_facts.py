@@ -21,8 +21,8 @@ from support.models import make_tiny_model
 from tandem_cli.doctor import settings as parts
 from tandem_cli.doctor.command import show
 from tandem_cli.doctor.compose import parse_size, parse_stack
-from tandem_cli.doctor.engine import connect
-from tandem_cli.doctor.facts import Devices, Gpu, Model, Mount, Nvidia, Port, Process, Service, Volume
+from tandem_cli.doctor.docker_engine import connect
+from tandem_cli.doctor.facts import ComposeService, Devices, Gpu, Model, Mount, Nvidia, Port, Process, Volume
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.hub import ask_hub
 from tandem_cli.doctor.model import parse_model, read_model
@@ -174,7 +174,8 @@ class Hub(BaseHTTPRequestHandler):
         name = "/".join(self.path.removeprefix("/api/models").split("/")[1:3])
         allowed = name == "org/open" or self.headers["Authorization"] == "Bearer good"
         known = name in ("org/open", "org/gated")
-        self.send_response(200 if known and allowed else 401 if known else 404)
+        status = 200 if allowed else 401
+        self.send_response(status if known else 404)
         self.end_headers()
         sizes = {"num_hidden_layers": 2, "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 16}
         body = {"safetensors": {"total": 1234}} if self.path.startswith("/api") else sizes
@@ -200,7 +201,7 @@ def test_the_hub_gives_a_models_size_if_the_preflights_token_allows_it(tmp_path:
     def ask(name: str, token: str = "") -> Model | Unknown:
         (tmp_path / "token").write_text(f"{token}\n")
         mount = Mount(str(tmp_path / "token"), "/hf_token", read_only=True)
-        return ask_hub(name, None, Service("tandem-trainer:cpu", env={"HF_ENDPOINT": url}, mounts=(mount,)))
+        return ask_hub(name, None, ComposeService("tandem-trainer:cpu", env={"HF_ENDPOINT": url}, mounts=(mount,)))
 
     with hub() as url:
         model = ask("org/open")
@@ -220,9 +221,9 @@ def test_the_hub_gives_a_models_size_if_the_preflights_token_allows_it(tmp_path:
 @pytest.mark.parametrize(
     ("part", "section"),
     [
-        (parts.SharedPart, SharedConfig),
-        (parts.GeneratorPart, GeneratorConfig),
-        (parts.TrainerPart, TrainerConfig),
+        (parts.DoctorSharedPart, SharedConfig),
+        (parts.DoctorGeneratorPart, GeneratorConfig),
+        (parts.DoctorTrainerPart, TrainerConfig),
     ],
 )
 def test_the_doctor_uses_the_services_defaults(part: type[BaseModel], section: type[BaseModel]) -> None:

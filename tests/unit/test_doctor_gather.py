@@ -12,7 +12,7 @@ from support.models import make_tiny_model
 from tandem_cli.doctor import gather
 from tandem_cli.doctor.facts import DockerEngine, Model, Mount, Stack
 from tandem_cli.doctor.gather import find_model, read_available_memory, read_disk, read_settings
-from tandem_cli.doctor.settings import Settings
+from tandem_cli.doctor.settings import DoctorSettings
 from tandem_cli.doctor.unknown import Refused, Unknown
 
 NO_ENGINE = Unknown("no Docker engine answers")
@@ -32,9 +32,9 @@ def a_stack_of(project: Path, **changes: dict[str, object]) -> Stack:
     return a_stack(**{**changes, "preflight": {"mounts": (source,), **changes.get("preflight", {})}})
 
 
-def settings_of(stack: Stack) -> Settings:
+def settings_of(stack: Stack) -> DoctorSettings:
     settings = read_settings(stack, {"generator": an_image("generator", TANDEM__GENERATOR__ENGINE="mock")})
-    assert isinstance(settings, Settings)
+    assert isinstance(settings, DoctorSettings)
     return settings
 
 

@@ -12,16 +12,25 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.facts import GIB, QWEN, UUIDS, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import memory
-from tandem_cli.doctor.facts import Facts, Gpu, Model, Nvidia
-from tandem_cli.doctor.settings import LearnerPart
+from tandem_cli.doctor.facts import Gpu, MachineFacts, Model, Nvidia
+from tandem_cli.doctor.settings import DoctorLearnerPart
 from tandem_trainer.devices import CPU_MAX_TOKENS, GPU_MAX_TOKENS
 from tandem_trainer.logprobs import TokenLogprobs
 
-MODEL = Model("", 1000, 3, 8, 20, 2, 4, 100, 64)
-"""1000 parameters, 3 layers of 8 and 20, 2 KV heads of 4, 100 words, 64 positions."""
+MODEL = Model(
+    where="",
+    parameters=1000,
+    layers=3,
+    hidden=8,
+    intermediate=20,
+    kv_heads=2,
+    head_dim=4,
+    vocab=100,
+    max_positions=64,
+)
 
 
-def with_settings(facts: Facts, **sections: Any) -> Facts:
+def with_settings(facts: MachineFacts, **sections: Any) -> MachineFacts:
     return replace(facts, model=MODEL, settings=settings(**sections))
 
 
@@ -29,7 +38,7 @@ def generator_bytes(**options: Any) -> float:
     return memory.generator_need(with_settings(on_gpus(), generator=options)).size_bytes
 
 
-def trainer_bytes(facts: Facts | None = None, **options: Any) -> float:
+def trainer_bytes(facts: MachineFacts | None = None, **options: Any) -> float:
     facts = facts or on_gpus()
     return memory.trainer_need(with_settings(facts, trainer=options)).size_bytes
 
@@ -56,7 +65,8 @@ def test_on_the_cpu_the_cache_size_comes_from_the_environment_or_the_configurati
 
 def test_the_trainer_needs_its_state_and_the_activations_of_a_micro_batch() -> None:
     learner = {"max_tokens_per_micro_batch": 10, "logprob_chunk_size": 5}
-    layer, logits = 10 * (32 * 8 + 8 * 8 + 16 * 20), 5 * 100 * 4
+    layer = 10 * (32 * 8 + 8 * 8 + 16 * 20)
+    logits = 5 * 100 * 4
     assert trainer_bytes(learner=learner) == 16_000 + 3 * layer + logits
     assert trainer_bytes(learner=learner, grpo={"beta": 0.1}) == 20_000 + 3 * layer + logits
     half = learner | {"dtype": "bfloat16"}
@@ -75,7 +85,7 @@ def test_the_estimated_activations_match_what_autograd_keeps(
     dtype: Literal["float32", "bfloat16"], checkpointing: bool, intermediate: int, kv_heads: int
 ) -> None:
     """Compares the growth from one layer to three. Copies of weights are not counted as activations."""
-    learner = LearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
+    learner = DoctorLearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
 
     def kept_and_estimated(layers: int) -> tuple[float, int]:
         model = LlamaForCausalLM(
@@ -95,7 +105,7 @@ def test_the_estimated_activations_match_what_autograd_keeps(
     assert many[0] - few[0] == pytest.approx(many[1] - few[1], rel=0.03)
 
 
-def bytes_kept_per_token(model: LlamaForCausalLM, learner: LearnerPart, tokens: int = 512) -> float:
+def bytes_kept_per_token(model: LlamaForCausalLM, learner: DoctorLearnerPart, tokens: int = 512) -> float:
     """Measure the bytes per token that autograd keeps for the backward pass, without parameters and their copies."""
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable()

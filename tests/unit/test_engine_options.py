@@ -134,5 +134,5 @@ def test_vllms_short_and_negated_options_are_accepted(words: list[str], key: str
 
 
 def test_a_key_given_in_two_forms_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"got generator\.port twice"):
+    with pytest.raises(ConfigError, match=r"got both --port and --generator\.port, expected one of them"):
         parse(["--model", "m", "--port", "1", "--generator.port", "2"])

@@ -113,7 +113,7 @@ def test_judge_prefers_the_easier_name_in_either_position() -> None:
     assert prefer(prompts=["ka"] * 5, completions=pairs) == [0, 1, None, 0, 0]
 
 
-def test_judge_trains_on_no_held_out_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judge_training_and_held_out_prompts_are_disjoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     create_empty(Path("model/model.safetensors"))
     module(JUDGE / "prepare.py").main()
@@ -138,7 +138,9 @@ def test_arithmetic_rewards_are_the_scores_of_the_questions_verifier() -> None:
     assert reward(completions=completions, entry=[entry] * 6, prompts=[[]] * 6) == [1.0, 1.0, 0.0, 0.25, 0.0, 0.0]
 
 
-def test_arithmetic_trains_on_no_held_out_expression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arithmetic_training_and_held_out_expressions_are_disjoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("reasoning_gym", reason="examples/arithmetic/requirements.txt is not installed")
     monkeypatch.chdir(tmp_path)
     create_empty(Path("model/model.safetensors"))

@@ -94,7 +94,7 @@ def test_other_options_are_passed_to_vllm_after_the_configured_ones(tmp_path: Pa
 
 
 def test_the_mock_refuses_options_of_vllm() -> None:
-    with pytest.raises(ConfigError, match="got --block-size 32; the mock engine takes no further"):
+    with pytest.raises(ConfigError, match="got --block-size 32, expected no vLLM options with --engine mock"):
         options("--engine", "mock", "--block-size", "32")
 
 

@@ -134,7 +134,7 @@ def test_tandem_without_arguments_prints_its_help(print_help: Print, capsys: pyt
 
 def test_a_word_that_is_not_a_command_is_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert tandem(["--demo"]) == 2
-    assert "got --demo, which this command does not take" in capsys.readouterr().err
+    assert "got --demo, which this command does not accept" in capsys.readouterr().err
 
 
 def test_the_help_of_the_launcher_names_the_variables_that_it_reads(print_help: Print) -> None:

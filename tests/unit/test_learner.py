@@ -72,14 +72,16 @@ class Broken(Grpo):
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 @pytest.mark.parametrize("max_tokens", [1, 20])
 def test_splitting_into_micro_batches_does_not_change_the_update(model_dir: Path, loss_type: str, max_tokens: int):
-    got = _cut_equals_whole(model_dir, max_tokens, updates=2, loss_type=loss_type, beta=0.1, num_iterations=2)
+    got = _assert_micro_batches_equal_full_batch(
+        model_dir, max_tokens, updates=2, loss_type=loss_type, beta=0.1, num_iterations=2
+    )
     assert got["kl_reference"] > 0, "the policy of the second step has changed"
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20])
 def test_splitting_into_micro_batches_does_not_change_the_top_entropy_tokens(model_dir: Path, max_tokens: int):
     # After the first step, policies and therefore entropies would differ by rounding.
-    _cut_equals_whole(model_dir, max_tokens, updates=1, top_entropy_quantile=0.3)
+    _assert_micro_batches_equal_full_batch(model_dir, max_tokens, updates=1, top_entropy_quantile=0.3)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20])
@@ -94,7 +96,9 @@ def test_splitting_into_micro_batches_does_not_change_online_dpo(model_dir: Path
     assert got["rewards/accuracies"] == 1.0
 
 
-def _cut_equals_whole(model_dir: Path, max_tokens: int, *, updates: int, **options: Any) -> dict[str, float]:
+def _assert_micro_batches_equal_full_batch(
+    model_dir: Path, max_tokens: int, *, updates: int, **options: Any
+) -> dict[str, float]:
     algorithm = _grpo(**options)
     return _compare(model_dir, algorithm, lambda: _batch(algorithm), max_tokens, updates=updates)
 
@@ -117,16 +121,20 @@ def _compare(
 def test_options_for_speed_and_memory_do_not_change_the_update(model_dir: Path, option: str):
     if option == "compile" and not shutil.which("g++"):
         pytest.skip("torch.compile needs g++")
-    algorithm, plain = _grpo(), _learner(model_dir, _config())
+    algorithm = _grpo()
+    plain = _learner(model_dir, _config())
     optioned = _learner(model_dir, _config(learner={option: True, "max_tokens_per_micro_batch": 20}))
     for _ in range(2):
-        expected, got = plain.update(_batch(algorithm), algorithm), optioned.update(_batch(algorithm), algorithm)
+        expected = plain.update(_batch(algorithm), algorithm)
+        got = optioned.update(_batch(algorithm), algorithm)
         assert got == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert ("_compiled_call_impl" in vars(optioned.model.base_model)) == (option == "compile")
 
 
 def test_batch_is_split_into_micro_batches_by_default(model_dir: Path):
-    learner, algorithm, seen = _learner(model_dir, _config()), _grpo(), []
+    learner = _learner(model_dir, _config())
+    algorithm = _grpo()
+    seen: list[int] = []
     learner.model.base_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
@@ -142,7 +150,8 @@ def test_adamw_8bit_without_bitsandbytes_is_refused(model_dir: Path, monkeypatch
 
 
 def test_old_policy_of_several_iterations_is_the_one_before_the_first(model_dir: Path):
-    learner, algorithm = _learner(model_dir, _config()), _grpo(num_iterations=3, epsilon=0.02)
+    learner = _learner(model_dir, _config())
+    algorithm = _grpo(num_iterations=3, epsilon=0.02)
     stats = learner.update(_batch(algorithm), algorithm)
     assert stats["clip_ratio/region_mean"] > 0
     assert stats["learning_rate"] == 0.01
@@ -154,7 +163,8 @@ def test_old_policy_of_several_iterations_is_the_one_before_the_first(model_dir:
 
 
 def test_parameters_between_two_iterations_belong_to_no_version(model_dir: Path):
-    learner, broken = _learner(model_dir, _config()), Broken(_config(grpo={"num_iterations": 2}))
+    learner = _learner(model_dir, _config())
+    broken = Broken(_config(grpo={"num_iterations": 2}))
     with pytest.raises(FloatingPointError, match="loss nan"):
         learner.update(_batch(broken), broken)
     assert learner.completed_updates is None

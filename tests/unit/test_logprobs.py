@@ -13,7 +13,7 @@ from support.models import make_tiny_model
 from tandem_trainer import logprobs
 from tandem_trainer.errors import UserError
 from tandem_trainer.heads import Head
-from tandem_trainer.logprobs import TokenLogprobs, check
+from tandem_trainer.logprobs import TokenLogprobs, check_logprobs
 
 TOKENS_BS = torch.tensor([[4, 5, 6, 7, 8, 0], [9, 10, 11, 12, 13, 14]])
 PROMPTS_B = torch.tensor([2, 3])
@@ -75,7 +75,7 @@ def test_logits_exist_for_at_most_one_chunk(tmp_path: Path):
 
 def test_model_that_changes_its_logits_in_an_unknown_way_is_refused():
     policy = TokenLogprobs(tiny_model(tiny_config("gemma2")), temperature=1.0, chunk_size=4)
-    check(policy)
+    check_logprobs(policy)
     policy.head = Head()  # as for a model whose soft cap has a name that heads.py does not know
     with pytest.raises(UserError, match="Gemma2ForCausalLM changes its logits after the output embedding"):
-        check(policy)
+        check_logprobs(policy)

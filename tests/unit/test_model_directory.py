@@ -11,7 +11,7 @@ import pytest
 from support.models import make_tiny_model
 from tandem_generator.__main__ import USER_ERROR, main
 from tandem_protocol.config import ConfigError
-from tandem_protocol.model_directory import check_model
+from tandem_protocol.model_directory import check_model_directory
 
 
 @pytest.fixture(scope="module")
@@ -79,28 +79,28 @@ def test_a_damaged_file_is_reported_with_its_problem(
 ) -> None:
     damage(model / name)
     with pytest.raises(ConfigError) as caught:
-        check_model(str(model))
+        check_model_directory(str(model))
     assert str(caught.value).startswith(f"shared.model: {model}")
     assert problem in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_complete_model_and_an_id_on_the_hub_are_accepted(complete: Path) -> None:
-    check_model(str(complete))
+    check_model_directory(str(complete))
     for name in ("gpt2", "org/name", "org/name-1.5_x", "model"):
-        check_model(name)
+        check_model_directory(name)
 
 
 @pytest.mark.parametrize("name", ["./none", "/none", "../none", "a/b/c", "~/model", "org/", "größe/x y"])
 def test_a_name_that_is_neither_a_folder_nor_a_hub_id_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="expected a directory with a Hugging Face model"):
-        check_model(name)
+        check_model_directory(name)
 
 
 def test_missing_files_are_accepted_if_no_weights_are_needed(model: Path, tmp_path: Path) -> None:
     (model / "model.safetensors").unlink()
     (model / "config.json").unlink()
-    check_model(str(model), needs_weights=False)
+    check_model_directory(str(model), needs_weights=False)
 
 
 def test_the_generator_reports_a_damaged_model_in_one_line(

@@ -18,7 +18,7 @@ from support.models import make_tiny_model
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.fingerprint import fingerprint
-from tandem_trainer import rehearsal
+from tandem_trainer import save_rehearsal
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.errors import UserError
@@ -273,7 +273,7 @@ def test_too_small_disk_is_refused(model: Path, tmp_path: Path, monkeypatch: pyt
     def disk_usage(folder: Path) -> Any:
         return usage(folder)._replace(free=1000) if place in folder.parts else usage(folder)
 
-    monkeypatch.setattr(rehearsal.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(save_rehearsal.shutil, "disk_usage", disk_usage)
     with pytest.raises(UserError, match=f"{place}.* has 0.00 GB free, but {what}"):
         learner.rehearse()
 

@@ -27,7 +27,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tandem_protocol.config import SharedConfig
 from tandem_trainer.errors import UserError
-from tandem_trainer.logprobs import TokenLogprobs, check
+from tandem_trainer.logprobs import TokenLogprobs, check_logprobs
 from tandem_trainer.model import checkpoint_gradients, load_model
 
 IDS = torch.arange(4, 16)[None]
@@ -111,15 +111,15 @@ class Noisy(nn.Module):
 
 def test_random_model_is_refused_with_the_name_of_the_random_module():
     model = LlamaForCausalLM(LlamaConfig(**LLAMA)).train()
-    check(TokenLogprobs(model, temperature=1.0, chunk_size=4))
+    check_logprobs(TokenLogprobs(model, temperature=1.0, chunk_size=4))
     model.model.layers[1].mlp.act_fn = Noisy()
     with pytest.raises(UserError, match=re.escape("begins in model.layers.1.mlp.act_fn (Noisy)")):
-        check(TokenLogprobs(model, temperature=1.0, chunk_size=4))
+        check_logprobs(TokenLogprobs(model, temperature=1.0, chunk_size=4))
 
 
 def test_randomness_is_reported_before_unknown_changes_of_the_logits():
     model = LlamaForCausalLM(LlamaConfig(attention_dropout=0.5, **LLAMA)).train()
     with pytest.raises(UserError, match="LlamaForCausalLM is random") as error:
-        check(TokenLogprobs(model, temperature=1.0, chunk_size=4))
+        check_logprobs(TokenLogprobs(model, temperature=1.0, chunk_size=4))
     assert "soft-capping" not in str(error.value)
     assert "self_attn (LlamaAttention)" in str(error.value)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from support.rollouts import completion, scored
 from tandem_trainer import algorithms
-from tandem_trainer.algorithms.base import MicroBatchLoss, Totals
+from tandem_trainer.algorithms.base import MicroBatchLoss, StepTotals
 from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch
 from tandem_trainer.config import TrainerConfig
@@ -49,7 +49,7 @@ def _golden_batch(algorithm: OnlineDpo) -> Batch:
 
 
 def _loss(algorithm: OnlineDpo, batch: Batch, logps: Tensor, ref_logps: Tensor) -> MicroBatchLoss:
-    totals = Totals(batch.row_total, batch.token_total)
+    totals = StepTotals(batch.row_total, batch.token_total)
     return algorithm.loss(
         logps,
         batch,

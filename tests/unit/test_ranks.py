@@ -91,7 +91,9 @@ def learn(model: Path, out: Path, cases: list[str]) -> None:
     """Run on each rank: publish, learn, save a checkpoint, learn, resume from it and learn the same again."""
     for case in cases:
         learner, algorithm, accelerator = _learner(model, case)
-        rank, ranks, directory = accelerator.process_index, accelerator.num_processes, out / case
+        rank = accelerator.process_index
+        ranks = accelerator.num_processes
+        directory = out / case
         _publish(learner, accelerator, directory / "first")
         batch = algorithm.make_batch(_groups()[rank::ranks])
         # This needs another forward pass. After the first step, entropies would differ by rounding.

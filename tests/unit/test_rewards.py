@@ -9,6 +9,7 @@ import threading
 import time
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -126,10 +127,22 @@ def test_failing_function_leaves_the_group_without_reward_if_errors_are_dropped(
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("no_such_module:f", "no_such_module"), ("user_rewards:f", "no function 'f'")]
+    ("name", "words"),
+    [
+        ("no_such_module:f", r"No module named 'no_such_module' .*Fix: name a module in the project's folder"),
+        ("no_such_package.rewards:f", "Fix: name a module in the project's folder"),
+        ("broken_rewards:f", r"broken_rewards\.py:1.*Fix: correct the error in that module\."),
+        ("incomplete_rewards:f", r"incomplete_rewards\.py:1.*Fix: correct the error in that module\."),
+        ("user_rewards:f", "no function 'f', expected one of: right. Fix: correct the name in config.yaml"),
+    ],
 )
-def test_missing_function_is_reported_at_the_start(project: Any, name: str, words: str):
-    project.__file__ = "rewards.py"
+def test_missing_function_is_reported_at_the_start(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, words: str
+):
+    (tmp_path / "broken_rewards.py").write_text("1 / 0\n")
+    (tmp_path / "incomplete_rewards.py").write_text("import no_such_dependency\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    exec("def right(**_): ...\ndef _helper(): ...\nnumber = 1", project.__dict__)
     with pytest.raises(UserError, match=words):
         Rewards([RewardConfig(function=name)], TOKENIZER, drop_errors=False, timeout_s=60)
 

@@ -99,7 +99,7 @@ def test_full_disk_loses_no_line_and_the_run_continues(small_volume: Path):
     filler = small_volume / "filler"
 
     def log(step: int) -> None:
-        run.measure(step, GROUPS, {"loss": 0.25})
+        run.make_record(step, GROUPS, {"loss": 0.25})
         with run.timer("publish"):
             run.log(GROUPS)
 
@@ -126,8 +126,8 @@ def test_the_status_says_how_the_run_ended(tmp_path: Path, last_step: int, error
     run = make_run(tmp_path)
 
     def live() -> None:
-        with run.life():
-            run.measure(last_step, GROUPS, {"loss": 0.25})
+        with run.record_outcome():
+            run.make_record(last_step, GROUPS, {"loss": 0.25})
             if error:
                 raise error
 
@@ -143,14 +143,14 @@ def test_the_status_says_how_the_run_ended(tmp_path: Path, last_step: int, error
 def test_run_is_finished_once_its_last_step_is_published_and_saved(tmp_path: Path):
     saved: Any = Saved()
     run = make_run(tmp_path)
-    run.measure(9, GROUPS, {"loss": 0.25})
+    run.make_record(9, GROUPS, {"loss": 0.25})
     run.checkpoint(9, saved, saved)
-    with pytest.raises(OSError, match="generator"), run.life():
+    with pytest.raises(OSError, match="generator"), run.record_outcome():
         raise OSError("the generator is gone")
     assert make_run(tmp_path).finished is None
-    with run.life():
+    with run.record_outcome():
         pass
-    with pytest.raises(UserError), make_run(tmp_path).life():
+    with pytest.raises(UserError), make_run(tmp_path).record_outcome():
         raise UserError("this start is refused, which changes nothing about the run")
     assert "step 9 of trainer.max_steps 9" in str(make_run(tmp_path).finished)
     assert make_run(tmp_path, max_steps=10).finished is None
@@ -162,7 +162,7 @@ def test_changed_settings_are_reported_with_both_values(tmp_path: Path, caplog: 
     saved: Any = Saved()
     facts = IDENTITY | {"trainer.optim.learning_rate": 1e-6, "trainer.rewards": [{"weight": 1.0}]}
     run = make_run(tmp_path, identity=facts)
-    run.measure(3, GROUPS, {"loss": 0.25})
+    run.make_record(3, GROUPS, {"loss": 0.25})
     run.checkpoint(3, saved, saved)
     again = make_run(tmp_path, identity=facts | {"trainer.optim.learning_rate": 1e-5})
     again.resume(saved, saved)
@@ -180,18 +180,18 @@ def test_changed_settings_are_reported_with_both_values(tmp_path: Path, caplog: 
 def test_failing_record_does_not_advance_the_step(tmp_path: Path):
     """Otherwise the failing run would write a checkpoint of a step that `metrics.jsonl` lacks. The learner is at 3."""
     run, learner = make_run(tmp_path), Saved()
-    run.measure(2, GROUPS, {"loss": 0.25})
+    run.make_record(2, GROUPS, {"loss": 0.25})
     other = [
         group.model_copy(update={"rewards_by_function": {"a:b": (1.0, 0.0), "c:d": (1.0, 0.0)}}) for group in GROUPS
     ]
-    with pytest.raises(ValueError, match="zip"), run.kept(learner, learner):  # type: ignore[arg-type]
-        run.measure(3, other, {"loss": 0.25})
+    with pytest.raises(ValueError, match="zip"), run.checkpoint_on_failure(learner, learner):  # type: ignore[arg-type]
+        run.make_record(3, other, {"loss": 0.25})
     assert not (tmp_path / "default" / "checkpoints").exists(), "it would be named 2 but hold step 3"
 
 
 def test_completions_of_skipped_groups_are_written(tmp_path: Path):
     run = make_run(tmp_path, log_completions=2)
-    run.measure(3, GROUPS, {"loss": 0.25})
+    run.make_record(3, GROUPS, {"loss": 0.25})
     run.skip(GROUPS)
     lines = [json.loads(line) for line in (tmp_path / "default" / "rollouts.jsonl").read_text().splitlines()]
     assert [(line["step"], line["skipped"], line["row"]) for line in lines] == [(4, True, 3), (4, True, 4)]
@@ -214,7 +214,7 @@ def test_phases_of_a_step_add_up_to_its_time(tmp_path: Path, monkeypatch: pytest
         spend("wait_for_rollouts", 2.0)
         spend("update", 1.0)
         now[0] += 0.5
-        run.measure(step, GROUPS, {"loss": 0.25})
+        run.make_record(step, GROUPS, {"loss": 0.25})
         spend("publish", 1.5)
         spend("evaluate", 4.0)
         spend("checkpoint", 8.0)

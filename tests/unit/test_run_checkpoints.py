@@ -48,8 +48,8 @@ def test_staging_folder_of_a_killed_process_is_not_a_checkpoint(tmp_path: Path):
 def _fail_after_step_3(run: Run, error: Exception) -> None:
     learner = Saved()
     run.resume(learner, learner)  # type: ignore[arg-type]  # has all methods that `resume` calls
-    with run.kept(learner, learner):  # type: ignore[arg-type]
-        run.measure(3, GROUPS, {"loss": 0.25})
+    with run.checkpoint_on_failure(learner, learner):  # type: ignore[arg-type]
+        run.make_record(3, GROUPS, {"loss": 0.25})
         raise error
 
 
@@ -73,7 +73,7 @@ def test_run_that_fails_within_an_update_writes_no_checkpoint(tmp_path: Path, mo
 
 def test_run_that_fails_before_its_first_step_writes_no_checkpoint(tmp_path: Path):
     run, learner = make_run(tmp_path), Saved()
-    with pytest.raises(OSError, match="no"), run.kept(learner, learner):  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="no"), run.checkpoint_on_failure(learner, learner):  # type: ignore[arg-type]
         raise OSError("no")
     assert not (tmp_path / "default" / "checkpoints").exists()
 
@@ -98,7 +98,7 @@ def test_checkpoint_is_due_after_the_best_evaluation_also_in_a_resumed_run(tmp_p
         )
 
     def step(run: Run, number: int, reward: float | None) -> bool:
-        run.measure(number, GROUPS, {"loss": 0.25})
+        run.make_record(number, GROUPS, {"loss": 0.25})
         run.evaluated({"reward_mean": reward})
         if due := run.checkpoint_due(number):
             run.checkpoint(number, saved, saved)
@@ -137,7 +137,7 @@ def test_failed_checkpoint_raises_an_alert_and_is_retried_at_the_next_step(tmp_p
     due = []
     for step in (1, 2, 3, 4, 5):
         learner.error = Unsaved.error if step < 4 else None
-        run.measure(step, GROUPS, {"loss": 0.25})
+        run.make_record(step, GROUPS, {"loss": 0.25})
         due.append(run.checkpoint_due(step))
         if due[-1]:
             run.checkpoint(step, learner, learner)  # type: ignore[arg-type]
@@ -152,8 +152,8 @@ def test_failed_checkpoint_raises_an_alert_and_is_retried_at_the_next_step(tmp_p
 
 def test_run_fails_if_its_last_checkpoint_fails(tmp_path: Path):
     run, learner = make_run(tmp_path), Unsaved()
-    run.measure(9, GROUPS, {"loss": 0.25})
-    with pytest.raises(CheckpointFailed, match="of step 9, cannot be written"), run.life():
+    run.make_record(9, GROUPS, {"loss": 0.25})
+    with pytest.raises(CheckpointFailed, match="of step 9, cannot be written"), run.record_outcome():
         run.last_checkpoint(9, learner, learner)  # type: ignore[arg-type]
     assert json.loads((tmp_path / "default" / "status.json").read_text())["phase"] == "failed"
 
@@ -166,7 +166,7 @@ def test_best_checkpoint_is_kept_although_changed_rewards_reset_the_best_reward(
     }
 
     def step(run: Run, number: int, reward: float) -> None:
-        run.measure(number, GROUPS, {"loss": 0.25})
+        run.make_record(number, GROUPS, {"loss": 0.25})
         run.evaluated({"reward_mean": reward})
         run.checkpoint(number, saved, saved)
 
@@ -175,7 +175,7 @@ def test_best_checkpoint_is_kept_although_changed_rewards_reset_the_best_reward(
     step(run, 2, 0.1)
     again = make_run(tmp_path, identity=IDENTITY | {"trainer.rewards": "other"}, **options)
     again.resume(saved, saved)
-    again.measure(3, GROUPS, {"loss": 0.25})
+    again.make_record(3, GROUPS, {"loss": 0.25})
     again.checkpoint(3, saved, saved)
     names = [path.name for path in (tmp_path / "default" / "checkpoints").iterdir()]
     assert sorted(names) == ["000001", "000003"]

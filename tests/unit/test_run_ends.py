@@ -27,9 +27,9 @@ def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
     saved: Any = Saved()
     run = make_run(tmp_path)
     run.stop_on_signals()
-    with run.life():
-        with run.kept(saved, saved):
-            run.measure(9, GROUPS, {"loss": 0.25})
+    with run.record_outcome():
+        with run.checkpoint_on_failure(saved, saved):
+            run.make_record(9, GROUPS, {"loss": 0.25})
             os.kill(os.getpid(), signal.SIGTERM)
             run.wait(Future[None]())  # publishing to a generator that does not answer
         run.last_checkpoint(9, saved, saved)
@@ -43,7 +43,7 @@ def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
 
 
 def _best(run: Run, learner: Any, step: int, reward: float) -> None:
-    run.measure(step, GROUPS, {"loss": 0.25})
+    run.make_record(step, GROUPS, {"loss": 0.25})
     run.evaluated({"reward_mean": reward})
     if run.checkpoint_due(step):
         run.checkpoint(step, learner, learner)
@@ -89,7 +89,7 @@ def test_resumed_run_may_mark_its_evaluated_checkpoint_as_the_best(tmp_path: Pat
 def test_non_finite_metrics_become_null_and_do_not_end_the_run(tmp_path: Path):
     saved: Any = Saved()
     run = make_run(tmp_path)
-    run.measure(3, GROUPS, {"kl_sampler": math.inf, "loss": math.nan})
+    run.make_record(3, GROUPS, {"kl_sampler": math.inf, "loss": math.nan})
     run.evaluated({"reward_mean": None, "rewards": {"a:b": -math.inf}})
     run.checkpoint(3, saved, saved)
     run.log(GROUPS)
@@ -114,14 +114,14 @@ def test_writing_after_a_step_counts_for_the_time_of_the_next(tmp_path: Path, mo
     monkeypatch.setattr(run.journal, "completions", completions)
     run.start_step()
     for step in (1, 2):
-        run.measure(step, GROUPS, {"loss": 0.25})
+        run.make_record(step, GROUPS, {"loss": 0.25})
         run.log(GROUPS)
     assert [line["timings"]["other_s"] for line in _records(tmp_path)] == [0.0, 7.0]
 
 
 def test_a_group_without_signal_in_a_trained_batch_is_written_as_skipped(tmp_path: Path):
     run = make_run(tmp_path)
-    run.measure(1, GROUPS, {"loss": 0.25})
+    run.make_record(1, GROUPS, {"loss": 0.25})
     run.log(GROUPS)
     assert {line["row"]: line["skipped"] for line in _records(tmp_path, "rollouts.jsonl")} == {3: False, 4: True}
     assert [line["groups_skipped"] for line in _records(tmp_path)] == [1]
@@ -133,10 +133,10 @@ def test_failed_run_writes_the_record_of_its_last_step_once(tmp_path: Path, is_l
     run = make_run(tmp_path)
 
     def fail() -> None:
-        with run.kept(saved, saved):
-            run.measure(2, GROUPS, {"loss": 0.25})
+        with run.checkpoint_on_failure(saved, saved):
+            run.make_record(2, GROUPS, {"loss": 0.25})
             run.log(GROUPS)
-            run.measure(3, GROUPS, {"loss": 0.25})
+            run.make_record(3, GROUPS, {"loss": 0.25})
             if is_logged:
                 run.log(GROUPS)
             raise OSError("the generator is gone")

@@ -25,7 +25,7 @@ class Queue(Saved):
 @pytest.mark.parametrize(("error", "is_dropped"), [(MismatchTooHigh("x"), True), (UserError("x"), False)])
 def test_samples_with_wrong_probabilities_are_not_in_the_checkpoint(tmp_path: Path, error: UserError, is_dropped: bool):
     run, queue = make_run(tmp_path), Queue()
-    run.measure(3, GROUPS, {"loss": 0.25})
-    with pytest.raises(UserError, match="x"), run.kept(queue, queue):  # type: ignore[arg-type]
+    run.make_record(3, GROUPS, {"loss": 0.25})
+    with pytest.raises(UserError, match="x"), run.checkpoint_on_failure(queue, queue):  # type: ignore[arg-type]
         raise error
     assert queue.is_dropped == is_dropped

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from tandem_generator.rehearsal import stale_tensors
+from tandem_generator.switch_rehearsal import stale_tensors
 
 
 class Layer(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 
 from tandem_protocol.device_sets import CDI_KIND
 
-from .facts import PREFLIGHT, SERVICES, Devices, Mount, Port, Service, Stack, Volume
+from .facts import PREFLIGHT, SERVICES, ComposeService, Devices, Mount, Port, Stack, Volume
 from .unknown import Unknown
 
 TIMEOUT_S = 60.0
@@ -67,8 +67,8 @@ def parse_stack(config: Mapping[str, Any]) -> Stack:
     )
 
 
-def _service(service: Mapping[str, Any]) -> Service:
-    return Service(
+def _service(service: Mapping[str, Any]) -> ComposeService:
+    return ComposeService(
         image=service.get("image", ""),
         is_built="build" in service,
         cpuset=service.get("cpuset", ""),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .settings import Settings
+from .settings import DoctorSettings
 from .unknown import Unknown
 
 PortState = Literal["free", "own", "taken"]
@@ -72,7 +72,7 @@ class Port:
 
 
 @dataclass(frozen=True)
-class Service:
+class ComposeService:
     """A service of the merged configuration."""
 
     image: str
@@ -107,7 +107,7 @@ class Stack:
     """The merged configuration: compose.yaml, its overrides and .env."""
 
     name: str
-    services: Mapping[str, Service]
+    services: Mapping[str, ComposeService]
     volumes: Mapping[str, Volume]
 
     @property
@@ -168,14 +168,14 @@ class Model:
 
 @dataclass(frozen=True)
 class Access:
-    """Whether the services' users can use the weights volume, as tried in containers: None, or the error."""
+    """Result of using the weights volume in a container, per service: None if it worked, otherwise the error."""
 
     trainer_writes: str | None
     generator_reads: str | None
 
 
 @dataclass(frozen=True)
-class Facts:
+class MachineFacts:
     """All facts that the checks use."""
 
     engine: DockerEngine | Unknown
@@ -188,7 +188,7 @@ class Facts:
     """Free memory according to /proc/meminfo."""
     disk_free_bytes: int | Unknown
     """Free disk space where the engine keeps its volumes."""
-    settings: Settings | Unknown
+    settings: DoctorSettings | Unknown
     """The project's configuration as the services will read it."""
     model: Model | Unknown
     access: Access | Unknown

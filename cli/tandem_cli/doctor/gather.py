@@ -10,13 +10,13 @@ import docker
 
 from tandem_protocol.config import ConfigError, load
 
-from . import engine as engines
+from . import docker_engine
 from .compose import compose_version, read_stack
-from .facts import GENERATOR, PREFLIGHT, TRAINER, DockerEngine, Facts, Image, Model, Stack
+from .facts import GENERATOR, PREFLIGHT, TRAINER, DockerEngine, Image, MachineFacts, Model, Stack
 from .hub import ask_hub
 from .model import NO_MODEL, read_model
 from .nvidia import read_nvidia
-from .settings import Settings
+from .settings import DoctorSettings
 from .unknown import Refused, Unknown
 from .volumes import PREPARE, VolumeProbe
 
@@ -24,19 +24,19 @@ MEMINFO = Path("/proc/meminfo")
 ELSEWHERE = Unknown("the engine runs on another machine")
 
 
-def gather(project: Path | None) -> Facts:
+def gather(project: Path | None) -> MachineFacts:
     """Gather all facts. `project` takes the place of TANDEM_PROJECT."""
-    client = engines.connect()
+    client = docker_engine.connect()
     stack = read_stack(project)
     images: Mapping[str, Image | Unknown] = {}
-    engine = client if isinstance(client, Unknown) else engines.describe(client)
+    engine = client if isinstance(client, Unknown) else docker_engine.describe_engine(client)
     if not (isinstance(client, Unknown) or isinstance(engine, Unknown) or isinstance(stack, Unknown)):
-        stack = engines.look_at_volumes(client, engines.look_at_ports(client, engine, stack))
-        images = {name: engines.find_image(client, service.image) for name, service in stack.services.items()}
+        stack = docker_engine.look_at_volumes(client, docker_engine.look_at_ports(client, engine, stack))
+        images = {name: docker_engine.find_image(client, service.image) for name, service in stack.services.items()}
     settings = read_settings(stack, images)
     probe = _volume_probe(client, stack, images)
     uses_gpus = isinstance(stack, Stack) and stack.uses_gpus
-    return Facts(
+    return MachineFacts(
         engine=engine,
         compose_version=compose_version(),
         stack=stack,
@@ -61,7 +61,7 @@ def _volume_probe(
     return VolumeProbe(client, stack, {name: image for name, image in images.items() if isinstance(image, Image)})
 
 
-def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown]) -> Settings | Unknown:
+def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown]) -> DoctorSettings | Unknown:
     """Read the project's configuration as the services do: with the environment of image and service."""
     if isinstance(stack, Unknown):
         return stack
@@ -71,7 +71,7 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
         env |= image.env if isinstance(image, Image) else {}
         env |= stack.services[name].env
     try:
-        return load(Settings, path=stack.project_folder / "config.yaml", env=env)[0]
+        return load(DoctorSettings, path=stack.project_folder / "config.yaml", env=env)[0]
     except ConfigError as error:
         return Refused(
             "the project's configuration is not valid",
@@ -80,7 +80,9 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
         )
 
 
-def find_model(stack: Stack | Unknown, settings: Settings | Unknown, probe: VolumeProbe | Unknown) -> Model | Unknown:
+def find_model(
+    stack: Stack | Unknown, settings: DoctorSettings | Unknown, probe: VolumeProbe | Unknown
+) -> Model | Unknown:
     """Look for the model in the project, then on the stack's volumes, then on the hub."""
     if isinstance(stack, Unknown) or isinstance(settings, Unknown):
         return Unknown("the project's configuration could not be read")

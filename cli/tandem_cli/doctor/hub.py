@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 
-from .facts import Model, Service
+from .facts import ComposeService, Model
 from .model import NO_MODEL, parse_model
 from .unknown import Refused, Unknown
 
@@ -15,7 +15,7 @@ DEFAULT_ENDPOINT = "https://huggingface.co"
 UNAUTHORIZED = (401, 403)
 
 
-def ask_hub(name: str, revision: str | None, preflight: Service) -> Model | Unknown:
+def ask_hub(name: str, revision: str | None, preflight: ComposeService) -> Model | Unknown:
     """Ask with the endpoint and token of the preflight, which will download the model."""
     token = _token(preflight)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -33,7 +33,7 @@ def ask_hub(name: str, revision: str | None, preflight: Service) -> Model | Unkn
         return Unknown(NO_MODEL, f"give the preflight a network that reaches {base}", f"{name}: {error}")
 
 
-def _token(preflight: Service) -> str | None:
+def _token(preflight: ComposeService) -> str | None:
     """Return the token of the preflight: from its file, or else from its environment."""
     mount = preflight.mount("/hf_token")
     try:

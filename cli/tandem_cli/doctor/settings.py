@@ -7,18 +7,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 
-class _Part(BaseModel):
+class _DoctorPart(BaseModel):
     """A section of config.yaml. Other keys are ignored here: the services check them."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-class SharedPart(_Part):
+class DoctorSharedPart(_DoctorPart):
     model: str
     revision: str | None = None
 
 
-class GeneratorPart(_Part):
+class DoctorGeneratorPart(_DoctorPart):
     engine: Literal["vllm", "mock"] = "vllm"
     tensor_parallel_size: int = 1
     data_parallel_size: int = 1
@@ -29,29 +29,29 @@ class GeneratorPart(_Part):
     env: dict[str, str] = {}
 
 
-class LearnerPart(_Part):
+class DoctorLearnerPart(_DoctorPart):
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_tokens_per_micro_batch: int | None = None
     logprob_chunk_size: int = 1024
     gradient_checkpointing: bool = False
 
 
-class GrpoPart(_Part):
+class DoctorGrpoPart(_DoctorPart):
     beta: float = 0.0
 
 
-class KeepPart(_Part):
+class DoctorKeepPart(_DoctorPart):
     keep: int = 2
 
 
-class TrainerPart(_Part):
-    learner: LearnerPart = LearnerPart()
-    grpo: GrpoPart = GrpoPart()
-    checkpoint: KeepPart = KeepPart()
-    publish: KeepPart = KeepPart()
+class DoctorTrainerPart(_DoctorPart):
+    learner: DoctorLearnerPart = DoctorLearnerPart()
+    grpo: DoctorGrpoPart = DoctorGrpoPart()
+    checkpoint: DoctorKeepPart = DoctorKeepPart()
+    publish: DoctorKeepPart = DoctorKeepPart()
 
 
-class Settings(_Part):
-    shared: SharedPart
-    generator: GeneratorPart = GeneratorPart()
-    trainer: TrainerPart = TrainerPart()
+class DoctorSettings(_DoctorPart):
+    shared: DoctorSharedPart
+    generator: DoctorGeneratorPart = DoctorGeneratorPart()
+    trainer: DoctorTrainerPart = DoctorTrainerPart()

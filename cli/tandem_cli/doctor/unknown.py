@@ -13,11 +13,11 @@ class Unknown:
     """A fact that could not be gathered."""
 
     reason: str
-    """Short, since each check that needs the fact repeats it."""
+    """The text is short, because each check that needs the fact repeats it."""
     fix: str = ""
     """What the user can do about it."""
     detail: str = ""
-    """Shown once, by the check that is about this fact."""
+    """Only the check that is about this fact shows the detail."""
 
     @property
     def message(self) -> str:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import docker
 from docker.errors import DockerException, NotFound
 
-from .engine import PROJECT_LABEL
-from .facts import GENERATOR, TRAINER, Access, Image, Model, Service, Stack
+from .docker_engine import PROJECT_LABEL
+from .facts import GENERATOR, TRAINER, Access, ComposeService, Image, Model, Stack
 from .model import NO_MODEL, parse_model
 from .unknown import Refused, Unknown
 
@@ -117,7 +117,7 @@ class VolumeProbe:
             return Refused(output.splitlines()[-1] if output else f"exit code {code}")
         return output
 
-    def _mounts(self, service: Service, targets: tuple[str, ...]) -> list[str]:
+    def _mounts(self, service: ComposeService, targets: tuple[str, ...]) -> list[str]:
         """Return the mounts at `targets` whose volumes exist.
 
         Mounting a volume that does not exist would create it, without compose's labels.

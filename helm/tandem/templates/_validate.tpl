@@ -77,7 +77,11 @@ config: got an empty value with {{ first $sources }}, expected the project's con
   {{- $devices := mul .accelerator.count .nodesPerReplica }}
   {{- $groups := include "tandem.tensorGroups" $ }}
   {{- if mod $devices $groups }}
-generator.dataParallelSize: got {{ .dataParallelSize }}{{ if ne $groups (toString .dataParallelSize) }} (with pipeline_parallel_size {{ $groups }}){{ end }} for the {{ $devices }} devices of a replica, expected a divisor of {{ $devices }}
+    {{- if eq $groups (toString .dataParallelSize) }}
+generator.dataParallelSize: got {{ .dataParallelSize }} for the {{ $devices }} devices of a replica, expected a divisor of {{ $devices }}
+    {{- else }}
+generator.dataParallelSize: got {{ .dataParallelSize }} with pipeline_parallel_size {{ div $groups .dataParallelSize }} for the {{ $devices }} devices of a replica, expected dataParallelSize × pipeline_parallel_size to divide {{ $devices }}
+    {{- end }}
   {{- end }}
   {{- if and (gt (int .nodesPerReplica) 1) (not .accelerator.count) }}
 generator.nodesPerReplica: got {{ .nodesPerReplica }} with generator.accelerator.count 0, expected devices on each of these nodes. Fix: set generator.accelerator.count

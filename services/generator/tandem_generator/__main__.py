@@ -14,7 +14,7 @@ from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
-from tandem_protocol.model_directory import check_model
+from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
@@ -63,7 +63,7 @@ def _check(settings: Settings, token: str | None) -> None:
     needs_weights = config.engine == "vllm" and "load_format" not in config.vllm
     if problem := quantization_problem(shared.model, Path(shared.model)):
         raise ConfigError(problem)
-    check_model(shared.model, needs_weights=needs_weights)
+    check_model_directory(shared.model, needs_weights=needs_weights)
     if method := config.vllm.get("quantization"):
         raise ConfigError(
             f"generator.vllm.quantization is {method}, but a generator switches unquantized weights only. Fix: leave "
@@ -95,7 +95,10 @@ async def _serve_mock(settings: Settings) -> int:
     try:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"shared.model: {shared.model} cannot be read: {one_line(error)}") from error
+        raise ConfigError(
+            f"shared.model: {shared.model} cannot be read: {one_line(error)}. Expected a folder with the files "
+            "of a Hugging Face model. Fix: restore its files, or name another folder."
+        ) from error
     switcher = WeightSwitcher(engine, WeightStore(shared.weights_dir), config)
     await serve(switcher, shared.model, config.host, config.port, config.shutdown_timeout_s)
     return RESTART_ME if switcher.failed.is_set() else 0

@@ -14,7 +14,7 @@ from .engines.base import EngineFacts
 _ADAPTER_MATRIX = re.compile(r"(?P<prefix>base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
 
 
-def check_model(manifest: Manifest, facts: EngineFacts) -> None:
+def check_version_fits(manifest: Manifest, facts: EngineFacts) -> None:
     """Refuse a version that this engine cannot serve, before the engine's model is changed.
 
     Raises:

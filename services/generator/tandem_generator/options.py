@@ -103,11 +103,13 @@ def parse(argv: Sequence[str]) -> Options:
     }
     dotted, rest = _split_dotted(rest)
     by_key = parse_overrides(dotted)
-    if twice := sorted(overrides.keys() & by_key.keys()):
-        raise ConfigError(f"got {twice[0]} twice on the command line, as --{twice[0]} too; expected one of the two")
+    if duplicates := sorted(overrides.keys() & by_key.keys()):
+        key = duplicates[0]
+        option = f"--{key.partition('.')[2].replace('_', '-')}"
+        raise ConfigError(f"got both {option} and --{key}, expected one of them. Fix: remove one.")
     settings, sources = load(Settings, path=args.config, overrides=overrides | by_key)
     if rest and settings.generator.engine == "mock":
-        raise ConfigError(f"got {' '.join(rest)}; the mock engine takes no further engine arguments")
+        raise ConfigError(f"got {' '.join(rest)}, expected no vLLM options with --engine mock. Fix: remove them.")
     refuse_owned(settings.generator.vllm)
     refuse_owned(names_of(rest))
     engine_args = [*as_words(settings.generator.vllm), *rest]

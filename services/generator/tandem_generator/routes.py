@@ -89,23 +89,7 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
     @router.get(paths.INFO)
     async def info() -> Info:
         """Describe this generator and the version that it serves."""
-        facts = switcher.engine.facts
-        return Info(
-            generator_id=switcher.generator_id,
-            engine=facts.engine,
-            engine_version=facts.engine_version,
-            model=model,
-            fingerprint=facts.fingerprint,
-            version=switcher.version,
-            devices=facts.devices,
-            world_size=facts.world_size,
-            max_model_len=facts.max_model_len,
-            max_num_seqs=facts.max_num_seqs,
-            dtype=facts.dtype,
-            kinds=tuple(sorted(facts.kinds)),
-            max_lora_rank=facts.max_lora_rank,
-            lora_heads=facts.lora_heads,
-        )
+        return _info(switcher, model)
 
     @router.get(paths.PARAMETERS)
     async def parameters() -> Parameters:
@@ -138,6 +122,26 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
         return StreamingResponse(_lines(switcher.rollouts(request)), media_type="application/x-ndjson")
 
     return router
+
+
+def _info(switcher: WeightSwitcher, model: str) -> Info:
+    facts = switcher.engine.facts
+    return Info(
+        generator_id=switcher.generator_id,
+        engine=facts.engine,
+        engine_version=facts.engine_version,
+        model=model,
+        fingerprint=facts.fingerprint,
+        version=switcher.version,
+        devices=facts.devices,
+        world_size=facts.world_size,
+        max_model_len=facts.max_model_len,
+        max_num_seqs=facts.max_num_seqs,
+        dtype=facts.dtype,
+        kinds=tuple(sorted(facts.kinds)),
+        max_lora_rank=facts.max_lora_rank,
+        lora_heads=facts.lora_heads,
+    )
 
 
 async def _lines(groups: AsyncIterator[Group]) -> AsyncIterator[str]:

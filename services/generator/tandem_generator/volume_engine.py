@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.fused_moe import MoERunner
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-from .rehearsal import stale_tensors
+from .switch_rehearsal import stale_tensors
 
 BACKEND = "tandem_volume"
 

@@ -29,7 +29,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
 from . import metrics
-from .compatibility import check_model
+from .compatibility import check_version_fits
 from .config import GeneratorConfig
 from .engines.base import Engine
 from .lease import LeaseKeeper
@@ -256,7 +256,7 @@ class WeightSwitcher:
                 f"version {version} in {self._store.root} has manifest digest {found}, expected {digest}. Another run "
                 "wrote it. Fix: give each run its own shared.weights_dir, and publish again."
             )
-        check_model(manifest, self.engine.facts)
+        check_version_fits(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
         await asyncio.to_thread(self._store.verify, manifest)
         directory = self._store.directory(version)

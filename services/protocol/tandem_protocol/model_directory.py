@@ -25,7 +25,7 @@ _LENGTH_BYTES = 8
 _FIX = "Fix: restore the file, for example by downloading the model again."
 
 
-def check_model(model: str, *, needs_weights: bool = True) -> None:
+def check_model_directory(model: str, *, needs_weights: bool = True) -> None:
     """Check that `model` is an id on the Hugging Face Hub or a directory with an undamaged model.
 
     Args:

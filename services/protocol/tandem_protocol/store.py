@@ -271,10 +271,10 @@ class WeightStore:
         digests = digests or {}
         shards = sorted(staged.glob("*.safetensors"))
         configs = [staged / ADAPTER_CONFIG_NAME] if kind == "lora" else []
-        if lost := digests.keys() - {shard.name for shard in shards}:
+        if missing := digests.keys() - {shard.name for shard in shards}:
             raise StoreError(
-                f"{min(lost)} of version {version} was written by another trainer process, but it is not in {staged}. "
-                "Fix: mount the same weights volume at shared.weights_dir for all trainer processes."
+                f"{min(missing)} of version {version} was written by another trainer process, but it is not in "
+                f"{staged}. Fix: mount the same weights volume at shared.weights_dir for all trainer processes."
             )
         for path in [*shards, *configs]:
             _fsync(path)
@@ -303,13 +303,13 @@ class WeightStore:
         """Delete old versions, except the newest `keep`, `LATEST` and leased ones. Returns the deleted versions."""
         versions = self.versions()
         kept = {*versions[-keep:], *self.leased(), self.latest()}
-        doomed = [version for version in versions if version not in kept]
-        for version in doomed:
+        removed = [version for version in versions if version not in kept]
+        for version in removed:
             # Rename first, so that readers see either the complete version or nothing.
             hidden = self._versions / f".staging-retired-{version}"
             self.directory(version).rename(hidden)
             shutil.rmtree(hidden)
-        return doomed
+        return removed
 
 
 def _refused(path: Path, got: str, expected: str) -> WeightsRefused:

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.messages import ModelFingerprint
-from tandem_protocol.model_directory import check_model
+from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.store import WeightStore
 
@@ -33,7 +33,7 @@ from .rollouts import Rollouts
 from .run import Run
 
 
-class Project(NamedTuple):
+class LoadedProject(NamedTuple):
     """The user's rewards, prompts and model, loaded and checked."""
 
     scorer: Rewards | Judge
@@ -83,7 +83,7 @@ def load_inputs(settings: Settings, processes: int) -> Inputs:
     return Inputs(tokenizer, scorer, rows, eval_rows, algorithms.build(config))
 
 
-def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Project:
+def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> LoadedProject:
     """Load and check the project before waiting for the generators, so that its errors appear early.
 
     Raises:
@@ -98,7 +98,7 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Proj
         learner.rehearse()
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
-    return Project(inputs.scorer, inputs.rows, inputs.eval_rows, inputs.algorithm, learner, ours)
+    return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, inputs.algorithm, learner, ours)
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
@@ -121,19 +121,12 @@ def construct_and_train(
     store: WeightStore,
     client: GeneratorClient,
     portal: BlockingPortal,
-    project: Project,
+    project: LoadedProject,
 ) -> int:
     """Construct the parts of the loop, run it, and return the last step."""
-    cursor = PromptCursor(
-        len(project.rows),
-        seed=config.seed,
-        shuffle=config.prompts.shuffle,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-    )
     rollouts = Rollouts(
         rows=project.rows,
-        cursor=cursor,
+        cursor=_prompt_cursor(config, accelerator, len(project.rows)),
         client=client,
         rewards=project.scorer,
         portal=portal,
@@ -154,14 +147,11 @@ def construct_and_train(
         dtype=getattr(torch, config.learner.dtype),
         accelerator=accelerator,
     )
-    win_rate = None
-    if isinstance(project.scorer, Judge):
-        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
     evaluate = Evaluation(
         rows=project.eval_rows,
         client=client,
         rewards=project.scorer,
-        win_rate=win_rate,
+        win_rate=_win_rate(project, run),
         portal=portal,
         wait=run.wait,
         config=config,
@@ -172,6 +162,22 @@ def construct_and_train(
         return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
     finally:
         rollouts.close()
+
+
+def _prompt_cursor(config: TrainerConfig, accelerator: Accelerator, num_rows: int) -> PromptCursor:
+    return PromptCursor(
+        num_rows,
+        seed=config.seed,
+        shuffle=config.prompts.shuffle,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+    )
+
+
+def _win_rate(project: LoadedProject, run: Run) -> WinRate | None:
+    if not isinstance(project.scorer, Judge):
+        return None
+    return WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
 
 
 def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
@@ -193,12 +199,13 @@ def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the model does not exist, or its tokenizer cannot be loaded.
     """
-    check_model(shared.model)
+    check_model_directory(shared.model)
     try:
         return AutoTokenizer.from_pretrained(
             shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
         )
     except Exception as error:  # any kind: a damaged tokenizer.json fails deep inside the libraries
         raise UserError(
-            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}"
+            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}. Expected the "
+            "tokenizer files of a Hugging Face model. Fix: restore these files, or choose another model."
         ) from error

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import anyio.to_thread
 
 from .errors import UserError
-from .functions import CallFailed, describe, is_asynchronous
+from .functions import CallFailed, describe_error, is_asynchronous
 from .prompts import PromptRow
 
 log = logging.getLogger(__name__)
@@ -73,10 +73,10 @@ class ProjectFunction(Generic[AnswerT]):
         for row in rows:
             by_columns.setdefault(frozenset(row.columns), row)
         for columns, row in by_columns.items():
-            if twice := sorted(self._arguments.keys() & {*columns, *given}):
+            if duplicates := sorted(self._arguments.keys() & {*columns, *given}):
                 raise UserError(
-                    f"{self._kind} {self.name}: its configured argument {twice[0]!r} has the name of an argument from "
-                    f"{row.where}, whose columns are {sorted(columns)}. Fix: rename the column or the argument."
+                    f"{self._kind} {self.name}: its configured argument {duplicates[0]!r} has the name of an argument "
+                    f"from {row.where}, whose columns are {sorted(columns)}. Fix: rename the column or the argument."
                 )
             if not self._drop_errors:
                 self._bind(row, {*columns, *given})
@@ -108,7 +108,7 @@ class ProjectFunction(Generic[AnswerT]):
             answer = await self._call({"prompts": _copies(row.prompt, size), **arguments, **columns})
             return self._check(answer, size)
         except (Exception, SystemExit) as error:
-            message = f"{self._kind} {self.name} on {row.where}: {describe(error)}"
+            message = f"{self._kind} {self.name} on {row.where}: {describe_error(error)}"
             if self._drop_errors and not isinstance(error, Hung | UserError):
                 log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
                 return None
@@ -170,8 +170,8 @@ async def _run_in_thread(
             if NO_SIGNALS not in map(str, (error, error.__cause__, error.__context__)):
                 raise
             raise CallFailed(
-                f"{describe(error)}. Its time limit uses a signal. Signals work in the main thread only, and this call "
-                "ran in a worker thread. Fix: set `sandbox: true`, or use a time limit without signals"
+                f"{describe_error(error)}. Its time limit uses a signal. Signals work in the main thread only, and "
+                "this call ran in a worker thread. Fix: set `sandbox: true`, or use a time limit without signals"
             ) from error
     return await _awaited(answer, deadline_s, timeout_s) if inspect.isawaitable(answer) else answer
 

@@ -63,7 +63,8 @@ def render(
     messages, options = _ending(where, messages, template_kwargs)
     best: Rendered | None = None
     refusal: Exception | None = None
-    for form in _TOOL_FORMS if any("tool_calls" in message for message in messages) else _PLAIN_FORMS:
+    has_tool_calls = any("tool_calls" in message for message in messages)
+    for form in _TOOL_FORMS if has_tool_calls else _PLAIN_FORMS:
         try:
             text = str(
                 tokenizer.apply_chat_template(

@@ -70,7 +70,7 @@ class RolloutConfig(Section):
     """The completions that the generators sample in each step."""
 
     num_prompts: int = Field(16, ge=1)
-    """Prompts per step, over all trainer processes. A multiple of their number."""
+    """Prompts per step, over all trainer processes. Must be a multiple of the number of trainer processes."""
     num_generations: int = Field(8, ge=1)
     """Completions per prompt, which form one group. At least 2; exactly 2 for Online DPO. A larger group gives a more
     precise baseline and takes more time."""

@@ -27,10 +27,11 @@ def read_rows(config: PromptsConfig) -> Rows:
         UserError: the data set does not exist or cannot be read; names the file and the line. Iterating over the rows
             raises it too, because they are read lazily.
     """
-    source, file_format = config.source, format_of(config.source)
+    source = config.source
+    file_format = format_of(source)
     if file_format not in {*DELIMITERS, *JSON, ".parquet"}:
         if Path(source).is_file():
-            raise UserError(f"prompts.source {source!r} has an unknown format; expected {FORMATS}")
+            raise UserError(f"prompts.source {source!r} has an unknown format, expected {FORMATS}. Fix: convert it.")
         return _from_datasets(config)
     if config.subset:
         raise UserError(
@@ -63,7 +64,10 @@ def _from_datasets(config: PromptsConfig) -> Rows:
     except UserError:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"prompts.source {source!r} cannot be loaded: {error}") from error
+        raise UserError(
+            f"prompts.source {source!r} cannot be loaded: {error}. Expected a data set of the hub, or a file or folder "
+            f"with {FORMATS}. Fix: correct trainer.prompts."
+        ) from error
 
 
 def _text_files(builder: Any) -> Mapping[str, Sequence[str]]:

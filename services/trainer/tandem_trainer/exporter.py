@@ -74,7 +74,10 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
 
 
 def newest(run_dir: Path) -> dict[str, Any]:
-    """Return the last complete line of `metrics.jsonl`, with the step of `status.json`, which is written first."""
+    """Return the last complete line of `metrics.jsonl`, with the current step.
+
+    The step comes from `status.json`, because that file is updated before `metrics.jsonl`.
+    """
     record: dict[str, Any] = {}
     try:
         with (run_dir / "metrics.jsonl").open("rb") as file:

@@ -14,6 +14,7 @@ import numbers
 import traceback
 from collections.abc import Callable, Mapping
 from decimal import Decimal
+from types import ModuleType
 from typing import Any, TypeVar
 
 from .errors import ImportFailed, UserError
@@ -49,19 +50,35 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
+        fix = "correct the error in that module."
+        if _is_missing(module_name, error):
+            fix = "name a module in the project's folder, where config.yaml is, or an installed module."
         raise ImportFailed(
-            f"{kind} {name}: importing {module_name} failed: {describe(error)}. Fix: name a module in the project's "
-            "folder, where config.yaml is, or an installed module."
+            f"{kind} {name}: importing {module_name} failed: {describe_error(error)}. Fix: {fix}"
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise UserError(f"{kind} {name}: module {module_name} has no function {function_name!r}")
+        raise UserError(
+            f"{kind} {name}: module {module_name} has no function {function_name!r}, expected one of: "
+            f"{', '.join(_functions(module)) or '(it defines none)'}. Fix: correct the name in config.yaml."
+        )
     if inspect.isclass(function):
         raise UserError(
             f"{kind} {name} is a class, expected a function or an object with __call__. "
             f"Fix: add an object to {module_name}, such as score = {function_name}(), and use its name."
         )
     return _Configured(function, **arguments) if arguments else function
+
+
+def _is_missing(module_name: str, error: BaseException) -> bool:
+    """Whether the module itself, or a package that contains it, does not exist."""
+    return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+
+
+def _functions(module: ModuleType) -> list[str]:
+    """Return the names of the public functions that `module` defines."""
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return [name for name, function in functions if function.__module__ == module.__name__ and name[0] != "_"]
 
 
 class _Configured(functools.partial[Any]):
@@ -119,7 +136,7 @@ def _finite(reward: Any, index: int) -> float | None:
     return number
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the error as text, with the line that raised it unless it is an error of Tandem."""
     if isinstance(error, CallFailed | UserError):
         return str(error)

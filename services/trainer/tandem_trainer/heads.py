@@ -29,7 +29,7 @@ class Head(NamedTuple):
 
     @classmethod
     def of(cls, config: PreTrainedConfig) -> Head:
-        """Read scale and cap from the model's configuration. `logprobs.check` compares the result with the model.
+        """Read scale and cap from the model's configuration. `check_logprobs` compares the result with the model.
 
         Source: `forward` of each model class in transformers.
         """

@@ -158,7 +158,7 @@ def check_choices(answer: Any, size: int) -> tuple[int | None, ...]:
     """
     choices = plain(answer)
     if not isinstance(choices, list | tuple) or len(choices) != size:
-        raise CallFailed(f"got {choices!r}, expected a list of {size}, one of 0, 1 and None per pair")
+        raise CallFailed(f"got {choices!r}, expected a list with {size} items, each 0, 1 or None")
     return tuple(_choice(plain(choice), index) for index, choice in enumerate(choices))
 
 

@@ -19,23 +19,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
 
-from .algorithms.base import Algorithm, Mean, MicroBatchLoss, Totals
+from .algorithms.base import Algorithm, Mean, MicroBatchLoss, StepTotals
 from .algorithms.corrections import entropy_quantile
 from .batch import Batch
 from .causality import check_causal
 from .config import TrainerConfig
 from .devices import default_max_tokens, give_back_freed_memory
 from .errors import UserError
-from .logprobs import TokenLogprobs, check
+from .logprobs import TokenLogprobs, check_logprobs
 from .lora import adapter_disabled, add_adapter, load_adapter, write_adapter
 from .mismatch import MismatchCheck
 from .model import checkpoint_gradients, load_model
 from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
-from .parallel import is_sharded, load_optimizer, load_weights, save_index, save_optimizer, save_part, shard
+from .parallel import is_sharded, load_optimizer, load_weights, prepare_policy, save_index, save_optimizer, save_part
 from .positions import fix_positions
 from .ranks import do_together
-from .rehearsal import rehearse
+from .save_rehearsal import rehearse
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
 
 MODEL_DIR = "model"
@@ -71,11 +71,11 @@ class Learner:
             add_adapter(model, config.lora, shared.model, shared.revision)
         policy = self._logprobs_of(model)
         if not self._gets_weights_from_rank_0:
-            check(policy)
+            check_logprobs(policy)
             check_causal(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # batches have different lengths
-        self._policy = shard(policy, config.learner, accelerator)
+        self._policy = prepare_policy(policy, config.learner, accelerator)
         optimizer = make_optimizer(self._policy, config.optim)
         self._optimizer = accelerator.prepare(optimizer)
         # The schedule is not prepared, because accelerate would then step it once per rank.
@@ -204,7 +204,7 @@ class Learner:
         return mismatch
 
     def _backward(
-        self, micro_batch: Batch, algorithm: Algorithm, totals: Totals, old_logprobs_BT: Tensor | None
+        self, micro_batch: Batch, algorithm: Algorithm, totals: StepTotals, old_logprobs_BT: Tensor | None
     ) -> tuple[Tensor, MicroBatchLoss]:
         """Add the gradient of one micro-batch. Returns its logprobs, and its part of the step's loss."""
         ref_logprobs_BT = self._ref_logprobs(micro_batch) if self._needs_reference else None
@@ -232,13 +232,13 @@ class Learner:
                 logprobs_BT, _ = self._policy(*micro_batch.model_inputs)
         return logprobs_BT  # type: ignore[no-any-return]  # calling a module returns Any
 
-    def _totals(self, micro_batches: list[Batch], algorithm: Algorithm) -> Totals:
+    def _totals(self, micro_batches: list[Batch], algorithm: Algorithm) -> StepTotals:
         """What the loss needs to know of the complete step, over all ranks."""
         rows, tokens = self._sum([micro_batches[0].row_total, micro_batches[0].token_total])
         threshold = None
         if algorithm.entropy_quantile is not None:
             threshold = self._entropy_quantile(micro_batches, algorithm.entropy_quantile)
-        return Totals(int(rows), int(tokens), threshold)
+        return StepTotals(int(rows), int(tokens), threshold)
 
     @torch.no_grad()
     def _entropy_quantile(self, micro_batches: list[Batch], quantile: float) -> Tensor:
@@ -325,7 +325,7 @@ class Learner:
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
         policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False))
-        return shard(policy, self._config.learner, self._accelerator)
+        return prepare_policy(policy, self._config.learner, self._accelerator)
 
     def _sum(self, values: list[float]) -> list[float]:
         """Sum each value over all ranks."""

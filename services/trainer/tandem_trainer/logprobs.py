@@ -127,7 +127,7 @@ def _blocks(values_CV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 @torch.no_grad()
-def check(policy: TokenLogprobs) -> None:
+def check_logprobs(policy: TokenLogprobs) -> None:
     """Check, with a few tokens, that the logprobs are deterministic and agree with the model's own logits.
 
     Raises:

@@ -22,7 +22,7 @@ def train(
 ) -> int:
     """Train until `cfg.max_steps` or SIGTERM. Returns the last step; version v is the policy after v updates."""
     step = run.resume(learner, rollouts)
-    with run.kept(learner, rollouts):  # writes a checkpoint of the last complete step, however the loop ends
+    with run.checkpoint_on_failure(learner, rollouts):
         with run.timer("publish"):
             version = publish(learner.model, step)  # finds problems with publishing before the first rollout
         if evaluate.due(step):
@@ -39,7 +39,7 @@ def train(
             with run.timer("update"):
                 stats = learner.update(batch, algorithm)  # raises on NaN, before it changes the parameters
             step += 1
-            run.measure(step, groups, stats)
+            run.make_record(step, groups, stats)
             with run.timer("publish"):
                 version = publish(learner.model, step)
             if evaluate.due(step):

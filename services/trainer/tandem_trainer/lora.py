@@ -70,11 +70,12 @@ def _check_layers(model: PreTrainedModel, targets: Sequence[str]) -> None:
             f"trainer.lora.target_modules names {', '.join(lacking)}, which {type(model).__name__} does not have. Fix: "
             f"{_advice(model)}"
         )
-    odd = [f"{name} ({type(base).__name__})" for name, layer in adapted.items() if not _is_linear(base := _base(layer))]
-    if odd:
+    bases = {name: _base(layer) for name, layer in adapted.items()}
+    unsupported = [f"{name} ({type(base).__name__})" for name, base in bases.items() if not _is_linear(base)]
+    if unsupported:
         raise UserError(
-            f"trainer.lora.target_modules includes {', '.join(odd[:3])}, expected linear layers only, because the "
-            f"generator cannot serve adapters of other layers. Fix: {_advice(model)}"
+            f"trainer.lora.target_modules includes {', '.join(unsupported[:3])}, expected linear layers only, because "
+            f"the generator cannot serve adapters of other layers. Fix: {_advice(model)}"
         )
     head = adapted_head(model)
     if head and _base(adapted[head]).weight is model.get_input_embeddings().weight:
@@ -100,7 +101,7 @@ def _advice(model: PreTrainedModel) -> str:
         for name, module in model.named_modules()
         if _is_linear(module) and ".lora_" not in name and "." in name.removesuffix(".base_layer")
     }
-    return f"name some of {', '.join(sorted(names))}."
+    return f"name layers from this list: {', '.join(sorted(names))}."
 
 
 def has_adapter(model: PreTrainedModel) -> bool:

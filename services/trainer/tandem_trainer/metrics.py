@@ -17,7 +17,7 @@ from tandem_protocol.version import Version
 from .batch import ScoredGroup
 
 
-class Sample(NamedTuple):
+class CompletionSample(NamedTuple):
     """The numbers of one completion, small enough to be gathered over ranks."""
 
     reward: float | None
@@ -27,10 +27,10 @@ class Sample(NamedTuple):
     lag: int
 
 
-def samples(groups: Iterable[ScoredGroup], step: int) -> list[Sample]:
+def samples(groups: Iterable[ScoredGroup], step: int) -> list[CompletionSample]:
     """Return one sample per completion of the groups that were trained on at version `step`."""
     return [
-        Sample(
+        CompletionSample(
             reward=group.rewards[i],
             rewards_by_function=tuple(column[i] for column in group.rewards_by_function.values()),
             tokens=len(completion.token_ids),
@@ -44,7 +44,7 @@ def samples(groups: Iterable[ScoredGroup], step: int) -> list[Sample]:
 
 def step_record(
     version: Version,
-    rows: Sequence[Sample],
+    rows: Sequence[CompletionSample],
     stats: Mapping[str, float],
     *,
     functions: Sequence[str],

@@ -44,7 +44,7 @@ def is_sharded(config: LearnerConfig, accelerator: Accelerator) -> bool:
     return config.parallelism == "fsdp2" and accelerator.num_processes > 1
 
 
-def shard(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator) -> nn.Module:
+def prepare_policy(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator) -> nn.Module:
     """Prepare `policy` for all ranks: shard it (FSDP2), replicate it (DDP), or move a frozen one to the device.
 
     If it is sharded, all weights come from the main process, and other ranks may pass a model without weights.
@@ -61,7 +61,7 @@ def shard(policy: TokenLogprobs, config: LearnerConfig, accelerator: Accelerator
     if not any(parameter.requires_grad for parameter in policy.parameters()):
         return policy.to(accelerator.device)
     wrapped: nn.Module = accelerator.prepare(policy)
-    _settle(wrapped, accelerator)
+    _warm_up_ddp_buckets(wrapped, accelerator)
     return wrapped
 
 
@@ -95,7 +95,7 @@ def load_weights(model: PreTrainedModel, weights: Mapping[str, Tensor], *, from_
         model.tie_weights()  # torch has given each name its own tensor
 
 
-def _settle(policy: nn.Module, accelerator: Accelerator) -> None:
+def _warm_up_ddp_buckets(policy: nn.Module, accelerator: Accelerator) -> None:
     """Run one backward pass, after which DDP rearranges its buckets for all later passes.
 
     With four or more ranks, the arrangement decides the order in which gradients are summed. Without this pass, the

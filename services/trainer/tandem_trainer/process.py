@@ -28,7 +28,7 @@ from tandem_protocol.messages import Info
 from tandem_protocol.store import WeightStore
 
 from . import resume, trackers
-from .build import Project, construct_and_train, load_inputs, load_project
+from .build import LoadedProject, construct_and_train, load_inputs, load_project
 from .client import GeneratorClient
 from .config import Settings
 from .devices import all_accelerators, make_accelerator
@@ -162,7 +162,7 @@ def train_run(
     Returns:
         The exit status.
     """
-    stack.enter_context(run.life())
+    stack.enter_context(run.record_outcome())
     signal.signal(signal.SIGTERM, raise_terminated)
     if settings.trainer.metrics_port and accelerator.is_main_process:
         stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
@@ -205,7 +205,7 @@ def meet_generators(
     settings: Settings,
     client: GeneratorClient,
     portal: BlockingPortal,
-    project: Project,
+    project: LoadedProject,
     accelerators: Sequence[str],
 ) -> list[Info]:
     """Wait until the generators are ready, check that they fit the project, and return what they report."""

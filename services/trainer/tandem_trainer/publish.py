@@ -77,7 +77,10 @@ class Publisher:
         return version
 
     def _write(self, model: PreTrainedModel, version: Version) -> str:
-        """Write this rank's part of the version. Returns the manifest's digest, or "" on other ranks than the main."""
+        """Write this rank's part of the version.
+
+        Returns the manifest's digest on the main process, "" on all others.
+        """
         rank = self._accelerator.process_index
         ranks = self._accelerator.num_processes
         is_main = self._accelerator.is_main_process

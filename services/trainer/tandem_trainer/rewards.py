@@ -54,7 +54,9 @@ class Rewards:
         """
         names = [config.function for config in configs]
         if len(set(names)) < len(names):
-            raise UserError(f"trainer.rewards names a function twice: got {names}, expected each function once.")
+            raise UserError(
+                f"trainer.rewards names a function twice: got {names}, expected each once. Fix: remove one."
+            )
         turn = asyncio.Lock()
         self._sandboxes: list[Sandbox] = []
         self._functions = [

@@ -159,7 +159,7 @@ class Run:
         return self._step
 
     @contextmanager
-    def kept(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
+    def checkpoint_on_failure(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
         """Write a checkpoint of the last complete step if the block fails. A stop request ends it without an error.
 
         There is no checkpoint with several ranks, because one rank may fail alone. There is none after a part of an
@@ -179,7 +179,7 @@ class Run:
             self.journal.complete(self._record)
 
     @contextmanager
-    def life(self) -> Iterator[None]:
+    def record_outcome(self) -> Iterator[None]:
         """Write to `status.json` how the block ended."""
         try:
             yield
@@ -311,7 +311,7 @@ class Run:
                 "reward finer, choose prompts that are neither too easy nor too hard, or raise rollout.num_generations."
             )
 
-    def measure(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float]) -> None:
+    def make_record(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float]) -> None:
         """Make the step's record. `checkpoint` saves it, and `log` writes it with the timings."""
         version = Version(step, self.attempt)
         skipped = self._groups_skipped + sum(not group.has_signal for group in groups)
@@ -339,7 +339,7 @@ class Run:
 
     def log(self, groups: Sequence[ScoredGroup]) -> None:
         """Write the step's record and some of its completions."""
-        assert self._record is not None, "measure comes first"
+        assert self._record is not None, "make_record comes first"
         self._record |= {"checkpoint_failures": self._failed_checkpoints}
         self._record |= self._clock.figures(self._record["rollout_tokens"])
         self._clock.start_step()  # before writing, which counts for the next step, so that no time is lost

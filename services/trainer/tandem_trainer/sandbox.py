@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from .functions import CallFailed, check_rewards, describe, load_function
+from .functions import CallFailed, check_rewards, describe_error, load_function
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def main() -> None:
                     result = runner.run(_awaited(result))
                 answer(check_rewards(result, size))
         except (Exception, SystemExit) as error:
-            answer(None, describe(error))
+            answer(None, describe_error(error))
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:

@@ -1,4 +1,4 @@
-"""Metrics of one optimizer step, and merging those of several micro-batches, ranks and steps."""
+"""Metrics of one optimizer step, and functions that merge them over micro-batches, ranks and steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .algorithms.base import MicroBatchLoss
 MISMATCH = "mismatch"
 
 WeightedMean = tuple[float, float]
-"""A mean, and the weight of what it is over."""
+"""A mean and its total weight."""
 
 
 class StepMetrics(NamedTuple):
-    """What one optimizer step measured."""
+    """Results of one optimizer step."""
 
     loss: float
     grad_norm: float
@@ -38,7 +38,10 @@ def to_host(micro_batch_loss: MicroBatchLoss) -> tuple[float, dict[str, Weighted
 
 
 def update_metrics(steps: Sequence[StepMetrics], learning_rate: float) -> dict[str, float]:
-    """Merge the optimizer steps of one update. `mismatch` is that of the first step, and missing if that has none."""
+    """Merge the optimizer steps of one update.
+
+    `mismatch` comes from the first step. It is left out if the first step has none.
+    """
     metrics = {
         "loss": statistics.fmean(step.loss for step in steps),
         "grad_norm": statistics.fmean(step.grad_norm for step in steps),
@@ -51,7 +54,7 @@ def update_metrics(steps: Sequence[StepMetrics], learning_rate: float) -> dict[s
 
 
 def _mean_or_max(name: str, means: list[WeightedMean]) -> float:
-    """The largest value if `name` ends in `/max`, else the mean over all that the means are over."""
+    """Return the largest value if `name` ends in `/max`, else the weighted mean of the means."""
     if name.endswith("/max"):
         return max(value for value, _ in means)
     return sum(value * weight for value, weight in means) / max(sum(weight for _, weight in means), 1)

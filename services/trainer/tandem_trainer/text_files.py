@@ -77,8 +77,8 @@ def _csv_rows(name: str, text: str, delimiter: str) -> Iterator[Row]:
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         header = next(lines, [])
-        if twice := sorted({column for column in header if header.count(column) > 1}):
-            raise UserError(f"{name} line 1 has two columns named {twice[0]!r}. Fix: rename one of them.")
+        if duplicates := sorted({column for column in header if header.count(column) > 1}):
+            raise UserError(f"{name} line 1 has two columns named {duplicates[0]!r}. Fix: rename one of them.")
         for values in lines:
             if len(values) not in (0, len(header)):
                 raise UserError(
@@ -106,7 +106,7 @@ def _json_rows(name: str, text: str) -> Iterator[Row]:
         try:
             row = _DECODER.decode(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{name} line {number} is not JSON: {error}; expected one object per line") from error
+            raise _json_error(f"{name} line {number}", error, "one object per line") from error
         if not isinstance(row, dict):
             raise UserError(f"{name} line {number} is a {type(row).__name__}, expected an object with the columns")
         yield row
@@ -121,22 +121,33 @@ def _json_array(name: str, text: str) -> list[Any] | None:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # the first line is a list, and more lines follow
             return None
-        raise UserError(f"{name} is not JSON: {error}") from error
+        raise _json_error(name, error, "one array of objects") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not JSON: {error}") from error
+        raise _json_error(name, error, "one array of objects") from error
     return list(array)
+
+
+class _NotAccepted(ValueError):
+    """JSON that Python accepts but we do not. The message continues `a.jsonl line 1 …`."""
+
+
+def _json_error(where: str, error: Exception, expected: str) -> UserError:
+    if isinstance(error, _NotAccepted):
+        return UserError(f"{where} {error}")
+    return UserError(f"{where} is not JSON: {error}. Expected {expected}. Fix: correct the file.")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
-        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
-        raise ValueError(f"the key {twice!r} appears twice")
+        keys = [key for key, _ in pairs]
+        duplicate = next(key for key in keys if keys.count(key) > 1)
+        raise _NotAccepted(f"has the key {duplicate!r} twice, expected it once. Fix: remove one.")
     return row
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number. Fix: write null, or leave out the key")
+    raise _NotAccepted(f"has the value {name}, expected JSON. Fix: write null.")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant)

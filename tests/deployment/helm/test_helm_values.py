@@ -89,6 +89,11 @@ def test_all_unknown_values_are_reported_together() -> None:
         ("config.generator.tensor_parallel_size=2,generator.accelerator.count=2", "got 2, expected no value"),
         ("generator.accelerator.count=4,generator.dataParallelSize=3", "expected a divisor of 4"),
         (
+            "generator.accelerator.count=8,generator.dataParallelSize=2,config.generator.vllm.pipeline_parallel_size=3",
+            "got 2 with pipeline_parallel_size 3 for the 8 devices of a replica, expected dataParallelSize × "
+            "pipeline_parallel_size to divide 8",
+        ),
+        (
             "trainer.env.NVIDIA_VISIBLE_DEVICES=all",
             "expected them from the device plugin, which gives each device to one pod",
         ),

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from ..facts import Facts, Stack
+from ..facts import MachineFacts, Stack
 from ..finding import Finding, warn
 from ..unknown import NotKnown
-from . import cpus_and_gpus, engine, images, memory, project, storage
+from . import cpus_and_gpus, docker, images, memory, project_config, storage
 
-CHECKS: dict[str, Callable[[Facts], Finding]] = {
-    "engine": engine.version,
-    "compose": engine.compose,
-    "configuration": engine.configuration,
-    "project": project.configuration,
+CHECKS: dict[str, Callable[[MachineFacts], Finding]] = {
+    "engine": docker.version,
+    "compose": docker.compose,
+    "configuration": docker.configuration,
+    "project": project_config.configuration,
     "images": images.present,
     "image versions": images.one_version,
     "CPU sets": cpus_and_gpus.cpus,
@@ -23,7 +23,7 @@ CHECKS: dict[str, Callable[[Facts], Finding]] = {
     "GPU sets": cpus_and_gpus.disjoint,
     "GPU use": cpus_and_gpus.unused,
     "GPU driver": cpus_and_gpus.driver,
-    "model": project.model,
+    "model": project_config.model,
     "generator fits": memory.generator,
     "trainer fits": memory.trainer,
     "weight store": storage.weights,
@@ -37,14 +37,14 @@ GPU_CHECKS = frozenset({"GPU ids", "GPU sets", "GPU use", "GPU driver"})
 """Checks that are left out when no service requests a GPU."""
 
 
-def examine(facts: Facts) -> list[Finding]:
+def examine(facts: MachineFacts) -> list[Finding]:
     """Return one finding per check. A check whose facts could not be gathered gives a warning."""
     without_gpus = isinstance(facts.stack, Stack) and not facts.stack.uses_gpus
     left_out = GPU_CHECKS if without_gpus else frozenset()
     return [replace(_judge(check, facts), name=name) for name, check in CHECKS.items() if name not in left_out]
 
 
-def _judge(check: Callable[[Facts], Finding], facts: Facts) -> Finding:
+def _judge(check: Callable[[MachineFacts], Finding], facts: MachineFacts) -> Finding:
     try:
         return check(facts)
     except NotKnown as error:

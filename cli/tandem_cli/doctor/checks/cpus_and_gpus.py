@@ -7,7 +7,7 @@ import re
 from tandem_protocol.config import ConfigError
 from tandem_protocol.device_sets import identity, parse_devices, shared_devices
 
-from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Facts, Gpu, Image, Nvidia
+from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Gpu, Image, MachineFacts, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
 from ..unknown import NotKnown, known
 
@@ -23,7 +23,7 @@ TURN_CDI_ON = (
 )
 
 
-def cpus(facts: Facts) -> Finding:
+def cpus(facts: MachineFacts) -> Finding:
     """Check that the CPU sets are disjoint and exist here: two services that take turns on a core are slower."""
     stack = known(facts.stack)
     texts = {name: stack.services[name].cpuset for name in SERVICES}
@@ -48,7 +48,7 @@ def cpus(facts: Facts) -> Finding:
     return ok(f"generator {texts[GENERATOR]}, trainer {texts[TRAINER]}; this host has {total} CPUs")
 
 
-def access(facts: Facts) -> Finding:
+def access(facts: MachineFacts) -> Finding:
     """Check that this Docker engine supports the drivers that the configuration requests GPUs from."""
     requests = [request for name in SERVICES for request in known(facts.stack).services[name].devices]
     if not requests:
@@ -65,7 +65,7 @@ def access(facts: Facts) -> Finding:
     return ok(f"the engine provides GPUs through {' and '.join(drivers)}")
 
 
-def exist(facts: Facts) -> Finding:
+def exist(facts: MachineFacts) -> Finding:
     """Check that each GPU in the configuration exists: on this host, or among this engine's CDI devices."""
     stack = known(facts.stack)
     missing = set[str]()
@@ -77,12 +77,13 @@ def exist(facts: Facts) -> Finding:
         missing |= {device for device in _ids(facts, request) if identity(device) not in names}
     if missing:
         return fail(
-            f"got GPU {', '.join(sorted(missing))}, expected some of {', '.join(sorted(available))}", CHOOSE_GPUS
+            f"got GPU {', '.join(sorted(missing))}, expected devices from this list: {', '.join(sorted(available))}",
+            CHOOSE_GPUS,
         )
     return ok("all configured GPUs exist")
 
 
-def disjoint(facts: Facts) -> Finding:
+def disjoint(facts: MachineFacts) -> Finding:
     """Check that the services share no GPU.
 
     An index and a UUID that name the same GPU count as one, if nvidia-smi is available.
@@ -98,7 +99,7 @@ def disjoint(facts: Facts) -> Finding:
     return ok(f"generator {', '.join(generator) or 'none'}; trainer {', '.join(trainer) or 'none'}")
 
 
-def unused(facts: Facts) -> Finding:
+def unused(facts: MachineFacts) -> Finding:
     """Check that no other process uses the GPUs: vLLM takes a share of all memory, whether it is free or not."""
     requested = {gpu.uuid: gpu for name in SERVICES for gpu in gpus_of(facts, name)}
     others = [
@@ -115,7 +116,7 @@ def unused(facts: Facts) -> Finding:
     return ok("no other process uses them")
 
 
-def driver(facts: Facts) -> Finding:
+def driver(facts: MachineFacts) -> Finding:
     """Check that the driver supports the images' CUDA version.
 
     An older driver of the same major version mostly works, so it gives a warning.
@@ -143,12 +144,12 @@ def driver(facts: Facts) -> Finding:
     return ok(f"{supported}, which is not older than the images'")
 
 
-def gpu_ids(facts: Facts, service: str) -> tuple[str, ...]:
+def gpu_ids(facts: MachineFacts, service: str) -> tuple[str, ...]:
     """Return the devices of a service as they are written. A count of 2 becomes `0` and `1`."""
     return tuple(device for request in known(facts.stack).services[service].devices for device in _ids(facts, request))
 
 
-def gpus_of(facts: Facts, service: str) -> list[Gpu]:
+def gpus_of(facts: MachineFacts, service: str) -> list[Gpu]:
     """Return the GPUs of a service as nvidia-smi describes them.
 
     Raises:
@@ -161,12 +162,12 @@ def gpus_of(facts: Facts, service: str) -> list[Gpu]:
     return found
 
 
-def uuids(facts: Facts) -> dict[str, str]:
+def uuids(facts: MachineFacts) -> dict[str, str]:
     """Return index → UUID; empty if nvidia-smi is not available."""
     return {str(gpu.index): gpu.uuid for gpu in facts.nvidia.gpus} if isinstance(facts.nvidia, Nvidia) else {}
 
 
-def _ids(facts: Facts, request: Devices) -> tuple[str, ...]:
+def _ids(facts: MachineFacts, request: Devices) -> tuple[str, ...]:
     requests_all = request.count == -1 or any(identity(device) == "all" for device in request.ids)
     if request.count is None and not requests_all:
         return request.ids
@@ -174,7 +175,7 @@ def _ids(facts: Facts, request: Devices) -> tuple[str, ...]:
     return tuple(str(index) for index in range(number or 0))
 
 
-def _offered(facts: Facts, request: Devices) -> set[str]:
+def _offered(facts: MachineFacts, request: Devices) -> set[str]:
     if request.driver == "cdi":
         return set(known(known(facts.engine).cdi_devices))
     return {name for gpu in known(facts.nvidia).gpus for name in (str(gpu.index), gpu.uuid)}

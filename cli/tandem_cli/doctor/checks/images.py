@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..facts import SERVICES, Facts, Image
+from ..facts import SERVICES, Image, MachineFacts
 from ..finding import Finding, fail, ok, warn
 from ..unknown import Unknown, known
 
@@ -11,7 +11,7 @@ NOT_STATED = ("", "unknown")
 """Values of the labels of an image that was built without TANDEM_REVISION."""
 
 
-def present(facts: Facts) -> Finding:
+def present(facts: MachineFacts) -> Finding:
     """Check that the images exist, or that compose will build them."""
     stack = known(facts.stack)
     known(facts.engine)
@@ -27,7 +27,7 @@ def present(facts: Facts) -> Finding:
     )
 
 
-def one_version(facts: Facts) -> Finding:
+def one_version(facts: MachineFacts) -> Finding:
     """Check that both images were built from the same revision of the code, by their labels."""
     generator, trainer = (_labels(facts, name) for name in SERVICES)
     if generator != trainer:
@@ -43,7 +43,7 @@ def one_version(facts: Facts) -> Finding:
     return ok(f"both {_describe(generator)}")
 
 
-def _labels(facts: Facts, service: str) -> tuple[str, str]:
+def _labels(facts: MachineFacts, service: str) -> tuple[str, str]:
     known(facts.engine)
     image: Image = known(facts.images.get(service, Unknown(f"the {service}'s image is not known")))
     return image.labels.get(VERSION, ""), image.labels.get(REVISION, "")
@@ -53,7 +53,7 @@ def _describe(labels: tuple[str, str]) -> str:
     return " ".join(label for label in labels if label) or "without labels"
 
 
-def ports(facts: Facts) -> Finding:
+def ports(facts: MachineFacts) -> Finding:
     """Check that the ports to publish are free, or that this stack already has them."""
     published = [port for service in known(facts.stack).services.values() for port in service.ports]
     if not published:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..facts import GENERATOR, TRAINER, Facts, Model
+from ..facts import GENERATOR, TRAINER, MachineFacts, Model
 from ..finding import Finding, count, fail, gib, ok, warn
-from ..settings import LearnerPart
+from ..settings import DoctorLearnerPart
 from ..unknown import known
 from .cpus_and_gpus import gpus_of
 
@@ -30,7 +30,7 @@ class Need(NamedTuple):
     """The arithmetic behind it."""
 
 
-def generator(facts: Facts) -> Finding:
+def generator(facts: MachineFacts) -> Finding:
     """Check that the weights and the KV cache of one request fit: into vLLM's share of each GPU, or into memory."""
     need = generator_need(facts)
     if _on_gpu(facts, GENERATOR):
@@ -42,7 +42,7 @@ def generator(facts: Facts) -> Finding:
     return _compare(need, facts, GENERATOR, share, fix)
 
 
-def trainer(facts: Facts) -> Finding:
+def trainer(facts: MachineFacts) -> Finding:
     """Check that parameters, gradients, AdamW's two moments and the activations of one micro-batch fit."""
     fix = (
         "in trainer.learner set gradient_checkpointing: true or a smaller max_tokens_per_micro_batch; or use a smaller "
@@ -51,7 +51,7 @@ def trainer(facts: Facts) -> Finding:
     return _compare(trainer_need(facts), facts, TRAINER, 1.0, fix)
 
 
-def generator_need(facts: Facts) -> Need:
+def generator_need(facts: MachineFacts) -> Need:
     """Estimate what each rank of the generator needs.
 
     On a GPU: P × width / tensor_parallel_size for the weights + 2 × L × KV heads × head size × width × T for the KV
@@ -78,7 +78,7 @@ def generator_need(facts: Facts) -> Need:
     return Need(weights + cache, f"{text} + {what} = {gib(cache)} KV cache for one request")
 
 
-def _with_cpu_cache(facts: Facts, weights: float, text: str) -> Need:
+def _with_cpu_cache(facts: MachineFacts, weights: float, text: str) -> Need:
     config = known(facts.settings).generator
     env = {**config.env, **known(facts.stack).services[GENERATOR].env}
     if env.get(KV_SPACE, "").isdecimal():
@@ -90,7 +90,7 @@ def _with_cpu_cache(facts: Facts, weights: float, text: str) -> Need:
     return Need(max(weights, taken), text)
 
 
-def trainer_need(facts: Facts) -> Need:
+def trainer_need(facts: MachineFacts) -> Need:
     """Estimate what the trainer needs on a device.
 
     A process holds, in bytes:
@@ -124,7 +124,7 @@ def trainer_need(facts: Facts) -> Need:
     return Need(per_device * (state + activations), f"{per_device} × ({text})" if per_device > 1 else text)
 
 
-def token_bytes(model: Model, learner: LearnerPart) -> int:
+def token_bytes(model: Model, learner: DoctorLearnerPart) -> int:
     """Estimate the bytes that autograd keeps per token.
 
     In float32 it is 32 H + 8 K + 16 I per layer. K is KV heads × head size, and I the intermediate size of a gated MLP.
@@ -142,13 +142,13 @@ def token_bytes(model: Model, learner: LearnerPart) -> int:
     return model.layers * layer
 
 
-def trainer_processes(facts: Facts) -> int:
+def trainer_processes(facts: MachineFacts) -> int:
     """Return TANDEM_TRAINER_PROCESSES of the trainer's service; 1 by default."""
     text = known(facts.stack).services[TRAINER].env.get("TANDEM_TRAINER_PROCESSES", "1")
     return int(text) if text.isdecimal() else 1
 
 
-def on_host_bytes(facts: Facts) -> int:
+def on_host_bytes(facts: MachineFacts) -> int:
     """Return the host memory that the services on the CPU need, all replicas together."""
     services = known(facts.stack).services
     needs = {GENERATOR: generator_need, TRAINER: trainer_need}
@@ -156,11 +156,11 @@ def on_host_bytes(facts: Facts) -> int:
     return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu))
 
 
-def _on_gpu(facts: Facts, service: str) -> bool:
+def _on_gpu(facts: MachineFacts, service: str) -> bool:
     return bool(known(facts.stack).services[service].devices)
 
 
-def _compare(need: Need, facts: Facts, service: str, share: float, fix: str) -> Finding:
+def _compare(need: Need, facts: MachineFacts, service: str, share: float, fix: str) -> Finding:
     if not need.size_bytes:
         return ok(need.text)
     if _on_gpu(facts, service):

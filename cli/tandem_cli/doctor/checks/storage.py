@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from ..compose import parse_size
-from ..facts import GENERATOR, SERVICES, TRAINER, Facts, Image, Model, Mount, Service, Volume
+from ..facts import GENERATOR, SERVICES, TRAINER, ComposeService, Image, MachineFacts, Model, Mount, Volume
 from ..finding import Finding, fail, gib, ok, warn
 from ..unknown import Unknown, known
 from .memory import on_host_bytes
@@ -15,7 +15,7 @@ MOMENTS = 2
 """AdamW keeps two values per parameter."""
 
 
-def weights(facts: Facts) -> Finding:
+def weights(facts: MachineFacts) -> Finding:
     """Check that the tmpfs of the weight store has room for publish.keep + 2 versions.
 
     Those are the versions to keep, one that a generator still loads, and the next one. With P parameters, a version
@@ -44,7 +44,7 @@ def weights(facts: Facts) -> Finding:
     return ok(message) if size == configured else warn(message, _recreate(volume))
 
 
-def memory(facts: Facts) -> Finding:
+def memory(facts: MachineFacts) -> Finding:
     """Check that the host's memory suffices when tmpfs volumes, /dev/shm and the services on the CPU are full."""
     stack = known(facts.stack)
     total = known(facts.engine).memory_bytes
@@ -70,7 +70,7 @@ def memory(facts: Facts) -> Finding:
     return ok(message)
 
 
-def disk(facts: Facts) -> Finding:
+def disk(facts: MachineFacts) -> Finding:
     """Check the disk for checkpoint.keep + 1 checkpoints.
 
     Each holds P × 4 bytes for the model, and P × 4 for each of AdamW's two moments.
@@ -88,10 +88,10 @@ def disk(facts: Facts) -> Finding:
     return ok(f"needs {arithmetic} of {gib(free)} free")
 
 
-def access(facts: Facts) -> Finding:
+def access(facts: MachineFacts) -> Finding:
     """Check that the trainer's user can write the weights and the generator's can read them.
 
-    First by the configuration, then by trial in containers.
+    The configuration is checked first. Then containers try both.
     """
     stack = known(facts.stack)
     written = stack.services[TRAINER].mount("/weights")
@@ -116,7 +116,7 @@ def access(facts: Facts) -> Finding:
     return ok("tried: the trainer can write, the generator can read")
 
 
-def tmpfs_bytes(volume: Volume, options: Mapping[str, str], facts: Facts) -> int | Unknown:
+def tmpfs_bytes(volume: Volume, options: Mapping[str, str], facts: MachineFacts) -> int | Unknown:
     """Return the size of a tmpfs: `size=1g` or `size=50%` of memory. The kernel's default is 50%."""
     size = options.get("size", "50%")
     total = known(facts.engine).memory_bytes
@@ -141,14 +141,14 @@ def _describe(mount: Mount | None) -> str:
     return f"{mount.source} (read-only)" if mount.read_only else mount.source
 
 
-def _weights_volume(facts: Facts) -> Volume:
+def _weights_volume(facts: MachineFacts) -> Volume:
     stack = known(facts.stack)
     mount = stack.services[TRAINER].mount("/weights")
     source = mount.source if mount else ""
     return stack.volumes.get(source, Volume(source))
 
 
-def _wrong_users(facts: Facts) -> str:
+def _wrong_users(facts: MachineFacts) -> str:
     """Return a message if a service runs as a user who does not own the weights tmpfs, or an empty string."""
     owner = (_weights_volume(facts).options or {}).get("uid")
     services = known(facts.stack).services
@@ -159,6 +159,6 @@ def _wrong_users(facts: Facts) -> str:
     return f"got {' and '.join(others)}, expected {owner}, the owner of the weights volume"
 
 
-def _uid(service: Service, image: Image | Unknown | None) -> str | None:
+def _uid(service: ComposeService, image: Image | Unknown | None) -> str | None:
     user = service.user or (image.user if isinstance(image, Image) else "")
     return user.partition(":")[0] or None

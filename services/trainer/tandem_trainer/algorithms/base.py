@@ -13,7 +13,7 @@ from torch import Tensor
 from ..batch import Batch, ScoredGroup
 
 
-class Totals(NamedTuple):
+class StepTotals(NamedTuple):
     """What a loss needs to know of the complete step, over all micro-batches and ranks."""
 
     rows: int
@@ -52,7 +52,7 @@ class LossFunction(Protocol):
         self,
         logprobs_BT: Tensor,
         batch: Batch,
-        totals: Totals,
+        totals: StepTotals,
         *,
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,

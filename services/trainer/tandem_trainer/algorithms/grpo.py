@@ -15,9 +15,9 @@ from torch import Tensor
 from ..batch import Batch, Row, ScoredGroup, pad
 from ..config import GrpoConfig, TrainerConfig
 from .advantages import advantages, decoupled_totals, standardized
-from .base import Gather, Mean, MicroBatchLoss, Totals
+from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask
-from .objectives import LOSS_TYPES, Counts, LossType
+from .objectives import LOSS_TYPES, LossDenominators, LossType
 from .tokens import Tokens
 
 NAN = float("nan")
@@ -79,7 +79,7 @@ class Grpo:
         self,
         logprobs_BT: Tensor,
         batch: Batch,
-        totals: Totals,
+        totals: StepTotals,
         *,
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
@@ -155,7 +155,7 @@ def policy_loss(
         entropy_threshold=entropy_threshold,
     )
     loss_type = LOSS_TYPES[options.loss_type]
-    counts = Counts(
+    counts = LossDenominators(
         rows=len(mask) if row_total is None else row_total,
         tokens=int(mask.sum()) if token_total is None else token_total,
         max_completion_length=max_completion_length,

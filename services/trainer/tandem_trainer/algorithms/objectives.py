@@ -98,30 +98,30 @@ def _by_sign(condition_BT: Tensor, positive: float, negative: float) -> Tensor:
     return values[condition_BT.long()]
 
 
-class Counts(NamedTuple):
-    """What a loss is divided by: counts of the complete step, of which these rows may be a part."""
+class LossDenominators(NamedTuple):
+    """Counts of the complete step. A loss is divided by them. The tensors may hold only some of the step's rows."""
 
     rows: int
     tokens: int
     max_completion_length: int | None
 
 
-def row_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+def row_mean(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
     """Mean over each row, then over rows. Source: GRPO, arXiv:2402.03300 eq. 3."""
     return ((loss_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).sum() / max(1, counts.rows)
 
 
-def row_sum(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+def row_sum(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
     """Sum over each row, then mean over rows. Source: LUSPO, arXiv:2602.05261."""
     return (loss_BT * mask_BT).sum() / max(1, counts.rows)
 
 
-def token_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+def token_mean(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
     """Mean over all tokens. Source: DAPO, arXiv:2503.14476 eq. 8."""
     return (loss_BT * mask_BT).sum() / max(1, counts.tokens)
 
 
-def constant_mean(loss_BT: Tensor, mask_BT: Tensor, counts: Counts) -> Tensor:
+def constant_mean(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
     """Sum over all tokens, divided by the largest possible number of tokens. Source: Dr. GRPO, arXiv:2503.20783.
 
     Raises:
@@ -136,7 +136,7 @@ class LossType(NamedTuple):
     """The parts of a loss."""
 
     objective: Callable[[Tokens, GrpoConfig], Objective]
-    reduce: Callable[[Tensor, Tensor, Counts], Tensor]
+    reduce: Callable[[Tensor, Tensor, LossDenominators], Tensor]
     multiplies_correction: bool = True
     """True if the sampler's correction multiplies the objective. Otherwise the objective contains it already."""
 

@@ -15,7 +15,7 @@ from torch.nn.functional import logsigmoid
 
 from ..batch import Batch, Row, ScoredGroup, pad
 from ..config import OnlineDpoConfig, TrainerConfig
-from .base import Gather, Mean, MicroBatchLoss, Totals
+from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3
 
 PAIR = 2
@@ -68,7 +68,7 @@ class OnlineDpo:
         self,
         logprobs_BT: Tensor,
         batch: Batch,
-        totals: Totals,
+        totals: StepTotals,
         *,
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,  # noqa: ARG002 - of the LossFunction protocol

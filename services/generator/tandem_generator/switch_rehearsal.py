@@ -31,7 +31,8 @@ def stale_tensors(model: nn.Module, load: Callable[[], object], process: Callabl
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point():
-                parameter.mul_(0.5)  # keeps padding zeros, which no checkpoint contains
+                # Zeros stay zero. vLLM pads parameters with zeros, and no checkpoint would restore them.
+                parameter.mul_(0.5)
     process()  # derive tensors from the changed parameters
     load()
     after = _samples(model)

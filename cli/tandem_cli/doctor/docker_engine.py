@@ -15,7 +15,7 @@ from docker.errors import DockerException, ImageNotFound
 
 from ..gpu_inventory import DevicesUnknown, cdi_devices
 from .compose import parse_options
-from .facts import DockerEngine, Image, Port, PortState, Service, Stack, Volume
+from .facts import ComposeService, DockerEngine, Image, Port, PortState, Stack, Volume
 from .unknown import Unknown
 
 TIMEOUT_S = 20
@@ -38,7 +38,7 @@ def connect() -> docker.DockerClient | Unknown:
     return client
 
 
-def describe(client: docker.DockerClient) -> DockerEngine | Unknown:
+def describe_engine(client: docker.DockerClient) -> DockerEngine | Unknown:
     """Return what `docker info` reports."""
     try:
         info = client.info()
@@ -76,11 +76,11 @@ def look_at_ports(client: docker.DockerClient, engine: DockerEngine, stack: Stac
     elsewhere = None if engine.is_this_host else Unknown("the engine runs on another machine")
     own = _published_by(client, stack.name)
 
-    def with_states(service: Service) -> Service:
+    def with_states(service: ComposeService) -> ComposeService:
         ports = tuple(replace(port, state=elsewhere or _state(port, own)) for port in service.ports)
         return replace(service, ports=ports)
 
-    services: Mapping[str, Service] = {name: with_states(service) for name, service in stack.services.items()}
+    services: Mapping[str, ComposeService] = {name: with_states(service) for name, service in stack.services.items()}
     return replace(stack, services=services)
 
 
@@ -101,8 +101,9 @@ def look_at_volumes(client: docker.DockerClient, stack: Stack) -> Stack:
 def _published_by(client: docker.DockerClient, project: str) -> set[int]:
     """Return the host's ports that the containers of a compose project use."""
     containers = client.containers.list(ignore_removed=True, filters={"label": f"{PROJECT_LABEL}={project}"})
-    bindings = (binding for c in containers for bound in c.ports.values() for binding in bound or ())
-    return {int(binding["HostPort"]) for binding in bindings}
+    # Docker gives None for a port that is not published.
+    bindings_by_port = [bindings for container in containers for bindings in container.ports.values() if bindings]
+    return {int(binding["HostPort"]) for bindings in bindings_by_port for binding in bindings}
 
 
 def _state(port: Port, own: set[int]) -> PortState | Unknown:

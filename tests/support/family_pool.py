@@ -29,13 +29,13 @@ _ENV = {
 @contextmanager
 def judged(families: Sequence[str], folder: Path, workers: int = 2) -> Iterator[dict[str, Future[dict[str, Any]]]]:
     """Yield a future with the `Outcome`, as a dictionary, of each family. The logs are written to `folder`."""
-    zygotes: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
-    processes = [_start(folder / f"zygote-{number}.log") for number in range(workers)]
+    idle: queue.SimpleQueue[subprocess.Popen[str]] = queue.SimpleQueue()
+    processes = [_start(folder / f"family-{number}.log") for number in range(workers)]
     for process in processes:
-        zygotes.put(process)
+        idle.put(process)
 
     def judge(family: str) -> dict[str, Any]:
-        process = zygotes.get()
+        process = idle.get()
         assert process.stdin
         assert process.stdout
         try:
@@ -44,7 +44,7 @@ def judged(families: Sequence[str], folder: Path, workers: int = 2) -> Iterator[
             outcome: dict[str, Any] = json.loads(process.stdout.readline())
             return outcome
         finally:
-            zygotes.put(process)
+            idle.put(process)
 
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -60,7 +60,7 @@ def _start(log: Path) -> subprocess.Popen[str]:
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     with log.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "support.zygote"],
+            [sys.executable, "-m", "support.family_process"],
             env={**os.environ, **_ENV, "PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

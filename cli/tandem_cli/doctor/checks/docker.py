@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from ..facts import Facts
+from ..facts import MachineFacts
 from ..finding import Finding, fail, ok
 from ..unknown import Unknown
 
@@ -12,21 +12,21 @@ MIN_ENGINE, MIN_COMPOSE = (25, 0), (2, 24)
 UPDATE = "update Docker; if your distribution's packages are too old, use Docker's own"
 
 
-def version(facts: Facts) -> Finding:
+def version(facts: MachineFacts) -> Finding:
     """Check the engine's version: 25.0 introduced CDI devices and the start interval of health checks."""
     if isinstance(facts.engine, Unknown):
         return fail(facts.engine.message, facts.engine.fix)
     return _at_least("Docker engine", facts.engine.version, MIN_ENGINE)
 
 
-def compose(facts: Facts) -> Finding:
+def compose(facts: MachineFacts) -> Finding:
     """Check compose's version: 2.24 introduced `!override`."""
     if isinstance(facts.compose_version, Unknown):
         return fail(facts.compose_version.message, facts.compose_version.fix)
     return _at_least("docker compose", facts.compose_version, MIN_COMPOSE)
 
 
-def configuration(facts: Facts) -> Finding:
+def configuration(facts: MachineFacts) -> Finding:
     """Check that compose could merge the configuration."""
     if isinstance(facts.stack, Unknown):
         return fail(facts.stack.message, facts.stack.fix)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ..facts import Facts, Model
+from ..facts import MachineFacts, Model
 from ..finding import Finding, count, fail, ok, warn
 from ..unknown import Refused, Unknown, known
 
 
-def configuration(facts: Facts) -> Finding:
+def configuration(facts: MachineFacts) -> Finding:
     """Check that the project's config.yaml can be read."""
     if isinstance(facts.settings, Refused):
         return fail(facts.settings.message, facts.settings.fix)
@@ -16,7 +16,7 @@ def configuration(facts: Facts) -> Finding:
     return ok(f"{folder}: model {settings.shared.model}, engine {settings.generator.engine}")
 
 
-def model(facts: Facts) -> Finding:
+def model(facts: MachineFacts) -> Finding:
     """Check that the services find the model without a network, or that the preflight can download it."""
     if isinstance(facts.model, Refused):
         return fail(facts.model.message, facts.model.fix)

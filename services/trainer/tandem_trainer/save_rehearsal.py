@@ -41,9 +41,10 @@ def rehearse(model: PreTrainedModel, files: ModelFiles, shared: SharedConfig, co
 
 def _check_dtypes(model: PreTrainedModel) -> None:
     table = model_table(model, torch.float32)
-    if odd := [name for name, tensor in table.items() if tensor.dtype not in DTYPES]:
+    if unsupported := [name for name, tensor in table.items() if tensor.dtype not in DTYPES]:
+        name = unsupported[0]
         raise UserError(
-            f"{odd[0]} of {type(model).__name__} has the dtype {table[odd[0]].dtype}, which safetensors files cannot "
+            f"{name} of {type(model).__name__} has the dtype {table[name].dtype}, which safetensors files cannot "
             f"hold, expected one of {', '.join(map(str, DTYPES))}. Fix: choose another model."
         )
 

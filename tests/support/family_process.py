@@ -1,4 +1,4 @@
-"""A process that imports vLLM and the trainer once, and forks a child for each line on stdin: `{"family", "folder"}`.
+"""Import vLLM and the trainer once, then fork a child for each line on stdin: `{"family", "folder"}`.
 
 Each family has its own child, so that a crash or leftovers of an engine do not affect other families. For each line it
 prints one line `{"family", "folder", …}` with the fields of an `Outcome`.
