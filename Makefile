@@ -49,7 +49,8 @@ up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0
 up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up:  ## Train PROJECT in containers and wait for the end (docs/deploy/containers.md)
-	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; exit 1; }
+	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; \
+		exit $$(docker compose ps --all --format '{{.ExitCode}}' preflight | sed 's/^0*$$/1/'); }
 	docker compose logs --follow trainer
 	docker compose stop
 	exit $$(docker compose ps --all --format '{{.ExitCode}}' trainer)

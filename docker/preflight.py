@@ -60,12 +60,11 @@ def main() -> int:
             subprocess.run([sys.executable, "prepare.py"], cwd=PROJECT, check=True)
         settings, _ = load(Settings, path=PROJECT / "config.yaml")
         fetch_model(settings.shared)
-        check_project()
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        print(f"error: {error.cmd[-1]} ended with exit code {error.returncode}; see its output above", file=sys.stderr)
+        print(f"error: prepare.py ended with exit code {error.returncode}; see its output above", file=sys.stderr)
         return error.returncode
     return 0
 
@@ -85,17 +84,6 @@ def check_devices(env: Mapping[str, str]) -> None:
             parse_devices(env.get(f"TANDEM_{service}_{kind.upper()}", "")) for service in ("GENERATOR", "TRAINER")
         )
         check_disjoint(generator, trainer, kind=kind, fix=fix)
-
-
-def check_project() -> None:
-    """Have the trainer read the prompts and import the rewards: mistakes there are found now, not after vLLM's start.
-
-    Raises:
-        subprocess.CalledProcessError: the trainer found a mistake, and has reported it.
-    """
-    env = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}  # not for the project's code
-    command = [sys.executable, "-m", "tandem_trainer", "--config", str(PROJECT / "config.yaml"), "--check-project"]
-    subprocess.run(command, env=env, check=True)  # noqa: S603 - our own module
 
 
 def make_token(path: Path) -> None:

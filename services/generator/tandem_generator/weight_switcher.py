@@ -245,7 +245,7 @@ class WeightSwitcher:
         timings = SwitchTimings(
             verify_s=verified - began, pause_s=paused - verified, load_s=loaded - paused, total_s=ended - began
         )
-        log.info("serving version %s: %s", version, timings)
+        log.info("serving version %s, switched in %.2f s", version, timings.total_s)
         return self.served.model_copy(update={"timings": timings})
 
     async def _verified(self, version: Version, digest: str) -> _Serving:
