@@ -12,13 +12,11 @@ spec:
     - name: project  # waits for the project; makes the folder of leases, which the generator cannot
       image: {{ include "tandem.image" $options.image }}
       imagePullPolicy: {{ $options.image.pullPolicy }}
-      command:
-        - sh
-        - -ec
+      command: {{- include "tandem.shell" . | nindent 8 }}
         - |
           mkdir -p /weights/served
           {{- include "tandem.waitForProject" $ | nindent 10 }}
-      env: {{- include "tandem.projectEnv" $ | nindent 8 }}
+      env: {{- include "tandem.projectEnv" (list $ (include "tandem.generatorHash" $)) | nindent 8 }}
       {{- include "tandem.smallResources" $ | nindent 6 }}
       {{- include "tandem.securityContext" $ | nindent 6 }}
       volumeMounts:

@@ -50,18 +50,30 @@ resources:
   limits: {cpu: "1", memory: 256Mi}
 {{- end }}
 
-{{- /* Where the trainer's pod puts the project, and the marker that it writes when the project is complete. */}}
+{{- /* The start of a command that runs a script. tini passes a signal to every process of the script; sh as PID 1 ignores it. */}}
+{{- define "tandem.shell" -}}
+- tini
+- -g
+- --
+- sh
+- -ec
+{{- end }}
+
+{{- /*
+Where the trainer's pod puts the project, and the marker that it writes when the project is complete; (list $ hash). The
+generators wait for the first part of the trainer's marker.
+*/}}
 {{- define "tandem.projectEnv" -}}
 - name: TANDEM_PROJECT_DIR
   value: /cache/project
 - name: TANDEM_PREPARED
-  value: {{ include "tandem.generatorHash" . }}
+  value: {{ index . 1 }}
 {{- end }}
 
 {{- /* A shell script that waits for this marker. */}}
 {{- define "tandem.waitForProject" -}}
 for _ in $(seq {{ div .Values.generator.startupBudgetSeconds 2 }}); do
-  if [ "$(cat $TANDEM_PROJECT_DIR/.prepared 2>/dev/null)" = $TANDEM_PREPARED ]; then exit 0; fi
+  case "$(cat $TANDEM_PROJECT_DIR/.prepared 2>/dev/null)" in "$TANDEM_PREPARED"*) exit 0 ;; esac
   sleep 2
 done
 echo "error: the project was not ready within {{ .Values.generator.startupBudgetSeconds }} s (generator.startupBudgetSeconds). Fix: read the log of the container 'prepare' in the trainer's pod, which prepares it" >&2

@@ -3,7 +3,7 @@ The Job's name, which contains a hash of its pod template. Kubernetes does not a
 has to create a new Job, which resumes the run.
 */}}
 {{- define "tandem.trainerName" -}}
-{{- $template := list (include "tandem.trainerJob" (list . "")) .Values.trainer.jobSet (include "tandem.config" .) (include "tandem.projectFiles" .) }}
+{{- $template := list (include "tandem.trainerJob" (list . "")) .Values.trainer.jobSet }}
 {{- printf "%s-trainer-%s" (include "tandem.fullname" .) ($template | toJson | sha256sum | trunc 8) }}
 {{- end }}
 
@@ -24,7 +24,7 @@ template:
   metadata:
     labels: {{- include "tandem.selector" (list $ "trainer") | nindent 6 }}
     annotations:
-      checksum/config: {{ list (include "tandem.config" $) (include "tandem.projectFiles" $) | toJson | sha256sum }}
+      checksum/config: {{ include "tandem.trainerHash" $ }}
   spec:
     restartPolicy: Never
     {{- include "tandem.podOptions" (list $ $options) | nindent 4 }}
@@ -36,20 +36,21 @@ template:
       - name: prepare  # runs the same script as preflight in compose.yaml, after the previous trainer has ended
         image: {{ include "tandem.image" $options.image }}
         imagePullPolicy: {{ $options.image.pullPolicy }}
-        command:
-          - sh
-          - -ec
+        command: {{- include "tandem.shell" . | nindent 10 }}
           - |
             {{- if $several }}
             if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
               {{- include "tandem.waitForProject" $ | nindent 14 }}
             fi
             {{- end }}
-            flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} /weights/WRITER true
+            exec 9>> /weights/WRITER  # the lock of the store; this shell and what it starts hold it until they end
+            flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} 9
+            rm -f $TANDEM_PROJECT_DIR/.prepared
             python3 /opt/preflight.py
-            printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared
+            printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared.new
+            mv $TANDEM_PROJECT_DIR/.prepared.new $TANDEM_PROJECT_DIR/.prepared
         env:
-          {{- include "tandem.projectEnv" $ | nindent 10 }}
+          {{- include "tandem.projectEnv" (list $ (include "tandem.trainerHash" $)) | nindent 10 }}
           - name: TANDEM_PROJECT_SOURCES
             value: {{ printf "%s:/config" (default "/source" $.Values.project.imagePath) }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}

@@ -31,11 +31,12 @@ def urls(tmp_path: Path) -> Iterator[list[str]]:
 def check(*urls: str, token: str = TOKEN, replicas: int = 2, ready_timeout_s: float = 60) -> tuple[int, str]:
     """Run the test pod's own command here. Return its exit status and output."""
     (container,) = one(render(), "Pod")["spec"]["containers"]
-    _, *flags = container["command"]
+    *_, python, flag = container["command"]
+    assert python == "python3"
     script, _ = container["args"]
     env = {"TANDEM_TOKEN": token, "REPLICAS": str(replicas), "READY_TIMEOUT_S": str(ready_timeout_s)}
     made = subprocess.run(
-        [sys.executable, *flags, script, *urls],
+        [sys.executable, flag, script, *urls],
         env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     return made.returncode, made.stdout + made.stderr

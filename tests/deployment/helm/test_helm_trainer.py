@@ -140,11 +140,7 @@ def test_the_host_name_of_a_pod_fits_into_a_dns_label(jobset: bool) -> None:
     assert len(f"{name}-node-0-99{suffix}" if jobset else f"{name}-99{suffix}") <= 63
 
 
-def test_the_project_is_prepared_after_the_previous_trainer_has_ended() -> None:
+def test_the_project_is_prepared_after_the_previous_trainer_had_time_to_end() -> None:
     spec = job({"trainer": {"terminationGracePeriodSeconds": 600}})["spec"]["template"]["spec"]
     (prepare,) = spec["initContainers"]
-    lines = prepare["command"][-1].splitlines()
-    wait = next(i for i, line in enumerate(lines) if "flock" in line)
-    assert int(re.findall(r"--timeout (\d+)", lines[wait])[0]) > 600
-    assert "/weights/WRITER" in lines[wait], "the writer of the store holds this lock"
-    assert "preflight.py" in lines[wait + 1]
+    assert int(re.findall(r"flock .*--timeout (\d+)", prepare["command"][-1])[0]) > 600
