@@ -1,15 +1,23 @@
-{{- /* The prefix of every object's name. It is short so that the name of a trainer's pod fits into a DNS label. */}}
+{{- /*
+The prefix of every object's name: the release's name as a DNS label of at most 30 characters, so that the name of a trainer's
+pod fits too. Where it had to be changed, it ends in a hash of the whole: two releases with similar names would share objects.
+*/}}
 {{- define "tandem.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride }}
 {{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}
-{{- default $full .Values.fullnameOverride | trunc 30 | trimSuffix "-" }}
+{{- $full = default $full .Values.fullnameOverride | trimSuffix "-" }}
+{{- $label := regexReplaceAll "^([0-9])" ($full | replace "." "-") "r${1}" }}
+{{- if or (gt (len $full) 30) (ne $full $label) }}
+{{- $label = printf "%s-%s" ($label | trunc 21 | trimSuffix "-") ($full | sha256sum | trunc 8) }}
+{{- end }}
+{{- $label }}
 {{- end }}
 
 {{- /* Labels that selectors use; (list $ component). */}}
 {{- define "tandem.selector" -}}
 {{- $ := index . 0 -}}
-app.kubernetes.io/name: {{ default $.Chart.Name $.Values.nameOverride | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ $.Release.Name }}
+app.kubernetes.io/name: {{ default $.Chart.Name $.Values.nameOverride | trunc 63 | trimSuffix "-" | quote }}
+app.kubernetes.io/instance: {{ $.Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 

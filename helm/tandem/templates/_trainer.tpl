@@ -18,6 +18,8 @@ podFailurePolicy:
   rules:
     - action: Ignore  # an eviction does not count as a failure
       onPodConditions: [{type: DisruptionTarget, status: "True"}]
+    - action: Ignore  # 143: the pod was stopped before the run was over; another one resumes the run
+      onExitCodes: {operator: In, values: [143]}
     - action: FailJob  # exit code 2 is a user error, which a retry would not fix
       onExitCodes: {operator: In, values: [2]}
 template:

@@ -113,8 +113,15 @@ def test_the_grace_period_covers_the_pre_stop_pause_and_running_requests(
     assert spec["terminationGracePeriodSeconds"] > shutdown_s + pause_s
 
 
-def test_a_disruption_stops_at_most_one_replica_at_a_time() -> None:
-    assert one(render(), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+def test_a_drain_stops_one_replica_at_a_time_and_waits_for_none_that_is_not_ready() -> None:
+    budget = one(render(), "PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+@pytest.mark.parametrize("claim", ["weights", "cache"])
+def test_no_budget_blocks_the_drain_of_the_only_node_that_can_mount_a_claim(claim: str) -> None:
+    objects = render({"storage": {claim: {"accessMode": "ReadWriteOnce"}}})
+    assert "PodDisruptionBudget" not in {kind for kind, _ in names(objects)}
 
 
 def test_a_generator_can_write_only_its_leases() -> None:
