@@ -219,10 +219,10 @@ def references_are_there(objects: Sequence[Object]) -> Iterator[str]:
         yield from (f"{where} mounts the unknown volume {name}" for name in unknown)
 
 
+RESTRICTED: tuple[Rule, ...] = (no_host, not_root, no_privileges)
+"""What the label `pod-security.kubernetes.io/enforce: restricted` of a namespace refuses."""
 RULES: tuple[Rule, ...] = (
-    no_host,
-    not_root,
-    no_privileges,
+    *RESTRICTED,
     read_only_root,
     no_api_token,
     bounded,

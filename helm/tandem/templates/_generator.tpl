@@ -14,6 +14,7 @@ spec:
       imagePullPolicy: {{ $options.image.pullPolicy }}
       command: {{- include "tandem.shell" . | nindent 8 }}
         - |
+          {{- include "tandem.checkVolumes" (list "/weights") | nindent 10 }}
           mkdir -p /weights/served
           {{- include "tandem.waitForProject" $ | nindent 10 }}
       env: {{- include "tandem.projectEnv" (list $ (include "tandem.generatorHash" $)) | nindent 8 }}

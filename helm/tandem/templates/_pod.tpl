@@ -59,6 +59,17 @@ resources:
 - -ec
 {{- end }}
 
+{{- /* A shell script that fails if it cannot write to a volume; a list of mount points. fsGroup has no effect on some volumes. */}}
+{{- define "tandem.checkVolumes" -}}
+for volume in {{ join " " . }}; do
+  if ! file=$(mktemp $volume/.writable.XXXXXX 2>&1); then
+    echo "error: $volume (owner $(stat -c '%u:%g, mode %a' $volume)): got \"${file##*: }\", expected a volume that user 10001 may write to. NFS, hostPath and some CSI drivers ignore fsGroup. Fix: run chown 10001:10001 on its folder, on the server or on the node" >&2
+    exit 1
+  fi
+  rm -f "$file"
+done
+{{- end }}
+
 {{- /*
 Where the trainer's pod puts the project, and the marker that it writes when the project is complete; (list $ hash). The
 generators wait for the first part of the trainer's marker.

@@ -40,6 +40,7 @@ template:
         imagePullPolicy: {{ $options.image.pullPolicy }}
         command: {{- include "tandem.shell" . | nindent 10 }}
           - |
+            {{- include "tandem.checkVolumes" (list "/weights" "/cache" "/runs") | nindent 12 }}
             {{- if $several }}
             if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
               {{- include "tandem.waitForProject" $ | nindent 14 }}
@@ -66,6 +67,7 @@ template:
           {{- end }}
           - {name: cache, mountPath: /cache}
           - {name: weights, mountPath: /weights}
+          - {name: runs, mountPath: /runs}
     containers:
       - name: trainer
         image: {{ include "tandem.image" $options.image }}

@@ -11,6 +11,12 @@ check cannot suggest a key. So the schema's objects do not set `additionalProper
 {{ include "tandem.didYouMean" (dict "path" . "known" $walk.known) }}
 {{- end }}
 {{- include "tandem.contradictions" . }}
+{{- range $name := keys .Values.storage | sortAlpha }}
+  {{- $claim := include "tandem.claimName" (list $ $name) }}
+  {{- if dig "metadata" "deletionTimestamp" "" (lookup "v1" "PersistentVolumeClaim" $.Release.Namespace $claim) }}
+the claim {{ $claim }}: got one that is being deleted, expected none or one that stays. A release on it would lose it. Fix: wait with `kubectl -n {{ $.Release.Namespace }} wait --for=delete pvc/{{ $claim }}`, and use `helm uninstall --wait` next time
+  {{- end }}
+{{- end }}
 {{- end }}
 
 {{- /* Collect into .walk the dotted keys of the schema (`known`) and the values' keys that it lacks (`unknown`). */}}

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -23,14 +25,15 @@ pytestmark = pytest.mark.helm
 
 TIMEOUT_S = 60.0
 PREFLIGHT = ROOT / "docker/preflight.py"
+IS_ROOT = os.geteuid() == 0
+VOLUMES = ("weights", "cache", "runs")
 NODES = {"trainer": {"nodes": 2}, "storage": {"runs": {"accessMode": "ReadWriteMany"}}}
-SHORT = {"generator": {"startupBudgetSeconds": 10}}
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """The folder below which a container's mount points are."""
-    for folder in ("weights", "cache", "runs", "source", "config"):
+    for folder in (*VOLUMES, "source", "config"):
         (tmp_path / folder).mkdir()
     (tmp_path / "config/config.yaml").write_text("shared: {model: .}\n")
     return tmp_path
@@ -41,7 +44,9 @@ def init(kind: str, values: dict[str, Any] | None = None) -> Object:
     return container
 
 
-def start(container: Object, root: Path, *, preflight: Path = PREFLIGHT, **env: str) -> subprocess.Popen[str]:
+def start(
+    container: Object, root: Path, *, preflight: Path = PREFLIGHT, user: int | None = None, **env: str
+) -> subprocess.Popen[str]:
     """Start a container's command here, without its init and in a process group, as tini does."""
 
     def here(text: str) -> str:
@@ -53,7 +58,7 @@ def start(container: Object, root: Path, *, preflight: Path = PREFLIGHT, **env: 
     return subprocess.Popen(
         [here(word) for word in container["command"][3:]],
         env={**os.environ, **made, **env}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        process_group=0,
+        process_group=0, user=user,
     )  # fmt: skip
 
 
@@ -197,6 +202,40 @@ def test_the_lock_keeps_the_name_of_its_holder(root: Path) -> None:
     (root / "weights/WRITER").write_text("process 7 on trainer-0")
     assert run(init("Job"), root)[0] == 0
     assert (root / "weights/WRITER").read_text() == "process 7 on trainer-0"
+
+
+# -- volumes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root_of_another_user(root: Path) -> Iterator[Path]:
+    """A folder for mount points that the test's user may enter but not write to."""
+    with TemporaryDirectory() as folder:
+        for path in (Path(folder), *map(Path(folder).joinpath, VOLUMES)):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o755 if IS_ROOT else 0o555)
+        yield Path(folder)
+        for path in map(Path(folder).joinpath, VOLUMES):
+            path.chmod(0o755)
+
+
+@pytest.mark.parametrize(("kind", "volume"), [("StatefulSet", "weights"), *(("Job", volume) for volume in VOLUMES)])
+def test_a_volume_that_ignores_fs_group_is_named_with_its_owner_and_the_fix(
+    kind: str, volume: str, root_of_another_user: Path
+) -> None:
+    root = root_of_another_user
+    for other in {*VOLUMES} - {volume}:
+        (root / other).chmod(0o777)
+    status, output = run(init(kind), root, user=10001 if IS_ROOT else None)
+    assert status == 1, "the owner of the volume can fix it while the Job retries"
+    assert f"{root}/{volume} (owner {os.geteuid()}:" in output
+    assert 'got "Permission denied", expected a volume that user 10001 may write to' in output
+    assert "Fix: run chown 10001:10001" in output
+
+
+def test_the_check_of_the_volumes_leaves_nothing_behind(root: Path) -> None:
+    assert run(init("Job"), root)[0] == 0
+    assert [path.name for volume in VOLUMES for path in (root / volume).iterdir()] == ["WRITER", "project"]
 
 
 # -- SIGTERM -----------------------------------------------------------------------------------------------------------
