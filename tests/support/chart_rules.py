@@ -113,7 +113,7 @@ def bounded(objects: Sequence[Object]) -> Iterator[str]:
     for where, spec, container in containers(objects):
         resources = container.get("resources", {})
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
-        for name in ("cpu", "memory"):
+        for name in ("cpu", "memory", "ephemeral-storage"):
             if name not in requests or name not in limits:
                 yield f"{where} has no {name} request or limit"
             elif quantity(requests[name]) > quantity(limits[name]):

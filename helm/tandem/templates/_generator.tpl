@@ -3,8 +3,11 @@
 {{- $ := .root }}{{ $options := $.Values.generator -}}
 metadata:
   labels:
-    {{- include "tandem.selector" (list $ .component) | nindent 4 }}
+    {{- include "tandem.podLabels" (list $ .component $options) | nindent 4 }}
     tandem/generator-config: {{ include "tandem.generatorHash" $ | quote }}
+  {{- with $options.podAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
   {{- include "tandem.podOptions" (list $ $options) | nindent 2 }}
   terminationGracePeriodSeconds: {{ add 15 (include "tandem.generatorSeconds" (list $ "shutdown_timeout_s" 30)) }}
@@ -23,6 +26,9 @@ spec:
       volumeMounts:
         - {name: cache, mountPath: /cache, readOnly: true}
         - {name: weights, mountPath: /weights}
+    {{- with $options.extraInitContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   containers:
     - name: generator
       image: {{ include "tandem.image" $options.image }}
@@ -35,9 +41,8 @@ spec:
         {{- with include "tandem.parallel" $ }}
         {{- . | nindent 8 }}
         {{- end }}
-        {{- range $name, $value := $options.env }}
-        - name: {{ $name }}
-          value: {{ $value | quote }}
+        {{- with include "tandem.extraEnv" $options }}
+        {{- . | nindent 8 }}
         {{- end }}
       {{- if eq .component "generator" }}
       ports:
@@ -70,6 +75,9 @@ spec:
         - {name: cache, mountPath: /cache, readOnly: true}
         - {name: weights, mountPath: /weights, readOnly: true}
         - {name: weights, mountPath: /leases, subPath: served}
+        {{- with $options.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   volumes: {{- include "tandem.volumes" (list $ $options) | nindent 4 }}
 {{- end }}
 

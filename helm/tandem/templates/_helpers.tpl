@@ -30,6 +30,14 @@ app.kubernetes.io/managed-by: {{ $.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" }}
 {{- end }}
 
+{{- /* Metadata of a workload: labels and annotations of the chart and of its values; (list $ component options). */}}
+{{- define "tandem.workload" -}}
+labels: {{- merge (include "tandem.labels" . | fromYaml) (index . 2).labels | toYaml | nindent 2 }}
+{{- with (index . 2).annotations }}
+annotations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
 {{- define "tandem.image" -}}
 {{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
 {{- end }}
@@ -41,13 +49,19 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- divf (mulf (float64 $number) (get $bytes (trimPrefix $number (toString .)))) 1048576.0 | ceil | int }}
 {{- end }}
 
-{{- /* Resources of a service's container: CPU, memory including /dev/shm, and accelerators. */}}
+{{- /* Disk of a container: the size of its /tmp and room for its logs. */}}
+{{- define "tandem.disk" -}}
+{{ add 256 (include "tandem.mebibytes" . | int) }}Mi
+{{- end }}
+
+{{- /* Resources of a service's container: CPU, memory including /dev/shm, disk for /tmp and logs, and accelerators. */}}
 {{- define "tandem.resources" -}}
 {{- $shm := include "tandem.mebibytes" .shmSize | int }}
 {{- $resources := deepCopy .resources }}
 {{- range $kind := list "requests" "limits" }}
   {{- $part := get $resources $kind }}
   {{- $_ := set $part "memory" (printf "%dMi" (add $shm (include "tandem.mebibytes" $part.memory | int))) }}
+  {{- $_ := set $part "ephemeral-storage" (include "tandem.disk" $.tmpSize) }}
   {{- if $.accelerator.count }}
     {{- $_ := set $part $.accelerator.resource (toString $.accelerator.count) }}
   {{- end }}

@@ -14,13 +14,14 @@ securityContext:
   fsGroup: 10001
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
-{{- if include "tandem.oneNode" $ }}
-affinity:
-  podAffinity:  # a claim is ReadWriteOnce, so only one node can mount it
-    requiredDuringSchedulingIgnoredDuringExecution:
-      - topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels: {{- include "tandem.selector" (list $ "generator") | nindent 12 }}
+{{- with include "tandem.affinity" . | fromYaml }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $options.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $options.schedulerName }}
+schedulerName: {{ . }}
 {{- end }}
 {{- with $options.priorityClassName }}
 priorityClassName: {{ . }}
@@ -36,6 +37,32 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{- /* The pods' own affinity. If a claim is ReadWriteOnce, only one node can mount it: that of the generators. */}}
+{{- define "tandem.affinity" -}}
+{{- $ := index . 0 }}{{ $affinity := default dict (index . 1).affinity | deepCopy }}
+{{- if include "tandem.oneNode" $ }}
+  {{- $labels := include "tandem.selector" (list $ "generator") | fromYaml }}
+  {{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" $labels) }}
+  {{- $pods := default dict $affinity.podAffinity }}
+  {{- $required := append (default list $pods.requiredDuringSchedulingIgnoredDuringExecution) $term }}
+  {{- $_ := set $pods "requiredDuringSchedulingIgnoredDuringExecution" $required }}
+  {{- $_ := set $affinity "podAffinity" $pods }}
+{{- end }}
+{{- toYaml $affinity }}
+{{- end }}
+
+{{- /* A pod's labels: the selector's, and those of the values, which cannot replace them; (list $ component options). */}}
+{{- define "tandem.podLabels" -}}
+{{- merge (include "tandem.selector" . | fromYaml) (index . 2).podLabels | toYaml }}
+{{- end }}
+
+{{- /* Additional environment variables of a container. */}}
+{{- define "tandem.extraEnv" -}}
+{{- $made := list }}
+{{- range $name, $value := .env }}{{ $made = append $made (dict "name" $name "value" (toString $value)) }}{{ end }}
+{{- with concat $made .extraEnv }}{{ toYaml . }}{{ end }}
+{{- end }}
+
 {{- define "tandem.securityContext" -}}
 securityContext:
   allowPrivilegeEscalation: false
@@ -46,8 +73,8 @@ securityContext:
 {{- /* Resources of containers that only wait. */}}
 {{- define "tandem.smallResources" -}}
 resources:
-  requests: {cpu: 50m, memory: 64Mi}
-  limits: {cpu: "1", memory: 256Mi}
+  requests: {cpu: 50m, memory: 64Mi, ephemeral-storage: 64Mi}
+  limits: {cpu: "1", memory: 256Mi, ephemeral-storage: 256Mi}
 {{- end }}
 
 {{- /* The start of a command that runs a script. tini passes a signal to every process of the script; sh as PID 1 ignores it. */}}
@@ -122,4 +149,7 @@ exit 1
   persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "weights") }}}
 - name: cache
   persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "cache") }}}
+{{- with (index . 1).extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}

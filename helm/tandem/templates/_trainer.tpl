@@ -24,9 +24,8 @@ podFailurePolicy:
       onExitCodes: {operator: In, values: [2]}
 template:
   metadata:
-    labels: {{- include "tandem.selector" (list $ "trainer") | nindent 6 }}
-    annotations:
-      checksum/config: {{ include "tandem.trainerHash" $ }}
+    labels: {{- include "tandem.podLabels" (list $ "trainer" $options) | nindent 6 }}
+    annotations: {{- merge (dict "checksum/config" (include "tandem.trainerHash" $)) $options.podAnnotations | toYaml | nindent 6 }}
   spec:
     restartPolicy: Never
     {{- include "tandem.podOptions" (list $ $options) | nindent 4 }}
@@ -57,7 +56,10 @@ template:
           - name: TANDEM_PROJECT_SOURCES
             value: {{ printf "%s:/config" (default "/source" $.Values.project.imagePath) }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
-        resources: {{- toYaml $options.resources | nindent 10 }}
+          {{- with include "tandem.extraEnv" $options }}
+          {{- . | nindent 10 }}
+          {{- end }}
+        resources: {{- include "tandem.resources" (merge (dict "shmSize" "0" "accelerator" (dict "count" 0)) (omit $options "shmSize" "accelerator")) | nindent 10 }}
         {{- include "tandem.securityContext" $ | nindent 8 }}
         volumeMounts:
           - {name: tmp, mountPath: /tmp}
@@ -68,6 +70,12 @@ template:
           - {name: cache, mountPath: /cache}
           - {name: weights, mountPath: /weights}
           - {name: runs, mountPath: /runs}
+          {{- with $options.extraVolumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
+      {{- with $options.extraInitContainers }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
     containers:
       - name: trainer
         image: {{ include "tandem.image" $options.image }}
@@ -90,9 +98,8 @@ template:
           - name: TANDEM_TRAINER_RENDEZVOUS
             value: {{ ternary (printf "%s-node-0-0.%s" $name $name) (printf "%s-0.%s-trainer" $name (include "tandem.fullname" $)) $options.jobSet }}:29500
           {{- end }}
-          {{- range $key, $value := $options.env }}
-          - name: {{ $key }}
-            value: {{ $value | quote }}
+          {{- with include "tandem.extraEnv" $options }}
+          {{- . | nindent 10 }}
           {{- end }}
         ports:
           - {name: metrics, containerPort: 9400}
@@ -105,6 +112,9 @@ template:
           - {name: cache, mountPath: /cache}
           - {name: weights, mountPath: /weights}
           - {name: runs, mountPath: /runs}
+          {{- with $options.extraVolumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
     volumes:
       {{- include "tandem.volumes" (list $ $options) | nindent 6 }}
       - name: runs

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from support.helm import Object, names, one, render
+from support.variations import OWN
 
 pytestmark = pytest.mark.helm
 
@@ -48,7 +49,7 @@ def test_generators_restart_after_changes_of_their_options_or_the_project_but_no
     assert pod({"config": {"trainer": {"max_steps": 7}}}) == pod()
     assert pod({"config": {"generator": {"max_model_len": 64}}}) != pod()
     assert pod({"config": {"shared": {"revision": "main"}}}) != pod()
-    own = {"config": {"shared": {"model": "m"}}, "project": {"configMap": "mine"}}
+    own = {**OWN, "project": {"configMap": "mine"}}
     assert pod(own) != pod({**own, "project": {"configMap": "mine", "revision": "2"}})
 
 
@@ -69,7 +70,7 @@ def test_pipeline_parallelism_divides_the_tensor_parallel_size() -> None:
 
 def test_without_devices_the_chart_requests_none_and_sets_no_parallel_sizes() -> None:
     assert container()["resources"].keys() == {"requests", "limits"}
-    assert set(container()["resources"]["limits"]) == {"cpu", "memory"}
+    assert set(container()["resources"]["limits"]) == {"cpu", "memory", "ephemeral-storage"}
     assert not [name for name in env(container()) if "PARALLEL" in name]
 
 

@@ -47,11 +47,18 @@ def init(kind: str, values: dict[str, Any] | None = None) -> Object:
 def start(
     container: Object, root: Path, *, preflight: Path = PREFLIGHT, user: int | None = None, **env: str
 ) -> subprocess.Popen[str]:
-    """Start a container's command here, without its init and in a process group, as tini does."""
+    """Start a container's command here, without its init and in a process group, as tini does.
+
+    Args:
+        preflight: the script that prepares the project; by default one that only creates the folder.
+    """
 
     def here(text: str) -> str:
         text = re.sub(r"(?<![\w/])/(weights|cache|runs|source|config)\b", rf"{root}/\1", text)
-        return text.replace("python3 /opt/preflight.py", f"{sys.executable} {preflight}")
+        return text.replace(
+            "python3 /opt/preflight.py",
+            f"{sys.executable} {preflight}" if preflight else f"mkdir -p {root}/cache/project",
+        )
 
     made = {entry["name"]: here(entry["value"]) for entry in container["env"]}
     assert container["command"][:3] == ["tini", "-g", "--"]
@@ -137,7 +144,7 @@ def test_the_init_containers_prepare_the_project_and_wait_for_it(root: Path) -> 
     status, output = run(wait, root)
     assert (status, "the project was not ready within 900 s" in output) == (1, True), output
     assert (root / "weights/served").is_dir()
-    status, output = run(make, root)
+    status, output = run(make, root, preflight=PREFLIGHT)
     assert status == 0, output
     project = root / "cache/project"
     assert (project / "rewards.py").read_text() == "x = 1\n"
@@ -172,7 +179,7 @@ def test_the_project_is_incomplete_while_it_is_prepared_and_after_a_failure(root
     assert end(process)[0] == 0
     assert run(wait, root)[0] == 0
     (root / "source/prepare.py").write_text("raise SystemExit(1)\n")
-    assert run(make, root)[0] == 1
+    assert run(make, root, preflight=PREFLIGHT)[0] == 1
     assert run(wait, root)[0] == 1
 
 
@@ -244,7 +251,7 @@ def test_the_check_of_the_volumes_leaves_nothing_behind(root: Path) -> None:
 def test_a_stop_ends_every_process_of_the_preparation_and_the_next_pod_goes_on(root: Path) -> None:
     make, slow = init("Job"), slow_preflight(root)
     (root / "source/prepare.py").write_text(f"import runpy; runpy.run_path({str(slow)!r})\n")
-    process = start(make, root)
+    process = start(make, root, preflight=PREFLIGHT)
     wait_for_events(root, 1)
     waiting = start(make, root)
     for stopped in (process, waiting):
