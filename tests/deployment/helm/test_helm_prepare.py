@@ -97,7 +97,9 @@ def note(word):
         events.write(word + "\\n")
 (root / "cache/project").mkdir(exist_ok=True)
 note("begin")
-while not (root / "go").exists():
+for _ in range(3000):  # at most a minute
+    if (root / "go").exists():
+        break
     time.sleep(0.02)
 note("end")
 """)
@@ -264,7 +266,9 @@ def test_a_stop_ends_every_process_of_the_preparation_and_the_next_pod_goes_on(r
 
 def test_a_stop_ends_a_generator_that_waits_for_the_project(root: Path) -> None:
     process = start(init("StatefulSet"), root)
+    deadline = time.monotonic() + TIMEOUT_S
     while not (root / "weights/served").exists():
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGTERM)
     assert end(process)[0] == -signal.SIGTERM
