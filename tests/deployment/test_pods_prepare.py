@@ -73,7 +73,7 @@ def test_a_stop_ends_the_preparation_and_the_pod_that_waits_for_its_lock(made: C
     assert "preparing" not in podman.logs(waiting)
     assert stop(waiting) == STOPPED
     assert stop(preparing) == STOPPED
-    assert not made.folder("run-tandem-cache", "project/.prepared").exists()
+    assert not made.folder("run-tandem-cache", "projects/run-tandem/.prepared").exists()
 
 
 def test_a_stop_ends_a_generator_that_waits_for_the_project(made: Cluster) -> None:

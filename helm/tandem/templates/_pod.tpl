@@ -97,13 +97,18 @@ for volume in {{ join " " . }}; do
 done
 {{- end }}
 
+{{- /* A folder of this release: several releases may share a cache volume. */}}
+{{- define "tandem.projectDir" -}}
+/cache/projects/{{ include "tandem.fullname" . }}
+{{- end }}
+
 {{- /*
 Where the trainer's pod puts the project, and the marker that it writes when the project is complete; (list $ hash). The
 generators wait for the first part of the trainer's marker.
 */}}
 {{- define "tandem.projectEnv" -}}
 - name: TANDEM_PROJECT_DIR
-  value: /cache/project
+  value: {{ include "tandem.projectDir" (index . 0) }}
 - name: TANDEM_PREPARED
   value: {{ index . 1 }}
 {{- end }}

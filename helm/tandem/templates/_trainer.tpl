@@ -47,6 +47,7 @@ template:
             {{- end }}
             exec 9>> /weights/WRITER  # the lock of the store; this shell and what it starts hold it until they end
             flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} 9
+            mkdir -p $TANDEM_PROJECT_DIR
             rm -f $TANDEM_PROJECT_DIR/.prepared
             python3 /opt/preflight.py
             printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared.new
@@ -80,7 +81,7 @@ template:
       - name: trainer
         image: {{ include "tandem.image" $options.image }}
         imagePullPolicy: {{ $options.image.pullPolicy }}
-        args: [--config, /cache/project/config.yaml]
+        args: [--config, {{ include "tandem.projectDir" $ }}/config.yaml]
         env:
           {{- include "tandem.serviceEnv" $ | nindent 10 }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}

@@ -142,7 +142,7 @@ def test_only_the_first_pod_of_a_multi_node_replica_serves() -> None:
     leader, worker = (group["leaderWorkerTemplate"][name] for name in ("leaderTemplate", "workerTemplate"))
     (serving,), (working,) = leader["spec"]["containers"], worker["spec"]["containers"]
     nodes = ["--nnodes", "2", "--master-addr", "$(LWS_LEADER_ADDRESS)", "--node-rank", "$(LWS_WORKER_INDEX)"]
-    assert serving["args"] == ["--config", "/cache/project/config.yaml", *nodes]
+    assert serving["args"] == ["--config", "/cache/projects/run-tandem/config.yaml", *nodes]
     assert working["args"] == [*serving["args"], "--headless"]
     assert env(serving)["TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE"] == "16"
     assert working["resources"] == serving["resources"]

@@ -25,6 +25,7 @@ pytestmark = pytest.mark.helm
 
 TIMEOUT_S = 60.0
 PREFLIGHT = ROOT / "docker/preflight.py"
+PROJECT = "cache/projects/run-tandem"
 IS_ROOT = os.geteuid() == 0
 VOLUMES = ("weights", "cache", "runs")
 NODES = {"trainer": {"nodes": 2}, "storage": {"runs": {"accessMode": "ReadWriteMany"}}}
@@ -57,7 +58,7 @@ def start(
         text = re.sub(r"(?<![\w/])/(weights|cache|runs|source|config)\b", rf"{root}/\1", text)
         return text.replace(
             "python3 /opt/preflight.py",
-            f"{sys.executable} {preflight}" if preflight else f"mkdir -p {root}/cache/project",
+            f"{sys.executable} {preflight}" if preflight else "true",
         )
 
     made = {entry["name"]: here(entry["value"]) for entry in container["env"]}
@@ -95,7 +96,6 @@ root = Path({str(root)!r})
 def note(word):
     with (root / "events").open("a") as events:
         events.write(word + "\\n")
-(root / "cache/project").mkdir(exist_ok=True)
 note("begin")
 for _ in range(3000):  # at most a minute
     if (root / "go").exists():
@@ -148,7 +148,7 @@ def test_the_init_containers_prepare_the_project_and_wait_for_it(root: Path) -> 
     assert (root / "weights/served").is_dir()
     status, output = run(make, root, preflight=PREFLIGHT)
     assert status == 0, output
-    project = root / "cache/project"
+    project = root / PROJECT
     assert (project / "rewards.py").read_text() == "x = 1\n"
     assert (project / "config.yaml").read_text() == "shared: {model: .}\n", "the chart's configuration wins"
     assert run(wait, root)[0] == 0
@@ -185,6 +185,20 @@ def test_the_project_is_incomplete_while_it_is_prepared_and_after_a_failure(root
     assert run(wait, root)[0] == 1
 
 
+def test_releases_that_share_a_cache_volume_have_a_folder_each() -> None:
+    shared = {"storage": {"cache": {"existingClaim": "models"}}}
+    folders = set()
+    for release in ("a", "b"):
+        objects = render(shared, release=release)
+        pods = [one(objects, kind)["spec"]["template"]["spec"] for kind in ("StatefulSet", "Job")]
+        (folder,) = {
+            e["value"] for pod in pods for e in pod["initContainers"][0]["env"] if e["name"] == "TANDEM_PROJECT_DIR"
+        }
+        assert all(f"{folder}/config.yaml" in pod["containers"][0]["args"] for pod in pods)
+        folders.add(folder)
+    assert len(folders) == 2
+
+
 # -- the lock ----------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +207,7 @@ def test_a_project_is_not_prepared_while_a_trainer_runs(root: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         status, output = run(impatient(init("Job")), root)
     assert (status, "timeout while waiting to get lock" in output) == (1, True), output
-    assert not (root / "cache/project").exists()
+    assert not (root / PROJECT).exists()
 
 
 def test_two_trainer_pods_never_prepare_at_the_same_time(root: Path) -> None:
@@ -244,7 +258,7 @@ def test_a_volume_that_ignores_fs_group_is_named_with_its_owner_and_the_fix(
 
 def test_the_check_of_the_volumes_leaves_nothing_behind(root: Path) -> None:
     assert run(init("Job"), root)[0] == 0
-    assert [path.name for volume in VOLUMES for path in (root / volume).iterdir()] == ["WRITER", "project"]
+    assert [path.name for volume in VOLUMES for path in (root / volume).iterdir()] == ["WRITER", "projects"]
 
 
 # -- SIGTERM -----------------------------------------------------------------------------------------------------------
@@ -259,7 +273,7 @@ def test_a_stop_ends_every_process_of_the_preparation_and_the_next_pod_goes_on(r
     for stopped in (process, waiting):
         os.killpg(stopped.pid, signal.SIGTERM)  # as `tini -g` does
         assert end(stopped)[0] == -signal.SIGTERM
-    assert not (root / "cache/project/.prepared").exists()
+    assert not (root / PROJECT / ".prepared").exists()
     (root / "go").touch()
     assert run(impatient(make), root)[0] == 0, "no process of the stopped pod holds the lock"
 

@@ -19,7 +19,7 @@ from tandem_protocol.config import ConfigError, load
 
 pytestmark = pytest.mark.helm
 
-SCRIPT = ROOT / "docs/reference/make_chart_files.py"
+SCRIPT = ROOT / "helm/make_files.py"
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"trainer": {"max_step": 3}}, "at '/config/trainer': additional properties 'max_step' not allowed"),
     ({"shered": {"model": "m"}}, "at '/config': additional properties 'shered' not allowed"),

@@ -14,7 +14,7 @@ import tandem_generator.config
 import tandem_trainer.config
 from tandem_protocol.config import SharedConfig
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm/tandem"
 DEMO = ("config.yaml", "prepare.py", "rewards.py")
 SECTIONS = {
