@@ -9,40 +9,11 @@ import pytest
 
 from support.chart_rules import violations
 from support.helm import Object, one, pod_templates, render
+from support.variations import KNOBS, SIDECAR, SPREAD
 
 pytestmark = pytest.mark.helm
 
-SIDECAR = {
-    "name": "sidecar",
-    "image": "registry.example.com/sidecar:1",
-    "restartPolicy": "Always",
-    "securityContext": {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    },
-    "resources": {key: {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"} for key in ("requests", "limits")},
-}
-SECRET = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "k"}}}
 TERM = {"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}}
-SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
-KNOBS: dict[str, Any] = {
-    "labels": {"kueue.x-k8s.io/queue-name": "gpus", "team": "rl"},
-    "annotations": {"example.com/owner": "me"},
-    "podLabels": {"team": "rl"},
-    "podAnnotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
-    "schedulerName": "volcano",
-    "priorityClassName": "high",
-    "runtimeClassName": "nvidia",
-    "nodeSelector": {"pool": "gpu"},
-    "tolerations": [{"key": "gpu", "operator": "Exists"}],
-    "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
-    "topologySpreadConstraints": [SPREAD],
-    "extraEnv": [SECRET],
-    "extraVolumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
-    "extraVolumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
-    "extraInitContainers": [SIDECAR],
-}
 AS_IS = ("schedulerName", "priorityClassName", "runtimeClassName", "nodeSelector", "tolerations", "affinity")
 SHARED = {"storage": {"runs": {"accessMode": "ReadWriteMany"}}}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -76,7 +47,7 @@ def test_every_knob_reaches_the_workload_and_its_pods(kind: str) -> None:
         assert KNOBS["extraVolumes"][0] in spec["volumes"]
         (container,) = spec["containers"]
         assert KNOBS["extraVolumeMounts"][0] in container["volumeMounts"]
-        assert SECRET in container["env"]
+        assert KNOBS["extraEnv"][0] in container["env"]
         assert spec["initContainers"][-1] == SIDECAR
 
 
@@ -84,7 +55,7 @@ def test_the_preparation_gets_the_trainers_variables_and_mounts() -> None:
     _, (pod,) = workload("Job", {**KNOBS, "env": {"HTTPS_PROXY": "http://proxy:3128"}})
     prepare = pod["spec"]["initContainers"][0]
     assert {"name": "HTTPS_PROXY", "value": "http://proxy:3128"} in prepare["env"]
-    assert SECRET in prepare["env"]
+    assert KNOBS["extraEnv"][0] in prepare["env"]
     assert KNOBS["extraVolumeMounts"][0] in prepare["volumeMounts"]
 
 
