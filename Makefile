@@ -28,7 +28,7 @@ test: setup  ## Run the tests; prints which were skipped and why (TESTS=tests/un
 	$(BIN)/pytest $(TESTS)
 
 docs: setup  ## Write the reference pages and build the documentation into site/
-	@for script in docs/reference/make_*.py; do $(BIN)/python $$script || exit; done
+	@for script in docs/reference/make_*.py helm/make_files.py; do $(BIN)/python $$script || exit; done
 	$(MKDOCS) build --strict
 
 docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you write it

@@ -52,6 +52,12 @@ def _cdi_missing() -> str | None:
     return None if os.geteuid() == 0 else "only root can declare devices to the Docker engine"
 
 
+def _prometheus_missing() -> str | None:
+    if shutil.which("prometheus") and shutil.which("promtool"):
+        return None
+    return "prometheus and promtool are not installed (Debian's package prometheus)"
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "vllm": _vllm_missing,
     "docker": _docker_missing,
@@ -59,6 +65,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "helm": helm.missing,
     "podman": _podman_missing,
     "browser": browser.missing,
+    "prometheus": _prometheus_missing,
 }
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from support.blocks import blocks
 from support.helm import CHART, Object, render
-from support.podman import cluster
+from support.podman import cluster, podman
+from support.pods import Pod
 from support.probes import probed
 from support.runs import Run, project_values, upgraded
 
@@ -52,6 +56,24 @@ def test_the_rendered_pods_train_to_the_end_and_every_replica_serves_the_last_po
 
 def test_helm_test_passes(finished: Run) -> None:
     finished.test(timeout_s=END_TIMEOUT_S)
+
+
+def test_results_can_be_copied_with_the_pod_of_the_documentation(finished: Run) -> None:
+    (manifest,) = [
+        yaml.safe_load(block.text)
+        for block in blocks("docs/deploy/kubernetes.md", language="yaml")
+        if block.text.startswith("# results.yaml")
+    ]
+    manifest["metadata"]["labels"] = {"app.kubernetes.io/component": "results"}
+    manifest["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "run-tandem-runs"
+    pod = Pod("results", manifest, manifest["spec"]["restartPolicy"], ())
+    finished.cluster.play(finished.objects, [pod], timeout_s=START_TIMEOUT_S)
+    archive = podman(
+        "exec", finished.cluster.container(pod), "sh", "-c", "tar cf - /runs/default 2>/dev/null | tar tf -"
+    )
+    copied = {Path(line).suffix for line in archive.splitlines() if "runs/default/checkpoints/000004/model/" in line}
+    assert ".safetensors" in copied
+    assert finished.refusal(pod, "/runs/x") == "EROFS"
 
 
 def test_a_changed_configuration_gives_a_new_job_that_resumes_from_the_checkpoint(finished: Run) -> None:

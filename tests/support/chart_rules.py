@@ -113,7 +113,7 @@ def bounded(objects: Sequence[Object]) -> Iterator[str]:
     for where, spec, container in containers(objects):
         resources = container.get("resources", {})
         requests, limits = resources.get("requests", {}), resources.get("limits", {})
-        for name in ("cpu", "memory"):
+        for name in ("cpu", "memory", "ephemeral-storage"):
             if name not in requests or name not in limits:
                 yield f"{where} has no {name} request or limit"
             elif quantity(requests[name]) > quantity(limits[name]):
@@ -219,10 +219,10 @@ def references_are_there(objects: Sequence[Object]) -> Iterator[str]:
         yield from (f"{where} mounts the unknown volume {name}" for name in unknown)
 
 
+RESTRICTED: tuple[Rule, ...] = (no_host, not_root, no_privileges)
+"""What the label `pod-security.kubernetes.io/enforce: restricted` of a namespace refuses."""
 RULES: tuple[Rule, ...] = (
-    no_host,
-    not_root,
-    no_privileges,
+    *RESTRICTED,
     read_only_root,
     no_api_token,
     bounded,

@@ -74,14 +74,16 @@ def helm(*words: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str
 
 
 @functools.lru_cache(maxsize=256)
-def _template(values: str, arguments: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
-    return helm("template", "run", CHART, "--namespace", "rl", *arguments, "--values", "-", stdin=values)
+def _template(values: str, arguments: tuple[str, ...], release: str = "run") -> subprocess.CompletedProcess[str]:
+    return helm("template", release, CHART, "--namespace", "rl", *arguments, "--values", "-", stdin=values)
 
 
-def render(values: Mapping[str, Any] | None = None, *arguments: str, of: Path | None = None) -> list[Object]:
+def render(
+    values: Mapping[str, Any] | None = None, *arguments: str, of: Path | None = None, release: str = "run"
+) -> list[Object]:
     """Return the rendered objects. `values` override those of the file `of`. A caller must not modify the result."""
     files = ("--values", str(of)) if of else ()
-    made = _template(json.dumps(values or {}), (*files, *arguments))
+    made = _template(json.dumps(values or {}), (*files, *arguments), release)
     assert made.returncode == 0, made.stderr
     return [document for document in yaml.safe_load_all(made.stdout) if document]
 

@@ -114,10 +114,14 @@ class Cluster:
 
     def _play(self, pod: Pod, objects: Sequence[Object], timeout_s: float) -> None:
         for init in pod.inits:
-            self._kube_play(manifest(pod, objects, self, init), aliases=())
-            container = self.own(f"{pod.name}-{init['name']}-{init['name']}")
-            assert self._exit_code(container, timeout_s) == 0, logs(container)
+            container = self.start_init(pod, objects, init)
+            assert self.exit_code(container, timeout_s) == 0, logs(container)
         self._kube_play(manifest(pod, objects, self), pod.names)
+
+    def start_init(self, pod: Pod, objects: Sequence[Object], init: Object) -> str:
+        """Start one of a pod's init containers, and return the name of the container."""
+        self._kube_play(manifest(pod, objects, self, init), aliases=())
+        return self.own(f"{pod.name}-{init['name']}-{init['name']}")
 
     def _kube_play(self, documents: Sequence[Object], aliases: Sequence[str]) -> None:
         network = ",".join([f"alias={alias}" for alias in aliases])
@@ -128,9 +132,10 @@ class Cluster:
 
     def wait(self, pod: Pod, *, timeout_s: float) -> int:
         """Wait until a pod ends by itself, and return its exit code."""
-        return self._exit_code(self.container(pod), timeout_s)
+        return self.exit_code(self.container(pod), timeout_s)
 
-    def _exit_code(self, container: str, timeout_s: float) -> int:
+    def exit_code(self, container: str, timeout_s: float) -> int:
+        """Wait for the end of a container."""
         return int(podman("wait", container, timeout_s=timeout_s))
 
     def logs(self, pod: Pod) -> str:

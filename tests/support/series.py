@@ -14,6 +14,9 @@ OTHERS = {
     "kubelet_volume_stats_used_bytes",
     "kubelet_volume_stats_capacity_bytes",
     "kube_job_failed",
+    "kube_job_status_active",
+    "kube_node_status_condition",
+    "kube_pod_info",
 }
 """Metrics of Prometheus itself, of the kubelet and of kube-state-metrics."""
 STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "completion_tokens_mean",
@@ -36,4 +39,8 @@ def known(series: str) -> bool:
 def used(expression: str) -> set[str]:
     """Return the names of the metrics in a PromQL expression: words that are not followed by a parenthesis."""
     bare = re.sub(r"\{[^}]*\}|\[[^\]]*\]|\b(by|on) \([^)]*\)", "", expression)
-    return {word for word in re.findall(r"[a-z_]{2,}\b(?!\s*\()", bare) if word not in ("or", "and", "unless")}
+    return {
+        word
+        for word in re.findall(r"[a-z_]{2,}\b(?!\s*\()", bare)
+        if word not in ("or", "and", "unless", "on", "offset")
+    }

@@ -51,6 +51,39 @@ REST: dict[str, Values] = {
 }
 
 
+SIDECAR = {
+    "name": "sidecar",
+    "image": "registry.example.com/sidecar:1",
+    "restartPolicy": "Always",
+    "securityContext": {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    },
+    "resources": {key: {"cpu": "1", "memory": "1Gi", "ephemeral-storage": "1Gi"} for key in ("requests", "limits")},
+}
+SECRET = {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "mine", "key": "k"}}}
+SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "DoNotSchedule"}
+KNOBS: Values = {
+    "labels": {"kueue.x-k8s.io/queue-name": "gpus", "team": "rl"},
+    "annotations": {"example.com/owner": "me"},
+    "podLabels": {"team": "rl"},
+    "podAnnotations": {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+    "schedulerName": "volcano",
+    "priorityClassName": "high",
+    "runtimeClassName": "nvidia",
+    "nodeSelector": {"pool": "gpu"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "topologySpreadConstraints": [SPREAD],
+    "extraEnv": [SECRET],
+    "extraVolumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}],
+    "extraVolumeMounts": [{"name": "data", "mountPath": "/data", "readOnly": True}],
+    "extraInitContainers": [SIDECAR],
+}
+"""Every value of a service that a platform team sets on workloads and pods."""
+
+
 def _combined() -> dict[str, Values]:
     """Combine every SERVICES, STORAGE and REST, and give each combination the next of PROJECTS."""
     named = {}
@@ -65,4 +98,9 @@ def _combined() -> dict[str, Values]:
 
 
 CI: dict[str, Values] = {file.name.removesuffix("-values.yaml"): yaml.safe_load(file.read_text()) for file in CI_VALUES}
-VARIATIONS: dict[str, Values] = {"defaults": {}, **CI, **_combined()}
+VARIATIONS: dict[str, Values] = {
+    "defaults": {},
+    **CI,
+    **_combined(),
+    "knobs": {"generator": KNOBS, "trainer": {**KNOBS, "suspend": True}},
+}

@@ -48,7 +48,7 @@ BASE: dict[str, Any] = {"shared": {"model": "m"}, "trainer": {"max_steps": 1, "r
 CHART = yaml.safe_load((ROOT / "helm/tandem/values.yaml").read_text())
 OTHER_PROGRAMS = {"apiVersion", "groups", "scrape_configs"}
 """Keys by which YAML for Kubernetes or Prometheus is known. It must be YAML; its meaning is not checked."""
-CHART_BASE = {"config": {"shared": {"model": "m"}}, "project": {"configMap": "mine"}}
+CHART_BASE = {"config": {"shared": {"model": "m"}, "trainer": {"max_steps": 1}}, "project": {"configMap": "mine"}}
 
 
 def _is_of_the_chart(block: Block) -> bool:

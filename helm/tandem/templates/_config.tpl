@@ -31,6 +31,12 @@
 {{- list (pick $config "shared" "generator") (include "tandem.projectFiles" .) .Values.project | toJson | sha256sum | trunc 10 }}
 {{- end }}
 
+{{- /* A hash of everything that a trainer reads when it starts. It begins with the hash for the generators. */}}
+{{- define "tandem.trainerHash" -}}
+{{- $all := list (include "tandem.config" .) (include "tandem.projectFiles" .) .Values.project }}
+{{- printf "%s-%s" (include "tandem.generatorHash" .) ($all | toJson | sha256sum | trunc 10) }}
+{{- end }}
+
 {{- /* A duration from the generator's configuration, in whole seconds, rounded up; (list $ key default). */}}
 {{- define "tandem.generatorSeconds" -}}
 {{- $config := include "tandem.config" (index . 0) | fromYaml }}

@@ -3,8 +3,11 @@
 {{- $ := .root }}{{ $options := $.Values.generator -}}
 metadata:
   labels:
-    {{- include "tandem.selector" (list $ .component) | nindent 4 }}
+    {{- include "tandem.podLabels" (list $ .component $options) | nindent 4 }}
     tandem/generator-config: {{ include "tandem.generatorHash" $ | quote }}
+  {{- with $options.podAnnotations }}
+  annotations: {{- toYaml . | nindent 4 }}
+  {{- end }}
 spec:
   {{- include "tandem.podOptions" (list $ $options) | nindent 2 }}
   terminationGracePeriodSeconds: {{ add 15 (include "tandem.generatorSeconds" (list $ "shutdown_timeout_s" 30)) }}
@@ -12,23 +15,25 @@ spec:
     - name: project  # waits for the project; makes the folder of leases, which the generator cannot
       image: {{ include "tandem.image" $options.image }}
       imagePullPolicy: {{ $options.image.pullPolicy }}
-      command:
-        - sh
-        - -ec
+      command: {{- include "tandem.shell" . | nindent 8 }}
         - |
+          {{- include "tandem.checkVolumes" (list "/weights") | nindent 10 }}
           mkdir -p /weights/served
           {{- include "tandem.waitForProject" $ | nindent 10 }}
-      env: {{- include "tandem.projectEnv" $ | nindent 8 }}
+      env: {{- include "tandem.projectEnv" (list $ (include "tandem.generatorHash" $)) | nindent 8 }}
       {{- include "tandem.smallResources" $ | nindent 6 }}
       {{- include "tandem.securityContext" $ | nindent 6 }}
       volumeMounts:
         - {name: cache, mountPath: /cache, readOnly: true}
         - {name: weights, mountPath: /weights}
+    {{- with $options.extraInitContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   containers:
     - name: generator
       image: {{ include "tandem.image" $options.image }}
       imagePullPolicy: {{ $options.image.pullPolicy }}
-      args: {{- concat (list "--config" "/cache/project/config.yaml") .args | toYaml | nindent 8 }}
+      args: {{- concat (list "--config" (printf "%s/config.yaml" (include "tandem.projectDir" $))) .args | toYaml | nindent 8 }}
       env:
         {{- include "tandem.serviceEnv" $ | nindent 8 }}
         - name: HF_HUB_OFFLINE  # the trainer's pod has already downloaded the model
@@ -36,9 +41,8 @@ spec:
         {{- with include "tandem.parallel" $ }}
         {{- . | nindent 8 }}
         {{- end }}
-        {{- range $name, $value := $options.env }}
-        - name: {{ $name }}
-          value: {{ $value | quote }}
+        {{- with include "tandem.extraEnv" $options }}
+        {{- . | nindent 8 }}
         {{- end }}
       {{- if eq .component "generator" }}
       ports:
@@ -71,6 +75,9 @@ spec:
         - {name: cache, mountPath: /cache, readOnly: true}
         - {name: weights, mountPath: /weights, readOnly: true}
         - {name: weights, mountPath: /leases, subPath: served}
+        {{- with $options.extraVolumeMounts }}
+        {{- toYaml . | nindent 8 }}
+        {{- end }}
   volumes: {{- include "tandem.volumes" (list $ $options) | nindent 4 }}
 {{- end }}
 

@@ -14,13 +14,14 @@ securityContext:
   fsGroup: 10001
   fsGroupChangePolicy: OnRootMismatch
   seccompProfile: {type: RuntimeDefault}
-{{- if include "tandem.oneNode" $ }}
-affinity:
-  podAffinity:  # a claim is ReadWriteOnce, so only one node can mount it
-    requiredDuringSchedulingIgnoredDuringExecution:
-      - topologyKey: kubernetes.io/hostname
-        labelSelector:
-          matchLabels: {{- include "tandem.selector" (list $ "generator") | nindent 12 }}
+{{- with include "tandem.affinity" . | fromYaml }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $options.topologySpreadConstraints }}
+topologySpreadConstraints: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $options.schedulerName }}
+schedulerName: {{ . }}
 {{- end }}
 {{- with $options.priorityClassName }}
 priorityClassName: {{ . }}
@@ -36,6 +37,32 @@ tolerations: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- end }}
 
+{{- /* The pods' own affinity. If a claim is ReadWriteOnce, only one node can mount it: that of the generators. */}}
+{{- define "tandem.affinity" -}}
+{{- $ := index . 0 }}{{ $affinity := default dict (index . 1).affinity | deepCopy }}
+{{- if include "tandem.oneNode" $ }}
+  {{- $labels := include "tandem.selector" (list $ "generator") | fromYaml }}
+  {{- $term := dict "topologyKey" "kubernetes.io/hostname" "labelSelector" (dict "matchLabels" $labels) }}
+  {{- $pods := default dict $affinity.podAffinity }}
+  {{- $required := append (default list $pods.requiredDuringSchedulingIgnoredDuringExecution) $term }}
+  {{- $_ := set $pods "requiredDuringSchedulingIgnoredDuringExecution" $required }}
+  {{- $_ := set $affinity "podAffinity" $pods }}
+{{- end }}
+{{- toYaml $affinity }}
+{{- end }}
+
+{{- /* A pod's labels: the selector's, and those of the values, which cannot replace them; (list $ component options). */}}
+{{- define "tandem.podLabels" -}}
+{{- merge (include "tandem.selector" . | fromYaml) (index . 2).podLabels | toYaml }}
+{{- end }}
+
+{{- /* Additional environment variables of a container. */}}
+{{- define "tandem.extraEnv" -}}
+{{- $made := list }}
+{{- range $name, $value := .env }}{{ $made = append $made (dict "name" $name "value" (toString $value)) }}{{ end }}
+{{- with concat $made .extraEnv }}{{ toYaml . }}{{ end }}
+{{- end }}
+
 {{- define "tandem.securityContext" -}}
 securityContext:
   allowPrivilegeEscalation: false
@@ -46,22 +73,50 @@ securityContext:
 {{- /* Resources of containers that only wait. */}}
 {{- define "tandem.smallResources" -}}
 resources:
-  requests: {cpu: 50m, memory: 64Mi}
-  limits: {cpu: "1", memory: 256Mi}
+  requests: {cpu: 50m, memory: 64Mi, ephemeral-storage: 64Mi}
+  limits: {cpu: "1", memory: 256Mi, ephemeral-storage: 256Mi}
 {{- end }}
 
-{{- /* Where the trainer's pod puts the project, and the marker that it writes when the project is complete. */}}
+{{- /* The start of a command that runs a script. tini passes a signal to every process of the script; sh as PID 1 ignores it. */}}
+{{- define "tandem.shell" -}}
+- tini
+- -g
+- --
+- sh
+- -ec
+{{- end }}
+
+{{- /* A shell script that fails if it cannot write to a volume; a list of mount points. fsGroup has no effect on some volumes. */}}
+{{- define "tandem.checkVolumes" -}}
+for volume in {{ join " " . }}; do
+  if ! file=$(mktemp $volume/.writable.XXXXXX 2>&1); then
+    echo "error: $volume (owner $(stat -c '%u:%g, mode %a' $volume)): got \"${file##*: }\", expected a volume that user 10001 may write to. NFS, hostPath and some CSI drivers ignore fsGroup. Fix: run chown 10001:10001 on its folder, on the server or on the node" >&2
+    exit 1
+  fi
+  rm -f "$file"
+done
+{{- end }}
+
+{{- /* A folder of this release: several releases may share a cache volume. */}}
+{{- define "tandem.projectDir" -}}
+/cache/projects/{{ include "tandem.fullname" . }}
+{{- end }}
+
+{{- /*
+Where the trainer's pod puts the project, and the marker that it writes when the project is complete; (list $ hash). The
+generators wait for the first part of the trainer's marker.
+*/}}
 {{- define "tandem.projectEnv" -}}
 - name: TANDEM_PROJECT_DIR
-  value: /cache/project
+  value: {{ include "tandem.projectDir" (index . 0) }}
 - name: TANDEM_PREPARED
-  value: {{ include "tandem.generatorHash" . }}
+  value: {{ index . 1 }}
 {{- end }}
 
 {{- /* A shell script that waits for this marker. */}}
 {{- define "tandem.waitForProject" -}}
 for _ in $(seq {{ div .Values.generator.startupBudgetSeconds 2 }}); do
-  if [ "$(cat $TANDEM_PROJECT_DIR/.prepared 2>/dev/null)" = $TANDEM_PREPARED ]; then exit 0; fi
+  case "$(cat $TANDEM_PROJECT_DIR/.prepared 2>/dev/null)" in "$TANDEM_PREPARED"*) exit 0 ;; esac
   sleep 2
 done
 echo "error: the project was not ready within {{ .Values.generator.startupBudgetSeconds }} s (generator.startupBudgetSeconds). Fix: read the log of the container 'prepare' in the trainer's pod, which prepares it" >&2
@@ -99,4 +154,7 @@ exit 1
   persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "weights") }}}
 - name: cache
   persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "cache") }}}
+{{- with (index . 1).extraVolumes }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}

@@ -3,7 +3,7 @@ The Job's name, which contains a hash of its pod template. Kubernetes does not a
 has to create a new Job, which resumes the run.
 */}}
 {{- define "tandem.trainerName" -}}
-{{- $template := list (include "tandem.trainerJob" (list . "")) .Values.trainer.jobSet (include "tandem.config" .) (include "tandem.projectFiles" .) }}
+{{- $template := list (include "tandem.trainerJob" (list . "")) .Values.trainer.jobSet }}
 {{- printf "%s-trainer-%s" (include "tandem.fullname" .) ($template | toJson | sha256sum | trunc 8) }}
 {{- end }}
 
@@ -18,13 +18,14 @@ podFailurePolicy:
   rules:
     - action: Ignore  # an eviction does not count as a failure
       onPodConditions: [{type: DisruptionTarget, status: "True"}]
+    - action: Ignore  # 143: the pod was stopped before the run was over; another one resumes the run
+      onExitCodes: {operator: In, values: [143]}
     - action: FailJob  # exit code 2 is a user error, which a retry would not fix
       onExitCodes: {operator: In, values: [2]}
 template:
   metadata:
-    labels: {{- include "tandem.selector" (list $ "trainer") | nindent 6 }}
-    annotations:
-      checksum/config: {{ list (include "tandem.config" $) (include "tandem.projectFiles" $) | toJson | sha256sum }}
+    labels: {{- include "tandem.podLabels" (list $ "trainer" $options) | nindent 6 }}
+    annotations: {{- merge (dict "checksum/config" (include "tandem.trainerHash" $)) $options.podAnnotations | toYaml | nindent 6 }}
   spec:
     restartPolicy: Never
     {{- include "tandem.podOptions" (list $ $options) | nindent 4 }}
@@ -36,24 +37,30 @@ template:
       - name: prepare  # runs the same script as preflight in compose.yaml, after the previous trainer has ended
         image: {{ include "tandem.image" $options.image }}
         imagePullPolicy: {{ $options.image.pullPolicy }}
-        command:
-          - sh
-          - -ec
+        command: {{- include "tandem.shell" . | nindent 10 }}
           - |
+            {{- include "tandem.checkVolumes" (list "/weights" "/cache" "/runs") | nindent 12 }}
             {{- if $several }}
             if [ "$JOB_COMPLETION_INDEX" != 0 ]; then
               {{- include "tandem.waitForProject" $ | nindent 14 }}
             fi
             {{- end }}
-            flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} /weights/WRITER true
+            exec 9>> /weights/WRITER  # the lock of the store; this shell and what it starts hold it until they end
+            flock --verbose --timeout {{ add 60 $options.terminationGracePeriodSeconds }} 9
+            mkdir -p $TANDEM_PROJECT_DIR
+            rm -f $TANDEM_PROJECT_DIR/.prepared
             python3 /opt/preflight.py
-            printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared
+            printf %s $TANDEM_PREPARED > $TANDEM_PROJECT_DIR/.prepared.new
+            mv $TANDEM_PROJECT_DIR/.prepared.new $TANDEM_PROJECT_DIR/.prepared
         env:
-          {{- include "tandem.projectEnv" $ | nindent 10 }}
+          {{- include "tandem.projectEnv" (list $ (include "tandem.trainerHash" $)) | nindent 10 }}
           - name: TANDEM_PROJECT_SOURCES
             value: {{ printf "%s:/config" (default "/source" $.Values.project.imagePath) }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
-        resources: {{- toYaml $options.resources | nindent 10 }}
+          {{- with include "tandem.extraEnv" $options }}
+          {{- . | nindent 10 }}
+          {{- end }}
+        resources: {{- include "tandem.resources" (merge (dict "shmSize" "0" "accelerator" (dict "count" 0)) (omit $options "shmSize" "accelerator")) | nindent 10 }}
         {{- include "tandem.securityContext" $ | nindent 8 }}
         volumeMounts:
           - {name: tmp, mountPath: /tmp}
@@ -63,11 +70,18 @@ template:
           {{- end }}
           - {name: cache, mountPath: /cache}
           - {name: weights, mountPath: /weights}
+          - {name: runs, mountPath: /runs}
+          {{- with $options.extraVolumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
+      {{- with $options.extraInitContainers }}
+      {{- toYaml . | nindent 6 }}
+      {{- end }}
     containers:
       - name: trainer
         image: {{ include "tandem.image" $options.image }}
         imagePullPolicy: {{ $options.image.pullPolicy }}
-        args: [--config, /cache/project/config.yaml]
+        args: [--config, {{ include "tandem.projectDir" $ }}/config.yaml]
         env:
           {{- include "tandem.serviceEnv" $ | nindent 10 }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
@@ -85,9 +99,8 @@ template:
           - name: TANDEM_TRAINER_RENDEZVOUS
             value: {{ ternary (printf "%s-node-0-0.%s" $name $name) (printf "%s-0.%s-trainer" $name (include "tandem.fullname" $)) $options.jobSet }}:29500
           {{- end }}
-          {{- range $key, $value := $options.env }}
-          - name: {{ $key }}
-            value: {{ $value | quote }}
+          {{- with include "tandem.extraEnv" $options }}
+          {{- . | nindent 10 }}
           {{- end }}
         ports:
           - {name: metrics, containerPort: 9400}
@@ -100,6 +113,9 @@ template:
           - {name: cache, mountPath: /cache}
           - {name: weights, mountPath: /weights}
           - {name: runs, mountPath: /runs}
+          {{- with $options.extraVolumeMounts }}
+          {{- toYaml . | nindent 10 }}
+          {{- end }}
     volumes:
       {{- include "tandem.volumes" (list $ $options) | nindent 6 }}
       - name: runs

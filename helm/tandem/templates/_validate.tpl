@@ -1,61 +1,50 @@
 {{- /*
-All problems of the values, one per line. Unknown keys are found here and not by helm's own schema check, because that
-check cannot suggest a key. So the schema's objects do not set `additionalProperties: false`; here, an object without
-`additionalProperties` accepts only the keys in its `properties`.
+All problems of the values, one per line. helm has already compared the values with values.schema.json. That leaves the text of a
+config.yaml (--set-file), keys that are missing after the demo's configuration has been merged, and values that contradict others.
 */}}
 {{- define "tandem.problems" -}}
-{{- $schema := .Files.Get "files/schema.json" | fromJson }}
-{{- $walk := dict "schema" $schema "known" list "unknown" list }}
-{{- include "tandem.walk" (dict "walk" $walk "node" $schema "values" (omit .Values "global") "path" "") }}
-{{- range $walk.unknown }}
-{{ include "tandem.didYouMean" (dict "path" . "known" $walk.known) }}
-{{- end }}
+{{- $schema := .Files.Get "files/config.schema.json" | fromJson }}
+{{- include "tandem.walk" (dict "schema" $schema "node" $schema "value" (include "tandem.config" . | fromYaml) "path" "/config") }}
 {{- include "tandem.contradictions" . }}
+{{- range $name := keys .Values.storage | sortAlpha }}
+  {{- $claim := include "tandem.claimName" (list $ $name) }}
+  {{- if dig "metadata" "deletionTimestamp" "" (lookup "v1" "PersistentVolumeClaim" $.Release.Namespace $claim) }}
+the claim {{ $claim }}: got one that is being deleted, expected none or one that stays. A release on it would lose it. Fix: wait with `kubectl -n {{ $.Release.Namespace }} wait --for=delete pvc/{{ $claim }}`, and use `helm uninstall --wait` next time
+  {{- end }}
+{{- end }}
 {{- end }}
 
-{{- /* Collect into .walk the dotted keys of the schema (`known`) and the values' keys that it lacks (`unknown`). */}}
+{{- /* Compare .value with a .node of .schema: keys, types, patterns and enumerations, in helm's own words. */}}
 {{- define "tandem.walk" -}}
-{{- $node := .node }}
-{{- with index $node "$ref" }}{{ $node = get (index $.walk.schema "$defs") (base .) }}{{ end }}
-{{- if and $node.properties (not (hasKey $node "additionalProperties")) }}
-  {{- range $key, $child := $node.properties }}
-    {{- $path := printf "%s%s" $.path $key }}
-    {{- $_ := set $.walk "known" (append $.walk.known $path) }}
-    {{- include "tandem.walk" (dict "walk" $.walk "node" $child "values" (get (default dict $.values) $key) "path" (printf "%s." $path)) }}
-  {{- end }}
-  {{- range $key, $_ := $.values }}
-    {{- if not (hasKey $node.properties $key) }}
-      {{- $_ := set $.walk "unknown" (append $.walk.unknown (printf "%s%s" $.path $key)) }}
+{{- $ := . }}{{ $node := .node }}{{ $value := .value }}
+{{- with index $node "$ref" }}{{ $node = get (index $.schema "$defs") (trimPrefix "#/$defs/" .) }}{{ end }}
+{{- $kinds := dict "map" "object" "slice" "array" "string" "string" "bool" "boolean" "float64" "number" "invalid" "null" }}
+{{- $got := get $kinds (kindOf $value) }}
+{{- $types := ternary $node.type (compact (list $node.type)) (kindIs "slice" $node.type) }}
+{{- if and (eq $got "number") (has "integer" $types) (eq (floor $value) $value) }}{{ $got = "integer" }}{{ end }}
+{{- if and $types (not (has $got $types)) }}
+at '{{ .path }}': got {{ $got }}, want {{ join " or " $types }}
+{{- else if and $node.enum (not (has $value $node.enum)) }}
+at '{{ .path }}': value must be one of {{ join ", " $node.enum }}
+{{- else if and $node.pattern (eq $got "string") }}{{ if not (regexMatch $node.pattern $value) }}
+at '{{ .path }}': '{{ $value }}' does not match pattern '{{ $node.pattern }}'
+{{- end }}
+{{- else if eq $got "object" }}
+  {{- range $key, $child := $value }}
+    {{- if hasKey (default dict $node.properties) $key }}
+      {{- include "tandem.walk" (dict "schema" $.schema "node" (get $node.properties $key) "value" $child "path" (printf "%s/%s" $.path $key)) }}
+    {{- else if eq (toString $node.additionalProperties) "false" }}
+at '{{ $.path }}': additional properties '{{ $key }}' not allowed
     {{- end }}
   {{- end }}
+  {{- range $key := $node.required }}{{ if not (hasKey $value $key) }}
+at '{{ $.path }}': missing property '{{ $key }}'
+  {{- end }}{{ end }}
+{{- else if and (eq $got "array") $node.items }}
+  {{- range $i, $child := $value }}
+    {{- include "tandem.walk" (dict "schema" $.schema "node" $node.items "value" $child "path" (printf "%s/%d" $.path $i)) }}
+  {{- end }}
 {{- end }}
-{{- end }}
-
-{{- /* Report an unknown key. Suggest the key whose last word shares the most pairs of letters; siblings score higher. */}}
-{{- define "tandem.didYouMean" -}}
-{{- $pairs := include "tandem.pairs" .path | fromJsonArray }}
-{{- $best := dict "score" 0.0 "path" "" }}
-{{- range .known }}
-  {{- $other := include "tandem.pairs" . | fromJsonArray }}
-  {{- $common := 0 }}
-  {{- range $other }}{{ if has . $pairs }}{{ $common = add1 $common }}{{ end }}{{ end }}
-  {{- $score := divf (mulf 2.0 $common) (add 1 (len $pairs) (len $other)) }}
-  {{- if eq (dir (replace "." "/" .)) (dir (replace "." "/" $.path)) }}{{ $score = mulf $score 1.2 }}{{ end }}
-  {{- if gt $score $best.score }}{{ $best = dict "score" $score "path" . }}{{ end }}
-{{- end -}}
-{{ .path }}: unknown value; {{ if gt $best.score 0.3 -}}
-did you mean {{ $best.path }}?
-{{- else -}}
-`helm show values` lists all values
-{{- end }}
-{{- end }}
-
-{{- /* Pairs of neighbouring letters in the last word of a dotted key, with ^ before it and $ after it. */}}
-{{- define "tandem.pairs" -}}
-{{- $word := printf "^%s$" (splitList "." . | last | lower) }}
-{{- $pairs := list }}
-{{- range $i := until (sub (len $word) 1 | int) }}{{ $pairs = append $pairs (substr $i (add $i 2 | int) $word) }}{{ end }}
-{{- toJson $pairs }}
 {{- end }}
 
 {{- /* Values that are valid alone but not together. */}}

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,88 +90,6 @@ def test_each_source_of_a_project_is_mounted_and_the_configuration_overrides_its
     assert {"name": "TANDEM_PROJECT_SOURCES", "value": sources} in container["env"]
     made = ("ConfigMap", "run-tandem-project") in names(render(PROJECTS[source]))
     assert made == (source in ("demo", "files"))
-
-
-def test_generators_wait_for_the_marker_that_the_trainers_pod_writes() -> None:
-    objects = render()
-    init_containers = {
-        pod["spec"]["initContainers"][0]["name"]: pod["spec"]["initContainers"][0]
-        for thing in objects
-        if thing["kind"] != "Pod"
-        for pod in pod_templates(thing)
-    }
-    assert init_containers.keys() == {"project", "prepare"}
-    waiting, preparing = (
-        {entry["name"]: entry.get("value") for entry in init_containers[name]["env"]} for name in ("project", "prepare")
-    )
-    for name in ("TANDEM_PREPARED", "TANDEM_PROJECT_DIR"):
-        assert waiting[name] == preparing[name]
-
-
-def test_the_init_containers_prepare_the_project_and_wait_for_it(tmp_path: Path) -> None:
-    """The commands of both containers run here, with other paths. Waiting fails until the project is prepared."""
-    for folder in ("weights", "cache", "source", "config"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "config/config.yaml").write_text("shared: {model: .}\n")
-    (tmp_path / "source/rewards.py").write_text("x = 1\n")
-    (tmp_path / "source/config.yaml").write_text("from: the project\n")
-    objects = render({"generator": {"startupBudgetSeconds": 10}})
-    replica, job = one(objects, "StatefulSet"), one(objects, "Job")
-    wait, make = (thing["spec"]["template"]["spec"]["initContainers"][0] for thing in (replica, job))
-
-    missing = run(wait, tmp_path)
-    assert missing.returncode == 1
-    assert "the project was not ready within 10 s" in missing.stderr
-    assert (tmp_path / "weights/served").is_dir()
-    assert run(make, tmp_path).returncode == 0
-    project = tmp_path / "cache/project"
-    assert (project / "rewards.py").read_text() == "x = 1\n"
-    assert (project / "config.yaml").read_text() == "shared: {model: .}\n", "the chart's configuration wins"
-    assert run(wait, tmp_path).returncode == 0
-    (project / ".prepared").write_text("another configuration")
-    assert run(wait, tmp_path).returncode == 1
-
-
-def test_the_first_of_several_trainer_pods_prepares_the_project_and_the_others_wait(tmp_path: Path) -> None:
-    for folder in ("weights", "cache", "source", "config"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "config/config.yaml").write_text("shared: {model: .}\n")
-    values = {"trainer": {"nodes": 2}, "storage": {"runs": {"accessMode": "ReadWriteMany"}}}
-    job = one(render({**values, "generator": {"startupBudgetSeconds": 10}}), "Job")
-    (container,) = job["spec"]["template"]["spec"]["initContainers"]
-    assert "was not ready within 10 s" in run(container, tmp_path, JOB_COMPLETION_INDEX="1").stderr
-    assert run(container, tmp_path, JOB_COMPLETION_INDEX="0").returncode == 0
-    with (tmp_path / "weights/WRITER").open() as held:  # as the running trainer in the first pod does
-        fcntl.flock(held, fcntl.LOCK_EX)
-        assert run(container, tmp_path, JOB_COMPLETION_INDEX="1").returncode == 0
-
-
-def test_a_project_is_not_prepared_while_a_trainer_runs(tmp_path: Path) -> None:
-    for folder in ("weights", "cache", "source", "config"):
-        (tmp_path / folder).mkdir()
-    (container,) = one(render(), "Job")["spec"]["template"]["spec"]["initContainers"]
-    command = [*container["command"][:-1], re.sub(r"--timeout \d+", "--timeout 1", container["command"][-1])]
-    with (tmp_path / "weights/WRITER").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        ended = run({**container, "command": command}, tmp_path)
-    assert ended.returncode == 1
-    assert "timeout while waiting to get lock" in ended.stderr
-    assert not (tmp_path / "cache/project").exists()
-
-
-def run(container: Object, root: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a container's command on this machine, with its mount points below `root`."""
-
-    def here(text: str) -> str:
-        for path in ("/weights", "/cache", "/source", "/config"):
-            text = text.replace(f" {path}", f" {root}{path}").replace(f":{path}", f":{root}{path}")
-            text = f"{root}{text}" if text.startswith(path) else text
-        text = re.sub(r"seq \d+", "seq 1", text)
-        return text.replace("python3 /opt/preflight.py", f"{sys.executable} {ROOT / 'docker/preflight.py'}")
-
-    made = {entry["name"]: here(entry["value"]) for entry in container["env"]}
-    command = [here(word) for word in container["command"]]
-    return subprocess.run(command, env={**os.environ, **made, **env}, capture_output=True, text=True, timeout=120)
 
 
 def test_only_the_trainers_pod_gets_the_hub_token_and_may_go_online() -> None:

@@ -62,20 +62,15 @@ def test_the_notes_use_the_names_of_the_rendered_objects() -> None:
     )
 
 
-def test_a_package_contains_the_demo_without_the_files_that_running_it_creates(tmp_path: Path) -> None:
-    for folder in ("helm/tandem", "examples/digits"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, symlinks=True)
-    for made in ("model/model.safetensors", "runs/digits/metrics.jsonl", "__pycache__/rewards.pyc", "prompts.jsonl"):
-        file = tmp_path / "examples/digits" / made
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(b"x" * 100)
+def test_a_package_contains_the_demo_and_renders_the_same(tmp_path: Path) -> None:
+    shutil.copytree(CHART, tmp_path / "helm/tandem", symlinks=True)
     made = helm("package", tmp_path / "helm/tandem", "--destination", tmp_path)
     assert made.returncode == 0, made.stderr
     (package,) = tmp_path.glob("*.tgz")
     with tarfile.open(package) as archive:
         names = {name.removeprefix("tandem/files/") for name in archive.getnames() if "/files/" in name}
     demo = {f"digits/{name}" for name in ("config.yaml", "prepare.py", "rewards.py")}
-    assert names == {*demo, "check.py", "dashboard.json", "schema.json"}
+    assert names == {*demo, "check.py", "dashboard.json", "config.schema.json"}
 
     own = {"token": {"existingSecret": "mine"}}
     shown = helm("template", "run", package, "--namespace", "rl", "--set", "token.existingSecret=mine")

@@ -20,7 +20,7 @@ def names_a_value(words: list[str]) -> bool:
     node: Any = SCHEMA
     for word in words:
         node = SCHEMA["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
-        if node.get("additionalProperties"):
+        if node.get("additionalProperties"):  # any key
             return True
         if word not in node.get("properties", {}):
             return False

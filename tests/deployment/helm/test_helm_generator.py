@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from support.helm import Object, names, one, render
+from support.variations import OWN
 
 pytestmark = pytest.mark.helm
 
@@ -48,7 +49,7 @@ def test_generators_restart_after_changes_of_their_options_or_the_project_but_no
     assert pod({"config": {"trainer": {"max_steps": 7}}}) == pod()
     assert pod({"config": {"generator": {"max_model_len": 64}}}) != pod()
     assert pod({"config": {"shared": {"revision": "main"}}}) != pod()
-    own = {"config": {"shared": {"model": "m"}}, "project": {"configMap": "mine"}}
+    own = {**OWN, "project": {"configMap": "mine"}}
     assert pod(own) != pod({**own, "project": {"configMap": "mine", "revision": "2"}})
 
 
@@ -69,7 +70,7 @@ def test_pipeline_parallelism_divides_the_tensor_parallel_size() -> None:
 
 def test_without_devices_the_chart_requests_none_and_sets_no_parallel_sizes() -> None:
     assert container()["resources"].keys() == {"requests", "limits"}
-    assert set(container()["resources"]["limits"]) == {"cpu", "memory"}
+    assert set(container()["resources"]["limits"]) == {"cpu", "memory", "ephemeral-storage"}
     assert not [name for name in env(container()) if "PARALLEL" in name]
 
 
@@ -113,8 +114,15 @@ def test_the_grace_period_covers_the_pre_stop_pause_and_running_requests(
     assert spec["terminationGracePeriodSeconds"] > shutdown_s + pause_s
 
 
-def test_a_disruption_stops_at_most_one_replica_at_a_time() -> None:
-    assert one(render(), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+def test_a_drain_stops_one_replica_at_a_time_and_waits_for_none_that_is_not_ready() -> None:
+    budget = one(render(), "PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["unhealthyPodEvictionPolicy"]) == (1, "AlwaysAllow")
+
+
+@pytest.mark.parametrize("claim", ["weights", "cache"])
+def test_no_budget_blocks_the_drain_of_the_only_node_that_can_mount_a_claim(claim: str) -> None:
+    objects = render({"storage": {claim: {"accessMode": "ReadWriteOnce"}}})
+    assert "PodDisruptionBudget" not in {kind for kind, _ in names(objects)}
 
 
 def test_a_generator_can_write_only_its_leases() -> None:
@@ -134,7 +142,7 @@ def test_only_the_first_pod_of_a_multi_node_replica_serves() -> None:
     leader, worker = (group["leaderWorkerTemplate"][name] for name in ("leaderTemplate", "workerTemplate"))
     (serving,), (working,) = leader["spec"]["containers"], worker["spec"]["containers"]
     nodes = ["--nnodes", "2", "--master-addr", "$(LWS_LEADER_ADDRESS)", "--node-rank", "$(LWS_WORKER_INDEX)"]
-    assert serving["args"] == ["--config", "/cache/project/config.yaml", *nodes]
+    assert serving["args"] == ["--config", "/cache/projects/run-tandem/config.yaml", *nodes]
     assert working["args"] == [*serving["args"], "--headless"]
     assert env(serving)["TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE"] == "16"
     assert working["resources"] == serving["resources"]

@@ -62,6 +62,24 @@ def test_uninstalling_keeps_the_runs_claim_and_installing_again_adopts_it(api: K
     assert token(api) != first
 
 
+@pytest.mark.parametrize("claim", ["run-tandem-weights", "run-tandem-cache", "run-tandem-runs", "mine"])
+def test_a_claim_that_is_being_deleted_is_refused(api: KubeApi, claim: str) -> None:
+    """`helm uninstall` without --wait returns while the pods end, and Kubernetes keeps their claims until then."""
+    own = ("storage.cache.existingClaim=mine",) if claim == "mine" else ()
+    api.objects["persistentvolumeclaims", claim] = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": claim, "namespace": "rl", "deletionTimestamp": "2026-11-26T00:00:00Z"},
+    }
+    before = dict(api.objects)
+    for command in ("install", "upgrade"):
+        with pytest.raises(AssertionError, match=f"the claim {claim}: got one that is being deleted"):
+            run(api, command, *(["--install"] if command == "upgrade" else []), values=own)
+    assert api.objects == before
+    del api.objects["persistentvolumeclaims", claim]
+    run(api, "install", values=own)
+
+
 def test_kubernetes_accepts_an_upgrade_from_the_demo_to_cpu_and_mock_values_and_back(api: KubeApi) -> None:
     run(api, "install")
     for name in ("cpu", "mock"):

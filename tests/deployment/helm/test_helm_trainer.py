@@ -70,14 +70,37 @@ def test_a_new_chart_version_alone_does_not_change_the_job() -> None:
     assert not [label for label in job()["spec"]["template"]["metadata"]["labels"] if "version" in label]
 
 
-def test_failed_pods_are_retried_except_after_user_errors_and_evictions_do_not_count() -> None:
+def verdict(spec: Object, status: int, container: str = "trainer", *, evicted: bool = False) -> str:
+    """Return what the Job controller does with a pod: the action of the first rule that matches, or Count."""
+    for rule in spec["podFailurePolicy"]["rules"]:
+        codes = rule.get("onExitCodes")
+        matches = (
+            codes["operator"] == "In"
+            and status in codes["values"]
+            and codes.get("containerName", container) == container
+            if codes
+            else evicted and {"type": "DisruptionTarget", "status": "True"} in rule["onPodConditions"]
+        )
+        if matches:
+            return str(rule["action"])
+    return "Count"
+
+
+@pytest.mark.parametrize("container", ["prepare", "trainer"])
+def test_a_stopped_pod_is_replaced_a_mistake_ends_the_job_and_other_failures_count(container: str) -> None:
     spec = job({"trainer": {"backoffLimit": 3}})["spec"]
     assert spec["backoffLimit"] == 3
     assert spec["template"]["spec"]["restartPolicy"] == "Never"
-    eviction, user_error = spec["podFailurePolicy"]["rules"]
-    assert (eviction["action"], eviction["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    assert (user_error["action"], user_error["onExitCodes"]["values"]) == ("FailJob", [2])
-    assert "containerName" not in user_error["onExitCodes"], "the rule must apply to the container prepare too"
+    assert verdict(spec, 143, container) == "Ignore", "kubectl delete pod, a node that shuts down"
+    assert verdict(spec, 137, container, evicted=True) == "Ignore", "a drain whose pod did not end in time"
+    assert verdict(spec, 2, container) == "FailJob"
+    assert verdict(spec, 1, container) == verdict(spec, 137, container) == "Count"
+
+
+def test_a_jobset_replaces_a_stopped_pod_too() -> None:
+    made = one(render({**SHARED_RUNS, "trainer": {"nodes": 2, "jobSet": True}}), "JobSet")
+    (replicated,) = made["spec"]["replicatedJobs"]
+    assert verdict(replicated["template"]["spec"], 143) == "Ignore"
 
 
 def test_the_launcher_stops_within_the_grace_period() -> None:
@@ -140,11 +163,7 @@ def test_the_host_name_of_a_pod_fits_into_a_dns_label(jobset: bool) -> None:
     assert len(f"{name}-node-0-99{suffix}" if jobset else f"{name}-99{suffix}") <= 63
 
 
-def test_the_project_is_prepared_after_the_previous_trainer_has_ended() -> None:
+def test_the_project_is_prepared_after_the_previous_trainer_had_time_to_end() -> None:
     spec = job({"trainer": {"terminationGracePeriodSeconds": 600}})["spec"]["template"]["spec"]
     (prepare,) = spec["initContainers"]
-    lines = prepare["command"][-1].splitlines()
-    wait = next(i for i, line in enumerate(lines) if "flock" in line)
-    assert int(re.findall(r"--timeout (\d+)", lines[wait])[0]) > 600
-    assert "/weights/WRITER" in lines[wait], "the writer of the store holds this lock"
-    assert "preflight.py" in lines[wait + 1]
+    assert int(re.findall(r"flock .*--timeout (\d+)", prepare["command"][-1])[0]) > 600

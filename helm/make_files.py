@@ -1,0 +1,108 @@
+"""Write the chart's files that come from elsewhere: the demo, and the schema of `config` (`make docs`).
+
+They are copies, because helm prints a line for each link at every command.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import tandem_generator.config
+import tandem_trainer.config
+from tandem_protocol.config import SharedConfig
+
+ROOT = Path(__file__).parents[1]
+CHART = ROOT / "helm/tandem"
+DEMO = ("config.yaml", "prepare.py", "rewards.py")
+SECTIONS = {
+    "shared": SharedConfig,
+    "generator": tandem_generator.config.GeneratorConfig,
+    "trainer": tandem_trainer.config.TrainerConfig,
+}
+DROPPED = {"title", "description", "default", "format"}
+"""Keywords that check nothing."""
+TEXTS = {"integer": r"^[+-]?[0-9]+$", "number": r"^[+-]?[0-9.]+([eE][+-]?[0-9]+)?$", "boolean": "^[A-Za-z]+$"}
+"""The services also read these types from text in quotes."""
+PREFIX = "config."
+WIDTH = 120
+
+
+def main() -> None:
+    for name in DEMO:
+        shutil.copyfile(ROOT / "examples/digits" / name, CHART / "files/digits" / name)
+    properties, definitions = config_schema()
+    config = {"properties": properties, "additionalProperties": False}
+    (CHART / "files/config.schema.json").write_text(dumps({**config, "$defs": definitions}) + "\n")
+    path = CHART / "values.schema.json"
+    values = json.loads(path.read_text())
+    # The demo's own configuration completes `config`. templates/_validate.tpl finds what is missing after that.
+    partial = {
+        name: {key: value for key, value in node.items() if key != "required"} for name, node in properties.items()
+    }
+    values["properties"]["config"] = {"type": ["object", "string"], **config, "properties": partial}
+    own = {name: node for name, node in values["$defs"].items() if not name.startswith(PREFIX)}
+    values["$defs"] = {**own, **definitions}
+    path.write_text(dumps(values) + "\n")
+
+
+def config_schema() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the schemas of the sections of config.yaml, and the definitions that they refer to."""
+    definitions: dict[str, Any] = {}
+    sections = {}
+    for name, model in SECTIONS.items():
+        schema = _simplified(model.model_json_schema())
+        definitions |= {f"{PREFIX}{key}": node for key, node in schema.pop("$defs", {}).items()}
+        sections[name] = schema | {"type": ["object", "null"]}
+    return sections, definitions
+
+
+def _simplified(node: Any, *, is_names: bool = False) -> Any:
+    """Reduce a schema to what it checks. `is_names`: the keys of `node` are names, not keywords."""
+    if isinstance(node, list):
+        return [_simplified(item) for item in node]
+    if not isinstance(node, dict):
+        return node
+    made = {
+        key: _simplified(value, is_names=key in ("properties", "$defs"))
+        for key, value in node.items()
+        if is_names or key not in DROPPED
+    }
+    if is_names:
+        return made
+    if "$ref" in made:
+        return {"$ref": made["$ref"].replace("#/$defs/", f"#/$defs/{PREFIX}")}
+    if (text := TEXTS.get(made.get("type"))) and "enum" not in made:
+        made |= {"type": [made["type"], "string"], "pattern": text}
+    if "properties" in made:
+        made["type"] = ["object", "null"]  # an empty section has its defaults
+    return _without_null(made)
+
+
+def _without_null(node: dict[str, Any]) -> dict[str, Any]:
+    """Write `X or null` as X with one type more: helm's messages about `anyOf` are long."""
+    options = node.get("anyOf", [])
+    if len(options) != 2 or options[1] != {"type": "null"} or "type" not in options[0]:
+        return node
+    types = options[0]["type"]
+    return {**options[0], "type": [*([types] if isinstance(types, str) else types), "null"]}
+
+
+def dumps(node: Any, indent: int = 0, before: int = 0) -> str:
+    """Format JSON: on one line what fits on one. `before`: characters that the first line already has."""
+    line = json.dumps(node)
+    if indent + before + len(line) < WIDTH or not isinstance(node, dict | list) or not node:
+        return line
+    inner = indent + 2
+    if isinstance(node, list):
+        items = [dumps(item, inner) for item in node]
+    else:
+        items = [f"{json.dumps(key)}: {dumps(value, inner, len(key) + 4)}" for key, value in node.items()]
+    opening, closing = "[]" if isinstance(node, list) else "{}"
+    return "\n".join([opening, ",\n".join(f"{' ' * inner}{item}" for item in items), f"{' ' * indent}{closing}"])
+
+
+if __name__ == "__main__":
+    main()
