@@ -121,6 +121,10 @@ def _why_not_ready(container: GeneratorContainer) -> str | None:
     return None if answer.is_success else answer.text
 
 
+ERASE_LINE = "\x1b[2K"
+"""What `docker compose logs` writes before each line, also if its output is not a terminal."""
+
+
 class TandemStack:
     """The compose stack of a checkout, under its own project name. It is removed at the end of the `with` block."""
 
@@ -207,7 +211,7 @@ class TandemStack:
 
     def logs(self, service: str = "trainer") -> str:
         """Return the log of a service."""
-        return self.must("logs", "--no-log-prefix", service)
+        return self.must("logs", "--no-log-prefix", service).replace(ERASE_LINE, "")
 
     def container(self, service: str) -> Container:
         """Return the container of a service that has one replica."""
