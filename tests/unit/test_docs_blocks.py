@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import configparser
 import functools
 import inspect
 import json
@@ -117,6 +118,17 @@ def _compose(block: Block) -> None:
 def _json(block: Block) -> None:
     """One object, or one per line."""
     assert all(isinstance(value, dict) for value in _objects(block))
+
+
+def _unit(block: Block) -> None:
+    """Check a systemd unit: its sections, and the compose command that it starts."""
+    unit = configparser.ConfigParser()
+    unit.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
+    unit.read_string(block.text)
+    assert unit.sections() == ["Unit", "Service", "Install"]
+    for name in ("ExecStart", "ExecStop"):
+        program, *words = unit["Service"][name].split()
+        check_options(Command([Path(program).name, *words], {}))
 
 
 def _objects(block: Block) -> list[Any]:
@@ -280,6 +292,11 @@ def _builtin(command: Command) -> None:
     """A command of the shell itself. `bash -n` has checked its syntax."""
 
 
+def _systemctl(command: Command) -> None:
+    assert command.words[1:3] == ["systemctl", "enable"]
+    assert {word for word in command.words if word.startswith("-")} <= {"--now"}
+
+
 PROGRAMS: dict[str, Callable[[Command], None]] = {
     "accelerate": _accelerate,
     "curl": _no_options,
@@ -295,12 +312,14 @@ PROGRAMS: dict[str, Callable[[Command], None]] = {
     "pip": _pip,
     "python": _python_m,
     "source": _builtin,
+    "sudo": _systemctl,
     "tail": _no_options,
     "tandem": _tandem,
     "vllm": _no_options,
 }
 RULES: dict[str, Callable[[Block], None]] = {
     "console": _console,
+    "ini": _unit,
     "json": _json,
     "python": _python,
     "sh": _sh,
