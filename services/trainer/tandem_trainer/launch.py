@@ -41,7 +41,6 @@ DEFAULTS = {
     # less than the grace period of compose.yaml and of the chart.
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "270",
     "TORCH_CPP_LOG_LEVEL": "ERROR",  # below, c10d warns of every host name that it cannot look up
-    "OMP_NUM_THREADS": "1",  # the launcher would warn and set it; the trainer sets torch's threads itself
 }
 """Environment variables of the processes, if they are not set."""
 

@@ -32,6 +32,8 @@ def launch(words: Sequence[str]) -> int:
         2 if any process ended with a user's mistake, else the exit status of the process that failed first, 128 + n if
         signal n killed it. After a stop signal: 0 if all processes had finished the run, else 128 + n.
     """
+    # Otherwise the launcher sets it, with a warning. The trainer sets the number of torch's threads itself.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         os.environ[STATUS_DIR] = folder
         try:
