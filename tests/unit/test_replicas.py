@@ -47,4 +47,6 @@ async def test_replica_without_an_address_is_named_at_the_deadline(names: Names)
 
     client = GeneratorClient(["http://zero", "http://one"], None, transport=httpx.MockTransport(handler))
     with pytest.raises(TimeoutError, match=r"http://one.*not known"):
-        await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=0.1)
+        await client.wait_ready(timeout_s=0.1)
+    served = await client.set_weights(V1, SetWeights(manifest_digest="abc"), timeout_s=5)
+    assert len(served) == 1, "once the run has started, the others serve on"
