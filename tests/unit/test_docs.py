@@ -116,3 +116,7 @@ def test_the_trainers_image_has_the_cuda_version_of_its_lock() -> None:
     dockerfile = (ROOT / "docker/trainer.Dockerfile").read_text()
     (version,) = re.findall(r"^ENV CUDA_VERSION=(.*)$", dockerfile, re.MULTILINE)
     assert f"\ncuda-toolkit=={version}." in lock
+
+
+def test_the_readme_stays_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
