@@ -64,8 +64,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except subprocess.CalledProcessError as error:
-        print(f"error: prepare.py ended with exit code {error.returncode}; see its output above", file=sys.stderr)
-        return error.returncode
+        status = error.returncode if error.returncode >= 0 else 128 - error.returncode
+        print(f"error: prepare.py ended with exit code {status}; see its output above", file=sys.stderr)
+        return status
     return 0
 
 

@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 STATE = ".tandem-project.json"
-"""On the volume. Absent while files are copied, so that an interrupted copy begins from nothing."""
+"""On the volume: which project it holds, and the files that copies brought, those of an interrupted copy included."""
 NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
 
 
@@ -33,28 +34,33 @@ def refresh(project: Path, sources: Sequence[Path], identity: str) -> str | None
     now = {"identity": identity, "prepare": _prepare_digest(sources)}
     before = _read(project)
     cleared = _why_clear(project, before, now)
-    (project / STATE).unlink(missing_ok=True)
     if before is None or cleared:
         _clear(project)
+        before = {"files": []}
     files = _find(sources)
-    for name in sorted(set(before["files"] if before and not cleared else ()) - files.keys()):
+    known = {*before["files"], *files}
+    _write(project, now | {"files": sorted(known)})
+    for name in sorted(known - files.keys()):
         _delete(project, name)
-    for name, source in files.items():
-        _copy(source, project / name)
-    (project / STATE).write_text(json.dumps(now | {"files": sorted(files)}))
+    for source in sources:
+        for folder, _ in _walk(source):
+            _make_folder(project, folder.relative_to(source).as_posix())
+    for name, file in files.items():
+        _copy(file, project, name)
+    _write(project, now | {"files": sorted(files)})
     return cleared
 
 
 def identify(source: Path) -> str:
-    """A name of the host's folder that is mounted at `source`: its path on its file system, and its inode number."""
+    """A name of the host's folder that is mounted at `source`: file system, path on it, and inode number."""
     mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines())
-    roots = [words[3] for words in mounts if words[4] == str(source)]
-    return f"{roots[-1] if roots else source}#{source.stat().st_ino}"
+    found = [f"{words[words.index('-') + 2]}:{words[3]}" for words in mounts if words[4] == str(source)]
+    return f"{found[-1] if found else source}#{source.stat().st_ino}"
 
 
-def _why_clear(project: Path, before: dict[str, object] | None, now: dict[str, object]) -> str | None:
+def _why_clear(project: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
     if before is None:
-        return "an earlier copy was interrupted" if any(project.iterdir()) else None
+        return "it is not known which project they belong to" if any(project.iterdir()) else None
     if before["identity"] != now["identity"]:
         return "the volume held another project"
     if before["prepare"] != now["prepare"]:
@@ -68,7 +74,7 @@ def _prepare_digest(sources: Sequence[Path]) -> str | None:
     return hashlib.sha256(found[-1].read_bytes()).hexdigest() if found else None
 
 
-def _read(project: Path) -> dict[str, object] | None:
+def _read(project: Path) -> dict[str, Any] | None:
     try:
         state = json.loads((project / STATE).read_text())
     except (FileNotFoundError, ValueError):
@@ -76,24 +82,54 @@ def _read(project: Path) -> dict[str, object] | None:
     return state if isinstance(state, dict) and state.keys() >= {"identity", "prepare", "files"} else None
 
 
+def _write(project: Path, state: dict[str, Any]) -> None:
+    """Replace the state in one step, so that a reader never sees half of it."""
+    temporary = project / f"{STATE}.new"
+    temporary.write_text(json.dumps(state))
+    temporary.replace(project / STATE)
+
+
 def _find(sources: Sequence[Path]) -> dict[str, Path]:
     """The files to copy: their names, relative to the project, and where they are."""
-    ignored = shutil.ignore_patterns(*NOT_COPIED)
     found: dict[str, Path] = {}
     for source in sources:
-        for folder, folders, names in os.walk(source, followlinks=True):
-            skipped = ignored(folder, [*folders, *names])
-            folders[:] = [name for name in folders if name not in skipped]
-            paths = [Path(folder, name) for name in names if name not in skipped]
-            found |= {path.relative_to(source).as_posix(): path for path in paths}
+        for folder, names in _walk(source):
+            found |= {(folder / name).relative_to(source).as_posix(): folder / name for name in names}
     return found
 
 
-def _copy(source: Path, target: Path) -> None:
+def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder of `source`, and the names of the files in it that are copied."""
+    ignored = shutil.ignore_patterns(*NOT_COPIED)
+    visited = set()  # a link may lead back to a folder above it
+    for folder, folders, names in os.walk(source, followlinks=True):
+        if (place := os.path.realpath(folder)) in visited:
+            folders.clear()
+            continue
+        visited.add(place)
+        skipped = ignored(folder, [*folders, *names])
+        folders[:] = [name for name in folders if name not in skipped]
+        yield Path(folder), [name for name in names if name not in skipped]
+
+
+def _make_folder(project: Path, name: str) -> None:
+    """Make a folder of the project, in the place of whatever prepare.py has made there instead."""
+    folder = project / name
+    for parent in [*reversed(folder.relative_to(project).parents), folder.relative_to(project)]:
+        path = project / parent
+        if path != project and (path.is_symlink() or path.is_file()):
+            path.unlink()
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _copy(source: Path, project: Path, name: str) -> None:
+    target = project / name
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)  # prepare.py made a folder where the source has a file now
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(project, Path(name).parent.as_posix())
+    target.unlink(missing_ok=True)  # it may be a link that prepare.py made, to somewhere else
     shutil.copyfile(source, target)
+    target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
 
 def _clear(project: Path) -> None:

@@ -72,7 +72,6 @@ GUARDED = [
     ("POST", "/rollouts"),
     ("GET", "/v1/models"),
     ("GET", "/openapi.json"),
-    ("POST", "/shutdown"),
 ]
 
 

@@ -66,6 +66,7 @@ def test_files_that_the_source_lost_are_deleted(project: Path, tmp_path: Path) -
     copy(project, source)
     folder(project, data__made="by prepare")
     (source / "data/deep/old").unlink()
+    (source / "data/deep").rmdir()
     (source / "becomes_folder").unlink()
     folder(source, becomes_folder__file="1")
     copy(project, source)
@@ -83,11 +84,13 @@ def test_what_another_prepare_made_goes(project: Path, tmp_path: Path, after: st
     assert "model/weights" not in names(project)
 
 
-def test_an_interrupted_copy_begins_from_nothing(
+def test_an_interrupted_copy_keeps_what_prepare_made(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = folder(tmp_path / "a", config_yaml="1", old="1")
+    source = folder(tmp_path / "a", config_yaml="1", prepare_py="p", old="1")
     copy(project, source)
+    folder(project, model__weights="made")
+    folder(source, another="1")
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -97,8 +100,43 @@ def test_an_interrupted_copy_begins_from_nothing(
         copy(project, source)
     monkeypatch.undo()
     (source / "old").unlink()
-    assert copy(project, source) == "an earlier copy was interrupted"
+    (source / "another").unlink()
+    assert copy(project, source) is None
+    assert names(project) == {"config.yaml", "prepare.py", "model/weights"}
+
+
+def test_files_of_an_unknown_project_are_deleted(project: Path, tmp_path: Path) -> None:
+    folder(project, config_yaml="of an earlier release", model__weights="made")
+    assert copy(project, folder(tmp_path / "a", config_yaml="1")) == "it is not known which project they belong to"
     assert names(project) == {"config.yaml"}
+
+
+def test_a_link_that_prepare_made_is_replaced_and_not_followed(project: Path, tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", config_yaml="1", data__x="1", prepare_py="p")
+    copy(project, source)
+    elsewhere = folder(tmp_path / "elsewhere", file="precious", x="precious")
+    (project / "config.yaml").unlink()
+    (project / "config.yaml").symlink_to(elsewhere / "file")
+    (project / "data/x").unlink()
+    (project / "data").rmdir()
+    (project / "data").symlink_to(elsewhere)
+    copy(project, source)
+    assert (elsewhere / "file").read_text() == (elsewhere / "x").read_text() == "precious"
+    assert (project / "config.yaml").read_text() == (project / "data/x").read_text() == "1"
+
+
+def test_links_are_copied_as_files_and_a_loop_ends(project: Path, tmp_path: Path) -> None:
+    source = folder(tmp_path / "a", config_yaml="1", data__x="1")
+    (source / "data/loop").symlink_to("..")
+    (source / "shared").symlink_to(folder(tmp_path / "shared", y="1"))
+    (source / "empty").mkdir()
+    (source / "empty/.gitkeep").touch()
+    (source / "run.sh").write_text("#!/bin/sh")
+    (source / "run.sh").chmod(0o755)
+    copy(project, source)
+    assert {"config.yaml", "data/x", "shared/y", "run.sh"} == names(project)
+    assert (project / "empty").is_dir()
+    assert (project / "run.sh").stat().st_mode & 0o777 == 0o755
 
 
 def test_later_sources_win_and_hidden_files_and_runs_are_left_out(project: Path, tmp_path: Path) -> None:

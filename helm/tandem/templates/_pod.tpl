@@ -109,6 +109,8 @@ generators wait for the first part of the trainer's marker.
 {{- define "tandem.projectEnv" -}}
 - name: TANDEM_PROJECT_DIR
   value: {{ include "tandem.projectDir" (index . 0) }}
+- name: TANDEM_PROJECT_IDENTITY  # otherwise the path of the mount, which is another one in each pod
+  value: chart
 - name: TANDEM_PREPARED
   value: {{ index . 1 }}
 {{- end }}

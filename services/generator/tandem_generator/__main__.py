@@ -19,6 +19,7 @@ from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
+from . import end_file
 from .config import Settings
 from .engines.mock import MockEngine
 from .options import Options, parse
@@ -44,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(format_resolved(options.settings, options.sources))
             return 0
         _check(options.settings, token)
+        if file := os.environ.get(end_file.VARIABLE):
+            if end_file.run_is_over(Path(file)):
+                log.info("the run is over (%s), so this generator does not start", file)
+                return 0
+            end_file.end_with(Path(file))
         if options.settings.generator.engine == "mock":
             return asyncio.run(_serve_mock(options.settings))
         return _serve_vllm(options)

@@ -1,12 +1,10 @@
 """HTTP routes of the generator. The mock's server and vLLM's server use the same router."""
 
 import logging
-import os
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, BackgroundTasks, Request, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
@@ -109,12 +107,6 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
         except ValueError as error:
             raise BadRequest(str(error)) from error
         return await switcher.set(parsed, body)
-
-    @router.post(paths.SHUTDOWN, status_code=202)
-    async def shutdown(after: BackgroundTasks) -> dict[str, str]:
-        """End as after SIGTERM: running requests may finish. The answer comes before that."""
-        after.add_task(os.kill, os.getpid(), signal.SIGTERM)
-        return {"status": "ending"}
 
     @router.post(paths.ROLLOUTS, response_model=RolloutLine)
     async def rollouts(request: RolloutRequest) -> StreamingResponse:

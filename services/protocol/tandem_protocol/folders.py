@@ -9,6 +9,9 @@ from tempfile import TemporaryFile
 
 from .config import ConfigError
 
+TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE)
+"""Errors that may be gone at the next try."""
+
 
 def require_writable(folder: Path, key: str) -> None:
     """Create the folder if it is missing, and test that it can be written to.
@@ -18,14 +21,16 @@ def require_writable(folder: Path, key: str) -> None:
         key: Its configuration key, for the message.
 
     Raises:
-        ConfigError: The folder cannot be created or written to.
+        ConfigError: The folder cannot be created, or this user may not write to it.
+        OSError: It cannot be written to now. The disk may be full, for example.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder) as file:
             file.write(b"0")
     except OSError as error:
-        raise ConfigError(_problem(folder, key, error, "written to")) from error
+        kind = OSError if error.errno in TEMPORARY else ConfigError
+        raise kind(_problem(folder, key, error, "written to")) from error
 
 
 def require_readable(folder: Path, key: str) -> None:

@@ -16,8 +16,6 @@ WEIGHTS = "/weights"
 """GET: which version is served."""
 SET_WEIGHTS = "/weights/{version}"
 """PUT: serve this version."""
-SHUTDOWN = "/shutdown"
-"""POST: finish what runs, and end with exit status 0."""
 
 OPEN = frozenset({HEALTHZ, READYZ})
 """Paths that need no token. Probes cannot send one, and the answers reveal only the state."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tandem_protocol import logs
@@ -15,6 +17,8 @@ from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys
 
 from .config import Settings, TrainerConfig
 from .stopping import Terminated, exit_status
+
+PR_SET_PDEATHSIG = 1
 
 _DESCRIPTION = """
 Train a project's model on completions from its generators. Any key of config.yaml can be set on the command line, such
@@ -60,10 +64,19 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train until the run ends, and return the exit code (see `--help`)."""
+    folder = os.environ.get("TANDEM_TRAINER_STATUS_DIR")  # set by several.py
+    if folder:
+        _die_with_parent()
     status = _run(argv)
-    if folder := os.environ.get("TANDEM_TRAINER_STATUS_DIR"):  # see several.py
-        Path(folder, str(os.getpid())).write_text(str(status))
+    if folder:
+        with suppress(OSError):
+            Path(folder, str(os.getpid())).write_text(str(status))
     return status
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process with the launcher. Otherwise it would hold the run's lock after that."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -11,7 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tandem_protocol.folders import TEMPORARY
+
 from .errors import UserError
+from .ranks import has_lost_peer
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +73,13 @@ class Checkpoints:
         return sorted((path for path in self._root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
 
 
+def _may_pass(error: Exception) -> bool:
+    """Whether another try may succeed: the disk failed for a moment, or another rank has left."""
+    if isinstance(error, OSError):
+        return error.errno in TEMPORARY
+    return isinstance(error, RuntimeError) and has_lost_peer(error)
+
+
 @contextmanager
 def readable(checkpoint: Path) -> Iterator[None]:
     """Report any error in the block as an unreadable checkpoint.
@@ -77,7 +89,11 @@ def readable(checkpoint: Path) -> Iterator[None]:
     """
     try:
         yield
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # not the fault of the checkpoint
     except Exception as error:  # the libraries raise many kinds of errors for a truncated file
+        if _may_pass(error):
+            raise
         log.debug("cannot read %s", checkpoint, exc_info=True)
         raise UserError(
             f"the checkpoint {checkpoint} cannot be read: {type(error).__name__}: {error}. Fix: if a file in it is "

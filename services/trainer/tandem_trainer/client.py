@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -25,14 +24,12 @@ from tandem_protocol.messages import (
     SetWeights,
 )
 from tandem_protocol.parameters import Shapes
-from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS, SHUTDOWN
+from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS
 from tandem_protocol.version import Version
 
 from .answers import checked, read_group, read_message, why_unusable
 from .availability import Availability
 from .replicas import Replicas
-
-log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
 """Pause after the first failure. It doubles with each further one."""
@@ -162,17 +159,6 @@ class GeneratorClient:
                 "trainer.rollout.timeout_s."
             ) from None
 
-    async def end_generators(self, timeout_s: float) -> None:
-        """Ask every replica once to end. One that does not answer is logged and left alone."""
-        for url in await self._replicas.now():
-            try:
-                async with asyncio.timeout(timeout_s):
-                    checked(await self._http.post(url + SHUTDOWN))
-            except (httpx.TransportError, TandemError, TimeoutError) as error:
-                log.warning("generator %s was not asked to end: %r", url, error)
-            else:
-                log.info("asked generator %s to end", url)
-
     async def _stream(
         self, url: str, request: RolloutRequest, mine: dict[int, Prompt], on_group: Callable[[Group], object]
     ) -> None:
@@ -257,6 +243,7 @@ class GeneratorClient:
         try:
             async with asyncio.timeout(timeout_s):
                 while not all(map(is_settled, urls := set(await self._replicas.now()))):
+                    self._availability.gone(urls)
                     async with task_group() as tasks:
                         for url in urls:
                             tasks.create_task(until_settled(url))

@@ -6,19 +6,23 @@ One process is the trainer itself. Several run under `accelerate launch`. `super
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from tandem_protocol import logs
-from tandem_protocol.config import load, read_token
+from tandem_protocol.config import load
 from tandem_protocol.config.help import WideHelpFormatter
+from tandem_protocol.errors import StoreLocked
+from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.ports import listen
+from tandem_protocol.store import WeightStore
 
 from .__main__ import parse
-from .client import GeneratorClient
 from .config import Settings
+from .stopping import LOCK_FILE, STOPPED
 from .supervise import Supervisor, newest_checkpoint
 
 PREFIX = "TANDEM_TRAINER_"
@@ -29,13 +33,12 @@ VARIABLES = {
     "NODE_RANK": "Number of this node, from 0. Node 0 holds the rendezvous. (default: 0)",
     "RENDEZVOUS": "host:port of node 0, where all processes meet. (default: a free port; required with several nodes)",
     "RETRIES": "How often a failed trainer is started again before its next checkpoint. (default: 0)",
-    "END_GENERATORS": "true: when the run is over, ask the generators to end. (default: false)",
+    "END_FILE": "File to write when the run is over, for generators that end with it. (default: none)",
 }
 """Name without the prefix → description."""
 ANY_PORT = "127.0.0.1:0"
 """Where the processes of one node meet. With port 0, accelerate takes a free port."""
 LARGEST_PORT = 65535
-END_TIMEOUT_S = 10.0
 DEFAULTS = {
     # Seconds that the launcher gives its processes after SIGTERM to finish their step and write a checkpoint. It is
     # less than the grace period of compose.yaml and of the chart.
@@ -77,10 +80,10 @@ def main() -> int:
         logs.configure()
         command = trainer_command(os.environ, arguments)
         retries = _number(os.environ, "RETRIES", 0, least=0)
-        ends_generators = _flag(os.environ, "END_GENERATORS")
-        if (retries or ends_generators) and not {"--check", "--check-project"} & {*arguments}:
-            return supervise(arguments, retries=retries, ends_generators=ends_generators)
-    except ValueError as error:
+        end_file = os.environ.get(f"{PREFIX}END_FILE")
+        if (retries or end_file) and not {"--check", "--check-project"} & {*arguments}:
+            return supervise(arguments, retries=retries, end_file=Path(end_file) if end_file else None)
+    except (ValueError, StoreLocked) as error:
         logs.report_error(error)
         return 2
     for name, value in DEFAULTS.items():
@@ -92,32 +95,52 @@ def main() -> int:
     os.execve(sys.executable, command, os.environ)  # noqa: S606 - runs without a shell
 
 
-def supervise(arguments: Sequence[str], *, retries: int, ends_generators: bool) -> int:
+def supervise(arguments: Sequence[str], *, retries: int, end_file: Path | None) -> int:
     """Run this module again without these two variables, until the run is over. Returns its last exit code.
 
     Raises:
         ConfigError: the configuration cannot be read.
+        ValueError: the run has several nodes, or another trainer uses its folder. Then nothing is ended.
+        StoreLocked: another trainer writes the weight store. Then nothing is ended.
     """
+    if _number(os.environ, "NODES", 1, least=1) > 1:
+        raise ValueError(f"got {PREFIX}RETRIES or {PREFIX}END_FILE with several nodes. Fix: let the scheduler retry.")
     path, _, overrides = parse(arguments)
     settings, _ = load(Settings, path=path, overrides=overrides)
-    owned = {f"{PREFIX}RETRIES", f"{PREFIX}END_GENERATORS"}
+    run_dir = path.parent / settings.trainer.run_dir
+    require_free(run_dir, path.parent / settings.shared.weights_dir)
+    if end_file:
+        end_file.unlink(missing_ok=True)
+    owned = {f"{PREFIX}RETRIES", f"{PREFIX}END_FILE"}
     supervisor = Supervisor(
         [sys.executable, "-m", "tandem_trainer.launch", *arguments],
         {name: value for name, value in os.environ.items() if name not in owned},
         retries=retries,
-        newest_checkpoint=lambda: newest_checkpoint(path.parent / settings.trainer.run_dir),
+        newest_checkpoint=lambda: newest_checkpoint(run_dir),
     )
     status = supervisor.run()
-    if ends_generators and not supervisor.was_stopped:
-        asyncio.run(_end(settings.shared.generators))
+    if end_file and status not in STOPPED:
+        end_file.touch()
     return status
 
 
-async def _end(generators: Sequence[str]) -> None:
-    """Ask the generators to end, because the run is over."""
-    client = GeneratorClient(generators, read_token())
-    await client.end_generators(END_TIMEOUT_S)
-    await client.close()
+def require_free(run_dir: Path, weights_dir: Path) -> None:
+    """Check that no other trainer is at work, whose generators this one would end.
+
+    Raises:
+        ValueError: another trainer uses the run's folder.
+        StoreLocked: another trainer writes the weight store.
+    """
+    holder = f"a supervisor, pid {os.getpid()} on {socket.gethostname()}"
+    try:
+        if run_dir.exists():
+            with exclusive(run_dir / LOCK_FILE, holder):
+                pass
+    except Held as error:
+        raise ValueError(f"{run_dir} is in use by {error}. Fix: wait for that trainer, or stop it.") from error
+    if weights_dir.exists():
+        with WeightStore(weights_dir).writer(holder):
+            pass
 
 
 def help_text() -> str:
@@ -176,13 +199,6 @@ def _rendezvous(env: Mapping[str, str], nodes: int, rank: int) -> tuple[str, str
     if rank == 0 and int(port):
         listen("", int(port), f"the port of {name}").close()
     return host, port
-
-
-def _flag(env: Mapping[str, str], name: str) -> bool:
-    text = (env.get(f"{PREFIX}{name}") or "false").lower()
-    if text not in ("true", "false"):
-        raise ValueError(f"got {PREFIX}{name}={text}, expected true or false")
-    return text == "true"
 
 
 def _number(env: Mapping[str, str], name: str, default: int, *, least: int) -> int:

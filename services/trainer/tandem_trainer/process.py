@@ -42,15 +42,13 @@ from .ranks import has_lost_peer
 from .rewards import Rewards
 from .run import CheckpointFailed, Run
 from .shards import model_shapes
-from .stopping import raise_terminated
+from .stopping import LOCK_FILE, raise_terminated
 
 log = logging.getLogger(__name__)
 
 INFO_TIMEOUT_S = 30.0
 NOT_HERE = (AssertionError, OSError, RuntimeError)
 """What a reward's module raises if it needs a GPU or a network at import, which the place of the check may lack."""
-LOCK_FILE = "LOCK"
-"""File in the run's folder that names the trainer at work there."""
 
 
 def train(settings: Settings, resolved: str, project: Path) -> int:

@@ -9,17 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from accelerate.commands.launch import launch_command, launch_command_parser
+from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from tandem_protocol import logs
+from tandem_protocol.problems import one_line
 
-from .stopping import exit_status
+from .stopping import STOPPED, exit_status
 
 STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
 """Environment variable: folder where each process writes its exit status."""
 USER_ERROR = 2
-STOPPED = {exit_status(signal.SIGTERM), exit_status(signal.SIGINT)}
 
 
 def launch(words: Sequence[str]) -> int:
@@ -49,6 +50,9 @@ def launch(words: Sequence[str]) -> int:
             if failure.exitcode not in STOPPED:
                 logs.report_error(f"trainer process {rank} ended with exit status {failure.exitcode}, see above")
             return failure.exitcode
+        except DistError as error:
+            logs.report_error(f"the trainer processes lost each other: {one_line(error)}")
+            return 1
         except SignalException as stopped:  # its processes have ended by then
             statuses = written(Path(folder))
             is_over = bool(statuses) and max(statuses) <= USER_ERROR
@@ -57,5 +61,6 @@ def launch(words: Sequence[str]) -> int:
 
 
 def written(folder: Path) -> list[int]:
-    """The exit statuses that processes have written."""
-    return [int(file.read_text()) for file in folder.iterdir()]
+    """The exit statuses that processes have written. One that is incomplete, on a full disk, is left out."""
+    texts = (file.read_text() for file in folder.iterdir())
+    return [int(text) for text in texts if text.isdecimal()]

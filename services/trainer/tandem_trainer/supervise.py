@@ -15,6 +15,8 @@ from pathlib import Path
 
 from tandem_protocol.logs import fields
 
+from .stopping import STOPPED
+
 log = logging.getLogger(__name__)
 
 FINISHED, USER_ERROR = 0, 2
@@ -46,11 +48,6 @@ class Supervisor:
         self._stop_signal: int | None = None
         self._stopping = threading.Event()
 
-    @property
-    def was_stopped(self) -> bool:
-        """Whether SIGTERM or SIGINT ended it."""
-        return self._stopping.is_set()
-
     def run(self) -> int:
         """Run the command, again after failures. SIGTERM and SIGINT are passed on, and end it.
 
@@ -62,7 +59,7 @@ class Supervisor:
         failures, step = 0, self._newest_checkpoint()
         while True:
             status = self._try()
-            if status in (FINISHED, USER_ERROR) or self._stopping.is_set():
+            if status in (FINISHED, USER_ERROR, *STOPPED) or self._stopping.is_set():
                 return status
             if (newest := self._newest_checkpoint()) != step:
                 failures, step = 0, newest
@@ -89,7 +86,8 @@ class Supervisor:
         return f"{self._retries} retries {since} did not help. Fix what the messages above name, and start it again."
 
     def _try(self) -> int:
-        self._child = subprocess.Popen(self._command, env=self._env)  # noqa: S603 - our own module
+        # In its own session, so that Ctrl-C in a terminal reaches it once, through `_stop`: a second signal kills.
+        self._child = subprocess.Popen(self._command, env=self._env, start_new_session=True)  # noqa: S603
         if self._stopping.is_set():  # the signal came before there was a process to pass it to
             self._child.terminate()
         status = self._child.wait()
