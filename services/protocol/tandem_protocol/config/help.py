@@ -140,7 +140,8 @@ def described(field: FieldInfo, text: str, *notes_before: str) -> str:
         notes.append("required, here or in config.yaml")
     else:
         notes.append(f"default: {value_text(field.default)}")
-    return _escaped(f"{' '.join(text.split())} ({'; '.join(notes)})".strip())
+    plain = re.sub(r"\bNone(?=:)", "null", " ".join(text.split()))  # as it is written on the command line
+    return _escaped(f"{plain} ({'; '.join(notes)})".strip())
 
 
 def _notes(annotation: Any) -> Iterator[str]:
