@@ -14,7 +14,7 @@ def export(run_dir: Path, checkpoint: str, to: Path) -> int:
     """Copy the model of `checkpoint` (`last`, `best` or a step) to the new folder `to`, and return its step.
 
     Raises:
-        ConfigError: there is no such checkpoint, it holds no model, `to` is not empty, or `to` cannot be written.
+        ConfigError: the checkpoint does not exist or has no model, `to` is not empty, or `to` cannot be written.
     """
     step = _step(run_dir, checkpoint, _steps(run_dir))
     model = _checkpoints(run_dir) / f"{step:06d}" / "model"

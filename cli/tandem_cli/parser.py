@@ -110,7 +110,7 @@ examples:
 
 exit codes:
   0  the folder is written
-  2  there is no such checkpoint, or the folder cannot be written
+  2  the checkpoint does not exist, or the folder cannot be written
 """
 
 _COMPLETION = """

@@ -114,7 +114,10 @@ class Project:
             yield
 
     def set_earlier_run_aside(self) -> Path | None:
-        """Rename the run's folder to the first free of `name.1`, `name.2` …, and return it. None if there is no run."""
+        """Rename the run's folder to the first free of `name.1`, `name.2` …, and return it.
+
+        Returns None if the run does not exist.
+        """
         if not self.run_dir.exists():
             return None
         names = (self.run_dir.with_name(f"{self.run_dir.name}.{n}") for n in itertools.count(1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import signal
 import sys
@@ -16,9 +15,7 @@ from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, l
 from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys
 
 from .config import Settings, TrainerConfig
-from .stopping import Terminated, exit_status
-
-PR_SET_PDEATHSIG = 1
+from .stopping import STATUS_DIR, Terminated, die_with_parent, exit_status
 
 _DESCRIPTION = """
 Train a project's model on completions from its generators. Any key of config.yaml can be set on the command line, such
@@ -64,19 +61,14 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train until the run ends, and return the exit code (see `--help`)."""
-    folder = os.environ.get("TANDEM_TRAINER_STATUS_DIR")  # set by several.py
+    folder = os.environ.get(STATUS_DIR)
     if folder:
-        _die_with_parent()
+        die_with_parent()  # otherwise it would hold the run's lock after the launcher was killed
     status = _run(argv)
     if folder:
         with suppress(OSError):
             Path(folder, str(os.getpid())).write_text(str(status))
     return status
-
-
-def _die_with_parent() -> None:
-    """Have the kernel kill this process with the launcher. Otherwise it would hold the run's lock after that."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -86,6 +86,9 @@ def main() -> int:
     except (ValueError, StoreLocked) as error:
         logs.report_error(error)
         return 2
+    except OSError as error:  # such as a full disk
+        logs.report_error(error)
+        return 1
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if LAUNCHER in command:

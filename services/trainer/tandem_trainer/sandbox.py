@@ -26,6 +26,7 @@ from contextlib import suppress
 from typing import Any
 
 from .functions import CallFailed, check_rewards, describe_error, load_function
+from .stopping import die_with_parent
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,6 @@ LIMITS_BYTES = {resource.RLIMIT_AS: 4 << 30, resource.RLIMIT_FSIZE: 1 << 30, res
 START_TIMEOUT_S = 120.0
 """Time limit for importing the function's module."""
 _MAX_ANSWER_BYTES = 1 << 20
-_PR_SET_PDEATHSIG = 1
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 
 
@@ -127,11 +127,10 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what the function prints goes to the trainer's log
-    libc = ctypes.CDLL(None)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    die_with_parent()
     for limit, size_bytes in LIMITS_BYTES.items():
         resource.setrlimit(limit, (size_bytes, size_bytes))
-    without_network = libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
+    without_network = ctypes.CDLL(None).unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0
 
     def answer(value: Any, error: str | None = None) -> None:
         answers.write(json.dumps({"value": value, "error": error}) + "\n")

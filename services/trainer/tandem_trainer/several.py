@@ -16,10 +16,8 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tandem_protocol import logs
 from tandem_protocol.problems import one_line
 
-from .stopping import STOPPED, exit_status
+from .stopping import STATUS_DIR, STOPPED, exit_status
 
-STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
-"""Environment variable: folder where each process writes its exit status."""
 USER_ERROR = 2
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import signal
 import time
@@ -9,10 +10,19 @@ from concurrent import futures
 from concurrent.futures import Future
 from typing import TypeVar
 
-STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+def exit_status(number: int) -> int:
+    """The exit status after a signal, as shells have it: 143 after SIGTERM, 130 after SIGINT."""
+    return 128 + number
+
+
+STOPPED = (exit_status(signal.SIGTERM), exit_status(signal.SIGINT))
 """Exit statuses of a run that was stopped. It has a checkpoint, and the same command resumes it."""
+STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
+"""Environment variable: folder where each of several processes writes its exit status, for `several.py`."""
 LOCK_FILE = "LOCK"
 """File in the run's folder that names the trainer at work there."""
+_PR_SET_PDEATHSIG = 1
 STOP_POLL_S = 0.2
 STOP_GRACE_S = 20.0
 """How long a run that was asked to stop waits for generators to finish its step. They may have stopped already."""
@@ -28,14 +38,14 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM arrived before the first step. Like KeyboardInterrupt, which it is for SIGINT, it ends the process."""
 
 
-def exit_status(number: int) -> int:
-    """The exit status after a signal, as shells have it: 143 after SIGTERM, 130 after SIGINT."""
-    return 128 + number
-
-
 def raise_terminated(*_: object) -> None:
     """Signal handler for SIGTERM before the first step."""
     raise Terminated
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class StopRequest:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tandem_protocol.logs import fields
 
-from .stopping import STOPPED
+from .stopping import STOPPED, exit_status
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class Supervisor:
             )
             if self._stopping.wait(pause_s):
                 assert self._stop_signal is not None, "set by the handler"
-                return 128 + self._stop_signal
+                return exit_status(self._stop_signal)
 
     def _no_more(self, step: int) -> str:
         since = f"since the checkpoint of step {step}" if step >= 0 else "before the first checkpoint"
@@ -87,11 +87,11 @@ class Supervisor:
 
     def _try(self) -> int:
         # In its own session, so that Ctrl-C in a terminal reaches it once, through `_stop`: a second signal kills.
-        self._child = subprocess.Popen(self._command, env=self._env, start_new_session=True)  # noqa: S603
+        self._child = subprocess.Popen(self._command, env=self._env, start_new_session=True)  # noqa: S603 - our module
         if self._stopping.is_set():  # the signal came before there was a process to pass it to
             self._child.terminate()
         status = self._child.wait()
-        return status if status >= 0 else 128 - status
+        return status if status >= 0 else exit_status(-status)
 
     def _stop(self, number: int, _frame: object) -> None:
         self._stop_signal = number

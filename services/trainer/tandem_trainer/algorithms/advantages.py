@@ -15,7 +15,7 @@ STD_EPSILON = 1e-4
 
 
 def advantages(rewards_PG: Tensor, scale: Literal["group", "batch", "none"], batch_N: Tensor | None = None) -> Tensor:
-    """Subtract the group's mean from each reward, and scale. Returns [P, G], with 0 where there is no reward.
+    """Subtract the group's mean from each reward, and scale. Returns [P, G], with 0 for completions without a reward.
 
     Args:
         scale: divide by the standard deviation of the group or of the batch, or do not divide.
