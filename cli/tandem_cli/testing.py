@@ -27,7 +27,8 @@ from testcontainers.core.waiting_utils import WaitStrategy, WaitStrategyTarget
 
 PORT = 8000
 PROJECT_LABEL = "com.docker.compose.project"
-IMAGES = {"mock": "tandem-generator:mock", "vllm": "tandem-generator:cpu"}
+IMAGE_PREFIX = os.environ.get("TANDEM_IMAGES", "")
+IMAGES = {"mock": f"{IMAGE_PREFIX}tandem-generator:mock", "vllm": f"{IMAGE_PREFIX}tandem-generator:cpu"}
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _NAME = re.compile(rf"tandem-test-{_HOST}-(\d+)-")
 """Names contain a hash of the host and the process id. An engine may serve several machines; a machine can only check

@@ -17,7 +17,7 @@ import yaml
 
 from support.helm import Object
 from support.pods import Pod, manifest
-from tandem_cli.testing import is_orphan, unique_name
+from tandem_cli.testing import IMAGE_PREFIX, is_orphan, unique_name
 
 PAGE_BYTES = 4096
 PLAY_TIMEOUT_S = 60.0
@@ -44,9 +44,13 @@ def _run(words: Sequence[str], stdin: str = "", timeout_s: float = PLAY_TIMEOUT_
 
 
 def load_images(*names: str) -> None:
-    """Load images of the Docker engine into podman's store, unless podman has the same ones."""
+    """Load images of the Docker engine into podman's store, unless podman has the same ones.
+
+    Args:
+        names: without the prefix that TANDEM_IMAGES gives them in the engine.
+    """
     for name in names:
-        image = docker.from_env(timeout=60).images.get(name).id.removeprefix("sha256:")
+        image = docker.from_env(timeout=60).images.get(IMAGE_PREFIX + name).id.removeprefix("sha256:")
         if image in podman("images", "--all", "--quiet", "--no-trunc"):
             podman("tag", image, f"localhost/{name}")
             continue
