@@ -1,0 +1,122 @@
+"""Tokenizers, renderers and a scripted policy for tests of multi-turn episodes."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from support.chat_templates import TEMPLATES
+from tandem_protocol.messages import Completion, VersionSpan
+from tandem_protocol.version import Version
+from tandem_rollout.rendering import Conversation, Renderer, Schema
+from tandem_trainer.chat_template import render
+
+QWEN_3_THINKING = (
+    "{% set last = namespace(question=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set last.question = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}"
+    "{% if m.role == 'assistant' %}"
+    "{% set content = m.content or '' %}{% set thought = m.reasoning_content or '' %}"
+    "{% if '</think>' in content %}"
+    "{% set thought = content.split('</think>')[0].split('<think>')[-1] %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "{{ '<|im_start|>assistant\\n' }}"
+    "{% if loop.index0 > last.question and (thought or loop.last) %}"
+    "{{ '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' }}{% endif %}{{ content }}"
+    "{% for c in m.tool_calls or [] %}"
+    '{{ \'\\n<tool_call>\\n{"name": "\' + c.function.name + \'", "arguments": \' }}{{ c.function.arguments | tojson }}'
+    "{{ '}\\n</tool_call>' }}{% endfor %}{{ '<|im_end|>\\n' }}"
+    "{% elif m.role == 'tool' %}"
+    "{{ '<|im_start|>user\\n<tool_response>\\n' + m.content + '\\n</tool_response><|im_end|>\\n' }}"
+    "{% else %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""Shows the thinking behind the last question, and drops that of earlier turns, as Qwen 3's own template does."""
+
+ALL_TEMPLATES = {name: template for name, (template, _) in TEMPLATES.items()} | {"Qwen 3, thinking": QWEN_3_THINKING}
+WITH_TOOLS = ("Llama 3", "Mistral", "Qwen 2.5", "Qwen 3", "Qwen 3, thinking", "DeepSeek R1", "InternLM")
+"""Templates that show tool calls and their results."""
+END_OF_TURN = {
+    "Llama 3": "<|eot_id|>",
+    "Gemma": "<end_of_turn>",
+    "Phi 3": "<|end|>",
+    "a vision model's": "<end>",
+} | dict.fromkeys(
+    ("ChatML", "Qwen 2.5", "Qwen 3", "Qwen 3, thinking", "InternLM", "one that takes strings and parts"), "<|im_end|>"
+)
+"""The token that ends a turn. For the other templates it is the tokenizer's `</s>`."""
+
+_SPECIAL = [
+    *("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    *("<start_of_turn>", "<end_of_turn>", "<|end|>", "<end>", "<|eom_id|>", "<|User|>", "<|Assistant|>"),
+    *("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "<|action|>", "<|calls|>", "<|call|>"),
+]
+_ADDED = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
+_CORPUS = [
+    "What is the answer? Let me see, I think it is forty two. The tool says yes and no, hello, user and assistant.",
+    '{"name": "add", "arguments": {"a": 1, "b": 2}} {"name": "search", "parameters": {"query": "weather in Paris"}}',
+    "  \n\n  system  \n user \t tool  \n\n\nanswer  ",
+] * 3
+
+
+@functools.cache
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the special tokens of all templates. It can encode any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, initial_alphabet=alphabet, special_tokens=_SPECIAL, show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in _ADDED])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def renderer(name: str, *, chat_template: str | None = None, end_of_turn: str | None = None) -> Renderer:
+    """The renderer for one of `ALL_TEMPLATES`, or for another chat template."""
+    tokenizer = bpe_tokenizer()
+    options = {"chat_template": chat_template or ALL_TEMPLATES[name]}
+
+    def text(messages: Conversation, tools: Sequence[Schema]) -> str:
+        return render("the test", messages, tools, tokenizer, options).text
+
+    ends = end_of_turn or END_OF_TURN.get(name)
+    return Renderer(tokenizer, text, [tokenizer.convert_tokens_to_ids(ends)] if ends else [])
+
+
+def odd_ids(text: str, chance: random.Random) -> tuple[int, ...]:
+    """Encode text as a policy may sample it: cut at random places. The tokenizer would often cut it differently."""
+    cuts = sorted(chance.sample(range(len(text) + 1), k=min(len(text) + 1, chance.randint(0, 6))))
+    parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    return tuple(token for part in parts for token in bpe_tokenizer()(part, add_special_tokens=False).input_ids)
+
+
+def completion(
+    token_ids: Sequence[int], chance: random.Random | None = None, *, finish_reason: Any = "stop", step: int = 1
+) -> Completion:
+    """A completion of these tokens. The weights are switched within it if `chance` says so."""
+    size = len(token_ids)
+    first = chance.randint(0, size) if chance else size
+    spans = [VersionSpan(version=Version(step, 1), tokens=first)]
+    if first < size:
+        spans.append(VersionSpan(version=Version(step + 1, 1), tokens=size - first))
+    return Completion(
+        token_ids=tuple(token_ids),
+        logprobs=tuple(-(chance.random() + 0.01) if chance else -0.5 for _ in token_ids),
+        finish_reason=finish_reason,
+        versions=tuple(spans),
+    )
