@@ -78,3 +78,20 @@ def test_a_turn_that_already_says_yes_is_told_apart_too() -> None:
         behind = one.after_turn(messages, 2, ())
         assert behind is not None
         assert one.decoded(behind) == "<|im_end|>\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_turn_without_text_keeps_its_form() -> None:
+    """Templates may end a turn with text and calls differently from one that only calls."""
+    by_form = (
+        "{% for m in messages %}{{ m.role + ':' + m.content }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}{% endfor %}"
+        "{{ '<|im_end|>' if m.content else '<|im_end|>\\n\\n' }}{% endfor %}"
+    )
+    one = renderer("", chat_template=by_form, end_of_turn="<|im_end|>")
+    call = {"id": "x", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    result = {"role": "tool", "tool_call_id": "x", "name": "add", "content": "3"}
+    for content, expected in (("", "<|im_end|>\n\ntool:3<|im_end|>"), ("Hm.", "<|im_end|>tool:3<|im_end|>")):
+        called = {"role": "assistant", "content": content, "tool_calls": [call]}
+        behind = one.after_turn([{"role": "user", "content": "a"}, called, result], 2, [ADD])
+        assert behind is not None
+        assert one.decoded(behind) == expected
