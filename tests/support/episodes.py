@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -120,3 +121,40 @@ def completion(
         finish_reason=finish_reason,
         versions=tuple(spans),
     )
+
+
+class Policy:
+    """A policy that says given texts, and keeps every prompt that it gets.
+
+    Args:
+        texts: what it says, turn by turn. The last text is said again and again.
+        ended: whether it ends its turns itself.
+    """
+
+    def __init__(self, *texts: str, name: str = "Qwen 3", ended: bool = True, seed: int = 0) -> None:
+        self.calls: list[tuple[tuple[int, ...], Completion]] = []
+        self._texts = texts
+        end = bpe_tokenizer().convert_tokens_to_ids(END_OF_TURN.get(name, "</s>"))
+        self._end = (end,) if ended else ()
+        self._chance = random.Random(seed)
+
+    async def __call__(self, prompt_ids: tuple[int, ...], *, max_tokens: int, turn: int) -> Completion:
+        text = self._texts[min(turn, len(self._texts) - 1)]
+        ids = odd_ids(text, self._chance) + self._end
+        reason = "stop" if len(ids) <= max_tokens else "length"
+        answer = completion(ids[:max_tokens], self._chance, finish_reason=reason, step=1 + turn)
+        self.calls.append((prompt_ids, answer))
+        return answer
+
+
+class Row(NamedTuple):
+    """A row of a data set."""
+
+    prompt: Any = "Hi."
+    token_ids: Sequence[int] = ()
+    columns: Mapping[str, Any] = {}
+
+
+def called(tool: str, **arguments: Any) -> str:
+    """A tool call as Hermes and Qwen write it."""
+    return f"<tool_call>\n{json.dumps({'name': tool, 'arguments': arguments})}\n</tool_call>"

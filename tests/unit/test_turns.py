@@ -11,7 +11,6 @@ import pytest
 
 from support.episodes import WITH_TOOLS, bpe_tokenizer, renderer
 from tandem_rollout.errors import UserError
-from tandem_rollout.tool_calls import ParserFailed
 from tandem_rollout.tools import ToolCall
 from tandem_rollout.turns import Turn, TurnReader
 
@@ -182,7 +181,7 @@ def test_an_error_of_the_projects_parser_is_not_blamed_on_the_policy() -> None:
     def parse(text: str) -> Any:
         return {}["x"]
 
-    with pytest.raises(ParserFailed, match="tool_parser parse: KeyError: 'x'"):
+    with pytest.raises(UserError, match="tool_parser parse: KeyError: 'x'"):
         read(reader(tool_parser=parse), "Hi.")
 
 

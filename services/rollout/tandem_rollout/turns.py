@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from .errors import UserError
 from .rendering import Renderer, Schema
 from .text import without_surrogates
-from .tool_calls import TextParser, accepts_two_calls, as_message_call, choose_parser
+from .tool_calls import ParserFailed, TextParser, accepts_two_calls, as_message_call, choose_parser
 from .tools import ToolCall
 
 _DEEPEST = 32
@@ -56,7 +57,11 @@ class TurnReader:
         self._one_call = bool(schemas) and not accepts_two_calls(renderer, schemas)
 
     def read(self, token_ids: Sequence[int], prompt_ids: Sequence[int] = (), schemas: Sequence[Schema] = ()) -> Turn:
-        """Read a turn. What cannot be read as a call is text, and a problem that the policy should know about."""
+        """Read a turn. What cannot be read as a call is text, and a problem that the policy should know about.
+
+        Raises:
+            UserError: the project's parser has an error.
+        """
         plain = without_surrogates(str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True)))
         if self._parse is None or not schemas:
             return Turn({"role": "assistant", "content": plain})
@@ -65,6 +70,8 @@ class TurnReader:
         try:
             parsed = self._parse(text, prompt_ids, schemas)
             calls = [ToolCall(_name(name), _arguments(arguments)) for name, arguments in parsed.calls]
+        except ParserFailed as error:
+            raise UserError(f"{error}. Fix: correct the parser.") from error
         except (ValueError, RecursionError) as error:
             return Turn({"role": "assistant", "content": plain}, problem=str(error) or type(error).__name__)
         problem = None

@@ -131,6 +131,7 @@ async def _until(deadline_s: float, awaitable: Awaitable[Any], late: TimeoutErro
     finally:
         task.cancel()  # has no effect if it is done
     if not done:
+        await asyncio.sleep(0)  # the cancellation reaches the worker, which is then no longer usable
         raise late
     if task.cancelled():  # by the function itself: nobody has cancelled this episode
         raise RuntimeError("the function cancelled itself")

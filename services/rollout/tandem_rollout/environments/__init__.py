@@ -1,0 +1,19 @@
+"""Where episodes take place: single turns, tools, and environment classes of the project."""
+
+from .base import Done, Environment, EnvironmentFailed, Environments, Row, Start, Step
+from .classes import ClassEnvironments
+from .single_turn import SingleTurns
+from .tool_loop import ToolLoops
+
+__all__ = [
+    "ClassEnvironments",
+    "Done",
+    "Environment",
+    "EnvironmentFailed",
+    "Environments",
+    "Row",
+    "SingleTurns",
+    "Start",
+    "Step",
+    "ToolLoops",
+]
