@@ -43,10 +43,10 @@ async def play(
 ) -> Group:
     policies = [Policy(*texts, seed=seed) for seed in range(size)]
     one = player(environments, **limits)
-    return await one.play_group(environments, row, 0, policies, score, attempts=1)
+    return await one.play_group(environments, row or Row(), 0, policies, score, attempts=1)
 
 
-async def play_one(factory: Any, *texts: str, row: Row = Row(), options: Any = None, **limits: Any) -> Trajectory:
+async def play_one(factory: Any, *texts: str, row: Row | None = None, options: Any = None, **limits: Any) -> Trajectory:
     environments = await started(factory, **(options or {}))
     group = await play(environments, *texts, row=row, **limits)
     await environments.close()
