@@ -284,6 +284,7 @@ async def test_a_step_that_is_not_ours_is_a_tool_as_with_trl() -> None:
 
 class Inherited(CounterEnv):
     limit = 3
+    kind = dict
 
     @property
     def risky(self) -> int:

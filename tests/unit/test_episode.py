@@ -188,14 +188,14 @@ async def test_a_started_answer_is_continued_and_rendered_as_one_message() -> No
             return Step([{"role": "user", "content": "Go on."}])
 
     opened = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "I think"}]
-    policy = Policy(" that 42.", name="ChatML")
+    policy = Policy(" that 42.", name="Gemma")  # Gemma's template refuses two messages of the assistant in a row
     environments = Made(lambda: Chat(opened))
-    trajectory = await player(environments, name="ChatML", max_turns=2).play(environments.make(), Row(), policy)
+    trajectory = await player(environments, name="Gemma", max_turns=2).play(environments.make(), Row(), policy)
     assert [m["content"] for m in trajectory.completion] == [" that 42.", "Go on.", " that 42."]
     (sequence,) = trajectory.sequences
-    asked = "<|im_start|>user\nHi.<|im_end|>\n<|im_start|>assistant\nI think"
-    shown = f"{asked} that 42.<|im_end|>\n<|im_start|>user\nGo on."
-    assert renderer("ChatML").decoded(sequence.token_ids).startswith(shown)
+    asked = "<s><start_of_turn>user\nHi.<end_of_turn>\n<start_of_turn>model\nI think"
+    shown = f"{asked} that 42.<end_of_turn>\n<start_of_turn>user\nGo on."
+    assert renderer("Gemma").decoded(sequence.token_ids).startswith(shown)
     assert sequence.token_ids[: sequence.sampled[0].start] == policy.calls[0][0]
 
 

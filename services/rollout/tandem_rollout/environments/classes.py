@@ -125,7 +125,7 @@ class ClassEnvironments:
 
     async def give_back(self, row: Row, instance: Instance, *, failed: bool) -> None:
         """Keep an instance for the next episode, unless it has failed."""
-        if failed or not instance.worker.is_usable:
+        if failed:
             await instance.discard(self.timeout_s)
         else:
             self._idle[self._selected(row)].append(instance)

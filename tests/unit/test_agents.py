@@ -1,0 +1,433 @@
+"""What an agent's calls sample is recorded exactly once, whatever the agent, its library and the network do."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import httpx
+import pytest
+
+from support.episodes import Policy, Row, bpe_tokenizer, called, renderer
+from tandem_protocol.errors import EngineFailed
+from tandem_rollout.agents import AgentClient, Agents, plain_messages
+from tandem_rollout.episode import Limits
+from tandem_rollout.proxy import Proxy
+from tandem_rollout.trajectory import Trajectory
+from tandem_rollout.turns import TurnReader
+
+openai = pytest.importorskip("openai")
+
+NAME = "Qwen 3"
+ADD: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "add",
+        "description": "Add.",
+        "strict": True,
+        "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "a"}}},
+    },
+}
+Play = Callable[..., Any]
+
+
+@functools.cache
+def reader(schemas: str) -> TurnReader:
+    return TurnReader(bpe_tokenizer(), renderer(NAME), schemas=json.loads(schemas))
+
+
+def agents(run: Any, proxy: Proxy, *, history: Any = "keep", timeout_s: float = 20.0, **limits: Any) -> Agents:
+    return Agents(
+        run=run,
+        name="agent",
+        proxy=proxy,
+        renderer=renderer(NAME),
+        reader_for=lambda schemas: reader(json.dumps(list(schemas))),
+        normalize=plain_messages,
+        limits=Limits(**({"max_tokens": 2000, "max_turns": 20} | limits)),
+        timeout_s=timeout_s,
+        history=history,
+    )
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    one = Proxy("policy")
+    async with one.serve():
+        yield one
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+async def ask(client: AgentClient, messages: Sequence[Any], **options: Any) -> Any:
+    async with client.openai() as connected:
+        return await connected.chat.completions.create(model="any", messages=messages, **options)
+
+
+def assert_trains_what_the_policy_said(trajectory: Trajectory, policy: Policy) -> None:
+    """Each sampled turn is in exactly one sequence, behind exactly the tokens that the policy saw."""
+    trained = []
+    for sequence in trajectory.sequences:
+        for span in sequence.sampled:
+            trained.append((sequence.token_ids[: span.start], sequence.token_ids[span.start : span.end]))
+    assert sorted(trained) == sorted((prompt, c.token_ids) for prompt, c in policy.calls)
+
+
+async def test_an_agent_with_tools_is_one_sequence(proxy: Proxy) -> None:
+    async def run(row: dict[str, Any], client: AgentClient) -> float:
+        messages = [user(row["prompt"])]
+        answer = await ask(client, messages, tools=[ADD], temperature=0.3, seed=1)
+        (call,) = answer.choices[0].message.tool_calls
+        assert (call.function.name, json.loads(call.function.arguments)) == ("add", {"a": 1})
+        assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("tool_calls", "Let me see. ")
+        messages += [answer.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "3"}]
+        answer = await ask(client, messages, tools=[ADD])
+        assert (answer.choices[0].finish_reason, answer.choices[0].message.content) == ("stop", "It is 3.")
+        assert answer.usage.completion_tokens == len(policy.calls[1][1].token_ids)
+        return 0.5
+
+    policy = Policy("Let me see. " + called("add", a=1), "It is 3.")
+    trajectory = await agents(run, proxy).play(Row("What is 1+2?"), policy)
+    assert trajectory.reason is None
+    assert (trajectory.status, trajectory.reward, trajectory.rewards) == ("finished", 0.5, {"agent": 0.5})
+    assert (trajectory.turns, trajectory.tool_calls, len(trajectory.sequences)) == (2, 1, 1)
+    assert_trains_what_the_policy_said(trajectory, policy)
+    assert [m["role"] for m in trajectory.messages] == ["user", "assistant", "tool", "assistant"]
+    assert [m["role"] for m in trajectory.prompt] == ["user"]
+    assert Trajectory.model_validate_json(trajectory.model_dump_json()) == trajectory
+
+
+async def test_a_streamed_answer_is_the_same_answer(proxy: Proxy) -> None:
+    async def run(row: Any, client: AgentClient) -> None:
+        async with client.openai() as connected:
+            stream = await connected.chat.completions.create(
+                model="any", messages=[user("Hi.")], tools=[ADD], stream=True, stream_options={"include_usage": True}
+            )
+            chunks = [chunk async for chunk in stream]
+        deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+        assert "".join(delta.content or "" for delta in deltas) == "So: "
+        (call,) = [call for delta in deltas for call in delta.tool_calls or ()]
+        assert (call.index, call.function.name) == (0, "add")
+        assert [c.choices[0].finish_reason for c in chunks if c.choices] == [None, "tool_calls"]
+        assert chunks[-1].usage.completion_tokens == len(policy.calls[0][1].token_ids)
+
+    policy = Policy("So: " + called("add", a=1))
+    trajectory = await agents(run, proxy).play(Row(), policy)
+    assert trajectory.reason is None
+    assert_trains_what_the_policy_said(trajectory, policy)
+
+
+async def test_sub_agents_in_parallel_are_sequences_of_one_episode(proxy: Proxy) -> None:
+    async def sub_agent(client: AgentClient, name: str) -> str:
+        messages = [{"role": "system", "content": name}, user("Hi.")]
+        for _ in range(3):
+            answer = await ask(client, messages)
+            messages += [answer.choices[0].message, user("Go on.")]
+        return str(answer.choices[0].message.content)
+
+    async def run(row: Any, client: AgentClient) -> float:
+        await asyncio.gather(*(sub_agent(client, f"agent {i}") for i in range(4)))
+        return 1.0
+
+    policy = Policy("I think so, yes.")
+    trajectory = await agents(run, proxy).play(Row(), policy)
+    assert trajectory.reason is None
+    assert [len(sequence.sampled) for sequence in trajectory.sequences] == [3] * 4
+    assert_trains_what_the_policy_said(trajectory, policy)
+
+
+async def test_a_synchronous_agent_runs_in_a_thread(proxy: Proxy) -> None:
+    def run(row: Any, client: AgentClient) -> float:
+        with openai.OpenAI(base_url=client.base_url, api_key=client.api_key) as connected:
+            answer = connected.chat.completions.create(model="any", messages=[user("Hi.")])
+            return float(answer.choices[0].message.content)
+
+    assert (await agents(run, proxy).play(Row(), Policy("0.25"))).reward == 0.25
+
+
+class LosesAnswers(httpx.AsyncBaseTransport):
+    """A network that loses the first answers, after the server has sent them."""
+
+    def __init__(self, count: int) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
+        self._left = count
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        if self._left:
+            self._left -= 1
+            await response.aread()
+            raise httpx.ReadError("connection reset")
+        return response
+
+
+async def test_a_retried_call_is_answered_again_and_recorded_once(proxy: Proxy) -> None:
+    async def run(row: Any, client: AgentClient) -> None:
+        http = httpx.AsyncClient(transport=LosesAnswers(1))
+        async with client.openai(http_client=http, max_retries=3) as connected:
+            answer = await connected.chat.completions.create(model="any", messages=[user("Hi.")])
+            told = [user("Hi."), answer.choices[0].message, user("And?")]
+            await connected.chat.completions.create(model="any", messages=told)
+
+    policy = Policy("One.", "Two.")
+    trajectory = await agents(run, proxy).play(Row(), policy)
+    assert trajectory.reason is None
+    assert len(policy.calls) == trajectory.turns == 2
+    assert len(trajectory.sequences) == 1
+    assert_trains_what_the_policy_said(trajectory, policy)
+
+
+async def test_the_same_question_asked_twice_is_sampled_twice(proxy: Proxy) -> None:
+    """It is no retry: an agent may take the best of several answers."""
+
+    async def run(row: Any, client: AgentClient) -> None:
+        for _ in range(2):
+            await ask(client, [user("Hi.")])
+
+    policy = Policy("One.", "Two.")
+    trajectory = await agents(run, proxy).play(Row(), policy)
+    assert len(trajectory.sequences) == 2
+    assert_trains_what_the_policy_said(trajectory, policy)
+
+
+async def test_a_client_that_disconnects_cancels_sampling_and_leaves_no_trace(proxy: Proxy) -> None:
+    events: list[str] = []
+    policy = Policy("One.")
+
+    async def slow(prompt_ids: Any, *, max_tokens: int, turn: int) -> Any:
+        if turn:
+            return await policy(prompt_ids, max_tokens=max_tokens, turn=turn)
+        events.append("sampling")
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            events.append("cancelled")
+            raise
+
+    async def run(row: Any, client: AgentClient) -> None:
+        try:
+            await ask(client, [user("Hi.")], timeout=0.3)
+        except openai.APITimeoutError:
+            raise AssertionError("the library gave up") from None
+
+    trajectory = await agents(run, proxy).play(Row(), slow)
+    assert trajectory.reason is None
+    assert events == ["sampling", "cancelled"]
+    assert (trajectory.turns, len(policy.calls)) == (1, 1)
+    assert_trains_what_the_policy_said(trajectory, policy)
+
+
+async def test_calls_that_an_agent_does_not_wait_for_are_cancelled_at_its_end(proxy: Proxy) -> None:
+    started, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def slow(*_: Any, **__: Any) -> Any:
+        started.set()
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    left: list[Any] = []
+
+    async def run(row: Any, client: AgentClient) -> None:
+        left.append(asyncio.create_task(ask(client, [user("Hi.")])))
+        await started.wait()
+
+    trajectory = await agents(run, proxy).play(Row(), slow)
+    async with asyncio.timeout(10):
+        await cancelled.wait()
+    assert (trajectory.status, trajectory.turns, trajectory.sequences) == ("finished", 0, ())
+    await asyncio.gather(*left, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tools": [ADD], "tool_choice": "required"}, "tool_choice 'required'"),
+        ({"tools": [ADD], "tool_choice": {"type": "function", "function": {"name": "add"}}}, "tool_choice"),
+        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"logit_bias": {"1": 5}}, "logit_bias"),
+        ({"n": 2}, "got n: 2, expected 1"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "not text"),
+        ({"messages": [{"content": "x"}]}, "expected an object with a role"),
+    ],
+)
+async def test_what_cannot_be_trained_is_refused_with_the_reason(
+    proxy: Proxy, options: dict[str, Any], message: str
+) -> None:
+    async def run(row: Any, client: AgentClient) -> None:
+        with pytest.raises(openai.BadRequestError, match=message):
+            await ask(client, **({"messages": [user("Hi.")]} | options))
+
+    policy = Policy("One.")
+    trajectory = await agents(run, proxy).play(Row(), policy)
+    assert trajectory.reason is None
+    assert policy.calls == []
+
+
+async def test_strict_tools_are_shown_without_strict(proxy: Proxy) -> None:
+    async def run(row: Any, client: AgentClient) -> None:
+        await ask(client, [user("Hi.")], tools=[ADD], tool_choice="auto")
+        await ask(client, [user("Hi.")], tools=[ADD], tool_choice="none")
+
+    policy = Policy("One.")
+    one = agents(run, proxy)
+    seen: list[Any] = []
+    real = one.renderer.text
+
+    def text(messages: Any, tools: Any) -> str:
+        seen.append(list(tools))
+        return real(messages, tools)
+
+    one.renderer.text = text
+    await one.play(Row(), policy)
+    assert {json.dumps(tools) for tools in seen} >= {"[]"}
+    assert all("strict" not in tool["function"] for tools in seen for tool in tools)
+
+
+async def test_a_stop_string_ends_the_turn_and_is_not_part_of_its_text(proxy: Proxy) -> None:
+    async def run(row: Any, client: AgentClient) -> None:
+        answer = await ask(client, [user("Hi.")], stop=["Observation:", "never"])
+        assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Thought: a. ", "stop")
+        told = [user("Hi."), answer.choices[0].message, user("Observation: b")]
+        await ask(client, told, stop="Observation:")
+
+    policy = Policy("Thought: a. Observation: I make it up.", "Done.")
+    trajectory = await agents(run, proxy).play(Row(), policy)
+    assert trajectory.reason is None
+    (sequence,) = trajectory.sequences
+    texts = [renderer(NAME).decoded(sequence.token_ids[span.start : span.end]) for span in sequence.sampled]
+    assert texts[0].startswith("Thought: a. Observation:")
+    assert "make it up" not in renderer(NAME).decoded(sequence.token_ids)
+    assert texts[1] == "Done.<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("limits", "status", "turns"),
+    [
+        ({"max_turns": 2}, "max_turns", 2),
+        ({"max_tokens": 30}, "max_tokens", None),
+        ({"max_model_len": 40}, "max_tokens", None),
+    ],
+)
+async def test_a_limit_ends_the_episode_even_if_the_agent_goes_on(
+    proxy: Proxy, limits: dict[str, int], status: str, turns: int | None
+) -> None:
+    async def run(row: Any, client: AgentClient) -> float:
+        messages = [user("Hi.")]
+        while True:
+            answer = await ask(client, messages)
+            messages += [answer.choices[0].message, user("Go on.")]
+
+    policy = Policy("I think so, yes.")
+    trajectory = await agents(run, proxy, **limits).play(Row(), policy)
+    assert (trajectory.status, trajectory.reason, trajectory.reward) == (status, None, None)
+    assert turns is None or trajectory.turns == turns
+    assert_trains_what_the_policy_said(trajectory, policy)
+
+
+async def test_the_clients_own_limit_cuts_its_answer_only(proxy: Proxy) -> None:
+    async def run(row: Any, client: AgentClient) -> None:
+        answer = await ask(client, [user("Hi.")], max_tokens=3)
+        assert answer.choices[0].finish_reason == "length"
+        await ask(client, [user("Hi."), answer.choices[0].message, user("Go on.")], max_completion_tokens=50)
+
+    policy = Policy("I think so, yes.")
+    trajectory = await agents(run, proxy).play(Row(), policy)
+    assert (trajectory.status, len(trajectory.sequences)) == ("finished", 1)
+    assert trajectory.sequences[0].sampled[0].size == 3
+
+
+async def breaks(row: Any, client: AgentClient) -> float:
+    await ask(client, [user("Hi.")])
+    raise RuntimeError("no idea")
+
+
+async def exits(row: Any, client: AgentClient) -> float:
+    raise SystemExit(2)
+
+
+async def hangs(row: Any, client: AgentClient) -> float:
+    await ask(client, [user("Hi.")])
+    await asyncio.sleep(30)
+    return 1.0
+
+
+def hangs_in_a_thread(row: Any, client: AgentClient) -> float:
+    time.sleep(1.5)
+    return 1.0
+
+
+async def returns_text(row: Any, client: AgentClient) -> Any:
+    return "good"
+
+
+@pytest.mark.parametrize(
+    ("run", "reason"),
+    [
+        (breaks, "agent agent: RuntimeError: no idea"),
+        (exits, "agent agent: RuntimeError: SystemExit: 2"),
+        (hangs, "agent agent: TimeoutError: no answer within 1 s"),
+        (hangs_in_a_thread, "agent agent: Hung: no answer within 1 s"),
+        (returns_text, "agent agent: ValueError: agent returned 'good', expected a finite number"),
+    ],
+)
+async def test_an_agent_that_breaks_fails_its_episode_with_the_reason(proxy: Proxy, run: Any, reason: str) -> None:
+    trajectory = await agents(run, proxy, timeout_s=1.0).play(Row(), Policy("One."))
+    assert (trajectory.status, trajectory.in_loss) == ("failed", False)
+    assert str(trajectory.reason).startswith(reason)
+
+
+async def test_an_error_of_the_generators_is_not_the_agents(proxy: Proxy) -> None:
+    calls = []
+
+    async def sample(*_: Any, **__: Any) -> Any:
+        calls.append(1)
+        raise EngineFailed("out of memory")
+
+    async def run(row: Any, client: AgentClient) -> float:
+        await ask(client, [user("Hi.")])
+        return 1.0
+
+    with pytest.raises(EngineFailed, match="out of memory"):
+        await agents(run, proxy).play(Row(), sample)
+    assert calls == [1]  # the library does not retry
+
+
+async def test_a_failed_agent_is_tried_once_more_and_the_group_scored_together(proxy: Proxy) -> None:
+    tries: list[int] = []
+
+    async def run(row: Any, client: AgentClient) -> float:
+        tries.append(1)
+        if len(tries) == 1:
+            raise RuntimeError("flaky")
+        return 1.0
+
+    group = await agents(run, proxy).play_group(Row(), 3, [Policy("One.")] * 2)
+    assert (group.row, [t.status for t in group.trajectories], len(tries)) == (3, ["finished"] * 2, 3)
+
+
+async def test_a_wrong_key_and_an_episode_that_is_over_are_refused(proxy: Proxy) -> None:
+    kept: list[AgentClient] = []
+
+    async def run(row: Any, client: AgentClient) -> None:
+        kept.append(client)
+        async with client.openai() as connected:
+            assert [model.id async for model in await connected.models.list()] == ["policy"]
+        wrong = AgentClient(client.base_url, "wrong", client.model)
+        with pytest.raises(openai.AuthenticationError):
+            await ask(wrong, [user("Hi.")])
+
+    policy = Policy("One.")
+    assert (await agents(run, proxy).play(Row(), policy)).reason is None
+    with pytest.raises(openai.NotFoundError, match="the episode may be over"):
+        await ask(kept[0], [user("Hi.")])
+    assert policy.calls == []
