@@ -41,7 +41,8 @@ class ChatCall(BaseModel):
     """The parts of a chat completion request that matter here.
 
     The session decides how to sample, so `temperature`, `top_p`, `seed` and penalties of the client are ignored: the
-    learner must know the distribution. What would change it in another way is refused.
+    learner must know the distribution. What would change it in another way is refused. Exceptions are `strict` tools
+    and `tool_choice: required`, which some libraries send by default: they are read as ordinary tools and as `auto`.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -85,7 +86,7 @@ class ChatCall(BaseModel):
             CallRefused: the call asks for it; says what.
         """
         asked = {
-            f"tool_choice {self.tool_choice!r}": self.tool_choice not in (None, "auto", "none"),
+            f"tool_choice {self.tool_choice!r}": self.tool_choice not in (None, "auto", "none", "required"),
             "response_format": (self.response_format or {}).get("type", "text") != "text",
             "logit_bias": bool(self.logit_bias),
         }
