@@ -87,9 +87,15 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def renderer(name: str, *, chat_template: str | None = None, end_of_turn: str | None = None) -> Renderer:
+def renderer(
+    name: str,
+    *,
+    chat_template: str | None = None,
+    end_of_turn: str | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> Renderer:
     """The renderer for one of `ALL_TEMPLATES`, or for another chat template."""
-    tokenizer = bpe_tokenizer()
+    tokenizer = tokenizer or bpe_tokenizer()
     options = {"chat_template": chat_template or ALL_TEMPLATES[name]}
 
     def text(messages: Conversation, tools: Sequence[Schema]) -> str:
@@ -158,3 +164,20 @@ class Row(NamedTuple):
 def called(tool: str, **arguments: Any) -> str:
     """A tool call as Hermes and Qwen write it."""
     return f"<tool_call>\n{json.dumps({'name': tool, 'arguments': arguments})}\n</tool_call>"
+
+
+@functools.cache
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer in the style of Llama 2 and Gemma: spaces are letters, and a text begins with one."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    letters = sorted({letter for text in _CORPUS for letter in text} | set("▁[]_/<>\n"))
+    bytes_ = [f"<0x{number:02X}>" for number in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=900, initial_alphabet=letters, special_tokens=_SPECIAL + bytes_, show_progress=False
+    )
+    tokenizer.train_from_iterator(_CORPUS, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from support.episodes import ALL_TEMPLATES, END_OF_TURN, WITH_TOOLS, bpe_tokenizer, completion, odd_ids, renderer
+from support.episodes import (
+    ALL_TEMPLATES,
+    END_OF_TURN,
+    WITH_TOOLS,
+    bpe_tokenizer,
+    completion,
+    metaspace_tokenizer,
+    odd_ids,
+    renderer,
+)
 from tandem_protocol.messages import Completion
 from tandem_rollout.recorder import Recorder
 from tandem_rollout.rendering import Renderer
@@ -23,6 +32,10 @@ ARGUMENTS: list[dict[str, Any]] = [
     *({}, {"a": 1}, {"a": 1, "b": "x"}, {"yes": "no", "n": [{"x": None}]}),
     {"q": "Grüße 🙂\n \"'\\"},
 ]
+
+
+REWRITING = {"Qwen 3", "Qwen 3, thinking", "DeepSeek R1"}
+"""Templates that render a turn of the assistant differently once another message follows."""
 
 
 class Episode:
@@ -138,6 +151,26 @@ def shows(text: str, said: str) -> bool:
     """Whether the text contains what was said, as it is or as JSON. Templates may trim white space."""
     squeezed = "".join(text.split())
     return any("".join(form.split()) in squeezed for form in (said, json.dumps(said, ensure_ascii=False)[1:-1]))
+
+
+@pytest.mark.parametrize("make_tokenizer", [bpe_tokenizer, metaspace_tokenizer])
+@pytest.mark.parametrize("name", sorted(ALL_TEMPLATES.keys() - REWRITING - {"a vision model's"}))
+def test_what_follows_a_turn_is_tokenized_as_in_the_whole_conversation(name: str, make_tokenizer: Any) -> None:
+    """If the policy samples what the tokenizer would write, every prompt is what the tokenizer makes of it.
+
+    The vision model's template opens a turn with a space, which the tokenizer joins with the turn's first word.
+    """
+    one = renderer(name, tokenizer=make_tokenizer())
+    recorder = Recorder(one)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": "What is it?"}]
+    for turn in range(3):
+        prompt = recorder.prompt(messages)
+        assert prompt == one.tokens(one.text(messages, ()))
+        answered = [*messages, {"role": "assistant", "content": f"It is {turn}, I think."}]
+        messages = [*answered, {"role": "user", "content": f"Sure? {turn}"}]
+        behind = one.tokens(one.text(messages, ()))[len(prompt) :]
+        end = next(index for index, token in enumerate(behind) if token in one.end_of_turn)
+        recorder.record(answered, (), prompt, completion(behind[: end + 1]))
 
 
 @pytest.mark.parametrize("name", ["ChatML", "Llama 3", "Mistral", "Qwen 2.5", "Phi 3", "Zephyr", "InternLM", "Gemma"])
