@@ -172,8 +172,8 @@ async def test_a_retried_call_is_answered_again_and_recorded_once(proxy: Proxy) 
         http = httpx.AsyncClient(transport=LosesAnswers(1))
         async with client.openai(http_client=http, max_retries=3) as connected:
             answer = await connected.chat.completions.create(model="any", messages=[user("Hi.")])
-            told = [user("Hi."), answer.choices[0].message, user("And?")]
-            await connected.chat.completions.create(model="any", messages=told)
+            asked = [user("Hi."), answer.choices[0].message, user("And?")]
+            await connected.chat.completions.create(model="any", messages=asked)
 
     policy = Policy("One.", "Two.")
     trajectory = await agents(run, proxy).play(Row(), policy)
@@ -184,7 +184,7 @@ async def test_a_retried_call_is_answered_again_and_recorded_once(proxy: Proxy) 
 
 
 async def test_the_same_question_asked_twice_is_sampled_twice(proxy: Proxy) -> None:
-    """It is no retry: an agent may take the best of several answers."""
+    """This is not a retry: an agent may take the best of several answers."""
 
     async def run(row: Any, client: AgentClient) -> None:
         for _ in range(2):
@@ -296,8 +296,8 @@ async def test_a_stop_string_ends_the_turn_and_is_not_part_of_its_text(proxy: Pr
     async def run(row: Any, client: AgentClient) -> None:
         answer = await ask(client, [user("Hi.")], stop=["Observation:", "never"])
         assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Thought: a. ", "stop")
-        told = [user("Hi."), answer.choices[0].message, user("Observation: b")]
-        await ask(client, told, stop="Observation:")
+        asked = [user("Hi."), answer.choices[0].message, user("Observation: b")]
+        await ask(client, asked, stop="Observation:")
 
     policy = Policy("Thought: a. Observation: I make it up.", "Done.")
     trajectory = await agents(run, proxy).play(Row(), policy)

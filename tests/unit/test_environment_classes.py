@@ -452,9 +452,11 @@ async def test_a_method_that_hangs_fails_the_episode_only_if_it_cannot_be_stoppe
     stopped = (await play(environments, called("hang_soon"), "Well.")).trajectories[0]
     assert said(stopped)[1] == ("tool", '{"error": "no answer within 0.1 s"}')
     assert stopped.status == "finished"
-    hung = (await play(environments, called("hang"), "Well.")).trajectories[0]
+    hung = (await play(environments, called("hang") * 3, "Well.")).trajectories[0]
     assert hung.status == "failed"
-    assert "environment Slow: hang: no answer within 0.1 s, and a thread cannot be stopped" in str(hung.reason)
+    assert "environment Slow: hang, hang, hang: no answer within 0.1 s, and a thread cannot be stopped" in str(
+        hung.reason
+    )
     assert len(made) == 1
     after = (await play(environments, "Well.")).trajectories[0]
     assert after.status == "finished"

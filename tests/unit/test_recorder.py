@@ -132,7 +132,7 @@ def test_an_episode_is_one_sequence_of_what_the_policy_saw_and_sampled(name: str
 @pytest.mark.parametrize("name", ALL_TEMPLATES)
 def test_what_follows_a_turn_is_what_the_template_writes_there(name: str) -> None:
     """Between two turns stand the end of the first (unless it was sampled), all new messages, and the opened turn."""
-    for seed in range(40):
+    for seed in range(15):
         episode = Episode(name, seed)
         episode.play(4)
         until = 1
@@ -238,9 +238,9 @@ class Talk:
     def ask(self, messages: list[dict[str, Any]], says: str, **message: Any) -> list[dict[str, Any]]:
         prompt = self.recorder.prompt(messages)
         ids = self.renderer.tokens(says + END_OF_TURN["ChatML"])
-        told = [*messages, {"role": "assistant", "content": says, **message}]
-        self.recorder.record(told, (), prompt, completion(ids))
-        return told
+        asked = [*messages, {"role": "assistant", "content": says, **message}]
+        self.recorder.record(asked, (), prompt, completion(ids))
+        return asked
 
     def shown(self) -> list[list[str]]:
         """The sampled turns of each sequence."""
@@ -286,14 +286,14 @@ def test_an_exact_match_is_preferred_to_one_that_differs_in_white_space() -> Non
 
 def test_changed_messages_tools_or_system_prompts_begin_a_sequence() -> None:
     talk = Talk()
-    told = talk.ask([user("a")], "one")
-    talk.ask([user("A"), *told[1:], user("b")], "two")
-    talk.ask([{"role": "system", "content": "s"}, *told, user("b")], "three")
-    talk.ask([told[0], {**told[1], "content": "uno"}, user("b")], "four")
+    asked = talk.ask([user("a")], "one")
+    talk.ask([user("A"), *asked[1:], user("b")], "two")
+    talk.ask([{"role": "system", "content": "s"}, *asked, user("b")], "three")
+    talk.ask([asked[0], {**asked[1], "content": "uno"}, user("b")], "four")
     assert talk.shown() == [["one"], ["two"], ["three"], ["four"]]
     schema = {"type": "function", "function": {"name": "f", "parameters": {}}}
-    assert talk.recorder.prompt([*told, user("b")], [schema]) == talk.renderer.tokens(
-        talk.renderer.text([*told, user("b")], [schema])
+    assert talk.recorder.prompt([*asked, user("b")], [schema]) == talk.renderer.tokens(
+        talk.renderer.text([*asked, user("b")], [schema])
     )
 
 
@@ -301,7 +301,7 @@ def test_a_turn_that_the_template_does_not_show_begins_a_sequence() -> None:
     talk = Talk()
     silent = "{% for m in messages if m.role == 'user' %}{{ m.content + '<|im_end|>' }}{% endfor %}"
     talk.renderer = talk.recorder._renderer = renderer("", chat_template=silent, end_of_turn="<|im_end|>")
-    told = talk.ask([user("a")], "one")
-    talk.ask([*told, user("b")], "two")
+    asked = talk.ask([user("a")], "one")
+    talk.ask([*asked, user("b")], "two")
     assert talk.shown() == [["one"], ["two"]]
     assert talk.recorder.rewritten == 1

@@ -71,7 +71,7 @@ def test_the_end_of_a_turn_is_not_searched_within_a_tool_call() -> None:
     assert one.decoded(behind).startswith("<|im_end|>\n<|im_start|>user\n<tool_response>\n3\n")
 
 
-def test_a_turn_that_already_says_yes_is_told_apart_too() -> None:
+def test_a_turn_that_says_what_a_twin_says_is_found_too() -> None:
     one = renderer("ChatML")
     for said in ("yes", "no", "", "yes<|im_end|>"):
         messages = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", said), ("user", "c"))]

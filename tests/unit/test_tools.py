@@ -325,7 +325,8 @@ async def test_a_cancelled_call_is_cancelled_at_once_and_its_thread_left_behind(
     with pytest.raises(asyncio.CancelledError):
         await task
     await asyncio.sleep(0)
-    assert not worker.is_usable
+    with pytest.raises(RuntimeError, match="an earlier call has not returned"):
+        await call(lambda: 1, worker, 20)
     released.set()
 
 

@@ -105,7 +105,7 @@ def test_an_unknown_parser_is_refused() -> None:
         ("", "", []),
     ],
 )
-def test_calls_and_text_are_told_apart(template: Any, text: str, content: str, calls: list[ToolCall]) -> None:
+def test_calls_and_text_are_separated(template: Any, text: str, content: str, calls: list[ToolCall]) -> None:
     turn = read(reader(response_template=template), text)
     assert turn.problem is None
     assert list(turn.calls) == calls

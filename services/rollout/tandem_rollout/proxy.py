@@ -1,6 +1,6 @@
 """The endpoint that agents call: an OpenAI-compatible server in the rollout process, which records what is sampled.
 
-Each episode has a session with a URL and a key of its own, so that calls of several episodes are told apart. For
+Each episode has a session with a URL and a key of its own, so that calls of several episodes are kept apart. For
 example, an agent built with the `openai` library:
 
     async def run(row, client):

@@ -110,14 +110,14 @@ class Tools:
         """What the chat template shows to the policy."""
         return [tool.schema for tool in self._tools.values()]
 
-    async def call(self, wanted: ToolCall, worker: Worker | Workers) -> ToolResult:
+    async def call(self, asked: ToolCall, worker: Worker | Workers) -> ToolResult:
         """Call a tool. Whatever goes wrong is an answer to the policy: this never raises an error of the tool."""
         begin_s = time.monotonic()
         try:
-            tool = self._tools.get(wanted.name)
+            tool = self._tools.get(asked.name)
             if tool is None:
-                raise _Refused(f"there is no tool {wanted.name!r}, only: {', '.join(self._tools)}")
-            answer = await call(functools.partial(tool.function, **wanted.arguments), worker, self._timeout_s)
+                raise _Refused(f"there is no tool {asked.name!r}, only: {', '.join(self._tools)}")
+            answer = await call(functools.partial(tool.function, **asked.arguments), worker, self._timeout_s)
             text, failed = as_text(answer), False
         except Exception as error:
             text, failed = _as_error(error), True

@@ -35,7 +35,13 @@ class Worker:
         """False if a call has hung, or was cancelled while it ran."""
 
     async def run(self, function: Callable[[], Any]) -> Any:
-        """Call `function` in the thread."""
+        """Call `function` in the thread.
+
+        Raises:
+            RuntimeError: an earlier call has hung.
+        """
+        if not self.is_usable:
+            raise RuntimeError("an earlier call has not returned")
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
             self._thread.start()
@@ -131,7 +137,7 @@ async def _until(deadline_s: float, awaitable: Awaitable[Any], late: TimeoutErro
     finally:
         task.cancel()  # has no effect if it is done
     if not done:
-        await asyncio.sleep(0)  # the cancellation reaches the worker, which is then no longer usable
+        await asyncio.sleep(0)  # the cancellation reaches the worker, which is then not usable
         raise late
     if task.cancelled():  # by the function itself: nobody has cancelled this episode
         raise RuntimeError("the function cancelled itself")
