@@ -17,6 +17,8 @@ from tandem_protocol.version import Version
 from tandem_rollout.rendering import Conversation, Renderer, Schema
 from tandem_trainer.chat_template import render
 
+ALSO_ENDS = {"Gemma 4": "<|tool_response>"}
+"""A second token that ends turns."""
 QWEN_3_THINKING = (
     "{% set last = namespace(question=-1) %}"
     "{% for m in messages %}{% if m.role == 'user' %}{% set last.question = loop.index0 %}{% endif %}{% endfor %}"
@@ -40,12 +42,30 @@ QWEN_3_THINKING = (
 )
 """Shows the thinking behind the last question, and drops that of earlier turns, as Qwen 3's own template does."""
 
-ALL_TEMPLATES = {name: template for name, (template, _) in TEMPLATES.items()} | {"Qwen 3, thinking": QWEN_3_THINKING}
-WITH_TOOLS = ("Llama 3", "Mistral", "Qwen 2.5", "Qwen 3", "Qwen 3, thinking", "DeepSeek R1", "InternLM")
+GEMMA_4 = (
+    "{{ bos_token }}{% set open = namespace(turn=false) %}{% for m in messages if m.role != 'tool' %}"
+    "{% set at = messages.index(m) %}{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\\n' }}"
+    "{% for c in m.tool_calls or [] %}"
+    "{{ '<|tool_call>' + c.function.name }}{{ c.function.arguments | tojson }}{{ '<tool_call|>' }}{% endfor %}"
+    "{% set results = namespace(go=true) %}{% for r in messages[at + 1:] if m.tool_calls %}"
+    "{% if r.role != 'tool' %}{% set results.go = false %}{% endif %}"
+    "{% if results.go %}{{ '<|tool_response>' + r.content + '<tool_response|>' }}{% endif %}{% endfor %}"
+    "{{ m.content }}{% set open.turn = m.tool_calls and not m.content %}"
+    "{% if not (open.turn and loop.last) %}{{ '<turn|>\\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt and not open.turn %}{{ '<|turn>model\\n' }}{% endif %}"
+)
+"""Writes the results of tools into the turn that called them, before the text of that turn, as Gemma 4's template."""
+
+ALL_TEMPLATES = {name: template for name, (template, _) in TEMPLATES.items()} | {
+    "Qwen 3, thinking": QWEN_3_THINKING,
+    "Gemma 4": GEMMA_4,
+}
+WITH_TOOLS = ("Llama 3", "Mistral", "Qwen 2.5", "Qwen 3", "Qwen 3, thinking", "DeepSeek R1", "InternLM", "Gemma 4")
 """Templates that show tool calls and their results."""
 END_OF_TURN = {
     "Llama 3": "<|eot_id|>",
     "Gemma": "<end_of_turn>",
+    "Gemma 4": "<turn|>",
     "Phi 3": "<|end|>",
     "a vision model's": "<end>",
 } | dict.fromkeys(
@@ -57,6 +77,7 @@ _SPECIAL = [
     *("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<start_of_turn>", "<end_of_turn>", "<|end|>", "<end>", "<|eom_id|>", "<|User|>", "<|Assistant|>"),
     *("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "<|action|>", "<|calls|>", "<|call|>"),
+    *("<|turn>", "<turn|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>"),
 ]
 _ADDED = ["<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"]
 _CORPUS = [
@@ -102,7 +123,8 @@ def renderer(
         return render("the test", messages, tools, tokenizer, options).text
 
     ends = end_of_turn or END_OF_TURN.get(name)
-    return Renderer(tokenizer, text, [tokenizer.convert_tokens_to_ids(ends)] if ends else [])
+    end_ids = [tokenizer.convert_tokens_to_ids(token) for token in (ends, ALSO_ENDS.get(name)) if token]
+    return Renderer(tokenizer, text, end_ids)
 
 
 def odd_ids(text: str, chance: random.Random) -> tuple[int, ...]:

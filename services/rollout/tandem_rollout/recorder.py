@@ -91,13 +91,12 @@ class Recorder:
         self, recorded: tuple[int, ...], messages: Conversation, end: int, tools: Sequence[Schema]
     ) -> tuple[int, ...] | None:
         """Return the tokens that follow the recorded ones. None if the recorded ones cannot be continued."""
-        if self._history == "template":
-            rendered = self._renderer.text(messages, tools)
-            if not rendered.startswith(self._renderer.decoded(recorded)):
-                return None
         behind = self._renderer.after_turn(messages, end, tools)
-        if behind and self._renderer.ends_turn(recorded) and behind[0] in self._renderer.end_of_turn:
-            return behind[1:]  # the policy has ended its turn itself; otherwise the template ends it
+        if behind and behind[0] == recorded[-1] and self._renderer.ends_turn(recorded):
+            behind = behind[1:]  # the policy has ended its turn itself; otherwise the template ends it
+        if self._history == "template" and behind is not None:
+            rewrites = self._renderer.decoded(recorded + behind) != self._renderer.text(messages, tools)
+            return None if rewrites else behind
         return behind
 
 
