@@ -162,6 +162,18 @@ def test_results_that_the_template_writes_before_the_text_of_their_turn_are_read
     assert one.decoded(behind) == "42<tool_response|>"
 
 
+@pytest.mark.parametrize(("sampled", "then"), [("<|im_end|>", "\n"), ("</s>", "<|im_end|>\n"), ("", "<|im_end|>\n")])
+def test_the_token_that_ends_a_turn_is_left_out_only_if_the_policy_sampled_it(sampled: str, then: str) -> None:
+    one = renderer("ChatML")
+    recorder = Recorder(one)
+    messages = [user("Hi."), {"role": "assistant", "content": "Hello."}]
+    prompt = recorder.prompt(messages[:1])
+    turn = completion(one.tokens(f"Hello.{sampled}"))
+    recorder.record(messages, (), prompt, turn)
+    behind = recorder.prompt([*messages, user("Go on.")])[len(prompt) + len(turn.token_ids) :]
+    assert one.decoded(behind) == f"{then}<|im_start|>user\nGo on.<|im_end|>\n<|im_start|>assistant\n"
+
+
 def shows(text: str, said: str) -> bool:
     """Whether the text contains what was said, as it is or as JSON. Templates may trim white space."""
     squeezed = "".join(text.split())

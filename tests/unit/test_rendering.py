@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+from tokenizers import normalizers
 
-from support.episodes import ALL_TEMPLATES, WITH_TOOLS, renderer
+from support.episodes import ALL_TEMPLATES, WITH_TOOLS, bpe_tokenizer, renderer
 from tandem_rollout.errors import UserError
 from tandem_rollout.rendering import check_template
 
@@ -95,3 +97,35 @@ def test_a_turn_without_text_keeps_its_form() -> None:
         behind = one.after_turn([{"role": "user", "content": "a"}, called, result], 2, [ADD])
         assert behind is not None
         assert one.decoded(behind) == expected
+
+
+def test_calls_that_the_template_does_not_show_are_no_obstacle() -> None:
+    """The policy's own tokens show the call. ChatML's template renders the result, but not the call."""
+    one = renderer("ChatML")
+    call = {"id": "x", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    result = {"role": "tool", "tool_call_id": "x", "name": "add", "content": "3"}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    behind = one.after_turn([{"role": "user", "content": "a"}, called, result], 2, ())
+    assert behind is not None
+    assert one.decoded(behind) == "<|im_end|>\n<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_message_is_recognized_if_the_tokenizer_normalizes_it() -> None:
+    tokenizer = copy.deepcopy(bpe_tokenizer())
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    one = renderer("ChatML", tokenizer=tokenizer)
+    messages = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "e\u0301"))]
+    behind = one.after_turn(messages, 2, ())
+    assert behind is not None
+    assert "é" in one.decoded(behind)
+
+
+def test_a_system_message_that_the_template_moves_to_the_front_is_not_lost() -> None:
+    """It is not behind the turn, so the turn cannot be continued."""
+    to_the_front = (
+        "{% for m in messages if m.role == 'system' %}{{ m.content }}<|im_end|>{% endfor %}"
+        "{% for m in messages if m.role != 'system' %}{{ m.role + ':' + m.content }}<|im_end|>{% endfor %}assistant:"
+    )
+    one = renderer("", chat_template=to_the_front, end_of_turn="<|im_end|>")
+    said = (("user", "a"), ("assistant", "b"), ("system", "Be brief."), ("user", "c"))
+    assert one.after_turn([{"role": r, "content": c} for r, c in said], 2, ()) is None

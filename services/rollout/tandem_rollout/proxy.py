@@ -69,7 +69,7 @@ class Proxy:
         """Listen, on any free port by default."""
         listener = socket.create_server((host, port))
         self.url = f"http://{host}:{listener.getsockname()[1]}"
-        server = _Server(uvicorn.Config(self.app, log_level="warning", lifespan="off"))
+        server = _Server(uvicorn.Config(self.app, log_config=None, access_log=False, lifespan="off"))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
             yield
