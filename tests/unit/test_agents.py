@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
-import httpx
 import pytest
 
-from support.episodes import Policy, Row, bpe_tokenizer, called, renderer
-from tandem_protocol.errors import EngineFailed
-from tandem_rollout.agents import AgentClient, Agents, plain_messages
-from tandem_rollout.episode import Limits
+from support.agents import ADD, NAME, agents, ask, assert_trains_what_the_policy_said, user
+from support.episodes import Policy, Row, called, renderer
+from tandem_rollout.agents import AgentClient
 from tandem_rollout.proxy import Proxy
 from tandem_rollout.trajectory import Trajectory
-from tandem_rollout.turns import TurnReader
 
 openai = pytest.importorskip("openai")
-
-NAME = "Qwen 3"
-ADD: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "add",
-        "description": "Add.",
-        "strict": True,
-        "parameters": {"type": "object", "properties": {"a": {"type": "integer", "description": "a"}}},
-    },
-}
-Play = Callable[..., Any]
-
-
-@functools.cache
-def reader(schemas: str) -> TurnReader:
-    return TurnReader(bpe_tokenizer(), renderer(NAME), schemas=json.loads(schemas))
-
-
-def agents(run: Any, proxy: Proxy, *, history: Any = "keep", timeout_s: float = 20.0, **limits: Any) -> Agents:
-    return Agents(
-        run=run,
-        name="agent",
-        proxy=proxy,
-        renderer=renderer(NAME),
-        reader_for=lambda schemas: reader(json.dumps(list(schemas))),
-        normalize=plain_messages,
-        limits=Limits(**({"max_tokens": 2000, "max_turns": 20} | limits)),
-        timeout_s=timeout_s,
-        history=history,
-    )
 
 
 @pytest.fixture
@@ -59,24 +24,6 @@ async def proxy() -> AsyncIterator[Proxy]:
     one = Proxy("policy")
     async with one.serve():
         yield one
-
-
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-async def ask(client: AgentClient, messages: Sequence[Any], **options: Any) -> Any:
-    async with client.openai() as connected:
-        return await connected.chat.completions.create(model="any", messages=messages, **options)
-
-
-def assert_trains_what_the_policy_said(trajectory: Trajectory, policy: Policy) -> None:
-    """Each sampled turn is in exactly one sequence, behind exactly the tokens that the policy saw."""
-    trained = []
-    for sequence in trajectory.sequences:
-        for span in sequence.sampled:
-            trained.append((sequence.token_ids[: span.start], sequence.token_ids[span.start : span.end]))
-    assert sorted(trained) == sorted((prompt, c.token_ids) for prompt, c in policy.calls)
 
 
 async def test_an_agent_with_tools_is_one_sequence(proxy: Proxy) -> None:
@@ -149,102 +96,6 @@ async def test_a_synchronous_agent_runs_in_a_thread(proxy: Proxy) -> None:
             return float(answer.choices[0].message.content)
 
     assert (await agents(run, proxy).play(Row(), Policy("0.25"))).reward == 0.25
-
-
-class LosesAnswers(httpx.AsyncBaseTransport):
-    """A network that loses the first answers, after the server has sent them."""
-
-    def __init__(self, count: int) -> None:
-        self._inner = httpx.AsyncHTTPTransport()
-        self._left = count
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self._inner.handle_async_request(request)
-        if self._left:
-            self._left -= 1
-            await response.aread()
-            raise httpx.ReadError("connection reset")
-        return response
-
-
-async def test_a_retried_call_is_answered_again_and_recorded_once(proxy: Proxy) -> None:
-    async def run(row: Any, client: AgentClient) -> None:
-        http = httpx.AsyncClient(transport=LosesAnswers(1))
-        async with client.openai(http_client=http, max_retries=3) as connected:
-            answer = await connected.chat.completions.create(model="any", messages=[user("Hi.")])
-            asked = [user("Hi."), answer.choices[0].message, user("And?")]
-            await connected.chat.completions.create(model="any", messages=asked)
-
-    policy = Policy("One.", "Two.")
-    trajectory = await agents(run, proxy).play(Row(), policy)
-    assert trajectory.reason is None
-    assert len(policy.calls) == trajectory.turns == 2
-    assert len(trajectory.sequences) == 1
-    assert_trains_what_the_policy_said(trajectory, policy)
-
-
-async def test_the_same_question_asked_twice_is_sampled_twice(proxy: Proxy) -> None:
-    """This is not a retry: an agent may take the best of several answers."""
-
-    async def run(row: Any, client: AgentClient) -> None:
-        for _ in range(2):
-            await ask(client, [user("Hi.")])
-
-    policy = Policy("One.", "Two.")
-    trajectory = await agents(run, proxy).play(Row(), policy)
-    assert len(trajectory.sequences) == 2
-    assert_trains_what_the_policy_said(trajectory, policy)
-
-
-async def test_a_client_that_disconnects_cancels_sampling_and_leaves_no_trace(proxy: Proxy) -> None:
-    events: list[str] = []
-    policy = Policy("One.")
-
-    async def slow(prompt_ids: Any, *, max_tokens: int, turn: int) -> Any:
-        if turn:
-            return await policy(prompt_ids, max_tokens=max_tokens, turn=turn)
-        events.append("sampling")
-        try:
-            await asyncio.sleep(30)
-        except asyncio.CancelledError:
-            events.append("cancelled")
-            raise
-
-    async def run(row: Any, client: AgentClient) -> None:
-        try:
-            await ask(client, [user("Hi.")], timeout=0.3)
-        except openai.APITimeoutError:
-            raise AssertionError("the library gave up") from None
-
-    trajectory = await agents(run, proxy).play(Row(), slow)
-    assert trajectory.reason is None
-    assert events == ["sampling", "cancelled"]
-    assert (trajectory.turns, len(policy.calls)) == (1, 1)
-    assert_trains_what_the_policy_said(trajectory, policy)
-
-
-async def test_calls_that_an_agent_does_not_wait_for_are_cancelled_at_its_end(proxy: Proxy) -> None:
-    started, cancelled = asyncio.Event(), asyncio.Event()
-
-    async def slow(*_: Any, **__: Any) -> Any:
-        started.set()
-        try:
-            await asyncio.sleep(30)
-        except asyncio.CancelledError:
-            cancelled.set()
-            raise
-
-    left: list[Any] = []
-
-    async def run(row: Any, client: AgentClient) -> None:
-        left.append(asyncio.create_task(ask(client, [user("Hi.")])))
-        await started.wait()
-
-    trajectory = await agents(run, proxy).play(Row(), slow)
-    async with asyncio.timeout(10):
-        await cancelled.wait()
-    assert (trajectory.status, trajectory.turns, trajectory.sequences) == ("finished", 0, ())
-    await asyncio.gather(*left, return_exceptions=True)
 
 
 @pytest.mark.parametrize(
@@ -385,22 +236,6 @@ async def test_an_agent_that_breaks_fails_its_episode_with_the_reason(proxy: Pro
     assert str(trajectory.reason).startswith(reason)
 
 
-async def test_an_error_of_the_generators_is_not_the_agents(proxy: Proxy) -> None:
-    calls = []
-
-    async def sample(*_: Any, **__: Any) -> Any:
-        calls.append(1)
-        raise EngineFailed("out of memory")
-
-    async def run(row: Any, client: AgentClient) -> float:
-        await ask(client, [user("Hi.")])
-        return 1.0
-
-    with pytest.raises(EngineFailed, match="out of memory"):
-        await agents(run, proxy).play(Row(), sample)
-    assert calls == [1]  # the library does not retry
-
-
 async def test_a_failed_agent_is_tried_once_more_and_the_group_scored_together(proxy: Proxy) -> None:
     tries: list[int] = []
 
@@ -412,21 +247,3 @@ async def test_a_failed_agent_is_tried_once_more_and_the_group_scored_together(p
 
     group = await agents(run, proxy).play_group(Row(), 3, [Policy("One.")] * 2)
     assert (group.row, [t.status for t in group.trajectories], len(tries)) == (3, ["finished"] * 2, 3)
-
-
-async def test_a_wrong_key_and_an_episode_that_is_over_are_refused(proxy: Proxy) -> None:
-    kept: list[AgentClient] = []
-
-    async def run(row: Any, client: AgentClient) -> None:
-        kept.append(client)
-        async with client.openai() as connected:
-            assert [model.id async for model in await connected.models.list()] == ["policy"]
-        wrong = AgentClient(client.base_url, "wrong", client.model)
-        with pytest.raises(openai.AuthenticationError):
-            await ask(wrong, [user("Hi.")])
-
-    policy = Policy("One.")
-    assert (await agents(run, proxy).play(Row(), policy)).reason is None
-    with pytest.raises(openai.NotFoundError, match="the episode may be over"):
-        await ask(kept[0], [user("Hi.")])
-    assert policy.calls == []

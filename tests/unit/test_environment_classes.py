@@ -3,150 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import sqlite3
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
-from support.episodes import Policy, Row, bpe_tokenizer, called, renderer
-from tandem_rollout.environments import ClassEnvironments, Done
-from tandem_rollout.episode import Limits, Player
+from support.environment_classes import CounterEnv, WordEnv, play, play_one, said, started
+from support.episodes import Row, called
+from tandem_rollout.environments import Done
 from tandem_rollout.errors import UserError
 from tandem_rollout.tools import Tool
-from tandem_rollout.trajectory import Group, Trajectory
-from tandem_rollout.turns import TurnReader
-
-
-async def started(factories: Any, **options: Any) -> ClassEnvironments:
-    environments = ClassEnvironments(factories, **({"timeout_s": 5.0, "max_characters": 500} | options))
-    await environments.start()
-    return environments
-
-
-def player(environments: ClassEnvironments, **limits: Any) -> Player:
-    given = {"max_tokens": 3000, "max_turns": 10} | limits
-    one = renderer("Qwen 3")
-    return Player(one, TurnReader(bpe_tokenizer(), one, schemas=environments.schemas), Limits(**given))
-
-
-async def play(
-    environments: ClassEnvironments,
-    *texts: str,
-    row: Row | None = None,
-    size: int = 1,
-    score: Any = None,
-    **limits: Any,
-) -> Group:
-    policies = [Policy(*texts, seed=seed) for seed in range(size)]
-    one = player(environments, **limits)
-    return await one.play_group(environments, row or Row(), 0, policies, score, attempts=1)
-
-
-async def play_one(factory: Any, *texts: str, row: Row | None = None, options: Any = None, **limits: Any) -> Trajectory:
-    environments = await started(factory, **(options or {}))
-    group = await play(environments, *texts, row=row, **limits)
-    await environments.close()
-    return group.trajectories[0]
-
-
-def said(trajectory: Trajectory) -> list[Any]:
-    return [(message["role"], message["content"]) for message in trajectory.messages if message["role"] != "assistant"]
-
-
-class CounterEnv:
-    """After the first example of TRL's GRPO documentation: it finds its own task, and rewards itself."""
-
-    def reset(self, **kwargs) -> str | None:  # type: ignore[no-untyped-def]
-        self.value = 0
-        self.goal = random.Random(3).randint(1, 6)
-        return f"Raise the counter to {self.goal}."
-
-    def get_reward(self) -> float:
-        return float(self.value == self.goal)
-
-    def raise_by(self, amount: int) -> int:
-        """
-        Raise the counter.
-
-        Args:
-            amount: What to add to the counter.
-
-        Returns:
-            The new value of the counter.
-        """
-        self.value += amount
-        return self.value
-
-
-async def test_trl_counter_finds_its_own_task_and_rewards_itself() -> None:
-    goal = random.Random(3).randint(1, 6)
-    right = await play_one(CounterEnv, called("raise_by", amount=goal), "Done.", row=Row(prompt=None))
-    assert said(right) == [("user", f"Raise the counter to {goal}."), ("tool", str(goal))]
-    assert (right.rewards, right.reward, right.status) == ({"CounterEnv": 1.0}, 1.0, "finished")
-    wrong = await play_one(CounterEnv, "It is done already.", row=Row(prompt=None))
-    assert wrong.rewards == {"CounterEnv": 0.0}
-
-
-class WordEnv:
-    """After the Wordle example of TRL's OpenEnv guide: the tool raises when the game is over, a function rewards."""
-
-    def __init__(self) -> None:
-        self.episodes = 0
-
-    def reset(self, **kwargs) -> str | None:  # type: ignore[no-untyped-def]
-        self.word = kwargs["word"]
-        self.left = 3
-        self.reward = 0.0
-        self.done = False
-        self.episodes += 1
-        return f" It has {len(self.word)} letters."
-
-    def guess(self, guess: str) -> str:
-        """
-        Make a guess.
-
-        Args:
-            guess: The guessed word.
-
-        Returns:
-            Which letters are right.
-        """
-        if self.done:
-            raise ValueError("Game over.")
-        self.left -= 1
-        self.reward = float(guess == self.word)
-        self.done = guess == self.word or not self.left
-        return "".join(mine if mine == right else "_" for mine, right in zip(guess, self.word, strict=False))
-
-
-def reward_func(environments, **kwargs) -> list[float]:  # type: ignore[no-untyped-def]
-    return [env.reward for env in environments]
-
-
-async def reward_by_environment(
-    row: Row, trajectories: Sequence[Trajectory], instances: Sequence[Any]
-) -> Sequence[Trajectory]:
-    rewards = reward_func(environments=instances, prompts=[row.prompt] * len(trajectories))
-    return [t.model_copy(update={"reward": r}) for t, r in zip(trajectories, rewards, strict=True)]
-
-
-async def test_trl_wordle_adds_its_observation_and_ends_by_raising() -> None:
-    environments = await started(WordEnv)
-    row = Row([{"role": "user", "content": "Guess the word."}], (), {"word": "crane"})
-    guesses = [called("guess", guess=word) for word in ("crate", "crane", "crank")]
-    group = await play(environments, *guesses, "I won.", row=row, size=2, score=reward_by_environment)
-    for trajectory in group.trajectories:
-        assert said(trajectory) == [
-            ("user", "Guess the word. It has 5 letters."),
-            ("tool", "cra_e"),
-            ("tool", "crane"),
-            ("tool", '{"error": "ValueError: Game over."}'),
-        ]
-        assert (trajectory.tool_calls, trajectory.tool_errors, trajectory.reward) == (3, 1, 1.0)
+from tandem_rollout.trajectory import Trajectory
 
 
 async def test_instances_are_used_again_and_never_by_two_episodes_at_once() -> None:
@@ -162,76 +32,6 @@ async def test_instances_are_used_again_and_never_by_two_episodes_at_once() -> N
         await play(environments, called("guess", guess="a"), "Done.", row=row, size=4)
     assert len(made) == 4
     assert [one.episodes for one in made] == [3, 3, 3, 3]
-
-
-class CodeEnv:
-    def reset(self, **kwargs: Any) -> str:
-        self.seen = kwargs
-        return "Compute it."
-
-    def run_code(self, code: str) -> str:
-        """Run code.
-
-        Args:
-            code: What to run.
-        """
-        return f"ran {code}"
-
-
-class GridEnv:
-    def reset(self, size: int = 3) -> None:
-        self.size = size
-
-    def move(self, way: Literal["up", "down"]) -> str:
-        """Move.
-
-        Args:
-            way: Where to.
-        """
-        return f"{way} of {self.size}"
-
-    def get_reward(self) -> float:
-        return 0.5
-
-
-async def test_trl_several_environments_are_selected_by_a_column_and_show_only_their_tools() -> None:
-    environments = await started({"code": CodeEnv, "grid": GridEnv})
-    seen: list[Any] = []
-
-    async def score(row: Row, trajectories: Sequence[Trajectory], instances: Sequence[Any]) -> Sequence[Trajectory]:
-        seen.extend(instances)
-        return trajectories
-
-    columns = {"environment": "code", "level": [1]}
-    code = await play(environments, called("move", way="up"), "x", row=Row(None, (), columns), score=score)
-    assert said(code.trajectories[0])[1] == ("tool", '{"error": "there is no tool \'move\', only: run_code"}')
-    assert seen[0].seen == {"level": [1]}  # the column environment is not an argument
-    assert seen[0].seen["level"] is not columns["level"]  # and what is one is a copy
-    prompt = renderer("Qwen 3, thinking").text([{"role": "user", "content": "?"}], environments.schemas[:1])
-    assert "run_code" in prompt
-    row = Row("Go.", (), {"environment": "grid", "size": 5, "other": 1})
-    grid = await play(environments, called("move", way="up") + called("move", way="left"), "x", row=row)
-    assert said(grid.trajectories[0])[1] == ("tool", "up of 5")
-    assert "way: expected 'up' or 'down'" in said(grid.trajectories[0])[2][1]
-    assert grid.trajectories[0].rewards == {"GridEnv": 0.5}
-    assert code.trajectories[0].rewards == {}
-
-
-async def test_rows_that_select_nothing_or_lack_a_column_are_refused_at_the_start() -> None:
-    class Strict:
-        def reset(self, size: int, **columns: Any) -> None:
-            pass
-
-    several = await started({"code": CodeEnv, "grid": GridEnv})
-    good = Row(columns={"environment": "code"})
-    several.check_rows([good])
-    for wrong in ({"environment": "chess"}, {}, {"environment": None}):
-        with pytest.raises(UserError, match=r"row 1 has environment: .* expected one of code, grid\. Fix"):
-            several.check_rows([good, Row(columns=wrong)])
-    with pytest.raises(
-        UserError, match="Strict: reset cannot be called for row 0: missing a required argument: 'size'"
-    ):
-        (await started(Strict)).check_rows([Row(columns={"other": 1})])
 
 
 class GuessingGame:
@@ -509,13 +309,6 @@ async def test_a_context_manager_is_entered_and_left_once_per_instance() -> None
     await play(environments, "Hi.")
     await environments.close()
     assert events == ["enter", "reset", "reset", "exit"]
-
-
-async def test_an_observation_behind_a_system_message_is_a_message_of_the_user() -> None:
-    row = Row([{"role": "system", "content": "Be brief."}])
-    trajectory = await play_one(CodeEnv, "Hi.", row=row)
-    assert said(trajectory) == [("system", "Be brief."), ("user", "Compute it.")]
-    assert row.prompt == [{"role": "system", "content": "Be brief."}]
 
 
 async def test_long_observations_are_cut_and_lone_surrogates_replaced() -> None:
