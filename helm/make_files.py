@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from tandem_protocol.config import SharedConfig
 
 ROOT = Path(__file__).parents[1]
@@ -19,8 +19,8 @@ CHART = ROOT / "helm/tandem"
 DEMO = ("config.yaml", "prepare.py", "rewards.py")
 SECTIONS = {
     "shared": SharedConfig,
-    "generator": tandem_generator.config.GeneratorConfig,
-    "trainer": tandem_trainer.config.TrainerConfig,
+    "generator": tandem_protocol.config.generator.GeneratorConfig,
+    "trainer": tandem_protocol.config.trainer.TrainerConfig,
 }
 DROPPED = {"title", "description", "default", "format"}
 """Keywords that check nothing."""

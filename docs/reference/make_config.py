@@ -14,14 +14,14 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tables import code, table
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from tandem_protocol.config import SharedConfig
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "shared": SharedConfig,
-    "generator": tandem_generator.config.GeneratorConfig,
-    "trainer": tandem_trainer.config.TrainerConfig,
+    "generator": tandem_protocol.config.generator.GeneratorConfig,
+    "trainer": tandem_protocol.config.trainer.TrainerConfig,
 }
 
 HEAD = """\

@@ -44,7 +44,7 @@ ONLY_IN = {
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
-    "httpx": {"tandem_trainer.answers", "tandem_trainer.client", "tandem_cli"},
+    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_cli"},
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
@@ -60,7 +60,7 @@ NEVER = {
         "torch",
     },
     "tandem_generator.routes": {"tandem_generator.engines", "torch"},
-    "tandem_trainer.loop": {"accelerate", "torch", "tandem_trainer.client"},
+    "tandem_trainer.loop": {"accelerate", "torch", "tandem_rollout.client"},
 }
 """Module or package → what it must not import."""
 

@@ -9,10 +9,10 @@ from typing import Any
 from accelerate import Accelerator
 
 from support.rollouts import completion, scored
+from tandem_protocol.config.trainer import RewardConfig, TrainerConfig
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.config import RewardConfig, TrainerConfig
-from tandem_trainer.run import Run
+from tandem_trainer.run.run import Run
 
 GROUPS = [
     scored([4], [completion([5, 6], version=Version(2, 1)), completion([7], finish="length")], [1.0, 0.5], row=3),

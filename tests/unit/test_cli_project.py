@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from tandem_cli import processes, project
 from tandem_cli.processes import describe_exit, split_cpus
 from tandem_cli.project import DemoGeneratorPart, DemoSharedPart, DemoTrainerPart, Project, choose_engine
-from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import ConfigError, SharedConfig, load, parse_overrides
-from tandem_trainer.config import TrainerConfig
+from tandem_protocol.config.generator import GeneratorConfig
+from tandem_protocol.config.trainer import TrainerConfig
 
 
 def a_project(folder: Path, **overrides: str) -> Project:
@@ -85,7 +85,7 @@ def test_each_service_gets_only_the_overrides_of_its_sections(tmp_path: Path) ->
 def test_the_demo_and_its_trainer_parse_overrides_alike(tmp_path: Path, words: str, name: str) -> None:
     demo = a_project(tmp_path, trainer__run_name=words, trainer__rewards='[{function: "r:r"}]')
     overrides = parse_overrides(demo.overrides_for("trainer"))
-    trainer, _ = load(tandem_trainer.config.Settings, path=demo.config, env={}, overrides=overrides)
+    trainer, _ = load(tandem_protocol.config.trainer.Settings, path=demo.config, env={}, overrides=overrides)
     assert demo.settings.trainer.run_name == trainer.trainer.run_name == name
 
 
@@ -104,11 +104,11 @@ def test_quoted_overrides_reach_the_services_with_their_quotes(tmp_path: Path) -
     ]
     demo = a_project(tmp_path, **{key.replace(".", "__"): words for key, words in parse_overrides(arguments).items()})
     generator = parse_overrides(demo.overrides_for("generator"))
-    assert load(tandem_generator.config.Settings, path=demo.config, env={}, overrides=generator)[0].generator.vllm == {
-        "served_model_name": "no"
-    }
+    assert load(tandem_protocol.config.generator.Settings, path=demo.config, env={}, overrides=generator)[
+        0
+    ].generator.vllm == {"served_model_name": "no"}
     trainer = {**parse_overrides(demo.overrides_for("trainer")), "trainer.rewards": '[{function: "r:r"}]'}
-    loaded, _ = load(tandem_trainer.config.Settings, path=demo.config, env={}, overrides=trainer)
+    loaded, _ = load(tandem_protocol.config.trainer.Settings, path=demo.config, env={}, overrides=trainer)
     assert loaded.trainer.prompts.chat_template_kwargs == {"a": "1", "b": 1}
 
 

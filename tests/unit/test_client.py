@@ -13,7 +13,7 @@ from support.rollouts import completion
 from tandem_protocol.errors import BadRequest, ErrorBody, StalePolicy, TandemError, WeightsRefused
 from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, ServedWeights, SetWeights
 from tandem_protocol.version import Version
-from tandem_trainer.client import GeneratorClient
+from tandem_rollout.client import GeneratorClient
 
 V1 = Version(1, 1)
 REQUEST = RolloutRequest(

@@ -26,9 +26,9 @@ from accelerate.commands.launch import launch_command_parser
 
 import tandem_cli.parser
 import tandem_generator.__main__
-import tandem_generator.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 import tandem_trainer.__main__
-import tandem_trainer.config
 import tandem_trainer.merge
 from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
@@ -36,10 +36,10 @@ from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, group
 from tandem_protocol.config import SECTIONS, load, parse_overrides
-from tandem_trainer.config import RewardConfig
-from tandem_trainer.judge import Judge
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.rewards import Rewards
+from tandem_protocol.config.trainer import RewardConfig
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.rewards.judge import Judge
+from tandem_rollout.rewards.scoring import Rewards
 
 BLOCKS = blocks(*PAGES)
 MODULE = "a_block"
@@ -101,7 +101,7 @@ def _load(parts: list[dict[str, Any]]) -> None:
         for section, keys in part.items():
             values.setdefault(section, {}).update(keys)
     Path("config.yaml").write_text(yaml.safe_dump(values))
-    for settings in (tandem_generator.config.Settings, tandem_trainer.config.Settings):
+    for settings in (tandem_protocol.config.generator.Settings, tandem_protocol.config.trainer.Settings):
         load(settings, path=Path("config.yaml"), env={})
 
 

@@ -16,16 +16,16 @@ from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, group, scored
 from support.run_folders import make_run
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.prompts import PromptRow
 from tandem_trainer import algorithms
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.config import TrainerConfig
 from tandem_trainer.evaluate import Evaluation
-from tandem_trainer.journal import FAILED, FINISHED, STOPPED
-from tandem_trainer.learner import Learner
-from tandem_trainer.prompts import PromptRow
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED
 
 ROOT = Path(__file__).parents[2]
 TRAINER = ROOT / "services/trainer/tandem_trainer"

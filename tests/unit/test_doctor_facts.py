@@ -28,10 +28,10 @@ from tandem_cli.doctor.hub import ask_hub
 from tandem_cli.doctor.model import parse_model, read_model
 from tandem_cli.doctor.nvidia import read_nvidia
 from tandem_cli.doctor.unknown import Refused, Unknown
-from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.generator import GeneratorConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.fingerprint import checkpoint_shapes
-from tandem_trainer.config import TrainerConfig
 
 MERGED = {
     "name": "tandem",

@@ -15,7 +15,7 @@ from tandem_cli.doctor.checks import memory
 from tandem_cli.doctor.facts import Gpu, MachineFacts, Model, Nvidia
 from tandem_cli.doctor.settings import DoctorLearnerPart
 from tandem_trainer.devices import CPU_MAX_TOKENS, GPU_MAX_TOKENS
-from tandem_trainer.logprobs import TokenLogprobs
+from tandem_trainer.learner.logprobs import TokenLogprobs
 
 MODEL = Model(
     where="",

@@ -14,13 +14,13 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from support.rollouts import completion, group, scored
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
+from tandem_rollout.prompts import PromptRow
 from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.config import TrainerConfig
 from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.stopping import Stopped
+from tandem_trainer.run.stopping import Stopped
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])

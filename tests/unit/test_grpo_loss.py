@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tandem_protocol.config.trainer import GrpoConfig
 from tandem_trainer.algorithms.corrections import entropy_quantile
 from tandem_trainer.algorithms.grpo import policy_loss
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
-from tandem_trainer.config import GrpoConfig
 
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((GOLDEN_DIR / "trl-1.16-losses.json").read_text())

@@ -15,14 +15,14 @@ from accelerate import Accelerator
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.errors import UserError
 from tandem_trainer.algorithms.base import Algorithm, MicroBatchLoss
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.learner import Learner
+from tandem_trainer.learner.learner import Learner
 
 
 @pytest.fixture(scope="module")

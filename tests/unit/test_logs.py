@@ -15,8 +15,8 @@ import pytest
 from tandem_generator.vllm_logging import PROGRESS, logging_config
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError
-from tandem_trainer.availability import REPEAT_S, Availability
-from tandem_trainer.step_line import StepLine, duration
+from tandem_rollout.availability import REPEAT_S, Availability
+from tandem_trainer.run.step_line import StepLine, duration
 
 URL = "http://generator:8000"
 

@@ -11,8 +11,8 @@ import pytest
 from tandem_generator.__main__ import USER_ERROR, main
 from tandem_protocol import ports
 from tandem_protocol.config import ConfigError
-from tandem_trainer.errors import UserError
-from tandem_trainer.exporter import exported
+from tandem_rollout.errors import UserError
+from tandem_trainer.run.exporter import exported
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])

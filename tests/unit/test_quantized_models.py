@@ -14,8 +14,8 @@ from support.models import make_tiny_model
 from tandem_generator.__main__ import main as generator
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.quantization import quantization_problem
-from tandem_trainer.errors import UserError
-from tandem_trainer.model import load_model
+from tandem_rollout.errors import UserError
+from tandem_trainer.learner.model import load_model
 
 
 @pytest.fixture

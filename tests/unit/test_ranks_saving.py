@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from support.models import make_tiny_model, make_tokenizer
 from support.ranks import run_ranks
 from tandem_protocol.config import SharedConfig
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.learner import Learner
-from tandem_trainer.ranks import PartFailed
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.run.ranks import PartFailed
 
 CASES = {
     "ddp": ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],

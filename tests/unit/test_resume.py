@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tandem_trainer.config import RolloutConfig, Settings
-from tandem_trainer.errors import UserError
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.resume import EVALUATION, FIXED, SAMPLING, SCORING, Changes, compare, describe
+from tandem_protocol.config.trainer import RolloutConfig, Settings
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptRow
+from tandem_trainer.run.resume import EVALUATION, FIXED, SAMPLING, SCORING, Changes, compare, describe
 
 ROWS = [PromptRow(i, f"row {i}", "1+2=", "1+2=", (4, i), {"answer": str(i)}) for i in range(3)]
 BASE: dict[str, Any] = {

@@ -14,9 +14,9 @@ import pytest
 
 from support.run_folders import GROUPS, IDENTITY, Saved, events, make_run
 from tandem_protocol.version import Version
-from tandem_trainer.errors import UserError
-from tandem_trainer.metrics import JsonLinesWriter, completion_records, samples, step_record
-from tandem_trainer.stopping import Stopped
+from tandem_rollout.errors import UserError
+from tandem_trainer.run.metrics import JsonLinesWriter, completion_records, samples, step_record
+from tandem_trainer.run.stopping import Stopped
 
 
 def test_resume_drops_lines_of_later_steps_and_a_truncated_line(tmp_path: Path):
@@ -75,7 +75,7 @@ def test_attempt_is_higher_than_any_that_a_generator_serves(tmp_path: Path):
 def test_wait_ends_when_the_grace_period_of_a_stop_request_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
-    monkeypatch.setattr("tandem_trainer.stopping.STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("tandem_trainer.run.stopping.STOP_GRACE_S", 0.0)
     run, never = make_run(tmp_path), Future[None]()
     run.stop_on_signals()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -199,7 +199,7 @@ def test_completions_of_skipped_groups_are_written(tmp_path: Path):
 
 def test_phases_of_a_step_add_up_to_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
-    monkeypatch.setattr("tandem_trainer.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tandem_trainer.run.clock.time.monotonic", lambda: now[0])
     run = make_run(tmp_path)
 
     def spend(phase: str, seconds: float) -> None:

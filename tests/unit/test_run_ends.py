@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, make_run
-from tandem_trainer.run import Run
+from tandem_trainer.run.run import Run
 
 
 def _records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def _records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
-    monkeypatch.setattr("tandem_trainer.stopping.STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("tandem_trainer.run.stopping.STOP_GRACE_S", 0.0)
     saved: Any = Saved()
     run = make_run(tmp_path)
     run.stop_on_signals()
@@ -105,7 +105,7 @@ def test_non_finite_metrics_become_null_and_do_not_end_the_run(tmp_path: Path):
 def test_writing_after_a_step_counts_for_the_time_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The timings of all steps must add up to the time of the run."""
     now = [100.0]
-    monkeypatch.setattr("tandem_trainer.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tandem_trainer.run.clock.time.monotonic", lambda: now[0])
     run = make_run(tmp_path)
 
     def completions(_: object) -> None:

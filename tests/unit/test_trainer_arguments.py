@@ -10,9 +10,9 @@ import pytest
 from tandem_protocol.config import ConfigError
 from tandem_protocol.messages import Info, ModelFingerprint
 from tandem_protocol.version import BASE
+from tandem_rollout.errors import UserError
+from tandem_rollout.handshake import check_generators
 from tandem_trainer.__main__ import main, parse
-from tandem_trainer.errors import UserError
-from tandem_trainer.handshake import check_generators
 
 YAML = """
 shared: {model: somewhere}

@@ -10,7 +10,7 @@ import sys
 from tandem_protocol.config import read_token
 from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group, Info, Prompt, RolloutRequest, Sampling
-from tandem_trainer.client import GeneratorClient
+from tandem_rollout.client import GeneratorClient
 
 REPLICAS = int(os.environ.get("REPLICAS", "1"))
 READY_TIMEOUT_S = float(os.environ.get("READY_TIMEOUT_S", "900"))

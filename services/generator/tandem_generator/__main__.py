@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
+from tandem_protocol.config.generator import Settings
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
 from tandem_protocol.model_directory import check_model_directory
@@ -20,7 +21,6 @@ from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
 from . import end_file
-from .config import Settings
 from .engines.mock import MockEngine
 from .options import Options, parse
 from .server import serve

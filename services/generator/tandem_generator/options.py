@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.config import SECTIONS, ConfigError, SharedConfig, load, parse_overrides
+from tandem_protocol.config.generator import GeneratorConfig, Settings
 from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys, described, metavar_of
 
-from .config import GeneratorConfig, Settings
 from .engine_options import as_words, names_of, refuse_owned
 
 _SHARED = ("model", "revision", "trust_remote_code", "weights_dir")

@@ -14,9 +14,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
 
+from tandem_protocol.config.generator import Settings
 from tandem_protocol.store import WeightStore
 
-from .config import Settings
 from .engines.vllm import VllmEngine
 from .routes import build_router
 from .server import end_on_signal, end_when_failed

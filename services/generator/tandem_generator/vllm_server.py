@@ -20,13 +20,13 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.config.generator import Settings
 from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.ports import listen
 from tandem_protocol.problems import summarize
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
-from .config import Settings
 from .engine_options import refuse_owned
 from .plugin import TandemRoutes
 from .volume_engine import BACKEND

@@ -1,7 +1,7 @@
 """Log lines of both services: readable text, or one JSON object per line with `TANDEM_LOG=json`.
 
     2026-11-25 14:03:22 INFO     step 42/200  reward 0.512  …
-    {"time": "2026-11-25T14:03:22.104Z", "level": "info", "logger": "tandem_trainer.run", "message": "step 42/200 …"}
+    {"time": "2026-11-25T14:03:22.104Z", "level": "info", "logger": "tandem_trainer.run.journal", "message": "step 42…"}
 
 Times are UTC in JSON, and the machine's local time in text.
 """
@@ -46,7 +46,7 @@ def configure(env: Mapping[str, str] = os.environ, *, level: int = logging.INFO)
         handler.setFormatter(formatter)
     logging.basicConfig(level=logging.WARNING, handlers=[progress, problems], force=True)
     logging.captureWarnings(True)
-    for package in ("tandem_generator", "tandem_protocol", "tandem_trainer"):
+    for package in ("tandem_generator", "tandem_protocol", "tandem_rollout", "tandem_trainer"):
         logging.getLogger(package).setLevel(level)
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides
 from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys
+from tandem_protocol.config.trainer import Settings, TrainerConfig
 
-from .config import Settings, TrainerConfig
-from .stopping import STATUS_DIR, Terminated, die_with_parent, exit_status
+from .run.stopping import STATUS_DIR, Terminated, die_with_parent, exit_status
 
 _DESCRIPTION = """
 Train a project's model on completions from its generators. Any key of config.yaml can be set on the command line, such

@@ -11,26 +11,26 @@ from anyio.from_thread import BlockingPortal
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import Settings, TrainerConfig
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.store import WeightStore
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptCursor, PromptRow, load_prompts
+from tandem_rollout.queue import Rollouts
+from tandem_rollout.rewards.judge import Judge, WinRate
+from tandem_rollout.rewards.scoring import Rewards
 
 from . import algorithms
 from .algorithms.base import Algorithm
-from .client import GeneratorClient
-from .config import Settings, TrainerConfig
-from .errors import UserError
 from .evaluate import Evaluation
-from .judge import Judge, WinRate
-from .learner import Learner
+from .learner.learner import Learner
+from .learner.model_files import model_dir
 from .loop import train
-from .model_files import model_dir
-from .prompts import PromptCursor, PromptRow, load_prompts
 from .publish import Publisher, fingerprint_of
-from .rewards import Rewards
-from .rollouts import Rollouts
-from .run import Run
+from .run.run import Run
 
 
 class LoadedProject(NamedTuple):

@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from . import trackers
-from .config import TrainerConfig
+from tandem_protocol.config.trainer import TrainerConfig
+
 from .environment import check_environment
+from .run import trackers
 
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
 

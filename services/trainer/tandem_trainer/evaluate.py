@@ -15,17 +15,17 @@ from typing import Any
 
 from anyio.from_thread import BlockingPortal
 
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.queue import UNSHAPED, collect, sampling
+from tandem_rollout.rewards.judge import WinRate
+from tandem_rollout.rewards.scoring import Scorer
 
 from .batch import ScoredGroup
-from .client import GeneratorClient
-from .config import TrainerConfig
-from .judge import WinRate
-from .metrics import JsonLinesWriter, mean
-from .prompts import PromptRow
-from .rewards import Scorer
-from .rollouts import UNSHAPED, collect, sampling
+from .run.metrics import JsonLinesWriter, mean
 
 
 class Evaluation:

@@ -15,14 +15,14 @@ from pathlib import Path
 from tandem_protocol import logs
 from tandem_protocol.config import load
 from tandem_protocol.config.help import WideHelpFormatter
+from tandem_protocol.config.trainer import Settings
 from tandem_protocol.errors import StoreLocked
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.ports import listen
 from tandem_protocol.store import WeightStore
 
 from .__main__ import parse
-from .config import Settings
-from .stopping import LOCK_FILE, STOPPED
+from .run.stopping import LOCK_FILE, STOPPED
 from .supervise import Supervisor, newest_checkpoint
 
 PREFIX = "TANDEM_TRAINER_"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.queue import Rollouts
+
 from .algorithms.base import Algorithm
-from .config import TrainerConfig
 from .evaluate import Evaluation
-from .learner import Learner
+from .learner.learner import Learner
 from .publish import Publisher
-from .rollouts import Rollouts
-from .run import Run
+from .run.run import Run
 
 
 def train(

@@ -20,29 +20,29 @@ from transformers.utils import logging as transformers_logging
 
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, read_token
+from tandem_protocol.config.trainer import Settings
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.folders import require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
 from tandem_protocol.store import WeightStore
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.errors import ImportFailed, UserError
+from tandem_rollout.handshake import check_generators
+from tandem_rollout.prompts import check_lengths
+from tandem_rollout.rewards.scoring import Rewards
 
-from . import resume, trackers
 from .build import LoadedProject, construct_and_train, load_inputs, load_project
-from .client import GeneratorClient
-from .config import Settings
 from .devices import all_accelerators, make_accelerator
-from .errors import ImportFailed, UserError
-from .exporter import exported
-from .handshake import check_generators
-from .lora import adapted_head
-from .mismatch import MismatchCheck
-from .prompts import check_lengths
-from .ranks import has_lost_peer
-from .rewards import Rewards
-from .run import CheckpointFailed, Run
-from .shards import model_shapes
-from .stopping import LOCK_FILE, raise_terminated
+from .learner.lora import adapted_head
+from .learner.mismatch import MismatchCheck
+from .learner.shards import model_shapes
+from .run import resume, trackers
+from .run.exporter import exported
+from .run.ranks import has_lost_peer
+from .run.run import CheckpointFailed, Run
+from .run.stopping import LOCK_FILE, raise_terminated
 
 log = logging.getLogger(__name__)
 

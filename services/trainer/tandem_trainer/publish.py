@@ -13,15 +13,15 @@ from accelerate.utils import gather_object
 from anyio.from_thread import BlockingPortal
 from transformers import PreTrainedModel
 
+from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import Kind, ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
 
-from .client import GeneratorClient
-from .config import PublishConfig
-from .lora import adapter_table, has_adapter, write_adapter
-from .shards import model_shapes, model_table, model_tensors, write_part
+from .learner.lora import adapter_table, has_adapter, write_adapter
+from .learner.shards import model_shapes, model_table, model_tensors, write_part
 
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""

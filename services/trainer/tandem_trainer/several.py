@@ -16,7 +16,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from tandem_protocol import logs
 from tandem_protocol.problems import one_line
 
-from .stopping import STATUS_DIR, STOPPED, exit_status
+from .run.stopping import STATUS_DIR, STOPPED, exit_status
 
 USER_ERROR = 2
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tandem_protocol.logs import fields
 
-from .stopping import STOPPED, exit_status
+from .run.stopping import STOPPED, exit_status
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import GrpoConfig
+from tandem_protocol.config.trainer import GrpoConfig
+
 from .tokens import Tokens, required
 
 

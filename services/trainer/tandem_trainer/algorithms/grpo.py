@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tandem_protocol.config.trainer import GrpoConfig, TrainerConfig
+
 from ..batch import Batch, Row, ScoredGroup, pad
-from ..config import GrpoConfig, TrainerConfig
 from .advantages import advantages, decoupled_totals, standardized
 from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import GrpoConfig
+from tandem_protocol.config.trainer import GrpoConfig
+
 from .corrections import policy_ratio, sampler_correction
 from .tokens import Tokens
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from tandem_protocol.config.trainer import OnlineDpoConfig, TrainerConfig
+
 from ..batch import Batch, Row, ScoredGroup, pad
-from ..config import OnlineDpoConfig, TrainerConfig
 from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3
 

@@ -1,0 +1,1 @@
+"""Reward functions: how they are called and isolated, and some that are ready to use."""

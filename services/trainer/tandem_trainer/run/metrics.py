@@ -1,0 +1,180 @@
+"""The records in `metrics.jsonl` and `rollouts.jsonl`, and the files of JSON lines that hold them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tandem_protocol.version import Version
+
+from ..batch import ScoredGroup
+
+
+class CompletionSample(NamedTuple):
+    """The numbers of one completion, small enough to be gathered over ranks."""
+
+    reward: float | None
+    rewards_by_function: tuple[float | None, ...]
+    tokens: int
+    truncated: bool
+    lag: int
+
+
+def samples(groups: Iterable[ScoredGroup], step: int) -> list[CompletionSample]:
+    """Return one sample per completion of the groups that were trained on at version `step`."""
+    return [
+        CompletionSample(
+            reward=group.rewards[i],
+            rewards_by_function=tuple(column[i] for column in group.rewards_by_function.values()),
+            tokens=len(completion.token_ids),
+            truncated=completion.finish_reason == "length",
+            lag=step - min((span.version.step for span in completion.versions), default=step),
+        )
+        for group in groups
+        for i, completion in enumerate(group.group.completions)
+    ]
+
+
+def step_record(
+    version: Version,
+    rows: Sequence[CompletionSample],
+    stats: Mapping[str, float],
+    *,
+    functions: Sequence[str],
+    groups_skipped: int,
+) -> dict[str, Any]:
+    """Make one line of `metrics.jsonl`.
+
+    Args:
+        version: the version that this step produced.
+        rows: the completions of all ranks.
+        stats: what `Learner.update` returned. Its `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean
+            over tokens.
+        functions: names of the reward functions, or of the judge.
+    """
+    rewards = [row.reward for row in rows]
+    columns = list(zip(*(row.rewards_by_function for row in rows), strict=True))
+    tokens = sum(row.tokens for row in rows)
+    return {
+        "step": version.step,
+        "version": str(version),
+        "reward_mean": mean(rewards),
+        "reward_std": std(rewards),
+        "rewards": {name: mean(column) for name, column in zip(functions, columns, strict=True)},
+        "rewards_std": {name: std(column) for name, column in zip(functions, columns, strict=True)},
+        "mismatch": None,
+        **stats,
+        "lag_max": max(row.lag for row in rows),
+        "completion_tokens_mean": tokens / len(rows),
+        "truncated_fraction": sum(row.truncated for row in rows) / len(rows),
+        "rollout_tokens": tokens,
+        "groups_skipped": groups_skipped,
+    }
+
+
+def completion_records(
+    version: Version, groups: Sequence[ScoredGroup], count: int, *, skipped: bool = False
+) -> list[dict[str, Any]]:
+    """Make lines of `rollouts.jsonl` for `count` completions: first one of each group, then a second of each.
+
+    Args:
+        version: the version that was trained on them, or would have been if they had not been skipped.
+        skipped: the complete batch was skipped. In other batches, only groups with equal rewards are skipped.
+    """
+    pairs = [(group, i) for i in range(len(groups[0].texts)) for group in groups]
+    return [
+        {
+            "step": version.step,
+            "skipped": skipped or not group.has_signal,
+            "row": group.row,
+            "prompt": group.prompt_text,
+            "completion": group.texts[i],
+            "reward": group.rewards[i],
+            "rewards": {name: column[i] for name, column in group.rewards_by_function.items()},
+            "finish_reason": group.group.completions[i].finish_reason,
+            "versions": [str(span.version) for span in group.group.completions[i].versions],
+        }
+        for group, i in pairs[:count]
+    ]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None. Returns None if there are none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def std(values: Iterable[float | None]) -> float | None:
+    """Population standard deviation of the values that are not None. Returns None if there are none."""
+    known = [value for value in values if value is not None]
+    return statistics.pstdev(known) if known else None
+
+
+class JsonLinesWriter:
+    """A file with one JSON object per line. Each object has a `step`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append one line per record. If an error occurs, no line is added.
+
+        NaN and infinity become null, because JSON cannot express them.
+
+        Raises:
+            OSError: such as ENOSPC when the disk is full.
+        """
+        data = "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records).encode()
+        with self._path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(data) != len(data):  # the disk became full in between
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the record of every complete line."""
+        if self._path.exists():
+            with self._path.open() as file:
+                for line in file:
+                    with suppress(json.JSONDecodeError):  # a crash has truncated the line
+                        yield json.loads(line)
+
+    def last_step(self) -> int:
+        """The step of the last line; -1 if there is no line."""
+        lines = self._path.read_text().splitlines() if self._path.exists() else []
+        return int(json.loads(lines[-1])["step"]) if lines else -1
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which a resumed run computes again, and a truncated last line."""
+        if not self._path.exists():
+            return
+        kept = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        temporary.replace(self._path)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot express (NaN, infinity) by None."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return float("inf")
