@@ -18,9 +18,8 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from project_files import identify, refresh
-from pydantic import BaseModel
 
-from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, load
+from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, SharedSettings, load
 from tandem_protocol.device_sets import check_disjoint, parse_devices
 
 SOURCES = [Path(path) for path in os.environ.get("TANDEM_PROJECT_SOURCES", "/source").split(":")]
@@ -32,12 +31,6 @@ FIXES = {
     "GPUs": "run `tandem gpus`, or set TANDEM_GENERATOR_GPU and TANDEM_TRAINER_GPU for one each",
 }
 """What the user can do if the services' sets overlap."""
-
-
-class Settings(BaseModel, extra="ignore"):
-    """The section of the configuration that the preflight reads. The services check the rest."""
-
-    shared: SharedConfig
 
 
 def main() -> int:
@@ -58,7 +51,7 @@ def main() -> int:
         if (PROJECT / "prepare.py").exists():
             say("preparing the project with its prepare.py")
             subprocess.run([sys.executable, "prepare.py"], cwd=PROJECT, check=True)
-        settings, _ = load(Settings, path=PROJECT / "config.yaml")
+        settings, _ = load(SharedSettings, path=PROJECT / "config.yaml")
         fetch_model(settings.shared)
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -22,8 +22,9 @@ RUN --mount=type=cache,target=/root/.cache \
 
 FROM build AS services
 COPY services/protocol /services/protocol
+COPY services/rollout /services/rollout
 COPY services/trainer /services/trainer
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist /services/protocol /services/trainer
+RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist /services/*
 
 FROM build AS dependencies-cpu
 RUN --mount=type=cache,target=/root/.cache \

@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel
-
-from tandem_protocol.config import ConfigError, load
+from tandem_protocol.config import ConfigError, SharedSettings, load
 from tandem_protocol.device_sets import CDI_KIND, check_disjoint, identity, parse_devices
 
 from .gpu_inventory import Driver, look_for_gpus
@@ -29,16 +27,6 @@ services:
     environment: {trainer}
     deploy: {{resources: {{reservations: {{devices: !override [{trainer_devices}]}}}}}}
 """
-
-
-class GpusSharedPart(BaseModel, extra="ignore"):
-    model: str
-
-
-class GpusSettings(BaseModel, extra="ignore"):
-    """The keys of config.yaml that this command reads."""
-
-    shared: GpusSharedPart
 
 
 class Layout(NamedTuple):
@@ -186,7 +174,7 @@ def _attention_heads(project: Path) -> tuple[str, int | None]:
             f"{config} does not exist, expected a project: a folder with config.yaml in it. Fix: name it with "
             "--project DIR"
         )
-    model = load(GpusSettings, path=config, env={})[0].shared.model
+    model = load(SharedSettings, path=config, env={})[0].shared.model
     try:
         described = json.loads((project / model / "config.json").read_text())
     except OSError:

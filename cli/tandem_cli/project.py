@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from tandem_protocol.config import ConfigError, load
+from tandem_protocol.config.project import ProjectSettings
 from tandem_protocol.folders import require_writable
 
 EngineName = Literal["vllm", "mock"]
@@ -26,41 +25,12 @@ _STORE_TO_MODEL = 8
 """Bytes of the weight store per byte of the model: up to four versions, in fp32 even if the model is bf16."""
 
 
-class _DemoPart(BaseModel):
-    """The keys of a section that this command needs. Other keys are ignored here: the services check them."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class DemoSharedPart(_DemoPart):
-    model: str
-
-
-class DemoGeneratorPart(_DemoPart):
-    engine: EngineName = "vllm"
-    port: int = 8000
-    shutdown_timeout_s: int = 30
-
-
-class DemoTrainerPart(_DemoPart):
-    output_dir: Path = Path("runs")
-    run_name: str = Field("default", pattern=r"^\w[\w.-]*$")
-    max_steps: int
-    start_timeout_s: float = 900.0
-
-
-class DemoSettings(_DemoPart):
-    shared: DemoSharedPart
-    generator: DemoGeneratorPart
-    trainer: DemoTrainerPart
-
-
 @dataclass(frozen=True)
 class Project:
     """A project, with the overrides of one command line."""
 
     folder: Path
-    settings: DemoSettings
+    settings: ProjectSettings
     overrides: Mapping[str, str]
     """Dotted key → text as given on the command line. `load` parses it, here and in the services."""
 
@@ -74,7 +44,7 @@ class Project:
         config = folder / "config.yaml"
         if not config.is_file():
             raise ConfigError(f"{config} does not exist, expected a project: a folder with config.yaml in it")
-        settings, _ = load(DemoSettings, path=config, overrides=overrides)
+        settings, _ = load(ProjectSettings, path=config, overrides=overrides)
         return cls(folder.resolve(), settings, overrides)
 
     @property

@@ -14,15 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tables import code, table
 
-import tandem_protocol.config.generator
-import tandem_protocol.config.trainer
-from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.project import ProjectSettings
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    "shared": SharedConfig,
-    "generator": tandem_protocol.config.generator.GeneratorConfig,
-    "trainer": tandem_protocol.config.trainer.TrainerConfig,
-}
+SECTIONS = {name: field.annotation for name, field in ProjectSettings.model_fields.items()}
 
 HEAD = """\
 # Configuration

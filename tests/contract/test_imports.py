@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "tandem_protocol": ROOT / "services/protocol/tandem_protocol",
     "tandem_generator": ROOT / "services/generator/tandem_generator",
+    "tandem_rollout": ROOT / "services/rollout/tandem_rollout",
     "tandem_trainer": ROOT / "services/trainer/tandem_trainer",
     "tandem_cli": ROOT / "cli/tandem_cli",
 }
@@ -21,7 +22,8 @@ PACKAGES = {
 ALLOWED = {
     "tandem_protocol": {"pydantic", "pydantic_core", "yaml", "xxhash"},
     "tandem_generator": {"tandem_protocol"},
-    "tandem_trainer": {"tandem_protocol"},
+    "tandem_rollout": {"tandem_protocol"},
+    "tandem_trainer": {"tandem_protocol", "tandem_rollout"},
     "tandem_cli": {
         "tandem_protocol",
         "docker",
@@ -60,12 +62,14 @@ NEVER = {
         "torch",
     },
     "tandem_generator.routes": {"tandem_generator.engines", "torch"},
+    "tandem_rollout": {"accelerate", "peft", "torch"},
     "tandem_trainer.loop": {"accelerate", "torch", "tandem_rollout.client"},
 }
 """Module or package → what it must not import."""
 
-ALGORITHMS = {"__future__", "collections", "dataclasses", "math", "typing", "torch"} | {
-    f"tandem_trainer.{name}" for name in ("algorithms", "batch", "config")
+ALGORITHMS = {
+    *("__future__", "collections", "dataclasses", "math", "typing", "torch"),
+    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_rollout.scored_group"),
 }
 """Everything that `algorithms/` may import, including the standard library. It must not do any I/O."""
 

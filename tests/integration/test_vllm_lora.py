@@ -12,7 +12,7 @@ import torch
 from support.generators import Generator, running
 from support.models import make_tiny_model
 from support.reference_policy import ReferencePolicy
-from tandem_protocol.config.trainer import LoraConfig
+from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.fingerprint import checkpoint_shapes, fingerprint
 from tandem_protocol.messages import Group, Prompt, SwitchMode
 from tandem_protocol.store import WeightStore

@@ -40,8 +40,9 @@ from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import UserError
 from tandem_rollout.handshake import check_generators
 from tandem_rollout.queue import sampling
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.batch import Batch, ScoredGroup
+from tandem_trainer.batch import Batch
 from tandem_trainer.devices import make_accelerator
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.mismatch import MismatchCheck

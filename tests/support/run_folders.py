@@ -9,7 +9,8 @@ from typing import Any
 from accelerate import Accelerator
 
 from support.rollouts import completion, scored
-from tandem_protocol.config.trainer import RewardConfig, TrainerConfig
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.run.run import Run

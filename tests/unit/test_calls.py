@@ -19,7 +19,7 @@ from support import reward_kinds
 from support.models import make_tokenizer
 from support.reward_kinds import CALLABLES, NO_NUMBERS, NUMBERS
 from support.rollouts import completion, group
-from tandem_protocol.config.trainer import RewardConfig
+from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge

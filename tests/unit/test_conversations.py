@@ -12,7 +12,7 @@ import pytest
 
 from support.chat_templates import CALL, CONTINUED, SYSTEM, TEMPLATES, TOOLS, TURNS, USER
 from support.models import make_tokenizer
-from tandem_protocol.config.trainer import PromptsConfig
+from tandem_protocol.config.rollout import PromptsConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow, load_prompts
 

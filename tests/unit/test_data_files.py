@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tandem_protocol.config.trainer import PromptsConfig
+from tandem_protocol.config.rollout import PromptsConfig
 from tandem_rollout.data_files import read_rows
 from tandem_rollout.errors import UserError
 

@@ -36,7 +36,7 @@ from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, group
 from tandem_protocol.config import SECTIONS, load, parse_overrides
-from tandem_protocol.config.trainer import RewardConfig
+from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge
 from tandem_rollout.rewards.scoring import Rewards
@@ -101,7 +101,10 @@ def _load(parts: list[dict[str, Any]]) -> None:
         for section, keys in part.items():
             values.setdefault(section, {}).update(keys)
     Path("config.yaml").write_text(yaml.safe_dump(values))
-    for settings in (tandem_protocol.config.generator.Settings, tandem_protocol.config.trainer.Settings):
+    for settings in (
+        tandem_protocol.config.generator.GeneratorSettings,
+        tandem_protocol.config.trainer.TrainerSettings,
+    ):
         load(settings, path=Path("config.yaml"), env={})
 
 

@@ -20,9 +20,9 @@ from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.prompts import PromptRow
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer import algorithms
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
-from tandem_trainer.batch import ScoredGroup
 from tandem_trainer.evaluate import Evaluation
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED

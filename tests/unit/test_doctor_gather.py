@@ -12,8 +12,8 @@ from support.models import make_tiny_model
 from tandem_cli.doctor import gather
 from tandem_cli.doctor.facts import DockerEngine, Model, Mount, Stack
 from tandem_cli.doctor.gather import find_model, read_available_memory, read_disk, read_settings
-from tandem_cli.doctor.settings import DoctorSettings
 from tandem_cli.doctor.unknown import Refused, Unknown
+from tandem_protocol.config.project import ProjectSettings
 
 NO_ENGINE = Unknown("no Docker engine answers")
 
@@ -22,6 +22,7 @@ NO_ENGINE = Unknown("no Docker engine answers")
 def project(tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").write_text(
         "shared: {model: model}\ngenerator: {tensor_parallel_size: 2, dtype: float32}\n"
+        "trainer: {max_steps: 1, rewards: [{function: 'rewards:score'}]}\n"
     )
     return tmp_path
 
@@ -32,9 +33,9 @@ def a_stack_of(project: Path, **changes: dict[str, object]) -> Stack:
     return a_stack(**{**changes, "preflight": {"mounts": (source,), **changes.get("preflight", {})}})
 
 
-def settings_of(stack: Stack) -> DoctorSettings:
+def settings_of(stack: Stack) -> ProjectSettings:
     settings = read_settings(stack, {"generator": an_image("generator", TANDEM__GENERATOR__ENGINE="mock")})
-    assert isinstance(settings, DoctorSettings)
+    assert isinstance(settings, ProjectSettings)
     return settings
 
 

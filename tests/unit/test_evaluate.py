@@ -18,7 +18,7 @@ from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
 from tandem_rollout.prompts import PromptRow
-from tandem_trainer.batch import ScoredGroup
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
 from tandem_trainer.run.stopping import Stopped
 

@@ -44,8 +44,8 @@ def test_every_example_is_tested() -> None:
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
 def test_both_services_accept_the_configuration(project: Path) -> None:
-    generator, _ = load(tandem_protocol.config.generator.Settings, path=project / "config.yaml", env={})
-    trainer, _ = load(tandem_protocol.config.trainer.Settings, path=project / "config.yaml", env={})
+    generator, _ = load(tandem_protocol.config.generator.GeneratorSettings, path=project / "config.yaml", env={})
+    trainer, _ = load(tandem_protocol.config.trainer.TrainerSettings, path=project / "config.yaml", env={})
     rollout = trainer.trainer.rollout
     assert generator.generator.vllm["max_num_seqs"] >= rollout.num_prompts * rollout.num_generations
     assert generator.shared == trainer.shared

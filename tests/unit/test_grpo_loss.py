@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tandem_protocol.config.trainer import GrpoConfig
+from tandem_protocol.config.learning import GrpoConfig
 from tandem_trainer.algorithms.corrections import entropy_quantile
 from tandem_trainer.algorithms.grpo import policy_loss
 from tandem_trainer.algorithms.objectives import LOSS_TYPES

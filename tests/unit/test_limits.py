@@ -23,7 +23,7 @@ NEEDED = {
 
 def trainer(**overrides: str) -> tandem_protocol.config.trainer.TrainerConfig:
     given = NEEDED | {key.replace("__", "."): words for key, words in overrides.items()}
-    return load(tandem_protocol.config.trainer.Settings, env={}, overrides=given)[0].trainer
+    return load(tandem_protocol.config.trainer.TrainerSettings, env={}, overrides=given)[0].trainer
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,11 @@ def test_a_number_beyond_its_limit_is_refused_with_the_limit(key: str, words: st
 @pytest.mark.parametrize("port", ["65536", "-1", "1e9", "true"])
 def test_an_invalid_port_of_the_generator_is_refused(port: str) -> None:
     with pytest.raises(ConfigError, match=r"^generator\.port: got "):
-        load(tandem_protocol.config.generator.Settings, env={}, overrides={"shared.model": "m", "generator.port": port})
+        load(
+            tandem_protocol.config.generator.GeneratorSettings,
+            env={},
+            overrides={"shared.model": "m", "generator.port": port},
+        )
 
 
 def test_every_library_accepts_the_largest_seed() -> None:

@@ -24,7 +24,7 @@ from transformers import (
 
 from support.engines import ScriptedEngine, Start, WatchedStore, put
 from support.weights import FINGERPRINT
-from tandem_protocol.config.trainer import LoraConfig
+from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.errors import SwitchFailed, WeightsRefused
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Info

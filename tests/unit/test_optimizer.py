@@ -15,7 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
-from tandem_protocol.config.trainer import OptimConfig, TrainerConfig
+from tandem_protocol.config.learning import OptimConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.optimizer import Schedule, parameter_groups

@@ -25,7 +25,7 @@ from support.models import make_tiny_model
 from tandem_generator.engines.mock import MockEngine
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.generator import MockConfig
-from tandem_protocol.config.trainer import LoraConfig
+from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.fingerprint import checkpoint_shapes
 from tandem_protocol.parameters import Shapes, describe_differences
 from tandem_trainer.learner.lora import add_adapter

@@ -11,7 +11,7 @@ from tokenizers import processors
 
 from support.chat_templates import TEMPLATES, USER
 from support.models import make_tokenizer
-from tandem_protocol.config.trainer import PromptsConfig
+from tandem_protocol.config.rollout import PromptsConfig
 from tandem_rollout.prompts import load_prompts
 
 BOS, EOS = 1, 2

@@ -10,7 +10,7 @@ import datasets
 import pytest
 
 from support.models import make_tokenizer
-from tandem_protocol.config.trainer import PromptsConfig
+from tandem_protocol.config.rollout import PromptsConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptCursor, check_lengths, load_prompts
 

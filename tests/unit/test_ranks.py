@@ -19,8 +19,8 @@ from support.ranks import run_ranks
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.batch import ScoredGroup
 from tandem_trainer.learner import shards
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.lora import has_adapter, write_adapter

@@ -10,7 +10,7 @@ import pytest
 
 from support.models import make_tokenizer
 from support.rollouts import completion, group
-from tandem_protocol.config.trainer import RewardConfig
+from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.ready import exact_match, math_answer, regex_match, soft_overlong_punishment

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tandem_protocol.config.trainer import RolloutConfig, Settings
+from tandem_protocol.config.rollout import RolloutConfig
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
 from tandem_trainer.run.resume import EVALUATION, FIXED, SAMPLING, SCORING, Changes, compare, describe
@@ -111,12 +112,12 @@ def _with(key: str) -> dict[str, Any]:
 
 
 def _described(tree: dict[str, Any], rows: list[PromptRow] = ROWS, eval_rows: list[PromptRow] = ROWS) -> dict[str, Any]:
-    settings = Settings.model_validate(tree)
+    settings = TrainerSettings.model_validate(tree)
     facts = describe(settings, processes=1, fingerprint={"config": "a"}, rows=rows, eval_rows=eval_rows)
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]  # as read from a checkpoint
 
 
-@pytest.mark.parametrize("key", [*_leaves(Settings)])
+@pytest.mark.parametrize("key", [*_leaves(TrainerSettings)])
 def test_a_changed_setting_is_reported_or_refused_with_the_reason(key: str, tmp_path: Path):
     before, now = _described(BASE), _described(_with(key))
     fixed = [reason for name, reason in FIXED.items() if key == name or key.startswith(f"{name}.")]

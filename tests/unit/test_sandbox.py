@@ -14,7 +14,7 @@ import pytest
 
 from support.models import make_tokenizer
 from support.rollouts import completion, group
-from tandem_protocol.config.trainer import RewardConfig
+from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.functions import CallFailed
 from tandem_rollout.prompts import PromptRow

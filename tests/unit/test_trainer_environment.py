@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tandem_protocol.config.trainer import LearnerConfig, RewardConfig, TrainerConfig
+from tandem_protocol.config.learning import LearnerConfig
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.errors import UserError
 from tandem_trainer.environment import check_environment
 

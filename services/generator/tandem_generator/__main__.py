@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
-from tandem_protocol.config.generator import Settings
+from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
 from tandem_protocol.model_directory import check_model_directory
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR if is_user_error else RESTART_ME
 
 
-def _check(settings: Settings, token: str | None) -> None:
+def _check(settings: GeneratorSettings, token: str | None) -> None:
     """Find user errors before an engine is started.
 
     Raises:
@@ -96,7 +96,7 @@ def _serve_vllm(options: Options) -> int:
     return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME
 
 
-async def _serve_mock(settings: Settings) -> int:
+async def _serve_mock(settings: GeneratorSettings) -> int:
     shared, config = settings.shared, settings.generator
     try:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)

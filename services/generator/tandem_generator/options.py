@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.config import SECTIONS, ConfigError, SharedConfig, load, parse_overrides
-from tandem_protocol.config.generator import GeneratorConfig, Settings
+from tandem_protocol.config.generator import GeneratorConfig, GeneratorSettings
 from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys, described, metavar_of
 
 from .engine_options import as_words, names_of, refuse_owned
@@ -80,7 +80,7 @@ exit codes:
 class Options(NamedTuple):
     """What the command line asks for."""
 
-    settings: Settings
+    settings: GeneratorSettings
     sources: dict[str, str]
     engine_args: list[str]
     """Words for vLLM's own parser, which checks them."""
@@ -107,7 +107,7 @@ def parse(argv: Sequence[str]) -> Options:
         key = duplicates[0]
         option = f"--{key.partition('.')[2].replace('_', '-')}"
         raise ConfigError(f"got both {option} and --{key}, expected one of them. Fix: remove one.")
-    settings, sources = load(Settings, path=args.config, overrides=overrides | by_key)
+    settings, sources = load(GeneratorSettings, path=args.config, overrides=overrides | by_key)
     if rest and settings.generator.engine == "mock":
         raise ConfigError(f"got {' '.join(rest)}, expected no vLLM options with --engine mock. Fix: remove them.")
     refuse_owned(settings.generator.vllm)

@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tandem_protocol.config.trainer import PromptsConfig
+from tandem_protocol.config.rollout import PromptsConfig
 
 from .errors import UserError
 from .text_files import DELIMITERS, JSON, Row, format_of, read_text

@@ -7,9 +7,5 @@ class UserError(ValueError):
     """The prompts, rewards, model or generators do not fit the run. The message says how to fix it."""
 
 
-class MismatchTooHigh(UserError):
-    """Trainer and generators compute different probabilities for the same tokens under the same weights."""
-
-
 class ImportFailed(UserError):
     """The module of a reward or a judge cannot be imported. Its cause is the error that the import raised."""

@@ -21,9 +21,6 @@ from .errors import ImportFailed, UserError
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
-FUNCTION_NAME = r"^[\w.]+:\w+$"
-"""Pattern of `module:function`."""
-
 
 def sandboxed(function: FunctionT) -> FunctionT:
     """Decorate a reward function so that it runs in a sandbox by default, if `sandbox` is not configured."""

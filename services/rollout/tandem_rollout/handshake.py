@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tandem_protocol.config.trainer import LoraConfig
+from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.device_sets import shared_devices
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.messages import PROTOCOL_VERSION, Info, ModelFingerprint

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from tandem_protocol.config.trainer import PromptsConfig
+from tandem_protocol.config.rollout import PromptsConfig
 
 from .chat_template import render
 from .conversations import Conversation, parse_prompt, parse_tools, shown

@@ -12,14 +12,14 @@ from typing import Any
 
 from anyio.from_thread import BlockingPortal
 
-from tandem_protocol.config.trainer import RolloutConfig
+from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
-from tandem_trainer.batch import ScoredGroup, oldest_step
 
 from .client import GeneratorClient, task_group
 from .prompts import Draw, PromptCursor, PromptRow
 from .rewards.scoring import Scorer
+from .scored_group import ScoredGroup, oldest_step
 
 
 @dataclass

@@ -13,9 +13,10 @@ from pathlib import Path
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides
 from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys
-from tandem_protocol.config.trainer import Settings, TrainerConfig
+from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
+from tandem_protocol.processes import die_with_parent
 
-from .run.stopping import STATUS_DIR, Terminated, die_with_parent, exit_status
+from .run.stopping import STATUS_DIR, Terminated, exit_status
 
 _DESCRIPTION = """
 Train a project's model on completions from its generators. Any key of config.yaml can be set on the command line, such
@@ -75,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         logs.configure()
         path, check, overrides = parse(sys.argv[1:] if argv is None else argv)
-        settings, sources = load(Settings, path=path, overrides=overrides)
+        settings, sources = load(TrainerSettings, path=path, overrides=overrides)
         resolved = format_resolved(settings, sources)
         if check == "settings":
             print(resolved)

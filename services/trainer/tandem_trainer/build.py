@@ -11,7 +11,7 @@ from anyio.from_thread import BlockingPortal
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
-from tandem_protocol.config.trainer import Settings, TrainerConfig
+from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
@@ -53,7 +53,7 @@ class Inputs(NamedTuple):
     eval_rows: list[PromptRow]
     algorithm: Algorithm
 
-    def describe(self, settings: Settings) -> str:
+    def describe(self, settings: TrainerSettings) -> str:
         """One line about what will be trained, for the log."""
         config = settings.trainer
         evaluation = f", evaluated on {len(self.eval_rows)} prompts" if self.eval_rows else ""
@@ -63,7 +63,7 @@ class Inputs(NamedTuple):
         )
 
 
-def load_inputs(settings: Settings, processes: int) -> Inputs:
+def load_inputs(settings: TrainerSettings, processes: int) -> Inputs:
     """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
 
     Raises:
@@ -83,7 +83,7 @@ def load_inputs(settings: Settings, processes: int) -> Inputs:
     return Inputs(tokenizer, scorer, rows, eval_rows, algorithms.build(config))
 
 
-def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> LoadedProject:
+def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) -> LoadedProject:
     """Load and check the project before waiting for the generators, so that its errors appear early.
 
     Raises:

@@ -23,8 +23,8 @@ from tandem_rollout.prompts import PromptRow
 from tandem_rollout.queue import UNSHAPED, collect, sampling
 from tandem_rollout.rewards.judge import WinRate
 from tandem_rollout.rewards.scoring import Scorer
+from tandem_rollout.scored_group import ScoredGroup
 
-from .batch import ScoredGroup
 from .run.metrics import JsonLinesWriter, mean
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tandem_protocol import logs
 from tandem_protocol.config import load
 from tandem_protocol.config.help import WideHelpFormatter
-from tandem_protocol.config.trainer import Settings
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.errors import StoreLocked
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.ports import listen
@@ -109,7 +109,7 @@ def supervise(arguments: Sequence[str], *, retries: int, end_file: Path | None) 
     if _number(os.environ, "NODES", 1, least=1) > 1:
         raise ValueError(f"got {PREFIX}RETRIES or {PREFIX}END_FILE with several nodes. Fix: let the scheduler retry.")
     path, _, overrides = parse(arguments)
-    settings, _ = load(Settings, path=path, overrides=overrides)
+    settings, _ = load(TrainerSettings, path=path, overrides=overrides)
     run_dir = path.parent / settings.trainer.run_dir
     require_free(run_dir, path.parent / settings.shared.weights_dir)
     if end_file:

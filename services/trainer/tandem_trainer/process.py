@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, read_token
-from tandem_protocol.config.trainer import Settings
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.folders import require_writable
@@ -51,7 +51,7 @@ NOT_HERE = (AssertionError, OSError, RuntimeError)
 """What a reward's module raises if it needs a GPU or a network at import, which the place of the check may lack."""
 
 
-def train(settings: Settings, resolved: str, project: Path) -> int:
+def train(settings: TrainerSettings, resolved: str, project: Path) -> int:
     """Run the trainer in the project's folder, and report errors in one line.
 
     Args:
@@ -81,7 +81,7 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         return 1
 
 
-def check_project(settings: Settings, project: Path) -> int:
+def check_project(settings: TrainerSettings, project: Path) -> int:
     """Check what can be checked in seconds: the prompts, the rewards, and that the model's files are there.
 
     Returns:
@@ -103,7 +103,7 @@ def check_project(settings: Settings, project: Path) -> int:
     return 0
 
 
-def run_trainer(settings: Settings, resolved: str) -> int:
+def run_trainer(settings: TrainerSettings, resolved: str) -> int:
     """Lock the run's folder and the weight store for the length of the run, and train. Returns the exit status."""
     require_writable(settings.trainer.run_dir, "trainer.output_dir")
     require_writable(settings.shared.weights_dir, "shared.weights_dir")
@@ -147,7 +147,7 @@ def hold_run_dir(stack: ExitStack, run_dir: Path, holder: str) -> None:
 
 
 def train_run(
-    settings: Settings,
+    settings: TrainerSettings,
     resolved: str,
     accelerator: Accelerator,
     accelerators: Sequence[str],
@@ -200,7 +200,7 @@ def train_run(
 
 
 def meet_generators(
-    settings: Settings,
+    settings: TrainerSettings,
     client: GeneratorClient,
     portal: BlockingPortal,
     project: LoadedProject,

@@ -41,8 +41,8 @@ def test_both_services_accept_the_configuration_and_the_variables_of_the_chart(
         (container,) = template["spec"]["containers"]
         env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
         settings = {
-            "generator": tandem_protocol.config.generator.Settings,
-            "trainer": tandem_protocol.config.trainer.Settings,
+            "generator": tandem_protocol.config.generator.GeneratorSettings,
+            "trainer": tandem_protocol.config.trainer.TrainerSettings,
         }
         load(settings[container["name"]], path=tmp_path / "config.yaml", env=env)
 
@@ -66,7 +66,7 @@ def test_large_and_small_numbers_reach_the_trainer_unchanged(tmp_path: Path) -> 
         "optim": {"learning_rate": 1e-07, "weight_decay": 0.1, "adam_epsilon": 1e-12},
     }
     (tmp_path / "config.yaml").write_text(config_text(render({"config": {"trainer": trainer}})))
-    loaded, _ = load(tandem_protocol.config.trainer.Settings, path=tmp_path / "config.yaml", env={})
+    loaded, _ = load(tandem_protocol.config.trainer.TrainerSettings, path=tmp_path / "config.yaml", env={})
     got = loaded.trainer
     assert (got.max_steps, got.seed) == (1_000_000, 2**32 - 1)
     assert (got.optim.learning_rate, got.optim.adam_epsilon) == (1e-07, 1e-12)

@@ -76,7 +76,10 @@ def loads(config: dict[str, Any], folder: Path) -> bool:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     try:
-        for settings in (tandem_protocol.config.generator.Settings, tandem_protocol.config.trainer.Settings):
+        for settings in (
+            tandem_protocol.config.generator.GeneratorSettings,
+            tandem_protocol.config.trainer.TrainerSettings,
+        ):
             load(settings, path=path, env={})
     except ConfigError:
         return False

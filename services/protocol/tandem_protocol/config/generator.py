@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 
-from . import Section, SharedConfig
+from .sections import Section, SharedConfig
 
 OptionName = Annotated[str, AfterValidator(lambda name: name.lower().replace("-", "_"))]
 """Name of a vLLM option. `max-num-seqs` and `MAX_NUM_SEQS` become `max_num_seqs`."""
@@ -94,7 +94,7 @@ class GeneratorConfig(Section):
         return self.generator_id or f"{socket.gethostname()}-{self.port}"
 
 
-class Settings(Section):
+class GeneratorSettings(Section):
     """The sections that the generator reads."""
 
     shared: SharedConfig

@@ -9,9 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from tandem_rollout.functions import FUNCTION_NAME
-
-from . import Section
+from .sections import FUNCTION_NAME, Section
 
 
 class GrpoConfig(Section):

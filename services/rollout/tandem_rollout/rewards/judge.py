@@ -15,12 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from tandem_protocol.manifest import digest_bytes
 from tandem_protocol.messages import Group
 from tandem_protocol.version import Version
-from tandem_trainer.batch import ScoredGroup
 
 from ..calls import ProjectFunction, in_process
 from ..client import task_group
 from ..functions import CallFailed, load_function, plain
 from ..prompts import PromptRow
+from ..scored_group import ScoredGroup
 from .scoring import as_in_prompt, decode, scored_group
 
 TIE = 0.5

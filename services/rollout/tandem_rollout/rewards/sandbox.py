@@ -25,7 +25,7 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
-from tandem_trainer.run.stopping import die_with_parent
+from tandem_protocol.processes import die_with_parent
 
 from ..functions import CallFailed, check_rewards, describe_error, load_function
 

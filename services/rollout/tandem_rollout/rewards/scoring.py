@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
-from tandem_protocol.config.trainer import RewardConfig
+from tandem_protocol.config.rollout import RewardConfig
 from tandem_protocol.messages import Group
-from tandem_trainer.batch import ScoredGroup
 
 from ..calls import Caller, ProjectFunction, in_process
 from ..client import task_group
 from ..errors import UserError
 from ..functions import check_rewards, is_sandboxed, load_function
 from ..prompts import REWARD_ARGUMENTS, PromptRow
+from ..scored_group import ScoredGroup
 from .sandbox import Sandbox
 
 

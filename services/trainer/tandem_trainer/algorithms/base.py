@@ -10,7 +10,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..batch import Batch, ScoredGroup
+from tandem_rollout.scored_group import ScoredGroup
+
+from ..batch import Batch
 
 
 class StepTotals(NamedTuple):

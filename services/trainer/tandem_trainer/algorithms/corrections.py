@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tandem_protocol.config.trainer import GrpoConfig
+from tandem_protocol.config.learning import GrpoConfig
 
 from .tokens import Tokens, required
 

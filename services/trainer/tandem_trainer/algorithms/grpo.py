@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem_protocol.config.trainer import GrpoConfig, TrainerConfig
+from tandem_protocol.config.learning import GrpoConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.scored_group import ScoredGroup
 
-from ..batch import Batch, Row, ScoredGroup, pad
+from ..batch import Batch, Row, pad
 from .advantages import advantages, decoupled_totals, standardized
 from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tandem_protocol.config.trainer import GrpoConfig
+from tandem_protocol.config.learning import GrpoConfig
 
 from .corrections import policy_ratio, sampler_correction
 from .tokens import Tokens

@@ -15,7 +15,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tandem_protocol.config.trainer import LoraConfig
+from tandem_protocol.config.learning import LoraConfig
 from tandem_rollout.errors import UserError
 
 from .shards import gather, on_meta, write_safetensors

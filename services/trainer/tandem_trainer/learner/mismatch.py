@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from tandem_protocol.config.trainer import TrainerConfig
-from tandem_rollout.errors import MismatchTooHigh
+from tandem_rollout.errors import UserError
 from tandem_rollout.queue import UNSHAPED
 
 EXPECTED_FLOAT32 = 1e-3
@@ -20,6 +20,10 @@ DECAY = 0.8
 """Decay of the moving average per update."""
 MIN_TOKENS = 32
 """An average over fewer tokens is not checked."""
+
+
+class MismatchTooHigh(UserError):
+    """Trainer and generators compute different probabilities for the same tokens under the same weights."""
 
 
 class MismatchCheck:

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import get_scheduler
 from transformers.trainer_pt_utils import get_parameter_names
 
-from tandem_protocol.config.trainer import OptimConfig
+from tandem_protocol.config.learning import OptimConfig
 from tandem_rollout.errors import UserError
 
 NOT_DECAYED = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]

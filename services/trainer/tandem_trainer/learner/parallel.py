@@ -30,7 +30,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from tandem_protocol.config.trainer import LearnerConfig
+from tandem_protocol.config.learning import LearnerConfig
 from tandem_protocol.manifest import read_header
 
 from .logprobs import TokenLogprobs

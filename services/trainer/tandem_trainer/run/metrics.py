@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.version import Version
-
-from ..batch import ScoredGroup
+from tandem_rollout.scored_group import ScoredGroup
 
 
 class CompletionSample(NamedTuple):

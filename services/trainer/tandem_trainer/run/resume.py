@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.config import resolved
-from tandem_protocol.config.trainer import Settings
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.manifest import Digest
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
@@ -83,7 +83,7 @@ class Changes(tuple[Change, ...]):
 
 
 def describe(
-    settings: Settings,
+    settings: TrainerSettings,
     *,
     processes: int,
     fingerprint: Mapping[str, Any],

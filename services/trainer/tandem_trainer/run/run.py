@@ -16,11 +16,12 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_rollout.errors import MismatchTooHigh, UserError
+from tandem_rollout.errors import UserError
 from tandem_rollout.queue import Rollouts
+from tandem_rollout.scored_group import ScoredGroup
 
-from ..batch import ScoredGroup
 from ..learner.learner import Learner
+from ..learner.mismatch import MismatchTooHigh
 from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state, readable
 from .clock import StepClock
 from .journal import FAILED, STOPPED, Journal

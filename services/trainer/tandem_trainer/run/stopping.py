@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import signal
 import time
@@ -22,7 +21,6 @@ STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
 """Environment variable: folder where each of several processes writes its exit status, for `several.py`."""
 LOCK_FILE = "LOCK"
 """File in the run's folder that names the trainer at work there."""
-_PR_SET_PDEATHSIG = 1
 STOP_POLL_S = 0.2
 STOP_GRACE_S = 20.0
 """How long a run that was asked to stop waits for generators to finish its step. They may have stopped already."""
@@ -41,11 +39,6 @@ class Terminated(KeyboardInterrupt):
 def raise_terminated(*_: object) -> None:
     """Signal handler for SIGTERM before the first step."""
     raise Terminated
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 class StopRequest:
