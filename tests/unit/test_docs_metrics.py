@@ -139,7 +139,7 @@ def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is(tmp_p
     run = make_run(tmp_path)
     run.journal.end(Version(9, 1), finished=True)
     (event,) = _lines(run.dir / "events.jsonl")
-    sources = "".join(path.read_text() for path in TRAINER.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINER.rglob("*.py"))
     kinds = set(re.findall(r"\.(?:alert|note)\(\s*\"(\w+)\"", sources))
     assert len(kinds) >= 4, "the pattern finds the calls"
     assert {*event, *kinds, FINISHED} == _explained("events.jsonl")
@@ -148,7 +148,7 @@ def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is(tmp_p
 def test_every_field_and_phase_of_status_json_is_explained(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         assert set(json.loads((folder / "status.json").read_text())) == _explained("status.json")
-    sources = "".join(path.read_text() for path in TRAINER.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINER.rglob("*.py"))
     phases = set(re.findall(r"\.timer\(\"(\w+)\"\)", sources))
     (row,) = re.findall(r"^\| `phase` \| (.*) \|$", PAGE, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {*phases, FINISHED, STOPPED, FAILED}

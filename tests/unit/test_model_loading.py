@@ -11,7 +11,7 @@ import pytest
 from support.models import make_tiny_model
 from tandem_protocol.config import SharedConfig
 from tandem_rollout.errors import UserError
-from tandem_trainer.build import load_tokenizer
+from tandem_rollout.project import load_tokenizer
 from tandem_trainer.learner.model import load_model
 
 

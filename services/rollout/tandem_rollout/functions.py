@@ -73,9 +73,9 @@ def _is_missing(module_name: str, error: BaseException) -> bool:
 
 
 def _functions(module: ModuleType) -> list[str]:
-    """Return the names of the public functions that `module` defines."""
-    functions = inspect.getmembers(module, inspect.isfunction)
-    return [name for name, function in functions if function.__module__ == module.__name__ and name[0] != "_"]
+    """Return the names of the public functions that `module` defines. A package has those of its modules, too."""
+    public = [member for member in inspect.getmembers(module, inspect.isfunction) if member[0][0] != "_"]
+    return [name for name, function in public if f"{function.__module__}.".startswith(f"{module.__name__}.")]
 
 
 class _Configured(functools.partial[Any]):

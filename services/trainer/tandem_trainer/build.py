@@ -8,17 +8,15 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from anyio.from_thread import BlockingPortal
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
-from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
 from tandem_protocol.messages import ModelFingerprint
-from tandem_protocol.model_directory import check_model_directory
-from tandem_protocol.problems import one_line
 from tandem_protocol.store import WeightStore
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import UserError
-from tandem_rollout.prompts import PromptCursor, PromptRow, load_prompts
+from tandem_rollout.project import load_inputs
+from tandem_rollout.prompts import PromptCursor, PromptRow
 from tandem_rollout.queue import Rollouts
 from tandem_rollout.rewards.judge import Judge, WinRate
 from tandem_rollout.rewards.scoring import Rewards
@@ -44,45 +42,6 @@ class LoadedProject(NamedTuple):
     fingerprint: ModelFingerprint
 
 
-class Inputs(NamedTuple):
-    """What the user brings besides the model's weights, loaded and checked."""
-
-    tokenizer: PreTrainedTokenizerBase
-    scorer: Rewards | Judge
-    rows: list[PromptRow]
-    eval_rows: list[PromptRow]
-    algorithm: Algorithm
-
-    def describe(self, settings: TrainerSettings) -> str:
-        """One line about what will be trained, for the log."""
-        config = settings.trainer
-        evaluation = f", evaluated on {len(self.eval_rows)} prompts" if self.eval_rows else ""
-        return (
-            f"training {settings.shared.model} on {len(self.rows)} prompts of {config.prompts.source}, scored by "
-            f"{', '.join(config.scorers)}{evaluation}"
-        )
-
-
-def load_inputs(settings: TrainerSettings, processes: int) -> Inputs:
-    """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
-
-    Raises:
-        UserError: the prompts, rewards or configuration do not fit together.
-    """
-    config = settings.trainer
-    if config.rollout.num_prompts % processes:
-        raise UserError(
-            f"trainer.rollout.num_prompts is {config.rollout.num_prompts} for {processes} trainer processes, expected "
-            "a multiple of the number of processes"
-        )
-    tokenizer = load_tokenizer(settings.shared)
-    scorer = load_scorer(config, tokenizer)
-    rows = load_prompts(config.prompts, tokenizer)
-    eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
-    scorer.check_parameters([*rows, *eval_rows])
-    return Inputs(tokenizer, scorer, rows, eval_rows, algorithms.build(config))
-
-
 def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) -> LoadedProject:
     """Load and check the project before waiting for the generators, so that its errors appear early.
 
@@ -92,13 +51,13 @@ def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) 
     shared, config = settings.shared, settings.trainer
     with run.timer("start"):
         inputs = load_inputs(settings, accelerator.num_processes)
-        needs_reference = inputs.algorithm.needs_reference
-        learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=needs_reference)
+        algorithm = algorithms.build(config)
+        learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
         learner.rehearse()
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
-    return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, inputs.algorithm, learner, ours)
+    return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, algorithm, learner, ours)
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
@@ -178,34 +137,3 @@ def _win_rate(project: LoadedProject, run: Run) -> WinRate | None:
     if not isinstance(project.scorer, Judge):
         return None
     return WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
-
-
-def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
-    """Load the reward functions, or the judge if `online_dpo.judge` is set.
-
-    Raises:
-        UserError: one of the project's functions does not exist or cannot be imported.
-    """
-    drop_errors = config.reward_errors == "drop"
-    timeout_s = config.reward_timeout_s
-    if judge := config.online_dpo.judge:
-        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
-    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
-
-
-def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer.
-
-    Raises:
-        UserError: the model does not exist, or its tokenizer cannot be loaded.
-    """
-    check_model_directory(shared.model)
-    try:
-        return AutoTokenizer.from_pretrained(
-            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
-        )
-    except Exception as error:  # any kind: a damaged tokenizer.json fails deep inside the libraries
-        raise UserError(
-            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}. Expected the "
-            "tokenizer files of a Hugging Face model. Fix: restore these files, or choose another model."
-        ) from error

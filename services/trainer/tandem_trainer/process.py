@@ -30,10 +30,11 @@ from tandem_protocol.store import WeightStore
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import ImportFailed, UserError
 from tandem_rollout.handshake import check_generators
+from tandem_rollout.project import load_inputs
 from tandem_rollout.prompts import check_lengths
 from tandem_rollout.rewards.scoring import Rewards
 
-from .build import LoadedProject, construct_and_train, load_inputs, load_project
+from .build import LoadedProject, construct_and_train, load_project
 from .devices import all_accelerators, make_accelerator
 from .learner.lora import adapted_head
 from .learner.mismatch import MismatchCheck

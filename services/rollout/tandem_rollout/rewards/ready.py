@@ -1,4 +1,4 @@
-"""Ready-made reward functions. Example: `function: tandem_rollout.rewards.ready:exact_match`.
+"""Ready-made reward functions. Example: `function: tandem_rollout.rewards:exact_match`.
 
 Options go under `arguments`. A completion is a string or a conversation, of which the last message is scored.
 """
