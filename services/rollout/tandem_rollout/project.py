@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
@@ -74,6 +74,8 @@ def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
     Raises:
         UserError: the model does not exist, or its tokenizer cannot be loaded.
     """
+    from transformers import AutoTokenizer  # imports torch, if it is installed
+
     check_model_directory(shared.model)
     try:
         return AutoTokenizer.from_pretrained(
