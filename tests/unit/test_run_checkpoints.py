@@ -11,7 +11,8 @@ import pytest
 from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, events, make_run
 from tandem_rollout.errors import UserError
 from tandem_trainer.run.checkpoint import Checkpoints
-from tandem_trainer.run.run import CheckpointFailed, Run
+from tandem_trainer.run.checkpointing import CheckpointFailed
+from tandem_trainer.run.run import Run
 
 
 def test_checkpoint_appears_complete_and_old_ones_are_deleted(tmp_path: Path):

@@ -40,9 +40,10 @@ from .learner.lora import adapted_head
 from .learner.mismatch import MismatchCheck
 from .learner.shards import model_shapes
 from .run import resume, trackers
+from .run.checkpointing import CheckpointFailed
 from .run.exporter import exported
 from .run.ranks import has_lost_peer
-from .run.run import CheckpointFailed, Run
+from .run.run import Run
 from .run.stopping import LOCK_FILE, raise_terminated
 
 log = logging.getLogger(__name__)
