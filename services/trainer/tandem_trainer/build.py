@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
 from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import UserError
 from tandem_rollout.project import load_inputs
@@ -73,67 +74,99 @@ def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedCon
         )
 
 
-def construct_and_train(
-    config: TrainerConfig,
-    accelerator: Accelerator,
-    run: Run,
-    store: WeightStore,
-    client: GeneratorClient,
-    portal: BlockingPortal,
-    project: LoadedProject,
-) -> int:
-    """Construct the parts of the loop, run it, and return the last step."""
-    rollouts = Rollouts(
-        rows=project.rows,
-        cursor=_prompt_cursor(config, accelerator, len(project.rows)),
-        client=client,
-        rewards=project.scorer,
-        portal=portal,
-        wait=run.wait,
-        config=config.rollout,
-        prompts_per_step=config.rollout.num_prompts // accelerator.num_processes,
-        max_lag=config.max_lag,
-    )
-    publish = Publisher(
-        store=store,
-        client=client,
-        portal=portal,
-        wait=run.wait,
-        config=config.publish,
-        run_name=config.run_name,
-        attempt=run.attempt,
-        model_fingerprint=project.fingerprint,
-        dtype=getattr(torch, config.learner.dtype),
-        accelerator=accelerator,
-    )
-    evaluate = Evaluation(
-        rows=project.eval_rows,
-        client=client,
-        rewards=project.scorer,
-        win_rate=_win_rate(project, run),
-        portal=portal,
-        wait=run.wait,
-        config=config,
-        file=run.dir / "eval.jsonl",
-        is_main=accelerator.is_main_process,
-    )
+class Session(NamedTuple):
+    """One start of the trainer on a project, with generators that fit it."""
+
+    config: TrainerConfig
+    accelerator: Accelerator
+    run: Run
+    store: WeightStore
+    client: GeneratorClient
+    portal: BlockingPortal
+    project: LoadedProject
+
+
+def construct_and_train(session: Session) -> int:
+    """Construct the parts of the loop, run it, and return the last step. The run measures the time of each phase."""
+    config, run, project = session.config, session.run, session.project
+    rollouts, publisher, evaluation = _rollouts(session), _publisher(session), _evaluation(session)
+
+    @run.timer("publish")
+    def publish(step: int) -> Version:
+        return publisher(project.learner.model, step)
+
+    @run.timer("evaluate")
+    def evaluate_now(version: Version) -> dict[str, Any] | None:
+        return evaluation(version)
+
     try:
-        return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
+        return train(
+            config,
+            run,
+            rollouts,
+            project.learner,
+            project.algorithm,
+            sample=run.timer("wait_for_rollouts")(rollouts.next),
+            update=run.timer("update")(project.learner.update),
+            publish=publish,
+            evaluate=lambda step, version: evaluate_now(version) if evaluation.due(step) else None,
+        )
     finally:
         rollouts.close()
 
 
-def _prompt_cursor(config: TrainerConfig, accelerator: Accelerator, num_rows: int) -> PromptCursor:
-    return PromptCursor(
-        num_rows,
+def _rollouts(session: Session) -> Rollouts:
+    config, processes = session.config, session.accelerator.num_processes
+    rows = session.project.rows
+    cursor = PromptCursor(
+        len(rows),
         seed=config.seed,
         shuffle=config.prompts.shuffle,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=session.accelerator.process_index,
+        world_size=processes,
+    )
+    return Rollouts(
+        rows=rows,
+        cursor=cursor,
+        client=session.client,
+        rewards=session.project.scorer,
+        portal=session.portal,
+        wait=session.run.wait,
+        config=config.rollout,
+        prompts_per_step=config.rollout.num_prompts // processes,
+        max_lag=config.max_lag,
     )
 
 
-def _win_rate(project: LoadedProject, run: Run) -> WinRate | None:
-    if not isinstance(project.scorer, Judge):
-        return None
-    return WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
+def _publisher(session: Session) -> Publisher:
+    config = session.config
+    return Publisher(
+        store=session.store,
+        client=session.client,
+        portal=session.portal,
+        wait=session.run.wait,
+        config=config.publish,
+        run_name=config.run_name,
+        attempt=session.run.attempt,
+        model_fingerprint=session.project.fingerprint,
+        dtype=getattr(torch, config.learner.dtype),
+        accelerator=session.accelerator,
+    )
+
+
+def _evaluation(session: Session) -> Evaluation:
+    project, run = session.project, session.run
+    win_rate = None
+    if isinstance(project.scorer, Judge):
+        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
+    return Evaluation(
+        rows=project.eval_rows,
+        client=session.client,
+        rewards=project.scorer,
+        win_rate=win_rate,
+        portal=session.portal,
+        wait=run.wait,
+        config=session.config,
+        file=run.dir / "eval.jsonl",
+        is_main=session.accelerator.is_main_process,
+    )

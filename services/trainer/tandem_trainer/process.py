@@ -34,7 +34,7 @@ from tandem_rollout.project import load_inputs
 from tandem_rollout.prompts import check_lengths
 from tandem_rollout.rewards.scoring import Rewards
 
-from .build import LoadedProject, construct_and_train, load_project
+from .build import LoadedProject, Session, construct_and_train, load_project
 from .devices import all_accelerators, make_accelerator
 from .learner.lora import adapted_head
 from .learner.mismatch import MismatchCheck
@@ -193,7 +193,7 @@ def train_run(
     trackers.start(accelerator, settings.trainer)
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()
-    step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
+    step = construct_and_train(Session(settings.trainer, accelerator, run, store, client, portal, project))
     if accelerator.is_main_process and run.is_done:
         log.info("done: the run is finished at step %d; results in %s", step, run.dir.absolute())
     elif accelerator.is_main_process:
