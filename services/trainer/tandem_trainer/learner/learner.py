@@ -238,7 +238,7 @@ class Learner:
         threshold = None
         if algorithm.entropy_quantile is not None:
             threshold = self._entropy_quantile(micro_batches, algorithm.entropy_quantile)
-        return StepTotals(int(rows), int(tokens), threshold)
+        return StepTotals(int(rows), int(tokens), threshold, self._config.rollout.max_completion_length)
 
     @torch.no_grad()
     def _entropy_quantile(self, micro_batches: list[Batch], quantile: float) -> Tensor:
