@@ -63,6 +63,7 @@ NEVER = {
     },
     "tandem_generator.routes": {"tandem_generator.engines", "torch"},
     "tandem_rollout": {"accelerate", "peft", "torch"},
+    "tandem_trainer.learner": {"tandem_trainer.run"},
     "tandem_trainer.loop": {"accelerate", "torch", "tandem_rollout.client"},
 }
 """Module or package → what it must not import."""

@@ -14,7 +14,7 @@ from support.ranks import run_ranks
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_trainer.learner.learner import Learner
-from tandem_trainer.run.ranks import PartFailed
+from tandem_trainer.ranks import PartFailed
 
 CASES = {
     "ddp": ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"],

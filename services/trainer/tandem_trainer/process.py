@@ -39,10 +39,10 @@ from .devices import all_accelerators, make_accelerator
 from .learner.lora import adapted_head
 from .learner.mismatch import MismatchCheck
 from .learner.shards import model_shapes
+from .ranks import has_lost_peer
 from .run import resume, trackers
 from .run.checkpointing import CheckpointFailed
 from .run.exporter import exported
-from .run.ranks import has_lost_peer
 from .run.run import Run
 from .run.stopping import LOCK_FILE, raise_terminated
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,21 +25,17 @@ from ..algorithms.base import Algorithm, Mean, MicroBatchLoss, StepTotals
 from ..algorithms.corrections import entropy_quantile
 from ..batch import Batch
 from ..devices import default_max_tokens, give_back_freed_memory
-from ..run.ranks import do_together
 from .causality import check_causal
 from .logprobs import TokenLogprobs, check_logprobs
-from .lora import adapter_disabled, add_adapter, load_adapter, write_adapter
+from .lora import adapter_disabled, add_adapter
 from .mismatch import MismatchCheck
 from .model import checkpoint_gradients, load_model
 from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
-from .parallel import is_sharded, load_optimizer, load_weights, prepare_policy, save_index, save_optimizer, save_part
+from .parallel import is_sharded, prepare_policy
 from .positions import fix_positions
-from .save_rehearsal import rehearse
+from .saving import Saver
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
-
-MODEL_DIR = "model"
-STATE_FILE = "learner.pt"
 
 
 class Learner:
@@ -251,18 +247,13 @@ class Learner:
         all_N = self._accelerator.gather(padded_N)
         return entropy_quantile(all_N[all_N >= 0], quantile)
 
-    @cached_property
-    def _files(self) -> ModelFiles:
-        return ModelFiles(self.model, self._tokenizer, self._shared)
-
     def rehearse(self) -> None:
         """Test, before the first step, that the model can be saved, exported and published.
 
         Raises:
             UserError: says what cannot be saved, and why.
         """
-        if self._accelerator.is_main_process:
-            rehearse(self.model, self._files, self._shared, self._config)
+        self._saver.rehearse()
 
     def save(self, directory: Path) -> None:
         """Write the optimizer and the model, or its adapter, as a folder that transformers or peft can load.
@@ -270,45 +261,16 @@ class Learner:
         Raises:
             PartFailed: on every rank, for instance when the disk is full.
         """
-        do_together(
-            self._accelerator,
-            partial(self._save_model, directory / MODEL_DIR),
-            partial(save_optimizer, self.model, self._optimizer.optimizer, directory),
-            partial(self._save_rest, directory),
-        )
-
-    def _save_model(self, directory: Path) -> None:
-        is_main = self._accelerator.is_main_process
-        if self._config.lora:
-            write_adapter(self.model, directory, torch.float32, is_main=is_main)
-        else:
-            save_part(self.model, directory, self._accelerator)
-
-    def _save_rest(self, directory: Path) -> None:
-        """Write what only the main process writes: the index of the weights, the model's other files, the counts."""
-        if not self._accelerator.is_main_process:
-            return
-        model_dir = directory / MODEL_DIR
-        if not self._config.lora:
-            save_index(model_dir)
-        self._files.copy_to(model_dir, adapter=self._config.lora is not None)
-        state = {"updates": self._schedule.updates, "rng": torch.get_rng_state()}
-        try:
-            torch.save(state, directory / STATE_FILE)
-        except RuntimeError as error:  # torch raises it when the disk is full
-            raise OSError(f"{directory / STATE_FILE} cannot be written: {error}") from error
+        self._saver.save(directory)
 
     def load(self, directory: Path) -> None:
         """Load what `save` wrote: weights, moments and counts. Settings come from the configuration."""
-        if self._config.lora:
-            load_adapter(self.model, directory / MODEL_DIR)
-        else:
-            load_weights(self.model, self._loaded(directory / MODEL_DIR).state_dict(), from_main=self._is_sharded)
-        state = torch.load(directory / STATE_FILE, weights_only=True, map_location="cpu")
-        if state["updates"]:  # before the first update there are no moments
-            load_optimizer(self.model, self._optimizer.optimizer, directory)
-        self._schedule.resume(state["updates"])
-        torch.set_rng_state(state["rng"])
+        self._saver.load(directory, self._loaded)
+
+    @cached_property
+    def _saver(self) -> Saver:
+        files = ModelFiles(self.model, self._tokenizer, self._shared)
+        return Saver(self._config, self._shared, self._accelerator, self.model, files, self._optimizer, self._schedule)
 
     def _loaded(self, source: str | Path) -> PreTrainedModel:
         return load_model(source, self._shared, without_weights=self._gets_weights_from_rank_0)

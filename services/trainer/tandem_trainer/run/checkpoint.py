@@ -16,7 +16,7 @@ import torch
 from tandem_protocol.folders import TEMPORARY
 from tandem_rollout.errors import UserError
 
-from .ranks import has_lost_peer
+from ..ranks import has_lost_peer
 
 log = logging.getLogger(__name__)
 

@@ -12,9 +12,9 @@ from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.queue import Rollouts
 
 from ..learner.learner import Learner
+from ..ranks import PartFailed, any_rank, do_together
 from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state, readable
 from .log import RunLog
-from .ranks import PartFailed, any_rank, do_together
 from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
 
 

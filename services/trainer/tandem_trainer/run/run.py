@@ -18,10 +18,10 @@ from tandem_rollout.queue import Rollouts
 
 from ..learner.learner import Learner
 from ..learner.mismatch import MismatchTooHigh
+from ..ranks import any_rank
 from .checkpointing import Checkpointing
 from .journal import FAILED, STOPPED
 from .log import RunLog
-from .ranks import any_rank
 from .stopping import ResultT, Stopped, StopRequest, exit_status
 
 
