@@ -131,12 +131,14 @@ def test_the_modules_in_the_tables_exist() -> None:
 @pytest.mark.parametrize(
     "import_",
     [
-        "import tandem_protocol.store, tandem_protocol.config, tandem_protocol.fingerprint",
+        "import tandem_protocol.store, tandem_protocol.config.project, tandem_protocol.fingerprint",
         "import tandem_generator.engines.mock, tandem_generator.server, tandem_generator.__main__",
+        "import tandem_cli.__main__, tandem_cli.gpus, tandem_cli.doctor.command, tandem_cli.project",
+        "import tandem_rollout.client",
     ],
-    ids=["protocol", "mock generator"],
+    ids=["protocol", "mock generator", "cli", "client"],
 )
-def test_the_protocol_and_the_mock_generator_do_not_import_torch_or_vllm(import_: str) -> None:
+def test_what_must_start_quickly_does_not_import_torch_or_vllm_or_transformers(import_: str) -> None:
     program = f"{import_}\nimport sys\nprint(*{{'torch', 'vllm', 'transformers', 'numpy'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []
