@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import logging.config
 import re
+import sys
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import Any
 
 import pytest
 
@@ -25,7 +30,9 @@ URL = "http://generator:8000"
 def _restored() -> Iterator[None]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook, warnings.formatwarning
     yield
+    sys.excepthook, sys.unraisablehook, threading.excepthook, warnings.formatwarning = hooks
     for name in ("vllm", *PROGRESS):
         logging.getLogger(name).setLevel(logging.NOTSET)
         logging.getLogger(name).handlers.clear()
@@ -134,3 +141,92 @@ def test_a_replica_that_left_is_reported_once(caplog: pytest.LogCaptureFixture) 
     availability.gone({"http://other:8000"})
     availability.gone({"http://other:8000"})
     assert caplog.messages[1:] == [f"generator {URL} has left"]
+
+
+def _json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _in_a_thread() -> None:
+    thread = threading.Thread(target=_fail)
+    thread.start()
+    thread.join()
+
+
+def _in_a_task() -> None:
+    async def start() -> None:
+        asyncio.get_running_loop().create_task(_fail_later())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(start())
+    gc.collect()
+
+
+async def _fail_later() -> None:
+    _fail()
+
+
+def _fail() -> None:
+    raise KeyError("added\ntokens")
+
+
+def _at_the_top() -> None:
+    try:
+        _fail()
+    except KeyError as error:
+        sys.excepthook(KeyError, error, error.__traceback__)
+
+
+class _Bad:
+    def __del__(self) -> None:
+        _fail()
+
+
+UNCAUGHT = [_at_the_top, _in_a_thread, _in_a_task, _Bad]
+
+
+@pytest.mark.parametrize("happens", UNCAUGHT, ids=["main thread", "thread", "task", "destructor"])
+def test_an_exception_that_nothing_catches_is_one_record_with_its_traceback(
+    happens: Callable[[], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs.configure({"TANDEM_LOG": "json"})
+    happens()
+    (record,) = _json_lines(capsys.readouterr().err)
+    assert record["level"] in ("error", "critical")
+    assert record["message"].startswith("unexpected error: KeyError: 'added\\ntokens'; this is a bug in Tandem or its")
+    assert record["exception"] == "KeyError"
+    assert 'raise KeyError("added\\ntokens")' in record["traceback"]
+
+    logs.configure({})
+    happens()
+    first, second, *_ = capsys.readouterr().err.splitlines()
+    assert re.match(r"\d{4}-.{14} (CRITICAL|ERROR)\s+unexpected error: KeyError: .*; this is a bug in Tandem", first)
+    assert second.startswith("Traceback")
+
+
+def test_ctrl_c_is_not_a_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({})
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_python_warning_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({})
+    warnings.warn("two\n  lines", stacklevel=1)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"WARNING  UserWarning: two lines \(.*test_logs.py:\d+\)$", line)
+
+
+def test_a_mistake_is_a_line_with_time_and_level(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure({})
+    logs.report_error(ConfigError("got a, expected b"))
+    assert re.fullmatch(r"\d{4}-.{14} ERROR    got a, expected b\n", capsys.readouterr().err)
+
+
+def test_a_wrong_log_format_is_reported_as_text(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError) as wrong:
+        logs.configure({"TANDEM_LOG": "xml"})
+    logs.report_error(wrong.value)
+    assert capsys.readouterr().err.endswith(" ERROR    got TANDEM_LOG=xml, expected text or json\n")
