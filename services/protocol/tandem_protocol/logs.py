@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from .config import ConfigError
+from .secrets import mask
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def make_formatter(env: Mapping[str, str] = os.environ) -> logging.Formatter:
     if name == JSON:
         return JsonFormatter()
     if name == TEXT:
-        return logging.Formatter(_TEXT_FORMAT, _TIME_FORMAT)
+        return TextFormatter(_TEXT_FORMAT, _TIME_FORMAT)
     raise ConfigError(f"got {LOG_ENV}={name}, expected {TEXT} or {JSON}")
 
 
@@ -124,9 +125,17 @@ def fields(**values: Any) -> dict[str, Any]:
     return {FIELDS: values}
 
 
+class TextFormatter(logging.Formatter):
+    """One line per record, followed by the traceback if any. Secrets are masked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask(super().format(record))
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object per record: time, level, logger, message, the fields of `extra`, and the exception if any.
 
+    Secrets are masked.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -141,4 +150,4 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info and record.exc_info[0]:
             line["exception"] = record.exc_info[0].__name__
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str)
+        return mask(json.dumps(line, default=str))
