@@ -37,6 +37,7 @@ from .exporter import exported
 from .handshake import check_generators
 from .lora import adapted_head
 from .mismatch import MismatchCheck
+from .once import first_to_say, warn_once
 from .prompts import check_lengths
 from .ranks import has_lost_peer
 from .rewards import Rewards
@@ -68,17 +69,22 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
     try:
         return run_trainer(settings, resolved)
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
-        logs.report_error(error)
+        _report(error)
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
-        logs.report_error(error)
+        _report(error)
         return 1
     except RuntimeError as error:
         if not has_lost_peer(error):
             raise
-        log.warning("another trainer process has ended, so this one ends too")
+        warn_once(log, "another trainer process has ended, so this one ends too")
         log.debug("the collective operation failed", exc_info=True)
         return 1
+
+
+def _report(error: Exception) -> None:
+    if first_to_say(str(error)):
+        logs.report_error(error)
 
 
 def check_project(settings: Settings, project: Path) -> int:
@@ -170,6 +176,7 @@ def train_run(
         read_token(),
         stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
         rank=accelerator.process_index,
+        reports=accelerator.is_local_main_process,
     )
     stack.callback(portal.call, client.close)
     project = load_project(settings, accelerator, run)

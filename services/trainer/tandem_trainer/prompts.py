@@ -16,6 +16,7 @@ from .config import PromptsConfig
 from .conversations import Conversation, parse_prompt, parse_tools, shown
 from .data_files import read_rows
 from .errors import UserError
+from .once import warn_once
 from .text_files import Row
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,8 @@ def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> l
     if not rows:
         raise UserError(f"{config.source} has no rows, expected at least one prompt in column {config.column!r}")
     if reader.incomplete:
-        log.warning("%s; %d of %d prompts lack a message", reader.incomplete[0], len(reader.incomplete), len(rows))
+        message = f"{reader.incomplete[0]}; {len(reader.incomplete)} of {len(rows)} prompts lack a message"
+        warn_once(log, message)
     return rows
 
 
