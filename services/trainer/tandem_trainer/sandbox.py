@@ -92,8 +92,8 @@ class Sandbox:
             self._warned = True
             message = (
                 f"reward function {self._function}: its sandbox shares the trainer's network, because this machine "
-                "does not let an ordinary user create a network namespace. Fix: run the trainer in an internal network, "
-                "as compose.yaml does"
+                "does not let an ordinary user create a network namespace. Fix: run the trainer in an internal "
+                "network, as compose.yaml does"
             )
             warn_once(log, message)
 
