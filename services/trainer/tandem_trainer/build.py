@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -130,7 +131,7 @@ def construct_and_train(
         client=client,
         rewards=project.scorer,
         portal=portal,
-        wait=run.wait,
+        wait=partial(run.together, run.wait),
         config=config.rollout,
         prompts_per_step=config.rollout.num_prompts // accelerator.num_processes,
         max_lag=config.max_lag,

@@ -32,8 +32,8 @@ VARIABLES = {
     "NODES": "Nodes of the run. (default: 1)",
     "NODE_RANK": "Number of this node, from 0. Node 0 holds the rendezvous. (default: 0)",
     "RENDEZVOUS": "host:port of node 0, where all processes meet. (default: a free port; required with several nodes)",
-    "RETRIES": "How often a failed trainer is started again before its next checkpoint. Only with one node. (default: 0)",
-    "END_FILE": "File to write when the run is over, for generators that end with it. Only with one node. (default: none)",
+    "RETRIES": "How often a failed trainer is started again before its next checkpoint. For one node. (default: 0)",
+    "END_FILE": "File to write when the run is over, for generators that end with it. For one node. (default: none)",
 }
 """Name without the prefix → description."""
 ANY_PORT = "127.0.0.1:0"
@@ -136,9 +136,9 @@ def refuse_several_nodes(env: Mapping[str, str]) -> None:
     given = [f"{PREFIX}{name}={env[PREFIX + name]}" for name in ("RETRIES", "END_FILE") if env.get(PREFIX + name)]
     if nodes > 1 and given:
         raise ValueError(
-            f"got {' and '.join(given)} with {PREFIX}NODES={nodes}, expected neither: a node cannot start the processes "
-            "of the others again, or know whether they have ended. Fix: unset it on every node, and have the scheduler "
-            "start all nodes again together, as the chart's Job does"
+            f"got {' and '.join(given)} with {PREFIX}NODES={nodes}, expected neither: a node cannot start the "
+            "processes of the others again, or know whether they have ended. Fix: unset it on every node, and have the "
+            "scheduler start all nodes again together, as the chart's Job does"
         )
 
 

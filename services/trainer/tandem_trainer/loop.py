@@ -27,7 +27,7 @@ def train(
             version = publish(learner.model, step)  # finds problems with publishing before the first rollout
         if evaluate.due(step):
             with run.timer("evaluate"):
-                run.evaluated(evaluate(version))
+                run.evaluated(run.together(evaluate, version))
         run.start_step()
         while step < cfg.max_steps and not run.should_stop():
             with run.timer("wait_for_rollouts"):
@@ -44,7 +44,7 @@ def train(
                 version = publish(learner.model, step)
             if evaluate.due(step):
                 with run.timer("evaluate"):
-                    run.evaluated(evaluate(version))
+                    run.evaluated(run.together(evaluate, version))
             if run.checkpoint_due(step):
                 run.checkpoint(step, learner, rollouts)
             run.log(groups)

@@ -39,7 +39,7 @@ from .lora import adapted_head
 from .mismatch import MismatchCheck
 from .once import first_to_say, warn_once
 from .prompts import check_lengths
-from .ranks import has_lost_peer
+from .ranks import FailedTogether, has_lost_peer, own_errors
 from .rewards import Rewards
 from .run import CheckpointFailed, Run
 from .shards import model_shapes
@@ -67,12 +67,15 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return run_trainer(settings, resolved)
+        with own_errors():
+            return run_trainer(settings, resolved)
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
         _report(error)
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
         _report(error)
+        return 1
+    except FailedTogether:  # the other process says why
         return 1
     except RuntimeError as error:
         if not has_lost_peer(error):

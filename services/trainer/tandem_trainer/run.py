@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .errors import MismatchTooHigh, UserError
 from .journal import FAILED, STOPPED, Journal
 from .learner import Learner
 from .metrics import completion_records, samples, step_record
-from .ranks import PartFailed, any_rank, do_together
+from .ranks import ON_ALL_RANKS, PartFailed, any_rank, do_together, together
 from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
 from .rollouts import Rollouts
 from .step_line import StepLine
@@ -44,6 +45,7 @@ class Run:
     def __init__(self, config: TrainerConfig, accelerator: Accelerator, store: WeightStore) -> None:
         self._config = config
         self._accelerator = accelerator
+        self.together = partial(together, accelerator)
         self._store = store
         self.dir = config.run_dir
         self.dir.mkdir(parents=True, exist_ok=True)
@@ -162,8 +164,8 @@ class Run:
     def checkpoint_on_failure(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
         """Write a checkpoint of the last complete step if the block fails. A stop request ends it without an error.
 
-        There is no checkpoint with several ranks, because one rank may fail alone. There is none after a part of an
-        update either, because the parameters of the last complete step no longer exist.
+        There is none if one of several ranks fails alone, because they write it together. There is none after a part of
+        an update either, because the parameters of the last complete step no longer exist.
         """
         try:
             yield
@@ -172,7 +174,8 @@ class Run:
         except Exception as error:
             if isinstance(error, MismatchTooHigh):
                 rollouts.forget_samples()  # their probabilities are wrong
-            if self._step and learner.completed_updates == self._step and self._accelerator.num_processes == 1:
+            can_save = self._accelerator.num_processes == 1 or isinstance(error, ON_ALL_RANKS)
+            if can_save and self._step and learner.completed_updates == self._step:
                 self.checkpoint(self._step, learner, rollouts)
             raise
         finally:
