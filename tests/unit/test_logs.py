@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import json
 import logging
 import logging.config
@@ -87,6 +88,27 @@ def test_vllm_logs_its_warnings_and_its_progress_in_our_format(capsys: pytest.Ca
         "WARNING  a problem",
         "INFO     Loading weights took 2 s",
     ]
+
+
+def test_meaningless_warnings_of_vllm_are_left_out_unless_a_level_is_set(capsys: pytest.CaptureFixture[str]) -> None:
+    for level in (None, "warning"):
+        logging.config.dictConfig(logging_config(level))
+        logging.getLogger("vllm.config").warning("%s set, disabling torch.compile", "Enforce eager")
+        assert ("Enforce eager" in capsys.readouterr().out) == (level is not None)
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers", "huggingface_hub"])
+def test_libraries_with_formats_of_their_own_use_ours(library: str, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger(importlib.import_module(library).__name__)
+    before = logger.handlers[:], logger.propagate
+    logs.configure({"TANDEM_LOG": "json"})
+    logs.adopt(library)
+    try:
+        logging.getLogger(f"{library}.x").warning("a problem")
+    finally:
+        logger.handlers[:], logger.propagate = before
+    (line,) = _json_lines(capsys.readouterr().err)
+    assert line["message"] == "a problem"
 
 
 def test_a_level_for_vllm_applies_to_all_of_its_loggers(capsys: pytest.CaptureFixture[str]) -> None:

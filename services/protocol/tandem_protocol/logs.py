@@ -73,6 +73,14 @@ def _catch_the_rest() -> None:
         logging.getLogger(name).addFilter(_as_bug)
 
 
+def adopt(*libraries: str) -> None:
+    """Have loggers of libraries that write lines in formats of their own use ours. Call it after their import."""
+    for name in libraries:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
 def _unexpected(kind: type[BaseException], error: BaseException | None, traceback: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt | SystemExit):  # Ctrl-C; in a thread, SystemExit ends only the thread
         return

@@ -62,7 +62,7 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         The exit status: 0 if the run is finished, 2 for a user's mistake, 1 for any other failure, 143 or 130 if
         SIGTERM or SIGINT stopped it with a checkpoint.
     """
-    transformers_logging.disable_progress_bar()
+    _configure_libraries()
     # Relative paths of the configuration start at the project, and so does the import of the reward functions.
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
@@ -85,6 +85,11 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         return 1
 
 
+def _configure_libraries() -> None:
+    transformers_logging.disable_progress_bar()
+    logs.adopt("torch", "transformers", "huggingface_hub")
+
+
 def _report(error: Exception) -> None:
     if first_to_say(str(error)):
         logs.report_error(error)
@@ -96,7 +101,7 @@ def check_project(settings: Settings, project: Path) -> int:
     Returns:
         The exit status: 2 for a user's mistake, else 0, also if the rewards can only be imported elsewhere.
     """
-    transformers_logging.disable_progress_bar()
+    _configure_libraries()
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -37,6 +38,10 @@ def launch(words: Sequence[str]) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # The launcher finds its rendezvous by the name `static`, for which torch allows no second class.
     static_tcp_rendezvous.StaticTCPRendezvous = BoundRendezvous  # type: ignore[misc]
+    logs.adopt("torch")
+    for name in [*logging.Logger.manager.loggerDict]:
+        if name.startswith("torch.distributed.elastic"):  # they say that a process has ended, as this function does
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         os.environ[STATUS_DIR] = folder
         try:
