@@ -36,7 +36,7 @@ GROUPS = [scored([4, 5], PAIR, [1.0, 0.0]), scored([5], PAIR, [0.0, 0.5], row=1)
 EVAL = {"prompts": {}, "every_steps": 1, "num_generations": 2, "temperature": 1.0, "pass_at": [1, 2]}
 PAIRS = {"rollout": {"num_generations": 2}}
 RUNS: dict[str, dict[str, Any]] = {
-    **{loss_type: {"grpo": {"loss_type": loss_type}} for loss_type in LOSS_TYPES},
+    **{loss_type: {"grpo": {"loss_type": loss_type, "epsilon_high": 1.5}} for loss_type in LOSS_TYPES},
     "reference": {"grpo": {"beta": 0.1, "num_iterations": 2}},
     "top entropy": {"grpo": {"top_entropy_quantile": 0.5, "off_policy_mask": 1.0}},
     "no correction": {"grpo": {"importance_sampling": "none"}},

@@ -57,7 +57,7 @@ def test_the_mock_generator_reports_a_port_in_use_in_one_line(
         words = ["--engine", "mock", "--model", "m", "--port", str(taken.getsockname()[1])]
         assert main(words) == USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: generator.port ")
+    assert " ERROR    generator.port " in line
     assert f"process {os.getpid()} " in line
 
 

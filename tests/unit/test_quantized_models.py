@@ -59,7 +59,7 @@ def test_both_sides_refuse_a_quantized_model_with_the_same_reason(
     assert "Fix: choose the model that it was made from" in str(refused.value)
     for engine in ("mock", "vllm"):
         assert generator(["--model", str(model), "--engine", engine]) == 2
-        assert capsys.readouterr().err == f"error: {refused.value}\n"
+        assert capsys.readouterr().err.endswith(f" ERROR    {refused.value}\n")
 
 
 @pytest.mark.parametrize(

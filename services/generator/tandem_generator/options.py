@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tandem_protocol.config import SECTIONS, ConfigError, SharedConfig, load, parse_overrides
 from tandem_protocol.config.generator import GeneratorConfig, GeneratorSettings
-from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys, described, metavar_of
+from tandem_protocol.config.help import ServiceParser, add_keys, described, metavar_of
 
 from .engine_options import as_words, names_of, refuse_owned
 
@@ -118,17 +118,8 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tandem_generator",
-        usage="python -m tandem_generator [--config FILE] [OPTION ...]\n"
-        "           [--SECTION.KEY VALUE ...] [OPTION OF `vllm serve` ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=WideHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    add_help(parser, _list_keys)
+    usage = "[--config FILE] [OPTION ...]\n           [--SECTION.KEY VALUE ...] [OPTION OF `vllm serve` ...]"
+    parser = ServiceParser("tandem_generator", usage, _DESCRIPTION, _EPILOG, _list_keys)
     parser.add_argument("--config", type=Path, metavar="FILE", help="The project's config.yaml. (default: no file)")
     parser.add_argument("--check", action="store_true", help="Print every setting with its source, and exit.")
     for title, names in _GROUPS.items():

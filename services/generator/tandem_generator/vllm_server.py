@@ -22,7 +22,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from tandem_protocol.config import ConfigError
 from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.errors import EngineFailed, TandemError
-from tandem_protocol.ports import listen
+from tandem_protocol.ports import LOOPBACK_ONLY, listen
 from tandem_protocol.problems import summarize
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
@@ -62,6 +62,9 @@ def serve_vllm(settings: GeneratorSettings, engine_args: Sequence[str]) -> bool:
         return False
     # vLLM would share the port with another server of the same user. Then each server would get some of the requests.
     listen(settings.generator.host, settings.generator.port, "generator.port").close()
+    if args.nnodes == 1 and args.data_parallel_address is None:
+        for name, interface in LOOPBACK_ONLY.items():
+            os.environ.setdefault(name, interface)
     TandemRoutes.settings = settings
     try:
         with start_errors(settings.shared.model, is_up=lambda: hasattr(TandemRoutes, "switcher")):

@@ -1,10 +1,13 @@
-"""What a process asks of the kernel."""
+"""What processes of one launcher share, and what a process asks of the kernel."""
 
 from __future__ import annotations
 
 import ctypes
 import signal
 
+STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
+"""Environment variable with the folder that the trainer processes of one launcher share: their exit statuses, and what
+one of them has already said."""
 _PR_SET_PDEATHSIG = 1
 
 

@@ -17,37 +17,43 @@ REPEAT_S = 30.0
 @dataclass
 class _Outage:
     since_s: float
-    reported_s: float
+    reported_s: float | None
 
 
 class Availability:
     """The outages of the generators, by URL. Times are on the monotonic clock."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, delay_s: float = 0.0) -> None:
+        """
+        Args:
+            delay_s: how long an outage lasts before it is reported.
+        """
         self._clock = clock
+        self._delay_s = delay_s
         self._outages: dict[str, _Outage] = {}
 
     def failed(self, url: str, reason: str) -> None:
         """Note that a request to `url` failed and will be tried again."""
         now_s = self._clock()
-        outage = self._outages.get(url)
-        if outage is None:
-            self._outages[url] = _Outage(now_s, now_s)
-            log.warning("waiting for generator %s: %s", url, reason, extra=fields(generator=url, reason=reason))
-        elif now_s - outage.reported_s >= REPEAT_S:
-            outage.reported_s = now_s
-            waited_s = now_s - outage.since_s
-            log.warning(
-                "still waiting for generator %s after %.0f s: %s",
-                url,
-                waited_s,
-                reason,
-                extra=fields(generator=url, reason=reason, waited_s=round(waited_s, 1)),
-            )
+        outage = self._outages.setdefault(url, _Outage(now_s, None))
+        waited_s = now_s - outage.since_s
+        if waited_s < self._delay_s or (outage.reported_s is not None and now_s - outage.reported_s < REPEAT_S):
+            return
+        so_far = f" after {waited_s:.0f} s" if waited_s else ""
+        log.warning(
+            "%s for generator %s%s: %s",
+            "waiting" if outage.reported_s is None else "still waiting",
+            url,
+            so_far,
+            reason,
+            extra=fields(generator=url, reason=reason, waited_s=round(waited_s, 1)),
+        )
+        outage.reported_s = now_s
 
     def answered(self, url: str) -> None:
         """Note that a request to `url` succeeded."""
-        if outage := self._outages.pop(url, None):
+        outage = self._outages.pop(url, None)
+        if outage and outage.reported_s is not None:
             waited_s = self._clock() - outage.since_s
             log.info(
                 "generator %s answers again after %.0f s",
@@ -59,5 +65,6 @@ class Availability:
     def gone(self, urls: set[str]) -> None:
         """Forget generators that are not among `urls`: their names no longer have these addresses."""
         for url in self._outages.keys() - urls:
-            del self._outages[url]
+            if self._outages.pop(url).reported_s is None:
+                continue
             log.warning("generator %s has left", url, extra=fields(generator=url))

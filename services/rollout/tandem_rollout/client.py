@@ -28,7 +28,7 @@ from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGH
 from tandem_protocol.version import Version
 
 from .answers import checked, read_group, read_message, why_unusable
-from .availability import Availability
+from .availability import REPEAT_S, Availability
 from .replicas import Replicas
 
 FIRST_PAUSE_S = 0.1
@@ -58,10 +58,17 @@ class GeneratorClient:
         *,
         stall_timeout_s: float = 300.0,
         rank: int = 0,
+        reports: bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """
+        Args:
+            reports: Whether this process reports outages. Another one reports only what may concern it alone: an outage
+                of REPEAT_S while it waits for its own rollouts.
+        """
         self._replicas = Replicas(urls)
-        self._availability = Availability()
+        self._reports = reports
+        self._availability = Availability(delay_s=0 if reports else REPEAT_S)
         # Ranks start at different replicas. Otherwise the first replica would get most of the short requests.
         self._next_replica = rank
         self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
@@ -232,11 +239,11 @@ class GeneratorClient:
                     done[url] = await call(url)
                     self._availability.answered(url)
                 except UNREACHABLE as error:
-                    reasons[url] = self._retryable(url, error)
+                    reasons[url] = self._retryable(url, error, report=self._reports)
                     unreachable[url] += 1
                     await asyncio.sleep(min(next(pauses), UNREACHABLE_PAUSE_S))
                 except (httpx.TransportError, TandemError) as error:
-                    reasons[url] = self._retryable(url, error)
+                    reasons[url] = self._retryable(url, error, report=self._reports)
                     del unreachable[url]
                     await asyncio.sleep(next(pauses))
 
@@ -248,16 +255,17 @@ class GeneratorClient:
                         for url in urls:
                             tasks.create_task(until_settled(url))
         except TimeoutError:
-            late = {url: reasons.get(url, "no answer") for url in urls - done.keys()}
+            late = {url: reasons.get(url, "no answer") for url in sorted(urls - done.keys())}
             raise TimeoutError(f"waited {timeout_s:g} s for the generators to {purpose}; got {late}") from None
         return {url: done[url] for url in urls if url in done}
 
-    def _retryable(self, url: str, error: httpx.TransportError | TandemError) -> str:
+    def _retryable(self, url: str, error: httpx.TransportError | TandemError, *, report: bool = True) -> str:
         """Report a retryable error, and return its description for the message at the deadline. Raise any other."""
         if isinstance(error, TandemError) and not error.retryable:
             raise type(error)(f"{url}: {error}") from error
         reason = f"{type(error).__name__}: {error}"
-        self._availability.failed(url, reason)
+        if report:
+            self._availability.failed(url, reason)
         return reason
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from tandem_protocol.config.rollout import PromptsConfig
+from tandem_protocol.once import warn_once
 
 from .chat_template import render
 from .conversations import Conversation, parse_prompt, parse_tools, shown
@@ -60,7 +61,8 @@ def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> l
     if not rows:
         raise UserError(f"{config.source} has no rows, expected at least one prompt in column {config.column!r}")
     if reader.incomplete:
-        log.warning("%s; %d of %d prompts lack a message", reader.incomplete[0], len(reader.incomplete), len(rows))
+        message = f"{reader.incomplete[0]}; {len(reader.incomplete)} of {len(rows)} prompts lack a message"
+        warn_once(log, message)
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ def construct_and_train(session: Session) -> int:
 
     @run.timer("evaluate")
     def evaluate_now(version: Version) -> dict[str, Any] | None:
-        return evaluation(version)
+        return run.together(evaluation, version)
 
     try:
         return train(
@@ -131,7 +132,7 @@ def _rollouts(session: Session) -> Rollouts:
         client=session.client,
         rewards=session.project.scorer,
         portal=session.portal,
-        wait=session.run.wait,
+        wait=partial(session.run.together, session.run.wait),
         config=config.rollout,
         prompts_per_step=config.rollout.num_prompts // processes,
         max_lag=config.max_lag,

@@ -32,8 +32,8 @@ VARIABLES = {
     "NODES": "Nodes of the run. (default: 1)",
     "NODE_RANK": "Number of this node, from 0. Node 0 holds the rendezvous. (default: 0)",
     "RENDEZVOUS": "host:port of node 0, where all processes meet. (default: a free port; required with several nodes)",
-    "RETRIES": "How often a failed trainer is started again before its next checkpoint. (default: 0)",
-    "END_FILE": "File to write when the run is over, for generators that end with it. (default: none)",
+    "RETRIES": "How often a failed trainer is started again before its next checkpoint. For one node. (default: 0)",
+    "END_FILE": "File to write when the run is over, for generators that end with it. For one node. (default: none)",
 }
 """Name without the prefix → description."""
 ANY_PORT = "127.0.0.1:0"
@@ -106,8 +106,7 @@ def supervise(arguments: Sequence[str], *, retries: int, end_file: Path | None) 
         ValueError: the run has several nodes, or another trainer uses its folder. Then nothing is ended.
         StoreLocked: another trainer writes the weight store. Then nothing is ended.
     """
-    if _number(os.environ, "NODES", 1, least=1) > 1:
-        raise ValueError(f"got {PREFIX}RETRIES or {PREFIX}END_FILE with several nodes. Fix: let the scheduler retry.")
+    refuse_several_nodes(os.environ)
     path, _, overrides = parse(arguments)
     settings, _ = load(TrainerSettings, path=path, overrides=overrides)
     run_dir = path.parent / settings.trainer.run_dir
@@ -125,6 +124,22 @@ def supervise(arguments: Sequence[str], *, retries: int, end_file: Path | None) 
     if end_file and status not in STOPPED:
         end_file.touch()
     return status
+
+
+def refuse_several_nodes(env: Mapping[str, str]) -> None:
+    """Check that this machine has all processes of the run: it cannot start those of another one again.
+
+    Raises:
+        ValueError: the run has several nodes.
+    """
+    nodes = _number(env, "NODES", 1, least=1)
+    given = [f"{PREFIX}{name}={env[PREFIX + name]}" for name in ("RETRIES", "END_FILE") if env.get(PREFIX + name)]
+    if nodes > 1 and given:
+        raise ValueError(
+            f"got {' and '.join(given)} with {PREFIX}NODES={nodes}, expected neither: a node cannot start the "
+            "processes of the others again, or know whether they have ended. Fix: unset it on every node, and have the "
+            "scheduler start all nodes again together, as the chart's Job does"
+        )
 
 
 def require_free(run_dir: Path, weights_dir: Path) -> None:

@@ -26,6 +26,7 @@ from tandem_protocol.fingerprint import differences
 from tandem_protocol.folders import require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
+from tandem_protocol.once import first_to_say, warn_once
 from tandem_protocol.store import WeightStore
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import ImportFailed, UserError
@@ -39,7 +40,7 @@ from .devices import all_accelerators, make_accelerator
 from .learner.lora import adapted_head
 from .learner.mismatch import MismatchCheck
 from .learner.shards import model_shapes
-from .ranks import has_lost_peer
+from .ranks import FailedTogether, has_lost_peer, own_errors
 from .run import resume, trackers
 from .run.checkpointing import CheckpointFailed
 from .run.exporter import exported
@@ -63,24 +64,37 @@ def train(settings: TrainerSettings, resolved: str, project: Path) -> int:
         The exit status: 0 if the run is finished, 2 for a user's mistake, 1 for any other failure, 143 or 130 if
         SIGTERM or SIGINT stopped it with a checkpoint.
     """
-    transformers_logging.disable_progress_bar()
+    _configure_libraries()
     # Relative paths of the configuration start at the project, and so does the import of the reward functions.
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return run_trainer(settings, resolved)
+        with own_errors():
+            return run_trainer(settings, resolved)
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
-        logs.report_error(error)
+        _report(error)
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
-        logs.report_error(error)
+        _report(error)
+        return 1
+    except FailedTogether:  # the other process says why
         return 1
     except RuntimeError as error:
         if not has_lost_peer(error):
             raise
-        log.warning("another trainer process has ended, so this one ends too")
+        warn_once(log, "another trainer process has ended, so this one ends too")
         log.debug("the collective operation failed", exc_info=True)
         return 1
+
+
+def _configure_libraries() -> None:
+    transformers_logging.disable_progress_bar()
+    logs.adopt("torch", "transformers", "huggingface_hub")
+
+
+def _report(error: Exception) -> None:
+    if first_to_say(str(error)):
+        logs.report_error(error)
 
 
 def check_project(settings: TrainerSettings, project: Path) -> int:
@@ -89,7 +103,7 @@ def check_project(settings: TrainerSettings, project: Path) -> int:
     Returns:
         The exit status: 2 for a user's mistake, else 0, also if the rewards can only be imported elsewhere.
     """
-    transformers_logging.disable_progress_bar()
+    _configure_libraries()
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"
@@ -172,6 +186,7 @@ def train_run(
         read_token(),
         stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
         rank=accelerator.process_index,
+        reports=accelerator.is_local_main_process,
     )
     stack.callback(portal.call, client.close)
     project = load_project(settings, accelerator, run)

@@ -22,6 +22,7 @@ from tandem_rollout.client import GeneratorClient
 
 from .learner.lora import adapter_table, has_adapter, write_adapter
 from .learner.shards import model_shapes, model_table, model_tensors, write_part
+from .ranks import together
 
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
@@ -69,12 +70,13 @@ class Publisher:
             # An earlier run may have kept more versions, or have ended because the volume was full.
             self._store.retain(self._config.keep)
         digest = self._write(model, version)
-        if is_main:
-            weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
-            self._wait(self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s))
-            self._store.retain(self._config.keep)
-        self._accelerator.wait_for_everyone()
+        together(self._accelerator, self._switch if is_main else lambda *_: None, version, digest)
         return version
+
+    def _switch(self, version: Version, digest: str) -> None:
+        weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
+        self._wait(self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s))
+        self._store.retain(self._config.keep)
 
     def _write(self, model: PreTrainedModel, version: Version) -> str:
         """Write this rank's part of the version.
@@ -88,8 +90,12 @@ class Publisher:
         table = adapter_table(model, self._dtype) if kind == "lora" else model_table(model, self._dtype)
         needs_bytes = sum(tensor.nbytes for tensor in table.values()) + HEADER_BYTES
         with ExitStack() as stack:
-            with self._accelerator.main_process_first():
-                staged = stack.enter_context(self._store.staging(version, needs_bytes=needs_bytes, owner=is_main))
+
+            def stage() -> Path:
+                return stack.enter_context(self._store.staging(version, needs_bytes=needs_bytes, owner=is_main))
+
+            # The main process goes first: it makes the folder, and fails if the volume is full.
+            staged = together(self._accelerator, stage if is_main else lambda: None) or stage()
             if kind == "lora":
                 written = write_adapter(model, staged, self._dtype, is_main=is_main)
             else:

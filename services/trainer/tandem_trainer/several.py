@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
@@ -12,11 +13,14 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 
 from tandem_protocol import logs
 from tandem_protocol.problems import one_line
+from tandem_protocol.processes import STATUS_DIR
 
-from .run.stopping import STATUS_DIR, STOPPED, exit_status
+from .rendezvous import BoundRendezvous
+from .run.stopping import STOPPED, exit_status
 
 USER_ERROR = 2
 
@@ -33,6 +37,12 @@ def launch(words: Sequence[str]) -> int:
     """
     # Otherwise the launcher sets it, with a warning. The trainer sets the number of torch's threads itself.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # The launcher finds its rendezvous by the name `static`, for which torch allows no second class.
+    static_tcp_rendezvous.StaticTCPRendezvous = BoundRendezvous  # type: ignore[misc]
+    logs.adopt("torch")
+    for name in [*logging.Logger.manager.loggerDict]:
+        if name.startswith("torch.distributed.elastic"):  # they say that a process has ended, as this function does
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         os.environ[STATUS_DIR] = folder
         try:

@@ -34,7 +34,7 @@ class GrpoConfig(Section):
     clipping matters only if `num_iterations` is above 1."""
     epsilon_high: float | None = Field(None, ge=0.0)
     """Upper clipping bound of the ratio: 1 + `epsilon_high`. `null`: the same as `epsilon`. DAPO uses 0.28. For
-    `cispo`, it is the cap itself, without the 1, so set it there, for example to 5.0."""
+    `cispo`, it is the cap itself, without the 1. There it must be set to 1 or more, for example to 5.0."""
     delta: float | None = Field(None, gt=0.0)
     """Upper bound of the ratio for tokens with a negative advantage, which `epsilon_high` does not bound. Choose a
     value above 1 + `epsilon_high`. `null`: no bound."""

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..secrets import mask
+
 SECTIONS = ("shared", "generator", "trainer")
 """Sections of the YAML file."""
 FUNCTION_NAME = r"^[\w.]+:\w+$"
@@ -14,7 +16,13 @@ FUNCTION_NAME = r"^[\w.]+:\w+$"
 
 
 class ConfigError(ValueError):
-    """The configuration is invalid. The message names the key, its value, what was expected and the fix."""
+    """The configuration is invalid. The message names the key, its value, what was expected and the fix.
+
+    Secrets in the message are masked.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 class Section(BaseModel):

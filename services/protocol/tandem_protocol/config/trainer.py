@@ -159,6 +159,16 @@ class TrainerConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _cispo_has_a_cap(self) -> TrainerConfig:
+        if self.algorithm == "grpo" and self.grpo.loss_type == "cispo" and self.grpo.upper_epsilon < 1:
+            given = "null" if self.grpo.epsilon_high is None else self.grpo.epsilon_high
+            raise ValueError(
+                f"grpo.epsilon_high is {given} for loss_type cispo, expected 1 or more: it is the largest ratio "
+                "itself, and that of an unchanged policy, 1, must not be capped. Fix: set grpo.epsilon_high: 5.0"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rewards_or_judge_are_given(self) -> TrainerConfig:
         judge = self.online_dpo.judge
         if judge and self.algorithm != "online_dpo":

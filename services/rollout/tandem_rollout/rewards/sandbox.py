@@ -25,6 +25,7 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from tandem_protocol.once import warn_once
 from tandem_protocol.processes import die_with_parent
 
 from ..functions import CallFailed, check_rewards, describe_error, load_function
@@ -90,12 +91,12 @@ class Sandbox:
         without_network = await self._ask((self._function, self._arguments), START_TIMEOUT_S)
         if not without_network and not self._warned:
             self._warned = True
-            log.warning(
-                "reward function %s: its sandbox shares the trainer's network, because this machine does not let an "
-                "ordinary user create a network namespace. Fix: run the trainer in an internal network, as "
-                "compose.yaml does",
-                self._function,
+            message = (
+                f"reward function {self._function}: its sandbox shares the trainer's network, because this machine "
+                "does not let an ordinary user create a network namespace. Fix: run the trainer in an internal "
+                "network, as compose.yaml does"
             )
+            warn_once(log, message)
 
     async def _ask(self, message: Any, timeout_s: float) -> Any:
         assert self._process is not None, "started before"

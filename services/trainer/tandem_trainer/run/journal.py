@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tandem_protocol.secrets import mask
 from tandem_protocol.version import Version
 
 from .metrics import JsonLinesWriter
@@ -67,7 +68,7 @@ class Journal:
             self._event(kind, step, message, details)
 
     def _event(self, kind: str, step: int, message: str, details: Mapping[str, Any]) -> None:
-        event = {"step": step, "time_unix_s": time.time(), "kind": kind, "message": message, **details}
+        event = {"step": step, "time_unix_s": time.time(), "kind": kind, "message": mask(message), **details}
         try:
             self._events.append([event])
         except OSError as error:  # the event may be about a full disk

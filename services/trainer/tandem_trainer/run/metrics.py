@@ -7,8 +7,10 @@ import json
 import math
 import os
 import statistics
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,6 +127,7 @@ class JsonLinesWriter:
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Append one line per record. If an error occurs, no line is added.
 
+        A last line that a killed process has left incomplete is removed. Otherwise the first record would continue it.
         NaN and infinity become null, because JSON cannot express them.
 
         Raises:
@@ -132,6 +135,7 @@ class JsonLinesWriter:
         """
         data = "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records).encode()
         with self._path.open("ab", buffering=0) as file:
+            self._remove_incomplete_line(file)
             end = file.seek(0, os.SEEK_END)
             try:
                 if file.write(data) != len(data):  # the disk became full in between
@@ -140,24 +144,38 @@ class JsonLinesWriter:
                 file.truncate(end)
                 raise
 
+    def _remove_incomplete_line(self, file: FileIO) -> None:
+        """Cut off what follows the last newline, or end it with one if it is complete."""
+        with self._path.open("rb") as written:
+            size = written.seek(0, os.SEEK_END)
+            written.seek(max(0, size - 1))
+            if written.read() in (b"", b"\n"):
+                return
+            written.seek(0)
+            *_, last = written.read().split(b"\n")
+        if _step(last.decode(errors="replace")) < math.inf:
+            file.write(b"\n")
+        else:
+            file.truncate(size - len(last))
+
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the record of every complete line."""
         if self._path.exists():
-            with self._path.open() as file:
+            with self._path.open(errors="replace") as file:
                 for line in file:
                     with suppress(json.JSONDecodeError):  # a crash has truncated the line
                         yield json.loads(line)
 
     def last_step(self) -> int:
         """The step of the last line; -1 if there is no line."""
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        return int(json.loads(lines[-1])["step"]) if lines else -1
+        last = deque(self.read(), maxlen=1)
+        return int(last[0]["step"]) if last else -1
 
     def forget_after(self, step: int) -> None:
         """Drop the lines of steps after `step`, which a resumed run computes again, and a truncated last line."""
         if not self._path.exists():
             return
-        kept = [line for line in self._path.read_text().splitlines() if _step(line) <= step]
+        kept = [line for line in self._path.read_text(errors="replace").splitlines() if _step(line) <= step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         temporary.replace(self._path)
@@ -175,5 +193,5 @@ def _finite(value: Any) -> Any:
 def _step(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except json.JSONDecodeError:
+    except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")

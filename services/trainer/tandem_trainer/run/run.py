@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -18,11 +19,14 @@ from tandem_rollout.queue import Rollouts
 
 from ..learner.learner import Learner
 from ..learner.mismatch import MismatchTooHigh
-from ..ranks import any_rank
+from ..ranks import FailedTogether, any_rank, together
 from .checkpointing import Checkpointing
 from .journal import FAILED, STOPPED
 from .log import RunLog
 from .stopping import ResultT, Stopped, StopRequest, exit_status
+
+ON_ALL_RANKS = (FailedTogether, FloatingPointError, MismatchTooHigh)
+"""Errors that every rank raises at the same place: agreed on, or found in figures that are the same on all ranks."""
 
 
 class Run(RunLog):
@@ -31,6 +35,7 @@ class Run(RunLog):
     def __init__(self, config: TrainerConfig, accelerator: Accelerator, store: WeightStore) -> None:
         super().__init__(config, accelerator)
         self._store = store
+        self.together = partial(together, accelerator)
         self._checkpointing = Checkpointing(config, accelerator, self)
         self._saved = self._checkpointing.saved
         self._stop = StopRequest()
@@ -118,8 +123,8 @@ class Run(RunLog):
     def checkpoint_on_failure(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
         """Write a checkpoint of the last complete step if the block fails. A stop request ends it without an error.
 
-        There is no checkpoint with several ranks, because one rank may fail alone. There is none after a part of an
-        update either, because the parameters of the last complete step no longer exist.
+        There is none if one of several ranks fails alone, because they write it together. There is none after a part of
+        an update either, because the parameters of the last complete step no longer exist.
         """
         try:
             yield
@@ -128,7 +133,8 @@ class Run(RunLog):
         except Exception as error:
             if isinstance(error, MismatchTooHigh):
                 rollouts.forget_samples()  # their probabilities are wrong
-            if self.step and learner.completed_updates == self.step and self._accelerator.num_processes == 1:
+            can_save = self._accelerator.num_processes == 1 or isinstance(error, ON_ALL_RANKS)
+            if can_save and self.step and learner.completed_updates == self.step:
                 self.checkpoint(self.step, learner, rollouts)
             raise
         finally:

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
+from tandem_protocol.durations import duration
+
 RECENT_STEPS = 20
 """The remaining time is estimated from this many steps."""
 
@@ -20,7 +22,7 @@ class StepLine:
     def __call__(self, record: Mapping[str, Any]) -> str:
         """The line for one record of `metrics.jsonl`.
 
-        Example: `step 42/200  reward 0.512  eval 0.610  1,930 tokens/s  lag 1  3.2 s  8 min left`
+        Example: `step 42/200  reward 0.512  eval 0.610  1,930 tokens/s  lag 1  3.2 s  8 min 26 s left`
         """
         step, seconds = record["step"], sum(record["timings"].values())
         self._durations_s.append(seconds)
@@ -33,14 +35,6 @@ class StepLine:
         if left := self._max_steps - step:
             parts.append(f"{duration(left * sum(self._durations_s) / len(self._durations_s))} left")
         return "  ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """`42 s`, `8 min` or `3 h 20 min`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _number(value: float | None) -> str:

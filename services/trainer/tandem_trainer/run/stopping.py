@@ -17,8 +17,6 @@ def exit_status(number: int) -> int:
 
 STOPPED = (exit_status(signal.SIGTERM), exit_status(signal.SIGINT))
 """Exit statuses of a run that was stopped. It has a checkpoint, and the same command resumes it."""
-STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
-"""Environment variable: folder where each of several processes writes its exit status, for `several.py`."""
 LOCK_FILE = "LOCK"
 """File in the run's folder that names the trainer at work there."""
 STOP_POLL_S = 0.2
