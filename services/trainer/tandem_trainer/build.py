@@ -67,14 +67,11 @@ def load_inputs(settings: Settings, processes: int) -> Inputs:
     """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
 
     Raises:
+        ConfigError: the number of processes does not divide that of the prompts.
         UserError: the prompts, rewards or configuration do not fit together.
     """
     config = settings.trainer
-    if config.rollout.num_prompts % processes:
-        raise UserError(
-            f"trainer.rollout.num_prompts is {config.rollout.num_prompts} for {processes} trainer processes, expected "
-            "a multiple of the number of processes"
-        )
+    config.check_processes(processes)
     tokenizer = load_tokenizer(settings.shared)
     scorer = load_scorer(config, tokenizer)
     rows = load_prompts(config.prompts, tokenizer)

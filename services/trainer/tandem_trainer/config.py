@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from tandem_protocol.config import Section, SharedConfig
+from tandem_protocol.config import ConfigError, Section, SharedConfig
 from tandem_protocol.messages import SwitchMode, TokenId
 
 from .config_learning import GrpoConfig as GrpoConfig
@@ -257,6 +257,18 @@ class TrainerConfig(Section):
                 "prompt with that of the first policy"
             )
         return self
+
+    def check_processes(self, processes: int) -> None:
+        """Check that every trainer process gets the same number of prompts.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.rollout.num_prompts % processes:
+            raise ConfigError(
+                f"trainer.rollout.num_prompts is {self.rollout.num_prompts} for {processes} trainer processes, "
+                "expected a multiple of the number of processes. Fix: change one of them."
+            )
 
     @property
     def scorers(self) -> tuple[str, ...]:

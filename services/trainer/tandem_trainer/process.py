@@ -22,7 +22,7 @@ from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, read_token
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
-from tandem_protocol.folders import require_writable
+from tandem_protocol.folders import permission_problem, require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
 from tandem_protocol.store import WeightStore
@@ -69,6 +69,9 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         return run_trainer(settings, resolved)
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
         logs.report_error(error)
+        return 2
+    except PermissionError as error:
+        logs.report_error(permission_problem(error))
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
         logs.report_error(error)
