@@ -23,7 +23,7 @@ from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.batch import ScoredGroup
 from tandem_trainer.config import TrainerConfig
 from tandem_trainer.evaluate import Evaluation
-from tandem_trainer.journal import FAILED, FINISHED, STOPPED
+from tandem_trainer.journal import FAILED, FINISHED, STOPPED, Journal
 from tandem_trainer.learner import Learner
 from tandem_trainer.prompts import PromptRow
 
@@ -79,7 +79,7 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
         run.make_record(1, GROUPS, stats)
         if config.eval:
             run.evaluated(_evaluate(config, run.dir))
-        run.log(GROUPS)
+        run.log()
     return run.dir
 
 
@@ -94,7 +94,7 @@ def _evaluate(config: TrainerConfig, folder: Path) -> dict[str, Any] | None:
             portal=portal,
             wait=lambda task: task.result(),
             config=config,
-            file=folder / "eval.jsonl",
+            write=Journal(folder, is_main=True).evaluation,
             is_main=True,
         )
         return evaluate(Version(1, 1))

@@ -101,7 +101,7 @@ def test_full_disk_loses_no_line_and_the_run_continues(small_volume: Path):
     def log(step: int) -> None:
         run.make_record(step, GROUPS, {"loss": 0.25})
         with run.timer("publish"):
-            run.log(GROUPS)
+            run.log()
 
     log(1)
     with pytest.raises(OSError, match="No space"):
@@ -218,7 +218,7 @@ def test_phases_of_a_step_add_up_to_its_time(tmp_path: Path, monkeypatch: pytest
         spend("publish", 1.5)
         spend("evaluate", 4.0)
         spend("checkpoint", 8.0)
-        run.log(GROUPS)
+        run.log()
     lines = [json.loads(line) for line in (tmp_path / "default" / "metrics.jsonl").read_text().splitlines()]
     timings = {"wait_for_rollouts_s": 2.0, "update_s": 1.0, "publish_s": 1.5, "evaluate_s": 4.0, "checkpoint_s": 8.0}
     for line in lines:

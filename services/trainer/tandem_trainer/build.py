@@ -92,7 +92,7 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Load
         needs_reference = inputs.algorithm.needs_reference
         learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
-        learner.rehearse()
+        learner.rehearse(resumes=run.resumes)
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
     return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, inputs.algorithm, learner, ours)
@@ -152,7 +152,7 @@ def construct_and_train(
         portal=portal,
         wait=run.wait,
         config=config,
-        file=run.dir / "eval.jsonl",
+        write=run.journal.evaluation,
         is_main=accelerator.is_main_process,
     )
     try:

@@ -35,7 +35,7 @@ from .optimizer import Schedule, make_optimizer
 from .parallel import is_sharded, load_optimizer, load_weights, prepare_policy, save_index, save_optimizer, save_part
 from .positions import fix_positions
 from .ranks import do_together
-from .save_rehearsal import rehearse
+from .save_rehearsal import checkpoint_bytes, rehearse
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
 
 MODEL_DIR = "model"
@@ -255,14 +255,22 @@ class Learner:
     def _files(self) -> ModelFiles:
         return ModelFiles(self.model, self._tokenizer, self._shared)
 
-    def rehearse(self) -> None:
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how many bytes a checkpoint needs on disk."""
+        return checkpoint_bytes(self.model, self._config)
+
+    def rehearse(self, *, resumes: bool = False) -> None:
         """Test, before the first step, that the model can be saved, exported and published.
+
+        Args:
+            resumes: the run has a checkpoint. Then a full disk is not an error: the run tries again later.
 
         Raises:
             UserError: says what cannot be saved, and why.
         """
         if self._accelerator.is_main_process:
-            rehearse(self.model, self._files, self._shared, self._config)
+            rehearse(self.model, self._files, self._shared, self._config, resumes=resumes)
 
     def save(self, directory: Path) -> None:
         """Write the optimizer and the model, or its adapter, as a folder that transformers or peft can load.

@@ -29,6 +29,7 @@ from tandem_protocol.store import WeightStore
 
 from . import resume, trackers
 from .build import LoadedProject, construct_and_train, load_inputs, load_project
+from .checkpoint import CheckpointFailed
 from .client import GeneratorClient
 from .config import Settings
 from .devices import all_accelerators, make_accelerator
@@ -40,9 +41,11 @@ from .mismatch import MismatchCheck
 from .prompts import check_lengths
 from .ranks import has_lost_peer
 from .rewards import Rewards
-from .run import CheckpointFailed, Run
+from .run import Run
 from .shards import model_shapes
 from .stopping import LOCK_FILE, raise_terminated
+from .supervise import newest_checkpoint
+from .volumes import check_size, wait_until_writable
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +111,8 @@ def check_project(settings: Settings, project: Path) -> int:
 
 def run_trainer(settings: Settings, resolved: str) -> int:
     """Lock the run's folder and the weight store for the length of the run, and train. Returns the exit status."""
-    require_writable(settings.trainer.run_dir, "trainer.output_dir")
+    run_dir = settings.trainer.run_dir
+    wait_until_writable(run_dir, "trainer.output_dir", resumes=newest_checkpoint(run_dir) >= 0)
     require_writable(settings.shared.weights_dir, "shared.weights_dir")
     accelerator = make_accelerator(settings.trainer)
     accelerators = all_accelerators(accelerator)
@@ -128,6 +132,7 @@ def run_trainer(settings: Settings, resolved: str) -> int:
         else:
             if accelerator.is_main_process:
                 stack.enter_context(store.writer(holder))
+                check_size(settings.shared.weights_dir)
             status = train_run(settings, resolved, accelerator, accelerators, store, run, stack)
     # Without this, gloo's running threads may abort a process whose work is done.
     accelerator.state.destroy_process_group()
@@ -190,7 +195,7 @@ def train_run(
     )
     run.identify(facts, [info.version.attempt for info in infos])
     if accelerator.is_main_process:
-        (run.dir / "config.resolved").write_text(f"{resolved}\n")
+        run.journal.settings(resolved)
     trackers.start(accelerator, settings.trainer)
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()

@@ -22,6 +22,7 @@ from .client import GeneratorClient
 from .config import PublishConfig
 from .lora import adapter_table, has_adapter, write_adapter
 from .shards import model_shapes, model_table, model_tensors, write_part
+from .volumes import how_to_enlarge
 
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
@@ -87,9 +88,12 @@ class Publisher:
         kind: Kind = "lora" if has_adapter(model) else "full"
         table = adapter_table(model, self._dtype) if kind == "lora" else model_table(model, self._dtype)
         needs_bytes = sum(tensor.nbytes for tensor in table.values()) + HEADER_BYTES
+        fix = how_to_enlarge(needs_bytes, self._config.keep)
         with ExitStack() as stack:
             with self._accelerator.main_process_first():
-                staged = stack.enter_context(self._store.staging(version, needs_bytes=needs_bytes, owner=is_main))
+                staged = stack.enter_context(
+                    self._store.staging(version, needs_bytes=needs_bytes, fix=fix, owner=is_main)
+                )
             if kind == "lora":
                 written = write_adapter(model, staged, self._dtype, is_main=is_main)
             else:

@@ -7,6 +7,10 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.checkpoint.api import CheckpointException
+
+from tandem_protocol.folders import TEMPORARY
+from tandem_protocol.problems import one_line
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +24,14 @@ def any_rank(accelerator: Accelerator, flag: bool) -> bool:
 class PartFailed(OSError):
     """A part failed on one of the ranks. The message says why."""
 
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        """
+        Args:
+            may_pass: on the rank that failed, whether another try may succeed: the disk was full, for example.
+        """
+        super().__init__(message)
+        self.may_pass = may_pass
+
 
 def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
     """Run `parts` one after the other on all ranks.
@@ -30,16 +42,25 @@ def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
         PartFailed: on every rank, if a part failed on one of them.
     """
     for part in parts:
-        problem = None
+        problem: PartFailed | None = None
         try:
             part()
         except PartFailed as error:
-            problem = str(error)
+            problem = error
         except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
+            cause = _root(error)
+            may_pass = isinstance(cause, OSError) and cause.errno in TEMPORARY
+            problem = PartFailed(f"{type(cause).__name__}: {one_line(cause)}", may_pass=may_pass)
             log.debug("process %s failed", accelerator.process_index, exc_info=True)
         if any_rank(accelerator, problem is not None):
-            raise PartFailed(problem or "it failed on another rank")
+            raise problem or PartFailed("it failed on another rank")
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error that caused `error`. torch's own one for checkpoints has a message of hundreds of lines."""
+    while isinstance(error, CheckpointException) and error.failures:
+        error = next(iter(error.failures.values()))[0]
+    return error
 
 
 def has_lost_peer(error: RuntimeError) -> bool:

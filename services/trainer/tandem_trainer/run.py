@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 from .batch import ScoredGroup
-from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state, readable
+from .checkpoint import FORMAT, STATE_FILE, CheckpointFailed, Checkpoints, failure_message, read_state, readable
 from .clock import StepClock
 from .config import TrainerConfig
 from .errors import MismatchTooHigh, UserError
@@ -30,12 +31,9 @@ from .rollouts import Rollouts
 from .step_line import StepLine
 from .stopping import ResultT, Stopped, StopRequest, exit_status
 from .trackers import scalars
+from .volumes import DISK_PAUSE_S, DISK_TIMEOUT_S, free_bytes
 
 MAX_CONSECUTIVE_SKIPS = 50
-
-
-class CheckpointFailed(Exception):
-    """The last checkpoint of a run cannot be written."""
 
 
 class Run:
@@ -68,6 +66,7 @@ class Run:
             self._version = Version(self._saved["step"], self._saved["attempt"])  # until `resume` sets the new one
         self._checkpointed_step = -1
         self._failed_checkpoints = 0
+        self._may_pass = False
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -91,6 +90,11 @@ class Run:
     def gather(self, values: list[float]) -> list[float]:
         """Concatenate the values of all ranks, in the order of the ranks."""
         return gather_object(values)  # type: ignore[no-any-return]  # untyped library
+
+    @property
+    def resumes(self) -> bool:
+        """True if there is a checkpoint."""
+        return self._saved is not None
 
     @property
     def finished(self) -> str | None:
@@ -219,40 +223,37 @@ class Run:
                 do_together(
                     self._accelerator,
                     lambda: self._checkpoints.begin(step) if is_main else None,
+                    lambda: self.journal.flush() if is_main else None,  # a resumed run does not make these lines again
                     lambda: (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict())),
                     lambda: learner.save(staging),
                     lambda: self._commit(step, staging) if is_main else None,
                 )
         except PartFailed as error:
-            self._checkpoint_failed(step, error)
+            self._checkpoint_failed(step, error, learner.checkpoint_bytes)
             return False
         self._checkpointed_step = step
         self._failed_checkpoints = 0
         return True
 
-    def _checkpoint_failed(self, step: int, error: PartFailed) -> None:
+    def _checkpoint_failed(self, step: int, error: PartFailed, needs_bytes: int) -> None:
         if self._accelerator.is_main_process:
             self._checkpoints.discard(step)  # on a full disk, the metrics need the space
         self._failed_checkpoints += 1
-        self.journal.alert(
-            "checkpoint_failed",
-            step,
-            f"the checkpoint of step {step} cannot be written: {error}. The run continues and tries again at the next "
-            "step. Until then a crash loses the steps since the last checkpoint.",
-            failures=self._failed_checkpoints,
-        )
+        self._may_pass = self.agree(error.may_pass or free_bytes(self.dir) < needs_bytes)
+        message = failure_message(step, error, self.dir, needs_bytes)
+        self.journal.alert("checkpoint_failed", step, message, failures=self._failed_checkpoints)
 
     def last_checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
-        """Write the last checkpoint of the run.
+        """Write the last checkpoint of the run. While the disk is full, wait and try again.
 
         Raises:
             CheckpointFailed: it cannot be written.
         """
-        if not self.checkpoint(step, learner, rollouts):
-            raise CheckpointFailed(
-                f"the last checkpoint, of step {step}, cannot be written (see above). Fix: make {self.dir} writable, "
-                "with enough space, and run the same command again. It resumes from the previous checkpoint."
-            )
+        deadline = time.monotonic() + DISK_TIMEOUT_S
+        while not self.checkpoint(step, learner, rollouts):
+            if self.agree(not self._may_pass or self._stop.is_made or time.monotonic() > deadline):
+                raise CheckpointFailed(step, self.dir)
+            time.sleep(DISK_PAUSE_S)
 
     def _commit(self, step: int, staging: Path) -> None:
         best = self._best_with_this
@@ -323,11 +324,11 @@ class Run:
             groups_skipped=sum(gather_object([skipped])),
         )
         self._record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
-        # Set last, because a step without a record would be missing from the metrics after a resume.
-        self._step = step
+        self._step = step  # set last, because a step without a record would be missing after a resume
         self._version = version
         self._consecutive_skips = 0
         self._groups_skipped = 0
+        self.journal.keep(completion_records(version, groups, self._config.log_completions))
 
     def evaluated(self, evaluation: dict[str, Any] | None) -> None:
         """Put the results of an evaluation into the step's record."""
@@ -337,13 +338,13 @@ class Run:
         if self._step == self._checkpointed_step:  # a resumed run has evaluated its checkpoint again
             self._best = self._best_with_this
 
-    def log(self, groups: Sequence[ScoredGroup]) -> None:
+    def log(self) -> None:
         """Write the step's record and some of its completions."""
         assert self._record is not None, "make_record comes first"
         self._record |= {"checkpoint_failures": self._failed_checkpoints}
         self._record |= self._clock.figures(self._record["rollout_tokens"])
         self._clock.start_step()  # before writing, which counts for the next step, so that no time is lost
         self.journal.step(self._record)
-        self.journal.completions(completion_records(self._version, groups, self._config.log_completions))
+        self.journal.completions(())
         self.journal.progress(self._step_line(self._record))
         self._accelerator.log(dict(scalars(self._record)), step=self._step)
