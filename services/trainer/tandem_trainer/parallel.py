@@ -31,6 +31,7 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from tandem_protocol.manifest import read_header
+from tandem_protocol.problems import one_line
 
 from .config import LearnerConfig
 from .logprobs import TokenLogprobs
@@ -168,8 +169,11 @@ def _failing_as_oserror(message: str) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        causes = dict.fromkeys(f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values())
-        raise OSError(f"{message}: {'; '.join(causes)}") from error
+        causes = [cause for cause, _ in error.failures.values()]
+        described = dict.fromkeys(f"{type(cause).__name__}: {one_line(cause)}" for cause in causes)
+        problem = OSError(f"{message}: {'; '.join(described)}")
+        problem.errno = next((cause.errno for cause in causes if isinstance(cause, OSError)), None)
+        raise problem from error
 
 
 @contextmanager

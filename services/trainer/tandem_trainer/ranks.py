@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from torch.distributed.checkpoint.api import CheckpointException
 
 from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.problems import one_line
@@ -48,19 +47,11 @@ def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
         except PartFailed as error:
             problem = error
         except Exception as error:
-            cause = _root(error)
-            may_pass = isinstance(cause, OSError) and cause.errno in TEMPORARY
-            problem = PartFailed(f"{type(cause).__name__}: {one_line(cause)}", may_pass=may_pass)
+            may_pass = isinstance(error, OSError) and error.errno in TEMPORARY
+            problem = PartFailed(f"{type(error).__name__}: {one_line(error)}", may_pass=may_pass)
             log.debug("process %s failed", accelerator.process_index, exc_info=True)
         if any_rank(accelerator, problem is not None):
             raise problem or PartFailed("it failed on another rank")
-
-
-def _root(error: BaseException) -> BaseException:
-    """The error that caused `error`. torch's own one for checkpoints has a message of hundreds of lines."""
-    while isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    return error
 
 
 def has_lost_peer(error: RuntimeError) -> bool:
