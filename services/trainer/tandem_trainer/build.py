@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from accelerate import Accelerator
 from anyio.from_thread import BlockingPortal
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.messages import ModelFingerprint
@@ -26,7 +26,8 @@ from .judge import Judge, WinRate
 from .learner import Learner
 from .loop import train
 from .model_files import model_dir
-from .prompts import PromptCursor, PromptRow, load_prompts
+from .positions import longest
+from .prompts import PromptCursor, PromptRow, check_lengths, load_prompts
 from .publish import Publisher, fingerprint_of
 from .rewards import Rewards
 from .rollouts import Rollouts
@@ -77,7 +78,20 @@ def load_inputs(settings: Settings, processes: int) -> Inputs:
     rows = load_prompts(config.prompts, tokenizer)
     eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
     scorer.check_parameters([*rows, *eval_rows])
+    if length := _longest(settings.shared):
+        check_lengths([*rows, *eval_rows], length, config.rollout.max_completion_length)
     return Inputs(tokenizer, scorer, rows, eval_rows, algorithms.build(config))
+
+
+def _longest(shared: SharedConfig) -> int | None:
+    """The model's own limit of prompt and completion. The generators may have a smaller one."""
+    try:
+        config = AutoConfig.from_pretrained(
+            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
+        )
+    except (OSError, ValueError):  # loading the model reports it
+        return None
+    return longest(config)
 
 
 def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> LoadedProject:

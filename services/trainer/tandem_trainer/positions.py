@@ -64,6 +64,19 @@ class _Rope(NamedTuple):
         return attribute if self.layer_type is None else f"{self.layer_type}_{attribute}"
 
 
+def longest(config: PreTrainedConfig) -> int | None:
+    """The longest row that a model can encode, in tokens. None if a scaled encoding decides that, or nothing limits it.
+
+    vLLM refuses a larger `max_model_len`.
+    """
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if rope.get("rope_type", DEFAULT) != DEFAULT or any(isinstance(value, dict) for value in rope.values()):
+        return None
+    length: int | None = getattr(text, "max_position_embeddings", None)
+    return length
+
+
 def fix_positions(model: PreTrainedModel, max_model_lens: Sequence[int]) -> int:
     """Change `model`, in place, to encode positions as generators with these values of `max_model_len` do.
 
