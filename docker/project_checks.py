@@ -72,9 +72,15 @@ def check_model(project: Path, shared: SharedConfig) -> bool:
 def check_inputs(project: Path) -> None:
     """Import the rewards, and read and tokenize the prompts. This takes seconds, and the tokenizer must be there.
 
+    Prompts that are on the hub are left to the trainer: the network may fail, which is not a mistake.
+
     Raises:
         ConfigError: they are wrong.
     """
+    trainer = load(TrainerSettings, path=project / "config.yaml")[0].trainer
+    prompts = [trainer.prompts, *([trainer.eval.prompts] if trainer.eval else [])]
+    if not all((project / one.source).exists() for one in prompts):
+        return
     command = [sys.executable, "-m", "tandem_trainer", "--check-project", "--config", str(project / "config.yaml")]
     try:
         run_shown("the check of the project", command, project, HF_HUB_OFFLINE="1", TANDEM_LOG="text")
