@@ -131,7 +131,7 @@ def test_the_alert_of_a_failed_checkpoint_is_one_line_with_what_is_needed_and_fr
     run.checkpoint(2, learner, learner)  # type: ignore[arg-type]
     (event,) = map(json.loads, (tmp_path / "default" / "events.jsonl").read_text().splitlines())
     message = event["message"]
-    assert "It needs about 5e+06 GB, and" in message
+    assert "It needs about 5000000.00 GB, and" in message
     free_gb = shutil.disk_usage(tmp_path).free / 1e9
     found_gb = float(message.partition("default has ")[2].partition(" GB free")[0])
     assert found_gb == pytest.approx(free_gb, rel=0.1)

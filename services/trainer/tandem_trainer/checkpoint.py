@@ -17,7 +17,7 @@ from tandem_protocol.folders import TEMPORARY
 
 from .errors import UserError
 from .ranks import has_lost_peer
-from .volumes import free_bytes
+from .volumes import free_bytes, in_words
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class CheckpointFailed(Exception):
 def failure_message(step: int, error: Exception, run_dir: Path, needs_bytes: int) -> str:
     """Describe a checkpoint that cannot be written, for an alert."""
     return (
-        f"the checkpoint of step {step} cannot be written: {error}. It needs about {needs_bytes / 1e9:.3g} GB, and "
-        f"{run_dir} has {free_bytes(run_dir) / 1e9:.3g} GB free. The run tries again at the next step, and waits after "
+        f"the checkpoint of step {step} cannot be written: {error}. It needs about {in_words(needs_bytes)}, and "
+        f"{run_dir} has {in_words(free_bytes(run_dir))} free. The run tries again at the next step, and waits after "
         "the last one. Until then a crash loses the steps since the last checkpoint. Fix: free space there, or lower "
         "trainer.checkpoint.keep."
     )

@@ -15,6 +15,9 @@ from .metrics import JsonLinesWriter
 
 log = logging.getLogger(__name__)
 
+REPEAT_S = 30.0
+"""How often to report that a file cannot be written, while that lasts."""
+
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
 """The final phases of `status.json`."""
 
@@ -29,6 +32,8 @@ class Journal:
         self._completions = JsonLinesWriter(folder / "rollouts.jsonl")
         self._evaluations = JsonLinesWriter(folder / "eval.jsonl")
         self._events = JsonLinesWriter(folder / "events.jsonl")
+        self._reported_s: dict[str, float] = {}
+        """Name of a file → when it was last reported that it cannot be written."""
 
     def status(self, phase: str, version: Version) -> None:
         """Write the current phase to `status.json`. The file is replaced atomically, so it is always complete."""
@@ -41,7 +46,8 @@ class Journal:
                 temporary.write_text(json.dumps(status))
                 temporary.replace(self._folder / "status.json")
             except OSError as error:
-                log.warning("status.json cannot be written: %s", error)
+                if self._is_news("status.json"):
+                    log.warning("status.json cannot be written: %s", error)
 
     def settings(self, resolved: str) -> None:
         """Write the settings of this start to `config.resolved`."""
@@ -78,7 +84,8 @@ class Journal:
         try:
             self._events.append([event])
         except OSError as error:  # the event may be about a full disk
-            log.warning("events.jsonl cannot be written: %s", error)
+            if self._is_news("events.jsonl"):
+                log.warning("%s", _kept("events.jsonl", self._events, error))
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Append the record of a step. If the disk is full, it stays in memory and is written with the next one."""
@@ -86,7 +93,8 @@ class Journal:
             try:
                 self._metrics.append([record])
             except OSError as error:
-                self.alert("metrics_failed", record["step"], _kept("metrics.jsonl", self._metrics, error))
+                if self._is_news("metrics.jsonl"):
+                    self.alert("metrics_failed", record["step"], _kept("metrics.jsonl", self._metrics, error))
 
     def complete(self, record: Mapping[str, Any] | None) -> None:
         """Append the record of the last step if it is missing, because the process ended before `step` was called."""
@@ -104,7 +112,8 @@ class Journal:
             try:
                 self._completions.append(records)
             except OSError as error:
-                log.warning("%s", _kept("rollouts.jsonl", self._completions, error))
+                if self._is_news("rollouts.jsonl"):
+                    log.warning("%s", _kept("rollouts.jsonl", self._completions, error))
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Append the record of an evaluation, in the place of an earlier one of the same step.
@@ -116,7 +125,16 @@ class Journal:
                 self._evaluations.forget_after(record["step"] - 1)
                 self._evaluations.append([record])
             except OSError as error:
-                self.alert("eval_failed", record["step"], _kept("eval.jsonl", self._evaluations, error))
+                if self._is_news("eval.jsonl"):
+                    self.alert("eval_failed", record["step"], _kept("eval.jsonl", self._evaluations, error))
+
+    def _is_news(self, name: str) -> bool:
+        """Whether it was not reported within the last REPEAT_S that this file cannot be written."""
+        now_s = time.monotonic()
+        if now_s - self._reported_s.get(name, -REPEAT_S) < REPEAT_S:
+            return False
+        self._reported_s[name] = now_s
+        return True
 
     def flush(self) -> None:
         """Write the lines that are still in memory.

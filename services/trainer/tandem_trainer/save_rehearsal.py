@@ -18,7 +18,7 @@ from .errors import UserError
 from .lora import adapter_table, save_adapter_config
 from .model_files import ModelFiles
 from .shards import DTYPES, model_table
-from .volumes import how_to_enlarge
+from .volumes import how_to_enlarge, in_words
 
 log = logging.getLogger(__name__)
 
@@ -94,5 +94,5 @@ def _check_space(folder: Path, what: str, needs_bytes: int, fix: str) -> None:
         ) from error
     if free_bytes < needs_bytes:
         raise TooLittleSpace(
-            f"{folder} has {free_bytes / 1e9:.2f} GB free, but {what} needs {needs_bytes / 1e9:.2f} GB. Fix: {fix}."
+            f"{folder} has {in_words(free_bytes)} free, but {what} needs {in_words(needs_bytes)}. Fix: {fix}."
         )

@@ -32,6 +32,11 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
+def in_words(size_bytes: int) -> str:
+    """A size such as `1.25 GB` or `3.2 MB`."""
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"
+
+
 def wait_until_writable(folder: Path, key: str, *, resumes: bool) -> None:
     """Check that the folder can be written to. If it is only full now, a run with a checkpoint waits.
 
