@@ -58,7 +58,9 @@ CMD ["--config", "/project/config.yaml"]
 FROM runtime AS cpu
 COPY --from=dependencies-cpu /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
-COPY docker/preflight.py docker/project_files.py /opt/
+COPY docker/*.py /opt/
+COPY services/generator/tandem_generator/__init__.py services/generator/tandem_generator/options.py \
+     services/generator/tandem_generator/engine_options.py /opt/tandem_generator/
 LABEL org.opencontainers.image.title="Tandem trainer (CPU)" org.opencontainers.image.licenses=Apache-2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}
@@ -67,7 +69,9 @@ USER 10001:10001
 FROM runtime AS cuda
 COPY --from=dependencies-cuda /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
-COPY docker/preflight.py docker/project_files.py /opt/
+COPY docker/*.py /opt/
+COPY services/generator/tandem_generator/__init__.py services/generator/tandem_generator/options.py \
+     services/generator/tandem_generator/engine_options.py /opt/tandem_generator/
 # The CUDA version of the lock. `tandem doctor` compares it with the driver.
 ENV CUDA_VERSION=13.0
 LABEL org.opencontainers.image.title="Tandem trainer (CUDA)" org.opencontainers.image.licenses=Apache-2.0

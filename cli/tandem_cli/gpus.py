@@ -41,9 +41,14 @@ class Layout(NamedTuple):
 
     def override(self) -> str:
         """Return the compose file that assigns the devices."""
+        processes = str(len(self.trainer))
         return OVERRIDE.format(
             preflight=json.dumps(
-                {"TANDEM_GENERATOR_GPUS": ",".join(self.generator), "TANDEM_TRAINER_GPUS": ",".join(self.trainer)}
+                {
+                    "TANDEM_GENERATOR_GPUS": ",".join(self.generator),
+                    "TANDEM_TRAINER_GPUS": ",".join(self.trainer),
+                    "TANDEM_TRAINER_PROCESSES": processes,
+                }
             ),
             generator=json.dumps(
                 {
@@ -51,7 +56,7 @@ class Layout(NamedTuple):
                     "TANDEM__GENERATOR__DATA_PARALLEL_SIZE": str(len(self.generator) // self.tensor_parallel),
                 }
             ),
-            trainer=json.dumps({"TANDEM_TRAINER_PROCESSES": str(len(self.trainer))}),
+            trainer=json.dumps({"TANDEM_TRAINER_PROCESSES": processes}),
             generator_devices=self._reservation(self.generator),
             trainer_devices=self._reservation(self.trainer),
         )

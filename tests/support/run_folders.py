@@ -26,6 +26,7 @@ class Saved:
 
     loaded = False
     completed_updates: int | None = 3
+    checkpoint_bytes = 1000
 
     def save(self, directory: Path) -> None:
         (directory / "saved").touch()

@@ -64,7 +64,11 @@ def test_each_service_gets_its_devices_and_one_rank_per_device(
 ) -> None:
     assert run(folder, "0-2", f"5,{UUIDS[7]}") == 0
     assert written(folder) == {
-        "preflight": {"TANDEM_GENERATOR_GPUS": "0,1,2", "TANDEM_TRAINER_GPUS": f"5,{UUIDS[7]}"},
+        "preflight": {
+            "TANDEM_GENERATOR_GPUS": "0,1,2",
+            "TANDEM_TRAINER_GPUS": f"5,{UUIDS[7]}",
+            "TANDEM_TRAINER_PROCESSES": "2",
+        },
         "generator": {
             "TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE": "3",
             "TANDEM__GENERATOR__DATA_PARALLEL_SIZE": "1",

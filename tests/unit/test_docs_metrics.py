@@ -25,7 +25,7 @@ from tandem_trainer import algorithms
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.evaluate import Evaluation
 from tandem_trainer.learner.learner import Learner
-from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED
+from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED, Journal
 
 ROOT = Path(__file__).parents[2]
 TRAINER = ROOT / "services/trainer/tandem_trainer"
@@ -79,7 +79,7 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
         run.make_record(1, GROUPS, stats)
         if config.eval:
             run.evaluated(_evaluate(config, run.dir))
-        run.log(GROUPS)
+        run.log()
     return run.dir
 
 
@@ -94,7 +94,7 @@ def _evaluate(config: TrainerConfig, folder: Path) -> dict[str, Any] | None:
             portal=portal,
             wait=lambda task: task.result(),
             config=config,
-            file=folder / "eval.jsonl",
+            write=Journal(folder, is_main=True).evaluation,
             is_main=True,
         )
         return evaluate(Version(1, 1))

@@ -20,6 +20,7 @@ from tandem_protocol.version import Version
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
+from tandem_trainer.run.journal import Journal
 from tandem_trainer.run.stopping import Stopped
 
 
@@ -74,7 +75,7 @@ def _evaluation(portal: BlockingPortal, folder: Path, generator: Any, wait: Any 
     rows = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(2)]
     return Evaluation(
         rows=rows, client=generator, rewards=generator, win_rate=None, portal=portal, wait=wait, config=config,
-        file=folder / "eval.jsonl", is_main=True,
+        write=Journal(folder, is_main=True).evaluation, is_main=True,
     )  # fmt: skip
 
 

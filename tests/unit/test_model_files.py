@@ -274,7 +274,7 @@ def test_too_small_disk_is_refused(model: Path, tmp_path: Path, monkeypatch: pyt
         return usage(folder)._replace(free=1000) if place in folder.parts else usage(folder)
 
     monkeypatch.setattr(save_rehearsal.shutil, "disk_usage", disk_usage)
-    with pytest.raises(UserError, match=f"{place}.* has 0.00 GB free, but {what}"):
+    with pytest.raises(UserError, match=f"{place}.* has 0.0 MB free, but {what}"):
         learner.rehearse()
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, events, make_run
 from tandem_rollout.errors import UserError
-from tandem_trainer.run.checkpoint import Checkpoints
-from tandem_trainer.run.checkpointing import CheckpointFailed
+from tandem_trainer.run.checkpoint import CheckpointFailed, Checkpoints
 from tandem_trainer.run.run import Run
 
 
@@ -142,7 +141,7 @@ def test_failed_checkpoint_raises_an_alert_and_is_retried_at_the_next_step(tmp_p
         due.append(run.checkpoint_due(step))
         if due[-1]:
             run.checkpoint(step, learner, learner)  # type: ignore[arg-type]
-        run.log(GROUPS)
+        run.log()
         assert step >= 4 or not checkpoints.exists() or list(checkpoints.iterdir()) == []
     assert due == [False, True, True, True, False]
     assert events(tmp_path) == [("checkpoint_failed", 2), ("checkpoint_failed", 3)]

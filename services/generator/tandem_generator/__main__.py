@@ -15,12 +15,14 @@ from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, forma
 from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
+from tandem_protocol.handover import Failure
+from tandem_protocol.memory import oom_kills, why_killed
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
-from . import end_file
+from .end_file import EndFile
 from .engines.mock import MockEngine
 from .options import Options, parse
 from .server import serve
@@ -34,9 +36,12 @@ RESTART_ME = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until stopped. Returns 0 after SIGTERM, 2 for a user error, 1 for a failure that a restart may fix."""
+    """Serve until stopped. Returns 0 after SIGTERM or with its run, 2 for a user error, 1 if a restart may help."""
+    end_file = EndFile.from_environment()
     try:
         logs.configure()
+        if end_file and not end_file.should_start():
+            return 0
         options = parse(sys.argv[1:] if argv is None else argv)
         if options.project:
             os.chdir(options.project)
@@ -45,18 +50,27 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(format_resolved(options.settings, options.sources))
             return 0
         _check(options.settings, token)
-        if file := os.environ.get(end_file.VARIABLE):
-            if end_file.run_is_over(Path(file)):
-                log.info("the run is over (%s), so this generator does not start", file)
-                return 0
-            end_file.end_with(Path(file))
+        if end_file:
+            end_file.end_with_run()
         if options.settings.generator.engine == "mock":
             return asyncio.run(_serve_mock(options.settings))
         return _serve_vllm(options)
     except (ConfigError, TandemError, OSError) as error:
         logs.report_error(error)
-        is_user_error = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)
-        return USER_ERROR if is_user_error else RESTART_ME
+        if oom_kills():
+            logs.report_error(why_killed("TANDEM_GENERATOR_MEMORY", "lower generator.max_model_len"))
+        if not isinstance(error, ConfigError) and not (isinstance(error, TandemError) and not error.retryable):
+            return RESTART_ME
+        return USER_ERROR if end_file is None else _end_run(end_file, error)
+
+
+def _end_run(end_file: EndFile, error: Exception) -> int:
+    """Hand a user's mistake to the trainer. Returns 0 if the run has ended with it: then nothing is started again."""
+    try:
+        return 0 if end_file.end_run(Failure(USER_ERROR, str(error))) else USER_ERROR
+    except OSError as problem:
+        log.warning("the trainer cannot be informed: %s", problem)
+        return USER_ERROR
 
 
 def _check(settings: GeneratorSettings, token: str | None) -> None:

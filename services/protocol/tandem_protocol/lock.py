@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -30,7 +31,7 @@ def exclusive(file: Path, holder: str) -> Iterator[None]:
         except BlockingIOError as error:
             opened.seek(0)
             raise Held(opened.read().strip() or "another process") from error
-        opened.truncate(0)
-        opened.write(f"{holder}\n")
-        opened.flush()
+        with suppress(OSError):  # on a full disk the lock has no name, but it is held
+            opened.truncate(0)
+            os.write(opened.fileno(), f"{holder}\n".encode())
         yield

@@ -37,6 +37,7 @@ from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
 from .version import Version
 
+ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
 LEASE_S = 120.0
 """Lifetime of a lease, in seconds. A lease that has not been renewed for this long is ignored."""
 
@@ -211,7 +212,7 @@ class WeightStore:
         return max((version.attempt for version in self.versions()), default=0) + 1
 
     @contextmanager
-    def staging(self, version: Version, *, needs_bytes: int, owner: bool = True) -> Iterator[Path]:
+    def staging(self, version: Version, *, needs_bytes: int, fix: str = ENLARGE, owner: bool = True) -> Iterator[Path]:
         """Provide a directory for the shards of `version` during the `with` block, until `commit`.
 
         The directory is removed at the end of the block, in any case.
@@ -219,6 +220,7 @@ class WeightStore:
         Args:
             version: The version to write.
             needs_bytes: Expected size of the shards, which must be free.
+            fix: What to do if the volume is full, for the message.
             owner: True in the process that holds `writer`. False in processes that only write some of the shards: they
                 must enter after the owner and leave before it commits.
 
@@ -229,13 +231,13 @@ class WeightStore:
         if owner:
             free = shutil.disk_usage(self._versions).free
             if free < needs_bytes:
-                raise _full(self.root, version, f"{free / 1e6:.1f} MB free", f"{needs_bytes / 1e6:.1f} MB")
+                raise _full(self.root, version, f"{free / 1e6:.1f} MB free", f"{needs_bytes / 1e6:.1f} MB", fix)
             directory.mkdir(exist_ok=True)
         try:
             yield directory
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full(self.root, version, str(error), f"{needs_bytes / 1e6:.1f} MB") from error
+                raise _full(self.root, version, str(error), f"{needs_bytes / 1e6:.1f} MB", fix) from error
             raise
         finally:
             if owner:
@@ -319,10 +321,10 @@ def _refused(path: Path, got: str, expected: str) -> WeightsRefused:
     )
 
 
-def _full(root: Path, version: Version, got: str, expected: str) -> StoreError:
+def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> StoreError:
     return StoreError(
         f"cannot publish version {version} into {root}: got {got}, expected {expected}. Existing versions are "
-        "unchanged. Fix: enlarge the weights volume or lower trainer.publish.keep."
+        f"unchanged. Fix: {fix}."
     )
 
 

@@ -12,7 +12,7 @@ from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 
 from .errors import UserError
-from .prompts import PromptRow, load_prompts
+from .prompts import PromptRow, check_lengths, load_prompts
 from .rewards.judge import Judge
 from .rewards.scoring import Rewards
 
@@ -39,20 +39,39 @@ def load_inputs(settings: TrainerSettings, processes: int) -> Inputs:
     """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
 
     Raises:
+        ConfigError: the number of processes does not divide that of the prompts.
         UserError: the prompts, rewards or configuration do not fit together.
     """
     config = settings.trainer
-    if config.rollout.num_prompts % processes:
-        raise UserError(
-            f"trainer.rollout.num_prompts is {config.rollout.num_prompts} for {processes} trainer processes, expected "
-            "a multiple of the number of processes"
-        )
+    config.check_processes(processes)
     tokenizer = load_tokenizer(settings.shared)
     scorer = load_scorer(config, tokenizer)
     rows = load_prompts(config.prompts, tokenizer)
     eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
     scorer.check_parameters([*rows, *eval_rows])
+    if length := _longest(settings.shared):
+        check_lengths([*rows, *eval_rows], length, config.rollout.max_completion_length)
     return Inputs(tokenizer, scorer, rows, eval_rows)
+
+
+def _longest(shared: SharedConfig) -> int | None:
+    """The longest row that the model can encode, in tokens. Generators refuse a larger `max_model_len`.
+
+    None if a scaled encoding decides that, or if nothing limits it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
+        ).get_text_config(decoder=True)
+    except (OSError, ValueError):  # loading the model reports it
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default" or any(isinstance(value, dict) for value in rope.values()):
+        return None
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    return length
 
 
 def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:

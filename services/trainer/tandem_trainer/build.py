@@ -56,7 +56,7 @@ def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) 
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
-        learner.rehearse()
+        learner.rehearse(resumes=run.resumes)
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
     return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, algorithm, learner, ours)
@@ -168,6 +168,6 @@ def _evaluation(session: Session) -> Evaluation:
         portal=session.portal,
         wait=run.wait,
         config=session.config,
-        file=run.dir / "eval.jsonl",
+        write=run.journal.evaluation,
         is_main=session.accelerator.is_main_process,
     )

@@ -10,7 +10,6 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from anyio.from_thread import BlockingPortal
@@ -25,11 +24,11 @@ from tandem_rollout.rewards.judge import WinRate
 from tandem_rollout.rewards.scoring import Scorer
 from tandem_rollout.scored_group import ScoredGroup
 
-from .run.metrics import JsonLinesWriter, mean
+from .run.metrics import mean
 
 
 class Evaluation:
-    """Evaluates a version each time it is called, and appends one line to `eval.jsonl`.
+    """Evaluates a version each time it is called, and writes one line of `eval.jsonl`.
 
     The line has the step, the version, and the fields of `evaluation_record`.
     """
@@ -44,7 +43,7 @@ class Evaluation:
         portal: BlockingPortal,
         wait: Callable[[Future[list[ScoredGroup]]], list[ScoredGroup]],
         config: TrainerConfig,
-        file: Path,
+        write: Callable[[dict[str, Any]], None],
         is_main: bool,
     ) -> None:
         self._rows = rows
@@ -54,7 +53,7 @@ class Evaluation:
         self._rewards = rewards
         self._win_rate = win_rate
         self._config = config
-        self._file = JsonLinesWriter(file)
+        self._write = write
         self._is_main = is_main
 
     def due(self, step: int) -> bool:
@@ -71,8 +70,7 @@ class Evaluation:
         assert self._config.eval is not None, "`due` is True only with trainer.eval"
         groups = self._wait(self._portal.start_task_soon(self._collect, version))
         record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
-        self._file.forget_after(version.step - 1)
-        self._file.append([{"step": version.step, "version": str(version)} | record])
+        self._write({"step": version.step, "version": str(version)} | record)
         return record
 
     async def _collect(self, version: Version) -> list[ScoredGroup]:

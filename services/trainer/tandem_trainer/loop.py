@@ -50,6 +50,6 @@ def train(
             run.evaluated(evaluate(step, version))
             if run.checkpoint_due(step):
                 run.checkpoint(step, learner, rollouts)
-            run.log(groups)
+            run.log()
     run.last_checkpoint(step, learner, rollouts)
     return step

@@ -23,7 +23,7 @@ from tandem_protocol.config import ConfigError, read_token
 from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
-from tandem_protocol.folders import require_writable
+from tandem_protocol.folders import permission_problem, require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
 from tandem_protocol.once import first_to_say, warn_once
@@ -42,10 +42,12 @@ from .learner.mismatch import MismatchCheck
 from .learner.shards import model_shapes
 from .ranks import FailedTogether, has_lost_peer, own_errors
 from .run import resume, trackers
-from .run.checkpointing import CheckpointFailed
+from .run.checkpoint import CheckpointFailed
 from .run.exporter import exported
 from .run.run import Run
 from .run.stopping import LOCK_FILE, raise_terminated
+from .supervise import newest_checkpoint
+from .volumes import check_size, wait_until_writable
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,9 @@ def train(settings: TrainerSettings, resolved: str, project: Path) -> int:
             return run_trainer(settings, resolved)
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
         _report(error)
+        return 2
+    except PermissionError as error:
+        logs.report_error(permission_problem(error))
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
         _report(error)
@@ -121,7 +126,8 @@ def check_project(settings: TrainerSettings, project: Path) -> int:
 
 def run_trainer(settings: TrainerSettings, resolved: str) -> int:
     """Lock the run's folder and the weight store for the length of the run, and train. Returns the exit status."""
-    require_writable(settings.trainer.run_dir, "trainer.output_dir")
+    run_dir = settings.trainer.run_dir
+    wait_until_writable(run_dir, "trainer.output_dir", resumes=newest_checkpoint(run_dir) >= 0)
     require_writable(settings.shared.weights_dir, "shared.weights_dir")
     accelerator = make_accelerator(settings.trainer)
     accelerators = all_accelerators(accelerator)
@@ -141,6 +147,7 @@ def run_trainer(settings: TrainerSettings, resolved: str) -> int:
         else:
             if accelerator.is_main_process:
                 stack.enter_context(store.writer(holder))
+                check_size(settings.shared.weights_dir)
             status = train_run(settings, resolved, accelerator, accelerators, store, run, stack)
     # Without this, gloo's running threads may abort a process whose work is done.
     accelerator.state.destroy_process_group()
@@ -204,7 +211,7 @@ def train_run(
     )
     run.identify(facts, [info.version.attempt for info in infos])
     if accelerator.is_main_process:
-        (run.dir / "config.resolved").write_text(f"{resolved}\n")
+        run.journal.settings(resolved)
     trackers.start(accelerator, settings.trainer)
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()

@@ -23,6 +23,7 @@ from tandem_rollout.client import GeneratorClient
 from .learner.lora import adapter_table, has_adapter, write_adapter
 from .learner.shards import model_shapes, model_table, model_tensors, write_part
 from .ranks import together
+from .volumes import how_to_enlarge
 
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
@@ -89,10 +90,13 @@ class Publisher:
         kind: Kind = "lora" if has_adapter(model) else "full"
         table = adapter_table(model, self._dtype) if kind == "lora" else model_table(model, self._dtype)
         needs_bytes = sum(tensor.nbytes for tensor in table.values()) + HEADER_BYTES
+        fix = how_to_enlarge(needs_bytes, self._config.keep)
         with ExitStack() as stack:
 
             def stage() -> Path:
-                return stack.enter_context(self._store.staging(version, needs_bytes=needs_bytes, owner=is_main))
+                return stack.enter_context(
+                    self._store.staging(version, needs_bytes=needs_bytes, fix=fix, owner=is_main)
+                )
 
             # The main process goes first: it makes the folder, and fails if the volume is full.
             staged = together(self._accelerator, stage if is_main else lambda: None) or stage()

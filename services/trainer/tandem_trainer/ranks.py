@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 
+from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.once import warn_once
 from tandem_protocol.problems import one_line
 
@@ -27,6 +28,14 @@ def any_rank(accelerator: Accelerator, flag: bool) -> bool:
 class PartFailed(OSError):
     """A part failed on one of the ranks. The message says why."""
 
+    def __init__(self, message: str, *, may_pass: bool = False) -> None:
+        """
+        Args:
+            may_pass: on the rank that failed, whether another try may succeed: the disk was full, for example.
+        """
+        super().__init__(message)
+        self.may_pass = may_pass
+
 
 def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
     """Run `parts` one after the other on all ranks.
@@ -37,16 +46,17 @@ def do_together(accelerator: Accelerator, *parts: Callable[[], object]) -> None:
         PartFailed: on every rank, if a part failed on one of them.
     """
     for part in parts:
-        problem = None
+        problem: PartFailed | None = None
         try:
             part()
         except PartFailed as error:
-            problem = str(error)
+            problem = error
         except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
+            may_pass = isinstance(error, OSError) and error.errno in TEMPORARY
+            problem = PartFailed(f"{type(error).__name__}: {one_line(error)}", may_pass=may_pass)
             log.debug("process %s failed", accelerator.process_index, exc_info=True)
         if any_rank(accelerator, problem is not None):
-            raise PartFailed(problem or "it failed on another rank")
+            raise problem or PartFailed("it failed on another rank")
 
 
 class FailedTogether(Exception):

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from ..messages import SwitchMode
 from .learning import GrpoConfig, LearnerConfig, LoraConfig, OnlineDpoConfig, OptimConfig
 from .rollout import PromptsConfig, RewardConfig, RolloutConfig
-from .sections import Section, SharedConfig
+from .sections import ConfigError, Section, SharedConfig
 
 
 class CheckpointConfig(Section):
@@ -183,6 +183,18 @@ class TrainerConfig(Section):
                 "prompt with that of the first policy"
             )
         return self
+
+    def check_processes(self, processes: int) -> None:
+        """Check that every trainer process gets the same number of prompts.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        if self.rollout.num_prompts % processes:
+            raise ConfigError(
+                f"trainer.rollout.num_prompts is {self.rollout.num_prompts} for {processes} trainer processes, "
+                "expected a multiple of the number of processes. Fix: change one of them."
+            )
 
     @property
     def scorers(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from ..functions import CallFailed, load_function, plain
 from ..prompts import PromptRow
 from ..scored_group import ScoredGroup
 from .scoring import as_in_prompt, decode, scored_group
+
+log = logging.getLogger(__name__)
 
 TIE = 0.5
 """Reward of both completions if neither is better."""
@@ -95,6 +98,8 @@ class WinRate:
         self._judge = judge
         self._file = file
         self._rows = {row.index: row for row in rows}
+        self._first: dict[str, Sequence[str]] | None = None
+        """The first policy's completions, if they could not be written."""
 
     async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
         """See `Scorer`. The rewards are still None; `__call__` adds them when all groups have arrived."""
@@ -107,14 +112,24 @@ class WinRate:
             UserError: the judge failed, and errors are not dropped.
         """
         keys = _keys(groups)
-        if version.step == 0 or not self._file.exists():
-            temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps({keys[group.row]: group.texts for group in groups}))
-            temporary.replace(self._file)
-        first = json.loads(self._file.read_text())
+        if version.step == 0 or (self._first is None and not self._file.exists()):
+            self._first = {keys[group.row]: group.texts for group in groups}
+        if self._first is not None:
+            self._write_first(self._first)
+        first = self._first if self._first is not None else json.loads(self._file.read_text())
         async with task_group() as judging:
             tasks = [judging.create_task(self._against(group, first.get(keys[group.row], ()))) for group in groups]
         return [task.result() for task in tasks]
+
+    def _write_first(self, first: dict[str, Sequence[str]]) -> None:
+        """Write the first policy's completions. On a full disk they stay in memory until the next evaluation."""
+        temporary = self._file.with_suffix(".tmp")
+        try:
+            temporary.write_text(json.dumps(first))
+            temporary.replace(self._file)
+            self._first = None
+        except OSError as error:
+            log.warning("%s cannot be written: %s. The next evaluation tries again.", self._file.name, error)
 
     async def _against(self, group: ScoredGroup, first: Sequence[str]) -> ScoredGroup:
         """Compare the completions one by one. A reward is None if the first policy has no completion for it."""

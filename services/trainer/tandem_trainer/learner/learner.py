@@ -247,13 +247,21 @@ class Learner:
         all_N = self._accelerator.gather(padded_N)
         return entropy_quantile(all_N[all_N >= 0], quantile)
 
-    def rehearse(self) -> None:
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how many bytes a checkpoint needs on disk."""
+        return self._saver.checkpoint_bytes
+
+    def rehearse(self, *, resumes: bool = False) -> None:
         """Test, before the first step, that the model can be saved, exported and published.
+
+        Args:
+            resumes: the run has a checkpoint. Then a full disk is not an error: the run tries again later.
 
         Raises:
             UserError: says what cannot be saved, and why.
         """
-        self._saver.rehearse()
+        self._saver.rehearse(resumes=resumes)
 
     def save(self, directory: Path) -> None:
         """Write the optimizer and the model, or its adapter, as a folder that transformers or peft can load.

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from tandem_protocol.config.learning import LearnerConfig
 from tandem_protocol.manifest import read_header
+from tandem_protocol.problems import one_line
 
 from .logprobs import TokenLogprobs
 from .shards import model_table, model_tensors, write_part
@@ -168,8 +169,11 @@ def _failing_as_oserror(message: str) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        causes = dict.fromkeys(f"{type(cause).__name__}: {cause}" for cause, _ in error.failures.values())
-        raise OSError(f"{message}: {'; '.join(causes)}") from error
+        causes = [cause for cause, _ in error.failures.values()]
+        described = dict.fromkeys(f"{type(cause).__name__}: {one_line(cause)}" for cause in causes)
+        problem = OSError(f"{message}: {'; '.join(described)}")
+        problem.errno = next((cause.errno for cause in causes if isinstance(cause, OSError)), None)
+        raise problem from error
 
 
 @contextmanager

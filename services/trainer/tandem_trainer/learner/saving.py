@@ -19,7 +19,7 @@ from .lora import load_adapter, write_adapter
 from .model_files import ModelFiles
 from .optimizer import Schedule
 from .parallel import is_sharded, load_optimizer, load_weights, save_index, save_optimizer, save_part
-from .save_rehearsal import rehearse
+from .save_rehearsal import checkpoint_bytes, rehearse
 
 MODEL_DIR = "model"
 STATE_FILE = "learner.pt"
@@ -46,14 +46,22 @@ class Saver:
         self._optimizer = optimizer
         self._schedule = schedule
 
-    def rehearse(self) -> None:
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About how many bytes a checkpoint needs on disk."""
+        return checkpoint_bytes(self._model, self._config)
+
+    def rehearse(self, *, resumes: bool) -> None:
         """Test that the model can be saved, exported and published.
+
+        Args:
+            resumes: the run has a checkpoint. Then a full disk is not an error: the run tries again later.
 
         Raises:
             UserError: says what cannot be saved, and why.
         """
         if self._accelerator.is_main_process:
-            rehearse(self._model, self._files, self._shared, self._config)
+            rehearse(self._model, self._files, self._shared, self._config, resumes=resumes)
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint's part.

@@ -17,6 +17,7 @@ from tandem_protocol.folders import TEMPORARY
 from tandem_rollout.errors import UserError
 
 from ..ranks import has_lost_peer
+from ..volumes import free_bytes, in_words
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,26 @@ FORMAT = 2
 """Version of the checkpoint format. Increase it when this release cannot read the checkpoints of the last release."""
 STATE_KEYS = ("step", "attempt", "facts", "record", "best")
 """Keys of `STATE_FILE`, besides `format`."""
+
+
+class CheckpointFailed(Exception):
+    """The last checkpoint of a run cannot be written."""
+
+    def __init__(self, step: int, run_dir: Path) -> None:
+        super().__init__(
+            f"the last checkpoint, of step {step}, cannot be written (see above). Fix: make {run_dir} writable, with "
+            "enough space, and run the same command again. It resumes from the previous checkpoint."
+        )
+
+
+def failure_message(step: int, error: Exception, run_dir: Path, needs_bytes: int) -> str:
+    """Describe a checkpoint that cannot be written, for an alert."""
+    return (
+        f"the checkpoint of step {step} cannot be written: {error}. It needs about {in_words(needs_bytes)}, and "
+        f"{run_dir} has {in_words(free_bytes(run_dir))} free. The run tries again at the next step, and waits after "
+        "the last one. Until then a crash loses the steps since the last checkpoint. Fix: free space there, or lower "
+        "trainer.checkpoint.keep."
+    )
 
 
 class Checkpoints:

@@ -13,13 +13,10 @@ from tandem_rollout.queue import Rollouts
 
 from ..learner.learner import Learner
 from ..ranks import PartFailed, any_rank, do_together
-from .checkpoint import FORMAT, STATE_FILE, Checkpoints, read_state, readable
+from ..volumes import free_bytes
+from .checkpoint import FORMAT, STATE_FILE, Checkpoints, failure_message, read_state, readable
 from .log import RunLog
 from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
-
-
-class CheckpointFailed(Exception):
-    """The last checkpoint of a run cannot be written."""
 
 
 class Checkpointing:
@@ -38,6 +35,8 @@ class Checkpointing:
         self._best: dict[str, Any] | None = self.saved.get("best") if self.saved else None
         self._step = -1
         """The step of the newest checkpoint."""
+        self.may_pass = False
+        """Whether the last failure may pass: the disk was full, for example."""
 
     def compare(self, facts: dict[str, Any]) -> None:
         """Compare `facts` with those of the checkpoint. The next checkpoints hold them.
@@ -100,40 +99,26 @@ class Checkpointing:
                 do_together(
                     self._accelerator,
                     lambda: self._checkpoints.begin(step) if is_main else None,
+                    lambda: self._log.journal.flush() if is_main else None,  # a resumed run does not make them again
                     lambda: (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict())),
                     lambda: learner.save(staging),
                     lambda: self._commit(step, staging) if is_main else None,
                 )
         except PartFailed as error:
-            self._failed(step, error)
+            self._failed(step, error, learner.checkpoint_bytes)
             return False
         self._step = step
         self._log.checkpoint_failures = 0
         return True
 
-    def _failed(self, step: int, error: PartFailed) -> None:
+    def _failed(self, step: int, error: PartFailed, needs_bytes: int) -> None:
         if self._accelerator.is_main_process:
             self._checkpoints.discard(step)  # on a full disk, the metrics need the space
         self._log.checkpoint_failures += 1
-        self._log.journal.alert(
-            "checkpoint_failed",
-            step,
-            f"the checkpoint of step {step} cannot be written: {error}. The run continues and tries again at the next "
-            "step. Until then a crash loses the steps since the last checkpoint.",
-            failures=self._log.checkpoint_failures,
-        )
-
-    def write_last(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
-        """Write the last checkpoint of the run.
-
-        Raises:
-            CheckpointFailed: it cannot be written.
-        """
-        if not self.write(step, learner, rollouts):
-            raise CheckpointFailed(
-                f"the last checkpoint, of step {step}, cannot be written (see above). Fix: make {self._log.dir} "
-                "writable, with enough space, and run the same command again. It resumes from the previous checkpoint."
-            )
+        is_full = free_bytes(self._log.dir) < needs_bytes
+        self.may_pass = any_rank(self._accelerator, error.may_pass or is_full)
+        message = failure_message(step, error, self._log.dir, needs_bytes)
+        self._log.journal.alert("checkpoint_failed", step, message, failures=self._log.checkpoint_failures)
 
     def evaluated(self) -> None:
         """The step's record has the results of an evaluation now."""

@@ -92,19 +92,19 @@ class RunLog:
             groups_skipped=sum(gather_object([skipped])),
         )
         self.record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
-        # Set last, because a step without a record would be missing from the metrics after a resume.
-        self.step = step
+        self.step = step  # set last, because a step without a record would be missing after a resume
         self.version = version
         self._consecutive_skips = 0
         self._groups_skipped = 0
+        self.journal.keep(completion_records(version, groups, self._config.log_completions))
 
-    def log(self, groups: Sequence[ScoredGroup]) -> None:
+    def log(self) -> None:
         """Write the step's record and some of its completions."""
         assert self.record is not None, "make_record comes first"
         self.record |= {"checkpoint_failures": self.checkpoint_failures}
         self.record |= self._clock.figures(self.record["rollout_tokens"])
         self._clock.start_step()  # before writing, which counts for the next step, so that no time is lost
         self.journal.step(self.record)
-        self.journal.completions(completion_records(self.version, groups, self._config.log_completions))
+        self.journal.completions(())
         self.journal.progress(self._step_line(self.record))
         self._accelerator.log(dict(scalars(self.record)), step=self.step)

@@ -119,13 +119,15 @@ def std(values: Iterable[float | None]) -> float | None:
 
 
 class JsonLinesWriter:
-    """A file with one JSON object per line. Each object has a `step`."""
+    """A file with one JSON object per line. Each object has a `step`; steps never decrease."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.kept: list[Mapping[str, Any]] = []
+        """Records that could not be written because the disk was full. The next `append` writes them first."""
 
     def append(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Append one line per record. If an error occurs, no line is added.
+        """Append one line per record. If an error occurs, no line is added, and all records are kept in memory.
 
         A last line that a killed process has left incomplete is removed. Otherwise the first record would continue it.
         NaN and infinity become null, because JSON cannot express them.
@@ -133,7 +135,13 @@ class JsonLinesWriter:
         Raises:
             OSError: such as ENOSPC when the disk is full.
         """
-        data = "".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records).encode()
+        self.kept += records
+        if not self.kept:
+            return
+        self._write("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in self.kept).encode())
+        self.kept.clear()
+
+    def _write(self, data: bytes) -> None:
         with self._path.open("ab", buffering=0) as file:
             self._remove_incomplete_line(file)
             end = file.seek(0, os.SEEK_END)
@@ -153,7 +161,7 @@ class JsonLinesWriter:
                 return
             written.seek(0)
             *_, last = written.read().split(b"\n")
-        if _step(last.decode(errors="replace")) < math.inf:
+        if _step(last) < math.inf:
             file.write(b"\n")
         else:
             file.truncate(size - len(last))
@@ -167,18 +175,27 @@ class JsonLinesWriter:
                         yield json.loads(line)
 
     def last_step(self) -> int:
-        """The step of the last line; -1 if there is no line."""
+        """The step of the last record; -1 if there is none."""
+        if self.kept:
+            return int(self.kept[-1]["step"])
         last = deque(self.read(), maxlen=1)
         return int(last[0]["step"]) if last else -1
 
     def forget_after(self, step: int) -> None:
-        """Drop the lines of steps after `step`, which a resumed run computes again, and a truncated last line."""
+        """Drop the lines of steps after `step`, which a resumed run computes again, and a truncated last line.
+
+        They are at the end. The file is cut in place, which works on a full disk too.
+        """
+        self.kept = [record for record in self.kept if record["step"] <= step]
         if not self._path.exists():
             return
-        kept = [line for line in self._path.read_text(errors="replace").splitlines() if _step(line) <= step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept))
-        temporary.replace(self._path)
+        with self._path.open("r+b") as file:
+            position = end = 0
+            for line in file:
+                position += len(line)
+                if _step(line) <= step:
+                    end = position
+            file.truncate(end)
 
 
 def _finite(value: Any) -> Any:
@@ -190,8 +207,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step(line: str) -> float:
+def _step(line: bytes) -> float:
     try:
         return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return float("inf")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from tandem_rollout.queue import Rollouts
 from ..learner.learner import Learner
 from ..learner.mismatch import MismatchTooHigh
 from ..ranks import FailedTogether, any_rank, together
+from ..volumes import DISK_PAUSE_S, DISK_TIMEOUT_S
+from .checkpoint import CheckpointFailed
 from .checkpointing import Checkpointing
 from .journal import FAILED, STOPPED
 from .log import RunLog
@@ -44,6 +47,11 @@ class Run(RunLog):
             self.version = Version(self._saved["step"], self._saved["attempt"])  # until `resume` sets the new one
 
     # -- start ---------------------------------------------------------------------------------------------------
+
+    @property
+    def resumes(self) -> bool:
+        """True if there is a checkpoint."""
+        return self._saved is not None
 
     @property
     def finished(self) -> str | None:
@@ -112,12 +120,17 @@ class Run(RunLog):
         return self._checkpointing.write(step, learner, rollouts)
 
     def last_checkpoint(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
-        """Write the last checkpoint of the run.
+        """Write the last checkpoint of the run. While the disk is full, wait and try again.
 
         Raises:
             CheckpointFailed: it cannot be written.
         """
-        self._checkpointing.write_last(step, learner, rollouts)
+        deadline = time.monotonic() + DISK_TIMEOUT_S
+        while not self.checkpoint(step, learner, rollouts):
+            gives_up = not self._checkpointing.may_pass or self._stop.is_made or time.monotonic() > deadline
+            if self.agree(gives_up):
+                raise CheckpointFailed(step, self.dir)
+            time.sleep(DISK_PAUSE_S)
 
     @contextmanager
     def checkpoint_on_failure(self, learner: Learner, rollouts: Rollouts) -> Iterator[None]:
