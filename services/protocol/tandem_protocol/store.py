@@ -153,6 +153,10 @@ class WeightStore:
 
     # -- leases --------------------------------------------------------------------------------------------------
 
+    def lease_file(self, generator_id: str) -> Path:
+        """Return the file of a generator's lease, whether it exists or not."""
+        return self._served / f"{generator_id}.json"
+
     def lease(self, generator_id: str, versions: tuple[Version, ...]) -> None:
         """Write or renew the lease of a generator.
 
@@ -163,7 +167,7 @@ class WeightStore:
         Raises:
             OSError: The store cannot be written.
         """
-        path = self._served / f"{generator_id}.json"
+        path = self.lease_file(generator_id)
         if versions:
             self._served.mkdir(parents=True, exist_ok=True)
             _replace(path, Lease(versions=versions).model_dump_json().encode())
