@@ -132,7 +132,7 @@ class WeightStore:
         """Check that every file matches the manifest in size, digest and tensor table.
 
         Raises:
-            WeightsRefused: A file is missing or differs. The message names the file, the actual and the expected value.
+            WeightsRefused: A file is missing or differs. The message has the file, the actual and the expected value.
         """
         directory = self.directory(manifest.version)
         found: list[TensorEntry] = []
@@ -225,8 +225,7 @@ class WeightStore:
             version: The version to write.
             needs_bytes: Expected size of the shards, which must be free.
             fix: What to do if the volume is full, for the message.
-            owner: True in the process that holds `writer`. False in processes that only write some of the shards: they
-                must enter after the owner and leave before it commits.
+            owner: True in the process that holds `writer`. Others must enter after it, and leave before it commits.
 
         Raises:
             StoreError: The volume is full, either at the start or while the shards are written.
