@@ -131,7 +131,7 @@ def test_a_weights_volume_that_is_too_small_is_reported_with_the_command(project
 
 
 def test_a_trainer_that_needs_more_memory_than_it_may_have_names_the_variable(project: Path) -> None:
-    (project / "odd_rewards.py").write_text("def odd(completion_ids, **_):\n    return [bytearray(8 << 30)]\n")
+    (project / "odd_rewards.py").write_text("def odd(completion_ids, **_):\n    return [len(b'x' * (8 << 30))]\n")
     variables = {"TANDEM_TRAINER_MEMORY": "1g", "TANDEM_TRAINER_RETRIES": "0"}
     with stack(project, variables=variables) as made:
         made.compose("up", "--no-build", timeout_s=120)

@@ -91,6 +91,29 @@ def test_a_generator_does_not_start_after_a_failed_preflight_and_ends_with_the_r
     assert end.exists(), "the trainer ends first: with --exit-code-from, the first end stops everything"
 
 
+def test_a_generator_that_never_starts_ends_the_run_after_some_tries_and_one_that_has_served_does_not(
+    tmp_path: Path, end: Path
+) -> None:
+    lease = tmp_path / "served/a.json"
+    generator = end_file_module.EndFile(end)
+    assert [generator.starts_fail(lease) for _ in range(3)] == [False, False, True]
+    lease.parent.mkdir()
+    lease.touch()
+    assert not generator.starts_fail(lease)
+
+
+def test_the_run_ends_with_the_status_of_a_generator_that_never_starts(
+    tmp_path: Path, end: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("the device has no memory left")
+
+    monkeypatch.setattr("tandem_generator.__main__._check", fail)
+    monkeypatch.setattr(end_file_module, "TRAINER_TIMEOUT_S", 0.02)
+    assert [serve(tmp_path) for _ in range(3)] == [1, 1, 1]
+    assert generator_failure(end) == Failure(1, "the device has no memory left")
+
+
 # -- the trainer's supervisor ------------------------------------------------------------------------------------------
 
 SUPERVISE = """

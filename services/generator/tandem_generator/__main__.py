@@ -38,6 +38,7 @@ RESTART_ME = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until stopped. Returns 0 after SIGTERM or with its run, 2 for a user error, 1 if a restart may help."""
     end_file = EndFile.from_environment()
+    options: Options | None = None
     try:
         logs.configure()
         if end_file and not end_file.should_start():
@@ -59,18 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         logs.report_error(error)
         if oom_kills():
             logs.report_error(why_killed("TANDEM_GENERATOR_MEMORY", "lower generator.max_model_len"))
-        if not isinstance(error, ConfigError) and not (isinstance(error, TandemError) and not error.retryable):
-            return RESTART_ME
-        return USER_ERROR if end_file is None else _end_run(end_file, error)
+        is_user_error = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)
+        status = USER_ERROR if is_user_error else RESTART_ME
+        return status if end_file is None else _end_run(end_file, Failure(status, str(error)), options)
 
 
-def _end_run(end_file: EndFile, error: Exception) -> int:
-    """Hand a user's mistake to the trainer. Returns 0 if the run has ended with it: then nothing is started again."""
+def _end_run(end_file: EndFile, failure: Failure, options: Options | None) -> int:
+    """Hand a failure to the trainer if a restart would not help.
+
+    Returns:
+        The exit status: 0 if the run has ended with the failure, so that nothing is started again.
+    """
     try:
-        return 0 if end_file.end_run(Failure(USER_ERROR, str(error))) else USER_ERROR
+        if failure.status == RESTART_ME and not (options and end_file.starts_fail(_lease(options.settings))):
+            return RESTART_ME
+        return 0 if end_file.end_run(failure) else failure.status
     except OSError as problem:
         log.warning("the trainer cannot be informed: %s", problem)
-        return USER_ERROR
+        return failure.status
+
+
+def _lease(settings: Settings) -> Path:
+    return WeightStore(settings.shared.weights_dir).lease_file(settings.generator.replica)
 
 
 def _check(settings: GeneratorSettings, token: str | None) -> None:

@@ -24,6 +24,10 @@ TRAINER_TIMEOUT_S = 120.0
 """How long to wait for the trainer to end the run, in seconds. It may have to finish a step and write a checkpoint."""
 
 
+FAILED_STARTS = 3
+"""How often in a row a generator may fail before it has ever served. Then another start would not help either."""
+
+
 class EndFile:
     """The file that the trainer writes when the run is over."""
 
@@ -72,6 +76,19 @@ class EndFile:
         hand_over(self._failure, failure)
         log.info("waiting until the trainer has ended the run with this error")
         return self._wait()
+
+    def starts_fail(self, lease: Path) -> bool:
+        """Count a failure that a restart may fix. Returns True if it is one too many.
+
+        Args:
+            lease: this generator's lease. If it is there, the generator has served in this run, so nothing is counted.
+        """
+        if lease.exists():
+            return False
+        starts = self._failure.with_name(f"failed-starts.{self._failure.name}")
+        count = int(starts.read_text()) + 1 if starts.exists() else 1
+        starts.write_text(str(count))
+        return count >= FAILED_STARTS
 
     def _wait(self) -> bool:
         deadline = time.monotonic() + TRAINER_TIMEOUT_S

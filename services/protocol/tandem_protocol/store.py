@@ -132,7 +132,7 @@ class WeightStore:
         """Check that every file matches the manifest in size, digest and tensor table.
 
         Raises:
-            WeightsRefused: A file is missing or differs. The message names the file, the actual and the expected value.
+            WeightsRefused: A file is missing or differs. The message has the file, the actual and the expected value.
         """
         directory = self.directory(manifest.version)
         found: list[TensorEntry] = []
@@ -153,6 +153,10 @@ class WeightStore:
 
     # -- leases --------------------------------------------------------------------------------------------------
 
+    def lease_file(self, generator_id: str) -> Path:
+        """Return the file of a generator's lease, whether it exists or not."""
+        return self._served / f"{generator_id}.json"
+
     def lease(self, generator_id: str, versions: tuple[Version, ...]) -> None:
         """Write or renew the lease of a generator.
 
@@ -163,7 +167,7 @@ class WeightStore:
         Raises:
             OSError: The store cannot be written.
         """
-        path = self._served / f"{generator_id}.json"
+        path = self.lease_file(generator_id)
         if versions:
             self._served.mkdir(parents=True, exist_ok=True)
             _replace(path, Lease(versions=versions).model_dump_json().encode())
@@ -221,8 +225,7 @@ class WeightStore:
             version: The version to write.
             needs_bytes: Expected size of the shards, which must be free.
             fix: What to do if the volume is full, for the message.
-            owner: True in the process that holds `writer`. False in processes that only write some of the shards: they
-                must enter after the owner and leave before it commits.
+            owner: True in the process that holds `writer`. Others must enter after it, and leave before it commits.
 
         Raises:
             StoreError: The volume is full, either at the start or while the shards are written.
