@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import logging.config
@@ -134,3 +135,20 @@ def test_a_replica_that_left_is_reported_once(caplog: pytest.LogCaptureFixture) 
     availability.gone({"http://other:8000"})
     availability.gone({"http://other:8000"})
     assert caplog.messages[1:] == [f"generator {URL} has left"]
+
+
+async def test_a_request_that_brings_nothing_is_reported_while_it_lasts(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("tandem_trainer.availability.REPEAT_S", 0.05)
+    async with Availability().watched(URL) as heard:
+        for _ in range(10):
+            heard()
+            await asyncio.sleep(0.01)
+        assert caplog.messages == []
+        await asyncio.sleep(0.3)
+    count = len(caplog.messages)
+    await asyncio.sleep(0.1)
+    assert {*caplog.messages} == {f"generator {URL} has sent nothing for 0 s"}
+    assert len(caplog.messages) == count > 1
