@@ -35,7 +35,7 @@ docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you 
 	$(MKDOCS) serve
 
 bench: setup  ## Measure performance and print ratios; never fails on a result
-	@for script in $(filter-out %/trainer.py %/trainer_update.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(filter-out %/trainer.py %/trainer_update.py %/up.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
 bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py

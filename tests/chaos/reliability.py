@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -43,8 +44,14 @@ def main() -> int:
         found = problems(run)
         print(*timeline(run), *(found or ["everything held"]), sep="\n")
         if not args.no_page:
-            PAGE.write_text(report(run, found, command=" ".join(sys.argv[1:])))
+            PAGE.write_text(report(run, found, command=shown(sys.argv[1:])))
     return 1 if found else 0
+
+
+def shown(arguments: Sequence[str]) -> str:
+    """The arguments that someone else needs to repeat this run: all but --keep."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    return " ".join(word for before, word in pairs if "--keep" not in (before, word))
 
 
 def parse() -> argparse.Namespace:

@@ -192,11 +192,12 @@ fails](deploy/failures.md) explains what you see here.
 
 | | |
 |---|---|
-| date, machine | {date}, {machine}, without a GPU |
+| date, machine | {date}, {machine}, without a GPU, with other work on it |
 | services | a trainer, and two generators with the mock engine |
 | supervisor | [the documented unit](deploy/containers.md#after-a-reboot): it runs `scripts/up` again when that fails |
 | length | {steps} steps in {minutes} minutes, with a checkpoint and an evaluation every 20 steps |
-| faults | {faults}: one every {every_s:g} s, in the order of seed {seed}; a pause or a full disk lasts {lasts_s:g} s |
+| faults | {faults}, in the order of seed {seed}; those that last take {lasts_s:g} s |
+| between two faults | the run has made a step again, and then {every_s:g} s pass |
 | starts of the unit | {starts} |
 
 ## The faults

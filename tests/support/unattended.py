@@ -18,6 +18,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import docker
 import yaml
 from docker.models.containers import Container
 
@@ -128,6 +129,7 @@ class Unattended:
         override.write_text(yaml.safe_dump(OVERRIDE))
         stack = Stack(project, replicas=2, variables={"TANDEM_WEIGHTS_SIZE": "16m"})
         stack.files = ("compose.yaml", str(override))
+        stack.engine = docker.from_env(timeout=600)  # on a busy machine an answer may take a minute
         unit = Unit(stack, self.folder / "up.log", restart_s=min(30.0, self.every_s / 4), scale=2)
         try:
             stack.must("create", "--no-build", "--scale", "generator=2")
@@ -180,6 +182,7 @@ class Unattended:
             FAULTS[now.kind].apply(Target(stack, disk, replica, self.lasts_s, cut_power))
             now.ended_s = time.time()
             wait_for_step(stack, unit, since_s=now.ended_s, timeout_s=RECOVERY_TIMEOUT_S)
+            wait_for_replicas(stack, unit)
             self.say(f"{len(self.happened):3} {now.kind:22} next step after {time.time() - now.ended_s:5.1f} s")
 
     def _collect(self, stack: Stack, disk: Container) -> None:
@@ -201,6 +204,14 @@ def wait_for_step(stack: Stack, unit: Unit, *, since_s: float, timeout_s: float)
         if any(line.at_s > since_s and STEP.search(line.text) for line in (parse(text, "trainer") for text in lines)):
             return
         assert time.monotonic() < deadline, f"no step for {timeout_s} s; the log ends with\n" + "\n".join(lines)
+        time.sleep(0.5)
+
+
+def wait_for_replicas(stack: Stack, unit: Unit) -> None:
+    """Wait until all generators run, or the run is over."""
+    deadline = time.monotonic() + RECOVERY_TIMEOUT_S
+    while unit.is_active and any(replica.status != "running" for replica in stack.containers("generator")):
+        assert time.monotonic() < deadline, f"a generator does not run for {RECOVERY_TIMEOUT_S} s"
         time.sleep(0.5)
 
 
