@@ -29,7 +29,8 @@ for file in newest.glob("*.safetensors"):
 """
 LOST = r"waiting for generator|generator \S+ has left"
 RESUMED = r"resumed from step \d+"
-READY = r"ready, serving version"
+READY = "ready, serving version"
+START_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,10 @@ def _fill_weights(at: Target) -> None:
 def _damage_weights(at: Target) -> None:
     signal_process(at.trainer, "tandem_trainer", "SIGSTOP")  # otherwise a newer version would be there in a moment
     run(at.trainer, "python3", "-c", DAMAGE)
+    began_s = time.time()
     signal_process(at.replica, "tandem_generator")
-    at.wait()
+    while READY not in at.replica.logs(since=began_s).decode() and time.time() < began_s + START_TIMEOUT_S:
+        time.sleep(0.2)
     signal_process(at.trainer, "tandem_trainer", "SIGCONT")
 
 

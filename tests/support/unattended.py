@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import re
@@ -121,6 +122,8 @@ class Unattended:
     exits: list[int] = field(default_factory=list)
     lines: list[Line] = field(default_factory=list)
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _logs: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(service, container id) → log."""
 
     def run(self) -> None:
         """Start the run, cause faults until it is over, and collect its logs and its files into `folder`."""
@@ -170,6 +173,7 @@ class Unattended:
                 return
             if len(self.happened) == self.limit:
                 continue
+            self._read_logs(stack)
             now = Happened(next(kinds), time.time())
             self.happened.append(now)
 
@@ -186,14 +190,23 @@ class Unattended:
             self.say(f"{len(self.happened):3} {now.kind:22} next step after {time.time() - now.ended_s:5.1f} s")
 
     def _collect(self, stack: Stack, disk: Container) -> None:
+        self._read_logs(stack)
         for service in ("generator", "trainer"):
             for container in stack.containers(service):
                 self.states[str(container.name)] = container.attrs["State"]
-                text = container.logs(timestamps=True).decode(errors="replace")
-                (self.folder / f"{container.name}.log").write_text(text)
-                self.lines += [parse(line, service) for line in text.splitlines()]
-        self.lines.sort(key=lambda line: line.at_s)
+        for (service, container_id), text in self._logs.items():
+            (self.folder / f"{service}-{container_id[:12]}.log").write_text(text)
+            self.lines += [parse(line, service) for line in text.splitlines()]
+        self.lines = sorted((line for line in self.lines if line.at_s), key=lambda line: line.at_s)
+        (self.folder / "faults.json").write_text(json.dumps([vars(fault) for fault in self.happened], indent=1))
         copy_folder(disk, "/runs", self.folder)
+
+    def _read_logs(self, stack: Stack) -> None:
+        """Read all logs again. Those of a container that no longer exists stay as they were read last."""
+        for service in ("generator", "trainer"):
+            for container in stack.containers(service):
+                text = container.logs(timestamps=True).decode(errors="replace")
+                self._logs[service, str(container.id)] = text
 
 
 def wait_for_step(stack: Stack, unit: Unit, *, since_s: float, timeout_s: float) -> None:
