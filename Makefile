@@ -35,7 +35,7 @@ docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you 
 	$(MKDOCS) serve
 
 bench: setup  ## Measure performance and print ratios; never fails on a result
-	@for script in $(filter-out %/trainer.py %/trainer_update.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(filter-out %/trainer.py %/trainer_update.py %/up.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
 bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py
@@ -49,12 +49,7 @@ up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0
 up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up:  ## Train PROJECT in containers and wait for the end (docs/deploy/containers.md)
-	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; \
-		status=$$(docker compose ps --all --format '{{.ExitCode}}' preflight); \
-		[ "$${status:-0}" -ne 0 ] || status=1; exit $$status; }
-	docker compose logs --follow trainer
-	docker compose stop
-	status=$$(docker compose ps --all --format '{{.ExitCode}}' trainer); exit $${status:-1}
+	TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/up --build
 
 down:  ## Remove the containers but keep their volumes (docker compose down --volumes removes both)
 	docker compose down

@@ -11,6 +11,7 @@ import configparser
 import functools
 import inspect
 import json
+import os
 import re
 import sys
 import tomllib
@@ -124,13 +125,16 @@ def _json(block: Block) -> None:
 
 
 def _unit(block: Block) -> None:
-    """Check a systemd unit: its sections, and the compose command that it starts."""
+    """Check a systemd unit: its sections, and the script or compose command that it starts."""
     unit = configparser.ConfigParser()
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
     unit.read_string(block.text)
     assert unit.sections() == ["Unit", "Service", "Install"]
     for name in ("ExecStart", "ExecStop"):
         program, *words = unit["Service"][name].split()
+        if program.startswith(checkout := "/opt/tandem/"):
+            assert os.access(ROOT / program.removeprefix(checkout), os.X_OK)
+            continue
         check_options(Command([Path(program).name, *words], {}))
 
 

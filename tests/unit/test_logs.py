@@ -245,3 +245,20 @@ def test_a_wrong_log_format_is_reported_as_text(capsys: pytest.CaptureFixture[st
         logs.configure({"TANDEM_LOG": "xml"})
     logs.report_error(wrong.value)
     assert capsys.readouterr().err.endswith(" ERROR    got TANDEM_LOG=xml, expected text or json\n")
+
+
+async def test_a_request_that_brings_nothing_is_reported_while_it_lasts(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("tandem_rollout.availability.REPEAT_S", 0.05)
+    async with Availability().watched(URL) as heard:
+        for _ in range(10):
+            heard()
+            await asyncio.sleep(0.01)
+        assert caplog.messages == []
+        await asyncio.sleep(0.3)
+    count = len(caplog.messages)
+    await asyncio.sleep(0.1)
+    assert {*caplog.messages} == {f"generator {URL} has sent nothing for 0 s"}
+    assert len(caplog.messages) == count > 1

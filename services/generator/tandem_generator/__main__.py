@@ -80,7 +80,7 @@ def _end_run(end_file: EndFile, failure: Failure, options: Options | None) -> in
         return failure.status
 
 
-def _lease(settings: Settings) -> Path:
+def _lease(settings: GeneratorSettings) -> Path:
     return WeightStore(settings.shared.weights_dir).lease_file(settings.generator.replica)
 
 

@@ -1,10 +1,12 @@
-"""Report which generators cannot be used: when that changes, and every 30 seconds while it lasts."""
+"""Report which generators cannot be used or are silent: when that changes, and every 30 seconds while it lasts."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tandem_protocol.logs import fields
@@ -68,3 +70,32 @@ class Availability:
             if self._outages.pop(url).reported_s is None:
                 continue
             log.warning("generator %s has left", url, extra=fields(generator=url))
+
+    @asynccontextmanager
+    async def watched(self, url: str) -> AsyncIterator[Callable[[], None]]:
+        """Report every 30 seconds that the request to `url` in this block brings nothing: it works, or it hangs.
+
+        Yields a function to call when something arrives.
+        """
+        heard_s = self._clock()
+
+        def heard() -> None:
+            nonlocal heard_s
+            heard_s = self._clock()
+
+        async def watch() -> None:
+            while True:
+                await asyncio.sleep(REPEAT_S)
+                if (silent_s := self._clock() - heard_s) >= REPEAT_S:
+                    log.info(
+                        "generator %s has sent nothing for %.0f s",
+                        url,
+                        silent_s,
+                        extra=fields(generator=url, silent_s=round(silent_s, 1)),
+                    )
+
+        watching = asyncio.create_task(watch())
+        try:
+            yield heard
+        finally:
+            watching.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -35,6 +36,15 @@ FIRST_PAUSE_S = 0.1
 """Pause after the first failure. It doubles with each further one."""
 LONGEST_PAUSE_S = 5.0
 CONNECT_TIMEOUT_S = 10.0
+DEAD_AFTER_S = 30
+"""A host that acknowledges nothing for so long is gone: without power, or cut off from the network."""
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_AFTER_S // 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_AFTER_S // 6),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_S * 1000),
+)
+"""Has the kernel ask an idle host whether it is there, also while a generator samples and sends nothing."""
 UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout)
 UNREACHABLE_TRIES = 2
 """One refused connection may be an accident."""
@@ -76,7 +86,7 @@ class GeneratorClient:
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
             # No read timeout here: a group may take minutes. Every caller has its own deadline.
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            transport=transport,
+            transport=transport or httpx.AsyncHTTPTransport(socket_options=KEEPALIVE, trust_env=False),
             trust_env=False,
         )
 
@@ -179,12 +189,16 @@ class GeneratorClient:
         requested = list(mine)
         trouble = "the stream ended early"
         part = request.model_copy(update={"prompts": tuple(mine.values())})
-        async with self._http.stream(
-            "POST", url + ROLLOUTS, content=part.model_dump_json(), timeout=self._stream_timeout
-        ) as response:
+        async with (
+            self._availability.watched(url) as heard,
+            self._http.stream(
+                "POST", url + ROLLOUTS, content=part.model_dump_json(), timeout=self._stream_timeout
+            ) as response,
+        ):
             if response.status_code != httpx.codes.OK:
                 await response.aread()
             async for text in checked(response).aiter_lines():
+                heard()
                 group = read_group(text)
                 if problem := why_unusable(group, request, len(requested)):
                     trouble = problem
@@ -236,7 +250,8 @@ class GeneratorClient:
             pauses = _pauses()
             while not is_settled(url) and url in await self._replicas.now():
                 try:
-                    done[url] = await call(url)
+                    async with self._availability.watched(url):
+                        done[url] = await call(url)
                     self._availability.answered(url)
                 except UNREACHABLE as error:
                     reasons[url] = self._retryable(url, error, report=self._reports)
