@@ -18,10 +18,12 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from project_files import identify, refresh
+from project_lock import claim
 from pydantic import BaseModel
 
 from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, load
 from tandem_protocol.device_sets import check_disjoint, parse_devices
+from tandem_protocol.requirements import missing, requirements_file, summarize
 
 SOURCES = [Path(path) for path in os.environ.get("TANDEM_PROJECT_SOURCES", "/source").split(":")]
 """Folders of the project. A file in a later folder replaces that of an earlier one."""
@@ -50,11 +52,16 @@ def main() -> int:
         check_devices(os.environ)
         if HUB_TOKEN.exists() and (token := HUB_TOKEN.read_text().strip()):
             os.environ["HF_TOKEN"] = token  # read while still root: the file may belong to another user
-        copy_project()
+        identity = os.environ.get("TANDEM_PROJECT_IDENTITY") or "+".join(map(identify, SOURCES))
+        if not claim(PROJECT, SOURCES, identity):
+            say("the services are running with exactly this project, so there is nothing to prepare")
+            return 0
+        copy_project(identity)
         if os.geteuid() == 0:
             become_owner_of(PROJECT)
         if file := os.environ.get(TOKEN_FILE_ENV):
             make_token(Path(file))
+        check_requirements()
         if (PROJECT / "prepare.py").exists():
             say("preparing the project with its prepare.py")
             subprocess.run([sys.executable, "prepare.py"], cwd=PROJECT, check=True)
@@ -96,7 +103,21 @@ def make_token(path: Path) -> None:
         temporary.replace(path)
 
 
-def copy_project() -> None:
+def check_requirements() -> None:
+    """Check that this image has the packages that the project needs.
+
+    Raises:
+        ConfigError: it does not.
+        OSError: a requirements file cannot be read.
+    """
+    if (file := requirements_file(PROJECT)) and (problems := missing(file)):
+        raise ConfigError(
+            f"got an image without {summarize(problems)}, expected the packages of {file.name}. Fix: build the image "
+            "again: `docker compose up --build`, or for Kubernetes as in docs/deploy/kubernetes.md"
+        )
+
+
+def copy_project(identity: str) -> None:
     """Copy the project's files to the volume. Files that its own prepare.py has created there are kept.
 
     Raises:
@@ -108,7 +129,6 @@ def copy_project() -> None:
         )
     PROJECT.mkdir(exist_ok=True)
     owner = PROJECT.stat()
-    identity = os.environ.get("TANDEM_PROJECT_IDENTITY") or "+".join(map(identify, SOURCES))
     if reason := refresh(PROJECT, SOURCES, identity):
         say(f"deleted the files on the project volume, because {reason}")
     if os.geteuid() == 0:

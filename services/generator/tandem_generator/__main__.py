@@ -14,6 +14,7 @@ from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
+from tandem_protocol.lock import project_in_use
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
@@ -50,9 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 log.info("the run is over (%s), so this generator does not start", file)
                 return 0
             end_file.end_with(Path(file))
-        if options.settings.generator.engine == "mock":
-            return asyncio.run(_serve_mock(options.settings))
-        return _serve_vllm(options)
+        with project_in_use():
+            if options.settings.generator.engine == "mock":
+                return asyncio.run(_serve_mock(options.settings))
+            return _serve_vllm(options)
     except (ConfigError, TandemError, OSError) as error:
         logs.report_error(error)
         is_user_error = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)

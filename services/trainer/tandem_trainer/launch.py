@@ -16,7 +16,7 @@ from tandem_protocol import logs
 from tandem_protocol.config import load
 from tandem_protocol.config.help import WideHelpFormatter
 from tandem_protocol.errors import StoreLocked
-from tandem_protocol.lock import Held, exclusive
+from tandem_protocol.lock import Held, exclusive, project_in_use
 from tandem_protocol.ports import listen
 from tandem_protocol.store import WeightStore
 
@@ -82,7 +82,8 @@ def main() -> int:
         retries = _number(os.environ, "RETRIES", 0, least=0)
         end_file = os.environ.get(f"{PREFIX}END_FILE")
         if (retries or end_file) and not {"--check", "--check-project"} & {*arguments}:
-            return supervise(arguments, retries=retries, end_file=Path(end_file) if end_file else None)
+            with project_in_use():
+                return supervise(arguments, retries=retries, end_file=Path(end_file) if end_file else None)
     except (ValueError, StoreLocked) as error:
         logs.report_error(error)
         return 2
