@@ -47,10 +47,14 @@ def main(folder: Path, target: Path, name: str) -> int:
 
 
 def pip(command: list[str], file: Path) -> str:
-    """Install `file`. Returns what pip writes to stderr, if it fails."""
-    done = subprocess.run([*command, "--requirement", str(file)], stderr=subprocess.PIPE, text=True)  # noqa: S603
-    print(done.stderr, file=sys.stderr, end="", flush=True)
-    return (done.stderr or "pip failed") if done.returncode else ""
+    """Install `file`. Returns what pip wrote, if it fails. pip explains a conflict on stdout."""
+    whole = [*command, "--requirement", str(file)]
+    lines = []
+    with subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603
+        for line in process.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line)
+    return "".join(lines) or "pip failed" if process.returncode else ""
 
 
 def installed() -> list[str]:
