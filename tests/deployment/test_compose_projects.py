@@ -32,11 +32,11 @@ def test_a_running_project_is_not_replaced_and_the_reason_is_given(
     other = write_project(tmp_path / "other")
     running = {name: endless.container(name).id for name in ("trainer", "generator")}
 
-    def up() -> tuple[int, str]:
-        status = endless.compose("up", "--no-build", "--detach").returncode
+    def up(*options: str) -> tuple[int, str]:
+        status = endless.compose("up", "--no-build", *options).returncode
         return status, endless.logs("preflight")
 
-    assert up()[0] == 0, "nothing has changed, so there is nothing to prepare"
+    assert up("--detach")[0] == 0, "nothing has changed, so there is nothing to prepare"
 
     endless.use_project(other)
     status, log = up()
