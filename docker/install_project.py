@@ -31,7 +31,9 @@ def main(folder: Path, target: Path, name: str) -> int:
         if not name and not file.is_symlink():
             return 0
         got = f"a link {DEFAULT} that leads out of the folder" if file.is_symlink() else f"TANDEM_REQUIREMENTS={name}"
-        return fail(f"got {got}, expected a file in the project's folder. Fix: give its path relative to that folder")
+        return fail(
+            f"got {got}, expected a file in the project's folder. Fix: put it there, and name it relative to it"
+        )
     with tempfile.NamedTemporaryFile("w", suffix=".txt") as constraints:
         constraints.write("".join(f"{line}\n" for line in installed()))
         constraints.flush()
