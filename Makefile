@@ -1,7 +1,10 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test docs docs-serve bench bench-trainer up down clean lock
+.PHONY: help setup demo check test docs docs-serve bench bench-trainer up down ps clean lock
 PROJECT ?= examples/digits
+# The compose project of PROJECT: each folder has its own containers, volumes and images, so several run side by side.
+FOLDER := $(shell basename '$(abspath $(PROJECT))' | tr '[:upper:]' '[:lower:]' | tr -c '[:alnum:]\n_-' '-')
+NAME := $(or $(NAME),$(COMPOSE_PROJECT_NAME),tandem-$(FOLDER))
 TESTS ?= tests
 BIN := .venv/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
@@ -48,11 +51,16 @@ up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc)
 up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0.8) "k"}' /proc/meminfo)
 up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
-up:  ## Train PROJECT in containers and wait for the end (docs/deploy/containers.md)
-	TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/up --build
+up down: export COMPOSE_PROJECT_NAME = $(NAME)
+up:  ## Train PROJECT in containers named NAME and wait for the end (NAME=tandem-digits; docs/deploy/containers.md)
+	TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/up --build; status=$$?; \
+		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status
 
-down:  ## Remove the containers but keep their volumes (docker compose down --volumes removes both)
+down:  ## Remove the containers of PROJECT but keep their volumes (docker compose down --volumes removes both)
 	docker compose down
+
+ps:  ## List what runs in containers, by NAME
+	docker compose ls --all --filter name=tandem
 
 lock:  ## Pin and hash the requirements (UPGRADE=1: newer versions; PIP_FIND_LINKS=folder with torch's CPU wheel)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock

@@ -13,18 +13,21 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from commands import CommandFailed, run_shown
 from hub import Unreachable, download_model, is_cached, retried
 from project_checks import check_inputs, check_model, check_settings
 from project_files import identify, refresh
+from project_lock import claim
 
 from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, SharedSettings, load
 from tandem_protocol.device_sets import check_disjoint, parse_devices
 from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.handover import PREFLIGHT_FILE, Failure, hand_over
+from tandem_protocol.requirements import missing, requirements_file, summarize
 
 log = logging.getLogger("tandem_preflight")
 
@@ -44,7 +47,8 @@ FIXES = {
 def main() -> int:
     """Prepare the project.
 
-    Under Compose, the trainer reports a failure: Compose shows neither this log nor this exit status.
+    Under Compose, the trainer reports a failure: Compose shows neither this log nor this exit status. If the services
+    are running with another project, there is no trainer to report it. Then Compose shows the exit status.
 
     Returns:
         0 if the services may start, 2 for an error that a retry would not change, 1 for another one, or the exit status
@@ -53,8 +57,16 @@ def main() -> int:
     try:
         logs.configure()
         log.setLevel(logging.INFO)
+        identity = os.environ.get("TANDEM_PROJECT_IDENTITY") or "+".join(map(identify, SOURCES))
+        if not claim(PROJECT, SOURCES, identity):
+            log.info("the services are running with exactly this project, so there is nothing to prepare")
+            return 0
+    except (ValueError, OSError) as error:  # the services are running, so the trainer does not read a failure now
+        logs.report_error(error)
+        return 2
+    try:
         forget_failure()
-        prepare()
+        prepare(identity)
     except CommandFailed as error:
         return fail(Failure(error.status, str(error)))
     except (Unreachable, OSError) as error:
@@ -64,8 +76,11 @@ def main() -> int:
     return 0
 
 
-def prepare() -> None:
-    """Do what this file is for.
+def prepare(identity: str) -> None:
+    """Copy the project, check it, run its prepare.py, and download the model.
+
+    Args:
+        identity: a name of the project's folder on the host.
 
     Raises:
         ConfigError: a mistake in the project or in the configuration.
@@ -75,11 +90,16 @@ def prepare() -> None:
     check_devices(os.environ)
     if HUB_TOKEN.exists() and (token := HUB_TOKEN.read_text().strip()):
         os.environ["HF_TOKEN"] = token  # read while still root: the file may belong to another user
-    retried(copy_project, "copying the project", lambda error: getattr(error, "errno", None) not in TEMPORARY)
+    retried(
+        partial(copy_project, identity),
+        "copying the project",
+        lambda error: getattr(error, "errno", None) not in TEMPORARY,
+    )
     if os.geteuid() == 0:
         become_owner_of(PROJECT)
     if file := os.environ.get(TOKEN_FILE_ENV):
         make_token(Path(file))
+    check_requirements()
     config = PROJECT / "config.yaml"
     check_settings(config)
     if (PROJECT / "prepare.py").exists():
@@ -133,7 +153,21 @@ def make_token(path: Path) -> None:
         temporary.replace(path)
 
 
-def copy_project() -> None:
+def check_requirements() -> None:
+    """Check that this image has the packages that the project needs.
+
+    Raises:
+        ConfigError: it does not.
+        OSError: a requirements file cannot be read.
+    """
+    if (file := requirements_file(PROJECT)) and (problems := missing(file)):
+        raise ConfigError(
+            f"got an image without {summarize(problems)}, expected the packages of {file.name}. Fix: build the image "
+            "again: `docker compose up --build`, or for Kubernetes as in docs/deploy/kubernetes.md"
+        )
+
+
+def copy_project(identity: str) -> None:
     """Copy the project's files to the volume. Files that its own prepare.py has created there are kept.
 
     Raises:
@@ -145,7 +179,6 @@ def copy_project() -> None:
         )
     PROJECT.mkdir(exist_ok=True)
     owner = PROJECT.stat()
-    identity = os.environ.get("TANDEM_PROJECT_IDENTITY") or "+".join(map(identify, SOURCES))
     if reason := refresh(PROJECT, SOURCES, identity):
         log.info("deleted the files on the project volume, because %s", reason)
     if os.geteuid() == 0:

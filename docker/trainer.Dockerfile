@@ -1,9 +1,16 @@
 # The trainer. Targets: cpu, cuda (torch's wheels contain CUDA; the host provides the driver).
-# Named contexts, both empty by default: wheels (pip looks there first), certs (*.crt: additional trusted certificates).
+# Named contexts, empty by default: wheels (pip looks there first), certs (*.crt: additional trusted certificates),
+# project (its requirements.txt becomes a layer of the image).
 ARG PYTHON_BASE=python:3.11-slim-bookworm
 
 FROM scratch AS wheels
 FROM scratch AS certs
+FROM scratch AS project
+
+# Only these files of the project are sent to the build. None has to exist.
+FROM scratch AS requirements
+ARG REQUIREMENTS
+COPY --from=project ${REQUIREMENTS:-requirements.txt}* requirements*.txt constraints*.txt /
 
 # -- build stages: not part of the images --------------------------------------------------------------------------------
 
@@ -55,23 +62,51 @@ HEALTHCHECK NONE
 ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_trainer.launch"]
 CMD ["--config", "/project/config.yaml"]
 
-FROM runtime AS cpu
+FROM runtime AS trainer-cpu
 COPY --from=dependencies-cpu /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY docker/*.py /opt/
 COPY services/generator/tandem_generator/__init__.py services/generator/tandem_generator/options.py \
      services/generator/tandem_generator/engine_options.py /opt/tandem_generator/
+
+# The packages of the project, without those that the image has. The compiler that some need is not part of the image.
+FROM trainer-cpu AS packages-cpu
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_FIND_LINKS=/wheels PIP_CACHE_DIR=/root/.cache/pip \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ARG REQUIREMENTS
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    --mount=type=bind,from=wheels,target=/wheels --mount=type=bind,from=requirements,target=/requirements \
+    --mount=type=bind,source=docker/install_project.py,target=/install_project.py \
+    python3 /install_project.py /requirements /opt/project "$REQUIREMENTS"
+
+FROM trainer-cpu AS cpu
+COPY --from=packages-cpu /opt/project /opt/tandem
 LABEL org.opencontainers.image.title="Tandem trainer (CPU)" org.opencontainers.image.licenses=Apache-2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}
 USER 10001:10001
 
-FROM runtime AS cuda
+FROM runtime AS trainer-cuda
 COPY --from=dependencies-cuda /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY docker/*.py /opt/
 COPY services/generator/tandem_generator/__init__.py services/generator/tandem_generator/options.py \
      services/generator/tandem_generator/engine_options.py /opt/tandem_generator/
+
+# The packages of the project, without those that the image has. The compiler that some need is not part of the image.
+FROM trainer-cuda AS packages-cuda
+ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_FIND_LINKS=/wheels PIP_CACHE_DIR=/root/.cache/pip \
+    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+ARG REQUIREMENTS
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
+    --mount=type=bind,from=wheels,target=/wheels --mount=type=bind,from=requirements,target=/requirements \
+    --mount=type=bind,source=docker/install_project.py,target=/install_project.py \
+    python3 /install_project.py /requirements /opt/project "$REQUIREMENTS"
+
+FROM trainer-cuda AS cuda
+COPY --from=packages-cuda /opt/project /opt/tandem
 # The CUDA version of the lock. `tandem doctor` compares it with the driver.
 ENV CUDA_VERSION=13.0
 LABEL org.opencontainers.image.title="Tandem trainer (CUDA)" org.opencontainers.image.licenses=Apache-2.0

@@ -38,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     project = Project.read(arguments.project, parse_overrides(rest))
+    project.require_packages()
     engine, note = choose_engine(arguments.engine or project.settings.generator.engine)
     if note:
         _note(note)

@@ -6,7 +6,9 @@ import fcntl
 import importlib.util
 import itertools
 import os
+import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +19,7 @@ from typing import Literal
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.project import ProjectSettings
 from tandem_protocol.folders import require_writable
+from tandem_protocol.requirements import has_hashes, missing, requirements_file, summarize
 
 EngineName = Literal["vllm", "mock"]
 
@@ -50,6 +53,20 @@ class Project:
     @property
     def config(self) -> Path:
         return self.folder / "config.yaml"
+
+    def require_packages(self) -> None:
+        """Check that this Python has the packages of the project's requirements file.
+
+        Raises:
+            ConfigError: it does not, or the environment names a file that does not exist.
+            OSError: the file cannot be read.
+        """
+        if (file := requirements_file(self.folder)) and (problems := missing(file)):
+            install = [sys.executable, "-m", "pip", "install", *["--no-deps"] * has_hashes(file), "-r", str(file)]
+            raise ConfigError(
+                f"got a Python without {summarize(problems)}, expected the packages of {file.name}. Fix: "
+                f"{shlex.join(install)}"
+            )
 
     def overrides_for(self, section: str) -> list[str]:
         """Return the overrides of `shared` and `section` as command line arguments of the service."""

@@ -20,7 +20,7 @@ PACKAGES = {
 }
 
 ALLOWED = {
-    "tandem_protocol": {"pydantic", "pydantic_core", "yaml", "xxhash"},
+    "tandem_protocol": {"packaging", "pydantic", "pydantic_core", "yaml", "xxhash"},
     "tandem_generator": {"tandem_protocol"},
     "tandem_rollout": {"tandem_protocol"},
     "tandem_trainer": {"tandem_protocol", "tandem_rollout"},

@@ -122,13 +122,6 @@ def test_judge_training_and_held_out_prompts_are_disjoint(tmp_path: Path, monkey
     assert not train & held_out
 
 
-def test_arithmetic_names_the_requirements_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = module(ARITHMETIC / "prepare.py")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SystemExit, match=r"pip install .*-r examples/arithmetic/requirements\.txt"):
-        prepare.main()
-
-
 def test_arithmetic_rewards_are_the_scores_of_the_questions_verifier() -> None:
     pytest.importorskip("reasoning_gym", reason="examples/arithmetic/requirements.txt is not installed")
     reward = module(ARITHMETIC / "rewards.py").score_answer

@@ -14,7 +14,7 @@ from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.config.trainer import TrainerSettings
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
-from tandem_trainer.run.resume import EVALUATION, FIXED, SAMPLING, SCORING, Changes, compare, describe
+from tandem_trainer.run.resume import EVALUATION, FIXED, PROCESSES, SAMPLING, SCORING, Changes, compare, describe
 
 ROWS = [PromptRow(i, f"row {i}", "1+2=", "1+2=", (4, i), {"answer": str(i)}) for i in range(3)]
 BASE: dict[str, Any] = {
@@ -152,6 +152,13 @@ def test_an_unchanged_run_has_no_changes(tmp_path: Path):
 def test_another_number_of_prompts_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="the number of prompts: 3 → 2, but the order of the prompts follows"):
         _changes(tmp_path, rows=ROWS[:2])
+
+
+def test_another_number_of_processes_is_refused_with_the_way_back(tmp_path: Path):
+    with pytest.raises(
+        UserError, match=r"processes: 2 → 1, but each.* continue that run \(TANDEM_TRAINER_PROCESSES=2[,)]"
+    ):
+        compare(_described(BASE) | {PROCESSES: 2}, _described(BASE), tmp_path)
 
 
 def test_edited_answers_change_rewards_and_edited_held_out_prompts_change_evaluations(tmp_path: Path):

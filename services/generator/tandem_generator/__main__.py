@@ -16,6 +16,7 @@ from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
 from tandem_protocol.handover import Failure
+from tandem_protocol.lock import project_in_use
 from tandem_protocol.memory import oom_kills, why_killed
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
@@ -53,9 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(options.settings, token)
         if end_file:
             end_file.end_with_run()
-        if options.settings.generator.engine == "mock":
-            return asyncio.run(_serve_mock(options.settings))
-        return _serve_vllm(options)
+        with project_in_use():
+            if options.settings.generator.engine == "mock":
+                return asyncio.run(_serve_mock(options.settings))
+            return _serve_vllm(options)
     except (ConfigError, TandemError, OSError) as error:
         logs.report_error(error)
         if oom_kills():

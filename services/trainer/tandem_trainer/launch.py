@@ -20,7 +20,7 @@ from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.errors import StoreLocked
 from tandem_protocol.folders import require_writable
 from tandem_protocol.handover import PREFLIGHT_FILE, generator_failure, handed_over
-from tandem_protocol.lock import Held, exclusive
+from tandem_protocol.lock import Held, exclusive, project_in_use
 from tandem_protocol.ports import listen
 from tandem_protocol.store import WeightStore
 
@@ -89,10 +89,12 @@ def main() -> int:
         end_file = os.environ.get(f"{PREFIX}END_FILE")
         checks = {"--check", "--check-project"} & {*arguments}
         if end_file and not checks:
-            return run_to_end(arguments, Path(end_file))
+            with project_in_use():
+                return run_to_end(arguments, Path(end_file))
         logs.configure()
         if _number(os.environ, "RETRIES", 0, least=0) and not checks:
-            return supervise(arguments)
+            with project_in_use():
+                return supervise(arguments)
         return start(trainer_command(os.environ, arguments))
     except (ValueError, StoreLocked) as error:
         logs.report_error(error)

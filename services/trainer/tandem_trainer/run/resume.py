@@ -121,10 +121,16 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
     if refused:
         raise UserError(
             "; ".join(f"{'; '.join(map(str, several))}, but {reason}" for reason, several in refused.items())
-            + f". {folder} holds a run with other settings. Fix: change them back to continue that run, or choose "
-            "another trainer.run_name to start a new one."
+            + f". {folder} holds a run with other settings. Fix: change them back to continue that run"
+            + "".join(f" ({_how_to_set_back(change)})" for change in changes if change.key == PROCESSES)
+            + ", or choose another trainer.run_name to start a new one."
         )
     return changes
+
+
+def _how_to_set_back(processes: Change) -> str:
+    """Name the variable: the number of processes is no key of config.yaml."""
+    return f"TANDEM_TRAINER_PROCESSES={processes.before}, divided by the number of nodes if there are several"
 
 
 def _is_below(key: str, parent: str) -> bool:
