@@ -28,10 +28,11 @@ from tandem_cli.doctor.hub import ask_hub
 from tandem_cli.doctor.model import parse_model, read_model
 from tandem_cli.doctor.nvidia import read_nvidia
 from tandem_cli.doctor.unknown import Refused, Unknown
+from tandem_cli.gpus import GpusRolloutPart
 from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.fingerprint import checkpoint_shapes
-from tandem_trainer.config import TrainerConfig
+from tandem_trainer.config import RolloutConfig, TrainerConfig
 
 MERGED = {
     "name": "tandem",
@@ -224,9 +225,10 @@ def test_the_hub_gives_a_models_size_if_the_preflights_token_allows_it(tmp_path:
         (parts.DoctorSharedPart, SharedConfig),
         (parts.DoctorGeneratorPart, GeneratorConfig),
         (parts.DoctorTrainerPart, TrainerConfig),
+        (GpusRolloutPart, RolloutConfig),
     ],
 )
-def test_the_doctor_uses_the_services_defaults(part: type[BaseModel], section: type[BaseModel]) -> None:
+def test_the_doctor_and_gpus_use_the_services_defaults(part: type[BaseModel], section: type[BaseModel]) -> None:
     ours = {name: field for name, field in part.model_fields.items() if not field.is_required()}
     assert ours
     for name, field in ours.items():

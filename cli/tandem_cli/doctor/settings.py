@@ -44,7 +44,12 @@ class DoctorKeepPart(_DoctorPart):
     keep: int = 2
 
 
+class DoctorRolloutPart(_DoctorPart):
+    num_prompts: int = 16
+
+
 class DoctorTrainerPart(_DoctorPart):
+    rollout: DoctorRolloutPart = DoctorRolloutPart()
     learner: DoctorLearnerPart = DoctorLearnerPart()
     grpo: DoctorGrpoPart = DoctorGrpoPart()
     checkpoint: DoctorKeepPart = DoctorKeepPart()
