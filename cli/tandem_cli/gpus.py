@@ -118,15 +118,28 @@ def gpus(
     named = _project_folder(project, env_text, folder)
     settings = _read_settings(named)
     _check_processes(len(trainer_devices), settings.trainer.rollout.num_prompts)
-    notes = [*host.notes, *_not_compared((*generator_devices, *trainer_devices), host), *_check_split(layout, named, settings.shared.model)]
+    notes = [
+        *host.notes,
+        *_not_compared((*generator_devices, *trainer_devices), host),
+        *_check_split(layout, named, settings.shared.model),
+    ]
     try:
-        (folder / COMPOSE_FILES[2]).write_text(layout.override())
-        env_file.write_text(_with(env_text, _variables(env_text, project, folder)))
+        _write(folder / COMPOSE_FILES[2], layout.override())
+        _write(env_file, _with(env_text, _variables(env_text, project, folder)))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error}") from error
     if "COMPOSE_FILE" in os.environ:
         notes.append("COMPOSE_FILE is set in this shell and takes precedence over .env. Fix: unset COMPOSE_FILE")
     return notes
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file. One that root creates, for example in a container, belongs to the owner of its folder."""
+    is_new = not file.exists()
+    file.write_text(text)
+    if is_new and os.geteuid() == 0:
+        owner = file.parent.stat()
+        os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def _driver_names(option: str, text: str, driver: Driver) -> tuple[str, ...]:

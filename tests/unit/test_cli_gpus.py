@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -243,3 +244,13 @@ def test_compose_file_of_the_shell_gives_a_note(
     monkeypatch.setenv("COMPOSE_FILE", "compose.yaml")
     assert run(folder, "0", "1") == 0
     assert "unset COMPOSE_FILE" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_files_that_root_writes_belong_to_the_owner_of_the_folder(folder: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give files to another user")
+    os.chown(folder, 1234, 1234)
+    for _ in range(2):
+        assert run(folder, "0", "1") == 0
+    assert {(folder / name).stat().st_uid for name in (".env", "compose.devices.yaml")} == {1234}
