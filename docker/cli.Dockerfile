@@ -9,7 +9,8 @@ FROM scratch AS certs
 FROM ${DOCKER_CLI_BASE} AS docker-cli
 
 FROM ${PYTHON_BASE}
-ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PYTHONPATH=/opt/source PATH=/opt/tandem/bin:$PATH \
+# Not in /opt, since the checkout is mounted at the path that it has on the host.
+ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PYTHONPATH=/usr/lib/tandem/source PATH=/usr/lib/tandem/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN --mount=type=bind,from=certs,target=/certs \
     find /certs -name '*.crt' -exec cat {} + >> /etc/ssl/certs/ca-certificates.crt
@@ -17,12 +18,12 @@ RUN --mount=type=cache,target=/root/.cache \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,source=docker/install,target=/install \
     --mount=type=bind,source=docker/requirements/cli.txt,target=/lock.txt \
-    python3 -m venv /opt/tandem && \
+    python3 -m venv /usr/lib/tandem/venv && \
     HOME=/root PIP_CERT=$SSL_CERT_FILE PIP_FIND_LINKS=/wheels PIP_ROOT_USER_ACTION=ignore /install /lock.txt
 COPY --from=docker-cli /usr/local/bin/docker /usr/local/bin/docker
 COPY --from=docker-cli /usr/local/libexec/docker/cli-plugins/docker-compose /usr/local/libexec/docker/cli-plugins/
-COPY services/protocol/tandem_protocol /opt/source/tandem_protocol
-COPY cli/tandem_cli /opt/source/tandem_cli
+COPY services/protocol/tandem_protocol /usr/lib/tandem/source/tandem_protocol
+COPY cli/tandem_cli /usr/lib/tandem/source/tandem_cli
 ENV HOME=/tmp
 ENTRYPOINT ["python3", "-m", "tandem_cli"]
 CMD ["--help"]
