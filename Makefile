@@ -49,6 +49,7 @@ up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0
 up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up:  ## Train PROJECT in containers and wait for the end (docs/deploy/containers.md)
+	@TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/say_build
 	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; \
 		status=$$(docker compose ps --all --format '{{.ExitCode}}' preflight); \
 		[ "$${status:-0}" -ne 0 ] || status=1; exit $$status; }

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from support.stack import ROOT, Stack, stack
 
-pytestmark = pytest.mark.docker
+pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +60,10 @@ def test_the_doctor_in_a_container_uses_the_variables_of_the_shell(checkout: Pat
     assert {name for name, finding in found.items() if finding["status"] == "fail"} == {"CPU sets", "weight store"}
 
 
-def test_gpus_in_a_container_writes_the_files_of_the_host(made: Stack, checkout: Path, project: Path) -> None:
-    config = project / "config.yaml"
+def test_gpus_in_a_container_writes_the_files_of_the_host(made: Stack, checkout: Path) -> None:
     written = ("run", "--rm", "tandem", "gpus", "--generator", "0", "--trainer")
     assert made.compose(*written, "1-3").returncode == 2, "two prompts per step are not for three processes"
     assert not (checkout / "compose.devices.yaml").exists()
-    config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "generator": {"engine": "mock"}}))
     made.must(*written, "1-2")
     assert (checkout / ".env").read_text() == "COMPOSE_FILE=compose.yaml:compose.gpu.yaml:compose.devices.yaml\n"
     assert "TANDEM_TRAINER_PROCESSES" in (checkout / "compose.devices.yaml").read_text()
