@@ -103,11 +103,7 @@ def gpus(
     host = look_for_gpus(driver)
     for option, devices in (("--generator", generator_devices), ("--trainer", trainer_devices)):
         _check_exist(option, devices, host.names, driver)
-        if repeated := repeated_devices(devices, host.uuids):
-            raise ConfigError(
-                f"{option}: got {', '.join(repeated)}, which the list {', '.join(devices)} has already named, expected "
-                "each GPU once. Fix: remove it"
-            )
+        _check_once(option, devices, host.uuids)
     fix = "move them out of --generator or out of --trainer"
     check_disjoint(generator_devices, trainer_devices, kind="GPUs", uuids=host.uuids, fix=fix)
     env_file = folder / ".env"
@@ -167,6 +163,14 @@ def _check_exist(option: str, devices: Sequence[str], known: frozenset[str], dri
         raise ConfigError(
             f"{option}: got {', '.join(unknown)}, expected devices from this list: {', '.join(sorted(known))} "
             f"(from `{command}`)"
+        )
+
+
+def _check_once(option: str, devices: Sequence[str], uuids: Mapping[str, str]) -> None:
+    if repeated := repeated_devices(devices, uuids):
+        raise ConfigError(
+            f"{option}: got {', '.join(repeated)}, which the list {', '.join(devices)} has already named, expected "
+            "each GPU once. Fix: remove it"
         )
 
 
