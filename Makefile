@@ -53,6 +53,7 @@ up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up down: export COMPOSE_PROJECT_NAME = $(NAME)
 up:  ## Train PROJECT in containers named NAME and wait for the end (NAME=tandem-digits; docs/deploy/containers.md)
+	@TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/say_build
 	TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/up --build; status=$$?; \
 		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status
 

@@ -33,11 +33,12 @@ COPY services/rollout /services/rollout
 COPY services/trainer /services/trainer
 RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist /services/*
 
-FROM build AS dependencies-cpu
+# What both CPU images have. This stage and the one named base are the same in both Dockerfiles, so the images share a layer.
+FROM build AS shared-cpu
 RUN --mount=type=cache,target=/root/.cache \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,source=docker/install,target=/install \
-    --mount=type=bind,source=docker/requirements/trainer-cpu.txt,target=/lock.txt \
+    --mount=type=bind,source=docker/requirements/shared-cpu.txt,target=/lock.txt \
     /install /lock.txt
 
 FROM build AS dependencies-cuda
@@ -49,10 +50,12 @@ RUN --mount=type=cache,target=/root/.cache \
 
 # -- images --------------------------------------------------------------------------------------------------------------
 
-FROM ${PYTHON_BASE} AS runtime
+FROM ${PYTHON_BASE} AS base
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \
-    /setup
+    /setup libnuma1
+
+FROM base AS runtime
 ENV PATH=/opt/tandem/bin:$PATH SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HF_HOME=/cache HOME=/tmp \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=void \
     HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1 \
@@ -63,7 +66,13 @@ ENTRYPOINT ["tini", "--", "python3", "-m", "tandem_trainer.launch"]
 CMD ["--config", "/project/config.yaml"]
 
 FROM runtime AS trainer-cpu
-COPY --from=dependencies-cpu /opt/tandem /opt/tandem
+COPY --from=shared-cpu /opt/tandem /opt/tandem
+# The packages are installed here, since a COPY from a build stage would contain the shared ones again.
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=bind,source=docker/requirements/trainer-cpu.txt,target=/lock.txt \
+    HOME=/root PIP_CERT=$SSL_CERT_FILE PIP_FIND_LINKS=/wheels PIP_ROOT_USER_ACTION=ignore /install /lock.txt
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY docker/*.py /opt/
 COPY services/generator/tandem_generator/__init__.py services/generator/tandem_generator/options.py \

@@ -20,10 +20,17 @@ from typing import Any, Literal, Self
 
 import docker
 import httpx
-import psutil
 from docker.models.containers import Container
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.waiting_utils import WaitStrategy, WaitStrategyTarget
+
+try:
+    import psutil
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.waiting_utils import WaitStrategy, WaitStrategyTarget
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'tandem_cli.testing needs {error.name}, which is not installed. Fix: pip install "tandem-cli[testing]"',
+        name=error.name,
+    ) from error
 
 PORT = 8000
 PROJECT_LABEL = "com.docker.compose.project"

@@ -281,6 +281,8 @@ def _pip(command: Command) -> None:
     for before, word in pairwise(command.words):
         if before == "-r":
             assert (ROOT / word).exists()
+        elif word.startswith("./"):
+            assert (ROOT / word / "pyproject.toml").exists()
         elif extra := re.fullmatch(r"tandem-(\w+)\[(\w+)\]", word):
             folder = ROOT / ("cli" if extra[1] == "cli" else f"services/{extra[1]}")
             assert (
@@ -288,6 +290,15 @@ def _pip(command: Command) -> None:
             )
         else:
             assert word in ("install", "-r", "--no-deps", "--require-hashes"), word
+
+
+def _docker(command: Command) -> None:
+    """Check the options. Those after `docker compose run tandem` are options of `tandem`."""
+    words = command.words
+    at = words.index("tandem") if "run" in words and "tandem" in words else len(words)
+    check_options(command._replace(words=words[:at]))
+    if at < len(words):
+        _tandem(command._replace(words=words[at:]))
 
 
 def _no_options(command: Command) -> None:
@@ -307,7 +318,7 @@ def _systemctl(command: Command) -> None:
 PROGRAMS: dict[str, Callable[[Command], None]] = {
     "accelerate": _accelerate,
     "curl": _no_options,
-    "docker": check_options,
+    "docker": _docker,
     "echo": _builtin,
     "eval": _builtin,
     "export": _builtin,

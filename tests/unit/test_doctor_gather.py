@@ -72,6 +72,18 @@ def test_a_model_is_found_in_the_project_or_made_by_prepare_or_on_the_hub(
     assert len(asked) == 1
 
 
+def test_in_a_container_the_engines_disk_is_that_of_the_containers_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = on_cpus().engine
+    assert isinstance(engine, DockerEngine)
+    engine = replace(engine, root_dir=tmp_path / "hidden")
+    monkeypatch.setattr(gather, "IN_CONTAINER", tmp_path / "none")
+    assert isinstance(read_disk(engine), Unknown)
+    monkeypatch.setattr(gather, "IN_CONTAINER", tmp_path)
+    assert isinstance(read_disk(engine), int)
+
+
 def test_disk_and_free_memory_of_a_remote_engine_are_unknown(tmp_path: Path) -> None:
     engine = on_cpus().engine
     assert isinstance(engine, DockerEngine)

@@ -63,7 +63,11 @@ def test_a_long_list_is_cut() -> None:
 
 
 def test_the_demo_says_what_to_install(tmp_path: Path) -> None:
-    write(tmp_path, "shared: {model: m}\ngenerator: {}\ntrainer: {max_steps: 1}\n", "config.yaml")
+    write(
+        tmp_path,
+        "shared: {model: m}\ngenerator: {}\ntrainer: {max_steps: 1, rewards: [{function: exact_match}]}\n",
+        "config.yaml",
+    )
     project = Project.read(tmp_path, {})
     project.require_packages()
     file = write(tmp_path, "no-such-package==1.0\n")

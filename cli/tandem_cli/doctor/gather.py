@@ -21,6 +21,8 @@ from .unknown import Refused, Unknown
 from .volumes import PREPARE, VolumeProbe
 
 MEMINFO = Path("/proc/meminfo")
+IN_CONTAINER = Path("/.dockerenv")
+"""Docker creates this file in every container."""
 ELSEWHERE = Unknown("the engine runs on another machine")
 
 
@@ -116,6 +118,8 @@ def read_disk(engine: DockerEngine | Unknown) -> int | Unknown:
     if not engine.is_this_host:
         return ELSEWHERE
     try:
-        return shutil.disk_usage(engine.root_dir).free
+        # A container does not see that folder, but its own files are kept there.
+        hidden = IN_CONTAINER.exists() and not engine.root_dir.exists()
+        return shutil.disk_usage("/" if hidden else engine.root_dir).free
     except OSError as error:
         return Unknown(f"the engine's folder {engine.root_dir} cannot be read: {error.strerror}")

@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Mapping
 
 CONFIG_PATH = "VLLM_LOGGING_CONFIG_PATH"
+TORCH_LOGS = "TORCH_LOGS"
+"""What torch logs. Like `CONFIG_PATH`, it reaches the engine's processes, which import torch first."""
 PROGRESS = ("vllm.model_executor.model_loader", "vllm.v1.worker", "vllm.v1.core.kv_cache_utils")
 """Loggers whose INFO lines say how far the start is: loading weights, and the size of the KV cache."""
 
@@ -38,6 +40,8 @@ def configure_vllm_logging(engine_env: Mapping[str, str]) -> None:
         engine_env: `generator.env`.
     """
     env = {**os.environ, **engine_env}
+    if TORCH_LOGS not in env:
+        os.environ[TORCH_LOGS] = "-torch._library.triton"  # it warns that a CPU has no Triton
     if CONFIG_PATH in env or env.get("VLLM_CONFIGURE_LOGGING") == "0":
         return
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # below, torch's C++ code reports each binding to NUMA nodes
