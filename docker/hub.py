@@ -16,7 +16,7 @@ from tandem_protocol.problems import one_line
 
 log = logging.getLogger("tandem_preflight")
 
-RETRY_FOR_S = 120.0
+RETRY_FOR_S = 60.0
 """How long a download that fails is tried again, in seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0
 """Pause before the first retry, and the longest. It doubles with each further one."""
@@ -54,7 +54,10 @@ def download_model(model: str, revision: str | None, files: Sequence[str] | None
     try:
         retried(download, f"downloading {model}", is_final)
     except Unreachable as error:
-        raise Unreachable(f"{error} Fix: check this machine's network and the hub, and start again.") from error
+        raise Unreachable(
+            f"shared.model: {model!r} is not a directory of the project, so it should be on the hub, but {error} Fix: "
+            "check the name, this machine's network and the hub, and start again."
+        ) from error
     except Exception as error:  # final ones, of many types
         raise ConfigError(
             f"shared.model: got {model!r}, expected a directory of the project or a model id of the hub, which "

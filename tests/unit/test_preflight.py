@@ -144,7 +144,7 @@ def test_a_hub_that_fails_for_good_does_not_end_with_the_status_of_a_mistake(
     with hub(*statuses) as (url, asked):
         done = preflight(source, HF_ENDPOINT=url)
     assert done.returncode == 1, done.stderr
-    assert "Fix: check this machine's network" in done.stderr.splitlines()[-1]
+    assert "Fix: check the name, this machine's network" in done.stderr.splitlines()[-1]
     assert len(asked) >= 2
 
 
