@@ -119,15 +119,16 @@ class Run:
             return -1
 
     def metrics(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self._run_dir / "metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
 
     def checkpoint(self, step: int) -> Path:
-        return self._run_dir / "checkpoints" / f"{step:06d}"
+        return self.run_dir / "checkpoints" / f"{step:06d}"
 
-    @property
-    def _run_dir(self) -> Path:
+    @cached_property
+    def run_dir(self) -> Path:
+        config = yaml.safe_load(one(self.objects, "ConfigMap", "-config")["data"]["config.yaml"])
         claim = one(self.objects, "PersistentVolumeClaim", "-runs")
-        return self.cluster.folder(claim["metadata"]["name"], "default")
+        return self.cluster.folder(claim["metadata"]["name"], config["trainer"].get("run_name", "default"))
 
     def logs(self) -> str:
         return "\n".join(f"{pod.name}: {self.cluster.logs(pod)}" for pod in self.pods)
