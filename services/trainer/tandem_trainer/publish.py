@@ -36,7 +36,7 @@ class Publisher:
         store: WeightStore,
         client: GeneratorClient,
         portal: BlockingPortal,
-        wait: Callable[[Future[dict[str, ServedWeights]]], object],
+        wait: Callable[[Future[dict[str, ServedWeights]] | None], object],
         config: PublishConfig,
         run_name: str,
         attempt: int,
@@ -69,11 +69,13 @@ class Publisher:
             # An earlier run may have kept more versions, or have ended because the volume was full.
             self._store.retain(self._config.keep)
         digest = self._write(model, version)
+        task = None
         if is_main:
             weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
-            self._wait(self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s))
+            task = self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s)
+        self._wait(task)  # the other ranks wait for the main process
+        if is_main:
             self._store.retain(self._config.keep)
-        self._accelerator.wait_for_everyone()
         return version
 
     def _write(self, model: PreTrainedModel, version: Version) -> str:

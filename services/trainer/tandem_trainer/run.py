@@ -188,14 +188,22 @@ class Run:
             raise
         self.journal.end(self._version, finished=self.is_done)
 
-    def wait(self, task: Future[ResultT]) -> ResultT:
+    def wait(self, task: Future[ResultT] | None) -> ResultT | None:
         """Wait for a background task, which has its own deadline, and return its result.
 
+        Every rank calls it at the same time. One that has no task waits for the others.
+
         Raises:
-            Stopped: the run was asked to stop, and the task was cancelled because it did not end soon. With several
-                ranks it is never cancelled, because all ranks have to continue together.
+            Stopped: the run was asked to stop, and a task of some rank was cancelled because it did not end soon.
         """
-        return self._stop.wait(task, may_cancel=self._accelerator.num_processes == 1)
+        result, is_cancelled = None, False
+        try:
+            result = self._stop.wait(task) if task else None
+        except Stopped:
+            is_cancelled = True
+        if self.agree(is_cancelled):  # a rank that went on alone would wait for the others forever
+            raise Stopped
+        return result
 
     def checkpoint_due(self, step: int) -> bool:
         """True every `every_steps` steps, at the last step, after the best evaluation or after a failed checkpoint."""
