@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,7 @@ from support import podman
 from support.helm import CHART, Object, render
 from support.phases import child_of, frozen_in, status_of
 from support.podman import cluster
-from support.runs import Run
+from support.runs import Run, results
 
 pytestmark = [pytest.mark.docker, pytest.mark.helm, pytest.mark.podman]
 
@@ -26,8 +25,6 @@ STOPPED = 143
 STEPS = 40
 PHASES = ("wait_for_rollouts", "update", "publish", "evaluate", "checkpoint")
 """The phases of a step. Two more tests stop the trainer before its first step."""
-TIMED = {"timings", "tokens_per_s", "version"}
-"""What differs between two runs with the same results."""
 
 
 def rendered() -> list[Object]:
@@ -119,12 +116,3 @@ def test_the_run_goes_on_to_the_result_of_an_uninterrupted_run(stopped: Run, uni
     assert stopped.end(timeout_s=TIMEOUT_S) == [0], stopped.logs()
     assert results(stopped) == results(uninterrupted)
     assert stopped.metrics()[-1]["version"] == f"{STEPS}.{len(PHASES) + 1}", "each stop began another attempt"
-
-
-def results(run: Run) -> tuple[Any, ...]:
-    """Return what two runs with the same results share: all figures, and the parameters of the last checkpoint."""
-    steps = [{key: value for key, value in line.items() if key not in TIMED} for line in run.metrics()]
-    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
-    model = {file.name: file.read_bytes() for file in (run.checkpoint(STEPS) / "model").glob("*.safetensors")}
-    assert model
-    return steps, model
