@@ -1,14 +1,15 @@
-{{- /* Annotations of the objects that helm creates before an upgrade, and deletes afterwards; the order. */}}
+{{- /* Annotations of the objects that helm creates before an upgrade, and deletes if it succeeds; the order. */}}
 {{- define "tandem.upgradeHook" -}}
 helm.sh/hook: pre-upgrade
 helm.sh/hook-weight: {{ . | quote }}
-helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded,hook-failed
+helm.sh/hook-delete-policy: before-hook-creation,hook-succeeded
 {{- end }}
 
 {{- /* The spec of a Job in which one service reads the configuration; (list $ service). */}}
 {{- define "tandem.checkJob" -}}
 {{- $ := index . 0 }}{{ $service := index . 1 }}{{ $options := get $.Values $service -}}
 backoffLimit: 2
+activeDeadlineSeconds: 3600
 ttlSecondsAfterFinished: 3600
 podFailurePolicy:
   rules:
