@@ -49,7 +49,7 @@ def _fail_in(place: str, folder: Path) -> None:
         return call
 
     def phase(name: str, result: Any) -> Callable[..., Any]:
-        return lambda *_: run.together(part(name, result))
+        return lambda *_: together(run._accelerator, part(name, result))
 
     rollouts: Any = Saved()
     algorithm: Any = SimpleNamespace(make_batch=lambda *_: SimpleNamespace(has_signal=True))
@@ -71,8 +71,11 @@ def _publish() -> None:
     """Rank 0 talks to the generators. Both ranks know if they do not serve the version."""
     accelerator = Accelerator(cpu=True)
 
-    def wait(_: object) -> None:
+    def fail() -> None:
         raise TimeoutError("not served")
+
+    def wait(task: object) -> None:  # as `Run.wait` does
+        together(accelerator, fail if task else lambda: None)
 
     def staging(*_: object, owner: bool, **__: object) -> object:
         assert owner, "the other rank waits"
@@ -80,7 +83,7 @@ def _publish() -> None:
 
     publish = Publisher(
         store=SimpleNamespace(retain=lambda _: None, staging=staging), client=SimpleNamespace(set_weights=None),
-        portal=SimpleNamespace(start_task_soon=lambda *_: None), wait=wait,
+        portal=SimpleNamespace(start_task_soon=lambda *_: "a task"), wait=wait,
         config=SimpleNamespace(keep=2, mode="drain", timeout_s=1), run_name="r", attempt=1, model_fingerprint=None,
         dtype=torch.float32, accelerator=accelerator,
     )  # fmt: skip # type: ignore[arg-type]

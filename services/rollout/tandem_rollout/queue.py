@@ -106,7 +106,7 @@ class Rollouts:
         client: GeneratorClient,
         rewards: Scorer,
         portal: BlockingPortal,
-        wait: Callable[[Future[None]], None],
+        wait: Callable[[Future[None]], object],
         config: RolloutConfig,
         prompts_per_step: int,
         max_lag: int,

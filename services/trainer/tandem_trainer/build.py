@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +97,7 @@ def construct_and_train(session: Session) -> int:
 
     @run.timer("evaluate")
     def evaluate_now(version: Version) -> dict[str, Any] | None:
-        return run.together(evaluation, version)
+        return evaluation(version)
 
     try:
         return train(
@@ -132,7 +131,7 @@ def _rollouts(session: Session) -> Rollouts:
         client=session.client,
         rewards=session.project.scorer,
         portal=session.portal,
-        wait=partial(session.run.together, session.run.wait),
+        wait=session.run.wait,
         config=config.rollout,
         prompts_per_step=config.rollout.num_prompts // processes,
         max_lag=config.max_lag,

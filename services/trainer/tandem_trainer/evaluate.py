@@ -41,7 +41,7 @@ class Evaluation:
         rewards: Scorer,
         win_rate: WinRate | None,
         portal: BlockingPortal,
-        wait: Callable[[Future[list[ScoredGroup]]], list[ScoredGroup]],
+        wait: Callable[[Future[list[ScoredGroup]] | None], list[ScoredGroup] | None],
         config: TrainerConfig,
         write: Callable[[dict[str, Any]], None],
         is_main: bool,
@@ -64,11 +64,11 @@ class Evaluation:
         return step in (0, self._config.max_steps) or (every_steps is not None and step % every_steps == 0)
 
     def __call__(self, version: Version) -> dict[str, Any] | None:
-        """Evaluate a version and return the record. Only the main process does; the other ranks get None at once."""
-        if not self._is_main:
+        """Evaluate a version and return the record. Only the main process does. The others wait for it, and get None."""
+        groups = self._wait(self._portal.start_task_soon(self._collect, version) if self._is_main else None)
+        if groups is None:
             return None
         assert self._config.eval is not None, "`due` is True only with trainer.eval"
-        groups = self._wait(self._portal.start_task_soon(self._collect, version))
         record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
         self._write({"step": version.step, "version": str(version)} | record)
         return record

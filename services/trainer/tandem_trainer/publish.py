@@ -38,7 +38,7 @@ class Publisher:
         store: WeightStore,
         client: GeneratorClient,
         portal: BlockingPortal,
-        wait: Callable[[Future[dict[str, ServedWeights]]], object],
+        wait: Callable[[Future[dict[str, ServedWeights]] | None], object],
         config: PublishConfig,
         run_name: str,
         attempt: int,
@@ -71,13 +71,13 @@ class Publisher:
             # An earlier run may have kept more versions, or have ended because the volume was full.
             self._store.retain(self._config.keep)
         digest = self._write(model, version)
-        together(self._accelerator, self._switch if is_main else lambda *_: None, version, digest)
+        task = None
+        if is_main:
+            weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
+            task = self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s)
+        self._wait(task)  # the other ranks wait for the main process
+        together(self._accelerator, self._store.retain if is_main else lambda _: None, self._config.keep)
         return version
-
-    def _switch(self, version: Version, digest: str) -> None:
-        weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
-        self._wait(self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s))
-        self._store.retain(self._config.keep)
 
     def _write(self, model: PreTrainedModel, version: Version) -> str:
         """Write this rank's part of the version.

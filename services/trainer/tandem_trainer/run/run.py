@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from accelerate import Accelerator
@@ -38,7 +37,6 @@ class Run(RunLog):
     def __init__(self, config: TrainerConfig, accelerator: Accelerator, store: WeightStore) -> None:
         super().__init__(config, accelerator)
         self._store = store
-        self.together = partial(together, accelerator)
         self._checkpointing = Checkpointing(config, accelerator, self)
         self._saved = self._checkpointing.saved
         self._stop = StopRequest()
@@ -163,14 +161,26 @@ class Run(RunLog):
         """True if any rank was asked to stop."""
         return self.agree(self._stop.is_made)
 
-    def wait(self, task: Future[ResultT]) -> ResultT:
+    def wait(self, task: Future[ResultT] | None) -> ResultT | None:
         """Wait for a background task, which has its own deadline, and return its result.
 
+        Every rank calls it at the same time. One that has no task waits for the others.
+
         Raises:
-            Stopped: the run was asked to stop, and the task was cancelled because it did not end soon. With several
-                ranks it is never cancelled, because all ranks have to continue together.
+            Stopped: the run was asked to stop, and a task of some rank was cancelled because it did not end soon.
+            FailedTogether: with several ranks, if the task of one failed. A single rank raises the task's error.
         """
-        return self._stop.wait(task, may_cancel=self._accelerator.num_processes == 1)
+
+        def result_or_stop() -> tuple[ResultT | None, bool]:
+            try:
+                return (self._stop.wait(task) if task else None), False
+            except Stopped:
+                return None, True
+
+        result, is_stopped = together(self._accelerator, result_or_stop)
+        if self.agree(is_stopped):  # a rank that went on alone would wait for the others forever
+            raise Stopped
+        return result
 
     @property
     def is_done(self) -> bool:

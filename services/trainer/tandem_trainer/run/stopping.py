@@ -62,14 +62,14 @@ class StopRequest:
     def is_made(self) -> bool:
         return self.signal is not None
 
-    def wait(self, task: Future[ResultT], *, may_cancel: bool) -> ResultT:
+    def wait(self, task: Future[ResultT]) -> ResultT:
         """Wait for a background task, which has its own deadline, and return its result.
 
         Raises:
             Stopped: the task was cancelled, because it did not end within STOP_GRACE_S of the stop request.
         """
         while not task.done():
-            if may_cancel and time.monotonic() > self._deadline:
+            if time.monotonic() > self._deadline:
                 task.cancel()
                 raise Stopped
             futures.wait([task], timeout=STOP_POLL_S)
