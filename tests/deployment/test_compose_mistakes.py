@@ -86,6 +86,15 @@ def wait_for_log(made: Stack, text: str) -> None:
         time.sleep(0.5)
 
 
+def keep_mounted(made: Stack, volume: str) -> None:
+    """Use a volume in another container of the stack: one in memory is empty once nobody uses it."""
+    labels = {"com.docker.compose.project": made.name, "com.docker.compose.service": "holder"}
+    made.engine.containers.run(
+        made.container("trainer").image, ["300"], entrypoint="sleep", detach=True, name=f"{made.name}-holder",
+        labels=labels, volumes={f"{made.name}_{volume}": {"bind": "/held"}}, network_mode="none",
+    )  # fmt: skip
+
+
 def small_runs(size: str, **options: str) -> dict[str, Any]:
     o = ",".join([f"size={size}", *(f"{name}={value}" for name, value in options.items())])
     return {"volumes": {"runs": {"driver_opts": {"type": "tmpfs", "device": "tmpfs", "o": o}}}}
@@ -97,6 +106,7 @@ def test_a_full_runs_volume_is_an_alert_and_the_run_goes_on_when_there_is_space(
     change(project, "trainer", eval={"prompts": {"source": "prompts.jsonl"}, "every_steps": 10})
     with changed_stack(project, small_runs("8m", uid="10001", gid="10001")) as made:
         made.start()
+        keep_mounted(made, "runs")
         wait_for_log(made, "step 3/60")
         made.python("trainer", FILL)
         wait_for_log(made, "The run tries again at the next step")
@@ -104,6 +114,7 @@ def test_a_full_runs_volume_is_an_alert_and_the_run_goes_on_when_there_is_space(
         assert made.wait(timeout_s=180) == 0
         log = made.logs()
         runs = made.copy_runs(project / "runs") / "default"
+        made.engine.containers.get(f"{made.name}-holder").remove(force=True)
     rows = {
         name: [json.loads(line)["step"] for line in (runs / f"{name}.jsonl").read_text().splitlines()]
         for name in ("metrics", "eval", "rollouts")
