@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test docs docs-serve bench bench-trainer up down ps clean lock
+.PHONY: help setup demo check test docs docs-serve bench bench-trainer reliability up down ps clean lock
 PROJECT ?= examples/digits
 # The compose project of PROJECT: each folder has its own containers, volumes and images, so several run side by side.
 FOLDER := $(shell basename '$(abspath $(PROJECT))' | tr '[:upper:]' '[:lower:]' | tr -c '[:alnum:]\n_-' '-')
@@ -43,6 +43,9 @@ bench: setup  ## Measure performance and print ratios; never fails on a result
 bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py
 	$(BIN)/python tests/bench/trainer.py --profile
+
+reliability: setup  ## Cause faults in a run under Compose and write docs/reliability.md (ARGS="--hours 3 --fault-every-s 120")
+	$(BIN)/python tests/chaos/reliability.py $(ARGS)
 
 # By default, generator and trainer get half of the cores each.
 up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))

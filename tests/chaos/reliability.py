@@ -1,7 +1,7 @@
 """Let a compose run work for hours under faults, check what it left behind, and write docs/reliability.md.
 
-    python tests/chaos/reliability.py                                  # 25 minutes, a fault every 18 s
-    python tests/chaos/reliability.py --hours 3 --fault-every-s 120    # the full length
+    make reliability                                          # 25 minutes or more, with pauses of 18 s between faults
+    make reliability ARGS="--hours 3 --fault-every-s 120"     # the full length
 
 It needs a Docker engine and the images of `TANDEM_GENERATOR_TARGET=mock docker compose build`. It ends with exit
 status 0 if everything held.

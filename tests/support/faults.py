@@ -22,13 +22,12 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
 FILL = "dd if=/dev/zero of={folder}/filler bs=64k 2>/dev/null; true"
 DAMAGE = """
 import os, pathlib
-newest = pathlib.Path("/weights/versions") / pathlib.Path("/weights/LATEST").read_text().strip()
-for file in newest.glob("*.safetensors"):
+for file in max(pathlib.Path("/weights/versions").glob("[0-9]*")).glob("*.safetensors"):
     file.chmod(0o600)
     os.truncate(file, file.stat().st_size - 1)
 """
 LOST = r"waiting for generator|generator \S+ has left"
-RESUMED = r"resumed from step \d+"
+RESUMED = r"resumed from step \d+|the run in \S+ is finished"
 READY = "ready, serving version"
 START_TIMEOUT_S = 60.0
 

@@ -171,7 +171,7 @@ def report(run: Unattended, found: Sequence[str], command: str) -> str:
         starts=len(run.exits),
         rows="\n".join(rows),
         result="".join(f"- **{problem}**\n" for problem in found) or "All of this held.\n",
-        command=f"python tests/chaos/reliability.py {command}".strip(),
+        command=f'make reliability ARGS="{command}"',
     )
 
 
@@ -224,13 +224,13 @@ This needs a Docker engine and the images with the mock generator:
 
 ```sh
 TANDEM_GENERATOR_TARGET=mock docker compose build
-.venv/bin/{command}
+{command}
 ```
 
 The full length, three hours with a fault every two minutes:
 
 ```sh
-.venv/bin/python tests/chaos/reliability.py --hours 3 --fault-every-s 120
+make reliability ARGS="--hours 3 --fault-every-s 120"
 ```
 """
 LONGEST_MESSAGE = 90
