@@ -1,7 +1,7 @@
 """The script that `helm test` runs: every replica is ready, answers a rollout, and shares no device with another.
 
-Then it looks at the run: the trainer finishes a step, or has finished the run. The generators know it by the version that
-they serve. The trainer checks the devices, too: it exits if a generator uses one of its own.
+Then it looks at the run: the trainer finishes a step, or has finished the run. The version that the generators serve
+shows it. The trainer checks the devices, too: it exits if a generator uses one of its own.
 """
 
 import asyncio
@@ -87,7 +87,7 @@ async def check_run(client: GeneratorClient) -> None:
     except TimeoutError:
         sys.exit(
             f"error: the trainer finished no step within {STEP_TIMEOUT_S:g} s (test.stepMinutes); the generators serve "
-            f"version {now} of a run of {MAX_STEPS} steps. Fix: read the log of the trainer's pod, or kubectl describe it"
+            f"version {now} of a run of {MAX_STEPS} steps. Fix: read the log of the trainer's pod, or its events"
         )
     print(f"the run is at step {now.step} of {MAX_STEPS}", flush=True)
 

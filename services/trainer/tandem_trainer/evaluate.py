@@ -65,7 +65,7 @@ class Evaluation:
         return step in (0, self._config.max_steps) or (every_steps is not None and step % every_steps == 0)
 
     def __call__(self, version: Version) -> dict[str, Any] | None:
-        """Evaluate a version and return the record. Only the main process does; the other ranks wait for it, and get None."""
+        """Evaluate a version and return the record. Only the main process does. The other ranks get None."""
         groups = self._wait(self._portal.start_task_soon(self._collect, version) if self._is_main else None)
         if groups is None:
             return None
