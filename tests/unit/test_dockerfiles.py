@@ -28,11 +28,17 @@ def test_the_stages_of_the_shared_layer_are_the_same_in_both_dockerfiles(name: s
     assert stage("generator", name) == stage("trainer", name)
 
 
-@pytest.mark.parametrize("dockerfile", ["generator", "trainer"])
-def test_the_shared_packages_are_the_first_layer_on_the_base(dockerfile: str) -> None:
+@pytest.mark.parametrize(("dockerfile", "image"), [("generator", "cpu"), ("trainer", "trainer-cpu")])
+def test_the_shared_packages_are_the_first_layer_on_the_base(dockerfile: str, image: str) -> None:
     assert stage(dockerfile, "runtime").startswith("FROM base")
     assert re.search(r"^(RUN|COPY|ADD)", stage(dockerfile, "runtime"), re.MULTILINE) is None
-    assert stage(dockerfile, "cpu").splitlines()[1] == "COPY --from=shared-cpu /opt/tandem /opt/tandem"
+    assert stage(dockerfile, image).splitlines()[1] == "COPY --from=shared-cpu /opt/tandem /opt/tandem"
+
+
+def test_the_packages_of_a_project_are_the_last_layer() -> None:
+    assert stage("trainer", "cpu").startswith(
+        "FROM trainer-cpu AS cpu\nCOPY --from=packages-cpu /opt/project /opt/tandem"
+    )
 
 
 @pytest.mark.parametrize("lock", ["generator-cpu.txt", "trainer-cpu.txt"])
