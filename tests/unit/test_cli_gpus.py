@@ -25,6 +25,12 @@ class Overriding(yaml.SafeLoader):
 
 Overriding.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
 
+CONFIG = """\
+shared: {{model: {model}}}
+generator: {{}}
+trainer: {{max_steps: 1, rewards: [{{function: rewards:exact}}], rollout: {{num_prompts: 8}}}}
+"""
+
 
 @pytest.fixture
 def eight_gpus(nvidia_smi: NvidiaSmi) -> None:
@@ -39,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = tmp_path / "examples" / "digits" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text('{"num_attention_heads": 6}')
-    (model.parent / "config.yaml").write_text("shared: {model: model}\ntrainer: {rollout: {num_prompts: 8}}\n")
+    (model.parent / "config.yaml").write_text(CONFIG.format(model="model"))
     for name in ("COMPOSE_FILE", "TANDEM_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -165,7 +171,7 @@ def test_outside_a_checkout_nothing_is_written_and_the_checkout_is_named(
 
 @pytest.mark.usefixtures("nvidia_smi")
 def test_checks_that_could_not_be_made_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "examples/digits/config.yaml").write_text("shared: {model: org/on-the-hub}\n")
+    (folder / "examples/digits/config.yaml").write_text(CONFIG.format(model="org/on-the-hub"))
     assert run(folder, "0-4", "5") == 0
     nvidia, model = capsys.readouterr().err.splitlines()
     assert "it was not checked whether the devices exist" in nvidia
@@ -231,7 +237,7 @@ def test_the_project_comes_from_the_environment_then_env_file(
 ) -> None:
     other = folder / "other"
     other.mkdir()
-    (other / "config.yaml").write_text(f"shared: {{model: {folder}/model}}\n")
+    (other / "config.yaml").write_text(CONFIG.format(model=folder / "model"))
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 4}}))
     (folder / ".env").write_text('TANDEM_PROJECT="./other"\n')
