@@ -65,7 +65,7 @@ def test_a_long_list_is_cut() -> None:
 def test_the_demo_says_what_to_install(tmp_path: Path) -> None:
     write(
         tmp_path,
-        "shared: {model: m}\ngenerator: {}\ntrainer: {max_steps: 1, rewards: [{function: "rewards:exact"}]}\n",
+        "shared: {model: m}\ngenerator: {}\ntrainer: {max_steps: 1, rewards: [{function: 'rewards:exact'}]}\n",
         "config.yaml",
     )
     project = Project.read(tmp_path, {})
