@@ -53,6 +53,8 @@ up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up down: export COMPOSE_PROJECT_NAME = $(NAME)
 up:  ## Train PROJECT in containers named NAME and wait for the end (NAME=tandem-digits; docs/deploy/containers.md)
+	@# Compose stops the services when it replaces the preflight's container, but not when it creates one.
+	@docker compose rm --force preflight >/dev/null 2>&1 || true
 	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; \
 		status=$$(docker compose ps --all --format '{{.ExitCode}}' preflight); \
 		[ "$${status:-0}" -ne 0 ] || status=1; exit $$status; }

@@ -13,7 +13,7 @@ from docker.errors import ImageNotFound
 
 from support.projects import write_project
 from support.stack import ROOT, Stack, set_steps, stack
-from tandem_cli.testing import IMAGE_PREFIX, unique_name
+from tandem_cli.testing import IMAGE_PREFIX, TRAINER_IMAGE, unique_name
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
 
@@ -26,25 +26,27 @@ def endless(project: Path) -> Iterator[Stack]:
         yield made
 
 
+def make(target: str, project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `make` with the mock generator."""
+    return subprocess.run(
+        ["make", target, f"PROJECT={project}"],
+        cwd=ROOT,
+        env={**os.environ, "TANDEM_GENERATOR_TARGET": "mock", **variables},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
 def preflight(made: Stack) -> tuple[int, str]:
     """Run the preflight as a part of `up`. Returns its exit status and its log."""
     made.compose("up", "--no-build", "--detach")
     return made.container("preflight").attrs["State"]["ExitCode"], made.logs("preflight")
 
 
-def test_a_running_project_is_not_replaced_and_the_reason_is_given(
-    endless: Stack, project: Path, tmp_path: Path
-) -> None:
-    other = write_project(tmp_path / "other")
+def test_changed_files_under_running_services_are_reported(endless: Stack, project: Path) -> None:
     running = {name: endless.container(name).id for name in ("trainer", "generator")}
     assert preflight(endless)[0] == 0, "nothing has changed, so there is nothing to prepare"
 
-    endless.use_project(other)
-    status, log = preflight(endless)
-    assert status == 2
-    assert f"{other}, but {project} is running under the compose project {endless.name}" in log
-
-    endless.use_project(project)
     (project / "new.txt").touch()
     with (project / "odd_rewards.py").open("a") as rewards:
         rewards.write("# edited")
@@ -57,16 +59,29 @@ def test_a_running_project_is_not_replaced_and_the_reason_is_given(
     assert "new.txt" not in endless.must("exec", "-T", "trainer", "ls", "/project")
 
     endless.must("stop", "--timeout", "30")
-    endless.use_project(other)
-    endless.must("up", "--no-build", "--detach")
-    assert endless.wait(timeout_s=120) == 0
+    assert preflight(endless)[0] == 0
+    assert "new.txt" in endless.must("exec", "-T", "trainer", "ls", "/project")
 
 
 @pytest.mark.parametrize("killed", ["trainer", "generator"])
-def test_the_other_service_alone_keeps_its_project(endless: Stack, tmp_path: Path, killed: str) -> None:
+def test_the_other_service_alone_keeps_its_files(endless: Stack, project: Path, killed: str) -> None:
     endless.must("kill", killed)
-    endless.use_project(write_project(tmp_path / "other"))
+    (project / "new.txt").touch()
     assert preflight(endless)[0] == 2
+
+
+def test_another_project_does_not_replace_one_that_make_has_started(
+    endless: Stack, project: Path, tmp_path: Path
+) -> None:
+    other = write_project(tmp_path / "other")
+    running = {name: endless.container(name).id for name in ("trainer", "generator")}
+    same = {"TANDEM_GENERATOR_CPUS": "0", "TANDEM_TRAINER_CPUS": "1", "TANDEM_GENERATOR_MEMORY": "0"}
+    same |= {"TANDEM_REVISION": "unknown", "TANDEM_TRAINER_IMAGE": TRAINER_IMAGE}
+    up = make("up", other, NAME=endless.name, **same)
+    assert up.returncode == 2, up.stdout
+    assert f"got the project {other}, but the Compose project {endless.name} belongs to {project}" in up.stdout
+    assert {name: endless.container(name).id for name in running} == running
+    assert all(endless.container(name).status == "running" for name in running)
 
 
 @pytest.fixture
@@ -111,22 +126,13 @@ def test_make_up_gives_a_project_its_own_name_and_make_down_keeps_its_volumes(tm
     folder = write_project(tmp_path / unique_name().removeprefix("tandem-"))
     name = f"tandem-{folder.name}"
 
-    def make(target: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["make", target, f"PROJECT={folder}"],
-            cwd=ROOT,
-            env={**os.environ, "TANDEM_GENERATOR_TARGET": "mock"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=300, check=False,
-        )  # fmt: skip
-
     with stack(folder) as made:
         made.name = name
-        up = make("up")
+        up = make("up", folder)
         assert up.returncode == 0, up.stdout
         assert [record["step"] for record in made.metrics()] == [1, 2, 3, 4]
-        assert name in make("ps").stdout
-        down = make("down")
+        assert name in make("ps", folder).stdout
+        down = make("down", folder)
         assert down.returncode == 0, down.stdout
         left = made.leftovers()
         assert f"{name}_runs" in left
