@@ -20,7 +20,7 @@ from commands import CommandFailed, run_shown
 from hub import Unreachable, download_model, is_cached, retried
 from project_checks import check_inputs, check_model, check_settings
 from project_files import identify, refresh
-from project_lock import claim
+from project_lock import claim, is_in_use
 
 from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, SharedSettings, load
@@ -61,9 +61,11 @@ def main() -> int:
         if not claim(PROJECT, SOURCES, identity):
             log.info("the services are running with exactly this project, so there is nothing to prepare")
             return 0
-    except (ValueError, OSError) as error:  # the services are running, so the trainer does not read a failure now
-        logs.report_error(error)
-        return 2
+    except (ValueError, OSError) as error:
+        if is_in_use():  # the trainer that is running does not read a failure
+            logs.report_error(error)
+            return 2
+        return fail(Failure(2, str(error)))
     try:
         forget_failure()
         prepare(identity)

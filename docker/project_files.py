@@ -56,10 +56,16 @@ def refresh(project: Path, sources: Sequence[Path], identity: str) -> str | None
     return cleared
 
 
-def holds(project: Path, identity: str) -> bool:
-    """Whether the volume holds the project of this identity."""
+def is_free_for(project: Path, identity: str) -> bool:
+    """Whether the volume is empty, or holds the project of the folder that `identity` names. A new folder at the same
+    path, or the same folder after the host has renamed its disk, does not count as another one.
+    """
     state = _read(project)
-    return state is not None and state["identity"] == identity
+    return state is None or _path(state["identity"]) == _path(identity)
+
+
+def _path(identity: str) -> str:
+    return identity.rpartition("#")[0].rpartition(":")[2]
 
 
 def changes(project: Path, sources: Sequence[Path]) -> list[str]:

@@ -81,7 +81,7 @@ COPY services/generator/tandem_generator/__init__.py services/generator/tandem_g
 # The packages of the project, without those that the image has. The compiler that some need is not part of the image.
 FROM trainer-cpu AS packages-cpu
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_FIND_LINKS=/wheels PIP_CACHE_DIR=/root/.cache/pip \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=
 ARG REQUIREMENTS
 RUN --mount=type=cache,target=/root/.cache \
     --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
@@ -106,7 +106,7 @@ COPY services/generator/tandem_generator/__init__.py services/generator/tandem_g
 # The packages of the project, without those that the image has. The compiler that some need is not part of the image.
 FROM trainer-cuda AS packages-cuda
 ENV PIP_CERT=/etc/ssl/certs/ca-certificates.crt PIP_FIND_LINKS=/wheels PIP_CACHE_DIR=/root/.cache/pip \
-    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
+    PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore PYTHONDONTWRITEBYTECODE=
 ARG REQUIREMENTS
 RUN --mount=type=cache,target=/root/.cache \
     --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \

@@ -26,29 +26,32 @@ def endless(project: Path) -> Iterator[Stack]:
         yield made
 
 
-def test_a_running_project_is_not_replaced_and_the_reason_is_given(
-    endless: Stack, project: Path, tmp_path: Path
-) -> None:
-    other = write_project(tmp_path / "other")
+def make(target: str, project: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run `make` with the mock generator."""
+    return subprocess.run(
+        ["make", target, f"PROJECT={project}"],
+        cwd=ROOT,
+        env={**os.environ, "TANDEM_GENERATOR_TARGET": "mock", **variables},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+def preflight(made: Stack) -> tuple[int, str]:
+    """Run the preflight as a part of `up`. Returns its exit status and its log."""
+    made.compose("up", "--no-build", "--detach")
+    return made.container("preflight").attrs["State"]["ExitCode"], made.logs("preflight")
+
+
+def test_changed_files_under_running_services_are_reported(endless: Stack, project: Path) -> None:
     running = {name: endless.container(name).id for name in ("trainer", "generator")}
+    assert preflight(endless)[0] == 0, "nothing has changed, so there is nothing to prepare"
 
-    def up(*options: str) -> tuple[int, str]:
-        status = endless.compose("up", "--no-build", *options).returncode
-        return status, endless.logs("preflight")
-
-    assert up("--detach")[0] == 0, "nothing has changed, so there is nothing to prepare"
-
-    endless.use_project(other)
-    status, log = up()
-    assert status != 0
-    assert f"{other}, but {project} is running under the compose project {endless.name}" in log
-
-    endless.use_project(project)
     (project / "new.txt").touch()
     with (project / "odd_rewards.py").open("a") as rewards:
         rewards.write("# edited")
-    status, log = up()
-    assert status != 0
+    status, log = preflight(endless)
+    assert status == 2
     assert f"changes in new.txt, odd_rewards.py, but the services of {endless.name} are running" in log
 
     assert {name: endless.container(name).id for name in running} == running
@@ -56,17 +59,27 @@ def test_a_running_project_is_not_replaced_and_the_reason_is_given(
     assert "new.txt" not in endless.must("exec", "-T", "trainer", "ls", "/project")
 
     endless.must("stop", "--timeout", "30")
-    endless.use_project(other)
-    endless.must("up", "--no-build", "--detach")
-    assert endless.wait(timeout_s=120) == 0
+    assert preflight(endless)[0] == 0
+    assert "new.txt" in endless.must("exec", "-T", "trainer", "ls", "/project")
 
 
-@pytest.mark.parametrize("service", ["trainer", "generator"])
-def test_each_service_alone_keeps_its_project(endless: Stack, tmp_path: Path, service: str) -> None:
-    endless.must("kill", "generator" if service == "trainer" else "trainer")
-    endless.use_project(write_project(tmp_path / "other"))
-    assert endless.compose("up", "--no-build", "preflight").returncode != 0
-    assert endless.container("preflight").attrs["State"]["ExitCode"] == 2
+@pytest.mark.parametrize("killed", ["trainer", "generator"])
+def test_the_other_service_alone_keeps_its_files(endless: Stack, project: Path, killed: str) -> None:
+    endless.must("kill", killed)
+    (project / "new.txt").touch()
+    assert preflight(endless)[0] == 2
+
+
+def test_another_project_does_not_replace_one_that_make_has_started(
+    endless: Stack, project: Path, tmp_path: Path
+) -> None:
+    other = write_project(tmp_path / "other")
+    running = {name: endless.container(name).id for name in ("trainer", "generator")}
+    up = make("up", other, NAME=endless.name)
+    assert up.returncode == 2, up.stdout
+    assert f"got the project {other}, but {project} is running under this Compose project" in up.stdout
+    assert {name: endless.container(name).id for name in running} == running
+    assert all(endless.container(name).status == "running" for name in running)
 
 
 @pytest.fixture
@@ -88,8 +101,8 @@ def test_a_projects_packages_are_in_its_image(own_image: Stack, project: Path) -
     (project / "runs/large").write_bytes(os.urandom(10 << 20))
 
     with stack(project) as without:
-        assert without.compose("up", "--no-build", "preflight").returncode != 0
-        log = without.logs("preflight")
+        status, log = preflight(without)
+    assert status == 2
     assert "without pyfiglet==1.0.2 (not installed)" in log
     assert "--build" in log
 
@@ -102,30 +115,22 @@ def test_a_projects_packages_are_in_its_image(own_image: Stack, project: Path) -
     refused = own_image.compose("build", "trainer")
     assert refused.returncode != 0
     assert "requirements.txt conflicts with packages that Tandem pins: numpy (the image has " in refused.stdout
-    assert own_image.compose("up", "--no-build", "preflight").returncode != 0
-    assert "without numpy==1.26.4 (installed: " in own_image.logs("preflight")
+    status, log = preflight(own_image)
+    assert status == 2
+    assert "without numpy==1.26.4 (installed: " in log
 
 
 def test_make_up_gives_a_project_its_own_name_and_make_down_keeps_its_volumes(tmp_path: Path) -> None:
     folder = write_project(tmp_path / unique_name().removeprefix("tandem-"))
     name = f"tandem-{folder.name}"
 
-    def make(target: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["make", target, f"PROJECT={folder}"],
-            cwd=ROOT,
-            env={**os.environ, "TANDEM_GENERATOR_TARGET": "mock"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, timeout=300, check=False,
-        )  # fmt: skip
-
     with stack(folder) as made:
         made.name = name
-        up = make("up")
+        up = make("up", folder)
         assert up.returncode == 0, up.stdout
         assert [record["step"] for record in made.metrics()] == [1, 2, 3, 4]
-        assert name in make("ps").stdout
-        down = make("down")
+        assert name in make("ps", folder).stdout
+        down = make("down", folder)
         assert down.returncode == 0, down.stdout
         left = made.leftovers()
         assert f"{name}_runs" in left

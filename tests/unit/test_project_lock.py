@@ -13,7 +13,7 @@ from tandem_protocol.config import ConfigError
 from tandem_protocol.lock import exclusive, project_in_use
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docker"))
-from project_files import changes, identify, refresh  # type: ignore[import-not-found]
+from project_files import changes, identify, is_free_for, refresh  # type: ignore[import-not-found]
 from project_lock import claim  # type: ignore[import-not-found]
 
 
@@ -56,15 +56,37 @@ def write(folder: Path, config: str) -> Path:
     return folder
 
 
-def test_another_project_is_refused_while_services_run_and_both_are_named(volume: Volume, source: Path) -> None:
+def test_another_project_is_refused_and_both_are_named(volume: Volume, source: Path) -> None:
     other = write(source.parent / "second", "max_steps: 2")
     assert volume.prepare(source)
-    with project_in_use(volume.env):
-        with pytest.raises(ConfigError, match=r"second, but first is running under .* mine\. .*-name mine stop"):
-            volume.prepare(other)
-        assert (volume.folder / "config.yaml").read_text() == "max_steps: 1"
-    assert volume.prepare(other)
-    assert (volume.folder / "config.yaml").read_text() == "max_steps: 2"
+    refused = pytest.raises(ConfigError, match=r"second, but the Compose project mine belongs to first\. .*OTHER up")
+    with project_in_use(volume.env), refused:
+        volume.prepare(other)
+    with refused:
+        volume.prepare(other)
+    assert (volume.folder / "config.yaml").read_text() == "max_steps: 1"
+    assert volume.prepare(source), "it can go on"
+
+
+def test_a_new_folder_at_the_same_path_is_prepared(volume: Volume, source: Path) -> None:
+    volume.prepare(source)
+    source.rename(source.parent / "gone")
+    assert volume.prepare(write(source, "max_steps: 3"))
+    assert (volume.folder / "config.yaml").read_text() == "max_steps: 3"
+
+
+@pytest.mark.parametrize(
+    ("now", "free"),
+    [
+        ("/dev/vda:/srv/mine#7", True),
+        ("/dev/vdb:/srv/mine#8", True),
+        ("/dev/vda:/srv/other#7", False),
+        ("server:/export:/srv/mine#7", True),
+    ],
+)
+def test_the_path_says_which_project_it_is(volume: Volume, source: Path, now: str, free: bool) -> None:
+    refresh(volume.folder, [source], "/dev/vda:/srv/mine#7")
+    assert is_free_for(volume.folder, now) is free
 
 
 def test_the_same_project_has_nothing_to_prepare_while_its_services_run(volume: Volume, source: Path) -> None:
