@@ -74,7 +74,7 @@ def test_a_generators_mistake_ends_the_run_and_nothing_is_started_again(project:
     with changed_stack(project, wrong) as made:
         up = made.compose("up", "--no-build", "--exit-code-from", "trainer", timeout_s=120)
         assert up.returncode == 2
-        assert "error: a generator cannot serve this run: " in made.logs()
+        assert "a generator cannot serve this run: " in made.logs()
         assert "/absent" in made.logs()
         assert made.container("generator").attrs["RestartCount"] == 0
 
