@@ -13,7 +13,7 @@ from docker.errors import ImageNotFound
 
 from support.projects import write_project
 from support.stack import ROOT, Stack, set_steps, stack
-from tandem_cli.testing import IMAGE_PREFIX, TRAINER_IMAGE, unique_name
+from tandem_cli.testing import IMAGE_PREFIX, unique_name
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
 
@@ -70,20 +70,6 @@ def test_the_other_service_alone_keeps_its_files(endless: Stack, project: Path, 
     assert preflight(endless)[0] == 2
 
 
-def test_another_project_does_not_replace_one_that_make_has_started(
-    endless: Stack, project: Path, tmp_path: Path
-) -> None:
-    other = write_project(tmp_path / "other")
-    running = {name: endless.container(name).id for name in ("trainer", "generator")}
-    same = {"TANDEM_GENERATOR_CPUS": "0", "TANDEM_TRAINER_CPUS": "1", "TANDEM_GENERATOR_MEMORY": "0"}
-    same |= {"TANDEM_REVISION": "unknown", "TANDEM_TRAINER_IMAGE": TRAINER_IMAGE}
-    up = make("up", other, NAME=endless.name, **same)
-    assert up.returncode == 2, up.stdout
-    assert f"got the project {other}, but the Compose project {endless.name} belongs to {project}" in up.stdout
-    assert {name: endless.container(name).id for name in running} == running
-    assert all(endless.container(name).status == "running" for name in running)
-
-
 @pytest.fixture
 def own_image(project: Path) -> Iterator[Stack]:
     """A stack whose trainer has an image of its own."""
@@ -92,6 +78,23 @@ def own_image(project: Path) -> Iterator[Stack]:
         yield made
     with suppress(ImageNotFound):
         made.engine.images.remove(f"{image}:cpu")
+
+
+def test_another_project_does_not_replace_a_running_one(own_image: Stack, project: Path, tmp_path: Path) -> None:
+    set_steps(project, 1_000_000)
+    own_image.must("build")  # images have a label with the name of the Compose project
+    own_image.must("up", "--no-build", "--detach")
+    running = {name: own_image.container(name).id for name in ("trainer", "generator")}
+    image = own_image.container("trainer").attrs["Config"]["Image"].rpartition(":")[0]
+    same = {"TANDEM_GENERATOR_CPUS": "0", "TANDEM_TRAINER_CPUS": "1", "TANDEM_GENERATOR_MEMORY": "0"}
+    same |= {"TANDEM_REVISION": "unknown", "TANDEM_TRAINER_IMAGE": image}
+
+    other = write_project(tmp_path / "other")
+    up = make("up", other, NAME=own_image.name, **same)
+    assert up.returncode == 2, up.stdout
+    assert f"got the project {other}, but the Compose project {own_image.name} belongs to {project}" in up.stdout
+    assert {name: own_image.container(name).id for name in running} == running
+    assert all(own_image.container(name).status == "running" for name in running)
 
 
 def test_a_projects_packages_are_in_its_image(own_image: Stack, project: Path) -> None:
