@@ -123,10 +123,13 @@ def test_make_up_gives_a_project_its_own_name_and_make_down_keeps_its_volumes(tm
     folder = write_project(tmp_path / unique_name().removeprefix("tandem-"))
     name = f"tandem-{folder.name}"
 
+    (folder / "prepare.py").write_text("import time\nprint('a line of prepare.py', flush=True)\ntime.sleep(3)\n")
+
     with stack(folder) as made:
         made.name = name
         up = make("up", folder)
         assert up.returncode == 0, up.stdout
+        assert "| a line of prepare.py\n" in up.stdout
         assert [record["step"] for record in made.metrics()] == [1, 2, 3, 4]
         assert name in make("ps", folder).stdout
         down = make("down", folder)
