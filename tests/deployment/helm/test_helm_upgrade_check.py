@@ -63,7 +63,7 @@ def test_both_services_accept_a_valid_configuration(tmp_path: Path) -> None:
 def test_a_configuration_that_the_trainer_cannot_run_fails_the_check(section: dict[str, Any], tmp_path: Path) -> None:
     made = check("trainer", with_trainer(section), tmp_path)
     assert made.returncode == 2, made.stdout
-    assert "error: " in made.stderr
+    assert " ERROR " in made.stderr
 
 
 def test_a_configuration_that_the_generator_cannot_serve_fails_the_check(tmp_path: Path) -> None:
