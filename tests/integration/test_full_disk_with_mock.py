@@ -95,8 +95,8 @@ def test_a_generators_mistake_ends_the_run_with_a_checkpoint_and_its_status(
     ended = project.train(TANDEM_TRAINER_END_FILE=str(end_file), TANDEM_TRAINER_RETRIES="3")
     thread.join()
     assert ended.returncode == 2
-    assert ended.stderr.count("error: ") == 1
-    assert "error: a generator cannot serve this run: vLLM refuses an option" in ended.stderr
+    assert ended.stderr.count(" ERROR ") == 1
+    assert "ERROR    a generator cannot serve this run: vLLM refuses an option" in ended.stderr
     assert "stopped at step" in ended.stdout, "with a checkpoint"
     assert end_file.exists()
 
@@ -109,7 +109,8 @@ def test_a_failed_preflight_is_the_trainers_message_and_status(
     end_file = tmp_path / "run-over"
     preflight = str(tmp_path / "failure")
     ended = project.train(TANDEM_TRAINER_END_FILE=str(end_file), TANDEM_PREFLIGHT_FILE=preflight)
-    assert (ended.returncode, ended.stderr) == (7, "error: prepare.py ended with exit status 7.\n")
+    assert ended.returncode == 7
+    assert ended.stderr.endswith(" ERROR    prepare.py ended with exit status 7.\n")
     assert end_file.exists()
 
 
