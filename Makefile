@@ -1,7 +1,10 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test docs docs-serve bench bench-trainer up down clean lock
+.PHONY: help setup demo check test docs docs-serve bench bench-trainer reliability up down ps clean lock
 PROJECT ?= examples/digits
+# The compose project of PROJECT: each folder has its own containers, volumes and images, so several run side by side.
+FOLDER := $(shell basename '$(abspath $(PROJECT))' | tr '[:upper:]' '[:lower:]' | tr -c '[:alnum:]\n_-' '-')
+NAME := $(or $(NAME),$(COMPOSE_PROJECT_NAME),tandem-$(FOLDER))
 TESTS ?= tests
 BIN := .venv/bin
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
@@ -35,11 +38,14 @@ docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you 
 	$(MKDOCS) serve
 
 bench: setup  ## Measure performance and print ratios; never fails on a result
-	@for script in $(filter-out %/trainer.py %/trainer_update.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(filter-out %/trainer.py %/trainer_update.py %/up.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
 bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py
 	$(BIN)/python tests/bench/trainer.py --profile
+
+reliability: setup  ## Cause faults in a run under Compose and write docs/reliability.md (ARGS="--hours 3 --fault-every-s 120")
+	$(BIN)/python tests/chaos/reliability.py $(ARGS)
 
 # By default, generator and trainer get half of the cores each.
 up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))
@@ -48,16 +54,17 @@ up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc)
 up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0.8) "k"}' /proc/meminfo)
 up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
-up:  ## Train PROJECT in containers and wait for the end (docs/deploy/containers.md)
-	TANDEM_PROJECT=$(abspath $(PROJECT)) docker compose up --build --detach || { docker compose logs preflight; \
-		status=$$(docker compose ps --all --format '{{.ExitCode}}' preflight); \
-		[ "$${status:-0}" -ne 0 ] || status=1; exit $$status; }
-	docker compose logs --follow trainer
-	docker compose stop
-	status=$$(docker compose ps --all --format '{{.ExitCode}}' trainer); exit $${status:-1}
+up down: export COMPOSE_PROJECT_NAME = $(NAME)
+up:  ## Train PROJECT in containers named NAME and wait for the end (NAME=tandem-digits; docs/deploy/containers.md)
+	@TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/say_build
+	TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/up --build; status=$$?; \
+		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status
 
-down:  ## Remove the containers but keep their volumes (docker compose down --volumes removes both)
+down:  ## Remove the containers of PROJECT but keep their volumes (docker compose down --volumes removes both)
 	docker compose down
+
+ps:  ## List what runs in containers, by NAME
+	docker compose ls --all --filter name=tandem
 
 lock:  ## Pin and hash the requirements (UPGRADE=1: newer versions; PIP_FIND_LINKS=folder with torch's CPU wheel)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock

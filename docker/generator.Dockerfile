@@ -33,21 +33,22 @@ RUN --mount=type=cache,target=/root/.cache \
     --mount=type=bind,source=docker/requirements/generator-mock.txt,target=/lock.txt \
     /install /lock.txt
 
-FROM build AS dependencies-cpu
+# What both CPU images have. This stage and the one named base are the same in both Dockerfiles, so the images share a layer.
+FROM build AS shared-cpu
 RUN --mount=type=cache,target=/root/.cache \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,source=docker/install,target=/install \
-    --mount=type=bind,source=docker/requirements/generator-cpu.txt,target=/lock.txt \
+    --mount=type=bind,source=docker/requirements/shared-cpu.txt,target=/lock.txt \
     /install /lock.txt
 
 # -- images --------------------------------------------------------------------------------------------------------------
 
-FROM ${PYTHON_BASE} AS runtime
+FROM ${PYTHON_BASE} AS base
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \
-    /setup libnuma1 && \
-    mkdir /opt/store && ln -s /weights/versions /weights/LATEST /opt/store/ && ln -s /leases /opt/store/served
-# /opt/store is the weight store with the access that a generator needs: it reads versions and writes its lease.
+    /setup libnuma1
+
+FROM base AS runtime
 ENV PATH=/opt/tandem/bin:$PATH SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt HF_HOME=/cache HOME=/tmp \
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 NVIDIA_VISIBLE_DEVICES=void \
     TANDEM__GENERATOR__HOST=0.0.0.0 TANDEM__GENERATOR__PORT=8000 TANDEM__SHARED__WEIGHTS_DIR=/opt/store
@@ -68,9 +69,15 @@ USER 10001:10001
 
 # vLLM compiles part of its sampler even with enforce_eager, so the CPU build needs a compiler at run time.
 FROM runtime AS cpu
+COPY --from=shared-cpu /opt/tandem /opt/tandem
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++=4:*
-COPY --from=dependencies-cpu /opt/tandem /opt/tandem
+# The packages are installed here, since a COPY from a build stage would contain the shared ones again.
+RUN --mount=type=cache,target=/root/.cache \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/install,target=/install \
+    --mount=type=bind,source=docker/requirements/generator-cpu.txt,target=/lock.txt \
+    HOME=/root PIP_CERT=$SSL_CERT_FILE PIP_FIND_LINKS=/wheels PIP_ROOT_USER_ACTION=ignore /install /lock.txt
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 LABEL org.opencontainers.image.title="Tandem generator (vLLM on CPU)" org.opencontainers.image.licenses=Apache-2.0
 ARG REVISION=unknown
@@ -81,8 +88,7 @@ USER 10001:10001
 FROM ${CUDA_BASE} AS cuda
 RUN --mount=type=cache,target=/var/cache/apt,sharing=locked --mount=type=cache,target=/var/lib/apt,sharing=locked \
     --mount=type=bind,from=certs,target=/certs --mount=type=bind,source=docker/setup,target=/setup \
-    /setup && \
-    mkdir /opt/store && ln -s /weights/versions /weights/LATEST /opt/store/ && ln -s /leases /opt/store/served
+    /setup
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=bind,source=docker/requirements/generator-cuda.txt,target=/lock.txt \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import os
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 STATE = ".tandem-project.json"
-"""On the volume: which project it holds, and the files that copies brought, those of an interrupted copy included."""
+"""On the volume: which project it holds, and the files that copies brought, those of an interrupted copy included. Each
+has the size and time that its source had, or null."""
+LOCK = ".tandem-lock"
+"""On the volume: project_lock.py locks it, so it is never deleted."""
 NOT_COPIED = ("runs", "weights", "__pycache__", ".*")
 
 
@@ -36,10 +40,11 @@ def refresh(project: Path, sources: Sequence[Path], identity: str) -> str | None
     cleared = _why_clear(project, before, now)
     if before is None or cleared:
         _clear(project)
-        before = {"files": []}
+        before = {"files": {}}
     files = _find(sources)
     known = {*before["files"], *files}
-    _write(project, now | {"files": sorted(known)})
+    _write(project, now | {"files": dict.fromkeys(sorted(known))})
+    signatures = {name: _signature(file) for name, file in files.items()}
     for name in sorted(known - files.keys()):
         _delete(project, name)
     for source in sources:
@@ -47,8 +52,34 @@ def refresh(project: Path, sources: Sequence[Path], identity: str) -> str | None
             _make_folder(project, folder.relative_to(source).as_posix())
     for name, file in files.items():
         _copy(file, project, name)
-    _write(project, now | {"files": sorted(files)})
+    _write(project, now | {"files": signatures})
     return cleared
+
+
+def is_free_for(project: Path, identity: str) -> bool:
+    """Whether the volume is empty, or holds the project of the folder that `identity` names. A new folder at the same
+    path, or the same folder after the host has renamed its disk, does not count as another one.
+    """
+    state = _read(project)
+    return state is None or _path(state["identity"]) == _path(identity)
+
+
+def _path(identity: str) -> str:
+    return identity.rpartition("#")[0].rpartition(":")[2]
+
+
+def changes(project: Path, sources: Sequence[Path]) -> list[str]:
+    """Return the names of the files that `sources` has got, changed or lost since they were copied to `project`."""
+    state = _read(project)
+    before = state["files"] if state else {}
+    now = _find(sources)
+    return sorted(
+        name
+        for name in {*before, *now}
+        if name not in before
+        or name not in now
+        or (_signature(now[name]) != before[name] and not _is_same(now[name], project / name))
+    )
 
 
 def identify(source: Path) -> str:
@@ -60,7 +91,7 @@ def identify(source: Path) -> str:
 
 def _why_clear(project: Path, before: dict[str, Any] | None, now: dict[str, Any]) -> str | None:
     if before is None:
-        return "it is not known which project they belong to" if any(project.iterdir()) else None
+        return "it is not known which project they belong to" if {*project.iterdir()} - {project / LOCK} else None
     if before["identity"] != now["identity"]:
         return "the volume held another project"
     if before["prepare"] != now["prepare"]:
@@ -79,7 +110,8 @@ def _read(project: Path) -> dict[str, Any] | None:
         state = json.loads((project / STATE).read_text())
     except (FileNotFoundError, ValueError):
         return None
-    return state if isinstance(state, dict) and state.keys() >= {"identity", "prepare", "files"} else None
+    is_state = isinstance(state, dict) and state.keys() >= {"identity", "prepare", "files"}
+    return state if is_state and isinstance(state["files"], dict) else None
 
 
 def _write(project: Path, state: dict[str, Any]) -> None:
@@ -87,6 +119,16 @@ def _write(project: Path, state: dict[str, Any]) -> None:
     temporary = project / f"{STATE}.new"
     temporary.write_text(json.dumps(state))
     temporary.replace(project / STATE)
+
+
+def _signature(file: Path) -> list[int]:
+    """Size and time of the last change: a file that keeps both has not changed."""
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _is_same(file: Path, copy: Path) -> bool:
+    return copy.is_file() and filecmp.cmp(file, copy, shallow=False)
 
 
 def _find(sources: Sequence[Path]) -> dict[str, Path]:
@@ -135,6 +177,8 @@ def _copy(source: Path, project: Path, name: str) -> None:
 def _clear(project: Path) -> None:
     """Delete everything in `project`, but not the folder itself: it is a mount point."""
     for path in project.iterdir():
+        if path.name == LOCK:
+            continue
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

@@ -10,18 +10,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import tandem_generator.config
-import tandem_trainer.config
-from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.project import ProjectSettings
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm/tandem"
 DEMO = ("config.yaml", "prepare.py", "rewards.py")
-SECTIONS = {
-    "shared": SharedConfig,
-    "generator": tandem_generator.config.GeneratorConfig,
-    "trainer": tandem_trainer.config.TrainerConfig,
-}
+SECTIONS = {name: field.annotation for name, field in ProjectSettings.model_fields.items()}
 DROPPED = {"title", "description", "default", "format"}
 """Keywords that check nothing."""
 TEXTS = {"integer": r"^[+-]?[0-9]+$", "number": r"^[+-]?[0-9.]+([eE][+-]?[0-9]+)?$", "boolean": "^[A-Za-z]+$"}

@@ -1,21 +1,17 @@
-"""The `tandem` command."""
+"""The `tandem` command. Each command imports its modules when it runs, so that none needs the libraries of another."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tandem_protocol.config import ConfigError, parse_overrides
 
-from .completion import completion
-from .demo import USER_ERROR, demo
-from .doctor import doctor
-from .export import export
-from .gpus import COMPOSE_FILES, gpus
 from .parser import make_parser
-from .project import Project, choose_engine
-from .service_commands import check
+
+USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .extras import require
+
+    services = ("tandem_generator", "tandem_trainer")
+    require("tandem demo", "demo", libraries=("matplotlib", "psutil"), services=services)
+    from .demo import demo
+    from .project import Project, choose_engine
+    from .service_commands import check
+
     project = Project.read(arguments.project, parse_overrides(rest))
+    project.require_packages()
     engine, note = choose_engine(arguments.engine or project.settings.generator.engine)
     if note:
         _note(note)
@@ -47,26 +52,35 @@ def _demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .checkout import COMPOSE_FILES, find_checkout
+    from .gpus import gpus
+
     _refuse(rest)
+    folder = find_checkout(arguments.directory)
     for note in gpus(
         arguments.generator,
         arguments.trainer,
         driver=arguments.driver,
         tensor_parallel=arguments.tensor_parallel,
         project=arguments.project,
-        folder=arguments.directory,
+        folder=folder,
     ):
         _note(note)
-    print(f"Wrote {arguments.directory / COMPOSE_FILES[2]} and .env beside it: `docker compose up` uses them.")
+    where = "" if folder.resolve() == Path.cwd() else f" in {folder}"
+    print(f"Wrote {folder / COMPOSE_FILES[2]} and .env beside it: `docker compose up`{where} uses them.")
     return 0
 
 
 def _doctor(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .doctor import doctor
+
     _refuse(rest)
     return doctor(arguments.project, as_json=arguments.json)
 
 
 def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .export import export
+
     _refuse(rest)
     step = export(arguments.run_dir, arguments.checkpoint, arguments.to)
     print(f"Wrote the model after step {step} to {arguments.to}")
@@ -74,6 +88,8 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
 
 def _completion(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .completion import completion
+
     _refuse(rest)
     print(completion(make_parser(), arguments.shell))
     return 0

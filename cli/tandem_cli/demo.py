@@ -21,7 +21,8 @@ from .service_commands import Pair, start, start_preparation
 from .stop import SignalCounter
 from .summary import show_summary
 
-USER_ERROR = 2
+_USER_ERROR = 2
+"""Exit code of a service whose command line or project is wrong."""
 _POLL_S = 0.2
 _FINISH_STEP_TIMEOUT_S = 120.0
 """Time that the trainer has, after Ctrl-C, to finish its step and write a checkpoint."""
@@ -64,7 +65,7 @@ def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> 
                 _train(project, engine, start(project, engine, weights_dir, cleanup), console, stop)
         except ServiceFailed as failure:
             _explain(failure)
-            return USER_ERROR if failure.exit_code == USER_ERROR else 1
+            return _USER_ERROR if failure.exit_code == _USER_ERROR else 1
     return stop.exit_code
 
 

@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import docker
 import yaml
-from docker.errors import DockerException
 
 Driver = Literal["nvidia", "cdi"]
 """What gives a GPU to a container: NVIDIA's container runtime, or the Docker engine with a CDI specification."""
@@ -93,6 +91,9 @@ def engine_info() -> dict[str, Any]:
     Raises:
         DevicesUnknown: no Docker engine answers.
     """
+    import docker  # imported late: only CDI devices are asked from the engine
+    from docker.errors import DockerException
+
     try:
         info: dict[str, Any] = docker.from_env(timeout=ENGINE_TIMEOUT_S).info()
     except DockerException as error:

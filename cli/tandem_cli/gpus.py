@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel
-
 from tandem_protocol.config import ConfigError, load
-from tandem_protocol.device_sets import CDI_KIND, check_disjoint, identity, parse_devices
+from tandem_protocol.config.trainer import TrainerSettings
+from tandem_protocol.device_sets import CDI_KIND, check_disjoint, parse_devices, repeated_devices
 
-from .gpu_inventory import Driver, look_for_gpus
+from .checkout import COMPOSE_FILES
+from .gpu_inventory import Driver, Host, look_for_gpus
 
-COMPOSE_FILES = ("compose.yaml", "compose.gpu.yaml", "compose.devices.yaml")
-"""Compose files in the order of merging. `tandem gpus` writes the last one."""
 OVERRIDE = """\
 # Written by `tandem gpus`. Do not edit: the next call overwrites it.
 services:
@@ -31,16 +29,6 @@ services:
 """
 
 
-class GpusSharedPart(BaseModel, extra="ignore"):
-    model: str
-
-
-class GpusSettings(BaseModel, extra="ignore"):
-    """The keys of config.yaml that this command reads."""
-
-    shared: GpusSharedPart
-
-
 class Layout(NamedTuple):
     """The devices of each service, and how the generator divides the model among its own."""
 
@@ -53,9 +41,14 @@ class Layout(NamedTuple):
 
     def override(self) -> str:
         """Return the compose file that assigns the devices."""
+        processes = str(len(self.trainer))
         return OVERRIDE.format(
             preflight=json.dumps(
-                {"TANDEM_GENERATOR_GPUS": ",".join(self.generator), "TANDEM_TRAINER_GPUS": ",".join(self.trainer)}
+                {
+                    "TANDEM_GENERATOR_GPUS": ",".join(self.generator),
+                    "TANDEM_TRAINER_GPUS": ",".join(self.trainer),
+                    "TANDEM_TRAINER_PROCESSES": processes,
+                }
             ),
             generator=json.dumps(
                 {
@@ -63,7 +56,7 @@ class Layout(NamedTuple):
                     "TANDEM__GENERATOR__DATA_PARALLEL_SIZE": str(len(self.generator) // self.tensor_parallel),
                 }
             ),
-            trainer=json.dumps({"TANDEM_TRAINER_PROCESSES": str(len(self.trainer))}),
+            trainer=json.dumps({"TANDEM_TRAINER_PROCESSES": processes}),
             generator_devices=self._reservation(self.generator),
             trainer_devices=self._reservation(self.trainer),
         )
@@ -82,7 +75,7 @@ def gpus(
         tensor_parallel: number of GPUs that share one copy of the model. None: all GPUs of the generator. If there is
             more than one copy, the copies are served data-parallel.
         project: the project that the stack will run. None: TANDEM_PROJECT, or the stack's default.
-        folder: the folder of compose.yaml.
+        folder: the folder of Tandem's compose.yaml.
 
     Returns:
         Notes for the user, such as checks that could not be made.
@@ -90,20 +83,12 @@ def gpus(
     Raises:
         ConfigError: the devices cannot be used like this (then nothing was written), or a file cannot be written.
     """
-    if missing := [name for name in COMPOSE_FILES[:2] if not (folder / name).is_file()]:
-        raise ConfigError(
-            f"{folder} has no {' and no '.join(missing)}, expected a checkout of Tandem. Fix: name its folder with "
-            "--directory DIR"
-        )
     generator_devices = _driver_names("--generator", generator, driver)
     trainer_devices = _driver_names("--trainer", trainer, driver)
     host = look_for_gpus(driver)
     for option, devices in (("--generator", generator_devices), ("--trainer", trainer_devices)):
         _check_exist(option, devices, host.names, driver)
-        if len({identity(device, host.uuids) for device in devices}) < len(devices):
-            raise ConfigError(
-                f"{option}: got one GPU twice in {', '.join(devices)}, expected each once. Fix: remove one of them"
-            )
+        _check_once(option, devices, host.uuids)
     fix = "move them out of --generator or out of --trainer"
     check_disjoint(generator_devices, trainer_devices, kind="GPUs", uuids=host.uuids, fix=fix)
     env_file = folder / ".env"
@@ -111,15 +96,31 @@ def gpus(
     layout = Layout(driver, generator_devices, trainer_devices, tensor_parallel=len(generator_devices))
     if tensor_parallel is not None:
         layout = layout._replace(tensor_parallel=tensor_parallel)
-    notes = [*host.notes, *_check_split(layout, _project_folder(project, env_text, folder))]
+    named = _project_folder(project, env_text, folder)
+    settings = _read_settings(named)
+    _check_processes(len(trainer_devices), settings.trainer.rollout.num_prompts)
+    notes = [
+        *host.notes,
+        *_not_compared((*generator_devices, *trainer_devices), host),
+        *_check_split(layout, named, settings.shared.model),
+    ]
     try:
-        (folder / COMPOSE_FILES[2]).write_text(layout.override())
-        env_file.write_text(_with(env_text, _variables(env_text, project, folder)))
+        _write(folder / COMPOSE_FILES[2], layout.override())
+        _write(env_file, _with(env_text, _variables(env_text, project, folder)))
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error}") from error
     if "COMPOSE_FILE" in os.environ:
         notes.append("COMPOSE_FILE is set in this shell and takes precedence over .env. Fix: unset COMPOSE_FILE")
     return notes
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file. One that root creates, for example in a container, belongs to the owner of its folder."""
+    is_new = not file.exists()
+    file.write_text(text)
+    if is_new and os.geteuid() == 0:
+        owner = file.parent.stat()
+        os.chown(file, owner.st_uid, owner.st_gid)
 
 
 def _driver_names(option: str, text: str, driver: Driver) -> tuple[str, ...]:
@@ -150,7 +151,39 @@ def _check_exist(option: str, devices: Sequence[str], known: frozenset[str], dri
         )
 
 
-def _check_split(layout: Layout, project: Path) -> list[str]:
+def _check_once(option: str, devices: Sequence[str], uuids: Mapping[str, str]) -> None:
+    if repeated := repeated_devices(devices, uuids):
+        raise ConfigError(
+            f"{option}: got {', '.join(repeated)}, which the list {', '.join(devices)} has already named, expected "
+            "each GPU once. Fix: remove it"
+        )
+
+
+def _not_compared(devices: Sequence[str], host: Host) -> list[str]:
+    """Return a note if two names may mean one GPU, and nvidia-smi is not there to tell."""
+    kinds = {device.removeprefix(CDI_KIND).isdecimal() for device in devices}
+    if host.uuids or len(kinds) < 2:
+        return []
+    return ["without nvidia-smi, it was not checked whether an index and another name mean one GPU"]
+
+
+def _check_processes(processes: int, num_prompts: int) -> None:
+    """Check that the trainer's processes, one per GPU, get the same number of prompts.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if num_prompts % processes == 0:
+        return
+    fitting = [str(n) for n in range(1, min(num_prompts, 2 * processes) + 1) if num_prompts % n == 0]
+    raise ConfigError(
+        f"--trainer: got {processes} GPUs, which start {processes} processes, for the {num_prompts} prompts of "
+        f"trainer.rollout.num_prompts, expected a number of GPUs that divides {num_prompts}. Fix: name "
+        f"{' or '.join(fitting)} GPUs, or set num_prompts to a multiple of {processes} in config.yaml"
+    )
+
+
+def _check_split(layout: Layout, project: Path, model: str) -> list[str]:
     """Check that the generator can divide the model among its devices, and return what could not be checked.
 
     Raises:
@@ -162,7 +195,7 @@ def _check_split(layout: Layout, project: Path) -> list[str]:
         raise ConfigError(
             f"--tensor-parallel: got {size} for {devices} devices of the generator, expected a divisor of {devices}"
         )
-    model, heads = _attention_heads(project)
+    heads = _attention_heads(project / model / "config.json")
     if heads is None:
         return [
             f"the number of attention heads of {model} is not known here, so it was not checked whether the "
@@ -178,22 +211,26 @@ def _check_split(layout: Layout, project: Path) -> list[str]:
     return []
 
 
-def _attention_heads(project: Path) -> tuple[str, int | None]:
-    """Return the project's model and its number of attention heads; None for the latter if the model is elsewhere."""
+def _attention_heads(file: Path) -> int | None:
+    """Return the number of attention heads in a model's config.json; None if the model is not there."""
+    try:
+        described = json.loads(file.read_text())
+    except OSError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    heads: int | None = (described.get("text_config") or described).get("num_attention_heads")
+    return heads
+
+
+def _read_settings(project: Path) -> TrainerSettings:
     config = project / "config.yaml"
     if not config.is_file():
         raise ConfigError(
             f"{config} does not exist, expected a project: a folder with config.yaml in it. Fix: name it with "
             "--project DIR"
         )
-    model = load(GpusSettings, path=config, env={})[0].shared.model
-    try:
-        described = json.loads((project / model / "config.json").read_text())
-    except OSError:
-        return model, None
-    except ValueError as error:
-        raise ConfigError(f"{project / model / 'config.json'} cannot be read: {error}") from error
-    return model, (described.get("text_config") or described).get("num_attention_heads")
+    return load(TrainerSettings, path=config, env={})[0]
 
 
 def _project_folder(project: Path | None, env_text: str, folder: Path) -> Path:

@@ -58,8 +58,9 @@ exit codes:
 """
 
 _GPUS = """
-Give each service of the compose stack its GPUs. Writes compose.devices.yaml and .env beside compose.yaml, which `docker
-compose up` uses. GPUs that both services would get are refused.
+Give each service of the compose stack its GPUs. Writes compose.devices.yaml and .env beside Tandem's compose.yaml,
+which `docker compose up` uses. GPUs that both services would get are refused, and so is a number of trainer GPUs that
+does not divide trainer.rollout.num_prompts.
 
 DEVICES is a list with commas: indexes, ranges, UUIDs or CDI names, such as 0-3 or 0,2,GPU-8932f937.
 """
@@ -224,9 +225,9 @@ def _add_gpus(commands: Commands) -> None:
     stack.add_argument(
         "--directory",
         type=Path,
-        default=Path(),
         metavar="DIR",
-        help="folder of compose.yaml (default: the current folder)",
+        help="folder of Tandem's compose.yaml (default: the current folder, or the nearest folder above it that has "
+        "one)",
     )
 
 

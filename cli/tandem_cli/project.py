@@ -6,7 +6,9 @@ import fcntl
 import importlib.util
 import itertools
 import os
+import shlex
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from tandem_protocol.config import ConfigError, load
+from tandem_protocol.config.project import ProjectSettings
 from tandem_protocol.folders import require_writable
+from tandem_protocol.requirements import has_hashes, missing, requirements_file, summarize
 
 EngineName = Literal["vllm", "mock"]
 
@@ -26,41 +28,12 @@ _STORE_TO_MODEL = 8
 """Bytes of the weight store per byte of the model: up to four versions, in fp32 even if the model is bf16."""
 
 
-class _DemoPart(BaseModel):
-    """The keys of a section that this command needs. Other keys are ignored here: the services check them."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class DemoSharedPart(_DemoPart):
-    model: str
-
-
-class DemoGeneratorPart(_DemoPart):
-    engine: EngineName = "vllm"
-    port: int = 8000
-    shutdown_timeout_s: int = 30
-
-
-class DemoTrainerPart(_DemoPart):
-    output_dir: Path = Path("runs")
-    run_name: str = Field("default", pattern=r"^\w[\w.-]*$")
-    max_steps: int
-    start_timeout_s: float = 900.0
-
-
-class DemoSettings(_DemoPart):
-    shared: DemoSharedPart
-    generator: DemoGeneratorPart
-    trainer: DemoTrainerPart
-
-
 @dataclass(frozen=True)
 class Project:
     """A project, with the overrides of one command line."""
 
     folder: Path
-    settings: DemoSettings
+    settings: ProjectSettings
     overrides: Mapping[str, str]
     """Dotted key → text as given on the command line. `load` parses it, here and in the services."""
 
@@ -74,12 +47,26 @@ class Project:
         config = folder / "config.yaml"
         if not config.is_file():
             raise ConfigError(f"{config} does not exist, expected a project: a folder with config.yaml in it")
-        settings, _ = load(DemoSettings, path=config, overrides=overrides)
+        settings, _ = load(ProjectSettings, path=config, overrides=overrides)
         return cls(folder.resolve(), settings, overrides)
 
     @property
     def config(self) -> Path:
         return self.folder / "config.yaml"
+
+    def require_packages(self) -> None:
+        """Check that this Python has the packages of the project's requirements file.
+
+        Raises:
+            ConfigError: it does not, or the environment names a file that does not exist.
+            OSError: the file cannot be read.
+        """
+        if (file := requirements_file(self.folder)) and (problems := missing(file)):
+            install = [sys.executable, "-m", "pip", "install", *["--no-deps"] * has_hashes(file), "-r", str(file)]
+            raise ConfigError(
+                f"got a Python without {summarize(problems)}, expected the packages of {file.name}. Fix: "
+                f"{shlex.join(install)}"
+            )
 
     def overrides_for(self, section: str) -> list[str]:
         """Return the overrides of `shared` and `section` as command line arguments of the service."""

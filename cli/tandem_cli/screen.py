@@ -17,6 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tandem_protocol.durations import duration
+
 from .progress import EvalResult, Progress, StepRow
 
 _WIDTH = 96
@@ -153,15 +155,6 @@ def sparkline(values: Sequence[float], width: int) -> str:
     if not spread:
         return _BLOCKS[3] * columns
     return "".join(_BLOCKS[round((mean - low) / spread * (len(_BLOCKS) - 1))] for mean in means)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration: `42 s`, `3:07 min`, `1:04:09 h`."""
-    minutes, rest_s = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest_s:02} h"
-    return f"{minutes}:{rest_s:02} min" if minutes else f"{rest_s} s"
 
 
 def number(value: float | None) -> str:

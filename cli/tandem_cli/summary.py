@@ -9,8 +9,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from tandem_protocol.durations import duration
+
 from .progress import EvalResult, Progress, StepRow, tokens_per_s
-from .screen import arrow, duration, shown
+from .screen import arrow, shown
 
 _SMOOTHING_STEPS = 10
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
@@ -32,6 +33,14 @@ class JsonLinesReader(Generic[RecordT]):
             return []
         complete = data[: data.rfind(b"\n") + 1]
         self._offset += len(complete)
-        added = [self._record.model_validate_json(line) for line in complete.splitlines() if line.strip()]
+        added = [record for line in complete.splitlines() for record in self._read(line)]
         self.records += added
         return added
+
+    def _read(self, line: bytes) -> Iterator[RecordT]:
+        """Yield the record of a line. A line that is not JSON is left out: a killed process has not completed it."""
+        try:
+            yield self._record.model_validate_json(line)
+        except ValidationError as error:
+            if error.errors()[0]["type"] != "json_invalid":
+                raise

@@ -20,15 +20,24 @@ from typing import Any, Literal, Self
 
 import docker
 import httpx
-import psutil
 from docker.models.containers import Container
-from testcontainers.core.container import DockerContainer
-from testcontainers.core.waiting_utils import WaitStrategy, WaitStrategyTarget
+
+try:
+    import psutil
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.waiting_utils import WaitStrategy, WaitStrategyTarget
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'tandem_cli.testing needs {error.name}, which is not installed. Fix: pip install "tandem-cli[testing]"',
+        name=error.name,
+    ) from error
 
 PORT = 8000
 PROJECT_LABEL = "com.docker.compose.project"
 IMAGE_PREFIX = os.environ.get("TANDEM_IMAGES", "")
 IMAGES = {"mock": f"{IMAGE_PREFIX}tandem-generator:mock", "vllm": f"{IMAGE_PREFIX}tandem-generator:cpu"}
+TRAINER_IMAGE = f"{IMAGE_PREFIX}tandem-trainer"
+"""Without a tag. Otherwise each stack would need an image with its own name (compose.yaml)."""
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _NAME = re.compile(rf"tandem-test-{_HOST}-(\d+)-")
 """Names contain a hash of the host and the process id. An engine may serve several machines; a machine can only check
@@ -160,6 +169,7 @@ class TandemStack:
             "TANDEM_PROJECT": str(self._checkout.resolve() / project),
             "TANDEM_GENERATOR_TARGET": {"mock": "mock", "vllm": "cpu"}[engine],
             "TANDEM_TRAINER_PROCESSES": str(processes),
+            "TANDEM_TRAINER_IMAGE": TRAINER_IMAGE,
             **(variables or {}),
         }
 

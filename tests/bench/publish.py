@@ -28,7 +28,7 @@ from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import ServedWeights, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.shards import model_table, model_tensors, write_part
+from tandem_trainer.learner.shards import model_table, model_tensors, write_part
 
 
 def make_model(folder: Path, hidden: int) -> LlamaForCausalLM:

@@ -29,11 +29,11 @@ from vllm.sampling_params import SamplingParams
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.generators import free_port
 from support.models import make_tiny_model
-from tandem_generator.config import GeneratorConfig, Settings
 from tandem_generator.engines.vllm import sampling_params
 from tandem_generator.plugin import TandemRoutes
 from tandem_generator.vllm_server import parse_engine_args
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.generator import GeneratorConfig, GeneratorSettings
 from tandem_protocol.messages import Prompt, RolloutRequest, Sampling
 
 PROMPTS, SAMPLES, TOKENS = 8, 8, 128
@@ -66,7 +66,7 @@ async def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         model = str(make_tiny_model(Path(folder) / "model", max_position_embeddings=512))
         port = free_port()
-        settings = Settings(
+        settings = GeneratorSettings(
             shared=SharedConfig(model=model, weights_dir=Path(folder) / "weights"),
             generator=GeneratorConfig(
                 port=port,

@@ -80,12 +80,12 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> 
     from transformers import AutoTokenizer
 
     from tandem_protocol.config import SharedConfig
+    from tandem_protocol.config.trainer import TrainerConfig
     from tandem_protocol.messages import Completion, VersionSpan
     from tandem_protocol.version import Version
     from tandem_trainer import batch
     from tandem_trainer.algorithms.grpo import Grpo
-    from tandem_trainer.config import TrainerConfig
-    from tandem_trainer.learner import Learner
+    from tandem_trainer.learner.learner import Learner
 
     config = TrainerConfig.model_validate(
         {

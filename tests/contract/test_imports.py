@@ -14,14 +14,16 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {
     "tandem_protocol": ROOT / "services/protocol/tandem_protocol",
     "tandem_generator": ROOT / "services/generator/tandem_generator",
+    "tandem_rollout": ROOT / "services/rollout/tandem_rollout",
     "tandem_trainer": ROOT / "services/trainer/tandem_trainer",
     "tandem_cli": ROOT / "cli/tandem_cli",
 }
 
 ALLOWED = {
-    "tandem_protocol": {"pydantic", "pydantic_core", "yaml", "xxhash"},
+    "tandem_protocol": {"packaging", "pydantic", "pydantic_core", "yaml", "xxhash"},
     "tandem_generator": {"tandem_protocol"},
-    "tandem_trainer": {"tandem_protocol"},
+    "tandem_rollout": {"tandem_protocol"},
+    "tandem_trainer": {"tandem_protocol", "tandem_rollout"},
     "tandem_cli": {
         "tandem_protocol",
         "docker",
@@ -44,7 +46,7 @@ ONLY_IN = {
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
-    "httpx": {"tandem_trainer.answers", "tandem_trainer.client", "tandem_cli"},
+    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_cli"},
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
@@ -60,12 +62,15 @@ NEVER = {
         "torch",
     },
     "tandem_generator.routes": {"tandem_generator.engines", "torch"},
-    "tandem_trainer.loop": {"accelerate", "torch", "tandem_trainer.client"},
+    "tandem_rollout": {"accelerate", "peft", "torch"},
+    "tandem_trainer.learner": {"tandem_trainer.run"},
+    "tandem_trainer.loop": {"accelerate", "torch", "tandem_rollout.client"},
 }
 """Module or package → what it must not import."""
 
-ALGORITHMS = {"__future__", "collections", "dataclasses", "math", "typing", "torch"} | {
-    f"tandem_trainer.{name}" for name in ("algorithms", "batch", "config")
+ALGORITHMS = {
+    *("__future__", "collections", "dataclasses", "math", "typing", "torch"),
+    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_rollout.scored_group"),
 }
 """Everything that `algorithms/` may import, including the standard library. It must not do any I/O."""
 
@@ -126,12 +131,14 @@ def test_the_modules_in_the_tables_exist() -> None:
 @pytest.mark.parametrize(
     "import_",
     [
-        "import tandem_protocol.store, tandem_protocol.config, tandem_protocol.fingerprint",
+        "import tandem_protocol.store, tandem_protocol.config.project, tandem_protocol.fingerprint",
         "import tandem_generator.engines.mock, tandem_generator.server, tandem_generator.__main__",
+        "import tandem_cli.__main__, tandem_cli.gpus, tandem_cli.doctor.command, tandem_cli.project",
+        "import tandem_rollout.client",
     ],
-    ids=["protocol", "mock generator"],
+    ids=["protocol", "mock generator", "cli", "client"],
 )
-def test_the_protocol_and_the_mock_generator_do_not_import_torch_or_vllm(import_: str) -> None:
+def test_what_must_start_quickly_does_not_import_torch_or_vllm_or_transformers(import_: str) -> None:
     program = f"{import_}\nimport sys\nprint(*{{'torch', 'vllm', 'transformers', 'numpy'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == []

@@ -16,8 +16,8 @@ import pytest
 
 from support.generators import Generator, running
 from support.weights import publish, shard
-from tandem_generator.config import FaultsConfig, MockConfig
 from tandem_generator.engines.mock import ConnectionDropped, MockEngine, MockPolicy
+from tandem_protocol.config.generator import FaultsConfig, MockConfig
 from tandem_protocol.errors import EngineFailed
 from tandem_protocol.messages import (
     Completion,

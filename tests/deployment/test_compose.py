@@ -75,12 +75,13 @@ def test_the_hubs_token_reaches_the_preflight_and_is_in_no_environment(project: 
         assert "of-the-hub" not in json.dumps(container.attrs)
 
 
-def test_cpu_sets_that_overlap_are_refused_before_anything_starts(project: Path) -> None:
+def test_cpu_sets_that_overlap_are_refused_before_a_model_is_loaded(project: Path) -> None:
     cpus = {"TANDEM_GENERATOR_CPUS": "0-1", "TANDEM_TRAINER_CPUS": "1"}
     with stack(project, variables=cpus) as made:
-        assert made.compose("up", "--no-build", "--detach").returncode != 0
-        assert made.container("preflight").attrs["State"]["ExitCode"] == 2
-        assert made.container("generator").attrs["State"]["StartedAt"].startswith("0001-")
+        up = made.compose("up", "--no-build", "--exit-code-from", "trainer")
+        assert up.returncode == 2, up.stdout
+        assert "which share 1" in up.stdout
+        assert "serving" not in made.logs("generator")
 
 
 def test_services_are_isolated_and_unprivileged(endless: Stack) -> None:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from docker.models.containers import Container
 
+from support.replicas import metric, reach
 from support.stack import Stack, set_steps
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
-
-METRICS = """
-import urllib.request as r
-token = open("/secrets/token").read()
-ask = r.Request("http://127.0.0.1:8000/metrics", headers={"Authorization": f"Bearer {token}"})
-print(r.urlopen(ask, timeout=10).read().decode())
-"""
-CATCH_UP_TIMEOUT_S = 120.0
 
 
 @pytest.fixture
@@ -51,23 +42,3 @@ def test_a_replica_that_was_killed_catches_up_and_no_step_is_lost(scaled: Stack)
     assert {record["version"] for record in records} == {f"{step}.1" for step in range(1, len(records) + 1)}
     for replica in (one, two):
         assert metric(replica, "tandem_weight_step") == len(records), "each replica serves the last policy"
-
-
-def metric(replica: Container, name: str) -> float:
-    """Read a metric without labels from a replica."""
-    code, output = replica.exec_run(["python3", "-c", METRICS])
-    assert code == 0, output.decode()
-    return next(float(line.split()[1]) for line in output.decode().splitlines() if line.startswith(f"{name} "))
-
-
-def reach(replica: Container, *, step: float) -> None:
-    """Wait until a replica serves step `step`."""
-    deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
-    while True:
-        try:
-            if metric(replica, "tandem_weight_step") >= step:
-                return
-        except AssertionError:  # the server has not started yet
-            pass
-        assert time.monotonic() < deadline, f"step {step} did not reach {replica.name} within {CATCH_UP_TIMEOUT_S} s"
-        time.sleep(0.2)

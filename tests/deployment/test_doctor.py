@@ -16,6 +16,7 @@ import yaml
 
 from support.gpus import cdi_gpus
 from support.stack import ROOT, Stack, stack
+from tandem_cli.testing import TRAINER_IMAGE
 from tandem_protocol.device_sets import CDI_KIND
 
 pytestmark = pytest.mark.docker
@@ -53,6 +54,7 @@ class DoctorRuns:
                 "COMPOSE_PROJECT_NAME": self.stack.name,
                 "COMPOSE_FILE": f"compose.yaml:{self._override}",
                 "TANDEM_GENERATOR_TARGET": "mock",
+                "TANDEM_TRAINER_IMAGE": TRAINER_IMAGE,
                 **env,
             },
             stdin=subprocess.DEVNULL,

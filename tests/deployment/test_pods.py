@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from support.blocks import blocks
-from support.helm import CHART, Object, render
+from support.helm import CHART, render
 from support.podman import cluster, podman
 from support.pods import Pod
 from support.probes import probed
-from support.runs import Run, project_values, upgraded
+from support.runs import Run, upgraded
 
 pytestmark = [pytest.mark.docker, pytest.mark.helm, pytest.mark.podman]
 
@@ -23,15 +22,17 @@ START_TIMEOUT_S = 180.0
 END_TIMEOUT_S = 180.0
 
 
-def rendered(steps: int, **values: Any) -> list[Object]:
-    return render({**project_values(steps), **values}, of=CHART / "ci/mock-values.yaml")
+MOCK = CHART / "ci/mock-values.yaml"
+STEPS = 50
+"""Of the run in MOCK."""
+ENDLESS = {"config": {"trainer": {"max_steps": 1_000_000}}, "generator": {"replicas": 1}}
 
 
 @pytest.fixture(scope="module")
 def finished(mock_pods: None) -> Iterator[Run]:
-    """A finished run of four steps with two generators."""
+    """The run with the mock that the chart ships, finished. It has two generators."""
     with cluster() as made:
-        run = Run(made, rendered(4))
+        run = Run(made, render(of=MOCK))
         run.start(timeout_s=START_TIMEOUT_S)
         assert run.end(timeout_s=END_TIMEOUT_S) == [0], run.logs()
         yield run
@@ -41,20 +42,21 @@ def finished(mock_pods: None) -> Iterator[Run]:
 def endless(mock_pods: None) -> Iterator[Run]:
     """A run that trains until it is stopped and has finished its first step."""
     with cluster() as made:
-        run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
+        run = Run(made, render(ENDLESS, of=MOCK))
         run.start(timeout_s=START_TIMEOUT_S)
         run.reach(1)
         yield run
 
 
 def test_the_rendered_pods_train_to_the_end_and_every_replica_serves_the_last_policy(finished: Run) -> None:
-    assert [line["step"] for line in finished.metrics()[:4]] == [1, 2, 3, 4]
+    assert [line["step"] for line in finished.metrics()] == list(range(1, STEPS + 1))
+    assert [line["eval"]["n"] for line in finished.metrics() if line.get("eval")] == [8, 8]
     assert len(finished.generators) == 2
     for generator in finished.generators:
         assert finished.served(generator) == finished.metrics()[-1]["version"]
 
 
-def test_helm_test_passes(finished: Run) -> None:
+def test_helm_test_passes_after_a_run(finished: Run) -> None:
     finished.test(timeout_s=END_TIMEOUT_S)
 
 
@@ -68,26 +70,29 @@ def test_results_can_be_copied_with_the_pod_of_the_documentation(finished: Run) 
     manifest["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] = "run-tandem-runs"
     pod = Pod("results", manifest, manifest["spec"]["restartPolicy"], ())
     finished.cluster.play(finished.objects, [pod], timeout_s=START_TIMEOUT_S)
-    archive = podman(
-        "exec", finished.cluster.container(pod), "sh", "-c", "tar cf - /runs/default 2>/dev/null | tar tf -"
-    )
-    copied = {Path(line).suffix for line in archive.splitlines() if "runs/default/checkpoints/000004/model/" in line}
+    archive = podman("exec", finished.cluster.container(pod), "sh", "-c", "tar cf - /runs/mock 2>/dev/null | tar tf -")
+    copied = {Path(line).suffix for line in archive.splitlines() if f"runs/mock/checkpoints/{STEPS:06d}/model/" in line}
     assert ".safetensors" in copied
     assert finished.refusal(pod, "/runs/x") == "EROFS"
 
 
 def test_a_changed_configuration_gives_a_new_job_that_resumes_from_the_checkpoint(finished: Run) -> None:
     before = [finished.started_at(generator) for generator in finished.generators]
-    objects = upgraded(finished.objects, rendered(6))
+    more = render({"config": {"trainer": {"max_steps": STEPS + 2}}}, of=MOCK)
+    objects = upgraded(finished.objects, more)
     changed = Run(finished.cluster, objects)
     assert {pod.name for pod in changed.trainers}.isdisjoint(pod.name for pod in finished.trainers)
     changed.start_trainers(timeout_s=START_TIMEOUT_S)
     assert changed.end(timeout_s=END_TIMEOUT_S) == [0], changed.logs()
-    assert [line["step"] for line in changed.metrics()] == [1, 2, 3, 4, 5, 6]
-    assert [line["version"] for line in changed.metrics()[3:]] == ["4.1", "5.2", "6.2"]
+    assert [line["step"] for line in changed.metrics()] == list(range(1, STEPS + 3))
+    assert [line["version"] for line in changed.metrics()[STEPS - 1 :]] == ["50.1", "51.2", "52.2"]
     for generator in finished.generators:
-        assert finished.served(generator) == "6.2"
+        assert finished.served(generator) == "52.2"
     assert [finished.started_at(generator) for generator in finished.generators] == before
+
+
+def test_helm_test_passes_during_a_run(endless: Run) -> None:
+    endless.test(timeout_s=END_TIMEOUT_S)
 
 
 def test_pods_are_isolated_and_unprivileged(endless: Run) -> None:
@@ -144,7 +149,7 @@ def test_a_killed_generator_restarts_and_serves_the_newest_weights(endless: Run)
 
 def test_stopped_pods_end_within_their_grace_period(mock_pods: None) -> None:
     with cluster() as made:
-        run = Run(made, rendered(1_000_000, generator={"replicas": 1}))
+        run = Run(made, render(ENDLESS, of=MOCK))
         run.start(timeout_s=START_TIMEOUT_S)
         run.reach(1)
         for pod in (*run.trainers, *run.generators):
@@ -152,13 +157,3 @@ def test_stopped_pods_end_within_their_grace_period(mock_pods: None) -> None:
         assert run.checkpoint(len(run.metrics())).exists(), "the trainer wrote a last checkpoint"
         made.down()
         assert made.leftovers() == []
-
-
-def test_a_trainer_on_two_nodes_is_one_run(mock_pods: None) -> None:
-    with cluster() as made:
-        shared = {"accessMode": "ReadWriteMany"}
-        run = Run(made, rendered(4, trainer={"nodes": 2}, storage=dict.fromkeys(("weights", "cache", "runs"), shared)))
-        run.start(timeout_s=START_TIMEOUT_S)
-        assert run.end(timeout_s=END_TIMEOUT_S) == [0, 0], run.logs()
-        assert [line["step"] for line in run.metrics()] == [1, 2, 3, 4]
-        assert {path.name for path in run.checkpoint(4).glob("rollouts-*")} == {"rollouts-0.json", "rollouts-1.json"}

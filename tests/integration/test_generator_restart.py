@@ -104,7 +104,7 @@ def test_a_store_of_another_model_is_reported_at_the_start_as_a_user_error(
     generator = Generator("mock", policy.model_dir, policy.store.root, log=tmp_path / "log")
     assert generator.process.wait(60) == 2
     *_, message = generator.log.read_text().splitlines()
-    assert message.startswith("error: none of the 1 versions in ")
+    assert " ERROR    none of the 1 versions in " in message
     assert "version 42.1 (run 'test') belongs to another model: its config differs" in message
     assert "set shared.weights_dir to a new folder" in message
     assert "Traceback" not in generator.log.read_text()

@@ -68,6 +68,6 @@ def test_a_killed_rank_ends_the_others_and_is_named(make_project: Callable[..., 
     began = time.monotonic()
     ended = project.train(ranks=2, ACTION="SIGKILL", AT_CALL="2", AT_RANK="1")
     assert ended.returncode == 137
-    assert "error: trainer process 1 was killed by signal 9 (SIGKILL)" in ended.stderr
+    assert "ERROR    trainer process 1 was killed by signal 9 (SIGKILL)" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert time.monotonic() - began < 120, "including the start"

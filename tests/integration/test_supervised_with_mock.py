@@ -38,7 +38,7 @@ def test_a_mistake_is_not_retried_and_is_the_end(make_project: Callable[..., Pro
     project = make_project(rewards=[{"function": "absent:reward"}])
     ended = project.train(TANDEM_TRAINER_END_FILE=str(end_file), **{RETRIES: "1"})
     assert ended.returncode == 2
-    assert ended.stderr.count("error: ") == 1
+    assert ended.stderr.count(" ERROR ") == 1
     assert end_file.exists()
 
 

@@ -12,12 +12,12 @@ import torch
 from support.generators import Generator, running
 from support.models import make_tiny_model
 from support.reference_policy import ReferencePolicy
+from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.fingerprint import checkpoint_shapes, fingerprint
 from tandem_protocol.messages import Group, Prompt, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.config import LoraConfig
-from tandem_trainer.lora import add_adapter, write_adapter
+from tandem_trainer.learner.lora import add_adapter, write_adapter
 
 pytestmark = pytest.mark.vllm
 

@@ -23,5 +23,5 @@ def test_a_mixture_of_experts_is_refused_before_the_generator_is_ready(tmp_path:
     ended = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
     assert ended.returncode == 2
     last = ended.stderr.rstrip().splitlines()[-1]
-    assert last.startswith(f"error: shared.model: '{model}' is a mixture of experts (model.layers.0.block_sparse_moe")
+    assert f" ERROR    shared.model: '{model}' is a mixture of experts (model.layers.0.block_sparse_moe" in last
     assert "Fix: choose another shared.model" in last

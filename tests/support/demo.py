@@ -107,7 +107,7 @@ def fake_project(folder: Path) -> Path:
     (folder / "config.yaml").write_text(
         "shared: {model: model}\n"
         "generator: {engine: mock, shutdown_timeout_s: 5}\n"
-        "trainer: {max_steps: 3, start_timeout_s: 30}\n"
+        "trainer: {max_steps: 3, start_timeout_s: 30, rewards: [{function: 'rewards:score'}]}\n"
     )
     return folder
 

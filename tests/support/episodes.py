@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from support.chat_templates import TEMPLATES
 from tandem_protocol.messages import Completion, VersionSpan
 from tandem_protocol.version import Version
+from tandem_rollout.chat_template import render
 from tandem_rollout.rendering import Conversation, Renderer, Schema
-from tandem_trainer.chat_template import render
 
 ALSO_ENDS = {"Gemma 4": "<|tool_response>"}
 """A second token that ends turns."""

@@ -21,8 +21,8 @@ from tandem_cli.doctor.facts import (
     Stack,
     Volume,
 )
-from tandem_cli.doctor.settings import DoctorSettings
 from tandem_cli.doctor.unknown import Unknown
+from tandem_protocol.config.project import ProjectSettings
 
 GIB = 1 << 30
 SMALL = Model("the folder /p/model", 860_000, 4, 128, 384, 4, 32, 24, 64)
@@ -67,8 +67,9 @@ def on_gpus() -> MachineFacts:
     )
 
 
-def settings(**sections: Mapping[str, Any]) -> DoctorSettings:
-    return DoctorSettings.model_validate({"shared": {"model": "model"}, **sections})
+def settings(**sections: Mapping[str, Any]) -> ProjectSettings:
+    trainer = {"max_steps": 1, "rewards": [{"function": "rewards:score"}], **sections.pop("trainer", {})}
+    return ProjectSettings.model_validate({"shared": {"model": "model"}, **sections, "trainer": trainer})
 
 
 def an_image(name: str, **env: str) -> Image:

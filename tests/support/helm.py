@@ -79,13 +79,27 @@ def _template(values: str, arguments: tuple[str, ...], release: str = "run") -> 
 
 
 def render(
-    values: Mapping[str, Any] | None = None, *arguments: str, of: Path | None = None, release: str = "run"
+    values: Mapping[str, Any] | None = None,
+    *arguments: str,
+    of: Path | None = None,
+    release: str = "run",
+    upgrade: bool = False,
 ) -> list[Object]:
-    """Return the rendered objects. `values` override those of the file `of`. A caller must not modify the result."""
+    """Return the rendered objects. A caller must not modify the result.
+
+    Args:
+        values: override those of the file `of`.
+        upgrade: also return the objects that helm creates only before an upgrade.
+    """
     files = ("--values", str(of)) if of else ()
     made = _template(json.dumps(values or {}), (*files, *arguments), release)
     assert made.returncode == 0, made.stderr
-    return [document for document in yaml.safe_load_all(made.stdout) if document]
+    documents = [document for document in yaml.safe_load_all(made.stdout) if document]
+    return [document for document in documents if upgrade or not is_before_upgrade(document)]
+
+
+def is_before_upgrade(thing: Object) -> bool:
+    return thing["metadata"].get("annotations", {}).get("helm.sh/hook") == "pre-upgrade"
 
 
 def refusal(values: Mapping[str, Any] | None = None, *arguments: str) -> str:

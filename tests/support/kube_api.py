@@ -1,6 +1,7 @@
 """A fake Kubernetes API server with the parts that helm needs to install, upgrade and uninstall.
 
 It stores objects and runs no pods. Like the real one, it refuses changes of immutable fields, such as a Job's template.
+The Jobs of helm's hooks end at once, with the outcome that the test chooses.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ KINDS = {
     "policy/v1": ["PodDisruptionBudget"],
     "networking.k8s.io/v1": ["NetworkPolicy"],
 }
+KIND_KEY = "x-kubernetes-group-version-kind"
 IMMUTABLE = {"jobs": ("template", "completions", "completionMode"), "statefulsets": ("serviceName", "selector")}
 """Immutable keys of a spec, as far as the chart sets them."""
 
@@ -42,6 +44,9 @@ class KubeApi:
     def __init__(self, url: str) -> None:
         self.url = url
         self.objects: dict[tuple[str, str], Object] = {}
+        self.hooks_fail = False
+        self.hooks: list[str] = []
+        """Names of the Jobs of hooks that have run."""
 
     def names(self, kind: str) -> set[str]:
         return {name for of, name in self.objects if of == plural(kind)}
@@ -55,6 +60,8 @@ class KubeApi:
         *_, of = path.split("/namespaces/rl/") if "/namespaces/rl/" in path else [""]
         resource, _, name = of.partition("/")
         key = (resource, name or body.get("metadata", {}).get("name", ""))
+        if "watch" in query:
+            return 400, failure(400, "BadRequest", "this server has no watches; helm lists the objects instead")
         if method == "GET" and resource and not name:
             items = self._list(resource, query)
             return 200, {"kind": f"{LISTED[resource]}List", "apiVersion": "v1", "metadata": {}, "items": items}
@@ -82,6 +89,10 @@ class KubeApi:
         if changed:
             return 422, failure(422, "Invalid", f"{key}: spec.{changed[0]}: field is immutable")
         body["metadata"] = {**body["metadata"], "namespace": "rl", "resourceVersion": "1", "uid": "-".join(key)}
+        if body["kind"] == "Job" and "helm.sh/hook" in body["metadata"].get("annotations", {}):
+            self.hooks.append(key[1])
+            outcome = "Failed" if self.hooks_fail else "Complete"
+            body["status"] = {"conditions": [{"type": outcome, "status": "True"}]}
         self.objects[key] = body
         return 201 if new else 200, body
 
@@ -109,6 +120,8 @@ def discovery(path: str) -> Object | None:
             {"name": n.split("/")[0], "versions": [{"groupVersion": n, "version": "v1"}]} for n in KINDS if "/" in n
         ]
         return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
+    if path.startswith("/openapi/v3"):
+        return openapi(path.removeprefix("/openapi/v3").strip("/"), versions)
     if path not in versions:
         return None
     verbs = ["create", "delete", "get", "list", "patch", "update"]
@@ -117,6 +130,21 @@ def discovery(path: str) -> Object | None:
         for kind in KINDS[versions[path]]
     ]
     return {"kind": "APIResourceList", "groupVersion": versions[path], "resources": resources}
+
+
+def openapi(path: str, versions: dict[str, str]) -> Object:
+    """Return what helm reads to know that the server itself validates the objects of hooks."""
+    if not path:
+        return {"paths": {root[1:]: {"serverRelativeURL": f"/openapi/v3{root}"} for root in versions}}
+    name = versions[f"/{path}"]
+    group, _, version = name.rpartition("/")
+    parameter = {"name": "fieldValidation", "in": "query", "schema": {"type": "string"}}
+    validates = {"parameters": [parameter], "responses": {}}
+    paths = {
+        f"/{plural(kind)}": {"patch": {**validates, KIND_KEY: {"group": group, "version": version, "kind": kind}}}
+        for kind in KINDS[name]
+    }
+    return {"openapi": "3.0.0", "info": {"title": name, "version": "1"}, "paths": paths}
 
 
 @contextmanager

@@ -32,20 +32,21 @@ from tandem_generator.server import build_app
 from tandem_generator.vllm_server import parse_engine_args, start_errors
 from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol.config import ConfigError, SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group, Prompt, RolloutRequest
 from tandem_protocol.store import WeightStore
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.errors import UserError
+from tandem_rollout.handshake import check_generators
+from tandem_rollout.queue import sampling
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.batch import Batch, ScoredGroup
-from tandem_trainer.client import GeneratorClient
-from tandem_trainer.config import TrainerConfig
+from tandem_trainer.batch import Batch
 from tandem_trainer.devices import make_accelerator
-from tandem_trainer.errors import UserError
-from tandem_trainer.handshake import check_generators
-from tandem_trainer.learner import Learner
-from tandem_trainer.mismatch import MismatchCheck
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.learner.mismatch import MismatchCheck
 from tandem_trainer.publish import Publisher, fingerprint_of
-from tandem_trainer.rollouts import sampling
 
 URL = "http://127.0.0.1:1"
 PROMPT_LENGTHS = (3, 20, 40)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from tandem_protocol.messages import Completion, Group, VersionSpan
 from tandem_protocol.version import Version
-from tandem_trainer.batch import ScoredGroup
+from tandem_rollout.scored_group import ScoredGroup
 
 V0 = Version(0, 1)
 

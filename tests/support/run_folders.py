@@ -9,10 +9,11 @@ from typing import Any
 from accelerate import Accelerator
 
 from support.rollouts import completion, scored
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.config import RewardConfig, TrainerConfig
-from tandem_trainer.run import Run
+from tandem_trainer.run.run import Run
 
 GROUPS = [
     scored([4], [completion([5, 6], version=Version(2, 1)), completion([7], finish="length")], [1.0, 0.5], row=3),
@@ -25,6 +26,7 @@ class Saved:
 
     loaded = False
     completed_updates: int | None = 3
+    checkpoint_bytes = 1000
 
     def save(self, directory: Path) -> None:
         (directory / "saved").touch()

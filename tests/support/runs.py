@@ -26,6 +26,10 @@ POLL_S = 0.2
 PREPARE = f"{Path(models.__file__).read_text()}\n\nmake_tiny_model(Path('model'))\n"
 
 
+TIMED = {"timings", "tokens_per_s", "version"}
+"""Figures of a step that differ between two runs with the same results."""
+
+
 def upgraded(objects: Sequence[Object], to: Sequence[Object]) -> list[Object]:
     """Return the rendering `to` as an upgrade of `objects` makes it: it keeps the existing token."""
     return [*(thing for thing in to if thing["kind"] != "Secret"), one(objects, "Secret", "-token")]
@@ -119,15 +123,16 @@ class Run:
             return -1
 
     def metrics(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self._run_dir / "metrics.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
 
     def checkpoint(self, step: int) -> Path:
-        return self._run_dir / "checkpoints" / f"{step:06d}"
+        return self.run_dir / "checkpoints" / f"{step:06d}"
 
-    @property
-    def _run_dir(self) -> Path:
+    @cached_property
+    def run_dir(self) -> Path:
+        config = yaml.safe_load(one(self.objects, "ConfigMap", "-config")["data"]["config.yaml"])
         claim = one(self.objects, "PersistentVolumeClaim", "-runs")
-        return self.cluster.folder(claim["metadata"]["name"], "default")
+        return self.cluster.folder(claim["metadata"]["name"], config["trainer"].get("run_name", "default"))
 
     def logs(self) -> str:
         return "\n".join(f"{pod.name}: {self.cluster.logs(pod)}" for pod in self.pods)
@@ -143,3 +148,12 @@ class Run:
             "except OSError as error: print(errno.errorcode[error.errno])"
         )
         return self.cluster.python(pod, code).strip()
+
+
+def results(run: Run) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
+    """Return what two runs with the same results share: the figures of all steps, and the last parameters."""
+    steps = [{key: value for key, value in line.items() if key not in TIMED} for line in run.metrics()]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    model = {file.name: file.read_bytes() for file in (run.checkpoint(len(steps)) / "model").glob("*.safetensors")}
+    assert model
+    return steps, model

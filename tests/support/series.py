@@ -7,7 +7,7 @@ import re
 import prometheus_client
 
 import tandem_generator.metrics  # noqa: F401 - registers the metrics
-from tandem_trainer.exporter import PREFIX
+from tandem_trainer.run.exporter import PREFIX
 
 OTHERS = {
     "up",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from docker.models.containers import Container
 
 from tandem_cli.testing import PROJECT_LABEL, TandemStack
 
@@ -25,6 +28,23 @@ class Stack(TandemStack):
     def use_project(self, project: Path) -> None:
         """Train another project from the next `up` on."""
         self._environment["TANDEM_PROJECT"] = str(project)
+
+    def run_script(self, script: Path, *arguments: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        """Start a script that uses `docker compose`, with its output in `log`, and do not wait for it."""
+        files = ":".join(str(self._checkout / name) for name in self.files)
+        return subprocess.Popen(
+            [script, *arguments],
+            cwd=self._checkout,
+            env={**self._environment, "COMPOSE_PROJECT_NAME": self.name, "COMPOSE_FILE": files},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def running(self) -> list[Container]:
+        """Return all containers of the services that run."""
+        return list(self.engine.containers.list(filters={"label": f"{PROJECT_LABEL}={self.name}"}))
 
     def leftovers(self) -> list[str]:
         """Return the names of all containers, volumes and networks of this stack."""

@@ -15,9 +15,9 @@ import torch
 
 from support.engines import ScriptedEngine, Start, WatchedStore
 from support.gpus import NvidiaSmi
-from tandem_generator.config import GeneratorConfig
 from tandem_generator.weight_switcher import WeightSwitcher
-from tandem_trainer import client as client_module
+from tandem_protocol.config.generator import GeneratorConfig
+from tandem_rollout import client as client_module
 
 torch.set_num_threads(1)  # the models are tiny, so several threads would only slow the tests down
 

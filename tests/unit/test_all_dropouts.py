@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from tandem_protocol.config import SharedConfig
-from tandem_trainer.model import load_model
+from tandem_trainer.learner.model import load_model
 
 IDS = torch.arange(4, 16)[None]
 WITHOUT_DROPOUT = """

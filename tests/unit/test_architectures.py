@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from support.architectures import TEXT_FAMILIES, VOCAB, tiny_config, tiny_model
-from tandem_trainer.causality import check_causal
-from tandem_trainer.errors import UserError
-from tandem_trainer.logprobs import TokenLogprobs, check_logprobs
+from tandem_rollout.errors import UserError
+from tandem_trainer.learner.causality import check_causal
+from tandem_trainer.learner.logprobs import TokenLogprobs, check_logprobs
 
 TEMPERATURE, PROMPT = 0.7, 2
 ENCODERS = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from support.rollouts import completion, scored
 from tandem_protocol.version import Version
-from tandem_trainer.batch import Batch, Row, ScoredGroup, pad
+from tandem_rollout.scored_group import ScoredGroup
+from tandem_trainer.batch import Batch, Row, pad
 
 
 def _batch(lengths: list[tuple[int, int]]) -> Batch:

@@ -19,11 +19,11 @@ from support import reward_kinds
 from support.models import make_tokenizer
 from support.reward_kinds import CALLABLES, NO_NUMBERS, NUMBERS
 from support.rollouts import completion, group
-from tandem_trainer.config import RewardConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.judge import Judge
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.rewards import Rewards
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.rewards.judge import Judge
+from tandem_rollout.rewards.scoring import Rewards
 
 TOKENIZER = make_tokenizer(80)
 GROUP = group([completion(TOKENIZER(text).input_ids) for text in ("12", "a")])

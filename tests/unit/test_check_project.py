@@ -41,6 +41,7 @@ def test_a_complete_project_is_described(project: Project, capsys: pytest.Captur
         ("--trainer.rewards=[{function: 'absent:odd'}]", "importing absent failed"),
         ("--trainer.prompts.source=absent.jsonl", "absent.jsonl"),
         ("--trainer.prompts.column=absent", "absent"),
+        ("--trainer.rollout.max_completion_length=127", "expected at most 1 (the model's length 128"),
     ],
 )
 def test_a_mistake_is_reported_with_status_2(

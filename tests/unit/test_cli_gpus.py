@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -24,6 +25,12 @@ class Overriding(yaml.SafeLoader):
 
 Overriding.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
 
+CONFIG = """\
+shared: {{model: {model}}}
+generator: {{}}
+trainer: {{max_steps: 1, rewards: [{{function: rewards:exact}}], rollout: {{num_prompts: 8}}}}
+"""
+
 
 @pytest.fixture
 def eight_gpus(nvidia_smi: NvidiaSmi) -> None:
@@ -38,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model = tmp_path / "examples" / "digits" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text('{"num_attention_heads": 6}')
-    (model.parent / "config.yaml").write_text("shared: {model: model}\n")
+    (model.parent / "config.yaml").write_text(CONFIG.format(model="model"))
     for name in ("COMPOSE_FILE", "TANDEM_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
@@ -64,7 +71,11 @@ def test_each_service_gets_its_devices_and_one_rank_per_device(
 ) -> None:
     assert run(folder, "0-2", f"5,{UUIDS[7]}") == 0
     assert written(folder) == {
-        "preflight": {"TANDEM_GENERATOR_GPUS": "0,1,2", "TANDEM_TRAINER_GPUS": f"5,{UUIDS[7]}"},
+        "preflight": {
+            "TANDEM_GENERATOR_GPUS": "0,1,2",
+            "TANDEM_TRAINER_GPUS": f"5,{UUIDS[7]}",
+            "TANDEM_TRAINER_PROCESSES": "2",
+        },
         "generator": {
             "TANDEM__GENERATOR__TENSOR_PARALLEL_SIZE": "3",
             "TANDEM__GENERATOR__DATA_PARALLEL_SIZE": "1",
@@ -97,7 +108,11 @@ def test_gpus_beyond_the_tensor_parallel_size_are_data_parallel(folder: Path) ->
     [
         ("0-3", "3-5", (), "got the GPUs 0, 1, 2, 3 for the generator and 3, 4, 5 for the trainer, which share 3"),
         ("0-2", UUIDS[2], (), "which share 2"),
-        (f"1,{UUIDS[1]}", "2", (), "got one GPU twice"),
+        (f"1,{UUIDS[1]}", "2", (), f"--generator: got {UUIDS[1]}, which the list 1, {UUIDS[1]} has already named"),
+        ("0", "4,4", (), "--trainer: got 4, which the list 4, 4 has already named, expected each GPU once"),
+        ("0-2,1", "4", (), "--generator: got 1, which the list 0, 1, 2, 1 has already named"),
+        ("0", "4-6", (), "for the 8 prompts of trainer.rollout.num_prompts, expected a number of GPUs that divides 8"),
+        ("0", "4-6", (), "Fix: name 1 or 2 or 4 GPUs, or set num_prompts to a multiple of 3"),
         ("0", "7-9", (), "--trainer: got 8, 9, expected devices from this list: 0, 1, "),
         ("GPU-8932f937", "1", (), "--generator: got GPU-8932f937, expected devices from this list:"),
         ("", "1", (), "--generator: got no device"),
@@ -128,13 +143,41 @@ def test_a_folder_without_the_compose_files_is_refused(tmp_path: Path, capsys: p
     assert "has no compose.yaml and no compose.gpu.yaml" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize("inside", [".", "examples/digits"])
+def test_the_files_are_written_beside_the_compose_file_above_the_current_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, inside: str
+) -> None:
+    monkeypatch.chdir(folder / inside)
+    assert main(["gpus", "--generator", "0", "--trainer", "1"]) == 0
+    assert [file.parent for name in (".env", "compose.devices.yaml") for file in folder.rglob(name)] == [folder, folder]
+
+
+@pytest.mark.usefixtures("eight_gpus")
+@pytest.mark.parametrize("compose", [None, "services: {web: {image: nginx}}\n", "services: [\n", ""])
+def test_outside_a_checkout_nothing_is_written_and_the_checkout_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], compose: str | None
+) -> None:
+    if compose is not None:
+        (tmp_path / "compose.yaml").write_text(compose)
+        (tmp_path / "compose.gpu.yaml").write_text(compose)
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.chdir(tmp_path)
+    assert main(["gpus", "--generator", "0", "--trainer", "1"]) == 2
+    assert f"Fix: run this in its folder, or name it with --directory {ROOT}" in capsys.readouterr().err
+    assert main(["gpus", "--generator", "0", "--trainer", "1", "--directory", str(tmp_path)]) == 2
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.usefixtures("nvidia_smi")
 def test_checks_that_could_not_be_made_are_reported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "examples/digits/config.yaml").write_text("shared: {model: org/on-the-hub}\n")
+    (folder / "examples/digits/config.yaml").write_text(CONFIG.format(model="org/on-the-hub"))
     assert run(folder, "0-4", "5") == 0
     nvidia, model = capsys.readouterr().err.splitlines()
     assert "it was not checked whether the devices exist" in nvidia
     assert "the number of attention heads of org/on-the-hub is not known here" in model
+    assert run(folder, "0", UUIDS[0]) == 0
+    assert "not checked whether an index and another name mean one GPU" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("nvidia_smi")
@@ -148,6 +191,8 @@ def test_indexes_become_cdi_names_that_the_engine_must_have(
     assert (generator["driver"], generator["device_ids"]) == ("cdi", ["nvidia.com/gpu=0", "nvidia.com/gpu=1"])
     assert run(folder, "0-1", "nvidia.com/gpu=1", "--driver", "cdi") == 2
     assert "share nvidia.com/gpu=1" in capsys.readouterr().err
+    assert run(folder, "0,nvidia.com/gpu=0", "1", "--driver", "cdi") == 2
+    assert "--generator: got nvidia.com/gpu=0, which the list" in capsys.readouterr().err
     assert run(folder, "0-1", "3", "--driver", "cdi") == 2
     assert "--trainer: got nvidia.com/gpu=3, expected devices from this list:" in capsys.readouterr().err
 
@@ -192,7 +237,7 @@ def test_the_project_comes_from_the_environment_then_env_file(
 ) -> None:
     other = folder / "other"
     other.mkdir()
-    (other / "config.yaml").write_text(f"shared: {{model: {folder}/model}}\n")
+    (other / "config.yaml").write_text(CONFIG.format(model=folder / "model"))
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text(json.dumps({"text_config": {"num_attention_heads": 4}}))
     (folder / ".env").write_text('TANDEM_PROJECT="./other"\n')
@@ -209,3 +254,13 @@ def test_compose_file_of_the_shell_gives_a_note(
     monkeypatch.setenv("COMPOSE_FILE", "compose.yaml")
     assert run(folder, "0", "1") == 0
     assert "unset COMPOSE_FILE" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eight_gpus")
+def test_files_that_root_writes_belong_to_the_owner_of_the_folder(folder: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give files to another user")
+    os.chown(folder, 1234, 1234)
+    for _ in range(2):
+        assert run(folder, "0", "1") == 0
+    assert {(folder / name).stat().st_uid for name in (".env", "compose.devices.yaml")} == {1234}

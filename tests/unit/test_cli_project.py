@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from tandem_cli import processes, project
 from tandem_cli.processes import describe_exit, split_cpus
-from tandem_cli.project import DemoGeneratorPart, DemoSharedPart, DemoTrainerPart, Project, choose_engine
-from tandem_generator.config import GeneratorConfig
-from tandem_protocol.config import ConfigError, SharedConfig, load, parse_overrides
-from tandem_trainer.config import TrainerConfig
+from tandem_cli.project import Project, choose_engine
+from tandem_protocol.config import ConfigError, load, parse_overrides
 
 
 def a_project(folder: Path, **overrides: str) -> Project:
-    (folder / "config.yaml").write_text("shared: {model: model}\ntrainer: {max_steps: 3, max_lag: 2}\n")
+    (folder / "config.yaml").write_text(
+        "shared: {model: model}\ntrainer: {max_steps: 3, max_lag: 2, rewards: [{function: 'r:r'}]}\n"
+    )
     return Project.read(folder, {key.replace("__", "."): value for key, value in overrides.items()})
 
 
@@ -55,19 +55,10 @@ def test_vllm_is_used_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert choose_engine("vllm") == ("vllm", None)
 
 
-@pytest.mark.parametrize(
-    ("part", "owner"),
-    [(DemoSharedPart, SharedConfig), (DemoGeneratorPart, GeneratorConfig), (DemoTrainerPart, TrainerConfig)],
-)
-def test_cli_defaults_equal_the_services_defaults(part: type[DemoSharedPart], owner: type[SharedConfig]) -> None:
-    for name, field in part.model_fields.items():
-        assert owner.model_fields[name].default == field.default, name
-
-
 def test_each_service_gets_only_the_overrides_of_its_sections(tmp_path: Path) -> None:
-    demo = a_project(tmp_path, trainer__max_steps="5", generator__port="1", shared__generators='["a"]')
-    assert demo.overrides_for("trainer") == ["--trainer.max_steps=5", '--shared.generators=["a"]']
-    assert demo.overrides_for("generator") == ["--generator.port=1", '--shared.generators=["a"]']
+    demo = a_project(tmp_path, trainer__max_steps="5", generator__port="1", shared__generators='["http://a"]')
+    assert demo.overrides_for("trainer") == ["--trainer.max_steps=5", '--shared.generators=["http://a"]']
+    assert demo.overrides_for("generator") == ["--generator.port=1", '--shared.generators=["http://a"]']
 
 
 @pytest.mark.parametrize(
@@ -85,7 +76,7 @@ def test_each_service_gets_only_the_overrides_of_its_sections(tmp_path: Path) ->
 def test_the_demo_and_its_trainer_parse_overrides_alike(tmp_path: Path, words: str, name: str) -> None:
     demo = a_project(tmp_path, trainer__run_name=words, trainer__rewards='[{function: "r:r"}]')
     overrides = parse_overrides(demo.overrides_for("trainer"))
-    trainer, _ = load(tandem_trainer.config.Settings, path=demo.config, env={}, overrides=overrides)
+    trainer, _ = load(tandem_protocol.config.trainer.TrainerSettings, path=demo.config, env={}, overrides=overrides)
     assert demo.settings.trainer.run_name == trainer.trainer.run_name == name
 
 
@@ -104,11 +95,11 @@ def test_quoted_overrides_reach_the_services_with_their_quotes(tmp_path: Path) -
     ]
     demo = a_project(tmp_path, **{key.replace(".", "__"): words for key, words in parse_overrides(arguments).items()})
     generator = parse_overrides(demo.overrides_for("generator"))
-    assert load(tandem_generator.config.Settings, path=demo.config, env={}, overrides=generator)[0].generator.vllm == {
-        "served_model_name": "no"
-    }
+    assert load(tandem_protocol.config.generator.GeneratorSettings, path=demo.config, env={}, overrides=generator)[
+        0
+    ].generator.vllm == {"served_model_name": "no"}
     trainer = {**parse_overrides(demo.overrides_for("trainer")), "trainer.rewards": '[{function: "r:r"}]'}
-    loaded, _ = load(tandem_trainer.config.Settings, path=demo.config, env={}, overrides=trainer)
+    loaded, _ = load(tandem_protocol.config.trainer.TrainerSettings, path=demo.config, env={}, overrides=trainer)
     assert loaded.trainer.prompts.chat_template_kwargs == {"a": "1", "b": 1}
 
 

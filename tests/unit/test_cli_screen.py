@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from tandem_cli.progress import GeneratorState, Progress
-from tandem_cli.screen import RunHeader, arrow, duration, printable, render, sparkline
+from tandem_cli.screen import RunHeader, arrow, printable, render, sparkline
 from tandem_cli.summary import facts, show_summary
 
 HEADER = RunHeader("digits", "model", "mock", "runs/digits", generator_cpus=(0,), trainer_cpus=(1, 2))
@@ -56,13 +56,6 @@ def drawn(progress: Progress, width: int = 96) -> str:
 )
 def test_a_sparkline_spans_the_range_and_averages_longer_series(values: list[float], width: int, line: str) -> None:
     assert sparkline(values, width) == line
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3849, "1:04:09 h")]
-)
-def test_durations_are_formatted_by_their_length(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(("values", "text"), [([], "–"), ([0.5], "0.500"), ([0.5, 0.1, 0.75], "0.500 → 0.750")])

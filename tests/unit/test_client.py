@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,7 +16,7 @@ from support.rollouts import completion
 from tandem_protocol.errors import BadRequest, ErrorBody, StalePolicy, TandemError, WeightsRefused
 from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, ServedWeights, SetWeights
 from tandem_protocol.version import Version
-from tandem_trainer.client import GeneratorClient
+from tandem_rollout.client import GeneratorClient
 
 V1 = Version(1, 1)
 REQUEST = RolloutRequest(
@@ -234,3 +237,33 @@ async def test_cancelling_rollouts_cancels_the_requests():
 
 def test_error_bodies_follow_the_contract():
     assert ErrorBody.model_validate_json(_error(StalePolicy("x")).content).retryable
+
+
+async def test_the_kernel_notices_a_generator_whose_host_is_gone() -> None:
+    """A host without power closes no connection, and a generator that samples sends nothing for minutes."""
+    options: list[tuple[int, int]] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        options.extend(_options_of_the_client(writer.get_extra_info("peername")[1]))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    client = GeneratorClient([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"], None)
+    with pytest.raises(TimeoutError):
+        await client.wait_ready(0.3)
+    await client.close()
+    server.close()
+    assert set(options) == {(1, 30_000)}
+
+
+def _options_of_the_client(port: int) -> Iterator[tuple[int, int]]:
+    """SO_KEEPALIVE and TCP_USER_TIMEOUT of this process's connections that come from `port`."""
+    for descriptor in Path("/proc/self/fd").iterdir():
+        if descriptor.is_socket():
+            with socket.socket(fileno=os.dup(int(descriptor.name))) as found:
+                if found.family == socket.AF_INET and found.getsockname()[1] == port:
+                    yield (
+                        found.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+                        found.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                    )

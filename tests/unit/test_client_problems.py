@@ -11,7 +11,7 @@ import pytest
 from tandem_protocol.errors import EngineFailed, LogprobsNotFinite, TandemError
 from tandem_protocol.messages import Prompt, RolloutLine, RolloutRequest, Sampling, SetWeights
 from tandem_protocol.version import Version
-from tandem_trainer.client import GeneratorClient
+from tandem_rollout.client import GeneratorClient
 
 pytestmark = pytest.mark.usefixtures("names")
 

@@ -12,9 +12,9 @@ import pytest
 
 from support.chat_templates import CALL, CONTINUED, SYSTEM, TEMPLATES, TOOLS, TURNS, USER
 from support.models import make_tokenizer
-from tandem_trainer.config import PromptsConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.prompts import PromptRow, load_prompts
+from tandem_protocol.config.rollout import PromptsConfig
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptRow, load_prompts
 
 ABSENT = {"name": None, "tool_calls": None, "tool_call_id": None, "reasoning_content": None}
 """What Arrow adds to a message when other messages of the column have these keys."""

@@ -16,10 +16,10 @@ from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from support.run_folders import GROUPS, Saved, make_run
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.errors import UserError
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.learner import Learner
+from tandem_trainer.learner.learner import Learner
 
 
 def _cut(path: Path) -> None:

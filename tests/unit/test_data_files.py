@@ -18,9 +18,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from tandem_trainer.config import PromptsConfig
-from tandem_trainer.data_files import read_rows
-from tandem_trainer.errors import UserError
+from tandem_protocol.config.rollout import PromptsConfig
+from tandem_rollout.data_files import read_rows
+from tandem_rollout.errors import UserError
 
 ANSWERS = [
     "012",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.device_sets import check_disjoint, identity, parse_devices, shared_devices
+from tandem_protocol.device_sets import check_disjoint, identity, parse_devices, repeated_devices, shared_devices
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
 
@@ -15,13 +15,13 @@ UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
     [
         ("0-3", ("0", "1", "2", "3")),
         ("5, 0,2-2", ("5", "0", "2")),
-        ("0-1,1,0", ("0", "1")),
+        ("0-1,1,0", ("0", "1", "1", "0")),
         (f"{UUID},MIG-{UUID}/7/0", (UUID, f"MIG-{UUID}/7/0")),
         ("nvidia.com/gpu=0,nvidia.com/gpu=1:2", ("nvidia.com/gpu=0", "nvidia.com/gpu=1:2")),
         ("", ()),
     ],
 )
-def test_devices_keep_their_order_and_lose_duplicates(text: str, devices: tuple[str, ...]) -> None:
+def test_devices_keep_their_order_and_their_duplicates(text: str, devices: tuple[str, ...]) -> None:
     assert parse_devices(text) == devices
 
 
@@ -38,6 +38,13 @@ def test_different_names_of_one_device_are_recognized() -> None:
     assert shared_devices(("0", "1"), ("nvidia.com/gpu=1",)) == ("1",)
     assert shared_devices(("nvidia.com/gpu=1",), ("amd.com/gpu=1",)) == ()
     assert shared_devices((), ("1",)) == ()
+
+
+def test_devices_that_a_list_names_twice_are_found_however_they_are_written() -> None:
+    uuids = {"3": UUID}
+    assert repeated_devices(("0", "1", "0", "0")) == ("0", "0")
+    assert repeated_devices(("3", UUID.upper(), "nvidia.com/gpu=3"), uuids) == (UUID.upper(), "nvidia.com/gpu=3")
+    assert repeated_devices(("0", "1", UUID), uuids) == ()
 
 
 def test_overlapping_sets_are_refused_and_both_are_listed() -> None:

@@ -11,6 +11,7 @@ import configparser
 import functools
 import inspect
 import json
+import os
 import re
 import sys
 import tomllib
@@ -26,9 +27,9 @@ from accelerate.commands.launch import launch_command_parser
 
 import tandem_cli.parser
 import tandem_generator.__main__
-import tandem_generator.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 import tandem_trainer.__main__
-import tandem_trainer.config
 import tandem_trainer.merge
 from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
@@ -36,10 +37,10 @@ from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, group
 from tandem_protocol.config import SECTIONS, load, parse_overrides
-from tandem_trainer.config import RewardConfig
-from tandem_trainer.judge import Judge
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.rewards import Rewards
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.rewards.judge import Judge
+from tandem_rollout.rewards.scoring import Rewards
 
 BLOCKS = blocks(*PAGES)
 MODULE = "a_block"
@@ -101,7 +102,10 @@ def _load(parts: list[dict[str, Any]]) -> None:
         for section, keys in part.items():
             values.setdefault(section, {}).update(keys)
     Path("config.yaml").write_text(yaml.safe_dump(values))
-    for settings in (tandem_generator.config.Settings, tandem_trainer.config.Settings):
+    for settings in (
+        tandem_protocol.config.generator.GeneratorSettings,
+        tandem_protocol.config.trainer.TrainerSettings,
+    ):
         load(settings, path=Path("config.yaml"), env={})
 
 
@@ -121,13 +125,16 @@ def _json(block: Block) -> None:
 
 
 def _unit(block: Block) -> None:
-    """Check a systemd unit: its sections, and the compose command that it starts."""
+    """Check a systemd unit: its sections, and the script or compose command that it starts."""
     unit = configparser.ConfigParser()
     unit.optionxform = str  # type: ignore[assignment,method-assign]  # keys keep their case
     unit.read_string(block.text)
     assert unit.sections() == ["Unit", "Service", "Install"]
     for name in ("ExecStart", "ExecStop"):
         program, *words = unit["Service"][name].split()
+        if program.startswith(checkout := "/opt/tandem/"):
+            assert os.access(ROOT / program.removeprefix(checkout), os.X_OK)
+            continue
         check_options(Command([Path(program).name, *words], {}))
 
 
@@ -274,6 +281,8 @@ def _pip(command: Command) -> None:
     for before, word in pairwise(command.words):
         if before == "-r":
             assert (ROOT / word).exists()
+        elif word.startswith("./"):
+            assert (ROOT / word / "pyproject.toml").exists()
         elif extra := re.fullmatch(r"tandem-(\w+)\[(\w+)\]", word):
             folder = ROOT / ("cli" if extra[1] == "cli" else f"services/{extra[1]}")
             assert (
@@ -281,6 +290,15 @@ def _pip(command: Command) -> None:
             )
         else:
             assert word in ("install", "-r", "--no-deps", "--require-hashes"), word
+
+
+def _docker(command: Command) -> None:
+    """Check the options. Those after `docker compose run tandem` are options of `tandem`."""
+    words = command.words
+    at = words.index("tandem") if "run" in words and "tandem" in words else len(words)
+    check_options(command._replace(words=words[:at]))
+    if at < len(words):
+        _tandem(command._replace(words=words[at:]))
 
 
 def _no_options(command: Command) -> None:
@@ -300,7 +318,7 @@ def _systemctl(command: Command) -> None:
 PROGRAMS: dict[str, Callable[[Command], None]] = {
     "accelerate": _accelerate,
     "curl": _no_options,
-    "docker": check_options,
+    "docker": _docker,
     "echo": _builtin,
     "eval": _builtin,
     "export": _builtin,

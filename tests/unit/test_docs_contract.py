@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from support.blocks import ROOT, blocks
-from tandem_generator.config import GeneratorConfig, MockConfig
 from tandem_generator.engines.mock import MockEngine
 from tandem_generator.server import build_app
 from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol import routes
+from tandem_protocol.config.generator import GeneratorConfig, MockConfig
 from tandem_protocol.errors import TandemError, _tree
 from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import Info

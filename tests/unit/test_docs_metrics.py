@@ -16,16 +16,16 @@ from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, group, scored
 from support.run_folders import make_run
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer import algorithms
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
-from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.config import TrainerConfig
 from tandem_trainer.evaluate import Evaluation
-from tandem_trainer.journal import FAILED, FINISHED, STOPPED
-from tandem_trainer.learner import Learner
-from tandem_trainer.prompts import PromptRow
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED, Journal
 
 ROOT = Path(__file__).parents[2]
 TRAINER = ROOT / "services/trainer/tandem_trainer"
@@ -36,7 +36,7 @@ GROUPS = [scored([4, 5], PAIR, [1.0, 0.0]), scored([5], PAIR, [0.0, 0.5], row=1)
 EVAL = {"prompts": {}, "every_steps": 1, "num_generations": 2, "temperature": 1.0, "pass_at": [1, 2]}
 PAIRS = {"rollout": {"num_generations": 2}}
 RUNS: dict[str, dict[str, Any]] = {
-    **{loss_type: {"grpo": {"loss_type": loss_type}} for loss_type in LOSS_TYPES},
+    **{loss_type: {"grpo": {"loss_type": loss_type, "epsilon_high": 1.5}} for loss_type in LOSS_TYPES},
     "reference": {"grpo": {"beta": 0.1, "num_iterations": 2}},
     "top entropy": {"grpo": {"top_entropy_quantile": 0.5, "off_policy_mask": 1.0}},
     "no correction": {"grpo": {"importance_sampling": "none"}},
@@ -79,7 +79,7 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
         run.make_record(1, GROUPS, stats)
         if config.eval:
             run.evaluated(_evaluate(config, run.dir))
-        run.log(GROUPS)
+        run.log()
     return run.dir
 
 
@@ -94,7 +94,7 @@ def _evaluate(config: TrainerConfig, folder: Path) -> dict[str, Any] | None:
             portal=portal,
             wait=lambda task: task.result(),
             config=config,
-            file=folder / "eval.jsonl",
+            write=Journal(folder, is_main=True).evaluation,
             is_main=True,
         )
         return evaluate(Version(1, 1))
@@ -139,7 +139,7 @@ def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is(tmp_p
     run = make_run(tmp_path)
     run.journal.end(Version(9, 1), finished=True)
     (event,) = _lines(run.dir / "events.jsonl")
-    sources = "".join(path.read_text() for path in TRAINER.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINER.rglob("*.py"))
     kinds = set(re.findall(r"\.(?:alert|note)\(\s*\"(\w+)\"", sources))
     assert len(kinds) >= 4, "the pattern finds the calls"
     assert {*event, *kinds, FINISHED} == _explained("events.jsonl")
@@ -148,7 +148,7 @@ def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is(tmp_p
 def test_every_field_and_phase_of_status_json_is_explained(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         assert set(json.loads((folder / "status.json").read_text())) == _explained("status.json")
-    sources = "".join(path.read_text() for path in TRAINER.glob("*.py"))
+    sources = "".join(path.read_text() for path in TRAINER.rglob("*.py"))
     phases = set(re.findall(r"\.timer\(\"(\w+)\"\)", sources))
     (row,) = re.findall(r"^\| `phase` \| (.*) \|$", PAGE, re.MULTILINE)
     assert set(re.findall(r"`(\w+)`", row)) == {*phases, FINISHED, STOPPED, FAILED}

@@ -13,12 +13,10 @@ from pathlib import Path
 import docker
 import pytest
 from docker.errors import DockerException
-from pydantic import BaseModel
 from rich.console import Console
 
 from support.gpus import NvidiaSmi
 from support.models import make_tiny_model
-from tandem_cli.doctor import settings as parts
 from tandem_cli.doctor.command import show
 from tandem_cli.doctor.compose import parse_size, parse_stack
 from tandem_cli.doctor.docker_engine import connect
@@ -28,10 +26,7 @@ from tandem_cli.doctor.hub import ask_hub
 from tandem_cli.doctor.model import parse_model, read_model
 from tandem_cli.doctor.nvidia import read_nvidia
 from tandem_cli.doctor.unknown import Refused, Unknown
-from tandem_generator.config import GeneratorConfig
-from tandem_protocol.config import SharedConfig
 from tandem_protocol.fingerprint import checkpoint_shapes
-from tandem_trainer.config import TrainerConfig
 
 MERGED = {
     "name": "tandem",
@@ -216,25 +211,6 @@ def test_the_hub_gives_a_models_size_if_the_preflights_token_allows_it(tmp_path:
     unreachable = ask("org/open")
     assert isinstance(unreachable, Unknown)
     assert not isinstance(unreachable, Refused)
-
-
-@pytest.mark.parametrize(
-    ("part", "section"),
-    [
-        (parts.DoctorSharedPart, SharedConfig),
-        (parts.DoctorGeneratorPart, GeneratorConfig),
-        (parts.DoctorTrainerPart, TrainerConfig),
-    ],
-)
-def test_the_doctor_uses_the_services_defaults(part: type[BaseModel], section: type[BaseModel]) -> None:
-    ours = {name: field for name, field in part.model_fields.items() if not field.is_required()}
-    assert ours
-    for name, field in ours.items():
-        theirs = section.model_fields[name].default
-        if isinstance(field.default, BaseModel):
-            assert field.default.model_dump() == theirs.model_dump(include=set(type(field.default).model_fields)), name
-        else:
-            assert field.default == theirs, name
 
 
 def test_a_finding_is_printed_on_one_line_with_its_fix_below() -> None:

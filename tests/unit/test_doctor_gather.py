@@ -12,8 +12,8 @@ from support.models import make_tiny_model
 from tandem_cli.doctor import gather
 from tandem_cli.doctor.facts import DockerEngine, Model, Mount, Stack
 from tandem_cli.doctor.gather import find_model, read_available_memory, read_disk, read_settings
-from tandem_cli.doctor.settings import DoctorSettings
 from tandem_cli.doctor.unknown import Refused, Unknown
+from tandem_protocol.config.project import ProjectSettings
 
 NO_ENGINE = Unknown("no Docker engine answers")
 
@@ -22,6 +22,7 @@ NO_ENGINE = Unknown("no Docker engine answers")
 def project(tmp_path: Path) -> Path:
     (tmp_path / "config.yaml").write_text(
         "shared: {model: model}\ngenerator: {tensor_parallel_size: 2, dtype: float32}\n"
+        "trainer: {max_steps: 1, rewards: [{function: 'rewards:score'}]}\n"
     )
     return tmp_path
 
@@ -32,9 +33,9 @@ def a_stack_of(project: Path, **changes: dict[str, object]) -> Stack:
     return a_stack(**{**changes, "preflight": {"mounts": (source,), **changes.get("preflight", {})}})
 
 
-def settings_of(stack: Stack) -> DoctorSettings:
+def settings_of(stack: Stack) -> ProjectSettings:
     settings = read_settings(stack, {"generator": an_image("generator", TANDEM__GENERATOR__ENGINE="mock")})
-    assert isinstance(settings, DoctorSettings)
+    assert isinstance(settings, ProjectSettings)
     return settings
 
 
@@ -69,6 +70,18 @@ def test_a_model_is_found_in_the_project_or_made_by_prepare_or_on_the_hub(
     make_tiny_model(project / "model")
     assert isinstance(find_model(stack, settings, NO_ENGINE), Model)
     assert len(asked) == 1
+
+
+def test_in_a_container_the_engines_disk_is_that_of_the_containers_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = on_cpus().engine
+    assert isinstance(engine, DockerEngine)
+    engine = replace(engine, root_dir=tmp_path / "hidden")
+    monkeypatch.setattr(gather, "IN_CONTAINER", tmp_path / "none")
+    assert isinstance(read_disk(engine), Unknown)
+    monkeypatch.setattr(gather, "IN_CONTAINER", tmp_path)
+    assert isinstance(read_disk(engine), int)
 
 
 def test_disk_and_free_memory_of_a_remote_engine_are_unknown(tmp_path: Path) -> None:

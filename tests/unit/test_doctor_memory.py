@@ -13,9 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from support.facts import GIB, QWEN, UUIDS, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import memory
 from tandem_cli.doctor.facts import Gpu, MachineFacts, Model, Nvidia
-from tandem_cli.doctor.settings import DoctorLearnerPart
+from tandem_protocol.config.learning import LearnerConfig
 from tandem_trainer.devices import CPU_MAX_TOKENS, GPU_MAX_TOKENS
-from tandem_trainer.logprobs import TokenLogprobs
+from tandem_trainer.learner.logprobs import TokenLogprobs
 
 MODEL = Model(
     where="",
@@ -85,7 +85,7 @@ def test_the_estimated_activations_match_what_autograd_keeps(
     dtype: Literal["float32", "bfloat16"], checkpointing: bool, intermediate: int, kv_heads: int
 ) -> None:
     """Compares the growth from one layer to three. Copies of weights are not counted as activations."""
-    learner = DoctorLearnerPart(dtype=dtype, gradient_checkpointing=checkpointing)
+    learner = LearnerConfig(dtype=dtype, gradient_checkpointing=checkpointing)
 
     def kept_and_estimated(layers: int) -> tuple[float, int]:
         model = LlamaForCausalLM(
@@ -105,7 +105,7 @@ def test_the_estimated_activations_match_what_autograd_keeps(
     assert many[0] - few[0] == pytest.approx(many[1] - few[1], rel=0.03)
 
 
-def bytes_kept_per_token(model: LlamaForCausalLM, learner: DoctorLearnerPart, tokens: int = 512) -> float:
+def bytes_kept_per_token(model: LlamaForCausalLM, learner: LearnerConfig, tokens: int = 512) -> float:
     """Measure the bytes per token that autograd keeps for the backward pass, without parameters and their copies."""
     if learner.gradient_checkpointing:
         model.gradient_checkpointing_enable()

@@ -14,13 +14,14 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from support.rollouts import completion, group, scored
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
-from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.config import TrainerConfig
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.stopping import Stopped
+from tandem_trainer.run.journal import Journal
+from tandem_trainer.run.stopping import Stopped
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 5])
@@ -74,7 +75,7 @@ def _evaluation(portal: BlockingPortal, folder: Path, generator: Any, wait: Any 
     rows = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(2)]
     return Evaluation(
         rows=rows, client=generator, rewards=generator, win_rate=None, portal=portal, wait=wait, config=config,
-        file=folder / "eval.jsonl", is_main=True,
+        write=Journal(folder, is_main=True).evaluation, is_main=True,
     )  # fmt: skip
 
 

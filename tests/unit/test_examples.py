@@ -14,8 +14,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from tandem_protocol.config import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -44,8 +44,8 @@ def test_every_example_is_tested() -> None:
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
 def test_both_services_accept_the_configuration(project: Path) -> None:
-    generator, _ = load(tandem_generator.config.Settings, path=project / "config.yaml", env={})
-    trainer, _ = load(tandem_trainer.config.Settings, path=project / "config.yaml", env={})
+    generator, _ = load(tandem_protocol.config.generator.GeneratorSettings, path=project / "config.yaml", env={})
+    trainer, _ = load(tandem_protocol.config.trainer.TrainerSettings, path=project / "config.yaml", env={})
     rollout = trainer.trainer.rollout
     assert generator.generator.vllm["max_num_seqs"] >= rollout.num_prompts * rollout.num_generations
     assert generator.shared == trainer.shared
@@ -120,13 +120,6 @@ def test_judge_training_and_held_out_prompts_are_disjoint(tmp_path: Path, monkey
     train, held_out = ({row["prompt"] for row in rows(Path(name))} for name in ("prompts.jsonl", "held_out.jsonl"))
     assert (len(train), len(held_out)) == (548, 128)
     assert not train & held_out
-
-
-def test_arithmetic_names_the_requirements_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare = module(ARITHMETIC / "prepare.py")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(SystemExit, match=r"pip install .*-r examples/arithmetic/requirements\.txt"):
-        prepare.main()
 
 
 def test_arithmetic_rewards_are_the_scores_of_the_questions_verifier() -> None:

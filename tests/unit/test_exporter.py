@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tandem_trainer.errors import UserError
-from tandem_trainer.exporter import exported, exposition, newest
+from tandem_rollout.errors import UserError
+from tandem_trainer.run.exporter import exported, exposition, newest
 
 RECORD = {
     "step": 7,

@@ -52,7 +52,7 @@ def test_missing_permissions_are_reported_with_the_user(nobody: Path, check: Che
     with pytest.raises(ConfigError) as caught:
         check(nobody, "shared.weights_dir")
     assert str(caught.value).startswith(f"shared.weights_dir: {nobody} cannot be ")
-    assert f"Permission denied, as user {os.geteuid()}. Fix: change its owner or permissions" in str(caught.value)
+    assert f"Permission denied, as user {os.geteuid()}. Fix: run `chown -R {os.geteuid()}:" in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_created_is_reported() -> None:

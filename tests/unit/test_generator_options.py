@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ def test_a_user_error_is_reported_in_one_line_with_exit_status_2(
 ) -> None:
     assert main(["--model", "m", *words]) == USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
+    assert re.match(r"\S+ \S+ ERROR    \S", line)
     assert message in line
 
 
@@ -163,7 +164,7 @@ def test_a_damaged_model_is_reported_with_the_path_of_its_file(
 ) -> None:
     (tmp_path / name).write_text(text)
     assert main(["--model", str(tmp_path), "--engine", "mock"]) == USER_ERROR
-    assert f"error: shared.model: {tmp_path / name} is not" in capsys.readouterr().err
+    assert f"ERROR    shared.model: {tmp_path / name} is not" in capsys.readouterr().err
 
 
 def test_a_missing_vllm_is_reported_with_the_alternatives(

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from support.rollouts import completion, scored
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_trainer.algorithms.advantages import advantages
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.config import TrainerConfig
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trl-1.16-losses.json").read_text())["advantages"]
 NAN = float("nan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from tandem_protocol.config.learning import GrpoConfig
+from tandem_trainer.algorithms.base import StepTotals
 from tandem_trainer.algorithms.corrections import entropy_quantile
 from tandem_trainer.algorithms.grpo import policy_loss
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
-from tandem_trainer.config import GrpoConfig
+from tandem_trainer.algorithms.tokens import Tokens
 
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((GOLDEN_DIR / "trl-1.16-losses.json").read_text())
 RANDOM = json.loads((GOLDEN_DIR / "trl-1.16-losses-random.json").read_text())
 EXACT = {"atol": 1e-9, "rtol": 0}
+
+Loss = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""Loss, its gradient, and the metrics."""
 
 
 def _tensors(inputs: dict[str, Any]) -> dict[str, Tensor]:
@@ -29,10 +35,25 @@ def _inputs() -> dict[str, Tensor]:
     return _tensors(GOLDEN["inputs"])
 
 
-def _loss(options: Any, inputs: dict[str, Tensor], **more: Any) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _policy_loss(options: dict[str, Any], inputs: Mapping[str, Any], **totals: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """Call `policy_loss` with tensors that have TRL's names. The totals are those of the tensors, unless given."""
+    tokens = Tokens(
+        logprobs_BT=inputs["logps"],
+        old_logprobs_BT=inputs["old_logps"],
+        advantages_BT=inputs["advantages"][:, None],
+        mask_BT=inputs["mask"],
+        ref_logprobs_BT=inputs["ref_logps"],
+        sampler_logprobs_BT=inputs["sampler_logps"],
+        entropy_BT=inputs["entropy"],
+    )
+    of_these = {"rows": len(inputs["mask"]), "tokens": int(inputs["mask"].sum()), "max_completion_length": 4}
+    config = GrpoConfig.model_validate({"importance_sampling": "none", **options})
+    return policy_loss(tokens, StepTotals(**of_these | totals), config)
+
+
+def _loss(options: dict[str, Any], inputs: dict[str, Tensor], **totals: Any) -> Loss:
     logps = inputs["logps"].clone().requires_grad_()
-    more = {"max_completion_length": 4} | more
-    loss, metrics = policy_loss(options=options, **inputs | {"logps": logps}, **more)
+    loss, metrics = _policy_loss(options, inputs | {"logps": logps}, **totals)
     (gradient,) = torch.autograd.grad(loss, logps)
     return loss, gradient, metrics
 
@@ -64,7 +85,7 @@ def test_losses_of_single_rows_add_up_to_the_loss_of_the_batch(loss_type: str, o
     options = {"loss_type": loss_type, "beta": 0.04, "importance_sampling": "token_truncate", **options}
     inputs = _tensors(RANDOM["inputs"][1])
     mask = inputs["mask"].bool()
-    step: dict[str, Any] = {"token_total": int(mask.sum()), "row_total": len(mask)}
+    step: dict[str, Any] = {"tokens": int(mask.sum()), "rows": len(mask)}
     step["entropy_threshold"] = entropy_quantile(inputs["entropy"][mask], 0.6)
     unsplit, gradient, _ = _loss(options, inputs)
     parts = [_loss(options, {n: v[i : i + 1] for n, v in inputs.items()}, **step) for i in range(len(mask))]
@@ -115,16 +136,20 @@ def test_metrics_are_means_over_the_tokens_in_the_mask_and_maxima():
 @pytest.mark.parametrize(
     ("options", "missing"),
     [
-        ({"beta": 0.1}, "ref_logps"),
-        ({"importance_sampling": "token_mask"}, "sampler_logps"),
-        ({"top_entropy_quantile": 0.5}, "entropy"),
-        ({"loss_type": "dr_grpo"}, "max_completion_length"),
+        ({"beta": 0.1}, "ref_logprobs_BT"),
+        ({"importance_sampling": "token_mask"}, "sampler_logprobs_BT"),
+        ({"top_entropy_quantile": 0.5}, "entropy_BT"),
     ],
 )
-def test_missing_argument_is_named(options: dict[str, Any], missing: str):
-    arguments = {**_inputs(), "max_completion_length": 4} | {missing: None}
+def test_missing_tensor_is_named(options: dict[str, Any], missing: str):
+    inputs = _inputs() | {missing.removesuffix("_BT").replace("logprobs", "logps"): None}
     with pytest.raises(ValueError, match=f"got no {missing}, expected"):
-        policy_loss(options=options, **arguments)
+        _policy_loss(options, inputs)
+
+
+def test_missing_length_is_named():
+    with pytest.raises(ValueError, match="got no max_completion_length, expected"):
+        _policy_loss({"loss_type": "dr_grpo"}, _inputs(), max_completion_length=None)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from support.architectures import VOCAB, tiny_config, tiny_model
-from tandem_trainer import logprobs
-from tandem_trainer.heads import Head
-from tandem_trainer.logprobs import TokenLogprobs
+from tandem_trainer.learner import logprobs
+from tandem_trainer.learner.heads import Head
+from tandem_trainer.learner.logprobs import TokenLogprobs
 
 TOKENS_BS = torch.randint(3, VOCAB, (2, 12), generator=torch.Generator().manual_seed(0))
 PROMPTS_B = torch.tensor([2, 3])

@@ -20,11 +20,11 @@ from tandem_cli.__main__ import COMMANDS
 from tandem_cli.__main__ import main as tandem
 from tandem_cli.completion import SHELLS
 from tandem_cli.parser import make_parser
-from tandem_generator.config import GeneratorConfig
 from tandem_protocol.config import SharedConfig, parse_overrides
+from tandem_protocol.config.generator import GeneratorConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.config.values import model_of
 from tandem_trainer import launch
-from tandem_trainer.config import TrainerConfig
 
 YAML = """
 shared: {model: m}

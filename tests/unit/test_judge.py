@@ -14,10 +14,10 @@ import pytest
 from support.models import make_tokenizer
 from support.rollouts import completion, group
 from tandem_protocol.version import Version
-from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.errors import UserError
-from tandem_trainer.judge import Judge, WinRate
-from tandem_trainer.prompts import PromptRow
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.rewards.judge import Judge, WinRate
+from tandem_rollout.scored_group import ScoredGroup
 
 TOKENIZER = make_tokenizer(80)
 ROW = PromptRow(7, "prompts.jsonl row 7", "1+2=", "1+2=", tuple(TOKENIZER("1+2=").input_ids), {"answer": 3})

@@ -7,12 +7,12 @@ import pytest
 from accelerate.utils import set_seed
 from transformers import LlamaConfig
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.messages import Prompt
+from tandem_rollout.errors import UserError
 from tandem_trainer.build import check_stop_tokens
-from tandem_trainer.errors import UserError
 
 NEEDED = {
     "shared.model": "m",
@@ -21,9 +21,9 @@ NEEDED = {
 }
 
 
-def trainer(**overrides: str) -> tandem_trainer.config.TrainerConfig:
+def trainer(**overrides: str) -> tandem_protocol.config.trainer.TrainerConfig:
     given = NEEDED | {key.replace("__", "."): words for key, words in overrides.items()}
-    return load(tandem_trainer.config.Settings, env={}, overrides=given)[0].trainer
+    return load(tandem_protocol.config.trainer.TrainerSettings, env={}, overrides=given)[0].trainer
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,11 @@ def test_a_number_beyond_its_limit_is_refused_with_the_limit(key: str, words: st
 @pytest.mark.parametrize("port", ["65536", "-1", "1e9", "true"])
 def test_an_invalid_port_of_the_generator_is_refused(port: str) -> None:
     with pytest.raises(ConfigError, match=r"^generator\.port: got "):
-        load(tandem_generator.config.Settings, env={}, overrides={"shared.model": "m", "generator.port": port})
+        load(
+            tandem_protocol.config.generator.GeneratorSettings,
+            env={},
+            overrides={"shared.model": "m", "generator.port": port},
+        )
 
 
 def test_every_library_accepts_the_largest_seed() -> None:

@@ -10,10 +10,10 @@ from transformers import LlamaForCausalLM
 
 from support.architectures import tiny_config, tiny_model
 from support.models import make_tiny_model
-from tandem_trainer import logprobs
-from tandem_trainer.errors import UserError
-from tandem_trainer.heads import Head
-from tandem_trainer.logprobs import TokenLogprobs, check_logprobs
+from tandem_rollout.errors import UserError
+from tandem_trainer.learner import logprobs
+from tandem_trainer.learner.heads import Head
+from tandem_trainer.learner.logprobs import TokenLogprobs, check_logprobs
 
 TOKENS_BS = torch.tensor([[4, 5, 6, 7, 8, 0], [9, 10, 11, 12, 13, 14]])
 PROMPTS_B = torch.tensor([2, 3])

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.fingerprint import checkpoint_shapes, parameters_digest
+from tandem_rollout.errors import UserError
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.learner import Learner
-from tandem_trainer.lora import ADAPTER_FILE, adapter_disabled, adapter_table, write_adapter
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.learner.lora import ADAPTER_FILE, adapter_disabled, adapter_table, write_adapter
 from tandem_trainer.merge import main
 from tandem_trainer.publish import fingerprint_of
 

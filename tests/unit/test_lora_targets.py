@@ -24,14 +24,14 @@ from transformers import (
 
 from support.engines import ScriptedEngine, Start, WatchedStore, put
 from support.weights import FINGERPRINT
+from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.errors import SwitchFailed, WeightsRefused
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Info
 from tandem_protocol.version import BASE, Version
-from tandem_trainer.config import LoraConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.handshake import check_generators
-from tandem_trainer.lora import adapted_head, adapter_table, add_adapter
+from tandem_rollout.errors import UserError
+from tandem_rollout.handshake import check_generators
+from tandem_trainer.learner.lora import adapted_head, adapter_table, add_adapter
 
 COMMON = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 32}
 GATED = {"intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1, **COMMON}

@@ -12,14 +12,14 @@ from accelerate import Accelerator
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import scored
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Completion, VersionSpan
 from tandem_protocol.version import Version
+from tandem_rollout.errors import UserError
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.batch import Batch
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.learner import Learner
-from tandem_trainer.mismatch import MismatchCheck
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.learner.mismatch import MismatchCheck
 
 
 def _config(**trainer: Any) -> TrainerConfig:

@@ -111,4 +111,4 @@ def test_the_generator_reports_a_damaged_model_in_one_line(
     for engine in ("mock", "vllm"):
         assert main(["--model", str(model), "--engine", engine]) == USER_ERROR
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith(f"error: shared.model: {model / 'model.safetensors'} is not a complete safetensors file")
+        assert f" ERROR    shared.model: {model / 'model.safetensors'} is not a complete safetensors file" in line

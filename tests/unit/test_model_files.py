@@ -17,12 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from support.models import make_tiny_model
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.fingerprint import fingerprint
-from tandem_trainer import save_rehearsal
+from tandem_rollout.errors import UserError
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.learner import Learner
+from tandem_trainer.learner import save_rehearsal
+from tandem_trainer.learner.learner import Learner
 
 IDS = torch.tensor([[4, 5, 6, 7]])
 TEXT = "12+34=46, is it?"
@@ -274,7 +274,7 @@ def test_too_small_disk_is_refused(model: Path, tmp_path: Path, monkeypatch: pyt
         return usage(folder)._replace(free=1000) if place in folder.parts else usage(folder)
 
     monkeypatch.setattr(save_rehearsal.shutil, "disk_usage", disk_usage)
-    with pytest.raises(UserError, match=f"{place}.* has 0.00 GB free, but {what}"):
+    with pytest.raises(UserError, match=f"{place}.* has 0.0 MB free, but {what}"):
         learner.rehearse()
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from support.models import make_tiny_model
 from tandem_protocol.config import SharedConfig
-from tandem_trainer.build import load_tokenizer
-from tandem_trainer.errors import UserError
-from tandem_trainer.model import load_model
+from tandem_rollout.errors import UserError
+from tandem_rollout.project import load_tokenizer
+from tandem_trainer.learner.model import load_model
 
 
 @pytest.fixture

@@ -26,9 +26,9 @@ from transformers import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tandem_protocol.config import SharedConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.logprobs import TokenLogprobs, check_logprobs
-from tandem_trainer.model import checkpoint_gradients, load_model
+from tandem_rollout.errors import UserError
+from tandem_trainer.learner.logprobs import TokenLogprobs, check_logprobs
+from tandem_trainer.learner.model import checkpoint_gradients, load_model
 
 IDS = torch.arange(4, 16)[None]
 COMMON = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

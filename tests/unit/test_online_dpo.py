@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from support.rollouts import completion, scored
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_trainer import algorithms
 from tandem_trainer.algorithms.base import MicroBatchLoss, StepTotals
 from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch
-from tandem_trainer.config import TrainerConfig
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "trl-1.16-online-dpo.json").read_text())
 PAIRS = len(GOLDEN["inputs"]["rewards"]) // 2

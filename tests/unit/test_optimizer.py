@@ -15,10 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.learning import OptimConfig
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.config import OptimConfig, TrainerConfig
-from tandem_trainer.learner import Learner
-from tandem_trainer.optimizer import Schedule, parameter_groups
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.learner.optimizer import Schedule, parameter_groups
 
 REWARDS = [{"function": "rewards:r"}]
 GROUP = scored([4, 5], [completion([6, 7, 8]), completion([9])], [1.0, 0.0])

@@ -22,15 +22,15 @@ from transformers import (
 )
 
 from support.models import make_tiny_model
-from tandem_generator.config import MockConfig
 from tandem_generator.engines.mock import MockEngine
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.generator import MockConfig
+from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.fingerprint import checkpoint_shapes
 from tandem_protocol.parameters import Shapes, describe_differences
-from tandem_trainer.config import LoraConfig
-from tandem_trainer.lora import add_adapter
-from tandem_trainer.model import load_model
-from tandem_trainer.shards import model_shapes
+from tandem_trainer.learner.lora import add_adapter
+from tandem_trainer.learner.model import load_model
+from tandem_trainer.learner.shards import model_shapes
 
 COMMON = {"vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32}
 GATED = {"intermediate_size": 64, "num_key_value_heads": 1, **COMMON}

@@ -11,8 +11,8 @@ import pytest
 from tandem_generator.__main__ import USER_ERROR, main
 from tandem_protocol import ports
 from tandem_protocol.config import ConfigError
-from tandem_trainer.errors import UserError
-from tandem_trainer.exporter import exported
+from tandem_rollout.errors import UserError
+from tandem_trainer.run.exporter import exported
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
@@ -57,7 +57,7 @@ def test_the_mock_generator_reports_a_port_in_use_in_one_line(
         words = ["--engine", "mock", "--model", "m", "--port", str(taken.getsockname()[1])]
         assert main(words) == USER_ERROR
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: generator.port ")
+    assert " ERROR    generator.port " in line
     assert f"process {os.getpid()} " in line
 
 

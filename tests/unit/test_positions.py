@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from support.architectures import HEAD_DIM, VOCAB, tiny_config, tiny_model
-from tandem_trainer.errors import UserError
-from tandem_trainer.logprobs import TokenLogprobs
-from tandem_trainer.positions import fix_positions
+from tandem_rollout.errors import UserError
+from tandem_trainer.learner.logprobs import TokenLogprobs
+from tandem_trainer.learner.positions import fix_positions
 
 ORIGINAL = 64
 SHORT = [1.0 + 0.1 * index for index in range(HEAD_DIM // 2)]

@@ -11,8 +11,8 @@ from tokenizers import processors
 
 from support.chat_templates import TEMPLATES, USER
 from support.models import make_tokenizer
-from tandem_trainer.config import PromptsConfig
-from tandem_trainer.prompts import load_prompts
+from tandem_protocol.config.rollout import PromptsConfig
+from tandem_rollout.prompts import load_prompts
 
 BOS, EOS = 1, 2
 AROUND = {

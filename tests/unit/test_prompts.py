@@ -10,9 +10,9 @@ import datasets
 import pytest
 
 from support.models import make_tokenizer
-from tandem_trainer.config import PromptsConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.prompts import PromptCursor, check_lengths, load_prompts
+from tandem_protocol.config.rollout import PromptsConfig
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptCursor, check_lengths, load_prompts
 
 TOKENIZER = make_tokenizer(80)
 

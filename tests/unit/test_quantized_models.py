@@ -14,8 +14,8 @@ from support.models import make_tiny_model
 from tandem_generator.__main__ import main as generator
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.quantization import quantization_problem
-from tandem_trainer.errors import UserError
-from tandem_trainer.model import load_model
+from tandem_rollout.errors import UserError
+from tandem_trainer.learner.model import load_model
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_both_sides_refuse_a_quantized_model_with_the_same_reason(
     assert "Fix: choose the model that it was made from" in str(refused.value)
     for engine in ("mock", "vllm"):
         assert generator(["--model", str(model), "--engine", engine]) == 2
-        assert capsys.readouterr().err == f"error: {refused.value}\n"
+        assert capsys.readouterr().err.endswith(f" ERROR    {refused.value}\n")
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,13 @@ from support.models import make_tiny_model, make_tokenizer
 from support.ranks import run_ranks
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
-from tandem_trainer import shards
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.learner import Learner
-from tandem_trainer.lora import has_adapter, write_adapter
-from tandem_trainer.shards import gather, model_table, model_tensors, write_part
+from tandem_trainer.learner import shards
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.learner.lora import has_adapter, write_adapter
+from tandem_trainer.learner.shards import gather, model_table, model_tensors, write_part
 
 
 def _config(case: str, **grpo: Any) -> TrainerConfig:

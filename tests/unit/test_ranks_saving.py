@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from support.models import make_tiny_model, make_tokenizer
 from support.ranks import run_ranks
 from tandem_protocol.config import SharedConfig
-from tandem_trainer.config import TrainerConfig
-from tandem_trainer.learner import Learner
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_trainer.learner.learner import Learner
 from tandem_trainer.ranks import PartFailed
 
 CASES = {

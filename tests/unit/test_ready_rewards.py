@@ -10,11 +10,11 @@ import pytest
 
 from support.models import make_tokenizer
 from support.rollouts import completion, group
-from tandem_trainer.config import RewardConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.ready_rewards import exact_match, math_answer, regex_match, soft_overlong_punishment
-from tandem_trainer.rewards import Rewards
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.rewards.ready import exact_match, math_answer, regex_match, soft_overlong_punishment
+from tandem_rollout.rewards.scoring import Rewards
 
 
 def _said(text: str) -> list[dict[str, Any]]:
@@ -61,14 +61,14 @@ async def test_math_answer_runs_in_a_sandbox_unless_configured_otherwise():
     row = PromptRow(0, "row 0", "p", "p", (4,), {"answer": "42"})
     tokenizer = make_tokenizer(80)
     tokenizer.batch_decode = lambda *_, **__: ["so 42", "$9^{9^{9^9}}$"]  # the tiny tokenizer lacks these characters
-    config = RewardConfig(function="tandem_trainer.ready_rewards:math_answer", arguments={"timeout_s": 1})
+    config = RewardConfig(function="tandem_rollout.rewards.ready:math_answer", arguments={"timeout_s": 1})
     rewards = Rewards([config], tokenizer, drop_errors=False, timeout_s=60)
     assert len(rewards._sandboxes) == 1
     scored = await rewards.score(row, group([completion([5]), completion([6])]))
     assert scored.rewards == (1.0, 0.0)
     await rewards.close()
     for sandbox, count in ((False, 0), (True, 1), (None, 1)):
-        config = RewardConfig(function="tandem_trainer.ready_rewards:math_answer", sandbox=sandbox)
+        config = RewardConfig(function="tandem_rollout.rewards.ready:math_answer", sandbox=sandbox)
         assert len(Rewards([config], tokenizer, drop_errors=False, timeout_s=60)._sandboxes) == count
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from tandem_protocol.messages import ServedWeights, SetWeights
 from tandem_protocol.version import Version
-from tandem_trainer.client import GeneratorClient
-from tandem_trainer.replicas import Replicas
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.replicas import Replicas
 
 V1 = Version(1, 1)
 Names = dict[str, list[str]]

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from tandem_trainer.config import RolloutConfig, Settings
-from tandem_trainer.errors import UserError
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.resume import EVALUATION, FIXED, SAMPLING, SCORING, Changes, compare, describe
+from tandem_protocol.config.rollout import RolloutConfig
+from tandem_protocol.config.trainer import TrainerSettings
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptRow
+from tandem_trainer.run.resume import EVALUATION, FIXED, PROCESSES, SAMPLING, SCORING, Changes, compare, describe
 
 ROWS = [PromptRow(i, f"row {i}", "1+2=", "1+2=", (4, i), {"answer": str(i)}) for i in range(3)]
 BASE: dict[str, Any] = {
@@ -111,12 +112,12 @@ def _with(key: str) -> dict[str, Any]:
 
 
 def _described(tree: dict[str, Any], rows: list[PromptRow] = ROWS, eval_rows: list[PromptRow] = ROWS) -> dict[str, Any]:
-    settings = Settings.model_validate(tree)
+    settings = TrainerSettings.model_validate(tree)
     facts = describe(settings, processes=1, fingerprint={"config": "a"}, rows=rows, eval_rows=eval_rows)
     return json.loads(json.dumps(facts))  # type: ignore[no-any-return]  # as read from a checkpoint
 
 
-@pytest.mark.parametrize("key", [*_leaves(Settings)])
+@pytest.mark.parametrize("key", [*_leaves(TrainerSettings)])
 def test_a_changed_setting_is_reported_or_refused_with_the_reason(key: str, tmp_path: Path):
     before, now = _described(BASE), _described(_with(key))
     fixed = [reason for name, reason in FIXED.items() if key == name or key.startswith(f"{name}.")]
@@ -151,6 +152,13 @@ def test_an_unchanged_run_has_no_changes(tmp_path: Path):
 def test_another_number_of_prompts_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="the number of prompts: 3 → 2, but the order of the prompts follows"):
         _changes(tmp_path, rows=ROWS[:2])
+
+
+def test_another_number_of_processes_is_refused_with_the_way_back(tmp_path: Path):
+    with pytest.raises(
+        UserError, match=r"processes: 2 → 1, but each.* continue that run \(TANDEM_TRAINER_PROCESSES=2[,)]"
+    ):
+        compare(_described(BASE) | {PROCESSES: 2}, _described(BASE), tmp_path)
 
 
 def test_edited_answers_change_rewards_and_edited_held_out_prompts_change_evaluations(tmp_path: Path):

@@ -17,11 +17,11 @@ import torch
 
 from support.models import make_tokenizer
 from support.rollouts import completion, group
-from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.config import RewardConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.rewards import Rewards
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.rewards.scoring import Rewards
+from tandem_rollout.scored_group import ScoredGroup
 
 TOKENIZER = make_tokenizer(80)
 COMPLETIONS = [completion([*TOKENIZER("12").input_ids, 2]), completion(TOKENIZER("a").input_ids)]

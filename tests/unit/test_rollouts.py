@@ -11,13 +11,13 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from support.rollouts import completion
+from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
-from tandem_trainer.batch import ScoredGroup
-from tandem_trainer.config import RolloutConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.prompts import PromptCursor, PromptRow
-from tandem_trainer.rollouts import Rollouts
+from tandem_rollout.errors import UserError
+from tandem_rollout.prompts import PromptCursor, PromptRow
+from tandem_rollout.queue import Rollouts
+from tandem_rollout.scored_group import ScoredGroup
 
 ROWS = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(10)]
 

@@ -14,9 +14,9 @@ import pytest
 
 from support.run_folders import GROUPS, IDENTITY, Saved, events, make_run
 from tandem_protocol.version import Version
-from tandem_trainer.errors import UserError
-from tandem_trainer.metrics import JsonLinesWriter, completion_records, samples, step_record
-from tandem_trainer.stopping import Stopped
+from tandem_rollout.errors import UserError
+from tandem_trainer.run.metrics import JsonLinesWriter, completion_records, samples, step_record
+from tandem_trainer.run.stopping import Stopped
 
 
 def test_resume_drops_lines_of_later_steps_and_a_truncated_line(tmp_path: Path):
@@ -75,7 +75,7 @@ def test_attempt_is_higher_than_any_that_a_generator_serves(tmp_path: Path):
 def test_wait_ends_when_the_grace_period_of_a_stop_request_is_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
-    monkeypatch.setattr("tandem_trainer.stopping.STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("tandem_trainer.run.stopping.STOP_GRACE_S", 0.0)
     run, never = make_run(tmp_path), Future[None]()
     run.stop_on_signals()
     os.kill(os.getpid(), signal.SIGTERM)
@@ -101,7 +101,7 @@ def test_full_disk_loses_no_line_and_the_run_continues(small_volume: Path):
     def log(step: int) -> None:
         run.make_record(step, GROUPS, {"loss": 0.25})
         with run.timer("publish"):
-            run.log(GROUPS)
+            run.log()
 
     log(1)
     with pytest.raises(OSError, match="No space"):
@@ -192,14 +192,15 @@ def test_failing_record_does_not_advance_the_step(tmp_path: Path):
 def test_completions_of_skipped_groups_are_written(tmp_path: Path):
     run = make_run(tmp_path, log_completions=2)
     run.make_record(3, GROUPS, {"loss": 0.25})
+    run.log()
     run.skip(GROUPS)
     lines = [json.loads(line) for line in (tmp_path / "default" / "rollouts.jsonl").read_text().splitlines()]
-    assert [(line["step"], line["skipped"], line["row"]) for line in lines] == [(4, True, 3), (4, True, 4)]
+    assert [(line["step"], line["skipped"], line["row"]) for line in lines][2:] == [(4, True, 3), (4, True, 4)]
 
 
 def test_phases_of_a_step_add_up_to_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
-    monkeypatch.setattr("tandem_trainer.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tandem_trainer.run.clock.time.monotonic", lambda: now[0])
     run = make_run(tmp_path)
 
     def spend(phase: str, seconds: float) -> None:
@@ -218,7 +219,7 @@ def test_phases_of_a_step_add_up_to_its_time(tmp_path: Path, monkeypatch: pytest
         spend("publish", 1.5)
         spend("evaluate", 4.0)
         spend("checkpoint", 8.0)
-        run.log(GROUPS)
+        run.log()
     lines = [json.loads(line) for line in (tmp_path / "default" / "metrics.jsonl").read_text().splitlines()]
     timings = {"wait_for_rollouts_s": 2.0, "update_s": 1.0, "publish_s": 1.5, "evaluate_s": 4.0, "checkpoint_s": 8.0}
     for line in lines:

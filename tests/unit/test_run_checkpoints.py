@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, events, make_run
-from tandem_trainer.checkpoint import Checkpoints
-from tandem_trainer.errors import UserError
-from tandem_trainer.run import CheckpointFailed, Run
+from tandem_rollout.errors import UserError
+from tandem_trainer.run.checkpoint import CheckpointFailed, Checkpoints
+from tandem_trainer.run.run import Run
 
 
 def test_checkpoint_appears_complete_and_old_ones_are_deleted(tmp_path: Path):
@@ -141,7 +141,7 @@ def test_failed_checkpoint_raises_an_alert_and_is_retried_at_the_next_step(tmp_p
         due.append(run.checkpoint_due(step))
         if due[-1]:
             run.checkpoint(step, learner, learner)  # type: ignore[arg-type]
-        run.log(GROUPS)
+        run.log()
         assert step >= 4 or not checkpoints.exists() or list(checkpoints.iterdir()) == []
     assert due == [False, True, True, True, False]
     assert events(tmp_path) == [("checkpoint_failed", 2), ("checkpoint_failed", 3)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.run_folders import GROUPS, IDENTITY, Saved, Unsaved, make_run
-from tandem_trainer.run import Run
+from tandem_trainer.run.run import Run
 
 
 def _records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def _records(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 def test_a_run_stopped_before_its_last_version_was_published_is_not_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: None
 ):
-    monkeypatch.setattr("tandem_trainer.stopping.STOP_GRACE_S", 0.0)
+    monkeypatch.setattr("tandem_trainer.run.stopping.STOP_GRACE_S", 0.0)
     saved: Any = Saved()
     run = make_run(tmp_path)
     run.stop_on_signals()
@@ -47,7 +47,7 @@ def _best(run: Run, learner: Any, step: int, reward: float) -> None:
     run.evaluated({"reward_mean": reward})
     if run.checkpoint_due(step):
         run.checkpoint(step, learner, learner)
-    run.log(GROUPS)
+    run.log()
 
 
 def test_best_checkpoint_is_kept_until_a_better_one_is_on_disk(tmp_path: Path):
@@ -92,7 +92,7 @@ def test_non_finite_metrics_become_null_and_do_not_end_the_run(tmp_path: Path):
     run.make_record(3, GROUPS, {"kl_sampler": math.inf, "loss": math.nan})
     run.evaluated({"reward_mean": None, "rewards": {"a:b": -math.inf}})
     run.checkpoint(3, saved, saved)
-    run.log(GROUPS)
+    run.log()
     (before,) = _records(tmp_path)
     assert (before["kl_sampler"], before["loss"], before["eval"]["rewards"]) == (None, None, {"a:b": None})
     (tmp_path / "default" / "metrics.jsonl").unlink()  # as if the run had been killed before it wrote the file
@@ -105,7 +105,7 @@ def test_non_finite_metrics_become_null_and_do_not_end_the_run(tmp_path: Path):
 def test_writing_after_a_step_counts_for_the_time_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The timings of all steps must add up to the time of the run."""
     now = [100.0]
-    monkeypatch.setattr("tandem_trainer.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tandem_trainer.run.clock.time.monotonic", lambda: now[0])
     run = make_run(tmp_path)
 
     def completions(_: object) -> None:
@@ -115,14 +115,14 @@ def test_writing_after_a_step_counts_for_the_time_of_the_next(tmp_path: Path, mo
     run.start_step()
     for step in (1, 2):
         run.make_record(step, GROUPS, {"loss": 0.25})
-        run.log(GROUPS)
+        run.log()
     assert [line["timings"]["other_s"] for line in _records(tmp_path)] == [0.0, 7.0]
 
 
 def test_a_group_without_signal_in_a_trained_batch_is_written_as_skipped(tmp_path: Path):
     run = make_run(tmp_path)
     run.make_record(1, GROUPS, {"loss": 0.25})
-    run.log(GROUPS)
+    run.log()
     assert {line["row"]: line["skipped"] for line in _records(tmp_path, "rollouts.jsonl")} == {3: False, 4: True}
     assert [line["groups_skipped"] for line in _records(tmp_path)] == [1]
 
@@ -135,10 +135,10 @@ def test_failed_run_writes_the_record_of_its_last_step_once(tmp_path: Path, is_l
     def fail() -> None:
         with run.checkpoint_on_failure(saved, saved):
             run.make_record(2, GROUPS, {"loss": 0.25})
-            run.log(GROUPS)
+            run.log()
             run.make_record(3, GROUPS, {"loss": 0.25})
             if is_logged:
-                run.log(GROUPS)
+                run.log()
             raise OSError("the generator is gone")
 
     with pytest.raises(OSError, match="gone"):

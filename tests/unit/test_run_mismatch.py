@@ -8,7 +8,8 @@ import pytest
 
 from support.rollouts import completion, scored
 from support.run_folders import Saved, make_run
-from tandem_trainer.errors import MismatchTooHigh, UserError
+from tandem_rollout.errors import UserError
+from tandem_trainer.learner.mismatch import MismatchTooHigh
 
 GROUPS = [scored([4], [completion([5]), completion([6])], [1.0, 0.0])]
 

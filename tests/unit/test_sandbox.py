@@ -14,12 +14,12 @@ import pytest
 
 from support.models import make_tokenizer
 from support.rollouts import completion, group
-from tandem_trainer.config import RewardConfig
-from tandem_trainer.errors import UserError
-from tandem_trainer.functions import CallFailed
-from tandem_trainer.prompts import PromptRow
-from tandem_trainer.rewards import Rewards
-from tandem_trainer.sandbox import Sandbox
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_rollout.errors import UserError
+from tandem_rollout.functions import CallFailed
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.rewards.sandbox import Sandbox
+from tandem_rollout.rewards.scoring import Rewards
 
 MODULE = '''
 import asyncio, os, socket, subprocess, sys, time
@@ -123,7 +123,7 @@ async def test_cancelled_call_leaves_no_answer_for_the_next(sandbox: MakeSandbox
 async def test_sandbox_ends_with_its_trainer(sandbox: MakeSandbox, tmp_path: Path):
     program = f"""
 import asyncio
-from tandem_trainer.sandbox import Sandbox
+from tandem_rollout.rewards.sandbox import Sandbox
 async def main():
     run = Sandbox("untrusted:run", {{}}, timeout_s=60)
     print(int((await run({{"code": ["rewards = [os.getpid()]"], "completions": [""]}}))[0]), flush=True)

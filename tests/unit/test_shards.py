@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from support.models import make_tiny_model
 from tandem_protocol.manifest import digest_file, read_header
-from tandem_trainer.shards import model_table, model_tensors, partition, write_part, write_safetensors
+from tandem_trainer.learner.shards import model_table, model_tensors, partition, write_part, write_safetensors
 
 
 def _model(directory: Path, *, tied: bool = True) -> PreTrainedModel:

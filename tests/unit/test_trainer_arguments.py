@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from tandem_protocol.config import ConfigError
 from tandem_protocol.messages import Info, ModelFingerprint
 from tandem_protocol.version import BASE
+from tandem_rollout.errors import UserError
+from tandem_rollout.handshake import check_generators
 from tandem_trainer.__main__ import main, parse
-from tandem_trainer.errors import UserError
-from tandem_trainer.handshake import check_generators
 
 YAML = """
 shared: {model: somewhere}
@@ -137,3 +138,10 @@ def test_sharding_configured_for_accelerate_launch_is_refused_with_the_key_to_us
     monkeypatch.chdir(Path(config).parent)  # the trainer changes it
     assert main(["--config", config]) == 2
     assert "set trainer.learner.parallelism: fsdp2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["--config"], ["--config", "c.yaml", "--check", "--check-project"]])
+def test_wrong_arguments_are_one_line_of_the_log(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"\S+ \S+ ERROR    .*--c.*Fix: `python -m tandem_trainer --help` lists the arguments", line)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tandem_trainer.config import LearnerConfig, RewardConfig, TrainerConfig
+from tandem_protocol.config.learning import LearnerConfig
+from tandem_protocol.config.rollout import RewardConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.errors import UserError
 from tandem_trainer.environment import check_environment
-from tandem_trainer.errors import UserError
 
 
 def config(dtype: str = "float32") -> TrainerConfig:

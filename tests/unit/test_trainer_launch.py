@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tandem_trainer.launch import trainer_command
+from tandem_trainer.launch import refuse_several_nodes, trainer_command
 
 TRAINER = ["-m", "tandem_trainer", "--config", "c.yaml"]
 
@@ -60,3 +60,12 @@ def test_a_rendezvous_port_in_use_is_refused_on_the_node_that_listens():
         ):
             command(NODES="2", RENDEZVOUS=meeting)
         assert command(NODES="2", NODE_RANK="1", RENDEZVOUS=meeting)
+
+
+@pytest.mark.parametrize("name", ["RETRIES", "END_FILE"])
+def test_what_one_machine_does_for_a_run_is_refused_with_several_nodes(name: str):
+    one = {f"TANDEM_TRAINER_{name}": "5", "TANDEM_TRAINER_NODES": "1"}
+    refuse_several_nodes(one)
+    refuse_several_nodes(one | {"TANDEM_TRAINER_NODES": "2", f"TANDEM_TRAINER_{name}": ""})
+    with pytest.raises(ValueError, match=rf"^got TANDEM_TRAINER_{name}=5 with TANDEM_TRAINER_NODES=2.*Fix: unset it"):
+        refuse_several_nodes(one | {"TANDEM_TRAINER_NODES": "2"})

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tandem_generator.config import GeneratorConfig
-from tandem_trainer.config import TrainerConfig
+from tandem_protocol.config.generator import GeneratorConfig
+from tandem_protocol.config.trainer import TrainerConfig
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/integrate/trl.md").read_text()

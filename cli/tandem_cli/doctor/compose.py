@@ -12,13 +12,14 @@ from typing import Any
 
 from tandem_protocol.device_sets import CDI_KIND
 
+from ..checkout import installed_from
 from .facts import PREFLIGHT, SERVICES, ComposeService, Devices, Mount, Port, Stack, Volume
 from .unknown import Unknown
 
 TIMEOUT_S = 60.0
 RUN_IN_CHECKOUT = (
-    "run `tandem doctor` in the folder with Tandem's compose.yaml; `docker compose config` must print the stack there"
-)
+    "run `tandem doctor` in the folder with Tandem's compose.yaml{}; `docker compose config` must print the stack there"
+).format(f", {checkout}" if (checkout := installed_from()) else "")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)b?")
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 

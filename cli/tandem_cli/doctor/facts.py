@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from .settings import DoctorSettings
+from tandem_protocol.config.project import ProjectSettings
+
 from .unknown import Unknown
 
 PortState = Literal["free", "own", "taken"]
@@ -188,7 +189,7 @@ class MachineFacts:
     """Free memory according to /proc/meminfo."""
     disk_free_bytes: int | Unknown
     """Free disk space where the engine keeps its volumes."""
-    settings: DoctorSettings | Unknown
+    settings: ProjectSettings | Unknown
     """The project's configuration as the services will read it."""
     model: Model | Unknown
     access: Access | Unknown

@@ -9,6 +9,7 @@ from pathlib import Path
 import docker
 
 from tandem_protocol.config import ConfigError, load
+from tandem_protocol.config.project import ProjectSettings
 
 from . import docker_engine
 from .compose import compose_version, read_stack
@@ -16,11 +17,12 @@ from .facts import GENERATOR, PREFLIGHT, TRAINER, DockerEngine, Image, MachineFa
 from .hub import ask_hub
 from .model import NO_MODEL, read_model
 from .nvidia import read_nvidia
-from .settings import DoctorSettings
 from .unknown import Refused, Unknown
 from .volumes import PREPARE, VolumeProbe
 
 MEMINFO = Path("/proc/meminfo")
+IN_CONTAINER = Path("/.dockerenv")
+"""Docker creates this file in every container."""
 ELSEWHERE = Unknown("the engine runs on another machine")
 
 
@@ -61,7 +63,7 @@ def _volume_probe(
     return VolumeProbe(client, stack, {name: image for name, image in images.items() if isinstance(image, Image)})
 
 
-def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown]) -> DoctorSettings | Unknown:
+def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown]) -> ProjectSettings | Unknown:
     """Read the project's configuration as the services do: with the environment of image and service."""
     if isinstance(stack, Unknown):
         return stack
@@ -71,7 +73,7 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
         env |= image.env if isinstance(image, Image) else {}
         env |= stack.services[name].env
     try:
-        return load(DoctorSettings, path=stack.project_folder / "config.yaml", env=env)[0]
+        return load(ProjectSettings, path=stack.project_folder / "config.yaml", env=env)[0]
     except ConfigError as error:
         return Refused(
             "the project's configuration is not valid",
@@ -81,7 +83,7 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
 
 
 def find_model(
-    stack: Stack | Unknown, settings: DoctorSettings | Unknown, probe: VolumeProbe | Unknown
+    stack: Stack | Unknown, settings: ProjectSettings | Unknown, probe: VolumeProbe | Unknown
 ) -> Model | Unknown:
     """Look for the model in the project, then on the stack's volumes, then on the hub."""
     if isinstance(stack, Unknown) or isinstance(settings, Unknown):
@@ -116,6 +118,8 @@ def read_disk(engine: DockerEngine | Unknown) -> int | Unknown:
     if not engine.is_this_host:
         return ELSEWHERE
     try:
-        return shutil.disk_usage(engine.root_dir).free
+        # A container does not see that folder, but its own files are kept there.
+        hidden = IN_CONTAINER.exists() and not engine.root_dir.exists()
+        return shutil.disk_usage("/" if hidden else engine.root_dir).free
     except OSError as error:
         return Unknown(f"the engine's folder {engine.root_dir} cannot be read: {error.strerror}")

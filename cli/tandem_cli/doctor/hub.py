@@ -6,6 +6,8 @@ from pathlib import Path
 
 import httpx
 
+from tandem_protocol.secrets import mask
+
 from .facts import ComposeService, Model
 from .model import NO_MODEL, parse_model
 from .unknown import Refused, Unknown
@@ -30,7 +32,8 @@ def ask_hub(name: str, revision: str | None, preflight: ComposeService) -> Model
     except httpx.HTTPStatusError as error:
         return _refusal(name, rev, error.response.status_code, has_token=bool(token))
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        return Unknown(NO_MODEL, f"give the preflight a network that reaches {base}", f"{name}: {error}")
+        fix = mask(f"give the preflight a network that reaches {base}")
+        return Unknown(NO_MODEL, fix, mask(f"{name}: {error}"))
 
 
 def _token(preflight: ComposeService) -> str | None:

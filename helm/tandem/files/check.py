@@ -1,6 +1,7 @@
 """The script that `helm test` runs: every replica is ready, answers a rollout, and shares no device with another.
 
-The trainer makes the same check for its own devices when it starts: it exits if a generator uses one of them.
+Then it looks at the run: the trainer finishes a step, or has finished the run. The generators know it by the version
+that they serve. The trainer checks the devices, too: it exits if a generator uses one of its own.
 """
 
 import asyncio
@@ -10,11 +11,15 @@ import sys
 from tandem_protocol.config import read_token
 from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group, Info, Prompt, RolloutRequest, Sampling
-from tandem_trainer.client import GeneratorClient
+from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
 
 REPLICAS = int(os.environ.get("REPLICAS", "1"))
 READY_TIMEOUT_S = float(os.environ.get("READY_TIMEOUT_S", "900"))
+STEP_TIMEOUT_S = float(os.environ.get("STEP_TIMEOUT_S", "600"))
+MAX_STEPS = int(os.environ.get("MAX_STEPS", "0"))
 ANSWER_TIMEOUT_S = 120.0
+POLL_S = 2.0
 
 
 async def main() -> None:
@@ -24,6 +29,7 @@ async def main() -> None:
         check_devices(infos)
         for url, info in infos.items():
             await check_rollout(url, info)
+        await check_run(client)
     finally:
         await client.close()
 
@@ -66,6 +72,28 @@ async def check_rollout(url: str, info: Info) -> None:
     print(f"{info.generator_id} sampled {tokens} tokens at version {info.version}", flush=True)
     if not tokens:
         sys.exit(f"error: {info.generator_id} returned no tokens, expected at least 1")
+
+
+async def check_run(client: GeneratorClient) -> None:
+    """Wait until the trainer has finished a step, or the run. Exit with an error if it does not in time."""
+    before = now = await newest(client)
+    try:
+        async with asyncio.timeout(STEP_TIMEOUT_S):
+            while now.step <= before.step and now.step < MAX_STEPS:
+                await asyncio.sleep(POLL_S)
+                now = await newest(client)
+                if now.attempt > before.attempt and now.step < before.step:
+                    before = now  # the trainer has started again, from an earlier checkpoint
+    except TimeoutError:
+        sys.exit(
+            f"error: the trainer finished no step within {STEP_TIMEOUT_S:g} s (test.stepMinutes); the generators serve "
+            f"version {now} of a run of {MAX_STEPS} steps. Fix: read the log of the trainer's pod, or describe it"
+        )
+    print(f"the run is at step {now.step} of {MAX_STEPS}", flush=True)
+
+
+async def newest(client: GeneratorClient) -> Version:
+    return max(info.version for info in (await client.info(ANSWER_TIMEOUT_S)).values())
 
 
 if __name__ == "__main__":

@@ -12,15 +12,18 @@ from pathlib import Path
 
 from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
+from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
+from tandem_protocol.handover import Failure
+from tandem_protocol.lock import project_in_use
+from tandem_protocol.memory import oom_kills, why_killed
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
-from . import end_file
-from .config import Settings
+from .end_file import EndFile
 from .engines.mock import MockEngine
 from .options import Options, parse
 from .server import serve
@@ -34,9 +37,13 @@ RESTART_ME = 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until stopped. Returns 0 after SIGTERM, 2 for a user error, 1 for a failure that a restart may fix."""
+    """Serve until stopped. Returns 0 after SIGTERM or with its run, 2 for a user error, 1 if a restart may help."""
+    end_file = EndFile.from_environment()
+    options: Options | None = None
     try:
         logs.configure()
+        if end_file and not end_file.should_start():
+            return 0
         options = parse(sys.argv[1:] if argv is None else argv)
         if options.project:
             os.chdir(options.project)
@@ -45,21 +52,41 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(format_resolved(options.settings, options.sources))
             return 0
         _check(options.settings, token)
-        if file := os.environ.get(end_file.VARIABLE):
-            if end_file.run_is_over(Path(file)):
-                log.info("the run is over (%s), so this generator does not start", file)
-                return 0
-            end_file.end_with(Path(file))
-        if options.settings.generator.engine == "mock":
-            return asyncio.run(_serve_mock(options.settings))
-        return _serve_vllm(options)
+        if end_file:
+            end_file.end_with_run()
+        with project_in_use():
+            if options.settings.generator.engine == "mock":
+                return asyncio.run(_serve_mock(options.settings))
+            return _serve_vllm(options)
     except (ConfigError, TandemError, OSError) as error:
         logs.report_error(error)
+        if oom_kills():
+            logs.report_error(why_killed("TANDEM_GENERATOR_MEMORY", "lower generator.max_model_len"))
         is_user_error = isinstance(error, ConfigError) or (isinstance(error, TandemError) and not error.retryable)
-        return USER_ERROR if is_user_error else RESTART_ME
+        status = USER_ERROR if is_user_error else RESTART_ME
+        return status if end_file is None else _end_run(end_file, Failure(status, str(error)), options)
 
 
-def _check(settings: Settings, token: str | None) -> None:
+def _end_run(end_file: EndFile, failure: Failure, options: Options | None) -> int:
+    """Hand a failure to the trainer if a restart would not help.
+
+    Returns:
+        The exit status: 0 if the run has ended with the failure, so that nothing is started again.
+    """
+    try:
+        if failure.status == RESTART_ME and not (options and end_file.starts_fail(_lease(options.settings))):
+            return RESTART_ME
+        return 0 if end_file.end_run(failure) else failure.status
+    except OSError as problem:
+        log.warning("the trainer cannot be informed: %s", problem)
+        return failure.status
+
+
+def _lease(settings: GeneratorSettings) -> Path:
+    return WeightStore(settings.shared.weights_dir).lease_file(settings.generator.replica)
+
+
+def _check(settings: GeneratorSettings, token: str | None) -> None:
     """Find user errors before an engine is started.
 
     Raises:
@@ -96,7 +123,7 @@ def _serve_vllm(options: Options) -> int:
     return 0 if serve_vllm(options.settings, options.engine_args) else RESTART_ME
 
 
-async def _serve_mock(settings: Settings) -> int:
+async def _serve_mock(settings: GeneratorSettings) -> int:
     shared, config = settings.shared, settings.generator
     try:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.config import SECTIONS, ConfigError, SharedConfig, load, parse_overrides
-from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys, described, metavar_of
+from tandem_protocol.config.generator import GeneratorConfig, GeneratorSettings
+from tandem_protocol.config.help import ServiceParser, add_keys, described, metavar_of
 
-from .config import GeneratorConfig, Settings
 from .engine_options import as_words, names_of, refuse_owned
 
 _SHARED = ("model", "revision", "trust_remote_code", "weights_dir")
@@ -80,7 +80,7 @@ exit codes:
 class Options(NamedTuple):
     """What the command line asks for."""
 
-    settings: Settings
+    settings: GeneratorSettings
     sources: dict[str, str]
     engine_args: list[str]
     """Words for vLLM's own parser, which checks them."""
@@ -107,7 +107,7 @@ def parse(argv: Sequence[str]) -> Options:
         key = duplicates[0]
         option = f"--{key.partition('.')[2].replace('_', '-')}"
         raise ConfigError(f"got both {option} and --{key}, expected one of them. Fix: remove one.")
-    settings, sources = load(Settings, path=args.config, overrides=overrides | by_key)
+    settings, sources = load(GeneratorSettings, path=args.config, overrides=overrides | by_key)
     if rest and settings.generator.engine == "mock":
         raise ConfigError(f"got {' '.join(rest)}, expected no vLLM options with --engine mock. Fix: remove them.")
     refuse_owned(settings.generator.vllm)
@@ -118,17 +118,8 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tandem_generator",
-        usage="python -m tandem_generator [--config FILE] [OPTION ...]\n"
-        "           [--SECTION.KEY VALUE ...] [OPTION OF `vllm serve` ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=WideHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    add_help(parser, _list_keys)
+    usage = "[--config FILE] [OPTION ...]\n           [--SECTION.KEY VALUE ...] [OPTION OF `vllm serve` ...]"
+    parser = ServiceParser("tandem_generator", usage, _DESCRIPTION, _EPILOG, _list_keys)
     parser.add_argument("--config", type=Path, metavar="FILE", help="The project's config.yaml. (default: no file)")
     parser.add_argument("--check", action="store_true", help="Print every setting with its source, and exit.")
     for title, names in _GROUPS.items():

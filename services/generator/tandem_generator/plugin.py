@@ -14,9 +14,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
 
+from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.store import WeightStore
 
-from .config import Settings
 from .engines.vllm import VllmEngine
 from .routes import build_router
 from .server import end_on_signal, end_when_failed
@@ -57,7 +57,7 @@ class TandemRoutes:
 
     name = "tandem"
     required_tasks = ("generate",)
-    settings: ClassVar[Settings]
+    settings: ClassVar[GeneratorSettings]
     """Must be set before vLLM creates the plug-in, because vLLM passes no arguments."""
     switcher: ClassVar[WeightSwitcher]
     """Its `stopping` tells whether the server was stopped. vLLM's exit status is 0 even if the engine died."""

@@ -59,6 +59,7 @@ async def serve(switcher: WeightSwitcher, model: str, host: str, port: int, shut
         host=host,
         port=port,
         log_level="warning",
+        log_config=None,  # through the root logger, in our format
         timeout_graceful_shutdown=shutdown_timeout_s,
     )
     server = _Server(config)

@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
 
 CONFIG_PATH = "VLLM_LOGGING_CONFIG_PATH"
+TORCH_LOGS = "TORCH_LOGS"
+"""What torch logs. Like `CONFIG_PATH`, it reaches the engine's processes, which import torch first."""
 PROGRESS = ("vllm.model_executor.model_loader", "vllm.v1.worker", "vllm.v1.core.kv_cache_utils")
 """Loggers whose INFO lines say how far the start is: loading weights, and the size of the KV cache."""
+
+MEANINGLESS = (
+    "Triton is ", "Model Runner V2 requires Triton", "Enforce eager set", "Inductor compilation was disabled",
+    "Reset SSM cache type", "CPU backend doesn't allow to use `torch.set_num_threads`", "Passing raw prompts to",
+)  # fmt: skip
+"""How warnings begin that users can do nothing about: hints to vLLM's developers, and that a CPU is not a GPU."""
+IGNORED_WARNINGS = ("ignore::FutureWarning:vllm.triton_utils.dispatcher",)
+"""Python warnings of vLLM about its own code, in the form of PYTHONWARNINGS."""
+
+
+class Meaningful(logging.Filter):
+    """Keeps all records but those of `MEANINGLESS`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(MEANINGLESS)
 
 
 def configure_vllm_logging(engine_env: Mapping[str, str]) -> None:
@@ -22,8 +40,12 @@ def configure_vllm_logging(engine_env: Mapping[str, str]) -> None:
         engine_env: `generator.env`.
     """
     env = {**os.environ, **engine_env}
+    if TORCH_LOGS not in env:
+        os.environ[TORCH_LOGS] = "-torch._library.triton"  # it warns that a CPU has no Triton
     if CONFIG_PATH in env or env.get("VLLM_CONFIGURE_LOGGING") == "0":
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # below, torch's C++ code reports each binding to NUMA nodes
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [env.get("PYTHONWARNINGS"), *IGNORED_WARNINGS]))
     level = env.get("VLLM_LOGGING_LEVEL")
     with tempfile.NamedTemporaryFile("w", prefix="tandem-vllm-logging-", suffix=".json", delete=False) as file:
         json.dump(logging_config(level), file)
@@ -37,7 +59,15 @@ def logging_config(level: str | None) -> dict[str, object]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"tandem": {"()": "tandem_protocol.logs.make_formatter"}},
-        "handlers": {"tandem": {"class": "logging.StreamHandler", "formatter": "tandem", "stream": "ext://sys.stdout"}},
+        "filters": {"meaningful": {"()": "tandem_generator.vllm_logging.Meaningful"}},
+        "handlers": {
+            "tandem": {
+                "class": "logging.StreamHandler",
+                "formatter": "tandem",
+                "filters": [] if level else ["meaningful"],
+                "stream": "ext://sys.stdout",
+            }
+        },
         "loggers": {
             "vllm": {"handlers": ["tandem"], "level": (level or "WARNING").upper(), "propagate": False},
             **chatty,

@@ -20,13 +20,13 @@ from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
+from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.errors import EngineFailed, TandemError
-from tandem_protocol.ports import listen
+from tandem_protocol.ports import LOOPBACK_ONLY, listen
 from tandem_protocol.problems import summarize
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
-from .config import Settings
 from .engine_options import refuse_owned
 from .plugin import TandemRoutes
 from .volume_engine import BACKEND
@@ -35,7 +35,7 @@ _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TEL
 """Environment variables that disable telemetry. Users can override them."""
 
 
-def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
+def serve_vllm(settings: GeneratorSettings, engine_args: Sequence[str]) -> bool:
     """Serve until SIGTERM or SIGINT.
 
     With `--headless`, this process is a further node of a replica with several nodes (`--nnodes`). It runs only vLLM's
@@ -62,6 +62,9 @@ def serve_vllm(settings: Settings, engine_args: Sequence[str]) -> bool:
         return False
     # vLLM would share the port with another server of the same user. Then each server would get some of the requests.
     listen(settings.generator.host, settings.generator.port, "generator.port").close()
+    if args.nnodes == 1 and args.data_parallel_address is None:
+        for name, interface in LOOPBACK_ONLY.items():
+            os.environ.setdefault(name, interface)
     TandemRoutes.settings = settings
     try:
         with start_errors(settings.shared.model, is_up=lambda: hasattr(TandemRoutes, "switcher")):
@@ -105,7 +108,7 @@ def start_errors(model: str, is_up: Callable[[], bool] = lambda: False) -> Itera
         ) from error
 
 
-def _refuse_quantized(settings: Settings) -> None:
+def _refuse_quantized(settings: GeneratorSettings) -> None:
     """Refuse a quantized model on the hub before its weights are downloaded."""
     shared = settings.shared
     if Path(shared.model).is_dir():
@@ -118,7 +121,7 @@ def _refuse_quantized(settings: Settings) -> None:
         raise ConfigError(problem)
 
 
-def parse_engine_args(settings: Settings, engine_args: Sequence[str]) -> Namespace:
+def parse_engine_args(settings: GeneratorSettings, engine_args: Sequence[str]) -> Namespace:
     """Parse all options with vLLM's own parser. Also sets the environment variables that vLLM reads.
 
     Args:
@@ -154,7 +157,7 @@ def _named(parser: FlexibleArgumentParser, engine_args: Sequence[str]) -> dict[s
     return named
 
 
-def _set_environment(settings: Settings) -> None:
+def _set_environment(settings: GeneratorSettings) -> None:
     for name, value in {**_OFFLINE, **settings.generator.env}.items():
         os.environ.setdefault(name, value)
     plugins = [name for name in os.environ.get("VLLM_PLUGINS", "").split(",") if name]
@@ -162,7 +165,7 @@ def _set_environment(settings: Settings) -> None:
     cli_env_setup()
 
 
-def _arguments(settings: Settings) -> list[str]:
+def _arguments(settings: GeneratorSettings) -> list[str]:
     """Return vLLM's command line for the configured options."""
     shared, config = settings.shared, settings.generator
     values = {

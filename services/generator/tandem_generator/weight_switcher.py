@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import NamedTuple
 
+from tandem_protocol.config.generator import GeneratorConfig
 from tandem_protocol.errors import (
     BadRequest,
     NotReady,
@@ -30,7 +31,6 @@ from tandem_protocol.version import BASE, Version
 
 from . import metrics
 from .compatibility import check_version_fits
-from .config import GeneratorConfig
 from .engines.base import Engine
 from .lease import LeaseKeeper
 

@@ -28,13 +28,13 @@ def parse_devices(text: str) -> tuple[str, ...]:
         text: The list, separated by commas.
 
     Returns:
-        The devices in the order given, without duplicates.
+        The devices in the order given. A device that is listed twice is there twice (`repeated_devices`).
 
     Raises:
         ConfigError: A part of `text` is not a device.
     """
     parts = [part.strip() for part in text.split(",")] if text.strip() else []
-    return tuple(dict.fromkeys(device for part in parts for device in _expand(part, text)))
+    return tuple(device for part in parts for device in _expand(part, text))
 
 
 def _expand(part: str, text: str) -> Sequence[str]:
@@ -60,6 +60,17 @@ def identity(device: str, uuids: Mapping[str, str] | None = None) -> str:
     """
     name = device.removeprefix(CDI_KIND)
     return (uuids or {}).get(name, name).lower()
+
+
+def repeated_devices(devices: Sequence[str], uuids: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the devices that the list has named before, as it writes them.
+
+    Args:
+        devices: The list.
+        uuids: Index → UUID, to recognize a device that is written differently.
+    """
+    names = [identity(device, uuids) for device in devices]
+    return tuple(device for place, device in enumerate(devices) if names[place] in names[:place])
 
 
 def shared_devices(

@@ -51,10 +51,24 @@ def require_readable(folder: Path, key: str) -> None:
         raise ConfigError(_problem(folder, key, error, "read")) from error
 
 
+def permission_problem(error: PermissionError) -> str:
+    """Describe a file or folder that this user may not use, with the fix."""
+    return f"{error.filename}: {error.strerror}, as user {os.geteuid()}. Fix: {_own('its folder')}."
+
+
+def _own(folder: str) -> str:
+    return (
+        f"run `chown -R {os.geteuid()}:{os.getegid()}` on {folder} (if it is mounted into a container: on the host's "
+        "folder or on the volume)"
+    )
+
+
 def _problem(folder: Path, key: str, error: OSError, verb: str) -> str:
     problem = f"{key}: {folder.absolute()} cannot be {verb}: {error.strerror}"
     if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{problem}, as user {os.geteuid()}. Fix: change its owner or permissions, or choose another {key}."
+        return f"{problem}, as user {os.geteuid()}. Fix: {_own('it')}, or choose another {key}."
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return f"{problem}: something on this path is a file. Fix: choose another {key}."
+    if error.errno == errno.EROFS:
+        return f"{problem}. Fix: mount it so that it can be written to, or choose another {key}."
     return f"{problem}. Fix: free some space there, or choose another {key}."

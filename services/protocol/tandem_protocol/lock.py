@@ -1,11 +1,18 @@
-"""A file lock for folders that only one process may write. The kernel releases it when the process ends."""
+"""File locks: of folders that only one process may write, and of a project that services use.
+
+The kernel releases a lock when its process ends.
+"""
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PROJECT_LOCK_ENV = "TANDEM_PROJECT_LOCK"
+"""Environment variable with the file that running services lock, so that nobody replaces their project."""
 
 
 class Held(Exception):
@@ -30,7 +37,44 @@ def exclusive(file: Path, holder: str) -> Iterator[None]:
         except BlockingIOError as error:
             opened.seek(0)
             raise Held(opened.read().strip() or "another process") from error
-        opened.truncate(0)
-        opened.write(f"{holder}\n")
-        opened.flush()
+        with suppress(OSError):  # on a full disk the lock has no name, but it is held
+            opened.truncate(0)
+            os.write(opened.fileno(), f"{holder}\n".encode())
         yield
+
+
+@contextmanager
+def shared(file: Path) -> Iterator[None]:
+    """Hold a lock during the `with` block that others may share, but that nobody can have exclusively.
+
+    Args:
+        file: The lock file. It is only read, so it may be on a read-only mount.
+
+    Raises:
+        Held: Another process holds the lock exclusively.
+        OSError: The file is missing or cannot be read.
+    """
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Held(opened.read().strip() or "another process") from error
+        yield
+
+
+@contextmanager
+def project_in_use(env: Mapping[str, str] = os.environ) -> Iterator[None]:
+    """Hold the lock of the project during the `with` block, if the environment names one.
+
+    Raises:
+        BlockingIOError: The project is being replaced at this moment.
+        OSError: The lock file is missing or cannot be read.
+    """
+    if not (file := env.get(PROJECT_LOCK_ENV)):
+        yield
+        return
+    try:
+        with shared(Path(file)):
+            yield
+    except Held as error:
+        raise BlockingIOError(f"{error} is being prepared. Fix: start this service afterwards.") from error

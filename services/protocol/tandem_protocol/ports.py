@@ -9,6 +9,8 @@ from pathlib import Path
 
 from .config import ConfigError
 
+LOOPBACK_ONLY = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""Environment variables that keep processes which compute together on one machine off its other interfaces."""
 _LISTENS = "0A"
 """State of a listening socket in /proc/net/tcp."""
 _PROC = Path("/proc")

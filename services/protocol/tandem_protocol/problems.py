@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from .secrets import mask
+
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
@@ -50,8 +52,11 @@ def describe(problem: ErrorDetails) -> str:
 
 
 def shorten(value: Any) -> str:
-    """Return the repr of `value`. If it is longer than `LONGEST_VALUE`, its middle is left out."""
-    text = repr(value)
+    """Return the repr of `value`. If it is longer than `LONGEST_VALUE`, its middle is left out.
+
+    Secrets are masked before that, because a part of one is not recognized any more.
+    """
+    text = mask(repr(value))
     half = LONGEST_VALUE // 2
     return text if len(text) <= LONGEST_VALUE else f"{text[:half]}…{text[-half:]}"
 

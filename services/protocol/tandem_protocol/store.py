@@ -37,6 +37,7 @@ from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
 from .version import Version
 
+ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
 LEASE_S = 120.0
 """Lifetime of a lease, in seconds. A lease that has not been renewed for this long is ignored."""
 
@@ -131,7 +132,7 @@ class WeightStore:
         """Check that every file matches the manifest in size, digest and tensor table.
 
         Raises:
-            WeightsRefused: A file is missing or differs. The message names the file, the actual and the expected value.
+            WeightsRefused: A file is missing or differs. The message has the file, the actual and the expected value.
         """
         directory = self.directory(manifest.version)
         found: list[TensorEntry] = []
@@ -152,6 +153,10 @@ class WeightStore:
 
     # -- leases --------------------------------------------------------------------------------------------------
 
+    def lease_file(self, generator_id: str) -> Path:
+        """Return the file of a generator's lease, whether it exists or not."""
+        return self._served / f"{generator_id}.json"
+
     def lease(self, generator_id: str, versions: tuple[Version, ...]) -> None:
         """Write or renew the lease of a generator.
 
@@ -162,7 +167,7 @@ class WeightStore:
         Raises:
             OSError: The store cannot be written.
         """
-        path = self._served / f"{generator_id}.json"
+        path = self.lease_file(generator_id)
         if versions:
             self._served.mkdir(parents=True, exist_ok=True)
             _replace(path, Lease(versions=versions).model_dump_json().encode())
@@ -211,7 +216,7 @@ class WeightStore:
         return max((version.attempt for version in self.versions()), default=0) + 1
 
     @contextmanager
-    def staging(self, version: Version, *, needs_bytes: int, owner: bool = True) -> Iterator[Path]:
+    def staging(self, version: Version, *, needs_bytes: int, fix: str = ENLARGE, owner: bool = True) -> Iterator[Path]:
         """Provide a directory for the shards of `version` during the `with` block, until `commit`.
 
         The directory is removed at the end of the block, in any case.
@@ -219,8 +224,8 @@ class WeightStore:
         Args:
             version: The version to write.
             needs_bytes: Expected size of the shards, which must be free.
-            owner: True in the process that holds `writer`. False in processes that only write some of the shards: they
-                must enter after the owner and leave before it commits.
+            fix: What to do if the volume is full, for the message.
+            owner: True in the process that holds `writer`. Others must enter after it, and leave before it commits.
 
         Raises:
             StoreError: The volume is full, either at the start or while the shards are written.
@@ -229,13 +234,13 @@ class WeightStore:
         if owner:
             free = shutil.disk_usage(self._versions).free
             if free < needs_bytes:
-                raise _full(self.root, version, f"{free / 1e6:.1f} MB free", f"{needs_bytes / 1e6:.1f} MB")
+                raise _full(self.root, version, f"{free / 1e6:.1f} MB free", f"{needs_bytes / 1e6:.1f} MB", fix)
             directory.mkdir(exist_ok=True)
         try:
             yield directory
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full(self.root, version, str(error), f"{needs_bytes / 1e6:.1f} MB") from error
+                raise _full(self.root, version, str(error), f"{needs_bytes / 1e6:.1f} MB", fix) from error
             raise
         finally:
             if owner:
@@ -319,10 +324,10 @@ def _refused(path: Path, got: str, expected: str) -> WeightsRefused:
     )
 
 
-def _full(root: Path, version: Version, got: str, expected: str) -> StoreError:
+def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> StoreError:
     return StoreError(
         f"cannot publish version {version} into {root}: got {got}, expected {expected}. Existing versions are "
-        "unchanged. Fix: enlarge the weights volume or lower trainer.publish.keep."
+        f"unchanged. Fix: {fix}."
     )
 
 

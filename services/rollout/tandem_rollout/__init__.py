@@ -1,1 +1,1 @@
-"""From prompts to scored trajectories: environments, tools and agents on one side, token ids on the other."""
+"""The rollout side: from prompts to scored trajectories. It samples from the generators, and never imports torch."""

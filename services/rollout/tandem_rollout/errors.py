@@ -4,4 +4,8 @@ from __future__ import annotations
 
 
 class UserError(ValueError):
-    """The project and the model do not fit each other. The message says how to fix it."""
+    """The prompts, rewards, model or generators do not fit the run. The message says how to fix it."""
+
+
+class ImportFailed(UserError):
+    """The module of a reward or a judge cannot be imported. Its cause is the error that the import raised."""

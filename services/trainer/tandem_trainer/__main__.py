@@ -12,10 +12,11 @@ from pathlib import Path
 
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides
-from tandem_protocol.config.help import WideHelpFormatter, add_help, add_keys
+from tandem_protocol.config.help import ServiceParser, add_keys
+from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
+from tandem_protocol.processes import STATUS_DIR, die_with_parent
 
-from .config import Settings, TrainerConfig
-from .stopping import STATUS_DIR, Terminated, die_with_parent, exit_status
+from .run.stopping import Terminated, exit_status
 
 _DESCRIPTION = """
 Train a project's model on completions from its generators. Any key of config.yaml can be set on the command line, such
@@ -75,7 +76,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         logs.configure()
         path, check, overrides = parse(sys.argv[1:] if argv is None else argv)
-        settings, sources = load(Settings, path=path, overrides=overrides)
+        settings, sources = load(TrainerSettings, path=path, overrides=overrides)
         resolved = format_resolved(settings, sources)
         if check == "settings":
             print(resolved)
@@ -105,17 +106,8 @@ def parse(argv: Sequence[str]) -> tuple[Path, str | None, dict[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tandem_trainer",
-        usage="python -m tandem_trainer --config FILE [--check | --check-project]\n"
-        "           [--SECTION.KEY VALUE ...]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=WideHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
-    add_help(parser, _list_keys)
+    usage = "--config FILE [--check | --check-project]\n           [--SECTION.KEY VALUE ...]"
+    parser = ServiceParser("tandem_trainer", usage, _DESCRIPTION, _EPILOG, _list_keys)
     parser.add_argument("--config", type=Path, required=True, metavar="FILE",
                         help="The project's config.yaml. (required)")  # fmt: skip
     check = parser.add_mutually_exclusive_group()

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from anyio.from_thread import BlockingPortal
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig
 
-from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
 from tandem_protocol.messages import ModelFingerprint
-from tandem_protocol.model_directory import check_model_directory
-from tandem_protocol.problems import one_line
 from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.errors import UserError
+from tandem_rollout.project import load_inputs
+from tandem_rollout.prompts import PromptCursor, PromptRow
+from tandem_rollout.queue import Rollouts
+from tandem_rollout.rewards.judge import Judge, WinRate
+from tandem_rollout.rewards.scoring import Rewards
 
 from . import algorithms
 from .algorithms.base import Algorithm
-from .client import GeneratorClient
-from .config import Settings, TrainerConfig
-from .errors import UserError
 from .evaluate import Evaluation
-from .judge import Judge, WinRate
-from .learner import Learner
+from .learner.learner import Learner
+from .learner.model_files import model_dir
 from .loop import train
-from .model_files import model_dir
-from .prompts import PromptCursor, PromptRow, load_prompts
 from .publish import Publisher, fingerprint_of
-from .rewards import Rewards
-from .rollouts import Rollouts
-from .run import Run
+from .run.run import Run
 
 
 class LoadedProject(NamedTuple):
@@ -44,46 +43,7 @@ class LoadedProject(NamedTuple):
     fingerprint: ModelFingerprint
 
 
-class Inputs(NamedTuple):
-    """What the user brings besides the model's weights, loaded and checked."""
-
-    tokenizer: PreTrainedTokenizerBase
-    scorer: Rewards | Judge
-    rows: list[PromptRow]
-    eval_rows: list[PromptRow]
-    algorithm: Algorithm
-
-    def describe(self, settings: Settings) -> str:
-        """One line about what will be trained, for the log."""
-        config = settings.trainer
-        evaluation = f", evaluated on {len(self.eval_rows)} prompts" if self.eval_rows else ""
-        return (
-            f"training {settings.shared.model} on {len(self.rows)} prompts of {config.prompts.source}, scored by "
-            f"{', '.join(config.scorers)}{evaluation}"
-        )
-
-
-def load_inputs(settings: Settings, processes: int) -> Inputs:
-    """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
-
-    Raises:
-        UserError: the prompts, rewards or configuration do not fit together.
-    """
-    config = settings.trainer
-    if config.rollout.num_prompts % processes:
-        raise UserError(
-            f"trainer.rollout.num_prompts is {config.rollout.num_prompts} for {processes} trainer processes, expected "
-            "a multiple of the number of processes"
-        )
-    tokenizer = load_tokenizer(settings.shared)
-    scorer = load_scorer(config, tokenizer)
-    rows = load_prompts(config.prompts, tokenizer)
-    eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
-    scorer.check_parameters([*rows, *eval_rows])
-    return Inputs(tokenizer, scorer, rows, eval_rows, algorithms.build(config))
-
-
-def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> LoadedProject:
+def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) -> LoadedProject:
     """Load and check the project before waiting for the generators, so that its errors appear early.
 
     Raises:
@@ -92,13 +52,13 @@ def load_project(settings: Settings, accelerator: Accelerator, run: Run) -> Load
     shared, config = settings.shared, settings.trainer
     with run.timer("start"):
         inputs = load_inputs(settings, accelerator.num_processes)
-        needs_reference = inputs.algorithm.needs_reference
-        learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=needs_reference)
+        algorithm = algorithms.build(config)
+        learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
-        learner.rehearse()
+        learner.rehearse(resumes=run.resumes)
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
-    return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, inputs.algorithm, learner, ours)
+    return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, algorithm, learner, ours)
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
@@ -114,98 +74,99 @@ def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedCon
         )
 
 
-def construct_and_train(
-    config: TrainerConfig,
-    accelerator: Accelerator,
-    run: Run,
-    store: WeightStore,
-    client: GeneratorClient,
-    portal: BlockingPortal,
-    project: LoadedProject,
-) -> int:
-    """Construct the parts of the loop, run it, and return the last step."""
-    rollouts = Rollouts(
-        rows=project.rows,
-        cursor=_prompt_cursor(config, accelerator, len(project.rows)),
-        client=client,
-        rewards=project.scorer,
-        portal=portal,
-        wait=run.wait,
-        config=config.rollout,
-        prompts_per_step=config.rollout.num_prompts // accelerator.num_processes,
-        max_lag=config.max_lag,
-    )
-    publish = Publisher(
-        store=store,
-        client=client,
-        portal=portal,
-        wait=run.wait,
-        config=config.publish,
-        run_name=config.run_name,
-        attempt=run.attempt,
-        model_fingerprint=project.fingerprint,
-        dtype=getattr(torch, config.learner.dtype),
-        accelerator=accelerator,
-    )
-    evaluate = Evaluation(
-        rows=project.eval_rows,
-        client=client,
-        rewards=project.scorer,
-        win_rate=_win_rate(project, run),
-        portal=portal,
-        wait=run.wait,
-        config=config,
-        file=run.dir / "eval.jsonl",
-        is_main=accelerator.is_main_process,
-    )
+class Session(NamedTuple):
+    """One start of the trainer on a project, with generators that fit it."""
+
+    config: TrainerConfig
+    accelerator: Accelerator
+    run: Run
+    store: WeightStore
+    client: GeneratorClient
+    portal: BlockingPortal
+    project: LoadedProject
+
+
+def construct_and_train(session: Session) -> int:
+    """Construct the parts of the loop, run it, and return the last step. The run measures the time of each phase."""
+    config, run, project = session.config, session.run, session.project
+    rollouts, publisher, evaluation = _rollouts(session), _publisher(session), _evaluation(session)
+
+    @run.timer("publish")
+    def publish(step: int) -> Version:
+        return publisher(project.learner.model, step)
+
+    @run.timer("evaluate")
+    def evaluate_now(version: Version) -> dict[str, Any] | None:
+        return evaluation(version)
+
     try:
-        return train(config, run, rollouts, project.learner, project.algorithm, publish, evaluate)
+        return train(
+            config,
+            run,
+            rollouts,
+            project.learner,
+            project.algorithm,
+            sample=run.timer("wait_for_rollouts")(rollouts.next),
+            update=run.timer("update")(project.learner.update),
+            publish=publish,
+            evaluate=lambda step, version: evaluate_now(version) if evaluation.due(step) else None,
+        )
     finally:
         rollouts.close()
 
 
-def _prompt_cursor(config: TrainerConfig, accelerator: Accelerator, num_rows: int) -> PromptCursor:
-    return PromptCursor(
-        num_rows,
+def _rollouts(session: Session) -> Rollouts:
+    config, processes = session.config, session.accelerator.num_processes
+    rows = session.project.rows
+    cursor = PromptCursor(
+        len(rows),
         seed=config.seed,
         shuffle=config.prompts.shuffle,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
+        rank=session.accelerator.process_index,
+        world_size=processes,
+    )
+    return Rollouts(
+        rows=rows,
+        cursor=cursor,
+        client=session.client,
+        rewards=session.project.scorer,
+        portal=session.portal,
+        wait=session.run.wait,
+        config=config.rollout,
+        prompts_per_step=config.rollout.num_prompts // processes,
+        max_lag=config.max_lag,
     )
 
 
-def _win_rate(project: LoadedProject, run: Run) -> WinRate | None:
-    if not isinstance(project.scorer, Judge):
-        return None
-    return WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
+def _publisher(session: Session) -> Publisher:
+    config = session.config
+    return Publisher(
+        store=session.store,
+        client=session.client,
+        portal=session.portal,
+        wait=session.run.wait,
+        config=config.publish,
+        run_name=config.run_name,
+        attempt=session.run.attempt,
+        model_fingerprint=session.project.fingerprint,
+        dtype=getattr(torch, config.learner.dtype),
+        accelerator=session.accelerator,
+    )
 
 
-def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
-    """Load the reward functions, or the judge if `online_dpo.judge` is set.
-
-    Raises:
-        UserError: one of the project's functions does not exist or cannot be imported.
-    """
-    drop_errors = config.reward_errors == "drop"
-    timeout_s = config.reward_timeout_s
-    if judge := config.online_dpo.judge:
-        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
-    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
-
-
-def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
-    """Load the model's tokenizer.
-
-    Raises:
-        UserError: the model does not exist, or its tokenizer cannot be loaded.
-    """
-    check_model_directory(shared.model)
-    try:
-        return AutoTokenizer.from_pretrained(
-            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
-        )
-    except Exception as error:  # any kind: a damaged tokenizer.json fails deep inside the libraries
-        raise UserError(
-            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}. Expected the "
-            "tokenizer files of a Hugging Face model. Fix: restore these files, or choose another model."
-        ) from error
+def _evaluation(session: Session) -> Evaluation:
+    project, run = session.project, session.run
+    win_rate = None
+    if isinstance(project.scorer, Judge):
+        win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
+    return Evaluation(
+        rows=project.eval_rows,
+        client=session.client,
+        rewards=project.scorer,
+        win_rate=win_rate,
+        portal=session.portal,
+        wait=run.wait,
+        config=session.config,
+        write=run.journal.evaluation,
+        is_main=session.accelerator.is_main_process,
+    )

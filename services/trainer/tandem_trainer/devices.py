@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import MutableMapping
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from . import trackers
-from .config import TrainerConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_protocol.ports import LOOPBACK_ONLY
+
 from .environment import check_environment
+from .run import trackers
 
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
 
@@ -23,6 +26,7 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
         UserError: accelerate's settings contradict the configuration, or a tracker is not installed.
     """
     trackers.check_installed(config)
+    stay_on_loopback(os.environ)
     has_accelerator = torch.accelerator.is_available()
     check_environment(os.environ, config, has_accelerator=has_accelerator)
     return Accelerator(
@@ -31,6 +35,16 @@ def make_accelerator(config: TrainerConfig) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_dir=config.run_dir,
     )
+
+
+def stay_on_loopback(env: MutableMapping[str, str]) -> None:
+    """Have ranks that are all on this machine listen on its loopback address, unless the user names an interface.
+
+    Ranks on several nodes listen on the address of one interface, which gloo and NCCL choose.
+    """
+    if "WORLD_SIZE" in env and env["WORLD_SIZE"] == env.get("LOCAL_WORLD_SIZE"):
+        for name, interface in LOOPBACK_ONLY.items():
+            env.setdefault(name, interface)
 
 
 def all_accelerators(accelerator: Accelerator) -> list[str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .config import TrainerConfig
-from .errors import UserError
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.errors import UserError
 
 _PLAIN = (
     "Start plain processes: `accelerate launch --multi_gpu --num_processes N`, or TANDEM_TRAINER_PROCESSES=N with "

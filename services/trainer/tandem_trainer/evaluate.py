@@ -10,26 +10,25 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 from anyio.from_thread import BlockingPortal
 
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.prompts import PromptRow
+from tandem_rollout.queue import UNSHAPED, collect, sampling
+from tandem_rollout.rewards.judge import WinRate
+from tandem_rollout.rewards.scoring import Scorer
+from tandem_rollout.scored_group import ScoredGroup
 
-from .batch import ScoredGroup
-from .client import GeneratorClient
-from .config import TrainerConfig
-from .judge import WinRate
-from .metrics import JsonLinesWriter, mean
-from .prompts import PromptRow
-from .rewards import Scorer
-from .rollouts import UNSHAPED, collect, sampling
+from .run.metrics import mean
 
 
 class Evaluation:
-    """Evaluates a version each time it is called, and appends one line to `eval.jsonl`.
+    """Evaluates a version each time it is called, and writes one line of `eval.jsonl`.
 
     The line has the step, the version, and the fields of `evaluation_record`.
     """
@@ -42,9 +41,9 @@ class Evaluation:
         rewards: Scorer,
         win_rate: WinRate | None,
         portal: BlockingPortal,
-        wait: Callable[[Future[list[ScoredGroup]]], list[ScoredGroup]],
+        wait: Callable[[Future[list[ScoredGroup]] | None], list[ScoredGroup] | None],
         config: TrainerConfig,
-        file: Path,
+        write: Callable[[dict[str, Any]], None],
         is_main: bool,
     ) -> None:
         self._rows = rows
@@ -54,7 +53,7 @@ class Evaluation:
         self._rewards = rewards
         self._win_rate = win_rate
         self._config = config
-        self._file = JsonLinesWriter(file)
+        self._write = write
         self._is_main = is_main
 
     def due(self, step: int) -> bool:
@@ -65,14 +64,13 @@ class Evaluation:
         return step in (0, self._config.max_steps) or (every_steps is not None and step % every_steps == 0)
 
     def __call__(self, version: Version) -> dict[str, Any] | None:
-        """Evaluate a version and return the record. Only the main process does; the other ranks get None at once."""
-        if not self._is_main:
+        """Evaluate a version and return the record. Only the main process does it; the others get None."""
+        groups = self._wait(self._portal.start_task_soon(self._collect, version) if self._is_main else None)
+        if groups is None:
             return None
         assert self._config.eval is not None, "`due` is True only with trainer.eval"
-        groups = self._wait(self._portal.start_task_soon(self._collect, version))
         record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
-        self._file.forget_after(version.step - 1)
-        self._file.append([{"step": version.step, "version": str(version)} | record])
+        self._write({"step": version.step, "version": str(version)} | record)
         return record
 
     async def _collect(self, version: Version) -> list[ScoredGroup]:

@@ -10,19 +10,22 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from tandem_protocol import logs
 from tandem_protocol.config import load
 from tandem_protocol.config.help import WideHelpFormatter
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.errors import StoreLocked
-from tandem_protocol.lock import Held, exclusive
+from tandem_protocol.folders import require_writable
+from tandem_protocol.handover import PREFLIGHT_FILE, generator_failure, handed_over
+from tandem_protocol.lock import Held, exclusive, project_in_use
 from tandem_protocol.ports import listen
 from tandem_protocol.store import WeightStore
 
 from .__main__ import parse
-from .config import Settings
-from .stopping import LOCK_FILE, STOPPED
+from .run.stopping import LOCK_FILE, STOPPED
 from .supervise import Supervisor, newest_checkpoint
 
 PREFIX = "TANDEM_TRAINER_"
@@ -32,10 +35,12 @@ VARIABLES = {
     "NODES": "Nodes of the run. (default: 1)",
     "NODE_RANK": "Number of this node, from 0. Node 0 holds the rendezvous. (default: 0)",
     "RENDEZVOUS": "host:port of node 0, where all processes meet. (default: a free port; required with several nodes)",
-    "RETRIES": "How often a failed trainer is started again before its next checkpoint. (default: 0)",
-    "END_FILE": "File to write when the run is over, for generators that end with it. (default: none)",
+    "RETRIES": "How often a failed trainer is started again before its next checkpoint. For one node. (default: 0)",
+    "END_FILE": "File to write when the run is over, for generators that end with it. For one node. (default: none)",
 }
 """Name without the prefix → description."""
+SUPERVISOR_LOCK = "SUPERVISOR"
+"""Name of a lock beside the end file: only its holder may end the run."""
 ANY_PORT = "127.0.0.1:0"
 """Where the processes of one node meet. With port 0, accelerate takes a free port."""
 LARGEST_PORT = 65535
@@ -70,6 +75,10 @@ mistake in the project, 128 + n after signal n.
 """
 
 
+class InUse(ValueError):
+    """Another trainer is at work, whose generators this one must not end."""
+
+
 def main() -> int:
     """Run the trainer's processes, and return their exit code."""
     arguments = sys.argv[1:]
@@ -77,73 +86,133 @@ def main() -> int:
         print(help_text(), end="")
         return 0
     try:
-        logs.configure()
-        command = trainer_command(os.environ, arguments)
-        retries = _number(os.environ, "RETRIES", 0, least=0)
         end_file = os.environ.get(f"{PREFIX}END_FILE")
-        if (retries or end_file) and not {"--check", "--check-project"} & {*arguments}:
-            return supervise(arguments, retries=retries, end_file=Path(end_file) if end_file else None)
+        checks = {"--check", "--check-project"} & {*arguments}
+        if end_file and not checks:
+            with project_in_use():
+                return run_to_end(arguments, Path(end_file))
+        logs.configure()
+        if _number(os.environ, "RETRIES", 0, least=0) and not checks:
+            with project_in_use():
+                return supervise(arguments)
+        return start(trainer_command(os.environ, arguments))
     except (ValueError, StoreLocked) as error:
         logs.report_error(error)
         return 2
     except OSError as error:  # such as a full disk
         logs.report_error(error)
         return 1
+
+
+def start(command: Sequence[str]) -> int:
+    """Become the trainer's only process, or start several and return their exit code."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     if LAUNCHER in command:
         from .several import launch  # imports torch
 
         return launch(command[command.index(LAUNCHER) + 1 :])
-    os.execve(sys.executable, command, os.environ)  # noqa: S606 - runs without a shell
+    os.execve(sys.executable, list(command), os.environ)  # noqa: S606 - runs without a shell
 
 
-def supervise(arguments: Sequence[str], *, retries: int, end_file: Path | None) -> int:
-    """Run this module again without these two variables, until the run is over. Returns its last exit code.
+def run_to_end(arguments: Sequence[str], end_file: Path) -> int:
+    """Supervise the trainer, and write `end_file` when the run is over: finished, or failed for good.
+
+    If the preflight has failed, this reports its failure, because Compose does not show the preflight's log.
 
     Raises:
-        ConfigError: the configuration cannot be read.
-        ValueError: the run has several nodes, or another trainer uses its folder. Then nothing is ended.
-        StoreLocked: another trainer writes the weight store. Then nothing is ended.
+        InUse, StoreLocked: another trainer is at work. Then nothing is ended.
+        OSError: the end file cannot be written.
     """
-    if _number(os.environ, "NODES", 1, least=1) > 1:
-        raise ValueError(f"got {PREFIX}RETRIES or {PREFIX}END_FILE with several nodes. Fix: let the scheduler retry.")
+    preflight = os.environ.get(PREFLIGHT_FILE)
+    try:
+        with exclusive(end_file.with_name(SUPERVISOR_LOCK), _name()):
+            end_file.unlink(missing_ok=True)
+            try:
+                logs.configure()
+                if preflight and (failure := handed_over(Path(preflight))):
+                    logs.report_error(failure.message)
+                    status = failure.status
+                else:
+                    status = supervise(arguments, end_file)
+            except InUse:
+                raise
+            except ValueError as error:
+                logs.report_error(error)
+                status = 2
+            if status not in STOPPED:
+                end_file.touch()
+            return status
+    except Held as error:
+        raise InUse(f"{error} is at work for these generators. Fix: wait for that trainer, or stop it.") from error
+
+
+def supervise(arguments: Sequence[str], end_file: Path | None = None) -> int:
+    """Run this module again without the variables of a supervisor, until the run is over. Returns its last exit code.
+
+    Args:
+        end_file: generators leave their failures beside it.
+
+    Raises:
+        ConfigError: the configuration cannot be read, or the run's folder cannot be written to.
+        ValueError: the run has several nodes, or a variable is wrong.
+        InUse, StoreLocked: another trainer uses the run's folder or the weight store.
+    """
+    trainer_command(os.environ, arguments)  # checks the variables
+    refuse_several_nodes(os.environ)
     path, _, overrides = parse(arguments)
-    settings, _ = load(Settings, path=path, overrides=overrides)
+    settings, _ = load(TrainerSettings, path=path, overrides=overrides)
     run_dir = path.parent / settings.trainer.run_dir
+    with suppress(OSError):  # the trainer itself waits until a full disk has space
+        require_writable(run_dir, "trainer.output_dir")
     require_free(run_dir, path.parent / settings.shared.weights_dir)
-    if end_file:
-        end_file.unlink(missing_ok=True)
     owned = {f"{PREFIX}RETRIES", f"{PREFIX}END_FILE"}
     supervisor = Supervisor(
         [sys.executable, "-m", "tandem_trainer.launch", *arguments],
         {name: value for name, value in os.environ.items() if name not in owned},
-        retries=retries,
+        retries=_number(os.environ, "RETRIES", 0, least=0),
         newest_checkpoint=lambda: newest_checkpoint(run_dir),
+        generator_failure=lambda: generator_failure(end_file) if end_file else None,
     )
-    status = supervisor.run()
-    if end_file and status not in STOPPED:
-        end_file.touch()
-    return status
+    return supervisor.run()
+
+
+def refuse_several_nodes(env: Mapping[str, str]) -> None:
+    """Check that this machine has all processes of the run: it cannot start those of another one again.
+
+    Raises:
+        ValueError: the run has several nodes.
+    """
+    nodes = _number(env, "NODES", 1, least=1)
+    given = [f"{PREFIX}{name}={env[PREFIX + name]}" for name in ("RETRIES", "END_FILE") if env.get(PREFIX + name)]
+    if nodes > 1 and given:
+        raise ValueError(
+            f"got {' and '.join(given)} with {PREFIX}NODES={nodes}, expected neither: a node cannot start the "
+            "processes of the others again, or know whether they have ended. Fix: unset it on every node, and have the "
+            "scheduler start all nodes again together, as the chart's Job does"
+        )
 
 
 def require_free(run_dir: Path, weights_dir: Path) -> None:
     """Check that no other trainer is at work, whose generators this one would end.
 
     Raises:
-        ValueError: another trainer uses the run's folder.
+        InUse: another trainer uses the run's folder.
         StoreLocked: another trainer writes the weight store.
     """
-    holder = f"a supervisor, pid {os.getpid()} on {socket.gethostname()}"
     try:
         if run_dir.exists():
-            with exclusive(run_dir / LOCK_FILE, holder):
+            with exclusive(run_dir / LOCK_FILE, _name()):
                 pass
     except Held as error:
-        raise ValueError(f"{run_dir} is in use by {error}. Fix: wait for that trainer, or stop it.") from error
+        raise InUse(f"{run_dir} is in use by {error}. Fix: wait for that trainer, or stop it.") from error
     if weights_dir.exists():
-        with WeightStore(weights_dir).writer(holder):
+        with WeightStore(weights_dir).writer(_name()):
             pass
+
+
+def _name() -> str:
+    return f"a supervisor, pid {os.getpid()} on {socket.gethostname()}"
 
 
 def help_text() -> str:

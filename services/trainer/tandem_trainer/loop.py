@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_protocol.version import Version
+from tandem_rollout.queue import Rollouts
+from tandem_rollout.scored_group import ScoredGroup
+
 from .algorithms.base import Algorithm
-from .config import TrainerConfig
-from .evaluate import Evaluation
-from .learner import Learner
-from .publish import Publisher
-from .rollouts import Rollouts
-from .run import Run
+from .batch import Batch
+from .learner.learner import Learner
+from .run.run import Run
 
 
 def train(
@@ -17,36 +22,34 @@ def train(
     rollouts: Rollouts,
     learner: Learner,
     algorithm: Algorithm,
-    publish: Publisher,
-    evaluate: Evaluation,
+    *,
+    sample: Callable[[int], list[ScoredGroup]],
+    update: Callable[[Batch, Algorithm], dict[str, float]],
+    publish: Callable[[int], Version],
+    evaluate: Callable[[int, Version], dict[str, Any] | None],
 ) -> int:
-    """Train until `cfg.max_steps` or SIGTERM. Returns the last step; version v is the policy after v updates."""
+    """Train until `cfg.max_steps` or SIGTERM. Returns the last step; version v is the policy after v updates.
+
+    The four functions are the phases of a step. `build.py` makes them, and measures their time.
+    """
     step = run.resume(learner, rollouts)
     with run.checkpoint_on_failure(learner, rollouts):
-        with run.timer("publish"):
-            version = publish(learner.model, step)  # finds problems with publishing before the first rollout
-        if evaluate.due(step):
-            with run.timer("evaluate"):
-                run.evaluated(evaluate(version))
+        version = publish(step)  # finds problems with publishing before the first rollout
+        run.evaluated(evaluate(step, version))  # None if no evaluation is due
         run.start_step()
         while step < cfg.max_steps and not run.should_stop():
-            with run.timer("wait_for_rollouts"):
-                groups = rollouts.next(min_version=step - cfg.max_lag)  # already scored
+            groups = sample(step - cfg.max_lag)  # the argument is the oldest version allowed; they are already scored
             batch = algorithm.make_batch(groups, run.gather)
             if not run.agree(batch.has_signal):
                 run.skip(groups)
                 continue
-            with run.timer("update"):
-                stats = learner.update(batch, algorithm)  # raises on NaN, before it changes the parameters
+            stats = update(batch, algorithm)  # raises on NaN, before it changes the parameters
             step += 1
             run.make_record(step, groups, stats)
-            with run.timer("publish"):
-                version = publish(learner.model, step)
-            if evaluate.due(step):
-                with run.timer("evaluate"):
-                    run.evaluated(evaluate(version))
+            version = publish(step)
+            run.evaluated(evaluate(step, version))
             if run.checkpoint_due(step):
                 run.checkpoint(step, learner, rollouts)
-            run.log(groups)
+            run.log()
     run.last_checkpoint(step, learner, rollouts)
     return step

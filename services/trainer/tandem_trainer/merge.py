@@ -15,9 +15,9 @@ from transformers import AutoTokenizer
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 
-from .model import load_model
-from .model_files import ModelFiles
-from .shards import model_table, model_tensors, write_safetensors
+from .learner.model import load_model
+from .learner.model_files import ModelFiles
+from .learner.shards import model_table, model_tensors, write_safetensors
 
 
 def main(argv: Sequence[str] | None = None) -> int:

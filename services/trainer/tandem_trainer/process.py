@@ -20,29 +20,34 @@ from transformers.utils import logging as transformers_logging
 
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, read_token
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.errors import StoreLocked, TandemError, Unauthorized
 from tandem_protocol.fingerprint import differences
-from tandem_protocol.folders import require_writable
+from tandem_protocol.folders import permission_problem, require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
+from tandem_protocol.once import first_to_say, warn_once
 from tandem_protocol.store import WeightStore
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.errors import ImportFailed, UserError
+from tandem_rollout.handshake import check_generators
+from tandem_rollout.project import load_inputs
+from tandem_rollout.prompts import check_lengths
+from tandem_rollout.rewards.scoring import Rewards
 
-from . import resume, trackers
-from .build import LoadedProject, construct_and_train, load_inputs, load_project
-from .client import GeneratorClient
-from .config import Settings
+from .build import LoadedProject, Session, construct_and_train, load_project
 from .devices import all_accelerators, make_accelerator
-from .errors import ImportFailed, UserError
-from .exporter import exported
-from .handshake import check_generators
-from .lora import adapted_head
-from .mismatch import MismatchCheck
-from .prompts import check_lengths
-from .ranks import has_lost_peer
-from .rewards import Rewards
-from .run import CheckpointFailed, Run
-from .shards import model_shapes
-from .stopping import LOCK_FILE, raise_terminated
+from .learner.lora import adapted_head
+from .learner.mismatch import MismatchCheck
+from .learner.shards import model_shapes
+from .ranks import FailedTogether, has_lost_peer, own_errors
+from .run import resume, trackers
+from .run.checkpoint import CheckpointFailed
+from .run.exporter import exported
+from .run.run import Run
+from .run.stopping import LOCK_FILE, raise_terminated
+from .supervise import newest_checkpoint
+from .volumes import check_size, wait_until_writable
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +56,7 @@ NOT_HERE = (AssertionError, OSError, RuntimeError)
 """What a reward's module raises if it needs a GPU or a network at import, which the place of the check may lack."""
 
 
-def train(settings: Settings, resolved: str, project: Path) -> int:
+def train(settings: TrainerSettings, resolved: str, project: Path) -> int:
     """Run the trainer in the project's folder, and report errors in one line.
 
     Args:
@@ -61,33 +66,49 @@ def train(settings: Settings, resolved: str, project: Path) -> int:
         The exit status: 0 if the run is finished, 2 for a user's mistake, 1 for any other failure, 143 or 130 if
         SIGTERM or SIGINT stopped it with a checkpoint.
     """
-    transformers_logging.disable_progress_bar()
+    _configure_libraries()
     # Relative paths of the configuration start at the project, and so does the import of the reward functions.
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     try:
-        return run_trainer(settings, resolved)
+        with own_errors():
+            return run_trainer(settings, resolved)
     except (ConfigError, UserError, StoreLocked, Unauthorized) as error:
-        logs.report_error(error)
+        _report(error)
+        return 2
+    except PermissionError as error:
+        logs.report_error(permission_problem(error))
         return 2
     except (TandemError, CheckpointFailed, FloatingPointError, OSError, SafetensorError) as error:
-        logs.report_error(error)
+        _report(error)
+        return 1
+    except FailedTogether:  # the other process says why
         return 1
     except RuntimeError as error:
         if not has_lost_peer(error):
             raise
-        log.warning("another trainer process has ended, so this one ends too")
+        warn_once(log, "another trainer process has ended, so this one ends too")
         log.debug("the collective operation failed", exc_info=True)
         return 1
 
 
-def check_project(settings: Settings, project: Path) -> int:
+def _configure_libraries() -> None:
+    transformers_logging.disable_progress_bar()
+    logs.adopt("torch", "transformers", "huggingface_hub")
+
+
+def _report(error: Exception) -> None:
+    if first_to_say(str(error)):
+        logs.report_error(error)
+
+
+def check_project(settings: TrainerSettings, project: Path) -> int:
     """Check what can be checked in seconds: the prompts, the rewards, and that the model's files are there.
 
     Returns:
         The exit status: 2 for a user's mistake, else 0, also if the rewards can only be imported elsewhere.
     """
-    transformers_logging.disable_progress_bar()
+    _configure_libraries()
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"
@@ -103,9 +124,10 @@ def check_project(settings: Settings, project: Path) -> int:
     return 0
 
 
-def run_trainer(settings: Settings, resolved: str) -> int:
+def run_trainer(settings: TrainerSettings, resolved: str) -> int:
     """Lock the run's folder and the weight store for the length of the run, and train. Returns the exit status."""
-    require_writable(settings.trainer.run_dir, "trainer.output_dir")
+    run_dir = settings.trainer.run_dir
+    wait_until_writable(run_dir, "trainer.output_dir", resumes=newest_checkpoint(run_dir) >= 0)
     require_writable(settings.shared.weights_dir, "shared.weights_dir")
     accelerator = make_accelerator(settings.trainer)
     accelerators = all_accelerators(accelerator)
@@ -125,6 +147,7 @@ def run_trainer(settings: Settings, resolved: str) -> int:
         else:
             if accelerator.is_main_process:
                 stack.enter_context(store.writer(holder))
+                check_size(settings.shared.weights_dir)
             status = train_run(settings, resolved, accelerator, accelerators, store, run, stack)
     # Without this, gloo's running threads may abort a process whose work is done.
     accelerator.state.destroy_process_group()
@@ -147,7 +170,7 @@ def hold_run_dir(stack: ExitStack, run_dir: Path, holder: str) -> None:
 
 
 def train_run(
-    settings: Settings,
+    settings: TrainerSettings,
     resolved: str,
     accelerator: Accelerator,
     accelerators: Sequence[str],
@@ -170,6 +193,7 @@ def train_run(
         read_token(),
         stall_timeout_s=settings.trainer.rollout.stall_timeout_s,
         rank=accelerator.process_index,
+        reports=accelerator.is_local_main_process,
     )
     stack.callback(portal.call, client.close)
     project = load_project(settings, accelerator, run)
@@ -187,11 +211,11 @@ def train_run(
     )
     run.identify(facts, [info.version.attempt for info in infos])
     if accelerator.is_main_process:
-        (run.dir / "config.resolved").write_text(f"{resolved}\n")
+        run.journal.settings(resolved)
     trackers.start(accelerator, settings.trainer)
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()
-    step = construct_and_train(settings.trainer, accelerator, run, store, client, portal, project)
+    step = construct_and_train(Session(settings.trainer, accelerator, run, store, client, portal, project))
     if accelerator.is_main_process and run.is_done:
         log.info("done: the run is finished at step %d; results in %s", step, run.dir.absolute())
     elif accelerator.is_main_process:
@@ -200,7 +224,7 @@ def train_run(
 
 
 def meet_generators(
-    settings: Settings,
+    settings: TrainerSettings,
     client: GeneratorClient,
     portal: BlockingPortal,
     project: LoadedProject,

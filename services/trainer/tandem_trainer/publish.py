@@ -13,15 +13,17 @@ from accelerate.utils import gather_object
 from anyio.from_thread import BlockingPortal
 from transformers import PreTrainedModel
 
+from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import Kind, ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
 
-from .client import GeneratorClient
-from .config import PublishConfig
-from .lora import adapter_table, has_adapter, write_adapter
-from .shards import model_shapes, model_table, model_tensors, write_part
+from .learner.lora import adapter_table, has_adapter, write_adapter
+from .learner.shards import model_shapes, model_table, model_tensors, write_part
+from .ranks import together
+from .volumes import how_to_enlarge
 
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
@@ -36,7 +38,7 @@ class Publisher:
         store: WeightStore,
         client: GeneratorClient,
         portal: BlockingPortal,
-        wait: Callable[[Future[dict[str, ServedWeights]]], object],
+        wait: Callable[[Future[dict[str, ServedWeights]] | None], object],
         config: PublishConfig,
         run_name: str,
         attempt: int,
@@ -69,11 +71,12 @@ class Publisher:
             # An earlier run may have kept more versions, or have ended because the volume was full.
             self._store.retain(self._config.keep)
         digest = self._write(model, version)
+        task = None
         if is_main:
             weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
-            self._wait(self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s))
-            self._store.retain(self._config.keep)
-        self._accelerator.wait_for_everyone()
+            task = self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s)
+        self._wait(task)  # the other ranks wait for the main process
+        together(self._accelerator, self._store.retain if is_main else lambda _: None, self._config.keep)
         return version
 
     def _write(self, model: PreTrainedModel, version: Version) -> str:
@@ -87,9 +90,16 @@ class Publisher:
         kind: Kind = "lora" if has_adapter(model) else "full"
         table = adapter_table(model, self._dtype) if kind == "lora" else model_table(model, self._dtype)
         needs_bytes = sum(tensor.nbytes for tensor in table.values()) + HEADER_BYTES
+        fix = how_to_enlarge(needs_bytes, self._config.keep)
         with ExitStack() as stack:
-            with self._accelerator.main_process_first():
-                staged = stack.enter_context(self._store.staging(version, needs_bytes=needs_bytes, owner=is_main))
+
+            def stage() -> Path:
+                return stack.enter_context(
+                    self._store.staging(version, needs_bytes=needs_bytes, fix=fix, owner=is_main)
+                )
+
+            # The main process goes first: it makes the folder, and fails if the volume is full.
+            staged = together(self._accelerator, stage if is_main else lambda: None) or stage()
             if kind == "lora":
                 written = write_adapter(model, staged, self._dtype, is_main=is_main)
             else:

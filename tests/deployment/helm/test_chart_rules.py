@@ -17,7 +17,7 @@ pytestmark = pytest.mark.helm
 
 
 def test_every_object_follows_the_rules_with_every_set_of_values() -> None:
-    problems = {name: violations(render(values)) for name, values in VARIATIONS.items()}
+    problems = {name: violations(render(values, upgrade=True)) for name, values in VARIATIONS.items()}
     assert {name: found for name, found in problems.items() if found} == {}
 
 

@@ -1,7 +1,11 @@
-"""`helm test` passes if all generators are ready. It fails if one is missing, does not answer, or shares a device."""
+"""`helm test` passes if all generators are ready and the run goes on.
+
+It fails if a generator is missing, does not answer or shares a device, or if the trainer finishes no step.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import subprocess
@@ -15,7 +19,7 @@ import pytest
 from support.generators import TOKEN, free_port, running
 from support.helm import CHART, one, render
 from tandem_protocol.messages import Info, ModelFingerprint
-from tandem_protocol.version import BASE
+from tandem_protocol.version import BASE, Version
 
 pytestmark = pytest.mark.helm
 
@@ -28,13 +32,16 @@ def urls(tmp_path: Path) -> Iterator[list[str]]:
         yield [f"http://127.0.0.1:{generator.port}" for generator in (a, b)]
 
 
-def check(*urls: str, token: str = TOKEN, replicas: int = 2, ready_timeout_s: float = 60) -> tuple[int, str]:
+def check(
+    *urls: str, token: str = TOKEN, replicas: int = 2, ready_timeout_s: float = 60, steps: int = 0
+) -> tuple[int, str]:
     """Run the test pod's own command here. Return its exit status and output."""
     (container,) = one(render(), "Pod")["spec"]["containers"]
     *_, python, flag = container["command"]
     assert python == "python3"
     script, _ = container["args"]
     env = {"TANDEM_TOKEN": token, "REPLICAS": str(replicas), "READY_TIMEOUT_S": str(ready_timeout_s)}
+    env |= {"MAX_STEPS": str(steps), "STEP_TIMEOUT_S": "1"}
     made = subprocess.run(
         [sys.executable, flag, script, *urls],
         env={**os.environ, **env}, capture_output=True, text=True, timeout=120, check=False,
@@ -55,6 +62,48 @@ def test_a_wrong_token_a_missing_replica_and_an_unreachable_one_fail(urls: list[
     assert (status, "error: fewer than 3 replicas were ready within 3 s" in output) == (1, True), output
     status, output = check(f"http://127.0.0.1:{free_port()}", ready_timeout_s=2)
     assert (status, "error: " in output, "Traceback" in output) == (1, True, False), output
+
+
+def test_a_trainer_that_finishes_no_step_fails(urls: list[str]) -> None:
+    status, output = check(*urls, steps=5)
+    assert (status, "error: the trainer finished no step within 1 s" in output) == (1, True), output
+    assert "the generators serve version 0.0 of a run of 5 steps" in output
+
+
+class Served:
+    """Stands in for the client of two generators, which serve the next versions at each question."""
+
+    def __init__(self, *versions: str) -> None:
+        self.versions = [Version.parse(version) for version in versions]
+
+    async def info(self, timeout_s: float) -> dict[str, Info]:
+        version = self.versions.pop(0) if len(self.versions) > 1 else self.versions[0]
+        return {"a": info("g-0"), "b": info("g-1").model_copy(update={"version": version})}
+
+
+@pytest.mark.parametrize(
+    ("versions", "passes"),
+    [
+        (["3.1", "3.1", "4.1"], True),
+        (["3.1"], False),
+        (["50.1"], True),  # the run is over
+        (["51.1"], True),  # max_steps was lowered
+        (["7.1", "5.2", "6.2"], True),  # a step after the trainer has resumed from an earlier checkpoint
+        (["7.1", "5.2"], False),
+        (["7.1", "7.2"], False),
+    ],
+)
+def test_the_run_passes_as_soon_as_a_step_is_finished_or_all_are(
+    versions: list[str], passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = script()
+    for name, value in {"MAX_STEPS": 50, "POLL_S": 0.001, "STEP_TIMEOUT_S": 0.5}.items():
+        monkeypatch.setattr(module, name, value)
+    if passes:
+        asyncio.run(module.check_run(Served(*versions)))
+        return
+    with pytest.raises(SystemExit, match="finished no step within"):
+        asyncio.run(module.check_run(Served(*versions)))
 
 
 def script() -> ModuleType:
@@ -87,7 +136,8 @@ def test_the_test_pod_gets_the_service_name_and_the_number_of_replicas() -> None
     pod, service = one(objects, "Pod"), one(objects, "Service", "-generator")
     (container,) = pod["spec"]["containers"]
     assert container["args"][1] == f"http://{service['metadata']['name']}:8000"
-    assert {"name": "REPLICAS", "value": "3"} in container["env"]
+    env = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert (env["REPLICAS"], env["MAX_STEPS"], env["STEP_TIMEOUT_S"]) == ("3", "150", "600")
 
 
 def test_helm_deletes_the_test_pod_after_it_has_printed_the_log() -> None:

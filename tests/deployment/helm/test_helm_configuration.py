@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from support.helm import ROOT, Object, names, of_kind, one, pod_templates, render
 from support.variations import CI, OWN, PROJECTS
 from tandem_protocol.config import load
@@ -40,7 +40,10 @@ def test_both_services_accept_the_configuration_and_the_variables_of_the_chart(
     for template in (pod for thing in objects if thing["kind"] != "Pod" for pod in pod_templates(thing)):
         (container,) = template["spec"]["containers"]
         env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-        settings = {"generator": tandem_generator.config.Settings, "trainer": tandem_trainer.config.Settings}
+        settings = {
+            "generator": tandem_protocol.config.generator.GeneratorSettings,
+            "trainer": tandem_protocol.config.trainer.TrainerSettings,
+        }
         load(settings[container["name"]], path=tmp_path / "config.yaml", env=env)
 
 
@@ -63,7 +66,7 @@ def test_large_and_small_numbers_reach_the_trainer_unchanged(tmp_path: Path) -> 
         "optim": {"learning_rate": 1e-07, "weight_decay": 0.1, "adam_epsilon": 1e-12},
     }
     (tmp_path / "config.yaml").write_text(config_text(render({"config": {"trainer": trainer}})))
-    loaded, _ = load(tandem_trainer.config.Settings, path=tmp_path / "config.yaml", env={})
+    loaded, _ = load(tandem_protocol.config.trainer.TrainerSettings, path=tmp_path / "config.yaml", env={})
     got = loaded.trainer
     assert (got.max_steps, got.seed) == (1_000_000, 2**32 - 1)
     assert (got.optim.learning_rate, got.optim.adam_epsilon) == (1e-07, 1e-12)

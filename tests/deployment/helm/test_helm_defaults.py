@@ -74,7 +74,7 @@ def test_a_package_contains_the_demo_and_renders_the_same(tmp_path: Path) -> Non
 
     own = {"token": {"existingSecret": "mine"}}
     shown = helm("template", "run", package, "--namespace", "rl", "--set", "token.existingSecret=mine")
-    assert [thing for thing in yaml.safe_load_all(shown.stdout) if thing] == render(own)
+    assert [thing for thing in yaml.safe_load_all(shown.stdout) if thing] == render(own, upgrade=True)
 
 
 def notes(*arguments: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from support.helm import CHART, ROOT, Object, names, one, render
 from support.series import known, used
 from support.variations import CI, OWN
-from tandem_trainer.exporter import LABELS
+from tandem_trainer.run.exporter import LABELS
 
 pytestmark = pytest.mark.helm
 

@@ -35,7 +35,7 @@ def test_two_long_releases_share_no_object() -> None:
         ("a.b", "a-b"),
         ("1a", "r1a"),
     ):
-        mine, theirs = (names(render(release=release)) for release in (one_name, other))
+        mine, theirs = (names(render(release=release, upgrade=True)) for release in (one_name, other))
         assert mine & theirs == set()
 
 
@@ -48,7 +48,7 @@ def test_two_long_overrides_share_no_object() -> None:
 
 @pytest.mark.parametrize("release", ["007", "true", "1e5", "a.b", "0.1"])
 def test_every_name_that_helm_allows_makes_valid_objects(release: str) -> None:
-    assert violations(render(release=release)) == []
+    assert violations(render(release=release, upgrade=True)) == []
     (service,) = of_kind(render(release=release), "Service")
     assert service["spec"]["selector"]["app.kubernetes.io/instance"] == release
 

@@ -68,11 +68,12 @@ def test_the_notes_wait_for_the_end_of_an_uninstall() -> None:
     assert "--logs" in test
 
 
-def test_the_demo_fits_on_a_kind_cluster_with_two_cores() -> None:
+@pytest.mark.parametrize("name", ["cpu", "mock"])
+def test_the_demo_fits_on_a_kind_cluster_with_two_cores(name: str) -> None:
     total: dict[str, float] = {"cpu": 0, "memory": 0}
-    for _, template in pods(render(CI["cpu"])):
-        for name in total:
-            total[name] += requested(template["spec"], name)
+    for _, template in pods(render(CI[name])):
+        for resource in total:
+            total[resource] += requested(template["spec"], resource)
     assert total["cpu"] <= KIND_CPU
     assert total["memory"] <= KIND_MEMORY
 

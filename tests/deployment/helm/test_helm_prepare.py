@@ -26,6 +26,7 @@ pytestmark = pytest.mark.helm
 TIMEOUT_S = 60.0
 PREFLIGHT = ROOT / "docker/preflight.py"
 PROJECT = "cache/projects/run-tandem"
+CONFIG = "shared: {model: .}\ntrainer: {max_steps: 1, rewards: [{function: 'r:f'}]}\n"
 IS_ROOT = os.geteuid() == 0
 VOLUMES = ("weights", "cache", "runs")
 NODES = {"trainer": {"nodes": 2}, "storage": {"runs": {"accessMode": "ReadWriteMany"}}}
@@ -36,7 +37,9 @@ def root(tmp_path: Path) -> Path:
     """The folder below which a container's mount points are."""
     for folder in (*VOLUMES, "source", "config"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "config/config.yaml").write_text("shared: {model: .}\n")
+    (tmp_path / "config/config.yaml").write_text(CONFIG)
+    (tmp_path / "source/config.json").write_text("{}")
+    (tmp_path / "source/model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     return tmp_path
 
 
@@ -150,7 +153,7 @@ def test_the_init_containers_prepare_the_project_and_wait_for_it(root: Path) -> 
     assert status == 0, output
     project = root / PROJECT
     assert (project / "rewards.py").read_text() == "x = 1\n"
-    assert (project / "config.yaml").read_text() == "shared: {model: .}\n", "the chart's configuration wins"
+    assert (project / "config.yaml").read_text() == CONFIG, "the chart's configuration wins"
     assert run(wait, root)[0] == 0
     (project / ".prepared").write_text("another configuration")
     assert run(wait, root)[0] == 1
@@ -197,6 +200,20 @@ def test_releases_that_share_a_cache_volume_have_a_folder_each() -> None:
         assert all(f"{folder}/config.yaml" in pod["containers"][0]["args"] for pod in pods)
         folders.add(folder)
     assert len(folders) == 2
+
+
+def test_only_a_failure_that_a_retry_would_not_change_has_the_status_that_fails_the_job(root: Path) -> None:
+    (rule,) = [
+        rule for rule in one(render(), "Job")["spec"]["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"
+    ]
+    assert rule["onExitCodes"] == {"operator": "In", "values": [2]}
+    make = init("Job")
+    (root / "source/prepare.py").write_text("raise SystemExit(3)\n")
+    assert run(make, root, preflight=PREFLIGHT)[0] == 3
+    (root / "source/prepare.py").write_text("raise ConnectionError('reset by peer')\n")
+    assert run(make, root, preflight=PREFLIGHT)[0] == 1
+    (root / "config/config.yaml").write_text(CONFIG.replace("max_steps", "max_stepss"))
+    assert run(make, root, preflight=PREFLIGHT)[0] == 2
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-import tandem_generator.config
-import tandem_trainer.config
+import tandem_protocol.config.generator
+import tandem_protocol.config.trainer
 from support.helm import CHART, ROOT, helm, refusal, render
 from support.kube_api import kube_api
 from support.variations import CI, OWN
@@ -76,7 +76,10 @@ def loads(config: dict[str, Any], folder: Path) -> bool:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     try:
-        for settings in (tandem_generator.config.Settings, tandem_trainer.config.Settings):
+        for settings in (
+            tandem_protocol.config.generator.GeneratorSettings,
+            tandem_protocol.config.trainer.TrainerSettings,
+        ):
             load(settings, path=path, env={})
     except ConfigError:
         return False

@@ -23,6 +23,7 @@ CHECKS: dict[str, Callable[[MachineFacts], Finding]] = {
     "GPU sets": cpus_and_gpus.disjoint,
     "GPU use": cpus_and_gpus.unused,
     "GPU driver": cpus_and_gpus.driver,
+    "processes": project_config.processes,
     "model": project_config.model,
     "generator fits": memory.generator,
     "trainer fits": memory.trainer,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.device_sets import identity, parse_devices, shared_devices
+from tandem_protocol.device_sets import identity, parse_devices, repeated_devices, shared_devices
 
 from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Gpu, Image, MachineFacts, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
@@ -84,7 +84,7 @@ def exist(facts: MachineFacts) -> Finding:
 
 
 def disjoint(facts: MachineFacts) -> Finding:
-    """Check that the services share no GPU.
+    """Check that the services share no GPU, and that none is given to a service twice.
 
     An index and a UUID that name the same GPU count as one, if nvidia-smi is available.
     """
@@ -96,6 +96,12 @@ def disjoint(facts: MachineFacts) -> Finding:
             f"{CHOOSE_GPUS}. In a compose file of yours use device_ids, since `count` starts from GPU 0 for both "
             "services, and `!override`, since compose appends lists",
         )
+    for name, devices in ((GENERATOR, generator), (TRAINER, trainer)):
+        if repeated := repeated_devices(devices, uuids(facts)):
+            return fail(
+                f"got {', '.join(devices)} for the {name}, which repeats {', '.join(repeated)}, expected each GPU once",
+                CHOOSE_GPUS,
+            )
     return ok(f"generator {', '.join(generator) or 'none'}; trainer {', '.join(trainer) or 'none'}")
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from tandem_protocol.config.learning import LearnerConfig
+
 from ..facts import GENERATOR, TRAINER, MachineFacts, Model
 from ..finding import Finding, count, fail, gib, ok, warn
-from ..settings import DoctorLearnerPart
 from ..unknown import known
 from .cpus_and_gpus import gpus_of
 
@@ -124,7 +125,7 @@ def trainer_need(facts: MachineFacts) -> Need:
     return Need(per_device * (state + activations), f"{per_device} × ({text})" if per_device > 1 else text)
 
 
-def token_bytes(model: Model, learner: DoctorLearnerPart) -> int:
+def token_bytes(model: Model, learner: LearnerConfig) -> int:
     """Estimate the bytes that autograd keeps per token.
 
     In float32 it is 32 H + 8 K + 16 I per layer. K is KV heads × head size, and I the intermediate size of a gated MLP.

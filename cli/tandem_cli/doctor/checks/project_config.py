@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..facts import MachineFacts, Model
+from ..facts import TRAINER, MachineFacts, Model
 from ..finding import Finding, count, fail, ok, warn
 from ..unknown import Refused, Unknown, known
 
@@ -14,6 +14,19 @@ def configuration(facts: MachineFacts) -> Finding:
     settings = known(facts.settings)
     folder = known(facts.stack).project_folder
     return ok(f"{folder}: model {settings.shared.model}, engine {settings.generator.engine}")
+
+
+def processes(facts: MachineFacts) -> Finding:
+    """Check that the trainer's processes get the same number of prompts."""
+    number = known(facts.settings).trainer.rollout.num_prompts
+    text = known(facts.stack).services[TRAINER].env.get("TANDEM_TRAINER_PROCESSES") or "1"
+    if not text.isdecimal() or int(text) < 1 or number % int(text):
+        return fail(
+            f"got {text} trainer processes for the {number} prompts of trainer.rollout.num_prompts, expected a number "
+            f"that divides {number}",
+            "set TANDEM_TRAINER_PROCESSES, or the number of GPUs in `tandem gpus --trainer`, or num_prompts",
+        )
+    return ok(f"{text} of the trainer, for {number} prompts per step")
 
 
 def model(facts: MachineFacts) -> Finding:

@@ -22,6 +22,7 @@ from typing import Literal
 
 import xxhash
 
+from tandem_protocol.config.generator import MockConfig
 from tandem_protocol.errors import EngineFailed
 from tandem_protocol.fingerprint import checkpoint_shapes, fingerprint
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME, read_header
@@ -37,7 +38,6 @@ from tandem_protocol.messages import (
 )
 from tandem_protocol.version import BASE, Version
 
-from ..config import MockConfig
 from .base import EngineFacts
 
 _WEIGHTS = tuple(0.5**rank for rank in range(8))

@@ -1,6 +1,7 @@
 """Load the configuration of all services from one YAML file.
 
-The file has the sections `shared`, `generator` and `trainer`. Each service validates its own section and `shared`.
+The file has the sections `shared`, `generator` and `trainer`. Each service validates its own section and `shared`. The
+models are in `sections`, `generator`, `rollout`, `learning` and `trainer`. `project` has all sections.
 Values come from four sources. Later ones override earlier ones: defaults, the YAML file, environment variables such as
 `TANDEM__TRAINER__OPTIM__LEARNING_RATE`, and the command line. Secrets are not part of the configuration.
 """
@@ -9,7 +10,7 @@ from .bearer import TOKEN_ENV, TOKEN_FILE_ENV, is_authorized, read_token
 from .loading import ENV_PREFIX, load
 from .overrides import parse_overrides
 from .resolved import Resolved, format_resolved, resolved
-from .sections import SECTIONS, ConfigError, Section, SharedConfig
+from .sections import SECTIONS, ConfigError, Section, SharedConfig, SharedSettings
 
 __all__ = [
     "ENV_PREFIX",
@@ -20,6 +21,7 @@ __all__ = [
     "Resolved",
     "Section",
     "SharedConfig",
+    "SharedSettings",
     "format_resolved",
     "is_authorized",
     "load",

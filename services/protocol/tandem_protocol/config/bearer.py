@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..secrets import remember
 from .sections import ConfigError
 
 TOKEN_ENV = "TANDEM_TOKEN"
@@ -45,7 +46,7 @@ def read_token(env: Mapping[str, str] | None = None) -> str | None:
         return None
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"{where} holds no usable token; expected one word of printable ASCII")
-    return token
+    return remember(token)
 
 
 def is_authorized(header: str, token: str) -> bool:

@@ -8,11 +8,12 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from .sections import ConfigError
 from .values import alternatives, mapping_of, model_of
 
 WORDS = {bool: "BOOL", int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH", dict: "MAPPING", tuple: "LIST"}
@@ -21,6 +22,9 @@ LONGEST_CHOICES = 36
 """In characters. A longer list of choices moves from the option's line to its description."""
 EXPLAINS_A_VALUE = re.compile(r"(`[^`]+`|[\w.]+): ")
 SENTENCE_ENDS = re.compile(r"(?<=\.)(?<!e\.g\.)(?<!i\.e\.)\s+(?=[A-Z`\d])")
+
+
+ListKeys = Callable[[argparse.ArgumentParser], None]
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -67,7 +71,33 @@ class WideHelpFormatter(HelpFormatter):
         super().__init__(prog, max_help_position=8)
 
 
-def add_help(parser: argparse.ArgumentParser, list_keys: Callable[[argparse.ArgumentParser], None]) -> None:
+class ServiceParser(argparse.ArgumentParser):
+    """The command line of a service. A wrong argument is a `ConfigError`, which the service logs."""
+
+    def __init__(self, module: str, usage: str, description: str, epilog: str, list_keys: ListKeys) -> None:
+        """
+        Args:
+            module: the package that `python -m` runs.
+            usage: the arguments, without the command.
+            list_keys: see `add_help`.
+        """
+        self.command = f"python -m {module}"
+        super().__init__(
+            prog=self.command,
+            usage=f"{self.command} {usage}",
+            description=description,
+            epilog=epilog,
+            formatter_class=WideHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        add_help(self, list_keys)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. Fix: `{self.command} --help` lists the arguments.")
+
+
+def add_help(parser: argparse.ArgumentParser, list_keys: ListKeys) -> None:
     """Add `-h` and `--help` to a parser without them.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..problems import describe, shorten
+from ..secrets import HIDDEN, is_secret
 from .reading import Key, read_file
 from .schema import KeyPath, Place, Schema, dotted, takes_keys
 from .sections import ConfigError
@@ -167,7 +168,8 @@ def _tree(settings: type[BaseModel], leaves: Iterable[Leaf]) -> dict[str, Any]:
         try:
             tree[path[-1]] = typed(value, annotation)
         except ValueError as error:
-            problems.append(f"{dotted(path)} (from {where}): {error}")
+            text = str(error).replace(str(value), HIDDEN) if is_secret(path[-1]) else error
+            problems.append(f"{dotted(path)} (from {where}): {text}")
     if problems:
         raise ConfigError("\n".join(problems))
     return values
@@ -184,4 +186,5 @@ def _explain(problem: Any, leaves: Iterable[Leaf], path: Path | None) -> str:
         return f"{key} is missing. Fix: set it in {path or 'the YAML file'}{variable}."
     if problem["type"] == "value_error":  # one of our own validators: its message already contains the value
         return f"{key} (from {where}): {problem['ctx']['error']}"
-    return f"{key}: got {shorten(problem['input'])} (from {where}); {describe(problem)}"
+    got = HIDDEN if any(map(is_secret, parts)) else shorten(problem["input"])
+    return f"{key}: got {got} (from {where}); {describe(problem)}"

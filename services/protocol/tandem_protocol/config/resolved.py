@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from ..secrets import HIDDEN, is_secret, mask_forms
 from .schema import dotted
 from .sections import Section
 
@@ -23,20 +24,31 @@ class Resolved(Section):
 
 
 def resolved(settings: BaseModel, sources: Mapping[str, str]) -> list[Resolved]:
-    """Return every value of the configuration with its source.
+    """Return every value of the configuration with its source. Secrets are masked.
 
     Args:
         settings: The loaded settings.
         sources: Dotted key → source, from `load`.
     """
     return [
-        Resolved(key=key, value=value, source=sources.get(key, "default"))
+        Resolved(key=key, value=_shown(key, value), source=sources.get(key, "default"))
         for key, value in _flatten(settings.model_dump(mode="json"), ())
     ]
 
 
+def _shown(key: str, value: Any) -> Any:
+    """Mask the secrets in a value: in every text, and completely if the key says that it is one."""
+    if isinstance(value, list):
+        return [_shown(key, item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _shown(f"{key}.{name}", item) for name, item in value.items()}
+    if not isinstance(value, str):
+        return value
+    return HIDDEN if is_secret(key.rpartition(".")[2]) else mask_forms(value)
+
+
 def format_resolved(settings: BaseModel, sources: Mapping[str, str]) -> str:
-    """Return every value with its source as text, one `key  value  # source` per line.
+    """Return every value with its source as text, one `key  value  # source` per line. Secrets are masked.
 
     Args:
         settings: The loaded settings.

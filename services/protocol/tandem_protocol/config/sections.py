@@ -7,12 +7,22 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from ..secrets import mask
+
 SECTIONS = ("shared", "generator", "trainer")
 """Sections of the YAML file."""
+FUNCTION_NAME = r"^[\w.]+:\w+$"
+"""Pattern of `module:function`, the name of a function of the project or of a package."""
 
 
 class ConfigError(ValueError):
-    """The configuration is invalid. The message names the key, its value, what was expected and the fix."""
+    """The configuration is invalid. The message names the key, its value, what was expected and the fix.
+
+    Secrets in the message are masked.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask(message))
 
 
 class Section(BaseModel):
@@ -44,3 +54,9 @@ class SharedConfig(Section):
                 raise ValueError(f"got {url}, expected a base URL such as http://127.0.0.1:8000")
             parts.port  # noqa: B018 - raises for an invalid port
         return tuple(url.rstrip("/") for url in urls)
+
+
+class SharedSettings(Section):
+    """Only the section `shared`, for tools that need no other."""
+
+    shared: SharedConfig

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import TrainerConfig
+from tandem_protocol.config.trainer import TrainerConfig
+
 from .base import Algorithm
 from .grpo import Grpo
 from .online_dpo import OnlineDpo

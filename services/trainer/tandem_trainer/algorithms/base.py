@@ -10,7 +10,9 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from ..batch import Batch, ScoredGroup
+from tandem_rollout.scored_group import ScoredGroup
+
+from ..batch import Batch
 
 
 class StepTotals(NamedTuple):
@@ -20,6 +22,8 @@ class StepTotals(NamedTuple):
     tokens: int
     entropy_threshold: Tensor | None = None
     """The `entropy_quantile` of the entropies of all tokens in the loss. A scalar tensor."""
+    max_completion_length: int | None = None
+    """Largest possible number of tokens of a row."""
 
 
 Gather = Callable[[list[float]], list[float]]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import GrpoConfig
+from tandem_protocol.config.learning import GrpoConfig
+
+from .base import StepTotals
 from .tokens import Tokens, required
 
 
@@ -31,7 +33,7 @@ def sampler_correction(tokens: Tokens, options: GrpoConfig) -> Tensor | None:
     """
     if options.importance_sampling == "none":
         return None
-    sampler_logprobs_BT = required(tokens.sampler_logprobs_BT, "sampler_logps", "importance_sampling")
+    sampler_logprobs_BT = required(tokens.sampler_logprobs_BT, "sampler_logprobs_BT", "importance_sampling")
     level, _, bound = options.importance_sampling.partition("_")
     log_ratio = ((tokens.old_logprobs_BT - sampler_logprobs_BT) * tokens.mask_BT).nan_to_num(nan=0.0)
     ratio = (log_ratio if level == "token" else log_ratio.sum(1, keepdim=True)).exp()
@@ -56,15 +58,15 @@ def off_policy_mask(tokens: Tokens, options: GrpoConfig) -> Tensor | None:
     return (tokens.advantages_BT >= 0) | (drift_B1 <= options.off_policy_mask)
 
 
-def top_entropy_mask(tokens: Tokens, options: GrpoConfig) -> Tensor | None:
+def top_entropy_mask(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> Tensor | None:
     """True for the fraction `top_entropy_quantile` of tokens at which the policy has the highest entropy.
 
     Source: Beyond the 80/20 Rule, arXiv:2506.01939 §5.
     """
     if options.top_entropy_quantile == 1:
         return None
-    entropy_BT = required(tokens.entropy_BT, "entropy", "top_entropy_quantile")
-    threshold = tokens.entropy_threshold
+    entropy_BT = required(tokens.entropy_BT, "entropy_BT", "top_entropy_quantile")
+    threshold = totals.entropy_threshold
     if threshold is None:
         threshold = entropy_quantile(entropy_BT[tokens.mask_BT.bool()], 1 - options.top_entropy_quantile)
     return entropy_BT * tokens.mask_BT >= threshold
@@ -84,7 +86,7 @@ def reference_kl(tokens: Tokens, options: GrpoConfig) -> Tensor | None:
     """
     if options.beta == 0:
         return None
-    kl_BT = k3(required(tokens.ref_logprobs_BT, "ref_logps", "beta"), tokens.logprobs_BT)
+    kl_BT = k3(required(tokens.ref_logprobs_BT, "ref_logprobs_BT", "beta"), tokens.logprobs_BT)
     return kl_BT * policy_ratio(tokens, options) if options.bias_correction_kl else kl_BT
 
 

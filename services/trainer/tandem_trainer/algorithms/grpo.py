@@ -12,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..batch import Batch, Row, ScoredGroup, pad
-from ..config import GrpoConfig, TrainerConfig
+from tandem_protocol.config.learning import GrpoConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.scored_group import ScoredGroup
+
+from ..batch import Batch, Row, pad
 from .advantages import advantages, decoupled_totals, standardized
 from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask
-from .objectives import LOSS_TYPES, LossDenominators, LossType
+from .objectives import LOSS_TYPES
 from .tokens import Tokens
 
 NAN = float("nan")
@@ -34,7 +37,6 @@ class Grpo:
         options = config.grpo
         self._options = options
         self._weights_K = torch.tensor([reward.weight for reward in config.rewards], dtype=torch.float64)
-        self._max_completion_length = config.rollout.max_completion_length
         self.needs_reference = options.beta > 0
         self.num_iterations = options.num_iterations
         self.entropy_quantile = 1 - options.top_entropy_quantile if options.top_entropy_quantile < 1 else None
@@ -85,91 +87,51 @@ class Grpo:
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
     ) -> MicroBatchLoss:
-        loss, metrics = policy_loss(
-            logprobs_BT,
-            old_logprobs_BT,
-            batch.advantages_B,
-            batch.mask_BT,
-            options=self._options,
-            ref_logps=ref_logprobs_BT,
-            sampler_logps=batch.sampler_logprobs_BT,
-            entropy=entropy_BT,
-            max_completion_length=self._max_completion_length,
-            token_total=totals.tokens,
-            row_total=totals.rows,
-            entropy_threshold=totals.entropy_threshold,
+        tokens = Tokens(
+            logprobs_BT=logprobs_BT,
+            old_logprobs_BT=old_logprobs_BT,
+            advantages_BT=batch.advantages_B[:, None],
+            mask_BT=batch.mask_BT.to(logprobs_BT.dtype),
+            ref_logprobs_BT=ref_logprobs_BT,
+            sampler_logprobs_BT=batch.sampler_logprobs_BT,
+            entropy_BT=entropy_BT,
         )
-        tokens = batch.mask_BT.sum()
-        return MicroBatchLoss(loss, {name: Mean(value, tokens) for name, value in metrics.items()})
+        loss, metrics = policy_loss(tokens, totals, self._options)
+        count = batch.mask_BT.sum()
+        return MicroBatchLoss(loss, {name: Mean(value, count) for name, value in metrics.items()})
 
 
 def _tensor(rewards: Any) -> Tensor:
     return torch.tensor([[NAN if reward is None else reward for reward in row] for row in rewards], dtype=torch.float64)
 
 
-def policy_loss(
-    logps: Tensor,
-    old_logps: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    options: GrpoConfig | Mapping[str, Any],
-    ref_logps: Tensor | None = None,
-    sampler_logps: Tensor | None = None,
-    entropy: Tensor | None = None,
-    max_completion_length: int | None = None,
-    token_total: int | None = None,
-    row_total: int | None = None,
-    entropy_threshold: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_loss(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss that `options.loss_type` names, and its metrics.
 
-    Metrics are means over the tokens in `mask`. Those whose names end in `/max` are maxima.
+    Metrics are means over the tokens in the mask. Those whose names end in `/max` are maxima.
 
     Args:
-        logps: [B, T], from the policy in training. `old_logps`, `mask`, `ref_logps`, `sampler_logps` and `entropy`
-            have the same shape.
-        advantages: [B, T], [B, 1] or [B].
-        options: if a mapping does not contain `importance_sampling`, it is "none".
-        max_completion_length: required by `dr_grpo`.
-        token_total: number of tokens of the complete step, if these rows are only a part of it. The same holds for
-            `row_total`, and for `entropy_threshold` with `top_entropy_quantile`.
+        totals: of the complete step, of which `tokens` may be a part.
 
     Raises:
-        ValueError: an option needs an argument that is not given.
+        ValueError: an option needs a tensor or a total that is None.
 
     Source: `objectives.py` and `corrections.py` name the papers. KL: k3, times the ratio if `bias_correction_kl`
         (DeepSeek-V3.2, arXiv:2512.02556 eq. 7). Values equal those of TRL 1.16's GRPOTrainer. There, `bnpo` differs
         from `dapo` by averaging per micro-batch. Here both average over the complete step, so they are equal.
     """
-    if isinstance(options, Mapping):
-        options = GrpoConfig.model_validate({"importance_sampling": "none", **options})
-    tokens = Tokens(
-        logprobs_BT=logps,
-        old_logprobs_BT=old_logps,
-        advantages_BT=advantages if advantages.dim() == 2 else advantages[:, None],
-        mask_BT=mask.to(logps.dtype),
-        ref_logprobs_BT=ref_logps,
-        sampler_logprobs_BT=sampler_logps,
-        entropy_BT=entropy,
-        entropy_threshold=entropy_threshold,
-    )
     loss_type = LOSS_TYPES[options.loss_type]
-    counts = LossDenominators(
-        rows=len(mask) if row_total is None else row_total,
-        tokens=int(mask.sum()) if token_total is None else token_total,
-        max_completion_length=max_completion_length,
-    )
-    loss_BT, metrics_BT = _token_losses(tokens, loss_type, options)
-    return loss_type.reduce(loss_BT, tokens.mask_BT, counts), _means(metrics_BT, tokens.mask_BT)
+    loss_BT, metrics_BT = _token_losses(tokens, totals, options)
+    return loss_type.reduce(loss_BT, tokens.mask_BT, totals), _means(metrics_BT, tokens.mask_BT)
 
 
-def _token_losses(tokens: Tokens, loss_type: LossType, options: GrpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def _token_losses(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
     """Multiply the objective by masks and correction, and add the KL term. Returns loss and metrics per token."""
+    loss_type = LOSS_TYPES[options.loss_type]
     loss_BT, metrics_BT = loss_type.objective(tokens, options)
     correction_BT = sampler_correction(tokens, options)
     kl_BT = reference_kl(tokens, options)
-    factors_BT = [off_policy_mask(tokens, options), top_entropy_mask(tokens, options)]
+    factors_BT = [off_policy_mask(tokens, options), top_entropy_mask(tokens, totals, options)]
     if loss_type.multiplies_correction:
         factors_BT.append(correction_BT)
     for factor_BT in factors_BT:

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..config import GrpoConfig
+from tandem_protocol.config.learning import GrpoConfig
+
+from .base import StepTotals
 from .corrections import policy_ratio, sampler_correction
 from .tokens import Tokens
 
@@ -98,45 +100,37 @@ def _by_sign(condition_BT: Tensor, positive: float, negative: float) -> Tensor:
     return values[condition_BT.long()]
 
 
-class LossDenominators(NamedTuple):
-    """Counts of the complete step. A loss is divided by them. The tensors may hold only some of the step's rows."""
-
-    rows: int
-    tokens: int
-    max_completion_length: int | None
-
-
-def row_mean(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
+def row_mean(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
     """Mean over each row, then over rows. Source: GRPO, arXiv:2402.03300 eq. 3."""
-    return ((loss_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).sum() / max(1, counts.rows)
+    return ((loss_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).sum() / max(1, totals.rows)
 
 
-def row_sum(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
+def row_sum(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
     """Sum over each row, then mean over rows. Source: LUSPO, arXiv:2602.05261."""
-    return (loss_BT * mask_BT).sum() / max(1, counts.rows)
+    return (loss_BT * mask_BT).sum() / max(1, totals.rows)
 
 
-def token_mean(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
+def token_mean(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
     """Mean over all tokens. Source: DAPO, arXiv:2503.14476 eq. 8."""
-    return (loss_BT * mask_BT).sum() / max(1, counts.tokens)
+    return (loss_BT * mask_BT).sum() / max(1, totals.tokens)
 
 
-def constant_mean(loss_BT: Tensor, mask_BT: Tensor, counts: LossDenominators) -> Tensor:
+def constant_mean(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
     """Sum over all tokens, divided by the largest possible number of tokens. Source: Dr. GRPO, arXiv:2503.20783.
 
     Raises:
         ValueError: max_completion_length is missing.
     """
-    if counts.max_completion_length is None:
+    if totals.max_completion_length is None:
         raise ValueError("loss_type dr_grpo got no max_completion_length, expected the largest number of tokens")
-    return (loss_BT * mask_BT).sum() / (max(1, counts.rows) * counts.max_completion_length)
+    return (loss_BT * mask_BT).sum() / (max(1, totals.rows) * totals.max_completion_length)
 
 
 class LossType(NamedTuple):
     """The parts of a loss."""
 
     objective: Callable[[Tokens, GrpoConfig], Objective]
-    reduce: Callable[[Tensor, Tensor, LossDenominators], Tensor]
+    reduce: Callable[[Tensor, Tensor, StepTotals], Tensor]
     multiplies_correction: bool = True
     """True if the sampler's correction multiplies the objective. Otherwise the objective contains it already."""
 

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from ..batch import Batch, Row, ScoredGroup, pad
-from ..config import OnlineDpoConfig, TrainerConfig
+from tandem_protocol.config.learning import OnlineDpoConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.scored_group import ScoredGroup
+
+from ..batch import Batch, Row, pad
 from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3
 

@@ -22,8 +22,6 @@ class Tokens:
     sampler_logprobs_BT: Tensor | None = None
     """NaN where the sampler gave no logprob."""
     entropy_BT: Tensor | None = None
-    entropy_threshold: Tensor | None = None
-    """Quantile of the entropies of the complete step. A scalar tensor."""
 
     @property
     def log_ratio_BT(self) -> Tensor:
@@ -41,5 +39,5 @@ def required(tensor: Tensor | None, name: str, option: str) -> Tensor:
         ValueError: it is None.
     """
     if tensor is None:
-        raise ValueError(f"option {option} got no {name}, expected [B, T] like logps")
+        raise ValueError(f"option {option} got no {name}, expected [B, T] like the logprobs")
     return tensor

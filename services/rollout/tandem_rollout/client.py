@@ -1,0 +1,302 @@
+"""The trainer's HTTP client for all generator replicas. It is asynchronous and runs in the background thread."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TypeVar
+
+import httpx
+from pydantic import ValidationError
+
+from tandem_protocol.errors import EngineFailed, TandemError
+from tandem_protocol.messages import (
+    Group,
+    Info,
+    Message,
+    Parameters,
+    Prompt,
+    Readiness,
+    RolloutRequest,
+    ServedWeights,
+    SetWeights,
+)
+from tandem_protocol.parameters import Shapes
+from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS
+from tandem_protocol.version import Version
+
+from .answers import checked, read_group, read_message, why_unusable
+from .availability import REPEAT_S, Availability
+from .replicas import Replicas
+
+FIRST_PAUSE_S = 0.1
+"""Pause after the first failure. It doubles with each further one."""
+LONGEST_PAUSE_S = 5.0
+CONNECT_TIMEOUT_S = 10.0
+DEAD_AFTER_S = 30
+"""A host that acknowledges nothing for so long is gone: without power, or cut off from the network."""
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_AFTER_S // 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_AFTER_S // 6),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_S * 1000),
+)
+"""Has the kernel ask an idle host whether it is there, also while a generator samples and sends nothing."""
+UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout)
+UNREACHABLE_TRIES = 2
+"""One refused connection may be an accident."""
+UNREACHABLE_PAUSE_S = 0.5
+"""Longest pause before another try, because the others may be done by then."""
+
+ResultT = TypeVar("ResultT")
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+class GeneratorClient:
+    """Calls every replica, and retries what `errors.py` calls retryable until the caller's deadline.
+
+    The list of replicas is looked up for every call and after every failure, because a replica may leave and return.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        token: str | None,
+        *,
+        stall_timeout_s: float = 300.0,
+        rank: int = 0,
+        reports: bool = True,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """
+        Args:
+            reports: Whether this process reports outages. Another one reports only what may concern it alone: an outage
+                of REPEAT_S while it waits for its own rollouts.
+        """
+        self._replicas = Replicas(urls)
+        self._reports = reports
+        self._availability = Availability(delay_s=0 if reports else REPEAT_S)
+        # Ranks start at different replicas. Otherwise the first replica would get most of the short requests.
+        self._next_replica = rank
+        self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
+        self._http = httpx.AsyncClient(
+            headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
+            # No read timeout here: a group may take minutes. Every caller has its own deadline.
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            transport=transport or httpx.AsyncHTTPTransport(socket_options=KEEPALIVE, trust_env=False),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def wait_ready(self, timeout_s: float) -> None:
+        """Wait until every replica is ready.
+
+        Raises:
+            TimeoutError: a replica is not ready in time; names it and its last reason.
+        """
+        await self._everywhere(self._ready, timeout_s, "be ready (trainer.start_timeout_s)")
+
+    async def info(self, timeout_s: float) -> dict[str, Info]:
+        """Return URL → `Info` for every replica."""
+        return await self._everywhere(self._info, timeout_s, "answer GET /info")
+
+    async def parameters(self, url: str, timeout_s: float) -> Shapes:
+        """Return the parameter table of the replica at `url`. It is empty if the replica does not know it."""
+        async with asyncio.timeout(timeout_s):
+            response = checked(await self._http.get(url + PARAMETERS))
+        return Parameters.model_validate_json(response.content).shapes
+
+    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
+        """Make every replica serve `version`, and return when all of them do.
+
+        A replica that cannot be reached is left out if another one serves the version. When it starts again, it loads
+        the newest version before it is ready.
+
+        Raises:
+            TandemError: a replica refused.
+            TimeoutError: a replica did not serve it in time.
+        """
+
+        async def put(url: str) -> ServedWeights:
+            path = SET_WEIGHTS.format(version=version)
+            response = await self._http.put(url + path, content=weights.model_dump_json())
+            return read_message(ServedWeights, response)
+
+        purpose = f"serve version {version} (trainer.publish.timeout_s)"
+        return await self._everywhere(put, timeout_s, purpose, skip_unreachable=True)
+
+    async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
+        """Divide `request` among the replicas, and call `on_group` exactly once for each group, as soon as it arrives.
+
+        If a replica fails, only its missing groups are requested again, from the next replica.
+
+        Raises:
+            TandemError: a replica refused the request, and a retry would not help.
+            TimeoutError: groups are missing after `timeout_s`.
+        """
+        missing = dict(enumerate(request.prompts))
+        begin = self._next_replica
+        self._next_replica += len(request.prompts)
+        reasons: dict[str, str] = {}
+
+        def take(group: Group) -> None:
+            del missing[group.prompt_index]
+            on_group(group)
+
+        async def share(first: int, count: int) -> None:
+            mine = {index: missing[index] for index in range(first, len(request.prompts), count)}
+            pauses = _pauses()
+            replica = begin + first
+            while mine:
+                urls = await self._replicas.now()
+                url = urls[replica % len(urls)]
+                try:
+                    await self._stream(url, request, mine, take)
+                    self._availability.answered(url)
+                except (httpx.TransportError, TandemError) as error:
+                    reasons[url] = self._retryable(url, error)
+                if mine:
+                    replica += 1
+                    await asyncio.sleep(next(pauses))
+
+        try:
+            async with asyncio.timeout(timeout_s), task_group() as tasks:
+                count = len(await self._replicas.now())
+                for first in range(min(count, len(request.prompts))):
+                    tasks.create_task(share(first, count))
+        except TimeoutError:
+            raise TimeoutError(
+                f"{len(missing)} of {len(request.prompts)} groups are missing after {timeout_s:g} s; last errors: "
+                f"{reasons or 'none, the generators are slow'}. Fix: read the generators' logs, or raise "
+                "trainer.rollout.timeout_s."
+            ) from None
+
+    async def _stream(
+        self, url: str, request: RolloutRequest, mine: dict[int, Prompt], on_group: Callable[[Group], object]
+    ) -> None:
+        """Request the groups of `mine` once, and remove from it those that arrive.
+
+        Raises:
+            EngineFailed: the stream ended and groups are missing.
+            TandemError: the replica refused the request.
+            httpx.TransportError: the connection failed.
+        """
+        requested = list(mine)
+        trouble = "the stream ended early"
+        part = request.model_copy(update={"prompts": tuple(mine.values())})
+        async with (
+            self._availability.watched(url) as heard,
+            self._http.stream(
+                "POST", url + ROLLOUTS, content=part.model_dump_json(), timeout=self._stream_timeout
+            ) as response,
+        ):
+            if response.status_code != httpx.codes.OK:
+                await response.aread()
+            async for text in checked(response).aiter_lines():
+                heard()
+                group = read_group(text)
+                if problem := why_unusable(group, request, len(requested)):
+                    trouble = problem
+                    continue
+                index = requested[group.prompt_index]
+                if mine.pop(index, None) is not None:
+                    on_group(group.model_copy(update={"prompt_index": index}))
+        if mine:
+            raise EngineFailed(f"{len(mine)} of {len(requested)} groups are missing: {trouble}")
+
+    async def _ready(self, url: str) -> None:
+        response = await self._http.get(url + READYZ)
+        if response.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            with suppress(ValidationError):  # the answer may come from a proxy
+                raise EngineFailed(Readiness.model_validate_json(response.content).reason)
+        checked(response)
+
+    async def _info(self, url: str) -> Info:
+        return read_message(Info, await self._http.get(url + INFO))
+
+    async def _everywhere(
+        self,
+        call: Callable[[str], Awaitable[ResultT]],
+        timeout_s: float,
+        purpose: str,
+        *,
+        skip_unreachable: bool = False,
+    ) -> dict[str, ResultT]:
+        """Call `call` for every replica in parallel, with retries, and return URL → answer.
+
+        A replica that joins meanwhile is called too. One that leaves is not waited for.
+
+        Args:
+            skip_unreachable: do not wait for replicas that cannot be reached if another one has answered.
+
+        Raises:
+            TandemError: a call failed, and a retry would not help.
+            TimeoutError: a replica did not answer in time; names it and its last error.
+        """
+        reasons: dict[str, str] = {}
+        urls: set[str] = set()
+        done: dict[str, ResultT] = {}
+        unreachable: Counter[str] = Counter()
+
+        def is_settled(url: str) -> bool:
+            return url in done or (skip_unreachable and unreachable[url] >= UNREACHABLE_TRIES and bool(done))
+
+        async def until_settled(url: str) -> None:
+            pauses = _pauses()
+            while not is_settled(url) and url in await self._replicas.now():
+                try:
+                    async with self._availability.watched(url):
+                        done[url] = await call(url)
+                    self._availability.answered(url)
+                except UNREACHABLE as error:
+                    reasons[url] = self._retryable(url, error, report=self._reports)
+                    unreachable[url] += 1
+                    await asyncio.sleep(min(next(pauses), UNREACHABLE_PAUSE_S))
+                except (httpx.TransportError, TandemError) as error:
+                    reasons[url] = self._retryable(url, error, report=self._reports)
+                    del unreachable[url]
+                    await asyncio.sleep(next(pauses))
+
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not all(map(is_settled, urls := set(await self._replicas.now()))):
+                    self._availability.gone(urls)
+                    async with task_group() as tasks:
+                        for url in urls:
+                            tasks.create_task(until_settled(url))
+        except TimeoutError:
+            late = {url: reasons.get(url, "no answer") for url in sorted(urls - done.keys())}
+            raise TimeoutError(f"waited {timeout_s:g} s for the generators to {purpose}; got {late}") from None
+        return {url: done[url] for url in urls if url in done}
+
+    def _retryable(self, url: str, error: httpx.TransportError | TandemError, *, report: bool = True) -> str:
+        """Report a retryable error, and return its description for the message at the deadline. Raise any other."""
+        if isinstance(error, TandemError) and not error.retryable:
+            raise type(error)(f"{url}: {error}") from error
+        reason = f"{type(error).__name__}: {error}"
+        if report:
+            self._availability.failed(url, reason)
+        return reason
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group that raises its first error itself instead of an `ExceptionGroup`, for a readable message."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors.exceptions[0].__cause__
+
+
+def _pauses() -> Iterator[float]:
+    """Yield the pause before each retry in seconds, without end."""
+    pause_s = FIRST_PAUSE_S
+    while True:
+        yield pause_s
+        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

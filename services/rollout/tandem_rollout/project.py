@@ -1,0 +1,107 @@
+"""Load what the user brings besides the model's weights: the tokenizer, the rewards and the prompts."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
+from tandem_protocol.model_directory import check_model_directory
+from tandem_protocol.problems import one_line
+
+from .errors import UserError
+from .prompts import PromptRow, check_lengths, load_prompts
+from .rewards.judge import Judge
+from .rewards.scoring import Rewards
+
+
+class Inputs(NamedTuple):
+    """What the user brings besides the model's weights, loaded and checked."""
+
+    tokenizer: PreTrainedTokenizerBase
+    scorer: Rewards | Judge
+    rows: list[PromptRow]
+    eval_rows: list[PromptRow]
+
+    def describe(self, settings: TrainerSettings) -> str:
+        """One line about what will be trained, for the log."""
+        config = settings.trainer
+        evaluation = f", evaluated on {len(self.eval_rows)} prompts" if self.eval_rows else ""
+        return (
+            f"training {settings.shared.model} on {len(self.rows)} prompts of {config.prompts.source}, scored by "
+            f"{', '.join(config.scorers)}{evaluation}"
+        )
+
+
+def load_inputs(settings: TrainerSettings, processes: int) -> Inputs:
+    """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
+
+    Raises:
+        ConfigError: the number of processes does not divide that of the prompts.
+        UserError: the prompts, rewards or configuration do not fit together.
+    """
+    config = settings.trainer
+    config.check_processes(processes)
+    tokenizer = load_tokenizer(settings.shared)
+    scorer = load_scorer(config, tokenizer)
+    rows = load_prompts(config.prompts, tokenizer)
+    eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
+    scorer.check_parameters([*rows, *eval_rows])
+    if length := _longest(settings.shared):
+        check_lengths([*rows, *eval_rows], length, config.rollout.max_completion_length)
+    return Inputs(tokenizer, scorer, rows, eval_rows)
+
+
+def _longest(shared: SharedConfig) -> int | None:
+    """The longest row that the model can encode, in tokens. Generators refuse a larger `max_model_len`.
+
+    None if a scaled encoding decides that, or if nothing limits it.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(
+            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
+        ).get_text_config(decoder=True)
+    except (OSError, ValueError):  # loading the model reports it
+        return None
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") != "default" or any(isinstance(value, dict) for value in rope.values()):
+        return None
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    return length
+
+
+def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
+    """Load the reward functions, or the judge if `online_dpo.judge` is set.
+
+    Raises:
+        UserError: one of the project's functions does not exist or cannot be imported.
+    """
+    drop_errors = config.reward_errors == "drop"
+    timeout_s = config.reward_timeout_s
+    if judge := config.online_dpo.judge:
+        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+
+
+def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:
+    """Load the model's tokenizer.
+
+    Raises:
+        UserError: the model does not exist, or its tokenizer cannot be loaded.
+    """
+    from transformers import AutoTokenizer  # imports torch, if it is installed
+
+    check_model_directory(shared.model)
+    try:
+        return AutoTokenizer.from_pretrained(
+            shared.model, revision=shared.revision, trust_remote_code=shared.trust_remote_code
+        )
+    except Exception as error:  # any kind: a damaged tokenizer.json fails deep inside the libraries
+        raise UserError(
+            f"the tokenizer of shared.model {shared.model!r} cannot be loaded: {one_line(error)}. Expected the "
+            "tokenizer files of a Hugging Face model. Fix: restore these files, or choose another model."
+        ) from error

@@ -1,0 +1,1 @@
+"""What a run keeps and reports: checkpoints, metrics, status, and how its ranks agree."""

@@ -1,0 +1,169 @@
+"""Write the files of a run's folder that people and tools read during the run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tandem_protocol.secrets import mask
+from tandem_protocol.version import Version
+
+from .metrics import JsonLinesWriter
+
+log = logging.getLogger(__name__)
+
+REPEAT_S = 30.0
+"""How often to report that a file cannot be written, while that lasts."""
+
+FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
+"""The final phases of `status.json`."""
+
+
+class Journal:
+    """Metrics, completions, events and status of one run. Only the main process writes; other ranks do nothing."""
+
+    def __init__(self, folder: Path, *, is_main: bool) -> None:
+        self._folder = folder
+        self._is_main = is_main
+        self._metrics = JsonLinesWriter(folder / "metrics.jsonl")
+        self._completions = JsonLinesWriter(folder / "rollouts.jsonl")
+        self._evaluations = JsonLinesWriter(folder / "eval.jsonl")
+        self._events = JsonLinesWriter(folder / "events.jsonl")
+        self._reported_s: dict[str, float] = {}
+        """Name of a file → when it was last reported that it cannot be written."""
+
+    def status(self, phase: str, version: Version) -> None:
+        """Write the current phase to `status.json`. The file is replaced atomically, so it is always complete."""
+        if self._is_main:
+            status = {
+                "phase": phase, "step": version.step, "version": str(version), "since_unix_s": time.time(),
+            }  # fmt: skip
+            temporary = self._folder / ".status.json"
+            try:
+                temporary.write_text(json.dumps(status))
+                temporary.replace(self._folder / "status.json")
+            except OSError as error:
+                if self._is_news("status.json"):
+                    log.warning("status.json cannot be written: %s", error)
+
+    def settings(self, resolved: str) -> None:
+        """Write the settings of this start to `config.resolved`."""
+        if self._is_main:
+            try:
+                (self._folder / "config.resolved").write_text(f"{resolved}\n")
+            except OSError as error:
+                log.warning("config.resolved cannot be written: %s", error)
+
+    @property
+    def finished_step(self) -> int:
+        """The last step of a finished run; −1 if no trainer has finished it yet."""
+        return max((event["step"] for event in self._events.read() if event["kind"] == FINISHED), default=-1)
+
+    def note(self, kind: str, step: int, message: str, **details: Any) -> None:
+        """Log an event, and append it to `events.jsonl`."""
+        if self._is_main:
+            log.info("%s", message)
+            self._event(kind, step, message, details)
+
+    def progress(self, line: str) -> None:
+        """Log one line about the run."""
+        if self._is_main:
+            log.info("%s", line)
+
+    def alert(self, kind: str, step: int, message: str, **details: Any) -> None:
+        """Log an event that needs attention as a warning, and append it to `events.jsonl`."""
+        if self._is_main:
+            log.warning("%s", message)
+            self._event(kind, step, message, details)
+
+    def _event(self, kind: str, step: int, message: str, details: Mapping[str, Any]) -> None:
+        event = {"step": step, "time_unix_s": time.time(), "kind": kind, "message": mask(message), **details}
+        try:
+            self._events.append([event])
+        except OSError as error:  # the event may be about a full disk
+            if self._is_news("events.jsonl"):
+                log.warning("%s", _kept("events.jsonl", self._events, error))
+
+    def step(self, record: Mapping[str, Any]) -> None:
+        """Append the record of a step. If the disk is full, it stays in memory and is written with the next one."""
+        if self._is_main:
+            try:
+                self._metrics.append([record])
+            except OSError as error:
+                if self._is_news("metrics.jsonl"):
+                    self.alert("metrics_failed", record["step"], _kept("metrics.jsonl", self._metrics, error))
+
+    def complete(self, record: Mapping[str, Any] | None) -> None:
+        """Append the record of the last step if it is missing, because the process ended before `step` was called."""
+        if self._is_main and record and self._metrics.last_step() < record["step"]:
+            self.step(record)
+
+    def keep(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Keep completions in memory until the next `completions` or `flush`."""
+        if self._is_main:
+            self._completions.kept += records
+
+    def completions(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Append completions with their rewards. If the disk is full, they stay in memory, as in `step`."""
+        if self._is_main:
+            try:
+                self._completions.append(records)
+            except OSError as error:
+                if self._is_news("rollouts.jsonl"):
+                    log.warning("%s", _kept("rollouts.jsonl", self._completions, error))
+
+    def evaluation(self, record: Mapping[str, Any]) -> None:
+        """Append the record of an evaluation, in the place of an earlier one of the same step.
+
+        If the disk is full, it stays in memory, as in `step`.
+        """
+        if self._is_main:
+            try:
+                self._evaluations.forget_after(record["step"] - 1)
+                self._evaluations.append([record])
+            except OSError as error:
+                if self._is_news("eval.jsonl"):
+                    self.alert("eval_failed", record["step"], _kept("eval.jsonl", self._evaluations, error))
+
+    def _is_news(self, name: str) -> bool:
+        """Whether it was not reported within the last REPEAT_S that this file cannot be written."""
+        now_s = time.monotonic()
+        if now_s - self._reported_s.get(name, -REPEAT_S) < REPEAT_S:
+            return False
+        self._reported_s[name] = now_s
+        return True
+
+    def flush(self) -> None:
+        """Write the lines that are still in memory.
+
+        Raises:
+            OSError: the disk is still full.
+        """
+        for file in (self._metrics, self._completions, self._evaluations, self._events):
+            file.append(())
+
+    def end(self, version: Version, *, finished: bool) -> None:
+        """Write the lines that are still in memory, and how the run ended.
+
+        Raises:
+            OSError: the lines cannot be written.
+        """
+        self.flush()
+        if finished and self._is_main:
+            self._event(FINISHED, version.step, f"the run is finished at step {version.step}", {})
+        self.status(FINISHED if finished else STOPPED, version)
+
+    def rewind(self, step: int, record: Mapping[str, Any] | None) -> None:
+        """Delete all lines about steps after `step`, and append `record`, the record of `step`, if it is missing."""
+        if self._is_main:
+            for file in (self._metrics, self._completions):
+                file.forget_after(step)
+            self.complete(record)
+
+
+def _kept(name: str, file: JsonLinesWriter, error: OSError) -> str:
+    return f"{name} cannot be written: {error}. {len(file.kept)} lines are kept in memory until there is space."

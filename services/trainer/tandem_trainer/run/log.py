@@ -1,0 +1,110 @@
+"""What a run reports: the records of its steps, some completions, its events, its status and its timings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_protocol.version import Version
+from tandem_rollout.errors import UserError
+from tandem_rollout.scored_group import ScoredGroup
+
+from .clock import StepClock
+from .journal import Journal
+from .metrics import completion_records, samples, step_record
+from .step_line import StepLine
+from .trackers import scalars
+
+MAX_CONSECUTIVE_SKIPS = 50
+
+
+class RunLog:
+    """The step that a run has reached, and the files that say so. Every rank has one; the main process writes."""
+
+    def __init__(self, config: TrainerConfig, accelerator: Accelerator) -> None:
+        self._config = config
+        self._accelerator = accelerator
+        self.dir = config.run_dir
+        self.dir.mkdir(parents=True, exist_ok=True)
+        self.journal = Journal(self.dir, is_main=accelerator.is_main_process)
+        self.step = 0
+        """The last step that is complete and has a record."""
+        self.version = Version(0, 0)
+        self.attempt = 0
+        self.record: dict[str, Any] | None = None
+        """The record of `step`."""
+        self.checkpoint_failures = 0
+        """Checkpoints that failed since the last one that was written."""
+        self._clock = StepClock()
+        self._step_line = StepLine(config.max_steps)
+        self._consecutive_skips = 0
+        self._groups_skipped = 0
+
+    @contextmanager
+    def timer(self, phase: str) -> Iterator[None]:
+        """Measure the time of `phase` for the step's record, and show the phase in `status.json`.
+
+        It is also a decorator: `timer("update")(learner.update)` measures every call.
+        """
+        self.journal.status(phase, self.version)
+        with self._clock.phase(phase):
+            yield
+
+    def start_step(self) -> None:
+        """Start measuring the first step. Loading the model and publishing the first version do not count."""
+        self._clock.start_step()
+
+    def alert_mismatch(self, message: str) -> None:
+        self.journal.alert("mismatch", self.step, message)
+
+    def skip(self, groups: Sequence[ScoredGroup]) -> None:
+        """Count groups without a learning signal, and write some of their completions.
+
+        Raises:
+            UserError: MAX_CONSECUTIVE_SKIPS batches in a row had no signal.
+        """
+        self._groups_skipped += len(groups)
+        self._consecutive_skips += 1
+        upcoming = Version(self.step + 1, self.attempt)
+        self.journal.completions(completion_records(upcoming, groups, self._config.log_completions, skipped=True))
+        if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
+            rewards = {reward for group in groups for reward in group.rewards}
+            raise UserError(
+                f"{MAX_CONSECUTIVE_SKIPS} times in a row no group had different rewards (last: {rewards}), so there is "
+                f"nothing to learn from. {self.dir / 'rollouts.jsonl'} has some of the completions. Fix: make the "
+                "reward finer, choose prompts that are neither too easy nor too hard, or raise rollout.num_generations."
+            )
+
+    def make_record(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float]) -> None:
+        """Make the step's record. `checkpoint` saves it, and `log` writes it with the timings."""
+        version = Version(step, self.attempt)
+        skipped = self._groups_skipped + sum(not group.has_signal for group in groups)
+        record = step_record(
+            version,
+            gather_object(samples(groups, version.step - 1)),
+            stats,
+            functions=self._config.scorers,
+            groups_skipped=sum(gather_object([skipped])),
+        )
+        self.record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
+        self.step = step  # set last, because a step without a record would be missing after a resume
+        self.version = version
+        self._consecutive_skips = 0
+        self._groups_skipped = 0
+        self.journal.keep(completion_records(version, groups, self._config.log_completions))
+
+    def log(self) -> None:
+        """Write the step's record and some of its completions."""
+        assert self.record is not None, "make_record comes first"
+        self.record |= {"checkpoint_failures": self.checkpoint_failures}
+        self.record |= self._clock.figures(self.record["rollout_tokens"])
+        self._clock.start_step()  # before writing, which counts for the next step, so that no time is lost
+        self.journal.step(self.record)
+        self.journal.completions(())
+        self.journal.progress(self._step_line(self.record))
+        self._accelerator.log(dict(scalars(self.record)), step=self.step)

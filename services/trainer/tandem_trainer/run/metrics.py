@@ -1,0 +1,214 @@
+"""The records in `metrics.jsonl` and `rollouts.jsonl`, and the files of JSON lines that hold them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import statistics
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tandem_protocol.version import Version
+from tandem_rollout.scored_group import ScoredGroup
+
+
+class CompletionSample(NamedTuple):
+    """The numbers of one completion, small enough to be gathered over ranks."""
+
+    reward: float | None
+    rewards_by_function: tuple[float | None, ...]
+    tokens: int
+    truncated: bool
+    lag: int
+
+
+def samples(groups: Iterable[ScoredGroup], step: int) -> list[CompletionSample]:
+    """Return one sample per completion of the groups that were trained on at version `step`."""
+    return [
+        CompletionSample(
+            reward=group.rewards[i],
+            rewards_by_function=tuple(column[i] for column in group.rewards_by_function.values()),
+            tokens=len(completion.token_ids),
+            truncated=completion.finish_reason == "length",
+            lag=step - min((span.version.step for span in completion.versions), default=step),
+        )
+        for group in groups
+        for i, completion in enumerate(group.group.completions)
+    ]
+
+
+def step_record(
+    version: Version,
+    rows: Sequence[CompletionSample],
+    stats: Mapping[str, float],
+    *,
+    functions: Sequence[str],
+    groups_skipped: int,
+) -> dict[str, Any]:
+    """Make one line of `metrics.jsonl`.
+
+    Args:
+        version: the version that this step produced.
+        rows: the completions of all ranks.
+        stats: what `Learner.update` returned. Its `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean
+            over tokens.
+        functions: names of the reward functions, or of the judge.
+    """
+    rewards = [row.reward for row in rows]
+    columns = list(zip(*(row.rewards_by_function for row in rows), strict=True))
+    tokens = sum(row.tokens for row in rows)
+    return {
+        "step": version.step,
+        "version": str(version),
+        "reward_mean": mean(rewards),
+        "reward_std": std(rewards),
+        "rewards": {name: mean(column) for name, column in zip(functions, columns, strict=True)},
+        "rewards_std": {name: std(column) for name, column in zip(functions, columns, strict=True)},
+        "mismatch": None,
+        **stats,
+        "lag_max": max(row.lag for row in rows),
+        "completion_tokens_mean": tokens / len(rows),
+        "truncated_fraction": sum(row.truncated for row in rows) / len(rows),
+        "rollout_tokens": tokens,
+        "groups_skipped": groups_skipped,
+    }
+
+
+def completion_records(
+    version: Version, groups: Sequence[ScoredGroup], count: int, *, skipped: bool = False
+) -> list[dict[str, Any]]:
+    """Make lines of `rollouts.jsonl` for `count` completions: first one of each group, then a second of each.
+
+    Args:
+        version: the version that was trained on them, or would have been if they had not been skipped.
+        skipped: the complete batch was skipped. In other batches, only groups with equal rewards are skipped.
+    """
+    pairs = [(group, i) for i in range(len(groups[0].texts)) for group in groups]
+    return [
+        {
+            "step": version.step,
+            "skipped": skipped or not group.has_signal,
+            "row": group.row,
+            "prompt": group.prompt_text,
+            "completion": group.texts[i],
+            "reward": group.rewards[i],
+            "rewards": {name: column[i] for name, column in group.rewards_by_function.items()},
+            "finish_reason": group.group.completions[i].finish_reason,
+            "versions": [str(span.version) for span in group.group.completions[i].versions],
+        }
+        for group, i in pairs[:count]
+    ]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that are not None. Returns None if there are none."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def std(values: Iterable[float | None]) -> float | None:
+    """Population standard deviation of the values that are not None. Returns None if there are none."""
+    known = [value for value in values if value is not None]
+    return statistics.pstdev(known) if known else None
+
+
+class JsonLinesWriter:
+    """A file with one JSON object per line. Each object has a `step`; steps never decrease."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.kept: list[Mapping[str, Any]] = []
+        """Records that could not be written because the disk was full. The next `append` writes them first."""
+
+    def append(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append one line per record. If an error occurs, no line is added, and all records are kept in memory.
+
+        A last line that a killed process has left incomplete is removed. Otherwise the first record would continue it.
+        NaN and infinity become null, because JSON cannot express them.
+
+        Raises:
+            OSError: such as ENOSPC when the disk is full.
+        """
+        self.kept += records
+        if not self.kept:
+            return
+        self._write("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in self.kept).encode())
+        self.kept.clear()
+
+    def _write(self, data: bytes) -> None:
+        with self._path.open("ab", buffering=0) as file:
+            self._remove_incomplete_line(file)
+            end = file.seek(0, os.SEEK_END)
+            try:
+                if file.write(data) != len(data):  # the disk became full in between
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                file.truncate(end)
+                raise
+
+    def _remove_incomplete_line(self, file: FileIO) -> None:
+        """Cut off what follows the last newline, or end it with one if it is complete."""
+        with self._path.open("rb") as written:
+            size = written.seek(0, os.SEEK_END)
+            written.seek(max(0, size - 1))
+            if written.read() in (b"", b"\n"):
+                return
+            written.seek(0)
+            *_, last = written.read().split(b"\n")
+        if _step(last) < math.inf:
+            file.write(b"\n")
+        else:
+            file.truncate(size - len(last))
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield the record of every complete line."""
+        if self._path.exists():
+            with self._path.open(errors="replace") as file:
+                for line in file:
+                    with suppress(json.JSONDecodeError):  # a crash has truncated the line
+                        yield json.loads(line)
+
+    def last_step(self) -> int:
+        """The step of the last record; -1 if there is none."""
+        if self.kept:
+            return int(self.kept[-1]["step"])
+        last = deque(self.read(), maxlen=1)
+        return int(last[0]["step"]) if last else -1
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of steps after `step`, which a resumed run computes again, and a truncated last line.
+
+        They are at the end. The file is cut in place, which works on a full disk too.
+        """
+        self.kept = [record for record in self.kept if record["step"] <= step]
+        if not self._path.exists():
+            return
+        with self._path.open("r+b") as file:
+            position = end = 0
+            for line in file:
+                position += len(line)
+                if _step(line) <= step:
+                    end = position
+            file.truncate(end)
+
+
+def _finite(value: Any) -> Any:
+    """Replace numbers that JSON cannot express (NaN, infinity) by None."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _step(line: bytes) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
