@@ -83,6 +83,7 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> 
     from tandem_protocol.config.trainer import TrainerConfig
     from tandem_protocol.messages import Completion, VersionSpan
     from tandem_protocol.version import Version
+    from tandem_rollout.trajectory import Sequence
     from tandem_trainer import batch
     from tandem_trainer.algorithms.grpo import Grpo
     from tandem_trainer.learner.learner import Learner
@@ -108,19 +109,22 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> 
         trained = batch.pad(
             [
                 batch.Row(
-                    prompt,
-                    Completion(
-                        token_ids=tuple(completion),
-                        logprobs=(-1.0,) * len(completion),
-                        finish_reason="stop",
-                        versions=(VersionSpan(version=Version(0, 1), tokens=len(completion)),),
+                    Sequence.of_completion(
+                        prompt,
+                        Completion(
+                            token_ids=tuple(completion),
+                            logprobs=(-1.0,) * len(completion),
+                            finish_reason="stop",
+                            versions=(VersionSpan(version=Version(0, 1), tokens=len(completion)),),
+                        ),
                     ),
                     advantage,
                     in_loss=True,
+                    trajectory_tokens=len(completion),
                 )
                 for prompt, completion, advantage in rows
             ],
-            row_total=len(rows),
+            trajectory_total=len(rows),
             token_total=sum(len(row.completion) for row in rows),
         )
         stats = policy.update(trained, algorithm)

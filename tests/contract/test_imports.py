@@ -70,7 +70,7 @@ NEVER = {
 
 ALGORITHMS = {
     *("__future__", "collections", "dataclasses", "math", "typing", "torch"),
-    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_rollout.scored_group"),
+    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_rollout.trajectory"),
 }
 """Everything that `algorithms/` may import, including the standard library. It must not do any I/O."""
 

@@ -31,7 +31,8 @@ from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.project import load_inputs
-from tandem_rollout.queue import collect, sampling
+from tandem_rollout.completions import CompletionReader
+from tandem_rollout.queue import Sampler, sampling
 
 sys.path.insert(0, ".")
 config = load(TrainerSettings, path=Path("config.yaml"))[0]
@@ -46,10 +47,11 @@ async def main():
     )
     groups = {}
     try:
-        await collect(client, inputs.scorer, request, rows, groups.__setitem__, timeout_s=60)
+        sampler = Sampler(client, CompletionReader(inputs.tokenizer), inputs.scorer)
+        await sampler.collect(request, rows, groups.__setitem__, timeout_s=60)
     finally:
         await client.close()
-    return [[groups[i].prompt_text, list(groups[i].rewards)] for i in sorted(groups)]
+    return [[group.trajectories[0].prompt[0]["content"], list(group.rewards)] for _, group in sorted(groups.items())]
 
 
 print(json.dumps(anyio.run(main)))

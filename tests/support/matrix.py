@@ -25,6 +25,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from support.architectures import VOCAB, make_architecture
+from support.rollouts import scored
 from tandem_generator.engines.vllm import VllmEngine
 from tandem_generator.options import parse
 from tandem_generator.plugin import devices, takes_seeds
@@ -40,7 +41,6 @@ from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import UserError
 from tandem_rollout.handshake import check_generators
 from tandem_rollout.queue import sampling
-from tandem_rollout.scored_group import ScoredGroup
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.batch import Batch
 from tandem_trainer.devices import make_accelerator
@@ -188,7 +188,9 @@ class _Trainer:
             await self._client.rollouts(request, groups.append, timeout_s=60.0)
 
         self._portal.call(ask)
-        return self._grpo.make_batch([_scored(prompts[group.prompt_index], group) for group in groups])
+        return self._grpo.make_batch(
+            [scored(prompts[group.prompt_index], group.completions, range(len(group.completions))) for group in groups]
+        )
 
     @torch.no_grad()
     def mismatch(self, batch: Batch) -> tuple[float, Batch]:
@@ -204,11 +206,3 @@ class _Trainer:
                 config=self._config.publish, run_name="matrix", attempt=1, model_fingerprint=self.fingerprint,
                 dtype=torch.float32, accelerator=self._accelerator,
             )(self.learner.model, step)  # fmt: skip
-
-
-def _scored(prompt: list[int], group: Group) -> ScoredGroup:
-    rewards = tuple(float(number) for number, _ in enumerate(group.completions))
-    return ScoredGroup(
-        row=0, prompt_ids=tuple(prompt), prompt_text="", texts=("",) * len(rewards), group=group, rewards=rewards,
-        rewards_by_function={"rewards:odd": rewards},
-    )  # fmt: skip

@@ -18,15 +18,16 @@ import torch
 from support import reward_kinds
 from support.models import make_tokenizer
 from support.reward_kinds import CALLABLES, NO_NUMBERS, NUMBERS
-from support.rollouts import completion, group
+from support.rollouts import completion, read, rewards_by_name, rewards_of
 from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge
 from tandem_rollout.rewards.scoring import Rewards
+from tandem_rollout.trajectory import Trajectory
 
 TOKENIZER = make_tokenizer(80)
-GROUP = group([completion(TOKENIZER(text).input_ids) for text in ("12", "a")])
+COMPLETIONS = [completion(TOKENIZER(text).input_ids) for text in ("12", "a")]
 CONVERSATION = [{"role": "user", "content": "hi"}]
 TESTS = Path(__file__).parents[1]
 
@@ -35,11 +36,15 @@ def _row(prompt: Any = "1+2=", **columns: Any) -> PromptRow:
     return PromptRow(7, "prompts.jsonl row 7", prompt, "text", (4, 5), columns)
 
 
+def _unscored(row: PromptRow) -> tuple[Trajectory, ...]:
+    return read(TOKENIZER, row, COMPLETIONS)
+
+
 def _rewards(
     *names: str, sandbox: bool = False, drop: bool = False, timeout_s: float = 60, **arguments: Any
 ) -> Rewards:
     configs = [RewardConfig(function=name, sandbox=sandbox, arguments=arguments) for name in names]
-    return Rewards(configs, TOKENIZER, drop_errors=drop, timeout_s=timeout_s)
+    return Rewards(configs, drop_errors=drop, timeout_s=timeout_s)
 
 
 def _kinds(*names: str, **options: Any) -> Rewards:
@@ -78,19 +83,20 @@ def test_a_function_that_changes_its_arguments_affects_nothing_else(project: Any
     row = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS))
     options = {"weights": [1, {"a": []}]}
     rewards = _rewards("user_functions:one", "user_functions:two", options=options)
-    before = GROUP.model_dump()
+    group = _unscored(row)
+    before = [one.model_dump() for one in group]
 
     async def score_twice() -> list[Any]:
-        return [await rewards.score(row, GROUP) for _ in range(2)]
+        return [await rewards.score(row, group) for _ in range(2)]
 
     scored = asyncio.run(score_twice())
     assert len({repr(seen) for seen in [*one, *two]}) == 1
     assert "spoilt" not in repr(one)
     assert (row.prompt, row.columns) == (CONVERSATION, COLUMNS)
     assert options == {"weights": [1, {"a": []}]}
-    assert GROUP.model_dump() == scored[1].group.model_dump() == before
+    assert [one.model_dump() for one in group] == before
     assert scored[0] == scored[1]
-    assert scored[0].texts == ("12", "a")
+    assert [one.completion[0]["content"] for one in scored[0]] == ["12", "a"]
 
 
 @pytest.mark.usefixtures("importable")
@@ -98,7 +104,7 @@ def test_a_function_that_changes_its_arguments_affects_nothing_else(project: Any
 async def test_each_call_gets_the_configured_arguments_unchanged(sandbox: bool):
     rewards = _kinds("unspoilt", sandbox=sandbox, spoilt=[])
     row = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS))
-    assert [(await rewards.score(row, GROUP)).rewards for _ in range(2)] == [(1.0, 1.0)] * 2
+    assert [rewards_of(await rewards.score(row, _unscored(row))) for _ in range(2)] == [(1.0, 1.0)] * 2
     await rewards.close()
 
 
@@ -111,10 +117,10 @@ async def test_a_judge_gets_copies_of_its_arguments(project: Any):
         return [0]
 
     project.prefer = prefer
-    judge = Judge("user_functions:prefer", TOKENIZER, drop_errors=False, timeout_s=60)
+    judge = Judge("user_functions:prefer", drop_errors=False, timeout_s=60)
     row = _row(copy.deepcopy(CONVERSATION), **copy.deepcopy(COLUMNS))
     for _ in range(2):
-        await judge.score(row, GROUP)
+        await judge.score(row, _unscored(row))
     assert seen[0] == seen[1]
     assert (row.prompt, row.columns) == (CONVERSATION, COLUMNS)
 
@@ -125,8 +131,8 @@ async def test_every_kind_of_callable_can_be_called_repeatedly(sandbox: bool):
     """One test for all kinds, because a sandbox is slow to start."""
     rewards = _kinds(*CALLABLES, sandbox=sandbox)
     for _ in range(2):
-        scored = await rewards.score(_row(), GROUP)
-        assert scored.rewards_by_function == {f"support.reward_kinds:{name}": (2.0, 1.0) for name in CALLABLES}
+        scored = await rewards.score(_row(), _unscored(_row()))
+        assert rewards_by_name(scored) == {f"support.reward_kinds:{name}": (2.0, 1.0) for name in CALLABLES}
     await rewards.close()
     reward_kinds._loops.clear()
 
@@ -151,8 +157,8 @@ async def test_asynchronous_callables_run_concurrently(project: Any, kind: str):
         }[kind]
 
     project.one, project.two = make(here, there), make(there, here)
-    scored = await _rewards("user_functions:one", "user_functions:two", timeout_s=10).score(_row(), GROUP)
-    assert scored.rewards == (2.0, 0.0)
+    scored = await _rewards("user_functions:one", "user_functions:two", timeout_s=10).score(_row(), _unscored(_row()))
+    assert rewards_of(scored) == (2.0, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["function", "object", "partial"])
@@ -170,8 +176,8 @@ async def test_asynchronous_callables_do_not_wait_for_synchronous_ones(project: 
 
     project.one = lambda **_: [float(begun.wait(10)), 0.0]
     project.two = {"function": function, "object": Reward(), "partial": functools.partial(Reward())}[kind]
-    scored = await _rewards("user_functions:one", "user_functions:two").score(_row(), GROUP)
-    assert scored.rewards == (2.0, 0.0)
+    scored = await _rewards("user_functions:one", "user_functions:two").score(_row(), _unscored(_row()))
+    assert rewards_of(scored) == (2.0, 0.0)
 
 
 @pytest.mark.parametrize("kind", ["object", "decorated"])
@@ -182,8 +188,8 @@ async def test_a_late_asynchronous_callable_can_be_dropped(project: Any, kind: s
             return [1.0, 0.0]
 
     project.late = Late() if kind == "object" else reward_kinds.decorated(Late())
-    scored = await _rewards("user_functions:late", drop=True, timeout_s=0.05).score(_row(), GROUP)
-    assert scored.rewards == (None, None)
+    scored = await _rewards("user_functions:late", drop=True, timeout_s=0.05).score(_row(), _unscored(_row()))
+    assert rewards_of(scored) == (None, None)
 
 
 @pytest.mark.usefixtures("importable")
@@ -191,13 +197,13 @@ async def test_a_late_asynchronous_callable_can_be_dropped(project: Any, kind: s
 async def test_only_finite_numbers_are_accepted_as_rewards(sandbox: bool):
     rewards = _kinds("numbers_of", sandbox=sandbox)
     for kind, (_, expected) in NUMBERS.items():
-        assert list((await rewards.score(_row(kind=kind), GROUP)).rewards) == expected, kind
+        assert list(rewards_of(await rewards.score(_row(kind=kind), _unscored(_row())))) == expected, kind
     # A sandbox restarts after an error, which is slow.
     refused = ["NaN", "a NumPy string", "too few"] if sandbox else NO_NUMBERS
     for kind in refused:
         words = NO_NUMBERS[kind][1]
         with pytest.raises(UserError) as error:
-            await rewards.score(_row(kind=kind), GROUP)
+            await rewards.score(_row(kind=kind), _unscored(_row()))
         assert words in str(error.value), kind
         assert "prompts.jsonl row 7" in str(error.value)
     await rewards.close()
@@ -208,7 +214,8 @@ def test_torch_scalars_and_tensors_are_accepted_as_rewards(project: Any, dtype: 
     tensor = torch.tensor([1, 0], dtype=dtype)
     for answer in (tensor, list(tensor), [tensor[0], tensor[1].item()]):
         project.reward = lambda answer=answer, **_: answer
-        assert asyncio.run(_rewards("user_functions:reward").score(_row(), GROUP)).rewards == (1.0, 0.0)
+        scored = asyncio.run(_rewards("user_functions:reward").score(_row(), _unscored(_row())))
+        assert rewards_of(scored) == (1.0, 0.0)
 
 
 def _check(project: Any, function: Any, rows: list[PromptRow], *, drop: bool = False, **arguments: Any) -> None:
@@ -240,7 +247,7 @@ def test_a_function_that_does_not_accept_its_arguments_is_refused_at_the_start(p
 
 def test_a_judge_that_does_not_accept_its_arguments_is_refused_at_the_start(project: Any):
     project.prefer = lambda prompts, completions: [0]
-    judge = Judge("user_functions:prefer", TOKENIZER, drop_errors=False, timeout_s=60)
+    judge = Judge("user_functions:prefer", drop_errors=False, timeout_s=60)
     judge.check_parameters([_row()])
     with pytest.raises(UserError, match=r"judge user_functions:prefer cannot be called .* row 7.*'answer'"):
         judge.check_parameters([_row(answer="1")])
@@ -256,9 +263,9 @@ def test_a_class_is_refused_with_the_fix(project: Any):
 @pytest.mark.parametrize("name", ["with_alarm", "with_math_verify"])
 async def test_a_time_limit_that_uses_a_signal_works_in_a_sandbox_and_is_refused_in_a_thread(name: str):
     sandboxed = _kinds(name, sandbox=True)
-    assert (await sandboxed.score(_row(), GROUP)).rewards == (1.0, 1.0)
+    assert rewards_of(await sandboxed.score(_row(), _unscored(_row()))) == (1.0, 1.0)
     await sandboxed.close()
     with pytest.raises(
         UserError, match=r"row 7: .*uses a signal\. Signals work in the main thread only.*`sandbox: true`"
     ):
-        await _kinds(name).score(_row(), GROUP)
+        await _kinds(name).score(_row(), _unscored(_row()))

@@ -76,7 +76,7 @@ def checkpoint(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         (_remove, "learner.pt"), (_remove, "model"), (_remove, "rollouts-0.json"), (_remove, "state.json"),
         (_remove, "optimizer"), (_remove, "optimizer/__0_0.distcp"),
         (lambda path: path.write_text("[]"), "state.json"),
-        (lambda path: path.write_text('{"format": 2}'), "state.json"),
+        (lambda path: path.write_text('{"format": 3}'), "state.json"),
         (lambda path: path.write_text("{}"), "rollouts-0.json"),
     ],
 )  # fmt: skip

@@ -35,7 +35,7 @@ from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
-from support.rollouts import completion, group
+from support.rollouts import completion, read
 from tandem_protocol.config import SECTIONS, load, parse_overrides
 from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.prompts import PromptRow
@@ -187,9 +187,9 @@ def _score(block: Block, name: str) -> None:
     tokenizer.batch_decode = lambda *_, **__: TEXTS  # its vocabulary lacks these characters
     function = f"{MODULE}:{name}"
     scorer: Rewards | Judge = (
-        Judge(function, tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
+        Judge(function, drop_errors=False, timeout_s=TIMEOUT_S)
         if name in JUDGES
-        else Rewards([RewardConfig(function=function)], tokenizer, drop_errors=False, timeout_s=TIMEOUT_S)
+        else Rewards([RewardConfig(function=function)], drop_errors=False, timeout_s=TIMEOUT_S)
     )
     data = [value for json_block in blocks(block.page, language="json") for value in _objects(json_block)]
     rows = [value | {"answer": "42"} for value in data if value.keys() == {"prompt", "answer"}]
@@ -198,8 +198,8 @@ def _score(block: Block, name: str) -> None:
     ]:
         prompt = PromptRow(0, "row 0", row.pop("prompt"), "text", (4,), row)
         scorer.check_parameters([prompt])
-        scored = asyncio.run(scorer.score(prompt, group([completion([5]), completion([6, 7])])))
-        assert list(scored.rewards) == REWARDS[name]
+        scored = asyncio.run(scorer.score(prompt, read(tokenizer, prompt, [completion([5]), completion([6, 7])])))
+        assert [one.reward for one in scored] == REWARDS[name]
 
 
 # -- shell ---------------------------------------------------------------------------------------------------------

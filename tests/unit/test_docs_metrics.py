@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,16 @@ from accelerate import Accelerator
 from anyio.from_thread import start_blocking_portal
 
 from support.models import make_tiny_model, make_tokenizer
-from support.rollouts import completion, group, scored
+from support.rollouts import answer, completion, scored
 from support.run_folders import make_run
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.completions import CompletionReader
 from tandem_rollout.prompts import PromptRow
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.queue import Sampler
+from tandem_rollout.trajectory import Trajectory
 from tandem_trainer import algorithms
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.evaluate import Evaluation
@@ -53,10 +55,10 @@ class Generator:
 
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
         for index in range(len(request.prompts)):
-            on_group(group(PAIR, index))
+            on_group(answer(PAIR, index))
 
-    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        return scored(row.token_ids, group.completions, [1.0, 0.0])
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+        return scored(row.token_ids, PAIR, [1.0, 0.0]).trajectories
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +90,7 @@ def _evaluate(config: TrainerConfig, folder: Path) -> dict[str, Any] | None:
     with start_blocking_portal() as portal:
         evaluate = Evaluation(
             rows=[PromptRow(0, "row 0", "6*7=", "6*7=", (4,), {})],
-            client=generator,
-            rewards=generator,
+            sampler=Sampler(generator, CompletionReader(make_tokenizer()), generator),
             win_rate=None,
             portal=portal,
             wait=lambda task: task.result(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from itertools import combinations
 from pathlib import Path
@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
-from support.rollouts import completion, group, scored
+from support.models import make_tokenizer
+from support.rollouts import answer, completion, scored
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
+from tandem_rollout.completions import CompletionReader
 from tandem_rollout.prompts import PromptRow
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.queue import Sampler
+from tandem_rollout.trajectory import Trajectory
 from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
 from tandem_trainer.run.journal import Journal
 from tandem_trainer.run.stopping import Stopped
@@ -48,10 +51,10 @@ class Generator:
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
         self.request = request
         for i in range(len(request.prompts)):
-            on_group(group([completion([5])], i))
+            on_group(answer([completion([5])], i))
 
-    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        return scored(row.token_ids, group.completions, [0.25], row=row.index)
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+        return scored(row.token_ids, [completion([5])], [0.25], row=row.index).trajectories
 
 
 @pytest.fixture
@@ -73,8 +76,9 @@ def _evaluation(portal: BlockingPortal, folder: Path, generator: Any, wait: Any 
         }
     )  # fmt: skip
     rows = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(2)]
+    sampler = Sampler(generator, CompletionReader(make_tokenizer()), generator)
     return Evaluation(
-        rows=rows, client=generator, rewards=generator, win_rate=None, portal=portal, wait=wait, config=config,
+        rows=rows, sampler=sampler, win_rate=None, portal=portal, wait=wait, config=config,
         write=Journal(folder, is_main=True).evaluation, is_main=True,
     )  # fmt: skip
 

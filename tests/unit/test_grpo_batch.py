@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.rollouts import completion, scored
+from support.rollouts import completion, scored, with_rewards
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_trainer.algorithms.advantages import advantages
 from tandem_trainer.algorithms.grpo import Grpo
@@ -48,9 +48,7 @@ def test_normalize_then_sum_scales_each_reward_in_its_group_and_the_sum_over_the
     first = [[1.0, 0.0, 0.0], [0.0, 2.0, 5.0]]
     second = [[30.0, 20.0, 20.0], [7.0, 7.0, 1.0]]
     groups = [
-        scored([5], completions, [0.0, 0.0, 0.0]).model_copy(
-            update={"rewards_by_function": {"r0": tuple(a), "r1": tuple(b)}}
-        )
+        with_rewards(scored([5], completions, [0.0, 0.0, 0.0]), **{"rewards:r0": a, "rewards:r1": b})
         for a, b in zip(first, second, strict=True)
     ]
     got = _grpo((1.0, 0.5), multi_objective_aggregation="normalize_then_sum", beta=0.1).make_batch(groups)
@@ -62,8 +60,9 @@ def test_normalize_then_sum_scales_each_reward_in_its_group_and_the_sum_over_the
 
 def test_normalize_then_sum_counts_a_missing_reward_as_the_mean():
     groups = [
-        scored([5], [completion([6]), completion([7]), completion([8])], [0.0, 0.0, None]).model_copy(
-            update={"rewards_by_function": {"r0": (1.0, 0.0, None), "r1": (None, 3.0, None)}}
+        with_rewards(
+            scored([5], [completion([6]), completion([7]), completion([8])], [0.0, 0.0, None]),
+            **{"rewards:r0": (1.0, 0.0, None), "rewards:r1": (None, 3.0, None)},
         )
     ]
     got = _grpo((1.0, 1.0), multi_objective_aggregation="normalize_then_sum").make_batch(groups)
@@ -100,7 +99,7 @@ def test_batch_leaves_out_rows_without_gradient_but_counts_them_in_the_totals():
     batch = _grpo(scale_rewards="none").make_batch(groups)
     assert batch.advantages_B.tolist() == [0.5, -0.5]
     assert batch.token_ids_BS.tolist() == [[5, 6, 7], [5, 8, 0]]
-    assert (batch.row_total, batch.token_total) == (4, 10)
+    assert (batch.trajectory_total, batch.token_total) == (4, 10)
     assert batch.has_signal
 
 

@@ -46,7 +46,7 @@ def _policy_loss(options: dict[str, Any], inputs: Mapping[str, Any], **totals: A
         sampler_logprobs_BT=inputs["sampler_logps"],
         entropy_BT=inputs["entropy"],
     )
-    of_these = {"rows": len(inputs["mask"]), "tokens": int(inputs["mask"].sum()), "max_completion_length": 4}
+    of_these = {"trajectories": len(inputs["mask"]), "tokens": int(inputs["mask"].sum()), "max_completion_length": 4}
     config = GrpoConfig.model_validate({"importance_sampling": "none", **options})
     return policy_loss(tokens, StepTotals(**of_these | totals), config)
 
@@ -85,7 +85,7 @@ def test_losses_of_single_rows_add_up_to_the_loss_of_the_batch(loss_type: str, o
     options = {"loss_type": loss_type, "beta": 0.04, "importance_sampling": "token_truncate", **options}
     inputs = _tensors(RANDOM["inputs"][1])
     mask = inputs["mask"].bool()
-    step: dict[str, Any] = {"tokens": int(mask.sum()), "rows": len(mask)}
+    step: dict[str, Any] = {"tokens": int(mask.sum()), "trajectories": len(mask)}
     step["entropy_threshold"] = entropy_quantile(inputs["entropy"][mask], 0.6)
     unsplit, gradient, _ = _loss(options, inputs)
     parts = [_loss(options, {n: v[i : i + 1] for n, v in inputs.items()}, **step) for i in range(len(mask))]

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from support.models import make_tokenizer
-from support.rollouts import completion, group
+from support.rollouts import completion, read, rewards_by_name, rewards_of
+from tandem_protocol.messages import Completion
 from tandem_protocol.version import Version
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge, WinRate
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Group
 
 TOKENIZER = make_tokenizer(80)
 ROW = PromptRow(7, "prompts.jsonl row 7", "1+2=", "1+2=", tuple(TOKENIZER("1+2=").input_ids), {"answer": 3})
@@ -33,12 +34,13 @@ def project() -> Iterator[types.ModuleType]:
 
 
 def _judge(*, drop: bool = False) -> Judge:
-    return Judge("user_judge:prefer", TOKENIZER, drop_errors=drop, timeout_s=60)
+    return Judge("user_judge:prefer", drop_errors=drop, timeout_s=60)
 
 
-def _score(*texts: str, row: PromptRow = ROW, drop: bool = False) -> ScoredGroup:
+def _score(*texts: str, row: PromptRow = ROW, drop: bool = False) -> Group:
     completions = [completion(TOKENIZER(text).input_ids) for text in texts]
-    return asyncio.run(_judge(drop=drop).score(row, group(completions)))
+    trajectories = asyncio.run(_judge(drop=drop).score(row, read(TOKENIZER, row, completions)))
+    return Group(row=row.index, trajectories=trajectories)
 
 
 def _longer(completions: list[list[str]], **_: Any) -> list[int | None]:
@@ -56,7 +58,7 @@ def test_a_judge_gets_pairs_with_prompt_and_columns(project: Any):
     got = _score("12", "a")
     assert seen == {"prompts": ["1+2="], "completions": [["12", "a"]], "answer": [3]}
     assert got.rewards == (0.0, 1.0)
-    assert got.rewards_by_function == {"user_judge:prefer": (0.0, 1.0)}
+    assert rewards_by_name(got.trajectories) == {"user_judge:prefer": (0.0, 1.0)}
     conversation = [{"role": "user", "content": "hi"}]
     _score("12", "a", row=PromptRow(0, "row 0", conversation, "u:hi|a:", (4,), {}))
     assert seen["prompts"] == [conversation]
@@ -92,18 +94,22 @@ def test_a_missing_judge_is_refused_at_the_start(project: Any):
         _judge()
 
 
+def _unrated(win_rate: WinRate, row: PromptRow, completions: list[Completion]) -> Group:
+    trajectories = asyncio.run(win_rate.score(row, read(TOKENIZER, row, completions)))
+    return Group(row=row.index, trajectories=trajectories)
+
+
 def _rates(file: Path, step: int, *texts: str, samples: int = 1) -> list[float | None]:
     """Return the rewards of rows with `samples` texts each."""
     rows = [PromptRow(i, f"row {i}", "p", "p", (4,), {}) for i in range(len(texts) // samples)]
     win_rate = WinRate(_judge(), rows, file)
     answers = [completion(TOKENIZER(text).input_ids) for text in texts]
-    groups = [
-        asyncio.run(win_rate.score(row, group(answers[row.index * samples : (row.index + 1) * samples])))
-        for row in rows
-    ]
+    groups = [_unrated(win_rate, row, answers[row.index * samples : (row.index + 1) * samples]) for row in rows]
     rated = asyncio.run(win_rate(groups, Version(step, 1)))
-    assert [g.rewards_by_function["user_judge:prefer"] for g in rated] == [g.rewards for g in rated]
-    return [reward for g in rated for reward in g.rewards]
+    assert [rewards_by_name(g.trajectories)["user_judge:prefer"] for g in rated] == [
+        rewards_of(g.trajectories) for g in rated
+    ]
+    return [reward for g in rated for reward in rewards_of(g.trajectories)]
 
 
 def test_every_evaluation_is_compared_with_the_first_policy(project: Any, tmp_path: Path):
@@ -126,9 +132,11 @@ def test_after_an_edit_of_the_held_out_prompts_each_is_still_compared_with_its_f
 
     def rates(step: int, rows: list[PromptRow], *texts: str) -> list[float | None]:
         win_rate = WinRate(_judge(), rows, tmp_path / "first.json")
-        answers = [group([completion(TOKENIZER(text).input_ids)]) for text in texts]
-        groups = [asyncio.run(win_rate.score(*pair)) for pair in zip(rows, answers, strict=True)]
-        return [reward for g in asyncio.run(win_rate(groups, Version(step, 1))) for reward in g.rewards]
+        answers = [[completion(TOKENIZER(text).input_ids)] for text in texts]
+        groups = [_unrated(win_rate, *pair) for pair in zip(rows, answers, strict=True)]
+        return [
+            reward for g in asyncio.run(win_rate(groups, Version(step, 1))) for reward in rewards_of(g.trajectories)
+        ]
 
     assert rates(0, rows, "1", "12", "123") == [0.5, 0.5, 0.5]
     new = PromptRow(0, "row 0", "new", "new", (9,), {})

@@ -49,7 +49,7 @@ def _golden_batch(algorithm: OnlineDpo) -> Batch:
 
 
 def _loss(algorithm: OnlineDpo, batch: Batch, logps: Tensor, ref_logps: Tensor) -> MicroBatchLoss:
-    totals = StepTotals(batch.row_total, batch.token_total)
+    totals = StepTotals(batch.trajectory_total, batch.token_total)
     return algorithm.loss(
         logps,
         batch,
@@ -99,14 +99,14 @@ def test_ties_and_missing_rewards_prefer_nothing():
     groups = [scored([5], pair, rewards) for rewards in ([1.0, 1.0], [None, 1.0], [0.0, 2.0])]
     batch = _dpo().make_batch(groups)
     assert batch.token_ids_BS.tolist() == [[5, 7], [5, 6]]
-    assert (batch.row_total, batch.token_total, batch.has_signal) == (1, 2, True)
+    assert (batch.trajectory_total, batch.token_total, batch.has_signal) == (1, 2, True)
 
 
 def test_rank_without_a_pair_does_not_change_the_step():
     algorithm = _dpo()
     batch = algorithm.make_batch([scored([5], [completion([6]), completion([7])], [1.0, 1.0])])
     assert not batch.has_signal
-    assert (batch.row_total, batch.token_total) == (0, 0)
+    assert (batch.trajectory_total, batch.token_total) == (0, 0)
     logps = torch.randn(batch.mask_BT.shape, requires_grad=True)
     share = _loss(algorithm, batch, logps, torch.zeros_like(logps))
     (gradient,) = torch.autograd.grad(share.loss, logps)

@@ -19,7 +19,7 @@ from support.ranks import run_ranks
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Group
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.learner import shards
 from tandem_trainer.learner.learner import Learner
@@ -42,7 +42,7 @@ def _config(case: str, **grpo: Any) -> TrainerConfig:
     )
 
 
-def _groups() -> list[ScoredGroup]:
+def _groups() -> list[Group]:
     """Groups for four ranks. The first needs more micro-batches than all others; the last has no learning signal."""
     long = [completion([5 + i + j for j in range(12)]) for i in range(4)]
     short = [completion([6, 7, 8]), completion([9]), completion([10, 11]), completion([14, 15])]

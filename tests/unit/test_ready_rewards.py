@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from support.models import make_tokenizer
-from support.rollouts import completion, group
+from support.rollouts import completion, read, rewards_of
 from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
@@ -62,14 +62,14 @@ async def test_math_answer_runs_in_a_sandbox_unless_configured_otherwise():
     tokenizer = make_tokenizer(80)
     tokenizer.batch_decode = lambda *_, **__: ["so 42", "$9^{9^{9^9}}$"]  # the tiny tokenizer lacks these characters
     config = RewardConfig(function="tandem_rollout.rewards.ready:math_answer", arguments={"timeout_s": 1})
-    rewards = Rewards([config], tokenizer, drop_errors=False, timeout_s=60)
+    rewards = Rewards([config], drop_errors=False, timeout_s=60)
     assert len(rewards._sandboxes) == 1
-    scored = await rewards.score(row, group([completion([5]), completion([6])]))
-    assert scored.rewards == (1.0, 0.0)
+    scored = await rewards.score(row, read(tokenizer, row, [completion([5]), completion([6])]))
+    assert rewards_of(scored) == (1.0, 0.0)
     await rewards.close()
     for sandbox, count in ((False, 0), (True, 1), (None, 1)):
         config = RewardConfig(function="tandem_rollout.rewards.ready:math_answer", sandbox=sandbox)
-        assert len(Rewards([config], tokenizer, drop_errors=False, timeout_s=60)._sandboxes) == count
+        assert len(Rewards([config], drop_errors=False, timeout_s=60)._sandboxes) == count
 
 
 def test_math_answer_works_in_a_thread_too():

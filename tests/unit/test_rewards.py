@@ -16,16 +16,17 @@ import pytest
 import torch
 
 from support.models import make_tokenizer
-from support.rollouts import completion, group
+from support.rollouts import completion, read, rewards_by_name, rewards_of
 from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.scoring import Rewards
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Trajectory
 
 TOKENIZER = make_tokenizer(80)
 COMPLETIONS = [completion([*TOKENIZER("12").input_ids, 2]), completion(TOKENIZER("a").input_ids)]
 ROW = PromptRow(7, "prompts.jsonl row 7", "1+2=", "1+2=", tuple(TOKENIZER("1+2=").input_ids), {"answer": 3})
+UNSCORED = read(TOKENIZER, ROW, COMPLETIONS)
 
 
 @pytest.fixture
@@ -37,9 +38,12 @@ def project() -> Iterator[types.ModuleType]:
     del sys.modules[module.__name__]
 
 
-def _score(module: types.ModuleType, row: PromptRow = ROW, *, drop: bool = False, **weights: float) -> ScoredGroup:
+def _score(
+    module: types.ModuleType, row: PromptRow = ROW, *, drop: bool = False, **weights: float
+) -> tuple[Trajectory, ...]:
     configs = [RewardConfig(function=f"user_rewards:{name}", weight=weight) for name, weight in weights.items()]
-    return asyncio.run(Rewards(configs, TOKENIZER, drop_errors=drop, timeout_s=60).score(row, group(COMPLETIONS)))
+    rewards = Rewards(configs, drop_errors=drop, timeout_s=60)
+    return asyncio.run(rewards.score(row, read(TOKENIZER, row, COMPLETIONS)))
 
 
 def _recording(into: dict[str, Any]) -> Callable[..., list[float]]:
@@ -60,8 +64,7 @@ def test_functions_get_one_text_id_list_and_column_value_per_completion(project:
         "completion_ids": [list(c.token_ids) for c in COMPLETIONS],
         "answer": [3, 3],
     }
-    assert scored.rewards == (1.0, 0.0)
-    assert scored.texts == ("12", "a")
+    assert rewards_of(scored) == (1.0, 0.0)
 
 
 def test_prompt_and_completion_of_a_conversation_are_lists_of_messages(project: Any):
@@ -81,13 +84,13 @@ def test_weighted_sum_leaves_out_functions_that_return_none(project: Any):
     project.now = lambda **_: torch.tensor([1, 2])
     project.later = later
     scored = _score(project, now=2.0, later=10.0)
-    assert scored.rewards == (7.0, 4.0)
-    assert scored.rewards_by_function == {"user_rewards:now": (1.0, 2.0), "user_rewards:later": (0.5, None)}
+    assert rewards_of(scored) == (7.0, 4.0)
+    assert rewards_by_name(scored) == {"user_rewards:now": (1.0, 2.0), "user_rewards:later": (0.5, None)}
 
 
 def test_completion_without_any_reward_has_reward_none(project: Any):
     project.reward = lambda **_: [None, True]
-    assert _score(project, reward=1.0).rewards == (None, 1.0)
+    assert rewards_of(_score(project, reward=1.0)) == (None, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +125,8 @@ def test_exception_is_reported_with_function_row_and_line(project: Any):
 def test_failing_function_leaves_the_group_without_reward_if_errors_are_dropped(project: Any):
     project.bad, project.good = _raising, lambda **_: [1.0, 0.0]
     scored = _score(project, drop=True, bad=1.0, good=1.0)
-    assert scored.rewards == (None, None)
-    assert scored.rewards_by_function["user_rewards:good"] == (1.0, 0.0)
+    assert rewards_of(scored) == (None, None)
+    assert rewards_by_name(scored)["user_rewards:good"] == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +147,7 @@ def test_missing_function_is_reported_at_the_start(
     monkeypatch.syspath_prepend(tmp_path)
     exec("def right(**_): ...\ndef _helper(): ...\nnumber = 1", project.__dict__)
     with pytest.raises(UserError, match=words):
-        Rewards([RewardConfig(function=name)], TOKENIZER, drop_errors=False, timeout_s=60)
+        Rewards([RewardConfig(function=name)], drop_errors=False, timeout_s=60)
 
 
 async def test_asynchronous_functions_of_a_group_run_concurrently(project: Any):
@@ -163,8 +166,8 @@ async def test_asynchronous_functions_of_a_group_run_concurrently(project: Any):
 
     project.one, project.two = one, two
     configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=10) for name in ("one", "two")]
-    scored = await Rewards(configs, TOKENIZER, drop_errors=False, timeout_s=60).score(ROW, group(COMPLETIONS))
-    assert scored.rewards == (2.0, 0.0)
+    scored = await Rewards(configs, drop_errors=False, timeout_s=60).score(ROW, UNSCORED)
+    assert rewards_of(scored) == (2.0, 0.0)
 
 
 async def test_waiting_for_another_synchronous_function_does_not_count_for_the_deadline(project: Any):
@@ -178,9 +181,9 @@ async def test_waiting_for_another_synchronous_function_does_not_count_for_the_d
 
     project.one = project.two = slow
     configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=1) for name in ("one", "two")]
-    rewards = Rewards(configs, TOKENIZER, drop_errors=False, timeout_s=60)
-    groups = await asyncio.gather(*(rewards.score(ROW, group(COMPLETIONS)) for _ in range(2)))
-    assert [scored.rewards for scored in groups] == [(2.0, 0.0)] * 2
+    rewards = Rewards(configs, drop_errors=False, timeout_s=60)
+    groups = await asyncio.gather(*(rewards.score(ROW, UNSCORED) for _ in range(2)))
+    assert [rewards_of(scored) for scored in groups] == [(2.0, 0.0)] * 2
 
 
 @pytest.mark.parametrize("drop", [False, True])
@@ -190,12 +193,12 @@ def test_late_asynchronous_function_is_reported_with_its_row_or_dropped(project:
         return [1.0, 0.0]
 
     project.late = late
-    rewards = Rewards([RewardConfig(function="user_rewards:late")], TOKENIZER, drop_errors=drop, timeout_s=0.05)
+    rewards = Rewards([RewardConfig(function="user_rewards:late")], drop_errors=drop, timeout_s=0.05)
     if drop:
-        assert asyncio.run(rewards.score(ROW, group(COMPLETIONS))).rewards == (None, None)
+        assert rewards_of(asyncio.run(rewards.score(ROW, UNSCORED))) == (None, None)
     else:
         with pytest.raises(UserError, match=r"user_rewards:late on prompts.jsonl row 7: no answer within 0\.05 s"):
-            asyncio.run(rewards.score(ROW, group(COMPLETIONS)))
+            asyncio.run(rewards.score(ROW, UNSCORED))
 
 
 def test_hanging_synchronous_function_ends_the_run_and_suggests_the_sandbox(project: Any):
@@ -209,7 +212,7 @@ def test_hanging_synchronous_function_ends_the_run_and_suggests_the_sandbox(proj
     project.hung = hung
     config = RewardConfig(function="user_rewards:hung", timeout_s=0.05)
     with pytest.raises(UserError, match=r"user_rewards:hung on .* row 7: no answer within 0\.05 s.*sandbox: true"):
-        asyncio.run(Rewards([config], TOKENIZER, drop_errors=True, timeout_s=60).score(ROW, group(COMPLETIONS)))
+        asyncio.run(Rewards([config], drop_errors=True, timeout_s=60).score(ROW, UNSCORED))
     ended.set()
 
 
@@ -225,5 +228,5 @@ def test_timeout_error_of_a_function_is_reported_like_its_other_errors(project: 
 def test_arguments_reach_the_function_by_name(project: Any):
     project.longer_than = lambda completions, length, **_: [float(len(text) > length) for text in completions]
     config = RewardConfig(function="user_rewards:longer_than", arguments={"length": 1})
-    scored = asyncio.run(Rewards([config], TOKENIZER, drop_errors=False, timeout_s=60).score(ROW, group(COMPLETIONS)))
-    assert scored.rewards == (1.0, 0.0)
+    scored = asyncio.run(Rewards([config], drop_errors=False, timeout_s=60).score(ROW, UNSCORED))
+    assert rewards_of(scored) == (1.0, 0.0)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
+from support.models import make_tokenizer
 from support.rollouts import completion
 from tandem_protocol.config.rollout import RolloutConfig
-from tandem_protocol.messages import Group, RolloutRequest
+from tandem_protocol.messages import Group as Answer
+from tandem_protocol.messages import RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.completions import CompletionReader
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptCursor, PromptRow
-from tandem_rollout.queue import Rollouts
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.queue import Rollouts, Sampler
+from tandem_rollout.trajectory import Group, Trajectory
 
+READER = CompletionReader(make_tokenizer())
 ROWS = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(10)]
 
 
@@ -29,29 +33,24 @@ class Generator:
         self.requests: list[RolloutRequest] = []
         self.version = Version(0, 1)
 
-    async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
+    async def rollouts(
+        self, request: RolloutRequest, on_group: Callable[[Answer], object], *, timeout_s: float
+    ) -> None:
         self.requests.append(request)
         for i in range(len(request.prompts)):
-            on_group(Group(prompt_index=i, completions=(completion([1], version=self.version),) * 2))
+            on_group(Answer(prompt_index=i, completions=(completion([1], version=self.version),) * 2))
 
 
 class Scorer:
     def __init__(self, reward: float = 0.0) -> None:
         self.reward, self.scored = reward, 0
 
-    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
         if row.index == 9:
             raise UserError("row 9 is bad")
         self.scored += 1
-        return ScoredGroup(
-            row=row.index,
-            prompt_ids=row.token_ids,
-            prompt_text=row.text,
-            texts=("a", "b"),
-            group=group,
-            rewards=(self.reward, 1.0),
-            rewards_by_function={},
-        )
+        pairs = zip(trajectories, (self.reward, 1.0), strict=True)
+        return tuple(one.model_copy(update={"reward": reward}) for one, reward in pairs)
 
 
 @pytest.fixture
@@ -66,8 +65,7 @@ def _rollouts(
     return Rollouts(
         rows=rows,
         cursor=PromptCursor(len(ROWS), seed=0, shuffle=False),
-        client=generator,
-        rewards=scorer or Scorer(),
+        sampler=Sampler(generator, READER, scorer or Scorer()),
         portal=portal,
         wait=Future.result,
         config=RolloutConfig(num_prompts=2, num_generations=2, max_completion_length=4),
@@ -76,7 +74,7 @@ def _rollouts(
     )
 
 
-def _rows(groups: list[ScoredGroup]) -> list[int]:
+def _rows(groups: list[Group]) -> list[int]:
     return [group.row for group in groups]
 
 
@@ -148,7 +146,7 @@ def test_resume_with_less_lag_requests_too_old_groups_again(portal: BlockingPort
     resumed.start(Version(1, 2))
     groups = resumed.next(1)
     assert _rows(groups) == [2, 3]
-    assert {group.oldest_step for group in groups} == {1}
+    assert {group.lag(1) for group in groups} == {0}
 
 
 def _queue_of_two_steps(portal: BlockingPortal) -> dict[str, Any]:
@@ -206,7 +204,7 @@ def test_resume_with_an_edited_prompt_requests_it_again(portal: BlockingPortal):
     rollouts, generator, _ = _resumed(portal, _queue_of_two_steps(portal), rows=edited, score_again=True)
     groups = rollouts.next(-1)
     assert _rows(groups) == [2, 3]
-    assert groups[1].prompt_ids == (77,)
+    assert groups[1].trajectories[0].sequences[0].token_ids == (77, 1)
     assert _requested_rows(generator)[:1] == [76]
 
 

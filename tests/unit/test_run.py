@@ -15,7 +15,7 @@ import pytest
 from support.run_folders import GROUPS, IDENTITY, Saved, events, make_run
 from tandem_protocol.version import Version
 from tandem_rollout.errors import UserError
-from tandem_trainer.run.metrics import JsonLinesWriter, completion_records, samples, step_record
+from tandem_trainer.run.metrics import JsonLinesWriter, samples, step_record, trajectory_records
 from tandem_trainer.run.stopping import Stopped
 
 
@@ -57,13 +57,13 @@ def test_step_record_holds_the_values_of_the_step():
 
 
 def test_logged_completions_include_one_of_each_group_first():
-    records = completion_records(Version(3, 1), GROUPS, 3)
+    records = trajectory_records(Version(3, 1), GROUPS, 3)
     assert [(r["row"], r["completion"], r["reward"]) for r in records] == [
-        (3, "text 0", 1.0),
-        (4, "text 0", None),
-        (3, "text 1", 0.5),
+        (3, "5 6", 1.0),
+        (4, "8", None),
+        (3, "7", 0.5),
     ]
-    assert records[2]["finish_reason"] == "length"
+    assert records[2]["status"] == "max_tokens"
     assert records[0]["versions"] == ["2.1"]
 
 
@@ -181,11 +181,8 @@ def test_failing_record_does_not_advance_the_step(tmp_path: Path):
     """Otherwise the failing run would write a checkpoint of a step that `metrics.jsonl` lacks. The learner is at 3."""
     run, learner = make_run(tmp_path), Saved()
     run.make_record(2, GROUPS, {"loss": 0.25})
-    other = [
-        group.model_copy(update={"rewards_by_function": {"a:b": (1.0, 0.0), "c:d": (1.0, 0.0)}}) for group in GROUPS
-    ]
-    with pytest.raises(ValueError, match="zip"), run.checkpoint_on_failure(learner, learner):  # type: ignore[arg-type]
-        run.make_record(3, other, {"loss": 0.25})
+    with pytest.raises(TypeError, match="mapping"), run.checkpoint_on_failure(learner, learner):  # type: ignore[arg-type]
+        run.make_record(3, GROUPS, None)  # type: ignore[arg-type]
     assert not (tmp_path / "default" / "checkpoints").exists(), "it would be named 2 but hold step 3"
 
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from support.models import make_tokenizer
-from support.rollouts import completion, group
+from support.rollouts import completion, read
 from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.functions import CallFailed
@@ -144,12 +144,11 @@ async def test_configured_reward_runs_in_a_sandbox_and_a_late_result_is_dropped(
     row = PromptRow(7, "prompts.jsonl row 7", "a", "a", (40,), {"code": "rewards = [os.getpid()]"})
     hung = PromptRow(8, "prompts.jsonl row 8", "a", "a", (40,), {"code": HANG})
     config = RewardConfig(function="untrusted:run", sandbox=True, timeout_s=3)
-    completions = group([completion([5])])
 
     async def score(row: PromptRow, *, drop: bool) -> float | None:
-        rewards = Rewards([config], tokenizer, drop_errors=drop, timeout_s=60)
+        rewards = Rewards([config], drop_errors=drop, timeout_s=60)
         try:
-            return (await rewards.score(row, completions)).rewards[0]
+            return (await rewards.score(row, read(tokenizer, row, [completion([5])])))[0].reward
         finally:
             await rewards.close()
 

@@ -45,7 +45,7 @@ def load_inputs(settings: TrainerSettings, processes: int) -> Inputs:
     config = settings.trainer
     config.check_processes(processes)
     tokenizer = load_tokenizer(settings.shared)
-    scorer = load_scorer(config, tokenizer)
+    scorer = load_scorer(config)
     rows = load_prompts(config.prompts, tokenizer)
     eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
     scorer.check_parameters([*rows, *eval_rows])
@@ -74,7 +74,7 @@ def _longest(shared: SharedConfig) -> int | None:
     return length
 
 
-def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Rewards | Judge:
+def load_scorer(config: TrainerConfig) -> Rewards | Judge:
     """Load the reward functions, or the judge if `online_dpo.judge` is set.
 
     Raises:
@@ -83,8 +83,8 @@ def load_scorer(config: TrainerConfig, tokenizer: PreTrainedTokenizerBase) -> Re
     drop_errors = config.reward_errors == "drop"
     timeout_s = config.reward_timeout_s
     if judge := config.online_dpo.judge:
-        return Judge(judge, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
-    return Rewards(config.rewards, tokenizer, drop_errors=drop_errors, timeout_s=timeout_s)
+        return Judge(judge, drop_errors=drop_errors, timeout_s=timeout_s)
+    return Rewards(config.rewards, drop_errors=drop_errors, timeout_s=timeout_s)
 
 
 def load_tokenizer(shared: SharedConfig) -> PreTrainedTokenizerBase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -13,13 +14,16 @@ from typing import Any
 from anyio.from_thread import BlockingPortal
 
 from tandem_protocol.config.rollout import RolloutConfig
-from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
+from tandem_protocol.manifest import digest_bytes
+from tandem_protocol.messages import Group as Answer
+from tandem_protocol.messages import Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
 
 from .client import GeneratorClient, task_group
+from .completions import CompletionReader
 from .prompts import Draw, PromptCursor, PromptRow
 from .rewards.scoring import Scorer
-from .scored_group import ScoredGroup, oldest_step
+from .trajectory import Group
 
 
 @dataclass
@@ -27,7 +31,7 @@ class _Pending:
     """The rollouts of one step: the prompts, the groups so far, and the task that gets the missing ones."""
 
     draws: list[Draw]
-    scored: dict[int, ScoredGroup] = field(default_factory=dict)
+    scored: dict[int, Group] = field(default_factory=dict)
     """Position in `draws` → group. The background thread fills it."""
     unscored: dict[int, Group] = field(default_factory=dict)
     """Groups from a checkpoint that have to be scored again, because reward functions or columns have changed."""
@@ -52,41 +56,50 @@ def sampling(config: RolloutConfig) -> Sampling:
     )
 
 
-async def collect(
-    client: GeneratorClient,
-    rewards: Scorer,
-    request: RolloutRequest,
-    rows: Sequence[PromptRow],
-    keep: Callable[[int, ScoredGroup], object],
-    *,
-    timeout_s: float,
-) -> None:
-    """Send `request` and score each group as it arrives.
+@dataclass(frozen=True)
+class Sampler:
+    """Samples trajectories from the generators, and scores them."""
 
-    Args:
-        rows: the rows of the request's prompts.
-        keep: called with the index of the prompt and its scored group.
+    client: GeneratorClient
+    read: CompletionReader
+    scorer: Scorer
 
-    Raises:
-        TimeoutError: groups are missing after `timeout_s`, or rewards another `timeout_s` after the last group.
-        TandemError: a generator refused the request.
-        UserError: a reward function failed.
-    """
+    async def collect(
+        self,
+        request: RolloutRequest,
+        rows: Sequence[PromptRow],
+        keep: Callable[[int, Group], object],
+        *,
+        timeout_s: float,
+    ) -> None:
+        """Send `request` and score each group as it arrives.
 
-    async def score(group: Group) -> None:
-        keep(group.prompt_index, await rewards.score(rows[group.prompt_index], group))
+        Args:
+            rows: the rows of the request's prompts.
+            keep: called with the index of the prompt and its group.
 
-    async with task_group() as scoring:
-        tasks: list[asyncio.Task[None]] = []
-        await client.rollouts(
-            request, lambda group: tasks.append(scoring.create_task(score(group))), timeout_s=timeout_s
-        )
-        _, late = await asyncio.wait(tasks, timeout=timeout_s)
-        if late:
-            raise TimeoutError(
-                f"{len(late)} of {len(tasks)} groups are not scored {timeout_s:g} s after the last one arrived. The "
-                "reward functions are slow or hang. Fix: make them faster, or raise trainer.rollout.timeout_s."
+        Raises:
+            TimeoutError: groups are missing after `timeout_s`, or rewards another `timeout_s` after the last group.
+            TandemError: a generator refused the request.
+            UserError: a reward function failed.
+        """
+
+        async def score(answer: Answer) -> None:
+            row = rows[answer.prompt_index]
+            trajectories = await self.scorer.score(row, self.read(row, answer))
+            keep(answer.prompt_index, Group(row=row.index, trajectories=trajectories))
+
+        async with task_group() as scoring:
+            tasks: list[asyncio.Task[None]] = []
+            await self.client.rollouts(
+                request, lambda answer: tasks.append(scoring.create_task(score(answer))), timeout_s=timeout_s
             )
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            if late:
+                raise TimeoutError(
+                    f"{len(late)} of {len(tasks)} groups are not scored {timeout_s:g} s after the last one arrived. "
+                    "The reward functions are slow or hang. Fix: make them faster, or raise trainer.rollout.timeout_s."
+                )
 
 
 class Rollouts:
@@ -103,8 +116,7 @@ class Rollouts:
         *,
         rows: Sequence[PromptRow],
         cursor: PromptCursor,
-        client: GeneratorClient,
-        rewards: Scorer,
+        sampler: Sampler,
         portal: BlockingPortal,
         wait: Callable[[Future[None]], object],
         config: RolloutConfig,
@@ -113,8 +125,7 @@ class Rollouts:
     ) -> None:
         self._rows = rows
         self._cursor = cursor
-        self._client = client
-        self._rewards = rewards
+        self._sampler = sampler
         self._portal = portal
         self._wait = wait
         self._config = config
@@ -127,7 +138,7 @@ class Rollouts:
         """Set the first version that this start of the trainer publishes. Rollouts never come from an older one."""
         self._first_version = first_version
 
-    def next(self, min_version: int) -> list[ScoredGroup]:
+    def next(self, min_version: int) -> list[Group]:
         """Wait for the rollouts of the next step and return them, in the order of their prompts.
 
         Args:
@@ -153,8 +164,8 @@ class Rollouts:
 
     async def _fill(self, pending: _Pending, min_version: int, timeout_s: float) -> None:
         """Request and score the groups that `pending` lacks. Groups from a checkpoint that are too old are dropped."""
-        pending.scored = {i: group for i, group in pending.scored.items() if group.oldest_step >= min_version}
-        unscored = {i: group for i, group in pending.unscored.items() if oldest_step(group) >= min_version}
+        pending.scored = {i: group for i, group in pending.scored.items() if group.lag(min_version) <= 0}
+        unscored = {i: group for i, group in pending.unscored.items() if group.lag(min_version) <= 0}
         async with task_group() as tasks:
             for position, group in unscored.items():
                 tasks.create_task(self._score_again(pending, position, group))
@@ -164,7 +175,9 @@ class Rollouts:
 
     async def _score_again(self, pending: _Pending, position: int, group: Group) -> None:
         row = self._rows[pending.draws[position].row]
-        pending.scored[position] = await self._rewards.score(row, group)
+        unscored = [one.model_copy(update={"rewards": {}, "reward": None}) for one in group.trajectories]
+        trajectories = await self._sampler.scorer.score(row, unscored)
+        pending.scored[position] = group.model_copy(update={"trajectories": trajectories})
 
     async def _request(self, pending: _Pending, missing: list[int], min_version: int, timeout_s: float) -> None:
         """Request and score the groups at the positions `missing`."""
@@ -175,11 +188,11 @@ class Rollouts:
             min_version=Version(max(min_version, self._first_version.step), self._first_version.attempt),
         )
 
-        def keep(index: int, group: ScoredGroup) -> None:
+        def keep(index: int, group: Group) -> None:
             pending.scored[missing[index]] = group
 
         rows = [self._rows[draw.row] for draw in draws]
-        await collect(self._client, self._rewards, request, rows, keep, timeout_s=timeout_s)
+        await self._sampler.collect(request, rows, keep, timeout_s=timeout_s)
 
     def forget_samples(self) -> None:
         """Drop all samples but keep the draws, so that a resumed run samples the same prompts again."""
@@ -200,6 +213,7 @@ class Rollouts:
             "queue": [
                 {
                     "draws": [draw._asdict() for draw in pending.draws],
+                    "prompts": [self._digest(draw) for draw in pending.draws],
                     "scored": {i: group.model_dump(mode="json") for i, group in sorted(dict(pending.scored).items())},
                 }
                 for pending in self._queue
@@ -217,14 +231,15 @@ class Rollouts:
         self._queue.clear()
         for saved in state["queue"]:
             pending = _Pending(draws=[Draw(**draw) for draw in saved["draws"]])
-            groups = {int(i): ScoredGroup.model_validate(group) for i, group in saved["scored"].items()}
+            groups = {int(i): Group.model_validate(group) for i, group in saved["scored"].items()}
             # The prompts or the chat template may have been edited.
-            valid = {i: group for i, group in groups.items() if self._is_prompt_of(group, pending.draws[i])}
+            valid = {i: group for i, group in groups.items() if saved["prompts"][i] == self._digest(pending.draws[i])}
             if score_again and not sample_again:
-                pending.unscored = {i: group.group for i, group in valid.items()}
+                pending.unscored = valid
             elif not sample_again:
                 pending.scored = valid
             self._queue.append(pending)
 
-    def _is_prompt_of(self, group: ScoredGroup, draw: Draw) -> bool:
-        return group.prompt_ids == self._rows[draw.row].token_ids
+    def _digest(self, draw: Draw) -> str:
+        """Digest of the prompt's tokens."""
+        return digest_bytes(json.dumps(self._rows[draw.row].token_ids).encode())

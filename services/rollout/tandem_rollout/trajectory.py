@@ -93,6 +93,11 @@ class Sequence(Message):
         return sum(span.size for span in self.sampled)
 
     @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The sampled tokens, in order."""
+        return tuple(chain.from_iterable(self.token_ids[span.start : span.end] for span in self.sampled))
+
+    @property
     def mask(self) -> list[int]:
         """[S] 1 for each sampled token, 0 for each other token."""
         mask = [0] * len(self.token_ids)
@@ -178,8 +183,18 @@ class Trajectory(Message):
         return sum(sequence.num_sampled for sequence in self.sequences)
 
     @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The sampled tokens of all sequences, in order."""
+        return tuple(chain.from_iterable(sequence.sampled_ids for sequence in self.sequences))
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a limit ended the episode, and not the policy or the environment."""
+        return self.status in ("max_tokens", "max_turns")
+
+    @property
     def in_loss(self) -> bool:
-        """Whether the learner can train on it."""
+        """Whether its reward counts: algorithms compare it with others, and the learner can train on it."""
         return self.status != "failed" and self.reward is not None and self.num_sampled > 0
 
     @property
@@ -190,6 +205,10 @@ class Trajectory(Message):
     def staleness(self, step: int) -> Counter[int]:
         """See `Sequence.staleness`."""
         return sum((sequence.staleness(step) for sequence in self.sequences), Counter[int]())
+
+    def lag(self, step: int) -> int:
+        """The largest staleness of any sampled token. 0 if no token was sampled."""
+        return max(self.staleness(step), default=0)
 
 
 class Group(Message):
@@ -202,7 +221,12 @@ class Group(Message):
     @property
     def has_signal(self) -> bool:
         """Whether the rewards differ. If all are equal, every advantage is 0."""
-        return len({trajectory.reward for trajectory in self.trajectories if trajectory.in_loss}) > 1
+        return len({reward for reward in self.rewards if reward is not None}) > 1
+
+    @property
+    def rewards(self) -> tuple[float | None, ...]:
+        """The reward of each trajectory; None if it does not count."""
+        return tuple(trajectory.reward if trajectory.in_loss else None for trajectory in self.trajectories)
 
     @property
     def num_sampled(self) -> int:
@@ -217,6 +241,10 @@ class Group(Message):
     def staleness(self, step: int) -> Counter[int]:
         """See `Sequence.staleness`."""
         return sum((trajectory.staleness(step) for trajectory in self.trajectories), Counter[int]())
+
+    def lag(self, step: int) -> int:
+        """See `Trajectory.lag`."""
+        return max(self.staleness(step), default=0)
 
 
 def _oldest(versions: Iterable[Version | None]) -> Version | None:

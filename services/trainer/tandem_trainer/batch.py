@@ -1,52 +1,111 @@
 """Training data of one update: rows, and the padded tensors made from them.
 
-Tensor names end in their shape. B: rows, one completion each. S: prompt and completion tokens. T: completion tokens.
+Example: in an episode, the policy calls a tool and then answers. Its row has the tokens `prompt call result answer`.
+The columns T begin with the call. `sampled_mask_BT` is True for the tokens of the call and of the answer. It is False
+for those of the result, so they count neither in the loss nor in any metric.
+
+Tensor names end in their shape. B: rows, one sequence each. S: all tokens of a row, up to the last sampled one. T: its
+tokens from the first sampled one to the last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from tandem_protocol.messages import Completion
+from tandem_protocol.messages import VersionSpan
+from tandem_protocol.version import Version
+from tandem_rollout.trajectory import NOT_SAMPLED, Span, Trajectory
+from tandem_rollout.trajectory import Sequence as TokenSequence
 
 
 @dataclass(frozen=True)
 class Row:
-    """One completion of the batch."""
+    """One sequence of the batch."""
 
-    prompt_ids: Sequence[int]
-    completion: Completion
+    sequence: TokenSequence
+    """At least one of its tokens is sampled."""
     advantage: float
+    """Of its trajectory."""
     in_loss: bool
-    """Whether its tokens count in the loss."""
+    """Whether its sampled tokens count in the loss."""
+    trajectory_tokens: int
+    """Number of sampled tokens of its trajectory, which may have other rows."""
+    unit: int | None = None
+    """Rows with the same unit share a micro-batch. None: it may be in a micro-batch of its own."""
+
+    @property
+    def start(self) -> int:
+        """Position of the first sampled token."""
+        return self.sequence.sampled[0].start
+
+    @property
+    def end(self) -> int:
+        """Position behind the last sampled token. Nothing is learned from the tokens that follow."""
+        return self.sequence.sampled[-1].end
+
+
+NOTHING = Row(
+    TokenSequence(
+        token_ids=(0, 0),
+        sampled=(Span(start=1, end=2),),
+        logprobs=(0.0, 0.0),
+        versions=(VersionSpan(version=Version(0, 0), tokens=1),),
+    ),
+    advantage=0.0,
+    in_loss=False,
+    trajectory_tokens=1,
+)
+"""The row of a rank that has no sampled tokens. A batch has at least one row."""
+
+
+def rows_of(trajectory: Trajectory, advantage: float, *, in_loss: bool, unit: int | None = None) -> list[Row]:
+    """Return a row for each sequence of the trajectory that has sampled tokens."""
+    return [
+        Row(sequence, advantage, in_loss, trajectory.num_sampled, unit)
+        for sequence in trajectory.sequences
+        if sequence.num_sampled
+    ]
 
 
 @dataclass(frozen=True)
 class Batch:
     """Right-padded tensors of B rows.
 
-    `row_total` and `token_total` normalize the loss. They may count rows that are not in these tensors, such as those
-    of the other micro-batches.
+    `trajectory_total` and `token_total` normalize the loss. They may count rows that are not in these tensors, such as
+    those of the other micro-batches.
     """
 
     token_ids_BS: Tensor
-    prompt_lengths_B: Tensor
-    completion_lengths_B: Tensor
+    starts_B: Tensor
+    """Position in S of the first sampled token, where T begins."""
+    ends_B: Tensor
+    """Position in S behind the last sampled token."""
+    sampled_mask_BT: Tensor
+    """True where the policy sampled the token, whether or not it counts in the loss."""
     mask_BT: Tensor
-    """1.0 where a token counts in the loss."""
+    """1.0 where a sampled token counts in the loss."""
     sampler_logprobs_BT: Tensor
+    """0.0 for tokens that were not sampled."""
     sampled_at_BT: Tensor
-    """Version step of the policy that sampled the token; −1 for padding."""
+    """Version step of the policy that sampled the token; −1 if none did."""
     advantages_B: Tensor
-    row_total: int
+    trajectory_tokens_B: Tensor
+    """Number of sampled tokens of the row's trajectory."""
+    unit_B: Tensor
+    """Consecutive numbers from 0. Rows with the same number share a micro-batch."""
+    trajectory_total: int
     token_total: int
-    rows_together: int = 1
-    """Number of consecutive rows that must share a micro-batch."""
+
+    @property
+    def num_units(self) -> int:
+        """Number of units in these tensors."""
+        return int(self.unit_B[-1]) + 1
 
     @property
     def has_signal(self) -> bool:
@@ -54,15 +113,9 @@ class Batch:
         return bool((self.mask_BT.any(1) & (self.advantages_B != 0)).any())
 
     @property
-    def completion_mask_BT(self) -> Tensor:
-        """True where there is a sampled token, whether or not it counts in the loss."""
-        positions_T = torch.arange(self.mask_BT.shape[1], device=self.mask_BT.device)
-        return positions_T < self.completion_lengths_B[:, None]
-
-    @property
     def model_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """Arguments for a call of `TokenLogprobs`."""
-        return self.token_ids_BS, self.prompt_lengths_B, self.completion_mask_BT
+        return self.token_ids_BS, self.starts_B, self.sampled_mask_BT
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy with all tensors on `device`."""
@@ -70,72 +123,92 @@ class Batch:
         return Batch(**{**vars(self), **tensors})
 
     def micro_batches(self, max_tokens: int) -> Iterator[Batch]:
-        """Split into micro-batches of at most `max_tokens` padded tokens, with rows of similar length together.
+        """Split into micro-batches of at most `max_tokens` padded tokens, with units of similar length together.
 
-        A row longer than `max_tokens` gets its own micro-batch.
+        A unit longer than `max_tokens` gets its own micro-batch.
         """
-        together = self.rows_together
-        lengths = (self.prompt_lengths_B + self.completion_lengths_B).view(-1, together).amax(1).tolist()
-        rows: list[int] = []
-        for unit in sorted(range(len(lengths)), key=lengths.__getitem__):
-            if rows and lengths[unit] * (len(rows) + together) > max_tokens:
-                yield self._select(rows)
-                rows = []
-            rows.extend(range(unit * together, (unit + 1) * together))
-        yield self._select(rows)
+        units = self._units()
+        ends = self.ends_B.tolist()
+        lengths = [max(ends[row] for row in rows) for rows in units]
+        picked: list[list[int]] = []
+        size = 0
+        for unit in sorted(range(len(units)), key=lengths.__getitem__):
+            if picked and lengths[unit] * (size + len(units[unit])) > max_tokens:
+                yield self._select(picked)
+                picked, size = [], 0
+            picked.append(units[unit])
+            size += len(units[unit])
+        yield self._select(picked)
 
     def weightless(self) -> Batch:
-        """Return the smallest possible batch, with a loss of 0.
+        """Return a small batch with a loss of 0.
 
         A rank that has run out of micro-batches computes it, so that every rank joins the same collective operations.
         """
-        rows = self._select(list(range(self.rows_together)))
+        rows = self._select(self._units()[:1])
         return replace(rows, mask_BT=torch.zeros_like(rows.mask_BT), advantages_B=torch.zeros_like(rows.advantages_B))
 
-    def _select(self, rows: list[int]) -> Batch:
-        picked_B = torch.tensor(rows, device=self.token_ids_BS.device)
-        prompts_B = self.prompt_lengths_B[picked_B]
-        completions_B = self.completion_lengths_B[picked_B]
-        seq_len = int((prompts_B + completions_B).max())
-        completion_len = max(1, int(completions_B.max()))
+    def _units(self) -> list[list[int]]:
+        """The rows of each unit."""
+        units: list[list[int]] = [[] for _ in range(self.num_units)]
+        for row, unit in enumerate(self.unit_B.tolist()):
+            units[unit].append(row)
+        return units
+
+    def _select(self, units: list[list[int]]) -> Batch:
+        """The rows of these units, without the padding that they do not need."""
+        device = self.token_ids_BS.device
+        picked_B = torch.tensor([row for rows in units for row in rows], device=device)
+        starts_B = self.starts_B[picked_B]
+        ends_B = self.ends_B[picked_B]
+        length = int(ends_B.max())
+        width = int((ends_B - starts_B).max())
         return Batch(
-            token_ids_BS=self.token_ids_BS[picked_B, :seq_len],
-            prompt_lengths_B=prompts_B,
-            completion_lengths_B=completions_B,
-            mask_BT=self.mask_BT[picked_B, :completion_len],
-            sampler_logprobs_BT=self.sampler_logprobs_BT[picked_B, :completion_len],
-            sampled_at_BT=self.sampled_at_BT[picked_B, :completion_len],
+            token_ids_BS=self.token_ids_BS[picked_B, :length],
+            starts_B=starts_B,
+            ends_B=ends_B,
+            sampled_mask_BT=self.sampled_mask_BT[picked_B, :width],
+            mask_BT=self.mask_BT[picked_B, :width],
+            sampler_logprobs_BT=self.sampler_logprobs_BT[picked_B, :width],
+            sampled_at_BT=self.sampled_at_BT[picked_B, :width],
             advantages_B=self.advantages_B[picked_B],
-            row_total=self.row_total,
+            trajectory_tokens_B=self.trajectory_tokens_B[picked_B],
+            unit_B=torch.tensor([number for number, rows in enumerate(units) for _ in rows], device=device),
+            trajectory_total=self.trajectory_total,
             token_total=self.token_total,
-            rows_together=self.rows_together,
         )
 
 
-def pad(rows: Sequence[Row], *, row_total: int, token_total: int, rows_together: int = 1) -> Batch:
-    """Return the padded tensors of `rows`.
+def pad(rows: Sequence[Row], *, trajectory_total: int, token_total: int) -> Batch:
+    """Return the padded tensors of `rows`. Rows of the same unit follow each other.
 
     The padding value does not matter: padding is on the right and attention is causal, so no token sees it.
     """
-    completions = [row.completion for row in rows]
+    sampled_mask_BT = _padded([torch.tensor(row.sequence.mask[row.start : row.end]) for row in rows]).bool()
+    in_loss_B = torch.tensor([float(row.in_loss) for row in rows])
     return Batch(
-        token_ids_BS=pad_sequence(
-            [torch.tensor([*r.prompt_ids, *r.completion.token_ids]) for r in rows], batch_first=True
-        ),
-        prompt_lengths_B=torch.tensor([len(row.prompt_ids) for row in rows]),
-        completion_lengths_B=torch.tensor([len(c.token_ids) for c in completions]),
-        mask_BT=pad_sequence([torch.full((len(r.completion.token_ids),), float(r.in_loss)) for r in rows], True),
-        sampler_logprobs_BT=pad_sequence([torch.tensor(c.logprobs) for c in completions], batch_first=True),
-        sampled_at_BT=pad_sequence([_sampled_at(c) for c in completions], batch_first=True, padding_value=-1),
+        token_ids_BS=_padded([torch.tensor(row.sequence.token_ids[: row.end]) for row in rows]),
+        starts_B=torch.tensor([row.start for row in rows]),
+        ends_B=torch.tensor([row.end for row in rows]),
+        sampled_mask_BT=sampled_mask_BT,
+        mask_BT=sampled_mask_BT * in_loss_B[:, None],
+        sampler_logprobs_BT=_padded([torch.tensor(row.sequence.logprobs[row.start : row.end]) for row in rows]),
+        sampled_at_BT=_padded([torch.tensor(row.sequence.steps[row.start : row.end]) for row in rows], NOT_SAMPLED),
         advantages_B=torch.tensor([row.advantage for row in rows], dtype=torch.float32),
-        row_total=row_total,
+        trajectory_tokens_B=torch.tensor([row.trajectory_tokens for row in rows]),
+        unit_B=_unit_numbers([row.unit for row in rows]),
+        trajectory_total=trajectory_total,
         token_total=token_total,
-        rows_together=rows_together,
     )
 
 
-def _sampled_at(completion: Completion) -> Tensor:
-    """[T]. Return the version step of each token."""
-    steps = [span.version.step for span in completion.versions]
-    counts = [span.tokens for span in completion.versions]
-    return torch.repeat_interleave(torch.tensor(steps, dtype=torch.long), torch.tensor(counts, dtype=torch.long))
+def _padded(rows: list[Tensor], value: int = 0) -> Tensor:
+    return pad_sequence(rows, batch_first=True, padding_value=value)
+
+
+def _unit_numbers(units: list[int | None]) -> Tensor:
+    """[B]. A row without a unit gets one of its own."""
+    numbers = [0]
+    for before, unit in pairwise(units):
+        numbers.append(numbers[-1] + (unit is None or unit != before))
+    return torch.tensor(numbers)

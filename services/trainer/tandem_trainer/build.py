@@ -15,10 +15,11 @@ from tandem_protocol.messages import ModelFingerprint
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
+from tandem_rollout.completions import CompletionReader
 from tandem_rollout.errors import UserError
 from tandem_rollout.project import load_inputs
 from tandem_rollout.prompts import PromptCursor, PromptRow
-from tandem_rollout.queue import Rollouts
+from tandem_rollout.queue import Rollouts, Sampler
 from tandem_rollout.rewards.judge import Judge, WinRate
 from tandem_rollout.rewards.scoring import Rewards
 
@@ -36,6 +37,7 @@ class LoadedProject(NamedTuple):
     """The user's rewards, prompts and model, loaded and checked."""
 
     scorer: Rewards | Judge
+    reader: CompletionReader
     rows: list[PromptRow]
     eval_rows: list[PromptRow]
     algorithm: Algorithm
@@ -58,7 +60,8 @@ def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) 
         learner.rehearse(resumes=run.resumes)
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
-    return LoadedProject(inputs.scorer, inputs.rows, inputs.eval_rows, algorithm, learner, ours)
+    reader = CompletionReader(inputs.tokenizer)
+    return LoadedProject(inputs.scorer, reader, inputs.rows, inputs.eval_rows, algorithm, learner, ours)
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
@@ -115,6 +118,10 @@ def construct_and_train(session: Session) -> int:
         rollouts.close()
 
 
+def _sampler(session: Session) -> Sampler:
+    return Sampler(session.client, session.project.reader, session.project.scorer)
+
+
 def _rollouts(session: Session) -> Rollouts:
     config, processes = session.config, session.accelerator.num_processes
     rows = session.project.rows
@@ -128,8 +135,7 @@ def _rollouts(session: Session) -> Rollouts:
     return Rollouts(
         rows=rows,
         cursor=cursor,
-        client=session.client,
-        rewards=session.project.scorer,
+        sampler=_sampler(session),
         portal=session.portal,
         wait=session.run.wait,
         config=config.rollout,
@@ -161,8 +167,7 @@ def _evaluation(session: Session) -> Evaluation:
         win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
     return Evaluation(
         rows=project.eval_rows,
-        client=session.client,
-        rewards=project.scorer,
+        sampler=_sampler(session),
         win_rate=win_rate,
         portal=session.portal,
         wait=run.wait,

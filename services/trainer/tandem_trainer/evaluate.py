@@ -1,4 +1,4 @@
-"""Evaluate the policy on held-out prompts. The generators sample the completions, which are scored as in training.
+"""Evaluate the policy on held-out prompts. The trajectories are sampled and scored as in training.
 
 With a judge, the reward is the win rate against the first policy that the run evaluated.
 """
@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 from anyio.from_thread import BlockingPortal
@@ -17,14 +18,12 @@ from anyio.from_thread import BlockingPortal
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
-from tandem_rollout.client import GeneratorClient
 from tandem_rollout.prompts import PromptRow
-from tandem_rollout.queue import UNSHAPED, collect, sampling
+from tandem_rollout.queue import UNSHAPED, Sampler, sampling
 from tandem_rollout.rewards.judge import WinRate
-from tandem_rollout.rewards.scoring import Scorer
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Group
 
-from .run.metrics import mean
+from .run.metrics import mean, reward_names
 
 
 class Evaluation:
@@ -37,20 +36,18 @@ class Evaluation:
         self,
         *,
         rows: Sequence[PromptRow],
-        client: GeneratorClient,
-        rewards: Scorer,
+        sampler: Sampler,
         win_rate: WinRate | None,
         portal: BlockingPortal,
-        wait: Callable[[Future[list[ScoredGroup]] | None], list[ScoredGroup] | None],
+        wait: Callable[[Future[list[Group]] | None], list[Group] | None],
         config: TrainerConfig,
         write: Callable[[dict[str, Any]], None],
         is_main: bool,
     ) -> None:
         self._rows = rows
-        self._client = client
         self._portal = portal
         self._wait = wait
-        self._rewards = rewards
+        self._sampler = replace(sampler, scorer=win_rate) if win_rate else sampler
         self._win_rate = win_rate
         self._config = config
         self._write = write
@@ -73,7 +70,7 @@ class Evaluation:
         self._write({"step": version.step, "version": str(version)} | record)
         return record
 
-    async def _collect(self, version: Version) -> list[ScoredGroup]:
+    async def _collect(self, version: Version) -> list[Group]:
         """Sample and score completions for all rows."""
         assert self._config.eval is not None, "`due` is True only with trainer.eval"
         rollout = self._config.rollout
@@ -86,18 +83,11 @@ class Evaluation:
             sampling=sampling(rollout).model_copy(update={"n": count, "temperature": temperature, **UNSHAPED}),
             min_version=version,
         )
-        scored: list[ScoredGroup] = []
+        scored: list[Group] = []
 
         steps = math.ceil(len(self._rows) * count / (rollout.num_prompts * rollout.num_generations))
         timeout_s = rollout.timeout_s * steps
-        await collect(
-            self._client,
-            self._win_rate or self._rewards,
-            request,
-            self._rows,
-            lambda _, group: scored.append(group),
-            timeout_s=timeout_s,
-        )
+        await self._sampler.collect(request, self._rows, lambda _, group: scored.append(group), timeout_s=timeout_s)
         if self._win_rate is None:
             return scored
         try:
@@ -109,17 +99,16 @@ class Evaluation:
             ) from error
 
 
-def evaluation_record(
-    groups: Sequence[ScoredGroup], functions: Sequence[str], pass_at: Iterable[int]
-) -> dict[str, Any]:
-    """Return the number of prompts, the mean rewards (total and per function), and pass@k per function.
+def evaluation_record(groups: Sequence[Group], functions: Sequence[str], pass_at: Iterable[int]) -> dict[str, Any]:
+    """Return the number of prompts, the mean rewards (total and by name), and pass@k by name.
 
-    A completion passes if its reward is 1 or more.
+    A trajectory passes if its reward is 1 or more.
     """
-    columns = {name: [group.rewards_by_function[name] for group in groups] for name in functions}
+    names = reward_names(functions, (one.rewards for group in groups for one in group.trajectories))
+    columns = {name: [[one.rewards.get(name) for one in group.trajectories] for group in groups] for name in names}
     return {
         "n": len(groups),
-        "reward_mean": mean(reward for group in groups for reward in group.rewards),
+        "reward_mean": mean(one.reward for group in groups for one in group.trajectories),
         "rewards": {name: mean(reward for rewards in column for reward in rewards) for name, column in columns.items()},
         "pass_at": {
             name: {str(k): statistics.fmean(pass_at_k(rewards, k) for rewards in column) for k in pass_at}

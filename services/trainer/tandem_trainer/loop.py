@@ -8,7 +8,7 @@ from typing import Any
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.version import Version
 from tandem_rollout.queue import Rollouts
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Group
 
 from .algorithms.base import Algorithm
 from .batch import Batch
@@ -23,7 +23,7 @@ def train(
     learner: Learner,
     algorithm: Algorithm,
     *,
-    sample: Callable[[int], list[ScoredGroup]],
+    sample: Callable[[int], list[Group]],
     update: Callable[[Batch, Algorithm], dict[str, float]],
     publish: Callable[[int], Version],
     evaluate: Callable[[int, Version], dict[str, Any] | None],

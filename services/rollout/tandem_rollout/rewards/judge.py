@@ -1,8 +1,9 @@
-"""Score completions with a judge function of the user's project, and measure the win rate against the first policy."""
+"""Score trajectories with a judge function of the user's project, and measure the win rate against the first policy."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import json
 import logging
@@ -11,18 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from tandem_protocol.manifest import digest_bytes
-from tandem_protocol.messages import Group
 from tandem_protocol.version import Version
 
 from ..calls import ProjectFunction, in_process
 from ..client import task_group
 from ..functions import CallFailed, load_function, plain
 from ..prompts import PromptRow
-from ..scored_group import ScoredGroup
-from .scoring import as_in_prompt, decode, scored_group
+from ..trajectory import Group, Trajectory
+from .scoring import as_in_prompt
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +29,9 @@ TIE = 0.5
 
 
 class Judge:
-    """Scores groups of two completions: 1 for the better one, 0 for the other, 0.5 for both if neither is better."""
+    """Scores pairs of trajectories: 1 for the better one, 0 for the other, 0.5 for both if neither is better."""
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase, *, drop_errors: bool, timeout_s: float) -> None:
+    def __init__(self, name: str, *, drop_errors: bool, timeout_s: float) -> None:
         """Load the function. `timeout_s` is the deadline of one call.
 
         Raises:
@@ -42,7 +40,6 @@ class Judge:
         function = load_function("judge", name)
         call = in_process(function, timeout_s, asyncio.Lock())
         self._function = ProjectFunction("judge", name, function, call, check_choices, drop_errors=drop_errors)
-        self._tokenizer = tokenizer
 
     def check_parameters(self, rows: Sequence[PromptRow]) -> None:
         """Check that the function accepts the columns of these rows.
@@ -52,30 +49,25 @@ class Judge:
         """
         self._function.check_parameters(rows, ("prompts", "completions"))
 
-    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """See `Scorer`."""
-        unjudged = self.unjudged(row, group)
-        wins = await self.wins(row, unjudged.texts)
-        if wins is None:
-            return unjudged
-        return self.judged(unjudged, (wins, 1 - wins))
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+        """See `Scorer`. A pair of which one failed gets no rewards."""
+        wins = None
+        if all(trajectory.status != "failed" for trajectory in trajectories):
+            wins = await self.wins(row, as_in_prompt(row, trajectories))
+        return self.judged(trajectories, (None, None) if wins is None else (wins, 1 - wins))
 
-    def unjudged(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """Return the group without rewards. It may have any number of completions."""
-        texts = decode(self._tokenizer, group)
-        nothing = (None,) * len(texts)
-        return scored_group(row, group, texts, nothing, {self._function.name: nothing})
+    def judged(self, trajectories: Sequence[Trajectory], rewards: Sequence[float | None]) -> tuple[Trajectory, ...]:
+        """Return the trajectories with these rewards."""
+        pairs = zip(trajectories, rewards, strict=True)
+        name = self._function.name
+        return tuple(one.model_copy(update={"reward": reward, "rewards": {name: reward}}) for one, reward in pairs)
 
-    def judged(self, group: ScoredGroup, rewards: tuple[float | None, ...]) -> ScoredGroup:
-        """Return the group with these rewards."""
-        return group.model_copy(update={"rewards": rewards, "rewards_by_function": {self._function.name: rewards}})
-
-    async def wins(self, row: PromptRow, texts: Sequence[str]) -> float | None:
-        """Return 1 if the first of two texts is better, 0 if the second is, 0.5 if neither is.
+    async def wins(self, row: PromptRow, completions: Sequence[Any]) -> float | None:
+        """Return 1 if the first of two completions is better, 0 if the second is, 0.5 if neither is.
 
         Returns None if the judge failed and errors are dropped.
         """
-        choices = await self._function(row, 1, completions=[as_in_prompt(row, texts)])
+        choices = await self._function(row, 1, completions=[copy.deepcopy(list(completions))])
         if choices is None:
             return None
         choice = choices[0]
@@ -85,7 +77,7 @@ class Judge:
 
 
 class WinRate:
-    """Rewards each completion by comparing it with the first evaluated policy's completion for the same prompt.
+    """Rewards each trajectory by comparing it with the first evaluated policy's trajectory for the same row.
 
     The reward is 1 for a win, 0.5 for a tie, 0 for a loss. The mean is the win rate.
     """
@@ -98,22 +90,25 @@ class WinRate:
         self._judge = judge
         self._file = file
         self._rows = {row.index: row for row in rows}
-        self._first: dict[str, Sequence[str]] | None = None
+        self._first: dict[str, Sequence[Any]] | None = None
         """The first policy's completions, if they could not be written."""
 
-    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
         """See `Scorer`. The rewards are still None; `__call__` adds them when all groups have arrived."""
-        return self._judge.unjudged(row, group)
+        del row
+        return self._judge.judged(trajectories, (None,) * len(trajectories))
 
-    async def __call__(self, groups: Sequence[ScoredGroup], version: Version) -> list[ScoredGroup]:
+    async def __call__(self, groups: Sequence[Group], version: Version) -> list[Group]:
         """Return the groups with rewards. For the first policy, every comparison is a tie.
 
         Raises:
             UserError: the judge failed, and errors are not dropped.
         """
-        keys = _keys(groups)
+        rows = [self._rows[group.row] for group in groups]
+        keys = _keys(rows)
         if version.step == 0 or (self._first is None and not self._file.exists()):
-            self._first = {keys[group.row]: group.texts for group in groups}
+            pairs = zip(rows, groups, strict=True)
+            self._first = {keys[row.index]: as_in_prompt(row, group.trajectories) for row, group in pairs}
         if self._first is not None:
             self._write_first(self._first)
         first = self._first if self._first is not None else json.loads(self._file.read_text())
@@ -121,7 +116,7 @@ class WinRate:
             tasks = [judging.create_task(self._against(group, first.get(keys[group.row], ()))) for group in groups]
         return [task.result() for task in tasks]
 
-    def _write_first(self, first: dict[str, Sequence[str]]) -> None:
+    def _write_first(self, first: dict[str, Sequence[Any]]) -> None:
         """Write the first policy's completions. On a full disk they stay in memory until the next evaluation."""
         temporary = self._file.with_suffix(".tmp")
         try:
@@ -131,36 +126,37 @@ class WinRate:
         except OSError as error:
             log.warning("%s cannot be written: %s. The next evaluation tries again.", self._file.name, error)
 
-    async def _against(self, group: ScoredGroup, first: Sequence[str]) -> ScoredGroup:
+    async def _against(self, group: Group, first: Sequence[Any]) -> Group:
         """Compare the completions one by one. A reward is None if the first policy has no completion for it."""
-        pairs = itertools.zip_longest(group.texts, first[: len(group.texts)])
         row = self._rows[group.row]
-        rewards = tuple([await self._rate(row, text, first_text) for text, first_text in pairs])
-        return self._judge.judged(group, rewards)
+        completions = as_in_prompt(row, group.trajectories)
+        pairs = itertools.zip_longest(completions, first[: len(completions)])
+        rewards = [await self._rate(row, completion, first_one) for completion, first_one in pairs]
+        return group.model_copy(update={"trajectories": self._judge.judged(group.trajectories, rewards)})
 
-    async def _rate(self, row: PromptRow, text: str, first: str | None) -> float | None:
+    async def _rate(self, row: PromptRow, completion: Any, first: Any) -> float | None:
         """Return the mean over both orders, because many judges prefer the completion that comes first."""
         if first is None:
             return None
-        if first == text:
+        if first == completion:
             return TIE
-        shown_first = await self._judge.wins(row, (text, first))
-        shown_second = await self._judge.wins(row, (first, text))
+        shown_first = await self._judge.wins(row, (completion, first))
+        shown_second = await self._judge.wins(row, (first, completion))
         if shown_first is None or shown_second is None:
             return None
         return (shown_first + 1 - shown_second) / 2
 
 
-def _keys(groups: Sequence[ScoredGroup]) -> dict[int, str]:
-    """Return row → a key of its prompt that stays the same if the data set is edited.
+def _keys(rows: Sequence[PromptRow]) -> dict[int, str]:
+    """Return index of the row → a key of its prompt that stays the same if the data set is edited.
 
     The key is the digest of the prompt, and a number that distinguishes rows with the same prompt.
     """
     seen: Counter[str] = Counter()
     keys = {}
-    for group in sorted(groups, key=lambda group: group.row):
-        digest = digest_bytes(json.dumps(group.prompt_ids).encode())
-        keys[group.row] = f"{digest}-{seen[digest]}"
+    for row in sorted(rows, key=lambda row: row.index):
+        digest = digest_bytes(json.dumps(row.token_ids).encode())
+        keys[row.index] = f"{digest}-{seen[digest]}"
         seen[digest] += 1
     return keys
 

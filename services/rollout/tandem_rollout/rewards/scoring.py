@@ -1,30 +1,28 @@
-"""Score groups of completions with the reward functions of the user's project."""
+"""Score the trajectories of a row with the reward functions of the user's project."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from transformers import PreTrainedTokenizerBase
-
 from tandem_protocol.config.rollout import RewardConfig
-from tandem_protocol.messages import Group
 
 from ..calls import Caller, ProjectFunction, in_process
 from ..client import task_group
 from ..errors import UserError
 from ..functions import check_rewards, is_sandboxed, load_function
 from ..prompts import REWARD_ARGUMENTS, PromptRow
-from ..scored_group import ScoredGroup
+from ..trajectory import Trajectory
 from .sandbox import Sandbox
 
 
 class Scorer(Protocol):
-    """Gives rewards to the completions of a group."""
+    """Gives rewards to the trajectories of one row of the data set."""
 
-    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """Score one group.
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+        """Return the trajectories with rewards. Those that failed get none.
 
         Raises:
             UserError: a function raised or returned something invalid, and errors are not dropped.
@@ -33,12 +31,11 @@ class Scorer(Protocol):
 
 
 class Rewards:
-    """Scores groups with all configured reward functions."""
+    """Scores trajectories with all configured reward functions."""
 
     def __init__(
         self,
         configs: Sequence[RewardConfig],
-        tokenizer: PreTrainedTokenizerBase,
         *,
         drop_errors: bool,
         timeout_s: float,
@@ -63,31 +60,27 @@ class Rewards:
             self._function(config, config.timeout_s or timeout_s, turn, drop_errors=drop_errors) for config in configs
         ]
         self._weights = [config.weight for config in configs]
-        self._tokenizer = tokenizer
 
-    async def score(self, row: PromptRow, group: Group) -> ScoredGroup:
-        """Score one group with all functions at the same time. See `Scorer`."""
-        texts = decode(self._tokenizer, group)
-        size = len(texts)
-        no_rewards = (None,) * size
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+        """Score them with all functions at the same time. See `Scorer`."""
+        scored = [trajectory for trajectory in trajectories if trajectory.status != "failed"]
+        if not scored:
+            return tuple(trajectories)
         async with task_group() as calls:
             tasks = {
                 function.name: calls.create_task(
                     function(
                         row,
-                        size,
-                        completions=as_in_prompt(row, texts),
-                        completion_ids=[list(c.token_ids) for c in group.completions],
+                        len(scored),
+                        completions=as_in_prompt(row, scored),
+                        completion_ids=[list(trajectory.sampled_ids) for trajectory in scored],
                     )
                 )
                 for function in self._functions
             }
-        results = {name: task.result() for name, task in tasks.items()}
-        by_function = {name: no_rewards if result is None else result for name, result in results.items()}
-        if None in results.values():  # a failed function leaves the group without a total reward
-            return scored_group(row, group, texts, no_rewards, by_function)
-        totals = tuple(self._total(column) for column in zip(*by_function.values(), strict=True))
-        return scored_group(row, group, texts, totals, by_function)
+        given = {name: task.result() for name, task in tasks.items()}
+        rewarded = iter([self._rewarded(one, given, index) for index, one in enumerate(scored)])
+        return tuple(one if one.status == "failed" else next(rewarded) for one in trajectories)
 
     async def close(self) -> None:
         """Stop the sandboxes."""
@@ -118,38 +111,23 @@ class Rewards:
             kind, name, function, call, check_rewards, arguments=config.arguments, drop_errors=drop_errors
         )
 
-    def _total(self, rewards: Sequence[float | None]) -> float | None:
-        """Weighted sum of the rewards that are not None; None if all of them are."""
-        weighted = [w * r for w, r in zip(self._weights, rewards, strict=True) if r is not None]
-        return sum(weighted) if weighted else None
+    def _rewarded(
+        self, trajectory: Trajectory, given: Mapping[str, Sequence[float | None] | None], index: int
+    ) -> Trajectory:
+        """Add the rewards at `index`. If a function failed, the trajectory gets no total reward.
+
+        The environment's own rewards, which the trajectory may have already, count with the weight 1.
+        """
+        own = trajectory.rewards
+        rewards = {name: None if values is None else values[index] for name, values in given.items()}
+        weighted = [w * r for w, r in zip(self._weights, rewards.values(), strict=True) if r is not None]
+        weighted += [reward for reward in own.values() if reward is not None]
+        total = sum(weighted) if weighted and None not in given.values() else None
+        return trajectory.model_copy(update={"rewards": own | rewards, "reward": total})
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, group: Group) -> list[str]:
-    """Decode the completions of a group, without special tokens."""
-    return list(tokenizer.batch_decode([c.token_ids for c in group.completions], skip_special_tokens=True))
-
-
-def as_in_prompt(row: PromptRow, texts: Sequence[str]) -> list[Any]:
-    """The completions as functions get them: strings if the prompt is a string, else lists with one message."""
+def as_in_prompt(row: PromptRow, trajectories: Sequence[Trajectory]) -> list[Any]:
+    """Return the completions as functions get them: text if the prompt is text, else conversations."""
     if isinstance(row.prompt, str):
-        return list(texts)
-    return [[{"role": "assistant", "content": text}] for text in texts]
-
-
-def scored_group(
-    row: PromptRow,
-    group: Group,
-    texts: Sequence[str],
-    rewards: tuple[float | None, ...],
-    by_function: dict[str, tuple[float | None, ...]],
-) -> ScoredGroup:
-    """Combine a group, its prompt and its rewards."""
-    return ScoredGroup(
-        row=row.index,
-        prompt_ids=row.token_ids,
-        prompt_text=row.text,
-        texts=tuple(texts),
-        group=group,
-        rewards=rewards,
-        rewards_by_function=by_function,
-    )
+        return [trajectory.completion[-1]["content"] if trajectory.completion else "" for trajectory in trajectories]
+    return [copy.deepcopy(list(trajectory.completion)) for trajectory in trajectories]  # a function may change them

@@ -1,4 +1,4 @@
-"""Algorithms: they turn scored groups into a batch, and logprobs into a loss. Pure functions without I/O."""
+"""Algorithms: they turn groups of trajectories into a batch, and logprobs into a loss. Pure functions without I/O."""
 
 from __future__ import annotations
 

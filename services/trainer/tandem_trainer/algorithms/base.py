@@ -1,6 +1,6 @@
 """The interface between an algorithm and the loop and learner.
 
-Tensor names end in their shape: B rows (one completion each), T completion tokens.
+Tensor names end in their shape: B rows (one sequence each), T tokens from the first sampled one of a row to the last.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Group
 
 from ..batch import Batch
 
@@ -18,12 +18,14 @@ from ..batch import Batch
 class StepTotals(NamedTuple):
     """What a loss needs to know of the complete step, over all micro-batches and ranks."""
 
-    rows: int
+    trajectories: int
+    """Number of trajectories."""
     tokens: int
+    """Number of sampled tokens in the loss."""
     entropy_threshold: Tensor | None = None
     """The `entropy_quantile` of the entropies of all tokens in the loss. A scalar tensor."""
     max_completion_length: int | None = None
-    """Largest possible number of tokens of a row."""
+    """Largest possible number of sampled tokens of a trajectory."""
 
 
 Gather = Callable[[list[float]], list[float]]
@@ -65,7 +67,7 @@ class LossFunction(Protocol):
 
 
 class Algorithm(Protocol):
-    """One way to learn from scored groups."""
+    """One way to learn from groups of trajectories."""
 
     needs_reference: bool
     """True if `loss` needs logprobs of the policy that training started from."""
@@ -77,6 +79,6 @@ class Algorithm(Protocol):
     @property
     def loss(self) -> LossFunction: ...
 
-    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather) -> Batch:
+    def make_batch(self, groups: Sequence[Group], gather: Gather) -> Batch:
         """Return this rank's rows to train on, at least one. If `has_signal` is False, the step is skipped."""
         ...

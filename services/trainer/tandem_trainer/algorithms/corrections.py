@@ -1,7 +1,11 @@
 """Factors that multiply the objective of GRPO's losses, and the KL term that is added to it.
 
-Tensor names end in their shape: B rows (one completion each), T completion tokens, N tokens in the loss. A 1 in place
-of T means one value per row.
+Tensor names end in their shape: B rows (one sequence each), T tokens from the first sampled one of a row to the last,
+N tokens in the loss. A 1 in place of T means one value per row.
+
+What a paper defines per response is computed per row here, over its sampled tokens. So a trajectory with several
+sequences has several ratios. Each of them compares two policies in the context that was really sampled from, and none
+depends on how the sequences are split into micro-batches.
 """
 
 from __future__ import annotations

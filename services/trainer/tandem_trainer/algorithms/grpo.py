@@ -1,7 +1,7 @@
 """Group Relative Policy Optimization (GRPO) and the losses derived from it.
 
-Tensor names end in their shape: P prompts, G samples per prompt, K reward functions, N values of the complete batch,
-B rows (one completion each), T completion tokens.
+Tensor names end in their shape: P groups, G trajectories per group, K rewards, N values of the complete batch, B rows
+(one sequence each), T tokens from the first sampled one of a row to the last.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tandem_protocol.config.learning import GrpoConfig
 from tandem_protocol.config.trainer import TrainerConfig
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Group, Trajectory
 
-from ..batch import Batch, Row, pad
+from ..batch import NOTHING, Batch, pad, rows_of
 from .advantages import advantages, decoupled_totals, standardized
 from .base import Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask
@@ -27,7 +27,7 @@ NAN = float("nan")
 
 
 class Grpo:
-    """GRPO over scored groups.
+    """GRPO over groups of trajectories. All sequences of a trajectory are trained with its advantage.
 
     The ratio compares the policy with the one before the batch's first optimizer step. In that step the ratio is 1 and
     clipping has no effect. Only `importance_sampling` corrects for rollouts of older policies.
@@ -36,28 +36,27 @@ class Grpo:
     def __init__(self, config: TrainerConfig) -> None:
         options = config.grpo
         self._options = options
-        self._weights_K = torch.tensor([reward.weight for reward in config.rewards], dtype=torch.float64)
+        self._weights = {reward.function: reward.weight for reward in config.rewards}
         self.needs_reference = options.beta > 0
         self.num_iterations = options.num_iterations
         self.entropy_quantile = 1 - options.top_entropy_quantile if options.top_entropy_quantile < 1 else None
 
-    def make_batch(self, groups: Sequence[ScoredGroup], gather: Gather = list) -> Batch:
+    def make_batch(self, groups: Sequence[Group], gather: Gather = list) -> Batch:
         """Return the rows that have a gradient. The totals count the other rows too, so the loss is unchanged."""
-        rows = [
-            Row(group.prompt_ids, completion, advantage, in_loss=reward is not None and self._counts(completion))
-            for group, row in zip(groups, self._advantages(groups, gather), strict=True)
-            for completion, reward, advantage in zip(group.group.completions, group.rewards, row, strict=True)
-        ]
+        trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+        advantages_N = [advantage for values in self._advantages(groups, gather) for advantage in values]
+        pairs = zip(trajectories, advantages_N, strict=True)
+        rows = [row for one, advantage in pairs for row in rows_of(one, advantage, in_loss=self._counts(one))]
         # With a KL term or an entropy quantile, rows without an advantage count too.
         needs_all = self.needs_reference or self.entropy_quantile is not None
         trained = [row for row in rows if row.in_loss and (row.advantage or needs_all)]
         return pad(
-            trained or rows[:1],
-            row_total=sum(reward is not None for group in groups for reward in group.rewards),
-            token_total=sum(len(row.completion.token_ids) for row in rows if row.in_loss),
+            trained or rows[:1] or [NOTHING],
+            trajectory_total=sum(trajectory.in_loss for trajectory in trajectories),
+            token_total=sum(trajectory.num_sampled for trajectory in trajectories if self._counts(trajectory)),
         )
 
-    def _advantages(self, groups: Sequence[ScoredGroup], gather: Gather) -> list[list[float]]:
+    def _advantages(self, groups: Sequence[Group], gather: Gather) -> list[list[float]]:
         """Compute the advantages: one list per group."""
 
         def of_all_ranks(values_PG: Tensor) -> Tensor:
@@ -68,14 +67,18 @@ class Grpo:
         if self._options.multi_objective_aggregation == "sum_then_normalize":
             batch_N = of_all_ranks(totals_PG) if scale == "batch" else None
             return advantages(totals_PG, scale, batch_N).tolist()
-        by_function_PGK = torch.stack([_tensor(group.rewards_by_function.values()).T for group in groups])
+        weights = self._weights | {name: 1.0 for name in _reward_names(groups) if name not in self._weights}
+        by_reward_PGK = torch.stack(
+            [_tensor([[one.rewards.get(name) for one in group.trajectories] for group in groups]) for name in weights],
+            dim=2,
+        )
         # If one function failed, the group has no total reward, so the rewards of the other functions do not count.
-        by_function_PGK = by_function_PGK.masked_fill(totals_PG.isnan()[..., None], NAN)
-        decoupled_PG = decoupled_totals(by_function_PGK, self._weights_K)
+        by_reward_PGK = by_reward_PGK.masked_fill(totals_PG.isnan()[..., None], NAN)
+        decoupled_PG = decoupled_totals(by_reward_PGK, torch.tensor([*weights.values()], dtype=torch.float64))
         return standardized(decoupled_PG, of_all_ranks(decoupled_PG)).tolist()
 
-    def _counts(self, completion: Any) -> bool:
-        return not (self._options.mask_truncated_completions and completion.finish_reason == "length")
+    def _counts(self, trajectory: Trajectory) -> bool:
+        return trajectory.in_loss and not (self._options.mask_truncated_completions and trajectory.truncated)
 
     def loss(
         self,
@@ -92,6 +95,7 @@ class Grpo:
             old_logprobs_BT=old_logprobs_BT,
             advantages_BT=batch.advantages_B[:, None],
             mask_BT=batch.mask_BT.to(logprobs_BT.dtype),
+            trajectory_tokens_B=batch.trajectory_tokens_B.to(logprobs_BT.dtype),
             ref_logprobs_BT=ref_logprobs_BT,
             sampler_logprobs_BT=batch.sampler_logprobs_BT,
             entropy_BT=entropy_BT,
@@ -99,6 +103,11 @@ class Grpo:
         loss, metrics = policy_loss(tokens, totals, self._options)
         count = batch.mask_BT.sum()
         return MicroBatchLoss(loss, {name: Mean(value, count) for name, value in metrics.items()})
+
+
+def _reward_names(groups: Sequence[Group]) -> list[str]:
+    """Names of all rewards, those of environments included."""
+    return list(dict.fromkeys(name for group in groups for one in group.trajectories for name in one.rewards))
 
 
 def _tensor(rewards: Any) -> Tensor:
@@ -122,7 +131,7 @@ def policy_loss(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tupl
     """
     loss_type = LOSS_TYPES[options.loss_type]
     loss_BT, metrics_BT = _token_losses(tokens, totals, options)
-    return loss_type.reduce(loss_BT, tokens.mask_BT, totals), _means(metrics_BT, tokens.mask_BT)
+    return loss_type.reduce(loss_BT, tokens, totals), _means(metrics_BT, tokens.mask_BT)
 
 
 def _token_losses(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tuple[Tensor, dict[str, Tensor]]:

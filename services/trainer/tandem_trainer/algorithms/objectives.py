@@ -1,7 +1,7 @@
 """GRPO's family of losses: for each `loss_type`, the objective of a token and how tokens are reduced to a loss.
 
-Tensor names end in their shape: B rows (one completion each), T completion tokens. A tensor whose name ends in BT is
-[B, 1] if it has one value per row, such as the ratio at sequence level.
+Tensor names end in their shape: B rows (one sequence each), T tokens from the first sampled one of a row to the last. A
+tensor whose name ends in BT is [B, 1] if it has one value per row, such as the ratio at sequence level.
 """
 
 from __future__ import annotations
@@ -100,22 +100,25 @@ def _by_sign(condition_BT: Tensor, positive: float, negative: float) -> Tensor:
     return values[condition_BT.long()]
 
 
-def row_mean(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
-    """Mean over each row, then over rows. Source: GRPO, arXiv:2402.03300 eq. 3."""
-    return ((loss_BT * mask_BT).sum(1) / mask_BT.sum(1).clamp(min=1)).sum() / max(1, totals.rows)
+def trajectory_mean(loss_BT: Tensor, tokens: Tokens, totals: StepTotals) -> Tensor:
+    """Mean over the tokens of each trajectory, then over trajectories. Source: GRPO, arXiv:2402.03300 eq. 3.
+
+    The rows of a trajectory may be in different micro-batches. So each row adds its sum over the trajectory's tokens.
+    """
+    return ((loss_BT * tokens.mask_BT).sum(1) / tokens.counts_B).sum() / max(1, totals.trajectories)
 
 
-def row_sum(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
-    """Sum over each row, then mean over rows. Source: LUSPO, arXiv:2602.05261."""
-    return (loss_BT * mask_BT).sum() / max(1, totals.rows)
+def trajectory_sum(loss_BT: Tensor, tokens: Tokens, totals: StepTotals) -> Tensor:
+    """Sum over each trajectory, then mean over trajectories. Source: LUSPO, arXiv:2602.05261."""
+    return (loss_BT * tokens.mask_BT).sum() / max(1, totals.trajectories)
 
 
-def token_mean(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
+def token_mean(loss_BT: Tensor, tokens: Tokens, totals: StepTotals) -> Tensor:
     """Mean over all tokens. Source: DAPO, arXiv:2503.14476 eq. 8."""
-    return (loss_BT * mask_BT).sum() / max(1, totals.tokens)
+    return (loss_BT * tokens.mask_BT).sum() / max(1, totals.tokens)
 
 
-def constant_mean(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tensor:
+def constant_mean(loss_BT: Tensor, tokens: Tokens, totals: StepTotals) -> Tensor:
     """Sum over all tokens, divided by the largest possible number of tokens. Source: Dr. GRPO, arXiv:2503.20783.
 
     Raises:
@@ -123,25 +126,25 @@ def constant_mean(loss_BT: Tensor, mask_BT: Tensor, totals: StepTotals) -> Tenso
     """
     if totals.max_completion_length is None:
         raise ValueError("loss_type dr_grpo got no max_completion_length, expected the largest number of tokens")
-    return (loss_BT * mask_BT).sum() / (max(1, totals.rows) * totals.max_completion_length)
+    return (loss_BT * tokens.mask_BT).sum() / (max(1, totals.trajectories) * totals.max_completion_length)
 
 
 class LossType(NamedTuple):
     """The parts of a loss."""
 
     objective: Callable[[Tokens, GrpoConfig], Objective]
-    reduce: Callable[[Tensor, Tensor, StepTotals], Tensor]
+    reduce: Callable[[Tensor, Tokens, StepTotals], Tensor]
     multiplies_correction: bool = True
     """True if the sampler's correction multiplies the objective. Otherwise the objective contains it already."""
 
 
 LOSS_TYPES = {
-    "grpo": LossType(clipped, row_mean),
+    "grpo": LossType(clipped, trajectory_mean),
     "bnpo": LossType(clipped, token_mean),
     "dr_grpo": LossType(clipped, constant_mean),
     "dapo": LossType(clipped, token_mean),
     "cispo": LossType(cispo, token_mean),
-    "sapo": LossType(sapo, row_mean),
+    "sapo": LossType(sapo, trajectory_mean),
     "vespo": LossType(vespo, token_mean, multiplies_correction=False),
-    "luspo": LossType(clipped, row_sum),
+    "luspo": LossType(clipped, trajectory_sum),
 }

@@ -1,4 +1,7 @@
-"""The inputs of a loss, per token. Shapes: B rows (one completion each), T completion tokens."""
+"""The inputs of a loss, per token.
+
+Shapes: B rows (one sequence each), T tokens from the first sampled one of a row to the last.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ class Tokens:
     """From the policy before the batch's first optimizer step."""
     advantages_BT: Tensor
     mask_BT: Tensor
-    """1 where a token counts in the loss, else 0. Has the dtype of the logprobs."""
+    """1 where a sampled token counts in the loss, else 0. Has the dtype of the logprobs."""
+    trajectory_tokens_B: Tensor | None = None
+    """Number of tokens in the loss of the row's trajectory, which may have other rows. None: it has no other rows."""
     ref_logprobs_BT: Tensor | None = None
     sampler_logprobs_BT: Tensor | None = None
     """NaN where the sampler gave no logprob."""
@@ -26,6 +31,12 @@ class Tokens:
     @property
     def log_ratio_BT(self) -> Tensor:
         return self.logprobs_BT - self.old_logprobs_BT
+
+    @property
+    def counts_B(self) -> Tensor:
+        """Number of tokens in the loss of each row's trajectory, at least 1."""
+        counts_B = self.mask_BT.sum(1) if self.trajectory_tokens_B is None else self.trajectory_tokens_B
+        return counts_B.clamp(min=1)
 
     def row_mean(self, value_BT: Tensor) -> Tensor:
         """Mean of each row over the tokens in the mask: [B, 1]."""

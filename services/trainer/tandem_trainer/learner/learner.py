@@ -1,6 +1,6 @@
 """The policy and its optimizer: one update per batch, under accelerate.
 
-Tensor names end in their shape: B rows, T completion tokens.
+Tensor names end in their shape: B rows, T tokens from the first sampled one of a row to the last.
 """
 
 from __future__ import annotations
@@ -230,11 +230,11 @@ class Learner:
 
     def _totals(self, micro_batches: list[Batch], algorithm: Algorithm) -> StepTotals:
         """What the loss needs to know of the complete step, over all ranks."""
-        rows, tokens = self._sum([micro_batches[0].row_total, micro_batches[0].token_total])
+        trajectories, tokens = self._sum([micro_batches[0].trajectory_total, micro_batches[0].token_total])
         threshold = None
         if algorithm.entropy_quantile is not None:
             threshold = self._entropy_quantile(micro_batches, algorithm.entropy_quantile)
-        return StepTotals(int(rows), int(tokens), threshold, self._config.rollout.max_completion_length)
+        return StepTotals(int(trajectories), int(tokens), threshold, self._config.rollout.max_completion_length)
 
     @torch.no_grad()
     def _entropy_quantile(self, micro_batches: list[Batch], quantile: float) -> Tensor:

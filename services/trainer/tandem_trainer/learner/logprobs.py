@@ -1,7 +1,7 @@
 """Compute the logprobs of sampled tokens without keeping the logits of a complete batch.
 
-Tensor names end in their shape: B rows, S prompt + completion tokens, T completion tokens, N completion tokens of all
-rows together, C tokens of one chunk, H hidden size, V vocabulary.
+Tensor names end in their shape: B rows, S all tokens of a row, T its tokens from the first sampled one to the last, N
+sampled tokens of all rows together, C tokens of one chunk, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class TokenLogprobs(nn.Module):
         self.head = Head.of(model.config)
         self._chunk_size = chunk_size
 
-    def forward(
-        self, token_ids_BS: Tensor, prompt_lengths_B: Tensor, completion_mask_BT: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return logprobs and entropies of the completion tokens: [B, T] each, 0 where `completion_mask_BT` is False.
+    def forward(self, token_ids_BS: Tensor, starts_B: Tensor, sampled_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logprobs and entropies of the sampled tokens: [B, T] each, 0 where `sampled_mask_BT` is False.
+
+        T begins at position `starts_B` of the row, at least 1.
 
         To save memory, logits exist for only `chunk_size` tokens at a time. The backward pass uses the probabilities of
         the last chunk, which are kept, and computes the other chunks again.
         """
         # No attention mask is needed: padding is on the right, where a causal model cannot see it.
         hidden_BSH = body(self.model)(input_ids=token_ids_BS, use_cache=False).last_hidden_state
-        rows_N, offsets_N = completion_mask_BT.nonzero(as_tuple=True)
-        positions_N = prompt_lengths_B[rows_N] + offsets_N
+        rows_N, offsets_N = sampled_mask_BT.nonzero(as_tuple=True)
+        positions_N = starts_B[rows_N] + offsets_N
         hidden_NH = hidden_BSH[rows_N, positions_N - 1]
         targets_N = token_ids_BS[rows_N, positions_N]
         *recomputed, last = zip(
@@ -59,7 +59,7 @@ class TokenLogprobs(nn.Module):
         chunks.append(self._chunk(*last))
         logprobs_N, entropies_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         where = (rows_N, offsets_N)
-        zeros_BT = logprobs_N.new_zeros(completion_mask_BT.shape)
+        zeros_BT = logprobs_N.new_zeros(sampled_mask_BT.shape)
         return zeros_BT.index_put(where, logprobs_N), zeros_BT.index_put(where, entropies_N)
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,9 +137,9 @@ def check_logprobs(policy: TokenLogprobs) -> None:
     """
     model = policy.model
     token_ids_BS = torch.arange(CHECKED_TOKENS, device=model.device)[None] % len(model.get_input_embeddings().weight)
-    prompt_lengths_B = torch.tensor([1], device=model.device)
-    completion_mask_BT = torch.ones_like(token_ids_BS[:, 1:]).bool()
-    inputs = (token_ids_BS, prompt_lengths_B, completion_mask_BT)
+    starts_B = torch.tensor([1], device=model.device)
+    sampled_mask_BT = torch.ones_like(token_ids_BS[:, 1:]).bool()
+    inputs = (token_ids_BS, starts_B, sampled_mask_BT)
     ours_BT, _ = policy(*inputs)
     again_BT, _ = policy(*inputs)
     if not _equal(ours_BT, again_BT):

@@ -103,9 +103,9 @@ def _warm_up_ddp_buckets(policy: nn.Module, accelerator: Accelerator) -> None:
     first update of a resumed run would differ in the last bit from the same update of an uninterrupted run.
     """
     token_ids_BS = torch.arange(2, device=accelerator.device)[None]
-    prompt_lengths_B = torch.ones_like(token_ids_BS[:, 0])
-    completion_mask_BT = torch.ones_like(token_ids_BS[:, 1:]).bool()
-    logprobs_BT, _ = policy(token_ids_BS, prompt_lengths_B, completion_mask_BT)
+    starts_B = torch.ones_like(token_ids_BS[:, 0])
+    sampled_mask_BT = torch.ones_like(token_ids_BS[:, 1:]).bool()
+    logprobs_BT, _ = policy(token_ids_BS, starts_B, sampled_mask_BT)
     accelerator.backward(0.0 * logprobs_BT.sum())
     policy.zero_grad()
 

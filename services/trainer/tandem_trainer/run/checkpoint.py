@@ -22,7 +22,7 @@ from ..volumes import free_bytes, in_words
 log = logging.getLogger(__name__)
 
 STATE_FILE = "state.json"
-FORMAT = 2
+FORMAT = 3
 """Version of the checkpoint format. Increase it when this release cannot read the checkpoints of the last release."""
 STATE_KEYS = ("step", "attempt", "facts", "record", "best")
 """Keys of `STATE_FILE`, besides `format`."""

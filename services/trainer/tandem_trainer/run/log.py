@@ -12,11 +12,11 @@ from accelerate.utils import gather_object
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.version import Version
 from tandem_rollout.errors import UserError
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import Group
 
 from .clock import StepClock
 from .journal import Journal
-from .metrics import completion_records, samples, step_record
+from .metrics import samples, step_record, trajectory_records
 from .step_line import StepLine
 from .trackers import scalars
 
@@ -62,7 +62,7 @@ class RunLog:
     def alert_mismatch(self, message: str) -> None:
         self.journal.alert("mismatch", self.step, message)
 
-    def skip(self, groups: Sequence[ScoredGroup]) -> None:
+    def skip(self, groups: Sequence[Group]) -> None:
         """Count groups without a learning signal, and write some of their completions.
 
         Raises:
@@ -71,7 +71,7 @@ class RunLog:
         self._groups_skipped += len(groups)
         self._consecutive_skips += 1
         upcoming = Version(self.step + 1, self.attempt)
-        self.journal.completions(completion_records(upcoming, groups, self._config.log_completions, skipped=True))
+        self.journal.completions(trajectory_records(upcoming, groups, self._config.log_completions, skipped=True))
         if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             rewards = {reward for group in groups for reward in group.rewards}
             raise UserError(
@@ -80,7 +80,7 @@ class RunLog:
                 "reward finer, choose prompts that are neither too easy nor too hard, or raise rollout.num_generations."
             )
 
-    def make_record(self, step: int, groups: Sequence[ScoredGroup], stats: Mapping[str, float]) -> None:
+    def make_record(self, step: int, groups: Sequence[Group], stats: Mapping[str, float]) -> None:
         """Make the step's record. `checkpoint` saves it, and `log` writes it with the timings."""
         version = Version(step, self.attempt)
         skipped = self._groups_skipped + sum(not group.has_signal for group in groups)
@@ -96,7 +96,7 @@ class RunLog:
         self.version = version
         self._consecutive_skips = 0
         self._groups_skipped = 0
-        self.journal.keep(completion_records(version, groups, self._config.log_completions))
+        self.journal.keep(trajectory_records(version, groups, self._config.log_completions))
 
     def log(self) -> None:
         """Write the step's record and some of its completions."""

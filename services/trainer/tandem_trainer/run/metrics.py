@@ -15,37 +15,38 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.version import Version
-from tandem_rollout.scored_group import ScoredGroup
+from tandem_rollout.trajectory import ChatMessage, Group
 
 
-class CompletionSample(NamedTuple):
-    """The numbers of one completion, small enough to be gathered over ranks."""
+class TrajectorySample(NamedTuple):
+    """The numbers of one trajectory, small enough to be gathered over ranks."""
 
     reward: float | None
-    rewards_by_function: tuple[float | None, ...]
+    rewards: dict[str, float | None]
     tokens: int
+    """Number of sampled tokens."""
     truncated: bool
     lag: int
 
 
-def samples(groups: Iterable[ScoredGroup], step: int) -> list[CompletionSample]:
-    """Return one sample per completion of the groups that were trained on at version `step`."""
+def samples(groups: Iterable[Group], step: int) -> list[TrajectorySample]:
+    """Return one sample per trajectory of the groups that were trained on at version `step`."""
     return [
-        CompletionSample(
-            reward=group.rewards[i],
-            rewards_by_function=tuple(column[i] for column in group.rewards_by_function.values()),
-            tokens=len(completion.token_ids),
-            truncated=completion.finish_reason == "length",
-            lag=step - min((span.version.step for span in completion.versions), default=step),
-        )
+        TrajectorySample(one.reward, one.rewards, one.num_sampled, one.truncated, one.lag(step))
         for group in groups
-        for i, completion in enumerate(group.group.completions)
+        for one in group.trajectories
     ]
+
+
+def reward_names(functions: Iterable[str], rewards: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the names of the functions, and those of the other rewards (from environments) in alphabetical order."""
+    known = dict.fromkeys(functions)
+    return [*known, *sorted({name for one in rewards for name in one} - known.keys())]
 
 
 def step_record(
     version: Version,
-    rows: Sequence[CompletionSample],
+    rows: Sequence[TrajectorySample],
     stats: Mapping[str, float],
     *,
     functions: Sequence[str],
@@ -55,21 +56,22 @@ def step_record(
 
     Args:
         version: the version that this step produced.
-        rows: the completions of all ranks.
+        rows: the trajectories of all ranks.
         stats: what `Learner.update` returned. Its `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean
             over tokens.
         functions: names of the reward functions, or of the judge.
     """
     rewards = [row.reward for row in rows]
-    columns = list(zip(*(row.rewards_by_function for row in rows), strict=True))
+    names = reward_names(functions, (row.rewards for row in rows))
+    columns = {name: [row.rewards.get(name) for row in rows] for name in names}
     tokens = sum(row.tokens for row in rows)
     return {
         "step": version.step,
         "version": str(version),
         "reward_mean": mean(rewards),
         "reward_std": std(rewards),
-        "rewards": {name: mean(column) for name, column in zip(functions, columns, strict=True)},
-        "rewards_std": {name: std(column) for name, column in zip(functions, columns, strict=True)},
+        "rewards": {name: mean(column) for name, column in columns.items()},
+        "rewards_std": {name: std(column) for name, column in columns.items()},
         "mismatch": None,
         **stats,
         "lag_max": max(row.lag for row in rows),
@@ -80,30 +82,52 @@ def step_record(
     }
 
 
-def completion_records(
-    version: Version, groups: Sequence[ScoredGroup], count: int, *, skipped: bool = False
+def trajectory_records(
+    version: Version, groups: Sequence[Group], count: int, *, skipped: bool = False
 ) -> list[dict[str, Any]]:
-    """Make lines of `rollouts.jsonl` for `count` completions: first one of each group, then a second of each.
+    """Make lines of `rollouts.jsonl` for `count` trajectories: first one of each group, then a second of each.
 
     Args:
         version: the version that was trained on them, or would have been if they had not been skipped.
         skipped: the complete batch was skipped. In other batches, only groups with equal rewards are skipped.
     """
-    pairs = [(group, i) for i in range(len(groups[0].texts)) for group in groups]
-    return [
-        {
-            "step": version.step,
-            "skipped": skipped or not group.has_signal,
-            "row": group.row,
-            "prompt": group.prompt_text,
-            "completion": group.texts[i],
-            "reward": group.rewards[i],
-            "rewards": {name: column[i] for name, column in group.rewards_by_function.items()},
-            "finish_reason": group.group.completions[i].finish_reason,
-            "versions": [str(span.version) for span in group.group.completions[i].versions],
-        }
-        for group, i in pairs[:count]
-    ]
+    pairs = [(group, i) for i in range(len(groups[0].trajectories)) for group in groups]
+    return [_record(version, group, i, skipped=skipped or not group.has_signal) for group, i in pairs[:count]]
+
+
+def _record(version: Version, group: Group, index: int, *, skipped: bool) -> dict[str, Any]:
+    trajectory = group.trajectories[index]
+    spans = [span for sequence in trajectory.sequences for span in sequence.versions]
+    return {
+        "step": version.step,
+        "skipped": skipped,
+        "row": group.row,
+        "prompt": as_text(trajectory.prompt),
+        "completion": as_text(trajectory.completion),
+        "reward": trajectory.reward,
+        "rewards": trajectory.rewards,
+        "status": trajectory.status,
+        "reason": trajectory.reason,
+        "turns": trajectory.turns,
+        "tool_calls": trajectory.tool_calls,
+        "tool_errors": trajectory.tool_errors,
+        "tokens": trajectory.num_sampled,
+        "versions": [str(span.version) for span in spans],
+        "messages": trajectory.messages,
+    }
+
+
+def as_text(messages: Sequence[ChatMessage]) -> str:
+    """Return the text of a single message, or a transcript of several."""
+    if len(messages) == 1 and not messages[0].get("tool_calls"):
+        return str(messages[0]["content"])
+    return "\n".join(_line(message) for message in messages)
+
+
+def _line(message: ChatMessage) -> str:
+    calls = message.get("tool_calls")
+    parts = [str(message.get("content") or ""), json.dumps(calls, ensure_ascii=False) if calls else ""]
+    return f"{message['role']}: {' '.join(filter(None, parts))}"
 
 
 def mean(values: Iterable[float | None]) -> float | None:
