@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import math
 import sys
 import threading
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from support.models import make_tokenizer
-from support.rollouts import completion, read, rewards_by_name, rewards_of
+from support.rollouts import completion, read, rewards_by_name, rewards_of, sequence, trajectory
 from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
@@ -74,6 +75,48 @@ def test_prompt_and_completion_of_a_conversation_are_lists_of_messages(project: 
     _score(project, PromptRow(0, "row 0", conversation, "u:hi|a:", (4,), {}), reward=1.0)
     assert seen["prompts"] == [conversation] * 2
     assert seen["completions"] == [[{"role": "assistant", "content": "12"}], [{"role": "assistant", "content": "a"}]]
+
+
+def test_functions_score_a_whole_episode_and_none_that_failed(project: Any):
+    seen: dict[str, Any] = {}
+    project.reward = _recording(seen)
+    conversation = [{"role": "user", "content": "hi"}]
+    row = PromptRow(0, "row 0", conversation, "u:hi|a:", (4,), {})
+    turns = [
+        {"role": "assistant", "content": "call"},
+        {"role": "tool", "content": "3"},
+        {"role": "assistant", "content": "3"},
+    ]
+    done = trajectory([sequence([([4], [5, 6]), ([7, 8], [9])])], messages=(*conversation, *turns), rewards={})
+    failed = trajectory([], status="failed", reason="broke", rewards={"Game": 5.0})
+    rewards = Rewards([RewardConfig(function="user_rewards:reward", weight=3.0)], drop_errors=False, timeout_s=60)
+    own = done.model_copy(update={"rewards": {"Game": 0.25}})
+    scored = asyncio.run(rewards.score(row, [done, failed, own]))
+    assert seen["completions"] == [turns, turns]
+    assert seen["completion_ids"] == [[5, 6, 9]] * 2, "the sampled tokens"
+    assert seen["prompts"] == [conversation] * 2
+    assert [(one.reward, one.rewards) for one in scored] == [
+        (3.0, {"user_rewards:reward": 1.0}),
+        (None, {"Game": 5.0}),
+        (0.25, {"Game": 0.25, "user_rewards:reward": 0.0}),
+    ]
+    assert asyncio.run(rewards.score(row, [failed])) == (failed,)
+
+
+def test_a_completion_becomes_an_episode_of_one_turn():
+    dated = [{"role": "user", "content": "hi", "at": datetime.date(2026, 1, 2)}]
+    row = PromptRow(0, "row 0", dated, "u:hi|a:", (4, 5), {})
+    completions = [completion(TOKENIZER("12").input_ids), completion([*TOKENIZER("a").input_ids, 2], finish="length")]
+    one, other = read(TOKENIZER, row, completions)
+    assert one.prompt == ({"role": "user", "content": "hi", "at": "2026-01-02"},)
+    assert one.completion == ({"role": "assistant", "content": "12"},)
+    assert other.completion == ({"role": "assistant", "content": "a"},), "special tokens are left out of the text"
+    assert [(t.status, t.turns, t.reward, t.rewards) for t in (one, other)] == [
+        ("finished", 1, None, {}),
+        ("max_tokens", 1, None, {}),
+    ]
+    assert [t.sequences[0].token_ids[:2] for t in (one, other)] == [(4, 5)] * 2
+    assert one.sampled_ids == completions[0].token_ids
 
 
 def test_weighted_sum_leaves_out_functions_that_return_none(project: Any):

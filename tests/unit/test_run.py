@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from support.rollouts import sequence, trajectory
 from support.run_folders import GROUPS, IDENTITY, Saved, events, make_run
 from tandem_protocol.version import Version
 from tandem_rollout.errors import UserError
-from tandem_trainer.run.metrics import JsonLinesWriter, samples, step_record, trajectory_records
+from tandem_rollout.trajectory import Group
+from tandem_trainer.run.metrics import JsonLinesWriter, TrajectorySample, samples, step_record, trajectory_records
 from tandem_trainer.run.stopping import Stopped
 
 
@@ -65,6 +67,38 @@ def test_logged_completions_include_one_of_each_group_first():
     ]
     assert records[2]["status"] == "max_tokens"
     assert records[0]["versions"] == ["2.1"]
+
+
+def test_the_record_of_an_episode_has_its_turns_and_a_transcript():
+    call = {"id": "0", "type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "1+2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "0", "name": "add", "content": "3"},
+        {"role": "assistant", "content": "It is 3."},
+    )
+    episode = trajectory(
+        [sequence([([4, 5], [6]), ([7], [8, 9])]), sequence([([4], [6])], version=Version(2, 1))],
+        1.0, messages=messages, num_prompt_messages=2, turns=2, tool_calls=1, status="max_turns",
+    )  # fmt: skip
+    group = Group(row=3, trajectories=(episode, episode.model_copy(update={"reward": 0.0})))
+    (record,) = trajectory_records(Version(3, 1), [group], 1)
+    assert record == {
+        "step": 3, "skipped": False, "row": 3, "reward": 1.0, "rewards": {"rewards:r": 1.0},
+        "prompt": "system: Be brief.\nuser: 1+2?",
+        "completion": f"assistant: {json.dumps([call])}\ntool: 3\nassistant: It is 3.",
+        "status": "max_turns", "reason": None, "turns": 2, "tool_calls": 1, "tool_errors": 0, "tokens": 4,
+        "versions": ["0.1", "2.1"], "messages": messages,
+    }  # fmt: skip
+    assert [(one.tokens, one.truncated, one.lag) for one in samples([group], 3)] == [(4, True, 3)] * 2
+
+
+def test_a_step_record_has_the_rewards_of_environments_behind_those_of_functions():
+    rewards = [{"Game": 1.0, "rewards:r": 0.5}, {"rewards:r": 1.5}, {"Cards": 2.0, "rewards:r": None}]
+    rows = [TrajectorySample(1.0, one, tokens=3, truncated=False, lag=0) for one in rewards]
+    record = step_record(Version(1, 1), rows, {}, functions=["rewards:r"], groups_skipped=0)
+    assert list(record["rewards"].items()) == [("rewards:r", 1.0), ("Cards", 2.0), ("Game", 1.0)]
 
 
 def test_attempt_is_higher_than_any_that_a_generator_serves(tmp_path: Path):

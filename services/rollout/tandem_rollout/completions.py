@@ -9,6 +9,7 @@ from tandem_protocol.messages import Completion, Group
 
 from .environments.base import opening
 from .prompts import PromptRow
+from .text import without_surrogates
 from .trajectory import ChatMessage, Sequence, Trajectory
 
 
@@ -23,7 +24,7 @@ class CompletionReader:
         ids = [completion.token_ids for completion in group.completions]
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
         # A conversation of the data set may have keys with values that JSON cannot express, such as a date.
-        prompt = tuple(to_jsonable_python(opening(row), fallback=str))
+        prompt = tuple(to_jsonable_python(without_surrogates(opening(row)), fallback=str))
         pairs = zip(group.completions, texts, strict=True)
         return tuple(_trajectory(row, prompt, completion, text) for completion, text in pairs)
 
