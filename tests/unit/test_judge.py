@@ -156,3 +156,11 @@ def test_a_judge_that_always_prefers_the_first_completion_finds_no_winner(projec
     file = tmp_path / "first.json"
     _rates(file, 0, "1", "12")
     assert _rates(file, 5, "123", "4") == [0.5, 0.5]
+
+
+def test_a_pair_of_which_one_failed_is_not_judged(project: Any):
+    project.prefer = lambda **_: [0]
+    one, other = read(TOKENIZER, ROW, [completion([5]), completion([6])])
+    failed = one.model_copy(update={"status": "failed", "reason": "broke"})
+    scored = asyncio.run(_judge().score(ROW, [failed, other]))
+    assert [(t.reward, t.rewards) for t in scored] == [(None, {"user_judge:prefer": None})] * 2

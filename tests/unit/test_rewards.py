@@ -103,6 +103,22 @@ def test_functions_score_a_whole_episode_and_none_that_failed(project: Any):
     assert asyncio.run(rewards.score(row, [failed])) == (failed,)
 
 
+def test_functions_that_take_environments_get_those_of_the_trajectories_that_did_not_fail(project: Any):
+    seen: list[Any] = []
+
+    def taking(completions: list[str], environments: list[str], **_: Any) -> list[float]:
+        seen.append(environments)
+        return [0.0] * len(completions)
+
+    project.taking = taking
+    project.none = lambda prompts, completions, completion_ids, answer: [0.0] * len(completions)
+    configs = [RewardConfig(function=f"user_rewards:{name}") for name in ("taking", "none")]
+    rewards = Rewards(configs, drop_errors=False, timeout_s=60)
+    failed = UNSCORED[0].model_copy(update={"status": "failed", "reason": "broke"})
+    asyncio.run(rewards.score(ROW, [failed, *UNSCORED], ["a", "b", "c"]))
+    assert seen == [["b", "c"]]
+
+
 def test_a_completion_becomes_an_episode_of_one_turn():
     dated = [{"role": "user", "content": "hi", "at": datetime.date(2026, 1, 2)}]
     row = PromptRow(0, "row 0", dated, "u:hi|a:", (4, 5), {})

@@ -11,7 +11,7 @@ import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from support.models import make_tokenizer
-from support.rollouts import completion
+from support.rollouts import completion, sequence, trajectory
 from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.messages import Group as Answer
 from tandem_protocol.messages import RolloutRequest
@@ -206,6 +206,31 @@ def test_resume_with_an_edited_prompt_requests_it_again(portal: BlockingPortal):
     assert _rows(groups) == [2, 3]
     assert groups[1].trajectories[0].sequences[0].token_ids == (77, 1)
     assert _requested_rows(generator)[:1] == [76]
+
+
+def test_resume_keeps_episodes_of_several_turns_and_sequences(portal: BlockingPortal):
+    state = _queue_of_two_steps(portal)
+    episode = trajectory(
+        [sequence([([3], [5, 6]), ([7], [8])]), sequence([([3], [9])])],
+        0.5,
+        rewards={"Game": 0.5},
+        turns=3,
+        tool_calls=1,
+    )
+    failed = trajectory([], status="failed", reason="broke")
+    saved = Group(row=2, trajectories=(episode, failed))
+    state["queue"][0]["scored"]["0"] = saved.model_dump(mode="json")
+    rollouts, _, _ = _resumed(portal, json.loads(json.dumps(state)))
+    assert rollouts.next(-1)[0] == saved
+
+
+def test_samples_that_are_scored_again_lose_their_old_rewards(portal: BlockingPortal):
+    state = _queue_of_two_steps(portal)
+    for scored in state["queue"][0]["scored"].values():
+        for one in scored["trajectories"]:
+            one["rewards"] = {"rewards:removed": 3.0}
+    rollouts, _, _ = _resumed(portal, state, score_again=True)
+    assert [one.rewards for group in rollouts.next(-1) for one in group.trajectories] == [{}] * 4
 
 
 def test_forgotten_samples_are_requested_again(portal: BlockingPortal):

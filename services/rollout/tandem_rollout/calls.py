@@ -81,6 +81,14 @@ class ProjectFunction(Generic[AnswerT]):
             if not self._drop_errors:
                 self._bind(row, {*columns, *given})
 
+    def accepts(self, name: str) -> bool:
+        """Whether the function has a parameter of this name, or takes any."""
+        try:
+            parameters = inspect.signature(self._function).parameters
+        except ValueError:  # the function is not written in Python, so its signature is unknown
+            return False
+        return name in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+
     def _bind(self, row: PromptRow, names: Collection[str]) -> None:
         try:
             signature = inspect.signature(self._function)

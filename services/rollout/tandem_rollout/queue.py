@@ -174,6 +174,7 @@ class Rollouts:
                 tasks.create_task(self._request(pending, missing, min_version, timeout_s))
 
     async def _score_again(self, pending: _Pending, position: int, group: Group) -> None:
+        # Right for single turns only: an environment's own rewards would be lost.
         row = self._rows[pending.draws[position].row]
         unscored = [one.model_copy(update={"rewards": {}, "reward": None}) for one in group.trajectories]
         trajectories = await self._sampler.scorer.score(row, unscored)

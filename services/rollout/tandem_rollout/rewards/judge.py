@@ -49,8 +49,11 @@ class Judge:
         """
         self._function.check_parameters(rows, ("prompts", "completions"))
 
-    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    async def score(
+        self, row: PromptRow, trajectories: Sequence[Trajectory], environments: Sequence[Any] = ()
+    ) -> tuple[Trajectory, ...]:
         """See `Scorer`. A pair of which one failed gets no rewards."""
+        del environments  # judges compare what was said
         wins = None
         if all(trajectory.status != "failed" for trajectory in trajectories):
             wins = await self.wins(row, as_in_prompt(row, trajectories))
@@ -93,9 +96,11 @@ class WinRate:
         self._first: dict[str, Sequence[Any]] | None = None
         """The first policy's completions, if they could not be written."""
 
-    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    async def score(
+        self, row: PromptRow, trajectories: Sequence[Trajectory], environments: Sequence[Any] = ()
+    ) -> tuple[Trajectory, ...]:
         """See `Scorer`. The rewards are still None; `__call__` adds them when all groups have arrived."""
-        del row
+        del row, environments
         return self._judge.judged(trajectories, (None,) * len(trajectories))
 
     async def __call__(self, groups: Sequence[Group], version: Version) -> list[Group]:

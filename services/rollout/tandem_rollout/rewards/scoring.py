@@ -21,8 +21,13 @@ from .sandbox import Sandbox
 class Scorer(Protocol):
     """Gives rewards to the trajectories of one row of the data set."""
 
-    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    async def score(
+        self, row: PromptRow, trajectories: Sequence[Trajectory], environments: Sequence[Any] = ()
+    ) -> tuple[Trajectory, ...]:
         """Return the trajectories with rewards. Those that failed get none.
+
+        Args:
+            environments: the project's environment object of each trajectory. Empty if there are none.
 
         Raises:
             UserError: a function raised or returned something invalid, and errors are not dropped.
@@ -56,16 +61,21 @@ class Rewards:
             )
         turn = asyncio.Lock()
         self._sandboxes: list[Sandbox] = []
+        self._sandboxed: set[str] = set()
         self._functions = [
             self._function(config, config.timeout_s or timeout_s, turn, drop_errors=drop_errors) for config in configs
         ]
         self._weights = [config.weight for config in configs]
 
-    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+    async def score(
+        self, row: PromptRow, trajectories: Sequence[Trajectory], environments: Sequence[Any] = ()
+    ) -> tuple[Trajectory, ...]:
         """Score them with all functions at the same time. See `Scorer`."""
-        scored = [trajectory for trajectory in trajectories if trajectory.status != "failed"]
+        places = [place for place, trajectory in enumerate(trajectories) if trajectory.status != "failed"]
+        scored = [trajectories[place] for place in places]
         if not scored:
             return tuple(trajectories)
+        used = [environments[place] for place in places] if environments else []
         async with task_group() as calls:
             tasks = {
                 function.name: calls.create_task(
@@ -74,6 +84,7 @@ class Rewards:
                         len(scored),
                         completions=as_in_prompt(row, scored),
                         completion_ids=[list(trajectory.sampled_ids) for trajectory in scored],
+                        **self._environments_for(function, used),
                     )
                 )
                 for function in self._functions
@@ -81,6 +92,11 @@ class Rewards:
         given = {name: task.result() for name, task in tasks.items()}
         rewarded = iter([self._rewarded(one, given, index) for index, one in enumerate(scored)])
         return tuple(one if one.status == "failed" else next(rewarded) for one in trajectories)
+
+    def _environments_for(self, function: ProjectFunction[Any], environments: list[Any]) -> dict[str, Any]:
+        """The argument `environments`, as in TRL, for functions that take it. A sandbox cannot share the objects."""
+        is_given = environments and function.name not in self._sandboxed and function.accepts("environments")
+        return {"environments": list(environments)} if is_given else {}
 
     async def close(self) -> None:
         """Stop the sandboxes."""
@@ -105,6 +121,7 @@ class Rewards:
         call: Caller = in_process(function, timeout_s, turn)
         needs_sandbox = is_sandboxed(function) if config.sandbox is None else config.sandbox
         if needs_sandbox:
+            self._sandboxed.add(name)
             call = Sandbox(name, config.arguments, timeout_s=timeout_s)
             self._sandboxes.append(call)
         return ProjectFunction(
