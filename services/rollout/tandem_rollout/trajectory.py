@@ -108,8 +108,13 @@ class Sequence(Message):
     @property
     def steps(self) -> list[int]:
         """[S] Version step of the policy that sampled the token. `NOT_SAMPLED` for each other token."""
-        sampled = chain.from_iterable([span.version.step] * span.tokens for span in self.versions)
-        return [next(sampled) if is_sampled else NOT_SAMPLED for is_sampled in self.mask]
+        sampled = list(chain.from_iterable([span.version.step] * span.tokens for span in self.versions))
+        steps = [NOT_SAMPLED] * len(self.token_ids)
+        done = 0
+        for span in self.sampled:
+            steps[span.start : span.end] = sampled[done : done + span.size]
+            done += span.size
+        return steps
 
     @property
     def oldest_version(self) -> Version | None:
