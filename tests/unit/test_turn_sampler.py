@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from support.episodes import Row, bpe_tokenizer, renderer
-from tandem_generator.config import MockConfig
 from tandem_generator.engines.mock import MockEngine, MockPolicy
+from tandem_protocol.config.generator import MockConfig
 from tandem_protocol.messages import Group, RolloutRequest, Sampling, SwitchMode
 from tandem_protocol.version import Version
 from tandem_rollout.environments import ClassEnvironments
