@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -108,9 +107,9 @@ def test_if_all_episodes_fail_the_run_ends_with_the_reason(make: Any) -> None:
     assert "environment Echo: reset: RuntimeError: the server is gone" in ended.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("kind", [TOOLS, {"environment": "episodes:Echo"}], ids=["tools", "environment"])
-def test_a_killed_run_with_episodes_resumes_bit_for_bit(make: Any, kind: dict[str, Any]) -> None:
-    undisturbed, killed = (make(name, max_steps=4, **settings(**kind)) for name in ("undisturbed", "killed"))
+def test_a_killed_run_with_episodes_resumes_bit_for_bit(make: Any) -> None:
+    trainer = settings(environment="episodes:Echo", **TOOLS)
+    undisturbed, killed = (make(name, max_steps=4, **trainer) for name in ("undisturbed", "killed"))
     trained(undisturbed)
     assert killed.train(ACTION="SIGKILL", AT_CALL="6").returncode == -9
     assert killed.steps == [1, 2]
@@ -124,26 +123,3 @@ def test_episodes_of_other_rewards_are_sampled_again_after_a_resume(make: Any) -
     resumed = project.train("--trainer.max_steps=4", "--trainer.rewards=[]")
     assert resumed.returncode == 0, resumed.stderr
     assert [set(line["rewards"]) for line in project.lines("metrics.jsonl")[2:]] == [{"Echo"}, {"Echo"}]
-
-
-@pytest.mark.parametrize(
-    ("rollout", "message"),
-    [
-        ({"tools": ["episodes:count"]}, "Fix: set trainer.rollout.tool_parser: module:function"),
-        ({"tools": ["episodes:absent"]}, "tool episodes:absent: module episodes has no function 'absent'"),
-        ({"tools": ["episodes:calls"]}, "tool calls: "),
-        ({"tools": ["episodes:count"], "tool_parser": "other"}, "got 'other', expected one of hermes"),
-        ({"environment": "episodes:Absent"}, "expected one of: Echo"),
-        ({"environment": {"echo": "episodes:Echo"}}, "prompts.jsonl row 0 has environment: None, expected one of echo"),
-        ({"environment": "episodes:count"}, "environment count: "),
-        ({"agent": "episodes:absent"}, "agent episodes:absent: module episodes has no function 'absent'"),
-    ],
-)
-def test_a_mistake_is_found_before_generators_are_needed(
-    tmp_path: Path, chat_model: Path, rollout: dict[str, Any], message: str
-) -> None:
-    absent: Any = SimpleNamespace(port=1)
-    project = with_code(Project(tmp_path / "project", chat_model, absent, tmp_path / "weights", **settings(**rollout)))
-    ended = project.train("--check-project")
-    assert ended.returncode == 2, ended.stdout
-    assert message in ended.stderr
