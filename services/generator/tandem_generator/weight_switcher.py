@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from tandem_protocol.config.generator import GeneratorConfig
 from tandem_protocol.errors import (
-    BadRequest,
     NotReady,
     OlderVersion,
     PolicyTorn,
@@ -30,14 +29,14 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
 from . import metrics
-from .compatibility import check_version_fits
-from .engines.base import Engine
+from .canary import Canary
+from .changes import Changes
+from .compatibility import check_request_fits, check_version_fits
+from .engines.base import Engine, OnTokens, no_count
 from .lease import LeaseKeeper
 
 log = logging.getLogger(__name__)
 
-_MAX_MISSED_CANARIES = 3
-"""The process restarts after this number of checks in a row without a token."""
 _MAX_FAILED_LOADS = 3
 """A version is refused permanently after this number of failed loads."""
 
@@ -68,11 +67,18 @@ class WeightSwitcher:
         self._config = config
         self._serving = _Serving(BASE, None, ())
         self._not_loaded: str | None = "the engine is starting"
-        self._hung: str | None = None
         self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
+        self._changes = Changes()
         self._failed_loads: Counter[tuple[Version, str | None]] = Counter()
         self._finished_groups = 0
+        self._canary = Canary(
+            engine,
+            config,
+            finished_groups=lambda: self._finished_groups,
+            is_switching=self._switching.locked,
+            failed=self.failed,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         metrics.READY.set_function(lambda: self.not_ready is None)
 
@@ -89,7 +95,7 @@ class WeightSwitcher:
     @property
     def not_ready(self) -> str | None:
         """Why requests are not answered. None if they are."""
-        return "it is stopping" if self.stopping else self._not_loaded or self._hung
+        return "it is stopping" if self.stopping else self._not_loaded or self._canary.hung
 
     async def start(self) -> None:
         """Start the engine, and load the newest version in the store.
@@ -103,12 +109,14 @@ class WeightSwitcher:
         self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
         await self._catch_up()
         self._not_loaded = None
+        self._changes.notify()
         log.info("ready, serving version %s", self.version)
-        self._tasks = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._canary.watch())]
 
     def stop(self) -> None:
         """Refuse new requests, and stop waiting for versions. Running requests continue."""
         self.stopping = True
+        self._changes.notify()
 
     async def close(self) -> None:
         """Stop, give the lease back, and close the engine."""
@@ -148,10 +156,34 @@ class WeightSwitcher:
         untried = [version for version in candidates if version not in tried]
         return latest if latest in untried else next(iter(untried), None)
 
-    def rollouts(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    async def wait_for(self, at_least: Version, timeout_s: float) -> ServedWeights:
+        """Return the served version as soon as it is `at_least` or newer.
+
+        Raises:
+            StalePolicy: An older version is still served after `timeout_s` seconds.
+            NotReady: The generator is stopping.
+        """
+        await self._changes.until(lambda: self.stopping or self._serves(at_least), timeout_s)
+        if self._serves(at_least):
+            return self.served
+        if self.stopping:
+            raise NotReady(f"this generator is not ready: {self.not_ready}. Fix: use another replica.")
+        raise StalePolicy(
+            f"got at_least {at_least}; this generator serves {self.version} after {timeout_s:g} s. Fix: publish the "
+            f"version with PUT /weights/{at_least}, or wait longer with wait_s."
+        )
+
+    def _serves(self, at_least: Version) -> bool:
+        return self.version >= at_least and self._not_loaded is None
+
+    def rollouts(self, request: RolloutRequest, on_tokens: OnTokens = no_count) -> AsyncGenerator[Group, None]:
         """Sample completions. Each group is yielded when it is finished.
 
         Iterating may raise `EngineFailed`.
+
+        Args:
+            request: What to sample.
+            on_tokens: Called while completions are sampled, at least if the request has `heartbeat_s`.
 
         Raises:
             NotReady: The generator does not answer requests now.
@@ -159,12 +191,12 @@ class WeightSwitcher:
             BadRequest: The request does not fit the model.
         """
         self._admit(request)
-        return self._stream(request)
+        return self._stream(request, on_tokens)
 
-    async def _stream(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    async def _stream(self, request: RolloutRequest, on_tokens: OnTokens) -> AsyncGenerator[Group, None]:
         metrics.REQUESTS_RUNNING.inc()
         try:
-            async with contextlib.aclosing(self.engine.generate(request)) as groups:
+            async with contextlib.aclosing(self.engine.generate(request, on_tokens)) as groups:
                 async for group in groups:
                     self._finished_groups += 1
                     metrics.ROLLOUT_COMPLETIONS.inc(len(group.completions))
@@ -183,19 +215,7 @@ class WeightSwitcher:
                 f"got min_version {request.min_version}; this generator serves {self.version}. Fix: publish the "
                 f"version with PUT /weights/{request.min_version}, or try again after that."
             )
-        facts = self.engine.facts
-        longest = max(len(prompt.token_ids) for prompt in request.prompts)
-        if longest + request.sampling.max_tokens > facts.max_model_len:
-            raise BadRequest(
-                f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}, expected at most "
-                f"{facts.max_model_len} together (the model's max_model_len). Fix: shorten one of them."
-            )
-        largest = max([*request.sampling.stop_token_ids, *(max(prompt.token_ids) for prompt in request.prompts)])
-        if largest >= facts.vocab_size:
-            raise BadRequest(
-                f"got token id {largest}, expected ids below the vocabulary's size {facts.vocab_size}. "
-                "Fix: use this model's tokenizer in the trainer."
-            )
+        check_request_fits(request, self.engine.facts)
 
     async def set(self, version: Version, request: SetWeights) -> ServedWeights:
         """Switch to `version`, and return when it is served. If it is already served, nothing happens.
@@ -297,6 +317,7 @@ class WeightSwitcher:
         metrics.WEIGHT_ATTEMPT.set(target.version.attempt)
         loaded = time.monotonic()
         await self.engine.resume()
+        self._changes.notify()
         return paused, loaded
 
     async def _load(self, target: _Serving) -> None:
@@ -327,23 +348,3 @@ class WeightSwitcher:
             f"{message}. It has failed {_MAX_FAILED_LOADS} times, so it will not be tried again. Fix: see the "
             "generator's log for the cause, and publish another version."
         ) from cause
-
-    async def _watch(self) -> None:
-        """Let an idle engine produce a token regularly. A hung engine looks healthy from outside."""
-        missed = 0
-        while not self.failed.is_set():
-            finished = self._finished_groups
-            await asyncio.sleep(self._config.canary_every_s)
-            if self._finished_groups != finished or self._switching.locked():
-                continue
-            try:
-                async with asyncio.timeout(self._config.canary_timeout_s):
-                    await self.engine.check()
-            except Exception as error:
-                missed += 1
-                self._hung = f"the engine did not produce a token, {missed} times in a row: {error!r}"
-                if missed == _MAX_MISSED_CANARIES:
-                    self.failed.set()
-            else:
-                missed = 0
-                self._hung = None

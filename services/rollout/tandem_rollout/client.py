@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.messages import (
+    PROTOCOL_VERSION,
     Group,
     Info,
     Message,
@@ -217,7 +218,7 @@ class GeneratorClient:
         checked(response)
 
     async def _info(self, url: str) -> Info:
-        return read_message(Info, await self._http.get(url + INFO))
+        return read_message(Info, await self._http.get(url + INFO, params={"protocol": PROTOCOL_VERSION}))
 
     async def _everywhere(
         self,

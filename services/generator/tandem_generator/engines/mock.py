@@ -41,7 +41,7 @@ from tandem_protocol.messages import (
 )
 from tandem_protocol.version import BASE, Version
 
-from .base import EngineFacts
+from .base import EngineFacts, OnTokens, no_count
 from .script import Script, read_script
 from .script_tokens import ScriptTokens
 
@@ -154,7 +154,7 @@ class MockEngine:
     async def start(self) -> None:
         """Do nothing: there is nothing to load."""
 
-    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    async def generate(self, request: RolloutRequest, on_tokens: OnTokens = no_count) -> AsyncGenerator[Group, None]:
         await self._admit.wait()
         self._running += 1
         self._idle.clear()
@@ -168,7 +168,10 @@ class MockEngine:
                     raise fault
                 await self._run.wait()
                 completions = await asyncio.gather(
-                    *(self._sample(prompt, sample, request.sampling, epoch) for sample in range(request.sampling.n))
+                    *(
+                        self._sample(prompt, sample, request.sampling, epoch, on_tokens)
+                        for sample in range(request.sampling.n)
+                    )
                 )
                 yield Group(prompt_index=index, completions=tuple(completions))
         finally:
@@ -176,7 +179,9 @@ class MockEngine:
             if not self._running:
                 self._idle.set()
 
-    async def _sample(self, prompt: Prompt, sample: int, sampling: Sampling, epoch: int) -> Completion:
+    async def _sample(
+        self, prompt: Prompt, sample: int, sampling: Sampling, epoch: int, on_tokens: OnTokens
+    ) -> Completion:
         seed = random.getrandbits(64) if prompt.seed is None else prompt.seed + sample
         scripted = self._script.answer(prompt.token_ids, (prompt.seed or 0) + sample) if self._script else ()
         context = self._policy.context(prompt.token_ids)
@@ -199,6 +204,7 @@ class MockEngine:
             tokens.append(scripted[len(tokens)] if len(tokens) < len(scripted) else candidates[rank])
             logprobs.append(math.log(probabilities[rank]))
             labels.append(self._label)
+            on_tokens(1)
             if tokens[-1] in stops:
                 finish = "stop"
                 break
