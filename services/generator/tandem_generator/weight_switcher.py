@@ -8,8 +8,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
-from pathlib import Path
-from typing import NamedTuple
 
 from tandem_protocol.config.generator import GeneratorConfig
 from tandem_protocol.errors import (
@@ -23,8 +21,7 @@ from tandem_protocol.errors import (
     WeightsNotVisible,
     WeightsRefused,
 )
-from tandem_protocol.manifest import Manifest
-from tandem_protocol.messages import Group, Kind, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
+from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
@@ -34,20 +31,12 @@ from .changes import Changes
 from .compatibility import check_request_fits, check_version_fits
 from .engines.base import Engine, OnTokens, no_count
 from .lease import LeaseKeeper
+from .stored_versions import Loadable, StoredVersions
 
 log = logging.getLogger(__name__)
 
 _MAX_FAILED_LOADS = 3
 """A version is refused permanently after this number of failed loads."""
-
-
-class _Serving(NamedTuple):
-    """A version that is or was completely loaded."""
-
-    version: Version
-    manifest_digest: str | None
-    files: tuple[Path, ...]
-    kind: Kind = "full"
 
 
 class WeightSwitcher:
@@ -63,9 +52,9 @@ class WeightSwitcher:
         self.generator_id = config.replica
         self.failed = asyncio.Event()
         self.stopping = False
-        self._store = store
+        self._stored = StoredVersions(store, config.visible_timeout_s, is_stopping=lambda: self.stopping)
         self._config = config
-        self._serving = _Serving(BASE, None, ())
+        self._serving = Loadable(BASE, None, ())
         self._not_loaded: str | None = "the engine is starting"
         self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
@@ -106,7 +95,7 @@ class WeightSwitcher:
             TandemError: No version in the store can be served.
         """
         await self.engine.start()
-        self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
+        self._serving = Loadable(BASE, None, self.engine.facts.base_shards)
         await self._catch_up()
         self._not_loaded = None
         self._changes.notify()
@@ -134,10 +123,10 @@ class WeightSwitcher:
         """
         problems: list[TandemError] = []
         tried: set[Version] = set()
-        while (version := await asyncio.to_thread(self._newest_except, tried)) is not None:
+        while (version := await self._stored.newest(but=tried)) is not None:
             tried.add(version)
             try:
-                _, digest = await self._visible(version)
+                _, digest = await self._stored.read(version)
                 await self.set(version, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
                 return
             except (WeightsNotVisible, WeightsRefused, SwitchFailed) as error:
@@ -145,16 +134,10 @@ class WeightSwitcher:
                 problems.append(error)
         if problems:
             raise WeightsRefused(
-                f"none of the {len(problems)} versions in {self._store.root} can be served; the newest: {problems[0]} "
+                f"none of the {len(problems)} versions in {self._stored.root} can be served; the newest: {problems[0]} "
                 "If the store belongs to another model or run, set shared.weights_dir to a new folder. If its files "
-                f"are damaged, delete {self._store.root}: a resumed trainer publishes its weights again."
+                f"are damaged, delete {self._stored.root}: a resumed trainer publishes its weights again."
             )
-
-    def _newest_except(self, tried: set[Version]) -> Version | None:
-        latest = self._store.latest()
-        candidates = [*reversed(self._store.versions()), *([latest] if latest else [])]
-        untried = [version for version in candidates if version not in tried]
-        return latest if latest in untried else next(iter(untried), None)
 
     async def wait_for(self, at_least: Version, timeout_s: float) -> ServedWeights:
         """Return the served version as soon as it is `at_least` or newer.
@@ -268,32 +251,14 @@ class WeightSwitcher:
         log.info("serving version %s, switched in %.2f s", version, timings.total_s)
         return self.served.model_copy(update={"timings": timings})
 
-    async def _verified(self, version: Version, digest: str) -> _Serving:
+    async def _verified(self, version: Version, digest: str) -> Loadable:
         """Lease `version`, and check everything that can be checked without changing the model."""
-        manifest, found = await self._visible(version)
-        if found != digest:
-            raise WeightsRefused(
-                f"version {version} in {self._store.root} has manifest digest {found}, expected {digest}. Another run "
-                "wrote it. Fix: give each run its own shared.weights_dir, and publish again."
-            )
+        manifest = await self._stored.manifest(version, digest)
         check_version_fits(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
-        await asyncio.to_thread(self._store.verify, manifest)
-        directory = self._store.directory(version)
-        return _Serving(version, digest, tuple(directory / file.name for file in manifest.files), manifest.kind)
+        return await self._stored.verify(manifest, digest)
 
-    async def _visible(self, version: Version) -> tuple[Manifest, str]:
-        """Read the manifest as soon as it appears on the shared volume. Raises WeightsNotVisible if it is late."""
-        deadline = time.monotonic() + self._config.visible_timeout_s
-        while True:
-            try:
-                return await asyncio.to_thread(self._store.read, version)
-            except WeightsNotVisible:
-                if self.stopping or time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(0.05)
-
-    async def _pause_load_resume(self, target: _Serving, mode: SwitchMode) -> tuple[float, float]:
+    async def _pause_load_resume(self, target: Loadable, mode: SwitchMode) -> tuple[float, float]:
         """Switch the engine to `target`. Returns the times of the pause and the load, in monotonic seconds."""
         if target.kind != self._serving.kind and mode is SwitchMode.IN_FLIGHT:
             mode = SwitchMode.ABORT  # a request that started without an adapter cannot continue with one
@@ -320,11 +285,11 @@ class WeightSwitcher:
         self._changes.notify()
         return paused, loaded
 
-    async def _load(self, target: _Serving) -> None:
+    async def _load(self, target: Loadable) -> None:
         async with asyncio.timeout(self._config.switch_timeout_s):
             await self.engine.load_weights(target.version, target.files)
 
-    async def _roll_back(self, target: _Serving, cause: Exception) -> None:
+    async def _roll_back(self, target: Loadable, cause: Exception) -> None:
         """Load the previous version again. Always raises, because the switch has failed."""
         version = target.version
         log.error("loading version %s failed half-way: %r; loading version %s again", version, cause, self.version)
