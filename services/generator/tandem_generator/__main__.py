@@ -127,6 +127,8 @@ async def _serve_mock(settings: GeneratorSettings) -> int:
     shared, config = settings.shared, settings.generator
     try:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)
+    except ConfigError:
+        raise
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"shared.model: {shared.model} cannot be read: {one_line(error)}. Expected a folder with the files "
