@@ -43,7 +43,42 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
     Raises:
         UserError: it cannot be imported, or it is not a function.
     """
-    module_name, _, function_name = name.partition(":")
+    module, function = _imported(kind, name)
+    function_name = name.partition(":")[2]
+    if not callable(function):
+        raise UserError(
+            f"{kind} {name}: module {module.__name__} has no function {function_name!r}, expected one of: "
+            f"{', '.join(_functions(module)) or '(it defines none)'}. Fix: correct the name in config.yaml."
+        )
+    if inspect.isclass(function):
+        raise UserError(
+            f"{kind} {name} is a class, expected a function or an object with __call__. "
+            f"Fix: add an object to {module.__name__}, such as score = {function_name}(), and use its name."
+        )
+    return _Configured(function, **arguments) if arguments else function
+
+
+def load_class(kind: str, name: str) -> Callable[..., Any]:
+    """Import the class that `module:Class` names, or a function that makes the object.
+
+    Raises:
+        UserError: it cannot be imported, or it cannot be called.
+    """
+    module, member = _imported(kind, name)
+    if not callable(member):
+        classes = [one.__name__ for _, one in inspect.getmembers(module, inspect.isclass)
+                   if one.__module__ == module.__name__]  # fmt: skip
+        raise UserError(
+            f"{kind} {name}: module {module.__name__} has no class {name.partition(':')[2]!r}, expected one of: "
+            f"{', '.join(classes) or '(it defines none)'}. Fix: correct the name in config.yaml."
+        )
+    made: Callable[..., Any] = member
+    return made
+
+
+def _imported(kind: str, name: str) -> tuple[ModuleType, Any]:
+    """Import `module:name`. Returns the module and the object, or None if the module does not have it."""
+    module_name, _, member = name.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
@@ -53,18 +88,7 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
         raise ImportFailed(
             f"{kind} {name}: importing {module_name} failed: {describe_error(error)}. Fix: {fix}"
         ) from error
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        raise UserError(
-            f"{kind} {name}: module {module_name} has no function {function_name!r}, expected one of: "
-            f"{', '.join(_functions(module)) or '(it defines none)'}. Fix: correct the name in config.yaml."
-        )
-    if inspect.isclass(function):
-        raise UserError(
-            f"{kind} {name} is a class, expected a function or an object with __call__. "
-            f"Fix: add an object to {module_name}, such as score = {function_name}(), and use its name."
-        )
-    return _Configured(function, **arguments) if arguments else function
+    return module, getattr(module, member, None)
 
 
 def _is_missing(module_name: str, error: BaseException) -> bool:
