@@ -22,11 +22,9 @@ def known_or_of_project(known: Any) -> BeforeValidator:
     def check(value: Any) -> Any:
         if value in names or (isinstance(value, str) and re.match(FUNCTION_NAME, value)):
             return value
-        near = difflib.get_close_matches(str(value), names, n=1)
-        hint = f"did you mean {near[0]}?" if near else "correct the name."
-        raise ValueError(
-            f"got {shorten(value)}, expected {', '.join(names)}, or module:name of the project. Fix: {hint}"
-        )
+        near = difflib.get_close_matches(str(value).lower(), names, n=1)
+        hint = f"Did you mean {near[0]}?" if near else "Fix: correct the name."
+        raise ValueError(f"got {shorten(value)}, expected {', '.join(names)}, or module:name of the project. {hint}")
 
     return BeforeValidator(check)
 

@@ -44,7 +44,7 @@ class Outcome(NamedTuple):
 
 
 def rehearse(algorithm: Algorithm, config: TrainerConfig, device: torch.device) -> None:
-    """Compute the loss of two groups at once, and row by row. Random numbers of the run are not used.
+    """Compute the loss of three groups at once, and row by row. Random numbers of the run are not used.
 
     Raises:
         UserError: the algorithm raised, its loss is not finite or has no gradient, or it depends on the micro-batches.
@@ -55,19 +55,14 @@ def rehearse(algorithm: Algorithm, config: TrainerConfig, device: torch.device) 
         else (f"algorithm {config.algorithm}")
     )
     with torch.random.fork_rng(devices=[]):
-        batch = algorithm.make_batch([_group(0, config), _group(1, config, fails=True)], list).to(device)
+        groups = [_group(0, config), _group(1, config), _group(2, config, fails=True)]
+        batch = algorithm.make_batch(groups, list).to(device)
         totals = _totals(batch, algorithm, config)
         whole = _outcome(name, [batch], totals, algorithm)
         if not whole.is_finite:
             raise UserError(
                 f"{name}: got {whole} for a batch of {len(batch.starts_B)} rows, expected finite numbers. Fix: look "
                 "for a division by 0, a logarithm of 0, or a value at a token that does not count (mask_BT is 0 there)."
-            )
-        alone = _outcome(name, [batch.weightless()], totals, algorithm)
-        if not alone.is_finite or abs(alone.loss) > TOLERANCE:
-            raise UserError(
-                f"{name}: got {alone} for rows of which no token counts (mask_BT is 0), expected 0. Several trainer "
-                "processes compute such rows. Fix: clamp what you divide by, as in `mask_BT.sum(1).clamp(min=1)`."
             )
         parts = _outcome(name, batch.micro_batches(1), totals, algorithm)
         is_random = not _equal(whole, _outcome(name, [batch], totals, algorithm))
@@ -76,6 +71,12 @@ def rehearse(algorithm: Algorithm, config: TrainerConfig, device: torch.device) 
                 f"{name}: got {whole} for a batch, and {parts} for the sum of its rows, expected the same. So the "
                 "result would depend on max_tokens_per_micro_batch and on the number of processes. Fix: compute each "
                 "row without the others: no mean, standard deviation or rank over B. Divide by the totals only."
+            )
+        alone = _outcome(name, [batch.weightless()], totals, algorithm)
+        if not alone.is_finite or abs(alone.loss) > TOLERANCE:
+            raise UserError(
+                f"{name}: got {alone} for rows of which no token counts (mask_BT is 0), expected 0. Several trainer "
+                "processes compute such rows. Fix: clamp what you divide by, as in `mask_BT.sum(1).clamp(min=1)`."
             )
 
 
@@ -107,7 +108,7 @@ def _outcome(name: str, micro_batches: Iterable[Batch], totals: StepTotals, algo
                 f"{name}: the loss has no gradient, expected one that depends on logprobs_BT. Fix: compute it from "
                 "logprobs_BT, without detach(), item() or torch.no_grad(). Entropies and old logprobs have no gradient."
             )
-        loss += float(micro_batch_loss.loss)
+        loss += float(micro_batch_loss.loss.detach())
         gradient += float(gradient_BT.square().sum())
     return Outcome(loss, gradient)
 
