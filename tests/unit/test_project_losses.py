@@ -250,7 +250,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "nothing": ("def loss(logprobs_BT): pass", "returned NoneType, expected"),
     "three parts": ("def loss(logprobs_BT): return logprobs_BT, {}, 1", "returned a tuple of 3, expected"),
     "not numbers": ("def loss(advantages_BT): return advantages_BT > 0", "expected a floating-point tensor"),
-    "asynchronous": ("async def loss(logprobs_BT): return logprobs_BT", "returned coroutine, expected"),
+    "asynchronous": ("async def loss(logprobs_BT): return logprobs_BT", "is asynchronous, expected a plain function"),
     "NaN": ("def loss(logprobs_BT): return logprobs_BT.log()", "expected finite numbers"),
     "infinite gradient": (
         "def loss(logprobs_BT, mask_BT): return (logprobs_BT * mask_BT).abs().sqrt()",

@@ -37,7 +37,7 @@ OTHER: dict[str, Any] = {
     },
     "trainer": {
         "output_dir": "elsewhere", "run_name": "other", "seed": 1, "max_steps": 200, "max_lag": 0,
-        "algorithm": "online_dpo", "prompts": OTHER_PROMPTS,
+        "algorithm": "online_dpo", "algorithm_arguments": {"n": 2}, "prompts": OTHER_PROMPTS,
         "rewards": [{"function": "rewards:other", "weight": 2.0}],
         "reward_errors": "drop", "reward_timeout_s": 1.0,
         "rollout": {
@@ -51,9 +51,13 @@ OTHER: dict[str, Any] = {
             "vespo_k_pos": 1.0, "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0,
             "top_entropy_quantile": 0.5, "off_policy_mask": 1.0, "importance_sampling": "none", "clip_max": 2.0,
             "clip_min": 0.5, "scale_rewards": "batch", "multi_objective_aggregation": "normalize_then_sum",
-            "mask_truncated_completions": True, "num_iterations": 2,
+            "mask_truncated_completions": True, "num_iterations": 2, "loss_arguments": {"low": 0.2},
+            "reduction": "trajectory_mean", "advantage": "losses:a", "advantage_arguments": {"k": 2},
         },
-        "online_dpo": {"judge": "judges:j", "loss_type": "ipo", "beta": 0.2, "missing_eos_penalty": 1.0},
+        "online_dpo": {
+            "judge": "judges:j", "loss_type": "ipo", "beta": 0.2, "missing_eos_penalty": 1.0,
+            "loss_arguments": {"m": 1.0},
+        },
         "optim": {
             "name": "adamw_8bit", "learning_rate": 1.0, "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.9,
             "adam_epsilon": 1e-6, "max_grad_norm": 2.0, "lr_scheduler_type": "linear", "warmup_steps": 5,
@@ -74,6 +78,10 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 """A different value for every setting."""
 TOGETHER: dict[str, dict[str, Any]] = {
+    "trainer.algorithm_arguments": {"algorithm": "losses:Mine"},
+    "trainer.grpo.loss_arguments": {"grpo": {"loss_type": "losses:mine"}},
+    "trainer.grpo.advantage_arguments": {"grpo": {"advantage": "losses:a"}},
+    "trainer.online_dpo.loss_arguments": {"online_dpo": {"loss_type": "losses:pairs"}},
     "trainer.algorithm": {"rollout": {"num_generations": 2}},
     "trainer.online_dpo.judge": {"algorithm": "online_dpo", "rollout": {"num_generations": 2}, "rewards": []},
 }

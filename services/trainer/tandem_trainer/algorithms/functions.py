@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from tandem_rollout.errors import UserError
-from tandem_rollout.functions import describe_error, load_function
+from tandem_rollout.functions import describe_error, is_asynchronous, load_function
 
 
 class NamedFunction:
@@ -29,6 +29,8 @@ class NamedFunction:
         self.title = f"{kind} {name}"
         self._function = load_function(kind, name)
         self._arguments = arguments
+        if is_asynchronous(self._function):
+            raise UserError(f"{self.title} is asynchronous, expected a plain function. Fix: write `def`.")
         if duplicates := sorted(arguments.keys() & set(offered)):
             raise UserError(
                 f"{self.title}: its configured argument {duplicates[0]!r} has the name of something that it gets "
