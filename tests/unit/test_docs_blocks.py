@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from accelerate.commands.launch import launch_command_parser
 
@@ -32,7 +31,7 @@ import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
 import tandem_trainer.__main__
 import tandem_trainer.merge
-from support import helm
+from support import helm, learning_code
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
@@ -42,7 +41,6 @@ from tandem_protocol.config.rollout import RewardConfig
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge
 from tandem_rollout.rewards.scoring import Rewards
-from tandem_trainer import algorithms
 
 BLOCKS = blocks(*PAGES)
 MODULE = "a_block"
@@ -70,7 +68,7 @@ def _is_of_the_chart(block: Block) -> bool:
 def test_every_block_of_code_works(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert block.language in RULES, f"{block}: no rule for {block.language!r}. Name a language, or `text` for a picture"
     monkeypatch.chdir(tmp_path)
-    for name in (MODULE, LOSSES):
+    for name in (MODULE, learning_code.MODULE):
         monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     RULES[block.language](block)
 
@@ -161,15 +159,12 @@ REWARDS: dict[str, list[float]] = {
 }
 """Result of each reward function and judge on the pages for TEXTS, if the answer is 42."""
 JUDGES = {"prefer"}
-LOSSES_PAGE = "docs/integrate/losses.md"
-LOSSES = "losses"
-"""Name of the module that the Python of LOSSES_PAGE stands for."""
 
 
 def _python(block: Block) -> None:
     """Run a block in an empty folder. Its functions are called as rewards or judges, unless one of them is a test."""
-    if block.page == LOSSES_PAGE:
-        _learning(block)
+    if block.page == learning_code.PAGE:
+        learning_code.check(block, BASE["trainer"])
         return
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
@@ -180,19 +175,6 @@ def _python(block: Block) -> None:
         return  # a file of tests with its helpers
     for name in functions:
         _score(block, name)
-
-
-def _learning(block: Block) -> None:
-    """Try out the losses, advantages and algorithms of a block, with the configuration that names each on its page."""
-    module = sys.modules[LOSSES]
-    exec(compile(block.text, str(block), "exec"), module.__dict__)
-    defined = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == LOSSES]
-    assert defined
-    for name in defined:
-        configs = [one for one in blocks(block.page, language="yaml") if re.search(rf"\b{LOSSES}:{name}\b", one.text)]
-        assert len(configs) == 1, f"{block}: one block of YAML must name {LOSSES}:{name}"
-        trainer = BASE["trainer"] | yaml.safe_load(configs[0].text)["trainer"]
-        algorithms.load(tandem_protocol.config.trainer.TrainerConfig.model_validate(trainer), torch.device("cpu"))
 
 
 def _check_calls(block: Block, names: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from support.project_code import write_module
 from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.config.trainer import TrainerSettings
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
-from tandem_trainer.run.resume import EVALUATION, FIXED, PROCESSES, SAMPLING, SCORING, Changes, compare, describe
+from tandem_trainer.run.resume import CODE, EVALUATION, FIXED, PROCESSES, SAMPLING, SCORING, Changes, compare, describe
 
 ROWS = [PromptRow(i, f"row {i}", "1+2=", "1+2=", (4, i), {"answer": str(i)}) for i in range(3)]
 BASE: dict[str, Any] = {
@@ -222,3 +224,12 @@ def test_a_long_value_is_shortened_in_the_message(tmp_path: Path):
     rewards = [{"function": "rewards:r", "arguments": {"words": ["word"] * 100}}]
     (change,) = _changes(tmp_path, _merged(BASE, {"trainer": {"rewards": rewards}}))
     assert 200 < len(str(change)) < 500
+
+
+def test_changed_code_of_a_loss_outside_the_project_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    name = write_module(tmp_path, monkeypatch, "def loss(logprobs_BT): return logprobs_BT")
+    importlib.import_module(name)
+    settings = _merged(BASE, {"trainer": {"grpo": {"loss_type": f"{name}:loss"}}})
+    before = _described(settings)
+    (tmp_path / f"{name}.py").write_text("def loss(logprobs_BT): return -logprobs_BT")
+    assert [change.key for change in compare(before, _described(settings), tmp_path)] == [CODE]
