@@ -69,10 +69,14 @@ NEVER = {
 """Module or package → what it must not import."""
 
 ALGORITHMS = {
-    *("__future__", "collections", "dataclasses", "math", "typing", "torch"),
-    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_rollout.trajectory"),
+    *("__future__", "abc", "collections", "contextlib", "copy", "dataclasses", "inspect", "math", "typing", "torch"),
+    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_protocol.messages"),
+    *("tandem_protocol.version", "tandem_rollout.errors", "tandem_rollout.functions", "tandem_rollout.trajectory"),
 }
-"""Everything that `algorithms/` may import, including the standard library. It must not do any I/O."""
+"""Everything that `algorithms/` may import, including the standard library. It must not do any I/O.
+
+`tandem_rollout.functions` imports losses of the user's project by name.
+"""
 
 
 def modules() -> Iterator[tuple[str, set[str]]]:

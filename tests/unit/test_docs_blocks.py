@@ -31,7 +31,7 @@ import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
 import tandem_trainer.__main__
 import tandem_trainer.merge
-from support import helm
+from support import helm, learning_code
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.episode_blocks import EPISODES
 from support.models import make_tokenizer
@@ -69,7 +69,8 @@ def _is_of_the_chart(block: Block) -> bool:
 def test_every_block_of_code_works(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert block.language in RULES, f"{block}: no rule for {block.language!r}. Name a language, or `text` for a picture"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, MODULE, types.ModuleType(MODULE))
+    for name in (MODULE, learning_code.MODULE):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     RULES[block.language](block)
 
 
@@ -163,14 +164,15 @@ JUDGES = {"prefer"}
 
 def _python(block: Block) -> None:
     """Run a block in an empty folder. Its functions are called as rewards or judges, or as `EPISODES` says."""
+    if block.page == learning_code.PAGE:
+        learning_code.check(block, BASE["trainer"])
+        return
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
-    # A block that defines no function is a script, which has just run.
     functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
-    if any(name.startswith("test_") for name in functions):
-        return  # a file of tests with its helpers
-    for name in functions:
+    is_file_of_tests = any(name.startswith("test_") for name in functions)
+    for name in () if is_file_of_tests else functions:
         check = EPISODES.get(name)
         check(getattr(module, name)) if check else _score(block, name)
 
