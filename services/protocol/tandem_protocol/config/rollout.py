@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import Field
 
 from ..messages import TokenId
-from .sections import FUNCTION_NAME, Section
+from .environment_server import EnvironmentServerConfig
+from .sections import FUNCTION_NAME, BaseUrls, Section
 
 
 class PromptsConfig(Section):
@@ -90,3 +91,9 @@ class RolloutConfig(Section):
     long again."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
     """How long a replica may send nothing, in seconds. Then the missing groups are requested from the next replica."""
+    environment_urls: BaseUrls = ()
+    """Base URLs of the servers in which the tools and environments run, such as `http://environment:8100`. A name with
+    several addresses stands for several replicas. Empty: they run in the trainer's process.
+    docs/train/environment-server.md describes the servers."""
+    environment_server: EnvironmentServerConfig = EnvironmentServerConfig()
+    """How `python -m tandem_rollout.server` serves the environments."""
