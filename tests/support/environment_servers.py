@@ -52,13 +52,16 @@ class Network(httpx.AsyncBaseTransport):
         return response
 
 
-def remote(network: Network, *, token: str = TOKEN, owner: str = "rank-0", **options: Any) -> RemoteEnvironments:
+def remote(
+    network: Network, *, token: str = TOKEN, owner: str = "rank-0", start_timeout_s: float = 5.0, **options: Any
+) -> RemoteEnvironments:
     given = {"timeout_s": 5.0, "open_timeout_s": 5.0} | options
-    return RemoteEnvironments(Servers(network.urls, token, owner=owner, transport=network, **given))
+    servers = Servers(network.urls, token, owner=owner, transport=network, **given)
+    return RemoteEnvironments(servers, start_timeout_s=start_timeout_s)
 
 
 async def connected(*replicas: Replica, **options: Any) -> tuple[RemoteEnvironments, Network]:
     network = Network(*replicas)
     environments = remote(network, **options)
-    await environments.start(5.0)
+    await environments.start()
     return environments, network

@@ -240,13 +240,13 @@ async def test_an_episode_that_is_cancelled_leaves_no_session_behind() -> None:
 
 async def test_a_wrong_token_or_another_project_is_an_error_at_the_start() -> None:
     with pytest.raises(UserError, match="refuses the token: got another token"):
-        await remote(Network(Replica(loops(add))), token="wrong").start(5.0)
+        await remote(Network(Replica(loops(add))), token="wrong").start()
     with pytest.raises(UserError, match=r"has the tools \['raise_by'\], expected those of .* which are \['add'\]"):
         await connected(Replica(loops(add)), Replica(await started(CounterEnv)))
     network = Network(Replica(loops(add)))
     network.dead.add("127.0.0.1")
     with pytest.raises(UserError, match=r"does not answer: ConnectError.*Fix: start it"):
-        await remote(network).start(0.3)
+        await remote(network, start_timeout_s=0.3).start()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ async def test_whatever_a_server_in_another_language_answers_is_a_failed_episode
     network = Network(Replica(loops(add)))
     network.handle_async_request = handle  # type: ignore[method-assign]
     environments = remote(network)
-    await environments.start(5.0)
+    await environments.start()
     trajectory = one(await play(environments, "x"))
     assert trajectory.status == "failed"
     assert problem in str(trajectory.reason)

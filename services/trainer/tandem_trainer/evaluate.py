@@ -18,6 +18,7 @@ from anyio.from_thread import BlockingPortal
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.episode_sampler import EpisodeSampler
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.queue import UNSHAPED, Sampler, sampling
 from tandem_rollout.rewards.judge import WinRate
@@ -36,7 +37,7 @@ class Evaluation:
         self,
         *,
         rows: Sequence[PromptRow],
-        sampler: Sampler,
+        sampler: Sampler | EpisodeSampler,
         win_rate: WinRate | None,
         portal: BlockingPortal,
         wait: Callable[[Future[list[Group]] | None], list[Group] | None],

@@ -16,20 +16,25 @@ from .servers import Place, Servers
 class RemoteEnvironments:
     """Makes environments on servers."""
 
-    def __init__(self, servers: Servers) -> None:
+    def __init__(self, servers: Servers, *, start_timeout_s: float) -> None:
+        """
+        Args:
+            start_timeout_s: how long `start` waits for the servers.
+        """
         self.schemas: Sequence[Schema] = ()
         self.answers_in_text = False
         self.without_rewards: list[str] = []
         """The environments that give no rewards of their own. `start` finds them."""
         self._servers = servers
+        self._start_timeout_s = start_timeout_s
 
-    async def start(self, timeout_s: float) -> None:
+    async def start(self) -> None:
         """Wait until every replica answers, and read which tools there are.
 
         Raises:
             UserError: a replica cannot be reached in time, refuses the token, or serves something else than the others.
         """
-        infos = await self._servers.infos(timeout_s)
+        infos = await self._servers.infos(self._start_timeout_s)
         first_url, first = next(iter(infos.items()))
         for url, info in infos.items():
             if info.protocol != wire.PROTOCOL_VERSION:
