@@ -54,6 +54,13 @@ class Echo:
         return self.turns / 4
 
 
+class NoReward:
+    """Rewards nothing."""
+
+    def reset(self, **columns) -> None:
+        pass
+
+
 async def ask_twice(row, client):
     """An agent without a library: two calls, the second of which continues the first."""
     import httpx
