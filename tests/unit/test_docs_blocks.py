@@ -27,6 +27,7 @@ from accelerate.commands.launch import launch_command_parser
 
 import tandem_cli.parser
 import tandem_generator.__main__
+import tandem_rollout.server
 import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
 import tandem_trainer.__main__
@@ -281,8 +282,9 @@ def _services_check(words: list[str]) -> None:
     (config,) = blocks("README.md", language="yaml")
     Path("config.yaml").write_text(config.text)
     arguments = ["config.yaml" if before == "--config" else word for before, word in pairwise(words)]
-    main = {"tandem_generator": tandem_generator.__main__.main}.get(module, tandem_trainer.__main__.main)
-    assert module in ("tandem_generator", "tandem_trainer", "tandem_trainer.launch")
+    mains = {"tandem_generator": tandem_generator.__main__.main, "tandem_rollout.server": tandem_rollout.server.main}
+    main = mains.get(module, tandem_trainer.__main__.main)
+    assert module in (*mains, "tandem_trainer", "tandem_trainer.launch")
     assert main([*arguments, "--check"]) == 0
 
 
