@@ -27,9 +27,9 @@ from accelerate.commands.launch import launch_command_parser
 
 import tandem_cli.parser
 import tandem_generator.__main__
-import tandem_rollout.server
 import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
+import tandem_rollout.server
 import tandem_trainer.__main__
 import tandem_trainer.merge
 from support import helm
