@@ -23,7 +23,14 @@ from project_files import identify, refresh
 from project_lock import claim, is_in_use
 
 from tandem_protocol import logs
-from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, SharedSettings, load
+from tandem_protocol.config import (
+    ENVIRONMENT_TOKEN_FILE_ENV,
+    TOKEN_FILE_ENV,
+    ConfigError,
+    SharedConfig,
+    SharedSettings,
+    load,
+)
 from tandem_protocol.device_sets import check_disjoint, parse_devices
 from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.handover import PREFLIGHT_FILE, Failure, hand_over
@@ -100,8 +107,9 @@ def prepare(identity: str) -> None:
     )
     if os.geteuid() == 0:
         become_owner_of(PROJECT)
-    if file := os.environ.get(TOKEN_FILE_ENV):
-        make_token(Path(file))
+    for variable in (TOKEN_FILE_ENV, ENVIRONMENT_TOKEN_FILE_ENV):
+        if file := os.environ.get(variable):
+            make_token(Path(file))
     check_requirements()
     config = PROJECT / "config.yaml"
     check_settings(config)
@@ -148,7 +156,7 @@ def check_devices(env: Mapping[str, str]) -> None:
 
 
 def make_token(path: Path) -> None:
-    """Create the bearer token, unless it exists. Only the services' user can read it."""
+    """Create a bearer token, unless it exists. Only the services' user can read it."""
     if not path.exists():
         temporary = path.with_suffix(".new")
         temporary.touch(mode=0o600)

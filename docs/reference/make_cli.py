@@ -14,11 +14,13 @@ from tables import code, plain, table
 
 import tandem_cli.__main__
 import tandem_generator.__main__
+import tandem_rollout.server
 import tandem_trainer.__main__
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "tandem": tandem_cli.__main__.main,
     "python -m tandem_generator": tandem_generator.__main__.main,
+    "python -m tandem_rollout.server": tandem_rollout.server.main,
     "python -m tandem_trainer": tandem_trainer.__main__.main,
 }
 

@@ -46,10 +46,15 @@ ONLY_IN = {
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
-    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_cli"},
+    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_rollout.environments.servers", "tandem_cli"},
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
-    "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
+    "fastapi": {
+        "tandem_generator.routes",
+        "tandem_generator.server",
+        "tandem_generator.plugin",
+        "tandem_rollout.environments.routes",
+    },
 }
 """Library → the modules or packages that may import it."""
 

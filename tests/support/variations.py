@@ -103,4 +103,6 @@ VARIATIONS: dict[str, Values] = {
     **CI,
     **_combined(),
     "knobs": {"generator": KNOBS, "trainer": {**KNOBS, "suspend": True}},
+    "environment": {"environment": {"enabled": True, "replicas": 2}},
+    "environment, knobs": {"environment": {**KNOBS, "enabled": True, "egress": [{"ports": [{"port": 443}]}]}},
 }

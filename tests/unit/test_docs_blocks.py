@@ -29,6 +29,7 @@ import tandem_cli.parser
 import tandem_generator.__main__
 import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
+import tandem_rollout.server
 import tandem_trainer.__main__
 import tandem_trainer.merge
 from support import helm, learning_code
@@ -260,8 +261,9 @@ def _services_check(words: list[str]) -> None:
     (config,) = blocks("README.md", language="yaml")
     Path("config.yaml").write_text(config.text)
     arguments = ["config.yaml" if before == "--config" else word for before, word in pairwise(words)]
-    main = {"tandem_generator": tandem_generator.__main__.main}.get(module, tandem_trainer.__main__.main)
-    assert module in ("tandem_generator", "tandem_trainer", "tandem_trainer.launch")
+    mains = {"tandem_generator": tandem_generator.__main__.main, "tandem_rollout.server": tandem_rollout.server.main}
+    main = mains.get(module, tandem_trainer.__main__.main)
+    assert module in (*mains, "tandem_trainer", "tandem_trainer.launch")
     assert main([*arguments, "--check"]) == 0
 
 

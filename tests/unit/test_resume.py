@@ -48,6 +48,10 @@ OTHER: dict[str, Any] = {
             "stall_timeout_s": 1.0, "tools": ["tools:f"], "environment": {"one": "games:One"}, "agent": "agents:run",
             "max_turns": 2, "max_turn_length": 4, "tool_timeout_s": 1.0, "max_tool_characters": 10,
             "tool_parser": "hermes", "history": "template", "episode_timeout_s": 1.0,
+            "environment_urls": ["http://environment:8100"],
+            "environment_server": {
+                "host": "0.0.0.0", "port": 8101, "max_sessions": 2, "idle_timeout_s": 1.0, "shutdown_timeout_s": 1,
+            },
         },
         "grpo": {
             "loss_type": "grpo", "level": "sequence", "beta": 0.1, "bias_correction_kl": False, "epsilon": 0.1,

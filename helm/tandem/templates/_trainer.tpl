@@ -85,6 +85,12 @@ template:
         env:
           {{- include "tandem.serviceEnv" $ | nindent 10 }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
+          {{- if $.Values.environment.enabled }}
+          - name: TANDEM_ENVIRONMENT_TOKEN_FILE
+            value: /environment-secrets/token
+          - name: TANDEM__TRAINER__ROLLOUT__ENVIRONMENT_URLS
+            value: '["http://{{ include "tandem.fullname" $ }}-environment:8100"]'
+          {{- end }}
           - name: TANDEM_TRAINER_PROCESSES
             value: {{ max 1 $options.accelerator.count | quote }}
           - name: TANDEM__TRAINER__METRICS_PORT
@@ -110,6 +116,9 @@ template:
           - {name: tmp, mountPath: /tmp}
           - {name: shm, mountPath: /dev/shm}
           - {name: token, mountPath: /secrets, readOnly: true}
+          {{- if $.Values.environment.enabled }}
+          - {name: environment-token, mountPath: /environment-secrets, readOnly: true}
+          {{- end }}
           - {name: cache, mountPath: /cache}
           - {name: weights, mountPath: /weights}
           - {name: runs, mountPath: /runs}
@@ -118,6 +127,9 @@ template:
           {{- end }}
     volumes:
       {{- include "tandem.volumes" (list $ $options) | nindent 6 }}
+      {{- if $.Values.environment.enabled }}
+      {{- include "tandem.environmentTokenVolume" $ | nindent 6 }}
+      {{- end }}
       - name: runs
         persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "runs") }}}
       - name: config

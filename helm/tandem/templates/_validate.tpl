@@ -83,12 +83,18 @@ config.generator.{{ $name }}: got {{ dig "generator" $name "" $config }}, expect
     {{- end }}
   {{- end }}
 {{- end }}
+{{- $config := include "tandem.config" . | fromYaml }}
+{{- with dig "trainer" "rollout" "agent" "" $config }}{{ if $.Values.environment.enabled }}
+environment.enabled: got true with config.trainer.rollout.agent {{ . }}, expected false: an agent runs in the trainer's process. Fix: set it to false
+{{- end }}{{ end }}
 {{- range $service := list "generator" "trainer" }}
   {{- range $name := list "NVIDIA_VISIBLE_DEVICES" "CUDA_VISIBLE_DEVICES" }}
     {{- if hasKey (get $.Values $service).env $name }}
 {{ $service }}.env.{{ $name }}: got devices by name, expected them from the device plugin, which gives each device to one pod. Fix: remove it and set {{ $service }}.accelerator
     {{- end }}
   {{- end }}
+{{- end }}
+{{- range $service := ternary (list "generator" "trainer" "environment") (list "generator" "trainer") .Values.environment.enabled }}
   {{- with (get $.Values $service).image }}{{ if and (not .digest) (has .tag (list "" "latest")) }}
 {{ $service }}.image.tag: got {{ .tag | quote }}, expected a fixed version, because this tag can change between two pods. Fix: set another tag or {{ $service }}.image.digest
   {{- end }}{{ end }}

@@ -112,6 +112,7 @@ def check_project(settings: TrainerSettings, project: Path) -> int:
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"
+    settings = _without_servers(settings)
     try:
         with start_blocking_portal() as portal:
             inputs = load_inputs(settings, int(processes) if processes.isdecimal() else 1, portal.call)
@@ -126,6 +127,13 @@ def check_project(settings: TrainerSettings, project: Path) -> int:
         return 2
     log.info("the project is complete: %s", inputs.describe(settings))
     return 0
+
+
+def _without_servers(settings: TrainerSettings) -> TrainerSettings:
+    """Check the environments in this process: their servers may not run yet."""
+    trainer = settings.trainer
+    rollout = trainer.rollout.model_copy(update={"environment_urls": ()})
+    return settings.model_copy(update={"trainer": trainer.model_copy(update={"rollout": rollout})})
 
 
 def run_trainer(settings: TrainerSettings, resolved: str) -> int:

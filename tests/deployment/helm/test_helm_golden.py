@@ -29,6 +29,7 @@ SETS = {
         "--show-only",
         "templates/job-trainer.yaml",
     ),
+    "environment": ("--values", str(CHART / "ci/environment-values.yaml")),
 }
 
 

@@ -191,7 +191,7 @@ class TrainerConfig(Section):
             raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}, expected online_dpo")
         if judge and self.rewards:
             raise ValueError("both rewards and online_dpo.judge are set, expected only one of them")
-        if not judge and not self.rewards and not (self.rollout.environment or self.rollout.agent):
+        if not judge and not self.rewards and not self.rollout.may_give_rewards:
             raise ValueError(
                 "rewards is empty, expected at least one, online_dpo.judge with algorithm online_dpo, or a "
                 "rollout.environment or rollout.agent that gives rewards"
