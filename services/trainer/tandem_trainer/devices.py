@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -71,3 +73,18 @@ def give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@contextmanager
+def cpu_as_accelerator() -> Iterator[None]:
+    """Make torch name the CPU as its accelerator if there is none, for libraries that expect one."""
+    found = torch.accelerator.current_accelerator
+
+    def current(*args: Any, **kwargs: Any) -> torch.device:
+        return found(*args, **kwargs) or torch.device("cpu")
+
+    torch.accelerator.current_accelerator = current
+    try:
+        yield
+    finally:
+        torch.accelerator.current_accelerator = found

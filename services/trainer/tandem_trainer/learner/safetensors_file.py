@@ -1,4 +1,4 @@
-"""Write tensors into a safetensors file, one after the other. Depends on torch only, not on a version of transformers."""
+"""Write tensors into a safetensors file, one after the other. This module needs torch only, not transformers."""
 
 from __future__ import annotations
 
