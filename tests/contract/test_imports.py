@@ -49,7 +49,13 @@ ONLY_IN = {
     "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_cli"},
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
-    "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
+    "fastapi": {
+        "tandem_generator.mock_completions",
+        "tandem_generator.plugin",
+        "tandem_generator.routes",
+        "tandem_generator.server",
+        "tandem_generator.vllm_routes",
+    },
 }
 """Library → the modules or packages that may import it."""
 

@@ -78,13 +78,16 @@ def give_back_freed_memory() -> None:
 @contextmanager
 def cpu_as_accelerator() -> Iterator[None]:
     """Make torch name the CPU as its accelerator if there is none, for libraries that expect one."""
-    found = torch.accelerator.current_accelerator
+    named, index = torch.accelerator.current_accelerator, torch.cuda.current_device
 
-    def current(*args: Any, **kwargs: Any) -> torch.device:
-        return found(*args, **kwargs) or torch.device("cpu")
+    def current_accelerator(*args: Any, **kwargs: Any) -> torch.device:
+        return named(*args, **kwargs) or torch.device("cpu")
 
-    torch.accelerator.current_accelerator = current
+    def current_device() -> int:
+        return index() if torch.cuda.is_available() else 0
+
+    torch.accelerator.current_accelerator, torch.cuda.current_device = current_accelerator, current_device
     try:
         yield
     finally:
-        torch.accelerator.current_accelerator = found
+        torch.accelerator.current_accelerator, torch.cuda.current_device = named, index

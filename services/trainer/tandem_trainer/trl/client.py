@@ -22,35 +22,25 @@ from urllib.parse import unquote, urlsplit
 from weakref import ReferenceType
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from tandem_protocol.config import ConfigError, read_token
 from tandem_protocol.config.trl import TrlSettings
 from tandem_protocol.manifest import parameters_digest
-from tandem_protocol.messages import Completion, Group, ModelFingerprint, Prompt, RolloutRequest, Sampling, SetWeights
-from tandem_protocol.problems import summarize
+from tandem_protocol.messages import Completion, Group, ModelFingerprint, Prompt, RolloutRequest, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 
 from ..devices import cpu_as_accelerator
 from ..learner.safetensors_file import write_safetensors
+from .completions import refuse, sampling_options, shaped
 
 log = logging.getLogger(__name__)
 
 HEADER_BYTES = 1 << 20
 _CLOSE_TIMEOUT_S = 10.0
 _SHARD = "model-00001-of-00001.safetensors"
-_TEXT_ONLY = frozenset({"detokenize", "skip_special_tokens", "spaces_between_special_tokens", "output_kind"})
-"""Options of vLLM that change only the text of a completion, which nobody reads here."""
-_REFUSED = {
-    "images": "images",
-    "features": "images",
-    "structured_outputs_regex": "grammars",
-    "guided_decoding_regex": "grammars",
-    "structured_outputs": "grammars",
-}
 
 ResultT = TypeVar("ResultT")
 
@@ -76,6 +66,7 @@ class TandemClient:
         urls, token = self._address(url)
         self._trainer = self.trainer
         self._version: Version | None = None
+        self._attempt = 0
         self._pending: dict[str, Tensor] = {}
         self._collects = False
         self._life = ExitStack()
@@ -87,7 +78,7 @@ class TandemClient:
         rollout = self.settings.trainer.rollout
         self._client = GeneratorClient(urls, token, stall_timeout_s=rollout.stall_timeout_s)
         self.check_server(given["connection_timeout"])
-        # Online DPO asks torch for an accelerator before `init_communicator`, and fails where there is none.
+        # Before `init_communicator`, some trainers ask torch for an accelerator, and fail where there is none.
         self._accelerator = self._life.enter_context(ExitStack())
         self._accelerator.enter_context(cpu_as_accelerator())
 
@@ -141,7 +132,7 @@ class TandemClient:
             StoreLocked: Another process writes the store.
         """
         self._accelerator.close()
-        self._store = _writer(os.fspath(self.settings.shared.weights_dir))
+        self._store = _writer(self.settings.shared.weights_dir.absolute())
         self._attempt = max([self._store.next_attempt(), *(info.version.attempt + 1 for info in self._infos)])
 
     @contextmanager
@@ -187,10 +178,11 @@ class TandemClient:
 
     def update_model_params(self, model: torch.nn.Module) -> None:
         """Publish all parameters of `model`."""
-        for name, parameter in model.named_parameters():
-            self.update_named_param(name, parameter)
-        if not self._collects:
-            self._publish_pending()
+        named = list(model.named_parameters())
+        kinds = [
+            (name, str(parameter.dtype).removeprefix("torch."), list(parameter.shape)) for name, parameter in named
+        ]
+        self.update_named_params(kinds, named)
 
     def reset_prefix_cache(self) -> None:
         """Publish the parameters of `update_named_param`. The switch itself resets the cache."""
@@ -209,6 +201,8 @@ class TandemClient:
             TandemError: A generator refuses the version.
             TimeoutError: A generator does not serve it in time.
         """
+        if not self._attempt:  # TRL 0.16 does not call it
+            self.init_communicator()
         config, version, began = self.settings.trainer.publish, self._next_version(), time.monotonic()
         shapes = {name: tuple(tensor.shape) for name, tensor in table.items()}
         needs_bytes = sum(tensor.nbytes for tensor in table.values()) + HEADER_BYTES
@@ -251,7 +245,7 @@ class TandemClient:
         conversations = given.pop("messages")
         parts = [p for c in conversations for m in c if isinstance(m.get("content"), list) for p in m["content"]]
         if any(part.get("type") != "text" for part in parts):
-            _refuse("images")
+            refuse("images")
         given.pop("max_concurrent_requests", None)
         options = given.pop("chat_template_kwargs", None) or {}
         names = [name for name in ("tools", "chat_template") if given.get(name)]
@@ -263,19 +257,9 @@ class TandemClient:
     def _answer(self, prompts: list[list[int]], given: dict[str, Any]) -> Any:
         if longest := given.pop("truncate_prompt_tokens", None):
             prompts = [ids[-longest:] for ids in prompts]
-        wants_logprobs = given.get("logprobs", 0) is not None
-        completions = self._sample(prompts, given)
-        ids = [list(completion.token_ids) for completion in completions]
+        has_logprobs = given.get("logprobs", 0) is not None
         returned = inspect.signature(self.original.generate)
-        if str(returned.return_annotation).startswith("list"):
-            return ids
-        answer: dict[str, Any] = {"prompt_ids": prompts, "completion_ids": ids, "logprobs": None}
-        if wants_logprobs:
-            answer["logprobs"] = [list(completion.logprobs) for completion in completions]
-        if "logprobs" in returned.parameters and wants_logprobs:  # a list for each token
-            answer["logprobs"] = [[[logprob] for logprob in row] for row in answer["logprobs"]]
-            answer["logprob_token_ids"] = [[[token] for token in row] for row in ids]
-        return answer
+        return shaped(returned, prompts, self._sample(prompts, given), has_logprobs=has_logprobs)
 
     def _sample(self, prompts: list[list[int]], given: dict[str, Any]) -> list[Completion]:
         """Return the completions of all prompts, in the order of the prompts.
@@ -286,7 +270,7 @@ class TandemClient:
             TimeoutError: Completions are missing at the deadline.
         """
         self._publish_pending()
-        seed, sampling = _sampling(given)
+        seed, sampling = sampling_options(given)
         rows = tuple(Prompt(token_ids=tuple(ids), seed=seed) for ids in prompts)
         request = RolloutRequest(prompts=rows, sampling=sampling, min_version=self._version)
         groups: dict[int, Group] = {}
@@ -306,11 +290,11 @@ class TandemClient:
 
     def image_features(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse images."""
-        _refuse("images")
+        refuse("images")
 
     def get_sequence_logprobs(self, *_: Any, **__: Any) -> NoReturn:
         """Refuse to be a teacher."""
-        _refuse("scores of given sequences, such as a teacher's")
+        refuse("scores of given sequences, such as a teacher's")
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -330,36 +314,10 @@ class TandemClient:
         atexit.unregister(self.close_communicator)
 
 
-def _sampling(given: Mapping[str, Any]) -> tuple[int | None, Sampling]:
-    """Return the seed and the sampling options of a call of TRL."""
-    options = {name: value for name, value in given.items() if name != "generation_kwargs"}
-    options |= given.get("generation_kwargs") or {}
-    for name, what in _REFUSED.items():
-        value = options.pop(name, None)
-        if any(value) if isinstance(value, list | tuple) else value:
-            _refuse(what)
-    if options.pop("logprobs", None):
-        _refuse("logprobs of other tokens than the sampled one")
-    seed = options.pop("seed", None)
-    options = {name: value for name, value in options.items() if name not in _TEXT_ONLY and value is not None}
-    options["top_k"] = max(0, options.get("top_k", 0))  # -1 is vLLM's other name for all
-    try:
-        return seed, Sampling(**options)
-    except ValidationError as error:
-        raise ConfigError(
-            f"got a sampling option that Tandem's rollouts do not have: {summarize(error.errors())}. Expected some of "
-            f"{', '.join(Sampling.model_fields)}. Fix: change generation_kwargs."
-        ) from error
-
-
-def _refuse(what: str) -> NoReturn:
-    raise ConfigError(f"got a request for {what}; Tandem's rollouts have none. Fix: leave the option out.")
-
-
 @functools.cache
-def _writer(root: str) -> WeightStore:
+def _writer(root: Path) -> WeightStore:
     """Be the only writer of the store until this process ends, for all trainers of the script."""
-    store = WeightStore(Path(root))
+    store = WeightStore(root)
     life = ExitStack()
     life.enter_context(store.writer(f"TRL, process {os.getpid()}"))
     atexit.register(life.close)
