@@ -1,0 +1,83 @@
+"""What clients of vLLM, such as TRL's, ask of a generator: routes, authentication, and refusals."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from support.generators import TOKEN
+from support.served import MAX_MODEL_LEN, Served
+from tandem_generator.auth import ROUND_THE_SWITCHER
+from tandem_protocol.errors import ErrorBody
+
+
+def basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
+
+
+def test_health_is_open_as_with_vllm(served: Served) -> None:
+    assert served.client.get("/health", headers={"Authorization": ""}).status_code == 200
+
+
+@pytest.mark.parametrize("user", ["tandem", "", "any"])
+def test_the_token_is_accepted_as_the_password_in_a_url(served: Served, user: str) -> None:
+    assert served.client.get("/weights", headers=basic(user, TOKEN)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "header",
+    [basic("tandem", "another"), basic(TOKEN, ""), {"Authorization": "Basic %%%"}, {"Authorization": f"Basic {TOKEN}"}],
+    ids=["another password", "token as user", "not base64", "no user"],
+)
+def test_another_password_is_refused(served: Served, header: dict[str, str]) -> None:
+    response = served.client.get("/weights", headers=header)
+    assert (response.status_code, response.json()["code"]) == (401, "unauthorized")
+
+
+def test_the_configuration_that_trl_reads_is_there_without_development_mode(served: Served) -> None:
+    config = served.client.get("/server_info", params={"config_format": "json"}).json()["vllm_config"]
+    assert config["model_config"]["logprobs_mode"] == "processed_logprobs"
+    assert config["model_config"]["max_model_len"] == MAX_MODEL_LEN
+    assert config["weight_transfer_config"]["backend"] == "tandem"
+    assert isinstance(served.client.get("/server_info").json()["vllm_config"], str)
+
+
+def test_the_number_of_ranks_and_the_prefix_cache_are_there_without_development_mode(served: Served) -> None:
+    assert served.client.get("/get_world_size").json() == {"world_size": 1}
+    assert served.client.post("/reset_prefix_cache").json() == {"success": True}
+
+
+@pytest.mark.parametrize("path", sorted(ROUND_THE_SWITCHER))
+@pytest.mark.parametrize("end", ["", "/"])
+def test_weights_change_and_the_engine_pauses_only_through_the_switcher(served: Served, path: str, end: str) -> None:
+    response = served.client.post(path + end, json={})
+    error = ErrorBody.model_validate(response.json())
+    assert (response.status_code, error.code) == (422, "bad_request"), "TRL does not repeat it"
+    assert "tandem_trainer.trl" in error.message
+    assert served.client.get("/readyz").status_code == 200
+
+
+def test_completions_of_token_ids_have_ids_and_logprobs(served: Served) -> None:
+    (model,) = served.client.get("/v1/models").json()["data"]
+    body = {
+        "model": model["id"], "prompt": [[5, 9, 13], [7, 7]], "n": 2, "max_tokens": 6, "logprobs": 0, "top_k": -1,
+        "return_token_ids": True, "return_tokens_as_token_ids": True, "repetition_penalty": 1.0, "min_p": 0.0,
+    }  # fmt: skip
+    choices = served.client.post("/v1/completions", json=body).json()["choices"]
+    assert [choice["prompt_token_ids"] for choice in choices] == [[5, 9, 13]] * 2 + [[7, 7]] * 2
+    for choice in choices:
+        tokens = [f"token_id:{token}" for token in choice["token_ids"]]
+        logprobs = choice["logprobs"]
+        assert (0 < len(tokens) <= 6, logprobs["tokens"]) == (True, tokens)
+        assert [top[token] for top, token in zip(logprobs["top_logprobs"], tokens, strict=True)] == (
+            logprobs["token_logprobs"]
+        )
+
+
+def test_text_for_the_mock_is_refused(served: Served) -> None:
+    if served.client.get("/info").json()["engine"] != "mock":
+        pytest.skip("vLLM has a tokenizer")
+    response = served.client.post("/v1/completions", json={"prompt": "1+1="})
+    assert response.status_code == 422
+    assert "send token ids" in response.json()["message"]
