@@ -255,8 +255,6 @@ class TandemClient:
         return self._answer(prompts, {k: v for k, v in given.items() if k not in ("tools", "chat_template")})
 
     def _answer(self, prompts: list[list[int]], given: dict[str, Any]) -> Any:
-        if longest := given.pop("truncate_prompt_tokens", None):
-            prompts = [ids[-longest:] for ids in prompts]
         has_logprobs = given.get("logprobs", 0) is not None
         returned = inspect.signature(self.original.generate)
         return shaped(returned, prompts, self._sample(prompts, given), has_logprobs=has_logprobs)

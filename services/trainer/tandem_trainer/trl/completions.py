@@ -60,19 +60,19 @@ def shaped(
     """Return completions as this version of TRL expects them.
 
     Args:
-        returned: The signature of `generate` of TRL's client. Until 0.23 it returns a list. Until 0.26 it has no
-            argument `logprobs`, and returns one logprob per token. Later it returns a list of them.
+        returned: The signature of `generate` of TRL's client. TRL before 0.22 has no argument `logprobs`, and expects
+            only the token ids. TRL 1 expects a list of logprobs for each token.
         prompts: Token ids of the prompts.
         completions: All completions of the first prompt, then those of the second, and so on.
         has_logprobs: Whether TRL asked for logprobs.
     """
     ids = [list(completion.token_ids) for completion in completions]
-    if str(returned.return_annotation).startswith(("list", "typing.List")):
+    if "logprobs" not in returned.parameters:
         return ids
-    answer: dict[str, Any] = {"prompt_ids": prompts, "completion_ids": ids, "logprobs": None}
-    if has_logprobs:
-        answer["logprobs"] = [list(completion.logprobs) for completion in completions]
-    if has_logprobs and "logprobs" in returned.parameters:
-        answer["logprobs"] = [[[logprob] for logprob in row] for row in answer["logprobs"]]
-        answer["logprob_token_ids"] = [[[token] for token in row] for row in ids]
-    return answer
+    logprobs = [[[logprob] for logprob in completion.logprobs] for completion in completions]
+    return {
+        "prompt_ids": prompts,
+        "completion_ids": ids,
+        "logprobs": logprobs if has_logprobs else None,
+        "logprob_token_ids": [[[token] for token in row] for row in ids] if has_logprobs else None,
+    }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 import sys
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
+
+from packaging.specifiers import SpecifierSet
 
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.trl import TrlSettings
@@ -16,9 +18,10 @@ from tandem_protocol.config.trl import TrlSettings
 from .client import TandemClient
 
 CLIENT_MODULES = ("trl.generation.vllm_client", "trl.extras.vllm_client")
-"""The modules that define TRL's client: since TRL 0.29, and since 0.16."""
-TESTED = "0.16, 0.17, 1.10 and 1.16"
-"""The versions of TRL that the tests run."""
+"""The modules that define TRL's client, since TRL 0.29 and before."""
+SUPPORTED = (SpecifierSet(">=0.16,<0.22"), SpecifierSet(">=1.0"))
+"""The versions between them expect other answers, and some import vLLM also for the server mode."""
+EXPECTED = "0.16 to 0.21, or 1.0 to 1.16"
 
 _installed: list[type[TandemClient]] = []
 
@@ -48,27 +51,22 @@ def _find_client() -> tuple[str, type[Any]]:
     """Return the module of TRL's client, and the client.
 
     Raises:
-        ConfigError: TRL is missing, or its trainers call methods that Tandem's client does not have.
+        ConfigError: TRL is missing, or this version is not supported.
     """
     try:
         version = importlib.import_module("trl").__version__
     except ModuleNotFoundError as error:
         raise ConfigError(f"TRL cannot be imported: {error}. Fix: pip install trl.") from error
-    for name in CLIENT_MODULES:
-        try:
-            client: type[Any] = importlib.import_module(name).VLLMClient
-        except (ModuleNotFoundError, AttributeError):
-            continue
-        if unknown := [method for method in vars(client) if method[0] != "_" and not hasattr(TandemClient, method)]:
-            raise ConfigError(
-                f"got TRL {version}, whose client has {', '.join(unknown)}, which Tandem does not know. Fix: install "
-                f"one of the tested versions: {TESTED}."
-            )
-        return name, client
-    raise ConfigError(
-        f"got TRL {version}, which has no vLLM client in {' or '.join(CLIENT_MODULES)}. Fix: install one of the tested "
-        f"versions: {TESTED}."
-    )
+    expected = f"expected {EXPECTED}. Fix: install one of these"
+    if not any(versions.contains(version, prereleases=True) for versions in SUPPORTED):
+        raise ConfigError(f"got TRL {version}, {expected}.")
+    name = next(name for name in CLIENT_MODULES if importlib.util.find_spec(name.rpartition(".")[0]))
+    client: type[Any] = importlib.import_module(name).VLLMClient
+    if unknown := [method for method in vars(client) if method[0] != "_" and not hasattr(TandemClient, method)]:
+        raise ConfigError(
+            f"got TRL {version}, whose client has the methods {', '.join(unknown)} that Tandem lacks; {expected}."
+        )
+    return name, client
 
 
 def _wrap_trainers(client: type[TandemClient]) -> None:
