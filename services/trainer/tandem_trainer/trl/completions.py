@@ -60,7 +60,7 @@ def shaped(
     """Return completions as this version of TRL expects them.
 
     Args:
-        returned: The signature of `generate` of TRL's client. TRL before 0.22 has no argument `logprobs`, and expects
+        returned: The signature of `generate` of TRL's client. TRL before 0.23 has no argument `logprobs`, and expects
             only the token ids. TRL 1 expects a list of logprobs for each token.
         prompts: Token ids of the prompts.
         completions: All completions of the first prompt, then those of the second, and so on.

@@ -19,9 +19,9 @@ from .client import TandemClient
 
 CLIENT_MODULES = ("trl.generation.vllm_client", "trl.extras.vllm_client")
 """The modules that define TRL's client, since TRL 0.29 and before."""
-SUPPORTED = (SpecifierSet(">=0.16,<0.22"), SpecifierSet(">=1.0"))
+SUPPORTED = (SpecifierSet(">=0.16,<0.23"), SpecifierSet(">=1.1"))
 """The versions between them expect other answers, and some import vLLM also for the server mode."""
-EXPECTED = "0.16 to 0.21, or 1.0 to 1.16"
+EXPECTED = "0.16 to 0.22, or 1.1 to 1.16"
 
 _installed: list[type[TandemClient]] = []
 
