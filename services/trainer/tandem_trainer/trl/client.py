@@ -69,14 +69,14 @@ class TandemClient:
         self._attempt = 0
         self._pending: dict[str, Tensor] = {}
         self._collects = False
-        self._life = ExitStack()
-        atexit.register(self.close_communicator)
+        self._client = GeneratorClient(urls, token, stall_timeout_s=self.settings.trainer.rollout.stall_timeout_s)
         self._loop = asyncio.new_event_loop()
+        # A thread that is not a daemon would keep the script alive after its end.
         thread = threading.Thread(target=self._loop.run_forever, name="tandem-trl", daemon=True)
-        self._life.callback(self._stop, thread)
         thread.start()
-        rollout = self.settings.trainer.rollout
-        self._client = GeneratorClient(urls, token, stall_timeout_s=rollout.stall_timeout_s)
+        self._life = ExitStack()
+        self._life.callback(self._stop, thread)
+        atexit.register(self.close_communicator)
         self.check_server(given["connection_timeout"])
         # Before `init_communicator`, some trainers ask torch for an accelerator, and fail where there is none.
         self._accelerator = self._life.enter_context(ExitStack())
@@ -301,15 +301,17 @@ class TandemClient:
         self._life.close()
 
     def _stop(self, thread: threading.Thread) -> None:
-        if hasattr(self, "_client"):
-            closing = asyncio.run_coroutine_threadsafe(self._client.close(), self._loop)
-            with suppress(Exception):
-                closing.result(_CLOSE_TIMEOUT_S)
+        with suppress(Exception):  # the process ends, and a generator may be gone
+            asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         thread.join(_CLOSE_TIMEOUT_S)
         if not thread.is_alive():
             self._loop.close()
         atexit.unregister(self.close_communicator)
+
+    async def _end(self) -> None:
+        await self._client.close()
+        await self._loop.shutdown_default_executor()  # its threads look up host names
 
 
 @functools.cache

@@ -131,7 +131,8 @@ def _publish_last_step(trainer: Any) -> None:
     args = trainer.args
     if not getattr(args, "use_vllm", False) or getattr(args, "vllm_mode", "server") != "server":
         return
-    if getattr(trainer, "_last_loaded_step", None) != trainer.state.global_step:
-        generation = getattr(trainer, "vllm_generation", None)
-        (generation.sync_weights if generation else trainer._move_model_to_vllm)()
+    generation = getattr(trainer, "vllm_generation", None)
+    send = generation.sync_weights if generation else getattr(trainer, "_move_model_to_vllm", None)
+    if send and getattr(trainer, "_last_loaded_step", None) != trainer.state.global_step:
+        send()
         trainer._last_loaded_step = trainer.state.global_step
