@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support import trl
 from support.generators import TOKEN, Generator, running
+from support.rollouts import completion, group
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.trl import TrlSettings
 from tandem_protocol.errors import TandemError, WeightsRefused
+from tandem_protocol.messages import RolloutRequest
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.trl.client import TandemClient, _writer
@@ -153,6 +155,26 @@ def test_completions_are_those_of_the_newest_weights(generator: Generator, make_
     publish_at_once(client, weights)
     publish_at_once(client, weights)
     assert client.generate(prompts, n=2, max_tokens=5, temperature=0.0)["completion_ids"] != before["completion_ids"]
+
+
+def test_every_request_names_the_version_that_was_published_last(
+    make_client: Any, weights: Any, monkeypatch: pytest.MonkeyPatch
+):
+    client = make_client()
+    asked = []
+
+    async def rollouts(request: RolloutRequest, take: Any, **_: Any) -> None:
+        asked.append(request.min_version)
+        take(group([completion([5])]))
+
+    monkeypatch.setattr(client._client, "rollouts", rollouts)
+    client.generate([[5]])
+    publish_at_once(client, weights)
+    client.generate([[5]])
+    for name, tensor in weights.items():
+        client.update_named_param(name, tensor)
+    client.generate([[5]])
+    assert asked == [None, Version(0, 1), Version(1, 1)], "parameters that nobody published yet are published first"
 
 
 def test_text_and_conversations_are_tokenized_as_the_trainer_does(model: Path, make_client: Any):
