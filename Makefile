@@ -3,7 +3,8 @@
 .PHONY: help setup demo check test docs docs-serve bench bench-trainer reliability up down ps clean lock
 PROJECT ?= examples/digits
 # The compose project of PROJECT: each folder has its own containers, volumes and images, so several run side by side.
-FOLDER := $(shell basename '$(abspath $(PROJECT))' | tr '[:upper:]' '[:lower:]' | tr -c '[:alnum:]\n_-' '-')
+FOLDER_PATH := $(shell realpath --no-symlinks --canonicalize-missing -- '$(PROJECT)')
+FOLDER := $(shell basename -- '$(FOLDER_PATH)' | tr '[:upper:]' '[:lower:]' | tr -c '[:alnum:]\n_-' '-')
 NAME := $(or $(NAME),$(COMPOSE_PROJECT_NAME),tandem-$(FOLDER))
 TESTS ?= tests
 BIN := .venv/bin
@@ -16,7 +17,7 @@ setup:  ## Build .venv with pip from the pinned locks, if it is not up to date (
 	@PYTHON=$(PYTHON) scripts/setup
 
 demo: setup  ## Train PROJECT on this machine's CPU and watch it learn (PROJECT=examples/digits)
-	@$(BIN)/tandem demo $(PROJECT)
+	@$(BIN)/tandem demo '$(PROJECT)'
 
 check: setup  ## Lint, format, types, Dockerfiles, documentation, and no package source named in a tracked file
 	$(BIN)/ruff check .
@@ -55,9 +56,10 @@ up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0
 up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up down: export COMPOSE_PROJECT_NAME = $(NAME)
+up: export TANDEM_PROJECT = $(FOLDER_PATH)
 up:  ## Train PROJECT in containers named NAME and wait for the end (NAME=tandem-digits; docs/deploy/containers.md)
-	@TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/say_build
-	TANDEM_PROJECT=$(abspath $(PROJECT)) scripts/up --build; status=$$?; \
+	@scripts/say_build
+	scripts/up --build; status=$$?; \
 		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status
 
 down:  ## Remove the containers of PROJECT but keep their volumes (docker compose down --volumes removes both)

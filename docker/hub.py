@@ -44,7 +44,7 @@ def download_model(model: str, revision: str | None, files: Sequence[str] | None
         files: patterns of the names of the files to download. None: all.
 
     Raises:
-        ConfigError: a retry would not help: there is no such model, or the token may not read it.
+        ConfigError: a retry would not help, because the model does not exist or the token may not read it.
         Unreachable: the hub or the network failed for RETRY_FOR_S.
     """
 

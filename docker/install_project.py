@@ -15,7 +15,8 @@ import tempfile
 from importlib.metadata import distributions
 from pathlib import Path
 
-DEFAULT = "requirements.txt"
+from tandem_protocol.requirements import DEFAULT, VARIABLE, has_hashes
+
 SENT = "requirements*.txt and constraints*.txt"
 """What the build gets of the project's folder, besides the file that TANDEM_REQUIREMENTS names."""
 APT = "apt-get -qq update && apt-get -qq install --yes --no-install-recommends g++ >/dev/null"
@@ -30,7 +31,7 @@ def main(folder: Path, target: Path, name: str) -> int:
     if not file.exists():
         if not name and not file.is_symlink():
             return 0
-        got = f"a link {DEFAULT} that leads out of the folder" if file.is_symlink() else f"TANDEM_REQUIREMENTS={name}"
+        got = f"a link {DEFAULT} that leads out of the folder" if file.is_symlink() else f"{VARIABLE}={name}"
         return fail(
             f"got {got}, expected a file in the project's folder. Fix: put it there, and name it relative to it"
         )
@@ -39,7 +40,7 @@ def main(folder: Path, target: Path, name: str) -> int:
         constraints.flush()
         command = [sys.executable, "-m", "pip", "install", "--prefix", str(target), "--constraint", constraints.name]
         # A lock with hashes has all packages. What it leaves out on purpose, pip would refuse.
-        command += ["--no-deps"] if "--hash" in file.read_text(errors="replace") else []
+        command += ["--no-deps"] if has_hashes(file) else []
         errors = pip(command, file)
         if errors and _COMPILER.search(errors) and not _CONSTRAINT.search(errors):
             print("Installing a compiler, and trying again.", flush=True)
@@ -52,7 +53,7 @@ def pip(command: list[str], file: Path) -> str:
     """Install `file`. Returns what pip wrote, if it fails. pip explains a conflict on stdout."""
     whole = [*command, "--requirement", str(file)]
     lines = []
-    with subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603
+    with subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # noqa: S603 - pip
         for line in process.stdout or ():
             print(line, end="", flush=True)
             lines.append(line)

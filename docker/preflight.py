@@ -27,7 +27,8 @@ from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, Sh
 from tandem_protocol.device_sets import check_disjoint, parse_devices
 from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.handover import PREFLIGHT_FILE, Failure, hand_over
-from tandem_protocol.requirements import missing, requirements_file, summarize
+from tandem_protocol.problems import first_few
+from tandem_protocol.requirements import missing, requirements_file
 
 log = logging.getLogger("tandem_preflight")
 
@@ -48,7 +49,7 @@ def main() -> int:
     """Prepare the project.
 
     Under Compose, the trainer reports a failure: Compose shows neither this log nor this exit status. If the services
-    are running with another project, there is no trainer to report it. Then Compose shows the exit status.
+    are already running, their trainer does not read it. Then Compose shows the exit status.
 
     Returns:
         0 if the services may start, 2 for an error that a retry would not change, 1 for another one, or the exit status
@@ -164,7 +165,7 @@ def check_requirements() -> None:
     """
     if (file := requirements_file(PROJECT)) and (problems := missing(file)):
         raise ConfigError(
-            f"got an image without {summarize(problems)}, expected the packages of {file.name}. Fix: build the image "
+            f"got an image without {first_few(problems)}, expected the packages of {file.name}. Fix: build the image "
             "again: `docker compose up --build`, or for Kubernetes as in docs/deploy/kubernetes.md"
         )
 

@@ -10,16 +10,15 @@ from pathlib import Path
 
 from commands import CommandFailed, run_shown
 
-# In the image, these files of the generator are beside this script; they need nothing but tandem_protocol.
-from tandem_generator.options import parse as parse_generator
 from tandem_protocol.config import ConfigError, SharedConfig, load
+from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.config.trainer import TrainerSettings
 from tandem_protocol.model_directory import check_model_directory
+from tandem_protocol.processes import USER_ERROR
 from tandem_protocol.quantization import quantization_problem
 
 log = logging.getLogger("tandem_preflight")
 
-USER_ERROR = 2
 ERROR_LINE = re.compile(r"^\S+ \S+ ERROR +", re.MULTILINE)
 """How a record of level ERROR begins in the trainer's log: date, time, level."""
 
@@ -30,7 +29,7 @@ def check_settings(config: Path) -> None:
     Raises:
         ConfigError: one of them is wrong.
     """
-    generator = parse_generator(["--config", str(config)]).settings.generator
+    generator = load(GeneratorSettings, path=config)[0].generator
     trainer = load(TrainerSettings, path=config)[0].trainer
     trainer.check_processes(trainer_processes())
     completion = trainer.rollout.max_completion_length

@@ -5,7 +5,6 @@ Under Compose, generator and trainer hold a lock on the project's volume as long
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,8 +13,8 @@ from pathlib import Path
 from project_files import changes, is_free_for
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.lock import PROJECT_LOCK_ENV, Held, exclusive, shared
-from tandem_protocol.requirements import summarize
+from tandem_protocol.lock import PROJECT_LOCK_ENV, Held, exclusive, is_held, shared
+from tandem_protocol.problems import first_few
 
 _held = ExitStack()
 """Keeps the lock until this process ends."""
@@ -52,15 +51,8 @@ def claim(
 
 def is_in_use(env: Mapping[str, str] = os.environ) -> bool:
     """Whether services or another preflight hold the lock."""
-    lock = Path(env.get(PROJECT_LOCK_ENV, ""))
-    if not lock.is_file():
-        return False
-    with lock.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    lock = env.get(PROJECT_LOCK_ENV)
+    return bool(lock) and is_held(Path(lock))
 
 
 def _holder(lock: Path) -> str:
@@ -81,7 +73,7 @@ def _check_unchanged(project: Path, sources: Sequence[Path], name: str, stack: s
         raise ConfigError(f"{name} is being prepared by another preflight. Fix: wait until it has ended") from error
     if changed := changes(project, sources):
         raise ConfigError(
-            f"got changes in {summarize(changed)}, but the services of {stack} are running with the files from before. "
+            f"got changes in {first_few(changed)}, but the services of {stack} are running with the files from before. "
             f"Fix: restart them to use the changes: `docker compose --project-name {stack} stop` (the trainer writes a "
             "checkpoint), then the same command again"
         )

@@ -75,8 +75,6 @@ RUN --mount=type=cache,target=/root/.cache \
     HOME=/root PIP_CERT=$SSL_CERT_FILE PIP_FIND_LINKS=/wheels PIP_ROOT_USER_ACTION=ignore /install /lock.txt
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY docker/*.py /opt/
-COPY services/generator/tandem_generator/__init__.py services/generator/tandem_generator/options.py \
-     services/generator/tandem_generator/engine_options.py /opt/tandem_generator/
 
 # The packages of the project, without those that the image has. The compiler that some need is not part of the image.
 FROM trainer-cpu AS packages-cpu
@@ -100,8 +98,6 @@ FROM runtime AS trainer-cuda
 COPY --from=dependencies-cuda /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
 COPY docker/*.py /opt/
-COPY services/generator/tandem_generator/__init__.py services/generator/tandem_generator/options.py \
-     services/generator/tandem_generator/engine_options.py /opt/tandem_generator/
 
 # The packages of the project, without those that the image has. The compiler that some need is not part of the image.
 FROM trainer-cuda AS packages-cuda

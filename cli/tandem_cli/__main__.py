@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tandem_protocol.config import ConfigError, parse_overrides
+from tandem_protocol.processes import USER_ERROR
 
 from .parser import make_parser
-
-USER_ERROR = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tandem_protocol.folders import require_writable
+from tandem_protocol.processes import USER_ERROR
 
 from .guard import adopt_orphans, end_descendants
 from .processes import ServiceFailed, ServiceProcess
@@ -21,8 +22,6 @@ from .service_commands import Pair, start, start_preparation
 from .stop import SignalCounter
 from .summary import show_summary
 
-_USER_ERROR = 2
-"""Exit code of a service whose command line or project is wrong."""
 _POLL_S = 0.2
 _FINISH_STEP_TIMEOUT_S = 120.0
 """Time that the trainer has, after Ctrl-C, to finish its step and write a checkpoint."""
@@ -65,7 +64,7 @@ def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> 
                 _train(project, engine, start(project, engine, weights_dir, cleanup), console, stop)
         except ServiceFailed as failure:
             _explain(failure)
-            return _USER_ERROR if failure.exit_code == _USER_ERROR else 1
+            return USER_ERROR if failure.exit_code == USER_ERROR else 1
     return stop.exit_code
 
 

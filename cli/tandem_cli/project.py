@@ -19,7 +19,8 @@ from typing import Literal
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.project import ProjectSettings
 from tandem_protocol.folders import require_writable
-from tandem_protocol.requirements import has_hashes, missing, requirements_file, summarize
+from tandem_protocol.problems import first_few
+from tandem_protocol.requirements import has_hashes, missing, requirements_file
 
 EngineName = Literal["vllm", "mock"]
 
@@ -64,7 +65,7 @@ class Project:
         if (file := requirements_file(self.folder)) and (problems := missing(file)):
             install = [sys.executable, "-m", "pip", "install", *["--no-deps"] * has_hashes(file), "-r", str(file)]
             raise ConfigError(
-                f"got a Python without {summarize(problems)}, expected the packages of {file.name}. Fix: "
+                f"got a Python without {first_few(problems)}, expected the packages of {file.name}. Fix: "
                 f"{shlex.join(install)}"
             )
 

@@ -15,6 +15,8 @@ from .progress import EvalResult, Progress, StepRow, tokens_per_s
 from .screen import arrow, shown
 
 _SMOOTHING_STEPS = 10
+_FILES = ("metrics.jsonl", "eval.jsonl", "rollouts.jsonl", "reward.png", "logs")
+"""What a run's folder has for a reader. Without an evaluation, one is missing."""
 
 
 def show_summary(console: Console, progress: Progress, run_dir: Path) -> None:
@@ -32,7 +34,7 @@ def show_summary(console: Console, progress: Progress, run_dir: Path) -> None:
     for label, value in facts(progress):
         table.add_row(label, value)
     table.add_row("files", shown(run_dir))
-    table.add_row("", "metrics.jsonl  eval.jsonl  rollouts.jsonl  reward.png  logs/")
+    table.add_row("", "  ".join(name for name in _FILES if (run_dir / name).exists()))
     console.print(table)
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.projects import write_project
-from support.stack import ROOT, Stack
+from support.stack import ROOT, Stack, set_steps
 
 POLL_S = 0.1
 TIMEOUT_S = 600.0
@@ -28,7 +28,10 @@ HAS_STEP = ["sh", "-c", "test -s /runs/*/metrics.jsonl"]
 def seconds_to_first_step(checkout: Path, engine: Literal["mock", "vllm"]) -> float:
     """Train a tiny project with the mock, or the checkout's examples/digits with vLLM, until there is a step."""
     with tempfile.TemporaryDirectory() as folder:
-        project = write_project(Path(folder) / "project") if engine == "mock" else checkout / "examples/digits"
+        project = checkout / "examples/digits"
+        if engine == "mock":
+            project = write_project(Path(folder) / "project")
+            set_steps(project, 1_000_000)  # it must not end before it is looked at
         stack = Stack(project.resolve(), checkout=checkout, engine=engine)
         try:
             began = time.monotonic()

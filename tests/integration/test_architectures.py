@@ -19,7 +19,7 @@ pytestmark = pytest.mark.vllm
 EXPECTED: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())
 TOLERANCE = 1e-3
 """Bound of the largest |generator logprob − trainer logprob|, in nats, in float32."""
-ROUGHER = {"gemma2": 5e-3}  # vLLM's CPU attention approximates the tanh that caps the scores
+ROUGHER = {"gemma2": 5e-3, "vaultgemma": 5e-3}  # vLLM's CPU attention approximates the tanh that caps the scores
 DIFFERS = "Trainer and generators differ by"
 """The start of the mismatch warning. It is an error above `trainer.max_mismatch`, and some families are near it."""
 

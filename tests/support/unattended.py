@@ -260,4 +260,6 @@ def copy_folder(container: Container, source: str, target: Path) -> None:
     """Copy a folder out of a container."""
     chunks, _ = container.get_archive(source)
     with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
-        archive.extractall(target, filter="data")
+        # Python 3.11 has no argument for the filter before 3.11.4.
+        archive.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
+        archive.extractall(target)

@@ -8,11 +8,13 @@ import pytest
 
 from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
+from tandem_cli.doctor.checks.images import REVISION
 from tandem_cli.doctor.facts import Access, Devices, Gpu, MachineFacts, Nvidia, Port, Process, Stack, Volume
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.unknown import Refused, Unknown
 
 LAPTOP, GPUS = on_cpus(), on_gpus()
+ANOTHER_REVISION = replace(an_image("trainer"), labels={REVISION: "0000000"})
 NO_ENGINE = Unknown("no Docker engine answers", "start it", "connection refused")
 
 
@@ -64,8 +66,8 @@ REFUSED: list[tuple[str, MachineFacts, str]] = [
     ),
     (
         "image versions",
-        replace(LAPTOP, images={**LAPTOP.images, "trainer": replace(an_image("trainer"), labels={})}),
-        "got generator 4f5c2a1 and trainer without labels",
+        replace(LAPTOP, images={**LAPTOP.images, "trainer": ANOTHER_REVISION}),
+        "got generator 4f5c2a1 and trainer 0000000",
     ),
     ("CPU sets", changed(LAPTOP, "trainer", cpuset="3-7"), "got generator 0-3 and trainer 3-7, which share 3"),
     ("CPU sets", changed(LAPTOP, "trainer", cpuset="4-9"), "got CPU 8, 9, expected CPUs of this host: 0-7"),
@@ -164,7 +166,12 @@ WARNED: list[tuple[str, MachineFacts, str]] = [
     (
         "image versions",
         replace(LAPTOP, images={name: replace(an_image(name), labels={}) for name in LAPTOP.images}),
-        "no revision label",
+        "generator and trainer has no revision label",
+    ),
+    (
+        "image versions",
+        replace(LAPTOP, images={**LAPTOP.images, "trainer": replace(an_image("trainer"), labels={})}),
+        "the image of trainer has no revision label",
     ),
     ("CPU sets", changed(LAPTOP, "trainer", cpuset=""), "got no CPU set for trainer"),
     ("host memory", with_size(LAPTOP, "much"), "not checked: got 'much'"),

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from tandem_generator.engine_options import as_words, names_of, refuse_owned
+from tandem_generator.engine_options import as_words, names_of
 from tandem_generator.options import Options, parse
-from tandem_protocol.config import ConfigError
+from tandem_protocol.config import ConfigError, Section, load
+from tandem_protocol.config.generator import GeneratorSettings
+from tandem_protocol.config.project import ProjectSettings
+from tandem_protocol.config.vllm_options import refuse_owned
 
 
 def from_yaml(tmp_path: Path, section: str, *words: str) -> Options:
@@ -97,6 +100,16 @@ def test_a_reserved_option_is_refused_in_the_yaml_with_the_reason(tmp_path: Path
 
 OURS = ("model", "port", "host", "dtype", "tensor_parallel_size", "config")
 """Options with the same name on the generator's own command line."""
+
+
+@pytest.mark.parametrize(
+    "tool", [GeneratorSettings, ProjectSettings], ids=["generator and preflight", "demo and doctor"]
+)
+def test_whoever_reads_the_section_refuses_a_reserved_option(tmp_path: Path, tool: type[Section]) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("shared: {model: m}\ngenerator: {vllm: {Logprobs-Mode: raw_logits}}\ntrainer: {max_steps: 1}\n")
+    with pytest.raises(ConfigError, match=r"generator\.vllm \(from .*: got the option logprobs_mode for vLLM"):
+        load(tool, path=path)
 
 
 @pytest.mark.parametrize("option", [name for name in REFUSED if name not in (*OURS, "generation_config", "runner")])

@@ -79,5 +79,5 @@ def test_a_scrape_requires_the_token(tmp_path: Path, unused_tcp_port: int) -> No
             assert caught.value.code == status
         with pytest.raises(UserError, match="cannot be listened on"), exported(tmp_path, port, "secret"):
             pass
-    with pytest.raises(UserError, match="there is no token"), exported(tmp_path, unused_tcp_port, None):
+    with pytest.raises(UserError, match="no token is set"), exported(tmp_path, unused_tcp_port, None):
         pass

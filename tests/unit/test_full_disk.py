@@ -93,7 +93,8 @@ def test_a_lock_is_held_on_a_full_disk(small_volume: Path, fill: Fill) -> None:
 
 
 def test_the_last_checkpoint_waits_for_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, learner = make_run(tmp_path), Unsaved()
+    run = make_run(tmp_path)
+    learner: Any = Unsaved()
     learner.error = OSError(28, "No space left on device")
     pauses: list[float] = []
 
@@ -104,7 +105,7 @@ def test_the_last_checkpoint_waits_for_space(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("tandem_trainer.run.run.time.sleep", sleep)
     run.make_record(9, GROUPS, {"loss": 0.25})
-    run.last_checkpoint(9, learner, learner)  # type: ignore[arg-type]
+    run.last_checkpoint(9, learner, learner)
     assert pauses == [volumes.DISK_PAUSE_S] * 2
     assert [path.name for path in (tmp_path / "default" / "checkpoints").iterdir()] == ["000009"]
     assert events(tmp_path) == [("checkpoint_failed", 9)] * 2
@@ -112,7 +113,8 @@ def test_the_last_checkpoint_waits_for_space(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("reason", ["deadline", "stop"])
 def test_the_wait_for_space_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
-    run, learner = make_run(tmp_path), Unsaved()
+    run = make_run(tmp_path)
+    learner: Any = Unsaved()
     learner.error = OSError(28, "No space left on device")
     if reason == "stop":
         run._stop.signal = 15
@@ -120,15 +122,16 @@ def test_the_wait_for_space_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("tandem_trainer.run.run.DISK_TIMEOUT_S", -1.0)
     run.make_record(9, GROUPS, {"loss": 0.25})
     with pytest.raises(CheckpointFailed):
-        run.last_checkpoint(9, learner, learner)  # type: ignore[arg-type]
+        run.last_checkpoint(9, learner, learner)
 
 
 def test_the_alert_of_a_failed_checkpoint_is_one_line_with_what_is_needed_and_free(tmp_path: Path) -> None:
-    run, learner = make_run(tmp_path), Unsaved()
+    run = make_run(tmp_path)
+    learner: Any = Unsaved()
     learner.checkpoint_bytes = 5_000_000_000_000_000
     learner.error = OSError(28, "No space left on device\n" * 528)
     run.make_record(2, GROUPS, {"loss": 0.25})
-    run.checkpoint(2, learner, learner)  # type: ignore[arg-type]
+    run.checkpoint(2, learner, learner)
     (event,) = map(json.loads, (tmp_path / "default" / "events.jsonl").read_text().splitlines())
     message = event["message"]
     assert "It needs about 5000000.00 GB, and" in message

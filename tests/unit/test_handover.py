@@ -63,7 +63,7 @@ def test_a_generators_mistake_is_handed_over_and_it_ends_with_the_run(tmp_path: 
     failure = generator_failure(end)
     assert failure is not None
     assert failure.status == 2
-    assert "there is no token" in failure.message
+    assert "no token is set" in failure.message
 
 
 def test_a_generator_whose_trainer_does_not_end_the_run_ends_with_its_own_status(

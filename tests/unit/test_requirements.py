@@ -9,7 +9,8 @@ import pytest
 
 from tandem_cli.project import Project
 from tandem_protocol.config import ConfigError
-from tandem_protocol.requirements import has_hashes, missing, requirements_file, summarize
+from tandem_protocol.problems import first_few
+from tandem_protocol.requirements import has_hashes, missing, requirements_file
 
 PYYAML = version("pyyaml")
 
@@ -58,8 +59,8 @@ def test_the_environment_may_name_another_file_which_must_exist(tmp_path: Path) 
 
 
 def test_a_long_list_is_cut() -> None:
-    assert summarize(list("abcdefg")) == "a, b, c, d, e and 2 more"
-    assert summarize(["a"]) == "a"
+    assert first_few(list("abcdefg")) == "a, b, c, d, e and 2 more"
+    assert first_few(["a"]) == "a"
 
 
 def test_the_demo_says_what_to_install(tmp_path: Path) -> None:

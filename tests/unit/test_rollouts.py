@@ -188,7 +188,7 @@ def test_resume_with_other_rewards_scores_samples_again(portal: BlockingPortal):
         groups = rollouts.next(step - 2)
         assert _rows(groups) == rows
         assert [group.rewards for group in groups] == [(0.25, 1.0)] * 2
-    assert _requested_rows(generator)[:2] == [6, 7], "samples are not requested again"
+    assert not {2, 3, 4, 5} & {*_requested_rows(generator)}, "samples are not requested again"
 
 
 def test_resume_with_other_sampling_requests_everything_again(portal: BlockingPortal):

@@ -63,7 +63,7 @@ annotations: {{- toYaml . | nindent 2 }}
   {{- $_ := set $part "memory" (printf "%dMi" (add $shm (include "tandem.mebibytes" $part.memory | int))) }}
   {{- $_ := set $part "ephemeral-storage" (include "tandem.disk" $.tmpSize) }}
   {{- if $.accelerator.count }}
-    {{- $_ := set $part $.accelerator.resource (toString $.accelerator.count) }}
+    {{- $_ := set $part $.accelerator.resource ($.accelerator.count | int64 | toString) }}
   {{- end }}
 {{- end }}
 {{- toYaml $resources }}

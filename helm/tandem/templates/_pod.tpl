@@ -121,7 +121,7 @@ for _ in $(seq {{ div .Values.generator.startupBudgetSeconds 2 }}); do
   case "$(cat $TANDEM_PROJECT_DIR/.prepared 2>/dev/null)" in "$TANDEM_PREPARED"*) exit 0 ;; esac
   sleep 2
 done
-echo "error: the project was not ready within {{ .Values.generator.startupBudgetSeconds }} s (generator.startupBudgetSeconds). Fix: read the log of the container 'prepare' in the trainer's pod, which prepares it" >&2
+echo "error: the project was not ready within {{ .Values.generator.startupBudgetSeconds | int64 }} s (generator.startupBudgetSeconds). Fix: read the log of the container 'prepare' in the trainer's pod, which prepares it" >&2
 exit 1
 {{- end }}
 

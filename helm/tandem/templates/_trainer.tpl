@@ -10,9 +10,9 @@ has to create a new Job, which resumes the run.
 {{- /* The Job's spec; (list $ name). The name contains a hash of the spec, so the hash is computed with an empty name. */}}
 {{- define "tandem.trainerJob" -}}
 {{- $ := index . 0 }}{{ $name := index . 1 }}{{ $options := $.Values.trainer }}{{ $several := gt (int $options.nodes) 1 -}}
-backoffLimit: {{ ternary 0 $options.backoffLimit $options.jobSet }}
-completions: {{ $options.nodes }}
-parallelism: {{ $options.nodes }}
+backoffLimit: {{ ternary 0 $options.backoffLimit $options.jobSet | int64 }}
+completions: {{ $options.nodes | int64 }}
+parallelism: {{ $options.nodes | int64 }}
 completionMode: {{ ternary "Indexed" "NonIndexed" (or $several $options.jobSet) }}
 podFailurePolicy:
   rules:
@@ -29,7 +29,7 @@ template:
   spec:
     restartPolicy: Never
     {{- include "tandem.podOptions" (list $ $options) | nindent 4 }}
-    terminationGracePeriodSeconds: {{ $options.terminationGracePeriodSeconds }}
+    terminationGracePeriodSeconds: {{ $options.terminationGracePeriodSeconds | int64 }}
     {{- if and $several (not $options.jobSet) }}
     subdomain: {{ include "tandem.fullname" $ }}-trainer
     {{- end }}
@@ -93,7 +93,7 @@ template:
             value: {{ max 10 (sub $options.terminationGracePeriodSeconds 30) | quote }}
           {{- if $several }}
           - name: TANDEM_TRAINER_NODES
-            value: {{ $options.nodes | quote }}
+            value: {{ $options.nodes | int64 | quote }}
           - name: TANDEM_TRAINER_NODE_RANK
             valueFrom: {fieldRef: {fieldPath: "metadata.annotations['batch.kubernetes.io/job-completion-index']"}}
           - name: TANDEM_TRAINER_RENDEZVOUS

@@ -20,6 +20,7 @@ from tandem_protocol.lock import project_in_use
 from tandem_protocol.memory import oom_kills, why_killed
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
+from tandem_protocol.processes import USER_ERROR
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
@@ -32,7 +33,6 @@ from .weight_switcher import WeightSwitcher
 
 log = logging.getLogger("tandem_generator")  # `python -m` calls this module __main__
 
-USER_ERROR = 2
 RESTART_ME = 1
 
 
@@ -105,7 +105,7 @@ def _check(settings: GeneratorSettings, token: str | None) -> None:
     require_readable(shared.weights_dir, "shared.weights_dir")
     if token is None and config.host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(
-            f"generator.host {config.host} can be reached from other machines, but there is no token. Fix: set "
+            f"generator.host {config.host} can be reached from other machines, but no token is set. Fix: set "
             f"{TOKEN_ENV} or {TOKEN_FILE_ENV} for both services, or use host 127.0.0.1."
         )
 

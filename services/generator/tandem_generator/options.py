@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from tandem_protocol.config import SECTIONS, ConfigError, SharedConfig, load, parse_overrides
 from tandem_protocol.config.generator import GeneratorConfig, GeneratorSettings
 from tandem_protocol.config.help import ServiceParser, add_keys, described, metavar_of
+from tandem_protocol.config.vllm_options import refuse_owned
 
-from .engine_options import as_words, names_of, refuse_owned
+from .engine_options import as_words, names_of
 
 _SHARED = ("model", "revision", "trust_remote_code", "weights_dir")
 _GROUPS = {
@@ -110,7 +111,6 @@ def parse(argv: Sequence[str]) -> Options:
     settings, sources = load(GeneratorSettings, path=args.config, overrides=overrides | by_key)
     if rest and settings.generator.engine == "mock":
         raise ConfigError(f"got {' '.join(rest)}, expected no vLLM options with --engine mock. Fix: remove them.")
-    refuse_owned(settings.generator.vllm)
     refuse_owned(names_of(rest))
     engine_args = [*as_words(settings.generator.vllm), *rest]
     project = args.config.resolve().parent if args.config else None

@@ -21,13 +21,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from tandem_protocol.config import ConfigError
 from tandem_protocol.config.generator import GeneratorSettings
+from tandem_protocol.config.vllm_options import refuse_owned
 from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.ports import LOOPBACK_ONLY, listen
 from tandem_protocol.problems import summarize
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
-from .engine_options import refuse_owned
 from .plugin import TandemRoutes
 from .volume_engine import BACKEND
 

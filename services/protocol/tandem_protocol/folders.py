@@ -72,3 +72,12 @@ def _problem(folder: Path, key: str, error: OSError, verb: str) -> str:
     if error.errno == errno.EROFS:
         return f"{problem}. Fix: mount it so that it can be written to, or choose another {key}."
     return f"{problem}. Fix: free some space there, or choose another {key}."
+
+
+def fsync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -62,6 +62,18 @@ def shared(file: Path) -> Iterator[None]:
         yield
 
 
+def is_held(file: Path) -> bool:
+    """Whether any process holds the lock, alone or shared."""
+    if not file.exists():
+        return False
+    with file.open() as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 @contextmanager
 def project_in_use(env: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Hold the lock of the project during the `with` block, if the environment names one.

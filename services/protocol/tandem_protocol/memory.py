@@ -9,7 +9,7 @@ _EVENTS = ("memory.events", "memory/memory.oom_control")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 """Files of cgroup version 2 and 1. A container sees its own group there."""
 _NO_LIMIT_BYTES = 1 << 60
-"""Version 1 shows a huge number if there is no limit, version 2 the word `max`."""
+"""Without a limit, version 1 shows a number above this, and version 2 shows the word `max`."""
 
 
 def oom_kills(root: Path = CGROUP) -> int:
@@ -19,7 +19,7 @@ def oom_kills(root: Path = CGROUP) -> int:
 
 
 def limit_bytes(root: Path = CGROUP) -> int | None:
-    """The memory limit of this container; None if there is none, or if it is not known."""
+    """The memory limit of this container. None if it has no limit, or if the limit is not known."""
     text = _first(root, _LIMITS).strip()
     return int(text) if text.isdecimal() and int(text) < _NO_LIMIT_BYTES else None
 

@@ -12,6 +12,8 @@ from .secrets import mask
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+SHOWN = 5
+"""How many items `first_few` names."""
 LONGEST_VALUE = 80
 """Longest value in a message, in characters. Longer values are cut."""
 LONGEST_MESSAGE = 250
@@ -49,6 +51,12 @@ def describe(problem: ErrorDetails) -> str:
     if expected == message:
         return message
     return f"expected {'a number ' if expected.startswith(('greater', 'less')) else ''}{expected}"
+
+
+def first_few(items: Sequence[str]) -> str:
+    """Return the first items in one line, with the number of the others: `a, b, c, d, e and 3 more`."""
+    others = len(items) - SHOWN
+    return ", ".join(items[:SHOWN]) + (f" and {others} more" if others > 0 else "")
 
 
 def shorten(value: Any) -> str:

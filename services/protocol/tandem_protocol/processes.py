@@ -1,4 +1,4 @@
-"""What processes of one launcher share, and what a process asks of the kernel."""
+"""Processes: their exit status, what those of one launcher share, and what one asks of the kernel."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import signal
 STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
 """Environment variable with the folder that the trainer processes of one launcher share: their exit statuses, and what
 one of them has already said."""
+USER_ERROR = 2
+"""Exit status after a user's mistake. The same command would fail again."""
 _PR_SET_PDEATHSIG = 1
 
 

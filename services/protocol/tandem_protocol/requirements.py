@@ -16,7 +16,6 @@ VARIABLE = "TANDEM_REQUIREMENTS"
 """Environment variable with the name of the file in the project's folder."""
 DEFAULT = "requirements.txt"
 _INCLUDE = re.compile(r"^(?:-r|--requirement)[\s=]*(?P<file>\S+)")
-_SHOWN = 5
 
 
 def requirements_file(project: Path, env: Mapping[str, str] = os.environ) -> Path | None:
@@ -45,12 +44,6 @@ def missing(file: Path) -> list[str]:
         OSError: a file cannot be read.
     """
     return [problem for line in _lines(file) if (problem := _problem(line))]
-
-
-def summarize(problems: list[str]) -> str:
-    """Return the first problems in one line, with the number of the others."""
-    others = len(problems) - _SHOWN
-    return ", ".join(problems[:_SHOWN]) + (f" and {others} more" if others > 0 else "")
 
 
 def has_hashes(file: Path) -> bool:

@@ -22,6 +22,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError
 
 from .errors import StoreError, StoreLocked, WeightsNotVisible, WeightsRefused
+from .folders import fsync
 from .lock import Held, exclusive
 from .manifest import (
     ADAPTER_CONFIG_NAME,
@@ -282,7 +283,7 @@ class WeightStore:
                 f"{staged}. Fix: mount the same weights volume at shared.weights_dir for all trainer processes."
             )
         for path in [*shards, *configs]:
-            _fsync(path)
+            fsync(path)
         manifest = Manifest(
             run=run,
             version=version,
@@ -300,7 +301,7 @@ class WeightStore:
         if target.exists():
             raise StoreError(f"version {version} already exists in {self._versions}; a version is never overwritten")
         staged.rename(target)
-        _fsync(self._versions)
+        fsync(self._versions)
         _replace(self._latest, f"{version}\n".encode())
         return manifest, digest_bytes(data)
 
@@ -339,12 +340,4 @@ def _replace(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(path.parent)

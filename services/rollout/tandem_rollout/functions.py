@@ -24,7 +24,7 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 def sandboxed(function: FunctionT) -> FunctionT:
     """Decorate a reward function so that it runs in a sandbox by default, if `sandbox` is not configured."""
-    function.sandboxed = True  # type: ignore[attr-defined]
+    function.sandboxed = True  # type: ignore[attr-defined]  # a mark for `is_sandboxed`
     return function
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -95,9 +95,7 @@ def construct_and_train(session: Session) -> int:
     def publish(step: int) -> Version:
         return publisher(project.learner.model, step)
 
-    @run.timer("evaluate")
-    def evaluate_now(version: Version) -> dict[str, Any] | None:
-        return evaluation(version)
+    evaluate_now = run.timer("evaluate")(evaluation)
 
     try:
         return train(

@@ -20,14 +20,11 @@ from torch.distributed.elastic.rendezvous import static_tcp_rendezvous
 
 from tandem_protocol import logs
 from tandem_protocol.problems import one_line
-from tandem_protocol.processes import STATUS_DIR
+from tandem_protocol.processes import STATUS_DIR, USER_ERROR
 
 from .nodes import met
 from .rendezvous import BoundRendezvous
 from .run.stopping import STOPPED, Terminated, exit_status, raise_terminated
-
-USER_ERROR = 2
-
 
 RENDEZVOUS = "timeout=60"
 """torch's rendezvous is short, because the nodes have already met."""

@@ -17,13 +17,13 @@ from pathlib import Path
 from tandem_protocol.handover import Failure
 from tandem_protocol.logs import fields, report_error
 from tandem_protocol.memory import oom_kills, why_killed
+from tandem_protocol.processes import USER_ERROR
 
 from .run.stopping import STOPPED, exit_status
 
 log = logging.getLogger(__name__)
 
-FINISHED, USER_ERROR = 0, 2
-"""Exit statuses that a retry would not change."""
+FINISHED = 0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 POLL_S = 1.0
 """How often to look for a failure of the generators."""

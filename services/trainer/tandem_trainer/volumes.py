@@ -76,11 +76,11 @@ def how_to_enlarge(version_bytes: int, keep: int, env: Mapping[str, str] = os.en
 
 def check_size(weights_dir: Path, env: Mapping[str, str] = os.environ) -> None:
     """Warn if the weights volume has another size than the user asked for."""
-    wanted = _bytes(env.get(SIZE, ""))
-    if not env.get(VOLUME) or wanted is None:
+    asked = _bytes(env.get(SIZE, ""))
+    if not env.get(VOLUME) or asked is None:
         return
     found = shutil.disk_usage(weights_dir).total
-    if abs(found - wanted) > _TOLERANCE * wanted:
+    if abs(found - asked) > _TOLERANCE * asked:
         log.warning(
             "%s is %s, but the weights volume has %.0f MiB: an existing volume keeps its size. Fix: %s",
             SIZE,

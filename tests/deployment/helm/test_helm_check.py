@@ -140,6 +140,11 @@ def test_the_test_pod_gets_the_service_name_and_the_number_of_replicas() -> None
     assert (env["REPLICAS"], env["MAX_STEPS"], env["STEP_TIMEOUT_S"]) == ("3", "150", "600")
 
 
+def test_a_large_number_of_steps_is_written_as_an_integer() -> None:
+    (container,) = one(render({"config": {"trainer": {"max_steps": 1_000_000}}}), "Pod")["spec"]["containers"]
+    assert {"name": "MAX_STEPS", "value": "1000000"} in container["env"]
+
+
 def test_helm_deletes_the_test_pod_after_it_has_printed_the_log() -> None:
     """`helm test --logs` prints the log first. With hook-output-log-policy, Helm 4 would print it on one line."""
     annotations = one(render(), "Pod")["metadata"]["annotations"]

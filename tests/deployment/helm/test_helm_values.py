@@ -104,3 +104,20 @@ def test_schema_and_values_have_the_same_keys_and_all_are_required() -> None:
         keys = [key for key in keys if (*path, key) != ("global",)]
         assert set(values) == set(keys), path
         assert resolved(node)["required"] == keys, path
+
+
+LARGE = [
+    "generator.replicas",
+    "generator.accelerator.count",
+    "generator.startupBudgetSeconds",
+    "trainer.accelerator.count",
+    "trainer.backoffLimit",
+    "trainer.terminationGracePeriodSeconds",
+    "test.stepMinutes",
+]
+
+
+@pytest.mark.parametrize("key", LARGE)
+def test_a_large_number_stays_an_integer(key: str) -> None:
+    """helm reads numbers as floats, and would write 2e+06, which Kubernetes refuses."""
+    assert "e+06" not in json.dumps(render(nested(tuple(key.split(".")), 2_000_000)))

@@ -30,14 +30,14 @@ def present(facts: MachineFacts) -> Finding:
 def one_version(facts: MachineFacts) -> Finding:
     """Check that both images were built from the same revision of the code, by their labels."""
     generator, trainer = (_labels(facts, name) for name in SERVICES)
-    if generator != trainer:
+    if any(a != b for a, b in zip(generator, trainer, strict=True) if a not in NOT_STATED and b not in NOT_STATED):
         return fail(
             f"got generator {_describe(generator)} and trainer {_describe(trainer)}, expected the same version of both",
             "run `docker compose build`, or pull both images at one version",
         )
-    if all(value in NOT_STATED for value in generator):
+    if without := [name for name, (_, rev) in zip(SERVICES, (generator, trainer), strict=True) if rev in NOT_STATED]:
         return warn(
-            "the images have no revision label, so their versions cannot be compared",
+            f"the image of {' and '.join(without)} has no revision label, so the versions cannot be compared",
             "run `TANDEM_REVISION=$(git rev-parse HEAD) docker compose build`",
         )
     return ok(f"both {_describe(generator)}")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import socket
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from .sections import Section, SharedConfig
+from .vllm_options import refuse_owned
 
 OptionName = Annotated[str, AfterValidator(lambda name: name.lower().replace("-", "_"))]
 """Name of a vLLM option. `max-num-seqs` and `MAX_NUM_SEQS` become `max_num_seqs`."""
@@ -87,6 +88,12 @@ class GeneratorConfig(Section):
     """Environment variables for vLLM, such as `VLLM_CPU_KVCACHE_SPACE: "1"`. Variables that are already set win."""
     mock: MockConfig = MockConfig()
     """Settings of `engine: mock`."""
+
+    @field_validator("vllm")
+    @classmethod
+    def _are_not_tandems(cls, options: dict[str, Any]) -> dict[str, Any]:
+        refuse_owned(options)
+        return options
 
     @property
     def replica(self) -> str:

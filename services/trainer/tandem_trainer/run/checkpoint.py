@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from tandem_protocol.folders import TEMPORARY
+from tandem_protocol.folders import TEMPORARY, fsync
 from tandem_rollout.errors import UserError
 
 from ..ranks import has_lost_peer
@@ -81,9 +80,9 @@ class Checkpoints:
         """
         staging = self.staging(step)
         for path in [*staging.rglob("*"), staging]:
-            _fsync(path)
+            fsync(path)
         staging.rename(self._root / f"{step:06d}")
-        _fsync(self._root)
+        fsync(self._root)
         for old in self._all()[: -self._keep]:
             if int(old.name) != best:
                 # Rename it first: a kill during rmtree must not leave a partial directory that counts as a checkpoint.
@@ -139,11 +138,3 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         )
     with readable(checkpoint):
         return {key: state[key] for key in STATE_KEYS}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -29,7 +29,7 @@ class Checkpointing:
         self._checkpoints = Checkpoints(log.dir / "checkpoints", keep=config.checkpoint.keep)
         latest = self._checkpoints.latest()
         self.saved = read_state(latest) if latest else None
-        """The state of the newest checkpoint at the start of the process. None: there is no checkpoint."""
+        """The state of the newest checkpoint at the start of the process. None if the run had no checkpoint."""
         self._facts: dict[str, Any] = {}
         self._changes = Changes()
         self._best: dict[str, Any] | None = self.saved.get("best") if self.saved else None

@@ -34,7 +34,7 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
     """
     if token is None:
         raise UserError(
-            f"trainer.metrics_port is {port}, but there is no token. Fix: set TANDEM_TOKEN or TANDEM_TOKEN_FILE, as "
+            f"trainer.metrics_port is {port}, but no token is set. Fix: set TANDEM_TOKEN or TANDEM_TOKEN_FILE, as "
             "for the generators, or remove trainer.metrics_port."
         )
 

@@ -129,7 +129,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], folder: Path) -> 
 
 
 def _how_to_set_back(processes: Change) -> str:
-    """Name the variable: the number of processes is no key of config.yaml."""
+    """Name the variable that sets the number of processes, because config.yaml has no key for it."""
     return f"TANDEM_TRAINER_PROCESSES={processes.before}, divided by the number of nodes if there are several"
 
 
