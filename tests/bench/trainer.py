@@ -2,7 +2,8 @@
 
     python tests/bench/trainer.py [--models small 135m] [--rounds 3] [--rows 8] [--tokens 512] [--ragged] [--profile]
 
-TRL is installed into an environment of its own, with the trainer's locked dependencies. Its training loop runs unchanged, except that generation returns a fixed batch at once. An update is everything between `on_step_begin` and
+TRL is installed into an environment of its own, with the trainer's locked dependencies. Its training loop runs
+unchanged, except that generation returns a fixed batch at once. An update is everything between `on_step_begin` and
 `on_step_end`. The side `trl` uses TRL's defaults: the batch in one micro-batch, with gradient checkpointing. The side
 `trl-cut` uses micro-batches of one row without checkpointing, as Tandem does here.
 
