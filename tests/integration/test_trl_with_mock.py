@@ -19,13 +19,6 @@ pytestmark = pytest.mark.trl
 SLOW_TOKENS = ["--generator.mock.faults.token_latency_s", "0.1"]
 TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 """`accelerate launch --cpu` would start one rank only."""
-    "-m",
-    "torch.distributed.run",
-    "--standalone",
-    "--nproc-per-node",
-    "2",
-    "-m",
-]  # `accelerate launch --cpu` starts one
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,5 @@ def test_each_step_is_sampled_from_the_trained_weights_although_the_generator_is
     lines = [json.loads(line) for line in greedy.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
     assert [line["server"] for line in lines] == [line["model"] for line in lines]
-    assert all(before["model"] != after["model"] for before, after in zip(lines, lines[1:], strict=False)), (
-        "a skipped update would be seen"
-    )
+    assert all(before["model"] != after["model"] for before, after in pairwise(lines)), "a skipped update would be seen"
     assert [(line["step"], line["versions"]) for line in spans()] == [(step, [f"{step}.1"]) for step in range(STEPS)]
