@@ -66,7 +66,8 @@ def test_weights_change_and_the_engine_pauses_only_through_the_switcher(served: 
 def test_completions_of_token_ids_have_ids_and_logprobs(served: Served) -> None:
     body = {
         "model": name_of_model(served), "prompt": [[5, 9, 13], [7, 7]], "n": 2, "max_tokens": 6, "logprobs": 0,
-        "top_k": -1, "return_token_ids": True, "return_tokens_as_token_ids": True, "repetition_penalty": 1.0, "min_p": 0.0,
+        "top_k": -1, "repetition_penalty": 1.0, "min_p": 0.0,
+        "return_token_ids": True, "return_tokens_as_token_ids": True,
     }  # fmt: skip
     choices = served.client.post("/v1/completions", json=body).json()["choices"]
     assert [choice["prompt_token_ids"] for choice in choices] == [[5, 9, 13]] * 2 + [[7, 7]] * 2
