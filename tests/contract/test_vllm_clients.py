@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import json
+import subprocess
+from pathlib import Path
 
 import pytest
 
+from support import trl
 from support.generators import TOKEN
 from support.served import MAX_MODEL_LEN, Served
 from tandem_generator.auth import ROUND_THE_SWITCHER
@@ -48,9 +52,26 @@ def test_the_configuration_that_trl_reads_is_there_without_development_mode(serv
     assert isinstance(served.client.get("/server_info").json()["vllm_config"], str)
 
 
-def test_the_number_of_ranks_and_the_prefix_cache_are_there_without_development_mode(served: Served) -> None:
-    assert served.client.get("/get_world_size").json() == {"world_size": 1}
+def test_the_ranks_for_nccl_and_the_prefix_cache_are_there_without_development_mode(served: Served) -> None:
+    assert served.client.get("/get_world_size").json() == {"world_size": 0}, "TRL would wait for more"
     assert served.client.post("/reset_prefix_cache").json() == {"success": True}
+
+
+@pytest.mark.trl
+@pytest.mark.parametrize("python", [trl.PYTHONS.get("1.16.0", trl.NEWEST)], ids=["1.16.0"])
+def test_trls_own_client_generates_and_learns_at_once_why_it_cannot_send_weights(served: Served, python: Path) -> None:
+    url = f"http://tandem:{TOKEN}@127.0.0.1:{served.generator.port}"
+    script = Path(trl.__file__).with_name("trl_own_client.py")
+    process = subprocess.run([python, "-P", script, url], capture_output=True, text=True, timeout=120, check=False)
+    assert process.returncode == 0, process.stderr
+    said = json.loads(process.stdout.splitlines()[-1])
+    assert said["logprobs_mode"] == "processed_logprobs"
+    for answer in (said["generate"], said["chat"]):
+        assert [len(ids) > 0 for ids in answer["completion_ids"]] == [True] * 4
+        assert [len(row) for row in answer["logprobs"]] == [len(ids) for ids in answer["completion_ids"]]
+    assert said["generate"]["prompt_ids"] == [[5, 9, 13], [7, 7]]
+    assert "422" in said["refused"]
+    assert "python -m tandem_trainer.trl" in said["refused"]
 
 
 @pytest.mark.parametrize("path", sorted(ROUND_THE_SWITCHER))

@@ -23,15 +23,18 @@ def test_each_step_is_sampled_from_the_trained_weights_although_the_generator_is
     weights, log, greedy = tmp_path / "weights", tmp_path / "generator.log", tmp_path / "greedy.jsonl"
     first = Generator("vllm", model, weights, log=log).wait_ready()
     given = ["--model", str(model), "--out", str(tmp_path / "out"), "--port", str(first.port), "--steps", str(STEPS)]
-    given += ["--greedy", str(greedy), "--wait-for-death", "1"]
+    given += ["--greedy", str(greedy), "--wait-for-death", "1", "--length", "500"]
     script, spans = trl.start_recorded(trl.NEWEST, weights, tmp_path / "spans.jsonl", *given)
     with trl.ended(script):
         wait_until(lambda: greedy.exists() and len(greedy.read_text().splitlines()) == 2, timeout_s=120)
         first.kill()  # between two steps
-        with running("vllm", model, weights, log=log, port=first.port) as second:
+        second = Generator("vllm", model, weights, log=log, port=first.port).wait_ready()
+        wait_until(lambda: second.served.version == Version(2, 1) and second.is_sampling, timeout_s=120)
+        second.kill()  # in the middle of a step
+        with running("vllm", model, weights, log=log, port=first.port) as third:
             status, output = trl.finish(script)
             assert status == 0, output
-            assert second.served.version == Version(STEPS, 1)
+            assert third.served.version == Version(STEPS, 1)
     lines = [json.loads(line) for line in greedy.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(STEPS + 1))
     assert [line["server"] for line in lines] == [line["model"] for line in lines]

@@ -19,6 +19,7 @@ parser.add_argument("--out", required=True, help="each trainer saves its model i
 parser.add_argument("--port", type=int, default=8000)
 parser.add_argument("--steps", type=int, default=3)
 parser.add_argument("--mode", default="server")
+parser.add_argument("--length", type=int, help="exact length of the completions; default: up to 12")
 parser.add_argument("--greedy", help="file for greedy tokens of the server and of the model, before each update")
 parser.add_argument("--wait-for-death", type=int, help="wait in this step until the server is dead")
 args = parser.parse_args()
@@ -93,7 +94,8 @@ def make(kind):
         "output_dir": f"{args.out}/{kind}", "max_steps": args.steps, "per_device_train_batch_size": 4, "use_cpu": True,
         "learning_rate": 1e-2, "bf16": False, "report_to": [], "save_strategy": "no", "logging_steps": 1,
         "use_vllm": True, "vllm_mode": args.mode, "vllm_server_host": "127.0.0.1", "vllm_server_port": args.port,
-        "max_completion_length": 12, "max_new_tokens": 12, "temperature": 0.9,
+        "max_completion_length": args.length or 12, "max_new_tokens": 12, "temperature": 0.9,
+        "generation_kwargs": {"ignore_eos": bool(args.length)},
     }  # fmt: skip
     if kind != "online_dpo":
         options["num_generations"] = 4

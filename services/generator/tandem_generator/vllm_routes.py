@@ -34,8 +34,12 @@ def build_vllm_routes(switcher: WeightSwitcher, model: str) -> APIRouter:
 
     @router.get("/get_world_size")
     async def get_world_size() -> dict[str, int]:
-        """Return the number of the engine's ranks."""
-        return {"world_size": switcher.engine.facts.world_size}
+        """Return the number of ranks that can join an NCCL group: none, because weights come from the weight store.
+
+        TRL asks before it makes that group. With more than 0, it would wait five minutes for the others, and then hide
+        that the generator has refused the group.
+        """
+        return {"world_size": 0}
 
     @router.post("/reset_prefix_cache")
     async def reset_prefix_cache() -> dict[str, bool]:
