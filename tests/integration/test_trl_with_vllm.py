@@ -15,7 +15,7 @@ from support.served import wait_until
 from tandem_protocol.version import Version
 
 pytestmark = [pytest.mark.trl, pytest.mark.vllm]
-STEPS = 4
+STEPS = 3
 
 
 def test_each_step_is_sampled_from_the_trained_weights_although_the_generator_is_killed_twice(tmp_path: Path):
@@ -23,13 +23,13 @@ def test_each_step_is_sampled_from_the_trained_weights_although_the_generator_is
     weights, log, greedy = tmp_path / "weights", tmp_path / "generator.log", tmp_path / "greedy.jsonl"
     first = Generator("vllm", model, weights, log=log).wait_ready()
     given = ["--model", str(model), "--out", str(tmp_path / "out"), "--port", str(first.port), "--steps", str(STEPS)]
-    given += ["--greedy", str(greedy), "--wait-for-death", "1", "--length", "500"]
+    given += ["--greedy", str(greedy), "--wait-for-death", "0", "--length", "200"]
     script, spans = trl.start_recorded(trl.NEWEST, weights, tmp_path / "spans.jsonl", *given)
     with trl.ended(script):
-        wait_until(lambda: greedy.exists() and len(greedy.read_text().splitlines()) == 2, timeout_s=120)
+        wait_until(lambda: greedy.exists() and greedy.read_text(), timeout_s=180)
         first.kill()  # between two steps
         second = Generator("vllm", model, weights, log=log, port=first.port).wait_ready()
-        wait_until(lambda: second.served.version == Version(2, 1) and second.is_sampling, timeout_s=120)
+        wait_until(lambda: second.served.version == Version(1, 1) and second.is_sampling, timeout_s=180)
         second.kill()  # in the middle of a step
         with running("vllm", model, weights, log=log, port=first.port) as third:
             status, output = trl.finish(script)
