@@ -50,9 +50,11 @@ ONLY_IN = {
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {
+        "tandem_generator.mock_completions",
+        "tandem_generator.plugin",
         "tandem_generator.routes",
         "tandem_generator.server",
-        "tandem_generator.plugin",
+        "tandem_generator.vllm_routes",
         "tandem_rollout.environments.routes",
     },
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import os
 from collections.abc import Mapping
@@ -67,6 +68,17 @@ def read_environment_token(env: Mapping[str, str] | None = None) -> str | None:
 
 
 def is_authorized(header: str, token: str) -> bool:
-    """Whether the value of an `Authorization` header carries `token`. The scheme's case does not matter (RFC 9110)."""
+    """Whether the value of an `Authorization` header carries `token`. The scheme's case does not matter (RFC 9110).
+
+    With the scheme Basic, the token is the password of any user. So a URL can hold it: `http://tandem:TOKEN@host:8000`.
+    """
     scheme, _, given = header.partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
+    found = given.strip().encode()
+    if scheme.lower() == "basic":
+        try:
+            found = base64.b64decode(found, validate=True).partition(b":")[2]
+        except ValueError:
+            return False
+    elif scheme.lower() != "bearer":
+        return False
+    return hmac.compare_digest(found, token.encode())
