@@ -104,5 +104,7 @@ VARIATIONS: dict[str, Values] = {
     **_combined(),
     "knobs": {"generator": KNOBS, "trainer": {**KNOBS, "suspend": True}},
     "environment": {"environment": {"enabled": True, "replicas": 2}},
-    "environment, knobs": {"environment": {**KNOBS, "enabled": True, "egress": [{"ports": [{"port": 443}]}]}},
+    "environment, knobs": {
+        "environment": {**KNOBS, "enabled": True, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}
+    },
 }
