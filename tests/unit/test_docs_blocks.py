@@ -27,8 +27,6 @@ from accelerate.commands.launch import launch_command_parser
 
 import tandem_cli.parser
 import tandem_generator.__main__
-import tandem_protocol.config.generator
-import tandem_protocol.config.trainer
 import tandem_rollout.server
 import tandem_trainer.__main__
 import tandem_trainer.merge
@@ -39,7 +37,9 @@ from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, read
 from tandem_protocol.config import SECTIONS, load, parse_overrides
+from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.config.rollout import RewardConfig
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge
 from tandem_rollout.rewards.scoring import Rewards
@@ -105,10 +105,7 @@ def _load(parts: list[dict[str, Any]]) -> None:
         for section, keys in part.items():
             values.setdefault(section, {}).update(keys)
     Path("config.yaml").write_text(yaml.safe_dump(values))
-    for settings in (
-        tandem_protocol.config.generator.GeneratorSettings,
-        tandem_protocol.config.trainer.TrainerSettings,
-    ):
+    for settings in (GeneratorSettings, TrainerSettings):
         load(settings, path=Path("config.yaml"), env={})
 
 
