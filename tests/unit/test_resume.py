@@ -191,8 +191,16 @@ def test_an_edited_prompt_with_the_same_tokens_changes_rewards(tmp_path: Path):
     assert _changes(tmp_path, rows=edited).touch(SCORING)
 
 
-def test_every_rollout_setting_except_num_prompts_and_timeouts_changes_what_is_sampled():
-    others = {"num_prompts", "timeout_s", "stall_timeout_s", "tool_timeout_s", "episode_timeout_s"}
+def test_every_rollout_setting_except_num_prompts_timeouts_and_places_changes_what_is_sampled():
+    others = {
+        "environment_urls",
+        "environment_server",
+        "num_prompts",
+        "timeout_s",
+        "stall_timeout_s",
+        "tool_timeout_s",
+        "episode_timeout_s",
+    }
     assert set(SAMPLING) == {f"trainer.rollout.{name}" for name in RolloutConfig.model_fields.keys() - others}
 
 
