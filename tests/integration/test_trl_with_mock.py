@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from support import trl
-from support.generators import Generator, running
+from support.generators import Generator, free_port, running
 from support.served import wait_until
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
@@ -77,19 +79,21 @@ def test_a_killed_generator_is_waited_for_and_every_step_has_completions_of_its_
     tmp_path: Path, model: Path
 ):
     weights, log = tmp_path / "weights", tmp_path / "generator.log"
-    first = Generator("mock", model, weights, *SLOW_TOKENS, log=log).wait_ready()
-    given = arguments(tmp_path, model, first, "--wait-for-death", "2")
-    script, spans = trl.start_recorded(trl.NEWEST, weights, tmp_path / "spans.jsonl", *given)
-    with trl.ended(script):
+    with ExitStack() as stack:
+        start = partial(running, "mock", model, weights, log=log, port=free_port())
+        first = stack.enter_context(start(*SLOW_TOKENS))
+        given = arguments(tmp_path, model, first, "--wait-for-death", "2")
+        script, spans = trl.start_recorded(trl.NEWEST, weights, tmp_path / "spans.jsonl", *given)
+        stack.enter_context(trl.ended(script))
         wait_until(lambda: first.served.version == Version(1, 1) and first.is_sampling, timeout_s=120)
         first.kill()  # in the middle of a step
-        second = Generator("mock", model, weights, log=log, port=first.port).wait_ready()
+        second = stack.enter_context(start())
         wait_until(lambda: second.served.version == Version(2, 1) and spans()[-1]["step"] == 2, timeout_s=60)
         second.kill()  # between two steps
-        with running("mock", model, weights, log=log, port=first.port) as third:
-            status, output = trl.finish(script)
-            assert status == 0, output
-            assert third.served.version == Version(3, 1)
+        third = stack.enter_context(start())
+        status, output = trl.finish(script)
+        assert status == 0, output
+        assert third.served.version == Version(3, 1)
     assert [(line["step"], line["versions"]) for line in spans()] == [(step, [f"{step}.1"]) for step in range(3)]
     assert_published(weights, "3.1", tmp_path / "out/grpo")
 
