@@ -22,6 +22,7 @@ from tandem_protocol.folders import require_writable
 from tandem_protocol.handover import PREFLIGHT_FILE, generator_failure, handed_over
 from tandem_protocol.lock import Held, exclusive, project_in_use
 from tandem_protocol.ports import listen
+from tandem_protocol.script import script_command
 from tandem_protocol.store import WeightStore
 
 from .__main__ import parse
@@ -242,7 +243,9 @@ def trainer_command(env: Mapping[str, str], arguments: Sequence[str]) -> list[st
     rank = _number(env, "NODE_RANK", 0, least=0)
     if rank >= nodes:
         raise ValueError(f"got {PREFIX}NODE_RANK={rank} of {PREFIX}NODES={nodes}, expected 0 to {nodes - 1}")
-    trainer = ["-m", "tandem_trainer", *arguments]
+    script = script_command(env)
+    module = "tandem_trainer.trl" if script else "tandem_trainer"
+    trainer = ["-m", module, *arguments, *script]
     if processes == nodes == 1:
         return [sys.executable, *trainer]
     host, port = _rendezvous(env, nodes, rank)

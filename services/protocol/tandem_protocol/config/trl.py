@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from .generator import GeneratorConfig
 from .rollout import RolloutConfig
 from .sections import Section, SharedConfig
 from .trainer import PublishConfig
@@ -35,3 +36,18 @@ class TrlSettings(Section):
     """Generators and weight store."""
     trainer: TrlTrainerConfig = Field(default_factory=TrlTrainerConfig)
     """Deadlines, and the run's folder."""
+
+
+class ScriptSettings(Section):
+    """All sections of tandem.yaml, the optional file beside a TRL script."""
+
+    shared: SharedConfig
+    """Generators and weight store."""
+    generator: GeneratorConfig = GeneratorConfig()
+    """The generators that are started for the script."""
+    trainer: TrlTrainerConfig = Field(default_factory=TrlTrainerConfig)
+    """Deadlines, and the run's folder."""
+
+
+THE_SCRIPTS = {"shared.model": "the script's"}
+"""Stands for the model until the script has said which it is. `load` takes it as `defaults`."""

@@ -38,8 +38,8 @@ def needs_of(trainer: Any) -> ScriptNeeds:
     if not name:
         raise ConfigError(
             f"got a {type(model).__name__} that was not loaded from a folder or from the hub, so no generator can load "
-            "it. Fix: save it with its tokenizer, and load it with from_pretrained; or name a folder with the same model, "
-            "with `tandem run --model` or as shared.model in tandem.yaml."
+            "it. Fix: save it with its tokenizer, and load it with from_pretrained; or name a folder that has the same "
+            "model, with `tandem run --model` or as shared.model in tandem.yaml."
         )
     length = getattr(trainer.args, "vllm_max_model_length", None)
     if Path(name).is_dir():

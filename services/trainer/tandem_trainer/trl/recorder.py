@@ -114,7 +114,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write how the run ended."""
         if self._journal:
-            self._journal.end(self._tally.version, finished=state.global_step >= state.max_steps)
+            version = Version(state.global_step, self._tally.version.attempt)
+            self._journal.end(version, finished=state.global_step >= state.max_steps)
 
 
 def record(tally: Tally, step: int, max_steps: int, logs: Mapping[str, Any]) -> dict[str, Any]:
