@@ -16,6 +16,11 @@ def basic(user: str, password: str) -> dict[str, str]:
     return {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
 
 
+def name_of_model(served: Served) -> str:
+    (model,) = served.client.get("/v1/models").json()["data"]
+    return str(model["id"])
+
+
 def test_health_is_open_as_with_vllm(served: Served) -> None:
     assert served.client.get("/health", headers={"Authorization": ""}).status_code == 200
 
@@ -59,10 +64,9 @@ def test_weights_change_and_the_engine_pauses_only_through_the_switcher(served: 
 
 
 def test_completions_of_token_ids_have_ids_and_logprobs(served: Served) -> None:
-    (model,) = served.client.get("/v1/models").json()["data"]
     body = {
-        "model": model["id"], "prompt": [[5, 9, 13], [7, 7]], "n": 2, "max_tokens": 6, "logprobs": 0, "top_k": -1,
-        "return_token_ids": True, "return_tokens_as_token_ids": True, "repetition_penalty": 1.0, "min_p": 0.0,
+        "model": name_of_model(served), "prompt": [[5, 9, 13], [7, 7]], "n": 2, "max_tokens": 6, "logprobs": 0,
+        "top_k": -1, "return_token_ids": True, "return_tokens_as_token_ids": True, "repetition_penalty": 1.0, "min_p": 0.0,
     }  # fmt: skip
     choices = served.client.post("/v1/completions", json=body).json()["choices"]
     assert [choice["prompt_token_ids"] for choice in choices] == [[5, 9, 13]] * 2 + [[7, 7]] * 2
@@ -75,9 +79,43 @@ def test_completions_of_token_ids_have_ids_and_logprobs(served: Served) -> None:
         )
 
 
-def test_text_for_the_mock_is_refused(served: Served) -> None:
+def test_a_conversation_gets_answers_with_ids_and_logprobs(served: Served) -> None:
+    body = {
+        "model": name_of_model(served), "messages": [{"role": "user", "content": "12+34="}], "n": 2, "max_tokens": 6,
+        "logprobs": True, "top_logprobs": 0, "return_token_ids": True, "return_tokens_as_token_ids": True,
+    }  # fmt: skip
+    answer = served.client.post("/v1/chat/completions", json=body).raise_for_status().json()
+    assert len(answer["prompt_token_ids"]) > 0
+    assert len(answer["choices"]) == 2
+    for choice in answer["choices"]:
+        tokens = [f"token_id:{token}" for token in choice["token_ids"]]
+        assert 0 < len(tokens) <= 6
+        assert [entry["token"] for entry in choice["logprobs"]["content"]] == tokens
+        assert (choice["message"]["role"], type(choice["message"]["content"])) == ("assistant", str)
+    assert answer["usage"]["completion_tokens"] == sum(len(choice["token_ids"]) for choice in answer["choices"])
+
+
+def test_prompts_may_be_texts(served: Served) -> None:
+    body = {"model": name_of_model(served), "prompt": ["12+34=", "7"], "max_tokens": 4, "return_token_ids": True}
+    choices = served.client.post("/v1/completions", json=body).raise_for_status().json()["choices"]
+    assert [len(choice["prompt_token_ids"]) for choice in choices] == [6, 1]
+    assert all(choice["text"] and choice["token_ids"] for choice in choices)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/completions", {"prompt": [5], "stream": True}, "got stream, which the mock does not have"),
+        ("/v1/completions", {"prompt": [5], "prompt_logprobs": 3}, "got prompt_logprobs, which the mock does not have"),
+        ("/v1/completions", {"prompt": [5], "top_k": "all"}, "got top_k 'all', expected an integer"),
+        ("/v1/completions", {}, "token_ids"),
+        ("/v1/chat/completions", {"messages": []}, "token_ids"),
+        ("/v1/chat/completions", {"messages": "hello"}, "token_ids"),
+    ],
+)
+def test_what_the_mock_does_not_have_is_refused(served: Served, path: str, body: dict[str, object], message: str):
     if served.client.get("/info").json()["engine"] != "mock":
-        pytest.skip("vLLM has a tokenizer")
-    response = served.client.post("/v1/completions", json={"prompt": "1+1="})
-    assert response.status_code == 422
-    assert "send token ids" in response.json()["message"]
+        pytest.skip("vLLM has its own messages")
+    response = served.client.post(path, json=body)
+    assert (response.status_code, response.json()["code"]) == (422, "bad_request")
+    assert message in response.json()["message"]

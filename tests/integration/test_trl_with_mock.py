@@ -1,9 +1,8 @@
-"""An unmodified TRL script with the mock, for every interpreter in `TANDEM_TRL`."""
+"""An unmodified TRL script with the mock, in the environments of `make trl`."""
 
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,14 @@ from safetensors.torch import load_file
 
 from support import trl
 from support.generators import Generator, running
+from support.served import wait_until
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
 pytestmark = pytest.mark.trl
-NEWEST = trl.PYTHONS[-1:]
-SLOW_TOKENS = ["--generator.mock.faults.token_latency_s", "0.2"]
+SLOW_TOKENS = ["--generator.mock.faults.token_latency_s", "0.1"]
+TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+"""`accelerate launch --cpu` would start one rank only."""
 
 
 @pytest.fixture(scope="module")
@@ -29,110 +30,90 @@ def model(model: Path) -> Path:
     return model
 
 
-def metrics(generator: Generator) -> str:
-    return generator.client.get("/metrics").text
+def arguments(tmp_path: Path, model: Path, generator: Generator, *further: str) -> list[str]:
+    return ["--model", str(model), "--out", str(tmp_path / "out"), "--port", str(generator.port), *further]
 
 
-@pytest.mark.parametrize("python", trl.PYTHONS)
-def test_the_weights_of_the_last_step_are_served(tmp_path: Path, model: Path, python: str):
-    weights, out = tmp_path / "weights", tmp_path / "out"
+def assert_published(folder: Path, version: str, saved: Path) -> None:
+    """The newest version in the store is `version`, and has the weights of the model that TRL has saved."""
+    newest, published = trl.newest(folder)
+    weights = load_file(saved / "model.safetensors")
+    assert newest == version
+    assert published.keys() == weights.keys()
+    assert all(torch.equal(published[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize("python", trl.EACH_VERSION)
+def test_each_supported_version_learns_and_its_last_step_is_served(tmp_path: Path, model: Path, python: Path):
+    weights = tmp_path / "weights"
     with running("mock", model, weights, log=tmp_path / "generator.log") as generator:
-        status, output = trl.run(
-            python, weights, "--model", str(model), "--out", str(out), "--port", str(generator.port)
-        )
+        status, output = trl.run(python, weights, *arguments(tmp_path, model, generator))
         assert status == 0, output
         assert generator.served.version == Version(3, 1)
-    version, published = trl.newest(weights)
-    saved = load_file(out / "model.safetensors")
-    assert version == "3.1"
-    assert published.keys() == saved.keys()
-    assert all(torch.equal(published[name], saved[name]) for name in saved)
-    start = load_file(model / "model.safetensors")
-    assert any(not torch.equal(published[name], start[name]) for name in saved), "it has learned"
+    assert_published(weights, "3.1", tmp_path / "out/grpo")
+    start, end = load_file(model / "model.safetensors"), trl.newest(weights)[1]
+    assert any(not torch.equal(start[name], end[name]) for name in start), "it has learned"
 
 
-@pytest.mark.parametrize("python", NEWEST)
-@pytest.mark.parametrize("arguments", [["--trainer", "rloo"], ["--trainer", "online_dpo"], ["--lora"]], ids=" ".join)
-def test_other_trainers_and_adapters_publish_every_step(tmp_path: Path, model: Path, python: str, arguments: list[str]):
-    weights, out = tmp_path / "weights", tmp_path / "out"
-    with running("mock", model, weights, log=tmp_path / "generator.log") as generator:
-        status, output = trl.run(
-            python, weights, *arguments, "--model", str(model), "--out", str(out), "--port", str(generator.port)
-        )
-        assert status == 0, output
-        log = generator.log.read_text()
-    version, published = trl.newest(weights)
-    assert version == "3.1"
-    assert [f"serving version {step}.1," in log for step in range(4)] == [True] * 4
-    start = load_file(model / "model.safetensors")
-    assert published.keys() == start.keys(), "an adapter is merged"
-    changed = {name for name in start if not torch.equal(published[name], start[name])}
-    if arguments == ["--lora"]:
-        assert {name.split(".")[-2] for name in changed} == {"q_proj", "v_proj"}
-    else:
-        assert (out / "model.safetensors").exists()
-        saved = load_file(out / "model.safetensors")
-        assert all(torch.equal(published[name], saved[name]) for name in saved)
-
-
-@pytest.mark.parametrize("python", NEWEST)
-def test_a_generator_that_is_killed_in_a_request_is_waited_for(tmp_path: Path, model: Path, python: str):
+def test_the_trainers_of_one_script_publish_every_step_each_with_an_attempt_of_its_own(tmp_path: Path, model: Path):
     weights = tmp_path / "weights"
-    killed = Generator("mock", model, weights, *SLOW_TOKENS, log=tmp_path / "killed.log").wait_ready()
-    script = trl.start(
-        python, weights, "--model", str(model), "--out", str(tmp_path / "out"), "--port", str(killed.port)
-    )
-    try:
-        store = WeightStore(weights)
-        deadline = time.monotonic() + 120
-        while Version(1, 1) not in store.versions() or "tandem_requests_running 1.0" not in metrics(killed):
-            assert script.poll() is None, trl.finish(script)
-            assert time.monotonic() < deadline, "the second step never began"
-            time.sleep(0.05)
-    finally:
-        killed.kill()
-    with running("mock", model, weights, log=tmp_path / "generator.log", port=killed.port) as generator:
+    with running("mock", model, weights, log=tmp_path / "generator.log") as generator:
+        given = arguments(tmp_path, model, generator, "--trainers", "rloo", "online_dpo", "lora")
+        status, output = trl.run(trl.NEWEST, weights, *given, environment={"TANDEM__TRAINER__PUBLISH__KEEP": "99"})
+        assert status == 0, output
+    store = WeightStore(weights)
+    assert store.versions() == [Version(step, attempt) for attempt in (1, 2, 3) for step in range(4)]
+    for attempt, trainer in enumerate(("rloo", "online_dpo"), start=1):
+        published = trl.tensors(store, Version(3, attempt))
+        saved = load_file(tmp_path / "out" / trainer / "model.safetensors")
+        assert all(torch.equal(published[name], saved[name]) for name in saved), trainer
+    start, merged = load_file(model / "model.safetensors"), trl.tensors(store, Version(3, 3))
+    assert merged.keys() == start.keys(), "an adapter is merged"
+    changed = {name.split(".")[-2] for name in start if not torch.equal(merged[name], start[name])}
+    assert changed == {"q_proj", "v_proj"}
+
+
+def test_a_killed_generator_is_waited_for_and_every_step_has_completions_of_its_own_version(
+    tmp_path: Path, model: Path
+):
+    weights, log = tmp_path / "weights", tmp_path / "generator.log"
+    first = Generator("mock", model, weights, *SLOW_TOKENS, log=log).wait_ready()
+    given = arguments(tmp_path, model, first, "--wait-for-death", "2")
+    script, spans = trl.start_recorded(trl.NEWEST, weights, tmp_path / "spans.jsonl", *given)
+    with trl.ended(script):
+        wait_until(lambda: first.served.version == Version(1, 1) and first.is_sampling, timeout_s=120)
+        first.kill()  # in the middle of a step
+        second = Generator("mock", model, weights, log=log, port=first.port).wait_ready()
+        wait_until(lambda: second.served.version == Version(2, 1) and spans()[-1]["step"] == 2, timeout_s=60)
+        second.kill()  # between two steps
+        with running("mock", model, weights, log=log, port=first.port) as third:
+            status, output = trl.finish(script)
+            assert status == 0, output
+            assert third.served.version == Version(3, 1)
+    assert [(line["step"], line["versions"]) for line in spans()] == [(step, [f"{step}.1"]) for step in range(3)]
+    assert_published(weights, "3.1", tmp_path / "out/grpo")
+
+
+def test_two_ranks_share_the_generators_one_publishes_and_no_process_is_left(tmp_path: Path, model: Path):
+    weights = tmp_path / "weights"
+    with running("mock", model, weights, log=tmp_path / "generator.log") as generator:
+        given = arguments(tmp_path, model, generator)
+        script, spans = trl.start_recorded(trl.NEWEST, weights, tmp_path / "spans.jsonl", *given, launcher=TWO_RANKS)
         status, output = trl.finish(script)
         assert status == 0, output
-        served = [
-            line.partition("serving version ")[2].split(",")[0] for line in generator.log.read_text().splitlines()
-        ]
-    assert trl.newest(weights)[0] == "3.1"
-    assert [version for version in served if version] == ["1.1", "1.1", "2.1", "3.1"], (
-        "it starts with the newest version"
-    )
+    assert [line["completions"] for line in spans()] == [8] * 3, "one request is for the completions of both ranks"
+    assert_published(weights, "3.1", tmp_path / "out/grpo")
 
 
-@pytest.mark.parametrize("python", NEWEST)
-def test_two_ranks_share_the_generators_and_one_publishes(tmp_path: Path, model: Path, python: str):
-    weights, out = tmp_path / "weights", tmp_path / "out"
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "-m"]
-    with running("mock", model, weights, log=tmp_path / "generator.log") as generator:
-        arguments = ["--model", str(model), "--out", str(out), "--port", str(generator.port)]
-        status, output = trl.run(python, weights, *arguments, launcher=launcher)
-        assert status == 0, output
-    version, published = trl.newest(weights)
-    assert version == "3.1"
-    saved = load_file(out / "model.safetensors")
-    assert all(torch.equal(published[name], saved[name]) for name in saved)
-
-
-@pytest.mark.parametrize("python", NEWEST)
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--mode", "colocate"], "got vllm_mode='colocate', expected 'server'"),
-        (["--trainer", "async"], "got AsyncGRPOTrainer, whose workers talk to vLLM themselves"),
-    ],
-    ids=["colocate", "async"],
-)
-def test_what_is_not_supported_is_refused_at_the_start(
-    tmp_path: Path, model: Path, python: str, arguments: list[str], expected: str
-):
-    status, output = trl.run(
-        python, tmp_path / "weights", *arguments, "--model", str(model), "--out", str(tmp_path / "out")
-    )
-    assert status == 2, output
-    assert expected in output.splitlines()[-1]
-    assert "Traceback" not in output
+def test_what_is_not_supported_is_refused_at_the_start(tmp_path: Path, model: Path):
+    given = ["--model", str(model), "--out", str(tmp_path / "out")]
+    refused = {
+        "got vllm_mode='colocate', expected 'server'": ["--mode", "colocate"],
+        "got AsyncGRPOTrainer, whose workers talk to vLLM themselves": ["--trainers", "async"],
+    }
+    scripts = {why: trl.start(trl.NEWEST, tmp_path / "weights", *given, *words) for why, words in refused.items()}
+    for why, script in scripts.items():
+        status, output = trl.finish(script)
+        assert status == 2, output
+        assert why in output.splitlines()[-1]
+        assert "Traceback" not in output

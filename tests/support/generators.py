@@ -79,6 +79,11 @@ class Generator:
         raise AssertionError(f"{requests} requests never ran at once")
 
     @property
+    def is_sampling(self) -> bool:
+        """Whether a request for rollouts is running."""
+        return "tandem_requests_running 1.0" in self.client.get("/metrics").text
+
+    @property
     def served(self) -> ServedWeights:
         return ServedWeights.model_validate(self.client.get("/weights").json())
 
