@@ -1,7 +1,8 @@
 """Creates the initial model, a tiny Llama, and the prompts.
 
 The warm start trains the model on five operations on digits, each equally often. It does not say which one is right. So
-about one sampled answer in ten is right, and reinforcement learning has to do the rest. This is the model of `examples/digits`.
+about one sampled answer in ten is right, and reinforcement learning has to do the rest. It is the
+model of `examples/digits`.
 """
 
 import json

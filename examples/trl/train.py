@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 
 
 def exact_match(completions, answer, **_):
-    return [float(completion == right) for completion, right in zip(completions, answer)]
+    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
 
 
 def main():
