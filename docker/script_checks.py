@@ -8,13 +8,13 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from commands import CommandFailed, run_shown
 from project_checks import ERROR_LINE
 
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.reading import read_file
 from tandem_protocol.config.trl import THE_SCRIPTS, ScriptSettings
+from tandem_protocol.config.writing import to_yaml
 from tandem_protocol.processes import USER_ERROR
 from tandem_protocol.script import NEEDS_ENV, SETTINGS_FILE, ScriptNeeds
 
@@ -43,8 +43,8 @@ def prepare_script(project: Path, script: Sequence[str]) -> None:
     check(path)
     if not (project / script[0]).is_file():
         raise ConfigError(
-            f"got the script {script[0]}, which is not in the project's folder. Fix: set TANDEM_PROJECT to the script's "
-            "folder, and TANDEM_SCRIPT to its name and arguments."
+            f"got the script {script[0]}, which is not in the project's folder. Fix: set TANDEM_PROJECT to its folder, "
+            "and TANDEM_SCRIPT to its name and arguments."
         )
     if has_config and (project / "prepare.py").exists():
         log.info("preparing the project with its prepare.py")
@@ -98,12 +98,5 @@ def write_config(project: Path, path: Path | None, needs: ScriptNeeds | None, gi
         if key not in given:
             tree[section] = {**(tree.get(section) or {}), name: value}
     temporary = project / f"{CONFIG}.new"
-    temporary.write_text(yaml.safe_dump(plain(tree)))
+    temporary.write_text(to_yaml(tree))
     temporary.replace(project / CONFIG)
-
-
-def plain(value: object) -> object:
-    """Return a tree of YAML with ordinary strings as keys."""
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
