@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import ExitStack
 
 from rich.console import Console
-from rich.text import Text
 
 from tandem_protocol.folders import require_writable
 from tandem_protocol.processes import USER_ERROR
 
 from .guard import adopt_orphans, end_descendants
-from .processes import ServiceFailed, ServiceProcess
+from .processes import ServiceFailed
 from .project import EngineName, Project
 from .screen import RunHeader, shown
 from .service_commands import start, start_preparation
-from .session import POLL_S, Session, explain
+from .session import Session, explain, follow_preparation
 from .stop import SignalCounter
 
 
@@ -42,28 +40,13 @@ def demo(project: Project, engine: EngineName, *, resume: bool, plain: bool) -> 
         cleanup.callback(end_descendants)
         try:
             if (project.folder / "prepare.py").is_file():
-                _prepare(start_preparation(project, cleanup), console, stop)
+                follow_preparation(start_preparation(project.folder, project.run, cleanup), console, stop)
             if not stop.count:
                 _train(project, engine, console, stop, cleanup)
         except ServiceFailed as failure:
             explain(failure)
             return USER_ERROR if failure.exit_code == USER_ERROR else 1
     return stop.exit_code
-
-
-def _prepare(script: ServiceProcess, console: Console, stop: SignalCounter) -> None:
-    """Show the last line of the script's output until it ends.
-
-    Raises:
-        ServiceFailed: the script ended with an error.
-    """
-    console.print("Preparing the project with its prepare.py")
-    with console.status("") as status:
-        while script.exit_code is None and not stop.count:
-            status.update(Text.from_ansi("".join(script.last_lines(1)), style="dim"))
-            time.sleep(POLL_S)
-    if script.exit_code:
-        raise ServiceFailed(script)
 
 
 def _train(project: Project, engine: EngineName, console: Console, stop: SignalCounter, cleanup: ExitStack) -> None:

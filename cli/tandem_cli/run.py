@@ -21,8 +21,8 @@ from .guard import adopt_orphans, end_descendants
 from .processes import ServiceFailed, ServiceProcess, split_cpus
 from .screen import RunHeader, shown
 from .script import Script
-from .service_commands import environment, free_port
-from .session import Session, explain
+from .service_commands import environment, free_port, start_preparation
+from .session import Session, explain, follow_preparation
 from .stop import SignalCounter
 
 
@@ -107,7 +107,10 @@ def run(script: Script, *, resume: bool, plain: bool) -> int:
         stop = cleanup.enter_context(SignalCounter())
         cleanup.callback(end_descendants)
         try:
-            _train(script, console, stop, cleanup, resume=resume)
+            if script.has_preparation:
+                follow_preparation(start_preparation(script.path.parent.absolute(), script.run, cleanup), console, stop)
+            if not stop.count:
+                _train(script, console, stop, cleanup, resume=resume)
         except ServiceFailed as failure:
             explain(failure)
             return USER_ERROR if failure.exit_code == USER_ERROR else 1

@@ -113,6 +113,11 @@ class Script:
         return RunFolder((trainer.output_dir / (trainer.run_name or run_name(self.path))).absolute())
 
     @property
+    def has_preparation(self) -> bool:
+        """Whether there is a prepare.py beside tandem.yaml. Without tandem.yaml, such a file is none of our business."""
+        return self.config is not None and (self.path.parent / "prepare.py").is_file()
+
+    @property
     def start_timeout_s(self) -> float:
         return self.settings.trainer.start_timeout_s or START_TIMEOUT_S
 

@@ -17,6 +17,7 @@ from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV
 
 from .processes import ServiceProcess, split_cpus
 from .project import EngineName, Project
+from .run_folder import RunFolder
 
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
@@ -64,15 +65,15 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
     return Pair(generator, service("trainer", _trainer_command(project), trainer_cpus), url, token)
 
 
-def start_preparation(project: Project, cleanup: ExitStack) -> ServiceProcess:
-    """Start the project's prepare.py on all CPUs. `cleanup` gets a callback that kills it."""
+def start_preparation(folder: Path, run: RunFolder, cleanup: ExitStack) -> ServiceProcess:
+    """Start the prepare.py of a folder on all CPUs. `cleanup` gets a callback that kills it."""
     script = ServiceProcess(
         "preparation",
         [sys.executable, "prepare.py"],
-        folder=project.folder,
+        folder=folder,
         env=environment({}),
         cpus=sorted(os.sched_getaffinity(0)),
-        log=project.run.logs_dir / "prepare.log",
+        log=run.logs_dir / "prepare.log",
     )
     cleanup.callback(script.kill)
     return script

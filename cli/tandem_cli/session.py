@@ -116,6 +116,21 @@ def _end(service: ServiceProcess, stop: SignalCounter, timeout_s: float, show: C
     service.kill()
 
 
+def follow_preparation(script: ServiceProcess, console: Console, stop: SignalCounter) -> None:
+    """Show the last line of the script's output until it ends.
+
+    Raises:
+        ServiceFailed: the script ended with an error.
+    """
+    console.print("Preparing the project with its prepare.py")
+    with console.status("") as status:
+        while script.exit_code is None and not stop.count:
+            status.update(Text.from_ansi("".join(script.last_lines(1)), style="dim"))
+            time.sleep(POLL_S)
+    if script.exit_code:
+        raise ServiceFailed(script)
+
+
 def explain(failure: ServiceFailed) -> None:
     """Print what failed, and the last lines of its log."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)

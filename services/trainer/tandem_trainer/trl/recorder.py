@@ -128,9 +128,16 @@ def record(tally: Tally, step: int, max_steps: int, logs: Mapping[str, Any]) -> 
         "mismatch": logs.get(_MISMATCH),
         "completion_tokens_mean": tally.tokens / max(1, tally.completions),
         "rollout_tokens": tally.tokens,
-        **tally.clock.figures(tally.tokens),
+        **figures(tally),
         **numbers(logs),
     }
+
+
+def figures(tally: Tally) -> dict[str, Any]:
+    """Return `timings` and `tokens_per_s`. Only the client's own phases are known; rewards and updates are the rest."""
+    found = tally.clock.figures(tally.tokens)
+    known = ("wait_for_rollouts_s", "publish_s", "other_s")
+    return found | {"timings": {name: found["timings"][name] for name in known}}
 
 
 def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
