@@ -64,7 +64,7 @@ Run a TRL script on this machine, with a generator for it, show the run and sum 
 The script is not edited: its GRPOTrainer(use_vllm=True, vllm_mode="server") samples from the generator. The generator
 loads the model that the script trains. Everything after SCRIPT belongs to the script.
 
-runs/NAME in the current folder gets the metrics and logs of the run. The script's own output goes where the script
+The folder runs/NAME gets the metrics and logs of the run. The script's own output goes where the script
 says. tandem.yaml beside the script may have the sections shared, generator and trainer of a project's config.yaml, and
 any of their keys can be set before SCRIPT: --generator.dtype=float32.
 """

@@ -114,7 +114,7 @@ class Script:
 
     @property
     def has_preparation(self) -> bool:
-        """Whether there is a prepare.py beside tandem.yaml. Without tandem.yaml, such a file is none of our business."""
+        """Whether there is a prepare.py beside tandem.yaml. Without tandem.yaml, such a file is not for Tandem."""
         return self.config is not None and (self.path.parent / "prepare.py").is_file()
 
     @property
