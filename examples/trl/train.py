@@ -15,7 +15,7 @@ def exact_match(completions, answer, **_):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--max_steps", type=int, default=60)
+    parser.add_argument("--max_steps", type=int, default=150)
     parser.add_argument("--output_dir", default="digits-grpo")
     given = parser.parse_args()
     trainer = GRPOTrainer(
