@@ -41,10 +41,11 @@ USER_ERROR, FAILED = 2, 1
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script as `python train.py` would, and return its exit code (see `--help`)."""
-    return reporting(lambda: _run(_parser().parse_args(argv)))
+    return reporting(lambda: _run(parse(argv)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line. Everything after the script belongs to the script."""
     parser = argparse.ArgumentParser(
         "python -m tandem_trainer.trl",
         description=_DESCRIPTION,
@@ -59,12 +60,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("script", type=Path, help="The TRL script.")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="The arguments of the script.")
-    return parser
+    return parser.parse_args(argv)
 
 
 def _run(given: argparse.Namespace) -> int:
     try:
-        _log_to_stdout()
+        _show_log()
         if not given.script.is_file():
             raise ConfigError(f"got {given.script}, expected the file of a TRL script. Fix: check its path.")
         sys.argv = [str(given.script), *given.arguments]
@@ -87,14 +88,12 @@ def _run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _log_to_stdout() -> None:
+def _show_log() -> None:
     """Show what Tandem logs. The logging of the script stays as the script has it."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(logs.make_formatter(os.environ))
     for package in ("tandem_protocol", "tandem_rollout", "tandem_trainer"):
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
+        logger.handlers = list(logs.handlers(logs.make_formatter(os.environ)))
         logger.propagate = False
 
 
