@@ -60,7 +60,8 @@ up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up down: export COMPOSE_PROJECT_NAME = $(NAME)
 up: export TANDEM_PROJECT = $(FOLDER_PATH)
-up:  ## Train PROJECT in containers named NAME and wait for the end (NAME=tandem-digits; docs/deploy/containers.md)
+up: export TANDEM_SCRIPT ?= $(SCRIPT)
+up:  ## Train PROJECT, or its TRL script SCRIPT, in containers named NAME (NAME=tandem-digits; docs/deploy/containers.md)
 	@scripts/say_build
 	scripts/up --build; status=$$?; \
 		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status

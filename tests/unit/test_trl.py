@@ -73,17 +73,17 @@ def test_a_later_version_whose_client_has_more_methods_is_refused(install: Insta
         takeover.use()
 
 
-def test_a_script_without_trl_is_told_to_install_it(install: Install, capsys: Any, caplog: Any, tmp_path: Path):
+def test_a_script_without_trl_is_told_to_install_it(install: Install, capsys: Any, tmp_path: Path):
     script = tmp_path / "train.py"
     script.touch()
     sys.modules["trl"] = None  # type: ignore[assignment]  # its import fails
     assert program.main([str(script)]) == 2
-    assert "Fix: pip install trl" in caplog.text
+    assert "Fix: pip install trl" in capsys.readouterr().err
 
 
-def test_a_missing_script_is_a_user_error(caplog: Any):
+def test_a_missing_script_is_a_user_error(capsys: Any):
     assert program.main(["nowhere.py"]) == 2
-    assert "got nowhere.py, expected the file of a TRL script" in caplog.text
+    assert "got nowhere.py, expected the file of a TRL script" in capsys.readouterr().err
 
 
 # -- options ------------------------------------------------------------------------------------------------------

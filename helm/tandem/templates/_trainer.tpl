@@ -57,6 +57,9 @@ template:
           - name: TANDEM_PROJECT_SOURCES
             value: {{ printf "%s:/config" (default "/source" $.Values.project.imagePath) }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
+          {{- with include "tandem.scriptEnv" $options }}
+          {{- . | nindent 10 }}
+          {{- end }}
           {{- with include "tandem.extraEnv" $options }}
           {{- . | nindent 10 }}
           {{- end }}
@@ -81,7 +84,7 @@ template:
       - name: trainer
         image: {{ include "tandem.image" $options.image }}
         imagePullPolicy: {{ $options.image.pullPolicy }}
-        args: [--config, {{ include "tandem.projectDir" $ }}/config.yaml]
+        args: [--config, {{ include "tandem.configPath" $ }}{{ if $options.script }}, --resume{{ end }}]
         env:
           {{- include "tandem.serviceEnv" $ | nindent 10 }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
@@ -90,6 +93,11 @@ template:
             value: /environment-secrets/token
           - name: TANDEM__TRAINER__ROLLOUT__ENVIRONMENT_URLS
             value: '["http://{{ include "tandem.fullname" $ }}-environment:8100"]'
+          {{- end }}
+          {{- with include "tandem.scriptEnv" $options }}
+          {{- . | nindent 10 }}
+          - name: TANDEM_SCRIPT_FOLDER
+            value: {{ include "tandem.projectDir" $ }}
           {{- end }}
           - name: TANDEM_TRAINER_PROCESSES
             value: {{ max 1 $options.accelerator.count | quote }}
@@ -152,5 +160,13 @@ template:
 {{- else if .Values.huggingFace.existingSecret -}}
 - name: HF_TOKEN
   valueFrom: {secretKeyRef: {name: {{ .Values.huggingFace.existingSecret }}, key: {{ .Values.huggingFace.key }}}}
+{{- end }}
+{{- end }}
+
+{{- /* The TRL script that the trainer runs, if it runs one. */}}
+{{- define "tandem.scriptEnv" -}}
+{{- with .script -}}
+- name: TANDEM_SCRIPT
+  value: {{ . | quote }}
 {{- end }}
 {{- end }}

@@ -34,6 +34,7 @@ from tandem_rollout.client import GeneratorClient
 
 from ..devices import cpu_as_accelerator
 from ..learner.safetensors_file import write_safetensors
+from ..run.stopping import StopRequest
 from .completions import refuse, sampling_options, shaped
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,8 @@ class TandemClient:
     """Base URLs of the generators. Empty: the address that the script names."""
     trainer: ClassVar[ReferenceType[Any] | None] = None
     """The trainer that was made last. It makes its client while it is made."""
+    stop: ClassVar[StopRequest] = StopRequest()
+    """Whether the process was asked to stop. It then waits for generators for some seconds only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         given = self._named("__init__", args, kwargs)
@@ -96,10 +99,14 @@ class TandemClient:
         return {name: value for name, value in bound.arguments.items() if name != "self"}
 
     def _wait(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
-        """Run `work` in the client's event loop. It has a deadline of its own."""
+        """Run `work` in the client's event loop. It has a deadline of its own.
+
+        Raises:
+            Stopped: The process was asked to stop, and `work` did not end soon.
+        """
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
-            return future.result()
+            return self.stop.wait(future)
         except BaseException:
             future.cancel()
             raise

@@ -11,11 +11,15 @@ from types import SimpleNamespace
 from typing import Any, NoReturn
 
 from packaging.specifiers import SpecifierSet
+from transformers import Trainer
 
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.trl import TrlSettings
+from tandem_protocol.script import run_name
 
 from .client import TandemClient
+from .recorder import RecordedClient, Recorder, Tally
+from .start import Start
 
 CLIENT_MODULES = ("trl.generation.vllm_client", "trl.extras.vllm_client")
 """The modules that define TRL's client, since TRL 0.29 and before."""
@@ -23,27 +27,32 @@ SUPPORTED = (SpecifierSet(">=0.16,<0.23"), SpecifierSet(">=1.1"))
 """The versions between them expect other answers, and some import vLLM also for the server mode."""
 EXPECTED = "0.16 to 0.22, or 1.1 to 1.16"
 
-_installed: list[type[TandemClient]] = []
+_installed: list[type[RecordedClient]] = []
 
 
-def use(weights_dir: str | Path | None = None) -> None:
+def use(weights_dir: str | Path | None = None, *, config: Path | None = None, start: Start | None = None) -> None:
     """From now on, TRL's trainers with `use_vllm=True, vllm_mode="server"` use Tandem's generators.
 
     Args:
         weights_dir: Directory of the weight store. None: `TANDEM__SHARED__WEIGHTS_DIR`, or `weights`.
+        config: YAML file with the sections `shared` and `trainer`. None: no file.
+        start: How `python -m tandem_trainer.trl` was started.
 
     Raises:
         ConfigError: TRL is missing, this version of it is not supported, or an environment variable is invalid.
     """
     given = {"shared.weights_dir": str(weights_dir)} if weights_dir else {}
-    settings, sources = load(TrlSettings, overrides=given, defaults={"shared.model": "the script's"})
+    settings, sources = load(TrlSettings, path=config, overrides=given, defaults={"shared.model": "the script's"})
     if not _installed:
         name, original = _find_client()
-        client = type("VLLMClient", (TandemClient,), {"original": original, "__module__": __name__})
+        members = {"original": original, "__module__": __name__, "tally": Tally()}
+        client = type("VLLMClient", (RecordedClient,), members | {"is_rehearsal": bool(start and start.is_rehearsal)})
         vars(sys.modules[name])["VLLMClient"] = client
-        _wrap_trainers(client)
+        _wrap_trainers(client, start)
         _installed.append(client)
     _installed[0].settings = settings
+    run = settings.trainer.run_name or run_name(sys.argv[0])
+    _installed[0].run_dir = (settings.trainer.output_dir / run).absolute()
     _installed[0].generators = settings.shared.generators if "shared.generators" in sources else ()
 
 
@@ -69,14 +78,12 @@ def _find_client() -> tuple[str, type[Any]]:
     return name, client
 
 
-def _wrap_trainers(client: type[TandemClient]) -> None:
+def _wrap_trainers(client: type[RecordedClient], start: Start | None) -> None:
     """Change the base class of all trainers.
 
     A trainer of TRL makes its client after `Trainer.__init__`. By then, the modules that hold the client's name are
     imported, so none has to be imported just to be changed.
     """
-    from transformers import Trainer
-
     init, train = Trainer.__init__, Trainer.train
 
     @functools.wraps(init)
@@ -85,12 +92,17 @@ def _wrap_trainers(client: type[TandemClient]) -> None:
         _replace_names(client)
         init(self, *args, **kwargs)
         client.trainer = weakref.ref(self)
+        if getattr(self.args, "use_vllm", False):
+            self.add_callback(Recorder(self, client.tally, client.run_dir))
 
     @functools.wraps(train)
     def wrapped_train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = train(self, *args, **kwargs)
-        _publish_last_step(self)
-        return result
+        def run(*args: Any, **kwargs: Any) -> Any:
+            result = train(self, *args, **kwargs)
+            _publish_last_step(self)
+            return result
+
+        return start.train(self, client.stop, run, *args, **kwargs) if start else run(*args, **kwargs)
 
     Trainer.__init__, Trainer.train = wrapped_init, wrapped_train
 
