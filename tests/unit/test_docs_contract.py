@@ -124,7 +124,8 @@ def test_every_error_is_on_the_page_with_its_status_and_retry_advice() -> None:
     documented = {
         code: (int(status), retry == "yes") for codes, status, retry in rows for code in re.findall(r"\w+", codes)
     }
-    assert documented == {code: (error.status, error.retryable) for code, error in _tree(TandemError).items()}
+    ours = {code: error for code, error in _tree(TandemError).items() if error.__module__ == TandemError.__module__}
+    assert documented == {code: (error.status, error.retryable) for code, error in ours.items()}
 
 
 def test_every_field_of_info_is_on_the_page() -> None:
