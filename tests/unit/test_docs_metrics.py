@@ -45,7 +45,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "online_dpo": {"algorithm": "online_dpo", **PAIRS},
     "ipo": {"algorithm": "online_dpo", "online_dpo": {"loss_type": "ipo"}, **PAIRS},
     "lora": {"lora": {"r": 2}},
-    "evaluation": {"eval": EVAL},
+    "evaluation": {"eval": EVAL, "rollout": {"tools": ["tools:f"]}},
 }
 """Every option that adds or removes a field."""
 

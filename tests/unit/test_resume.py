@@ -43,7 +43,9 @@ OTHER: dict[str, Any] = {
         "rollout": {
             "num_prompts": 4, "num_generations": 2, "max_completion_length": 8, "temperature": 0.7, "top_p": 0.9,
             "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "stop_token_ids": [3], "timeout_s": 1.0,
-            "stall_timeout_s": 1.0,
+            "stall_timeout_s": 1.0, "tools": ["tools:f"], "environment": {"one": "games:One"}, "agent": "agents:run",
+            "max_turns": 2, "max_turn_length": 4, "tool_timeout_s": 1.0, "max_tool_characters": 10,
+            "tool_parser": "hermes", "history": "template", "episode_timeout_s": 1.0,
         },
         "grpo": {
             "loss_type": "grpo", "level": "sequence", "beta": 0.1, "bias_correction_kl": False, "epsilon": 0.1,
@@ -176,7 +178,7 @@ def test_an_edited_prompt_with_the_same_tokens_changes_rewards(tmp_path: Path):
 
 
 def test_every_rollout_setting_except_num_prompts_and_timeouts_changes_what_is_sampled():
-    others = {"num_prompts", "timeout_s", "stall_timeout_s"}
+    others = {"num_prompts", "timeout_s", "stall_timeout_s", "tool_timeout_s", "episode_timeout_s"}
     assert set(SAMPLING) == {f"trainer.rollout.{name}" for name in RolloutConfig.model_fields.keys() - others}
 
 

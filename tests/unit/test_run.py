@@ -91,12 +91,12 @@ def test_the_record_of_an_episode_has_its_turns_and_a_transcript():
         "status": "max_turns", "reason": None, "turns": 2, "tool_calls": 1, "tool_errors": 0, "tokens": 4,
         "versions": ["0.1", "2.1"], "messages": messages,
     }  # fmt: skip
-    assert [(one.tokens, one.truncated, one.lag) for one in samples([group], 3)] == [(4, True, 3)] * 2
+    assert [(one.tokens, one.truncated, one.staleness) for one in samples([group], 3)] == [(4, True, {3: 3, 1: 1})] * 2
 
 
 def test_a_step_record_has_the_rewards_of_environments_behind_those_of_functions():
     rewards = [{"Game": 1.0, "rewards:r": 0.5}, {"rewards:r": 1.5}, {"Cards": 2.0, "rewards:r": None}]
-    rows = [TrajectorySample(1.0, one, tokens=3, truncated=False, lag=0) for one in rewards]
+    rows = [TrajectorySample(1.0, one, tokens=3, truncated=False, staleness={0: 3}) for one in rewards]
     record = step_record(Version(1, 1), rows, {}, functions=["rewards:r"], groups_skipped=0)
     assert list(record["rewards"].items()) == [("rewards:r", 1.0), ("Cards", 2.0), ("Game", 1.0)]
 

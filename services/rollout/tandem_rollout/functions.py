@@ -33,15 +33,29 @@ class CallFailed(Exception):
 
 
 def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = None) -> Callable[..., Any]:
-    """Import the function that `module:function` names, and bind `arguments` to it.
+    """Import the function that `module:function` names, and bind `arguments` to it. See `load_callable`.
 
-    The module is in the project's folder, or in an installed package.
+    Raises:
+        UserError: it cannot be imported, or it is not a function.
+    """
+    function = load_callable(kind, name)
+    if inspect.isclass(function):
+        module_name, _, class_name = name.partition(":")
+        raise UserError(
+            f"{kind} {name} is a class, expected a function or an object with __call__. "
+            f"Fix: add an object to {module_name}, such as score = {class_name}(), and use its name."
+        )
+    return _Configured(function, **arguments) if arguments else function
+
+
+def load_callable(kind: str, name: str) -> Callable[..., Any]:
+    """Import the function or class that `module:name` names. The module is in the project's folder, or in a package.
 
     Args:
         kind: the word for it in messages, such as "reward".
 
     Raises:
-        UserError: it cannot be imported, or it is not a function.
+        UserError: it cannot be imported, or it cannot be called.
     """
     module_name, _, function_name = name.partition(":")
     try:
@@ -53,18 +67,14 @@ def load_function(kind: str, name: str, arguments: Mapping[str, Any] | None = No
         raise ImportFailed(
             f"{kind} {name}: importing {module_name} failed: {describe_error(error)}. Fix: {fix}"
         ) from error
-    function = getattr(module, function_name, None)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
+        what = "class" if kind == "environment" else "function"
         raise UserError(
-            f"{kind} {name}: module {module_name} has no function {function_name!r}, expected one of: "
-            f"{', '.join(_functions(module)) or '(it defines none)'}. Fix: correct the name in config.yaml."
+            f"{kind} {name}: module {module_name} has no {what} {function_name!r}, expected one of: "
+            f"{', '.join(_defined(module, kind)) or '(it defines none)'}. Fix: correct the name in config.yaml."
         )
-    if inspect.isclass(function):
-        raise UserError(
-            f"{kind} {name} is a class, expected a function or an object with __call__. "
-            f"Fix: add an object to {module_name}, such as score = {function_name}(), and use its name."
-        )
-    return _Configured(function, **arguments) if arguments else function
+    return function
 
 
 def _is_missing(module_name: str, error: BaseException) -> bool:
@@ -72,9 +82,13 @@ def _is_missing(module_name: str, error: BaseException) -> bool:
     return isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
 
 
-def _functions(module: ModuleType) -> list[str]:
-    """Return the names of the public functions that `module` defines. A package has those of its modules, too."""
-    public = [member for member in inspect.getmembers(module, inspect.isfunction) if member[0][0] != "_"]
+def _defined(module: ModuleType, kind: str) -> list[str]:
+    """Return the names of the public functions that `module` defines. A package has those of its modules, too.
+
+    For an environment: of its classes.
+    """
+    is_kind = inspect.isclass if kind == "environment" else inspect.isfunction
+    public = [member for member in inspect.getmembers(module, is_kind) if member[0][0] != "_"]
     return [name for name, function in public if f"{function.__module__}.".startswith(f"{module.__name__}.")]
 
 

@@ -1,9 +1,12 @@
-"""Load what the user brings besides the model's weights: the tokenizer, the rewards and the prompts."""
+"""Load what the user brings besides the model's weights: the tokenizer, the rewards, the prompts and the episodes."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
+import anyio
 from transformers import PreTrainedTokenizerBase
 
 from tandem_protocol.config import SharedConfig
@@ -11,10 +14,14 @@ from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
 from tandem_protocol.model_directory import check_model_directory
 from tandem_protocol.problems import one_line
 
+from .episodes import Episodes, load_episodes
 from .errors import UserError
 from .prompts import PromptRow, check_lengths, load_prompts
 from .rewards.judge import Judge
 from .rewards.scoring import Rewards
+
+Call = Callable[..., Any]
+"""Calls an asynchronous function: `anyio.run`, or `call` of the portal in whose event loop episodes will be played."""
 
 
 class Inputs(NamedTuple):
@@ -24,34 +31,83 @@ class Inputs(NamedTuple):
     scorer: Rewards | Judge
     rows: list[PromptRow]
     eval_rows: list[PromptRow]
+    episodes: Episodes | None
+    """None for single turns."""
 
     def describe(self, settings: TrainerSettings) -> str:
         """One line about what will be trained, for the log."""
         config = settings.trainer
         evaluation = f", evaluated on {len(self.eval_rows)} prompts" if self.eval_rows else ""
+        rewards = config.scorers or (f"the {'agent' if config.rollout.agent else 'environment'} itself",)
         return (
-            f"training {settings.shared.model} on {len(self.rows)} prompts of {config.prompts.source}, scored by "
-            f"{', '.join(config.scorers)}{evaluation}"
+            f"training {settings.shared.model} on {len(self.rows)} prompts of {config.prompts.source}"
+            f"{self._episodes(config)}, scored by {', '.join(rewards)}{evaluation}"
         )
 
+    def _episodes(self, config: TrainerConfig) -> str:
+        rollout = config.rollout
+        if rollout.agent:
+            return f" with the agent {rollout.agent}"
+        names = [schema["function"]["name"] for schema in self.episodes.schemas] if self.episodes else []
+        tools = f" with the tools {', '.join(names)}" if names else ""
+        return f" in environments{tools}" if rollout.environment else tools
 
-def load_inputs(settings: TrainerSettings, processes: int) -> Inputs:
-    """Load the tokenizer, the rewards and the prompts. This takes seconds, and needs no device and no generator.
+
+def load_inputs(settings: TrainerSettings, processes: int, call: Call = anyio.run) -> Inputs:
+    """Load the tokenizer, the rewards, the prompts, and what plays episodes.
+
+    This takes seconds, and needs no device and no generator.
+
+    Args:
+        call: calls the methods of environments that are asynchronous.
 
     Raises:
         ConfigError: the number of processes does not divide that of the prompts.
-        UserError: the prompts, rewards or configuration do not fit together.
+        UserError: the prompts, rewards, tools, environments or configuration do not fit together.
     """
     config = settings.trainer
     config.check_processes(processes)
     tokenizer = load_tokenizer(settings.shared)
     scorer = load_scorer(config)
-    rows = load_prompts(config.prompts, tokenizer)
-    eval_rows = load_prompts(config.eval.prompts, tokenizer) if config.eval else []
+    episodes = load_episodes(config.rollout, settings.shared, tokenizer)
+    if episodes is None:
+        return _with_prompts(settings, tokenizer, scorer, None)
+    try:
+        call(partial(episodes.start, needs_rewards=not config.scorers))
+        return _with_prompts(settings, tokenizer, scorer, episodes)
+    except BaseException:
+        call(episodes.close)
+        raise
+
+
+def _with_prompts(
+    settings: TrainerSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    scorer: Rewards | Judge,
+    episodes: Episodes | None,
+) -> Inputs:
+    """Load the prompts, and check that everything else fits them."""
+    config = settings.trainer
+    rows = load_prompts(config.prompts, tokenizer, episodes=episodes)
+    eval_rows = load_prompts(config.eval.prompts, tokenizer, episodes=episodes) if config.eval else []
     scorer.check_parameters([*rows, *eval_rows])
+    if episodes:
+        episodes.check(config.prompts, rows)
+        if config.eval:
+            episodes.check(config.eval.prompts, eval_rows)
     if length := _longest(settings.shared):
-        check_lengths([*rows, *eval_rows], length, config.rollout.max_completion_length)
-    return Inputs(tokenizer, scorer, rows, eval_rows)
+        check_fit(config, [*rows, *eval_rows], length)
+    return Inputs(tokenizer, scorer, rows, eval_rows, episodes)
+
+
+def check_fit(config: TrainerConfig, rows: Sequence[PromptRow], max_model_len: int) -> None:
+    """Refuse prompts that leave no room for an episode. An agent need not use its prompt as it is.
+
+    Raises:
+        UserError: a prompt is too long.
+    """
+    if not config.rollout.agent:
+        check_lengths(rows, max_model_len, config.rollout.max_completion_length)
 
 
 def _longest(shared: SharedConfig) -> int | None:

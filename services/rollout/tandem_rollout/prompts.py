@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -42,6 +42,18 @@ class PromptRow:
     """All other columns."""
 
 
+class Offers(Protocol):
+    """What a prompt offers to the model, such as `episodes.Episodes`."""
+
+    @property
+    def schemas(self) -> Sequence[dict[str, Any]]:
+        """JSON schemas of the tools."""
+
+    @property
+    def brings_tools(self) -> bool:
+        """Whether they are the only tools. Otherwise a column `tools` may bring others."""
+
+
 class Draw(NamedTuple):
     """A row that was drawn for a step, and the seed for sampling its completions."""
 
@@ -49,14 +61,19 @@ class Draw(NamedTuple):
     seed: int
 
 
-def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> list[PromptRow]:
+def load_prompts(
+    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, *, episodes: Offers | None = None
+) -> list[PromptRow]:
     """Read and tokenize the data set.
+
+    Args:
+        episodes: the episodes that begin with these prompts. Text then becomes a message of the user.
 
     Raises:
         UserError: the data set does not exist, it is empty, or a row has no valid prompt. The message names the row.
     """
     data = read_rows(config)
-    reader = _Reader(config, tokenizer, nulls_are_absent=data.nulls_are_absent)
+    reader = _Reader(config, tokenizer, nulls_are_absent=data.nulls_are_absent, episodes=episodes)
     rows = [reader.read(index, row) for index, row in enumerate(islice(data.rows, config.limit))]
     if not rows:
         raise UserError(f"{config.source} has no rows, expected at least one prompt in column {config.column!r}")
@@ -116,12 +133,20 @@ class PromptCursor:
 class _Reader:
     """Turns the rows of one data set into prompts."""
 
-    def __init__(self, config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, *, nulls_are_absent: bool) -> None:
+    def __init__(
+        self,
+        config: PromptsConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        nulls_are_absent: bool,
+        episodes: Offers | None,
+    ) -> None:
         self.incomplete: list[str] = []
         """Messages that the chat template left out: one line for each row with such a message."""
         self._config = config
         self._tokenizer = tokenizer
         self._nulls_are_absent = nulls_are_absent
+        self._episodes = episodes
         self._opening = _opening(tokenizer)
 
     def read(self, index: int, row: Row) -> PromptRow:
@@ -135,11 +160,13 @@ class _Reader:
                 "Fix: rename the columns."
             )
         prompt = parse_prompt(where, row[column], nulls_are_absent=self._nulls_are_absent)
+        if self._episodes and isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
         if isinstance(prompt, str):
             text = prompt
             token_ids = self._plain(where, prompt)
         else:
-            text = self._rendered(where, prompt, row.get("tools"))
+            text = self._rendered(where, prompt, self._offered(where, row.get("tools")))
             token_ids = self._token_ids(where, text)
         if not token_ids:
             raise UserError(f"{where}: the prompt {shown(prompt)} has no tokens, expected at least one")
@@ -156,15 +183,26 @@ class _Reader:
         token_ids = self._token_ids(where, text)
         return token_ids if token_ids[: len(self._opening)] == self._opening else self._opening + token_ids
 
-    def _rendered(self, where: str, messages: Conversation, tools: Any) -> str:
+    def _offered(self, where: str, tools: Any) -> Sequence[dict[str, Any]]:
+        """Return the schemas of the tools that the chat template offers to the model."""
+        if self._episodes and self._episodes.brings_tools:
+            if tools:
+                raise UserError(
+                    f"{where} has a column 'tools', but trainer.rollout.tools or environment brings the tools. Fix: "
+                    "remove or rename the column."
+                )
+            return self._episodes.schemas
+        return parse_tools(where, tools, nulls_are_absent=self._nulls_are_absent) or self._config.tools
+
+    def _rendered(self, where: str, messages: Conversation, tools: Sequence[dict[str, Any]]) -> str:
         template_kwargs = self._config.chat_template_kwargs
         if self._tokenizer.chat_template is None and "chat_template" not in template_kwargs:
             raise UserError(
-                f"{where} is a conversation, but the model's tokenizer has no chat template. Fix: write the prompts "
-                "as plain strings, choose an instruct model, or set prompts.chat_template_kwargs: {chat_template: …}."
+                f"{where} is a conversation, but the model's tokenizer has no chat template. Fix: "
+                f"{'' if self._episodes else 'write the prompts as plain strings, '}choose an instruct model, or set "
+                "prompts.chat_template_kwargs: {chat_template: …}."
             )
-        offered = parse_tools(where, tools, nulls_are_absent=self._nulls_are_absent) or self._config.tools
-        text, left_out = render(where, messages, offered, self._tokenizer, template_kwargs)
+        text, left_out = render(where, messages, tools, self._tokenizer, template_kwargs)
         if left_out:
             message = messages[left_out[0]]
             self.incomplete.append(

@@ -21,6 +21,7 @@ from tandem_protocol.version import Version
 
 from .client import GeneratorClient, task_group
 from .completions import CompletionReader
+from .episode_sampler import EpisodeSampler
 from .prompts import Draw, PromptCursor, PromptRow
 from .rewards.scoring import Scorer
 from .trajectory import Group
@@ -58,11 +59,14 @@ def sampling(config: RolloutConfig) -> Sampling:
 
 @dataclass(frozen=True)
 class Sampler:
-    """Samples trajectories from the generators, and scores them."""
+    """Samples trajectories of one turn from the generators, and scores them."""
 
     client: GeneratorClient
     read: CompletionReader
     scorer: Scorer
+
+    can_score_again = True
+    """Whether a group from a checkpoint can be scored again. Otherwise it has to be sampled again."""
 
     async def collect(
         self,
@@ -116,7 +120,7 @@ class Rollouts:
         *,
         rows: Sequence[PromptRow],
         cursor: PromptCursor,
-        sampler: Sampler,
+        sampler: Sampler | EpisodeSampler,
         portal: BlockingPortal,
         wait: Callable[[Future[None]], object],
         config: RolloutConfig,
@@ -174,7 +178,6 @@ class Rollouts:
                 tasks.create_task(self._request(pending, missing, min_version, timeout_s))
 
     async def _score_again(self, pending: _Pending, position: int, group: Group) -> None:
-        # Right for single turns only: an environment's own rewards would be lost.
         row = self._rows[pending.draws[position].row]
         unscored = [one.model_copy(update={"rewards": {}, "reward": None}) for one in group.trajectories]
         trajectories = await self._sampler.scorer.score(row, unscored)
@@ -226,8 +229,10 @@ class Rollouts:
 
         Args:
             sample_again: request all completions again, because sampling options have changed.
-            score_again: score all completions again, because reward functions or columns have changed.
+            score_again: score all completions again, because reward functions or columns have changed. Episodes are
+                requested again.
         """
+        sample_again |= score_again and not self._sampler.can_score_again
         self._cursor.position = state["cursor"]
         self._queue.clear()
         for saved in state["queue"]:

@@ -28,7 +28,7 @@ class TurnSampler:
         generators: Rollouts,
         sampling: Sampling,
         *,
-        seed: int,
+        seed: int | None,
         min_version: Version | None,
         timeout_s: float,
     ) -> None:
@@ -36,7 +36,7 @@ class TurnSampler:
         Args:
             sampling: how to sample. `n` and `max_tokens` are set for each turn.
             seed: of the episode: the seed of the row's draw, plus the number of the episode in its group. The first
-                turn then equals the completion of the same number in a request with `n` completions.
+                turn then equals the completion of the same number in a request with `n` completions. None: no seed.
             min_version: oldest policy version that may answer.
             timeout_s: time limit of a turn.
         """
@@ -54,8 +54,9 @@ class TurnSampler:
             TimeoutError: there is no answer after `timeout_s`.
         """
         groups: list[Group] = []
+        seed = None if self._seed is None else turn_seed(self._seed, turn)
         request = RolloutRequest(
-            prompts=(Prompt(token_ids=prompt_ids, seed=turn_seed(self._seed, turn)),),
+            prompts=(Prompt(token_ids=prompt_ids, seed=seed),),
             sampling=self._sampling.model_copy(update={"n": 1, "max_tokens": max_tokens}),
             min_version=self._min_version,
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.completions import CompletionReader
+from tandem_rollout.episode_sampler import EpisodeSampler
+from tandem_rollout.episodes import Episodes
 from tandem_rollout.errors import UserError
 from tandem_rollout.project import load_inputs
 from tandem_rollout.prompts import PromptCursor, PromptRow
@@ -40,20 +43,25 @@ class LoadedProject(NamedTuple):
     reader: CompletionReader
     rows: list[PromptRow]
     eval_rows: list[PromptRow]
+    episodes: Episodes | None
     algorithm: Algorithm
     learner: Learner
     fingerprint: ModelFingerprint
 
 
-def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) -> LoadedProject:
+def load_project(
+    settings: TrainerSettings, accelerator: Accelerator, run: Run, portal: BlockingPortal
+) -> LoadedProject:
     """Load and check the project before waiting for the generators, so that its errors appear early.
+
+    Environments live in the event loop of `portal`.
 
     Raises:
         UserError: the prompts, rewards, model or configuration do not fit together.
     """
     shared, config = settings.shared, settings.trainer
     with run.timer("start"):
-        inputs = load_inputs(settings, accelerator.num_processes)
+        inputs = load_inputs(settings, accelerator.num_processes, portal.call)
         algorithm = algorithms.build(config)
         learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
@@ -61,7 +69,9 @@ def load_project(settings: TrainerSettings, accelerator: Accelerator, run: Run) 
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
     reader = CompletionReader(inputs.tokenizer)
-    return LoadedProject(inputs.scorer, reader, inputs.rows, inputs.eval_rows, algorithm, learner, ours)
+    return LoadedProject(
+        inputs.scorer, reader, inputs.rows, inputs.eval_rows, inputs.episodes, algorithm, learner, ours
+    )
 
 
 def check_stop_tokens(stop_token_ids: Sequence[int], model_config: PreTrainedConfig) -> None:
@@ -89,10 +99,19 @@ class Session(NamedTuple):
     project: LoadedProject
 
 
-def construct_and_train(session: Session) -> int:
-    """Construct the parts of the loop, run it, and return the last step. The run measures the time of each phase."""
+AnySampler = Sampler | EpisodeSampler
+
+
+def construct_and_train(session: Session, training: AnySampler, evaluating: AnySampler) -> int:
+    """Construct the parts of the loop, run it, and return the last step. The run measures the time of each phase.
+
+    Args:
+        training: samples the groups to train on.
+        evaluating: samples those of evaluations.
+    """
     config, run, project = session.config, session.run, session.project
-    rollouts, publisher, evaluation = _rollouts(session), _publisher(session), _evaluation(session)
+    publisher = _publisher(session)
+    rollouts, evaluation = _rollouts(session, training), _evaluation(session, evaluating)
 
     @run.timer("publish")
     def publish(step: int) -> Version:
@@ -116,11 +135,26 @@ def construct_and_train(session: Session) -> int:
         rollouts.close()
 
 
-def _sampler(session: Session) -> Sampler:
-    return Sampler(session.client, session.project.reader, session.project.scorer)
+@contextmanager
+def samplers(session: Session, max_model_len: int) -> Iterator[tuple[AnySampler, AnySampler]]:
+    """Yield what samples trajectories for training and for evaluations.
+
+    Args:
+        max_model_len: longest context, in tokens.
+    """
+    config, project = session.config, session.project
+    if project.episodes is None:
+        single = Sampler(session.client, project.reader, project.scorer)
+        yield single, single
+        return
+    prompts = (config.prompts, config.eval.prompts if config.eval else config.prompts)
+    playing = project.episodes.playing(*prompts, max_model_len=max_model_len)
+    with session.portal.wrap_async_context_manager(playing) as plays:
+        training, evaluating = (EpisodeSampler(session.client, play, project.scorer) for play in plays)
+        yield training, evaluating
 
 
-def _rollouts(session: Session) -> Rollouts:
+def _rollouts(session: Session, sampler: AnySampler) -> Rollouts:
     config, processes = session.config, session.accelerator.num_processes
     rows = session.project.rows
     cursor = PromptCursor(
@@ -133,7 +167,7 @@ def _rollouts(session: Session) -> Rollouts:
     return Rollouts(
         rows=rows,
         cursor=cursor,
-        sampler=_sampler(session),
+        sampler=sampler,
         portal=session.portal,
         wait=session.run.wait,
         config=config.rollout,
@@ -158,14 +192,14 @@ def _publisher(session: Session) -> Publisher:
     )
 
 
-def _evaluation(session: Session) -> Evaluation:
+def _evaluation(session: Session, sampler: AnySampler) -> Evaluation:
     project, run = session.project, session.run
     win_rate = None
     if isinstance(project.scorer, Judge):
         win_rate = WinRate(project.scorer, project.eval_rows, run.dir / "eval_first.json")
     return Evaluation(
         rows=project.eval_rows,
-        sampler=_sampler(session),
+        sampler=sampler,
         win_rate=win_rate,
         portal=session.portal,
         wait=run.wait,

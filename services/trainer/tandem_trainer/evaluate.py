@@ -6,6 +6,7 @@ With a judge, the reward is the win rate against the first policy that the run e
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -18,12 +19,15 @@ from anyio.from_thread import BlockingPortal
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
+from tandem_rollout.episode_sampler import EpisodeSampler
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.queue import UNSHAPED, Sampler, sampling
 from tandem_rollout.rewards.judge import WinRate
 from tandem_rollout.trajectory import Group
 
-from .run.metrics import mean, reward_names
+from .run.metrics import failures, mean, reward_names, samples
+
+log = logging.getLogger(__name__)
 
 
 class Evaluation:
@@ -36,7 +40,7 @@ class Evaluation:
         self,
         *,
         rows: Sequence[PromptRow],
-        sampler: Sampler,
+        sampler: Sampler | EpisodeSampler,
         win_rate: WinRate | None,
         portal: BlockingPortal,
         wait: Callable[[Future[list[Group]] | None], list[Group] | None],
@@ -67,8 +71,17 @@ class Evaluation:
             return None
         assert self._config.eval is not None, "`due` is True only with trainer.eval"
         record = evaluation_record(groups, self._config.scorers, self._config.eval.pass_at)
+        if self._config.rollout.has_episodes:
+            record |= self._failed(groups, version)
         self._write({"step": version.step, "version": str(version)} | record)
         return record
+
+    def _failed(self, groups: Sequence[Group], version: Version) -> dict[str, int]:
+        """Report the episodes that failed, and return their number for the record."""
+        rows = samples(groups, version.step)
+        if message := failures(rows):
+            log.warning("the evaluation at step %d: %s", version.step, message)
+        return {"episodes_failed": sum(row.reason is not None for row in rows)}
 
     async def _collect(self, version: Version) -> list[Group]:
         """Sample and score completions for all rows."""

@@ -31,11 +31,10 @@ from tandem_protocol.store import WeightStore
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import ImportFailed, UserError
 from tandem_rollout.handshake import check_generators
-from tandem_rollout.project import load_inputs
-from tandem_rollout.prompts import check_lengths
+from tandem_rollout.project import check_fit, load_inputs
 from tandem_rollout.rewards.scoring import Rewards
 
-from .build import LoadedProject, Session, construct_and_train, load_project
+from .build import LoadedProject, Session, construct_and_train, load_project, samplers
 from .devices import all_accelerators, make_accelerator
 from .learner.lora import adapted_head
 from .learner.mismatch import MismatchCheck
@@ -113,7 +112,10 @@ def check_project(settings: TrainerSettings, project: Path) -> int:
     sys.path.insert(0, str(Path.cwd()))
     processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"
     try:
-        inputs = load_inputs(settings, int(processes) if processes.isdecimal() else 1)
+        with start_blocking_portal() as portal:
+            inputs = load_inputs(settings, int(processes) if processes.isdecimal() else 1, portal.call)
+            if inputs.episodes:
+                portal.call(inputs.episodes.close)
     except (ConfigError, UserError) as error:
         if isinstance(error, ImportFailed) and isinstance(error.__cause__, NOT_HERE):
             log.warning("the project cannot be checked here: %s", error)
@@ -196,11 +198,13 @@ def train_run(
         reports=accelerator.is_local_main_process,
     )
     stack.callback(portal.call, client.close)
-    project = load_project(settings, accelerator, run)
+    project = load_project(settings, accelerator, run, portal)
     if isinstance(project.scorer, Rewards):
         stack.callback(portal.call, project.scorer.close)
+    if project.episodes:
+        stack.callback(portal.call, project.episodes.close)
     with run.timer("wait_for_generators"):
-        infos = meet_generators(settings, client, portal, project, accelerators)
+        infos, max_model_len = meet_generators(settings, client, portal, project, accelerators)
     project.learner.mismatch_check = MismatchCheck(settings.trainer, [info.dtype for info in infos], run.alert_mismatch)
     facts = resume.describe(
         settings,
@@ -215,7 +219,9 @@ def train_run(
     trackers.start(accelerator, settings.trainer)
     stack.callback(trackers.finish, accelerator)
     run.stop_on_signals()
-    step = construct_and_train(Session(settings.trainer, accelerator, run, store, client, portal, project))
+    session = Session(settings.trainer, accelerator, run, store, client, portal, project)
+    with samplers(session, max_model_len) as (training, evaluating):
+        step = construct_and_train(session, training, evaluating)
     if accelerator.is_main_process and run.is_done:
         log.info("done: the run is finished at step %d; results in %s", step, run.dir.absolute())
     elif accelerator.is_main_process:
@@ -229,9 +235,12 @@ def meet_generators(
     portal: BlockingPortal,
     project: LoadedProject,
     accelerators: Sequence[str],
-) -> list[Info]:
-    """Wait until the generators are ready, check that they fit the project, and return what they report."""
-    completion = settings.trainer.rollout.max_completion_length
+) -> tuple[list[Info], int]:
+    """Wait until the generators are ready, and check that they fit the project.
+
+    Returns:
+        What they report, and the longest context in tokens.
+    """
     portal.call(client.wait_ready, settings.trainer.start_timeout_s)
     infos = portal.call(client.info, INFO_TIMEOUT_S)
     tables = {
@@ -244,7 +253,7 @@ def meet_generators(
         list(infos),
         ours=project.fingerprint,
         model=settings.shared.model,
-        max_completion_length=completion,
+        max_completion_length=settings.trainer.rollout.room_behind_prompt,
         accelerators=accelerators,
         shapes=model_shapes(project.learner.model),
         tables=tables,
@@ -252,5 +261,5 @@ def meet_generators(
         adapted_head=adapted_head(project.learner.model),
     )
     length = min(length, project.learner.fix_positions([info.max_model_len for info in infos.values()]))
-    check_lengths([*project.rows, *project.eval_rows], length, completion)
-    return list(infos.values())
+    check_fit(settings.trainer, [*project.rows, *project.eval_rows], length)
+    return list(infos.values()), length

@@ -5,9 +5,11 @@ The text below a field is its description in docs/reference/config.md.
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from ..messages import TokenId
 from .sections import FUNCTION_NAME, Section
@@ -36,7 +38,7 @@ class PromptsConfig(Section):
     of the model."""
     tools: tuple[dict[str, Any], ...] = ()
     """JSON schemas of functions that the chat template offers to the model. A column `tools` in the data set replaces
-    them row by row. Nothing executes the calls."""
+    them row by row. Nothing executes the calls: `rollout.tools` names functions that are called."""
 
 
 class RewardConfig(Section):
@@ -59,7 +61,7 @@ class RewardConfig(Section):
 
 
 class RolloutConfig(Section):
-    """The completions that the generators sample in each step."""
+    """The completions that the generators sample in each step, and the episodes that they are part of."""
 
     num_prompts: int = Field(16, ge=1)
     """Prompts per step, over all trainer processes. Must be a multiple of the number of trainer processes."""
@@ -68,7 +70,8 @@ class RolloutConfig(Section):
     precise baseline and takes more time."""
     max_completion_length: int = Field(256, ge=1)
     """Longest completion in tokens. A longer one is truncated. Prompt and completion together must fit into
-    `generator.max_model_len`."""
+    `generator.max_model_len`. In an episode of several turns it counts everything behind the prompt: what the model
+    writes, and what tools and environments say. For an agent it counts what the model writes."""
     temperature: float = Field(1.0, gt=0.0)
     """Sampling temperature. The trainer computes its logprobs at the same temperature."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
@@ -90,3 +93,69 @@ class RolloutConfig(Section):
     long again."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
     """How long a replica may send nothing, in seconds. Then the missing groups are requested from the next replica."""
+    tools: tuple[str, ...] = ()
+    """Functions of the project that the model can call, each `module:function`. They need types and a docstring that
+    describes each parameter. With tools, an environment or an agent, a completion becomes an episode of several turns.
+    docs/train/episodes.md describes them."""
+    environment: str | dict[str, str] | None = None
+    """Environment class of the project, `module:Name`, in which episodes take place. A mapping from names to classes:
+    the column `environment` of the data set selects one for each row."""
+    agent: str | None = Field(None, pattern=FUNCTION_NAME)
+    """Agent of the project, `module:function`: code that calls the model through the OpenAI API. It replaces `tools`
+    and `environment`."""
+    max_turns: int = Field(8, ge=1)
+    """Turns of the model in an episode. For an agent: its calls of the model."""
+    max_turn_length: int | None = Field(None, ge=1)
+    """Longest turn in tokens. A longer one is cut off, and the episode goes on. `null`: only `max_completion_length`
+    limits it."""
+    tool_timeout_s: float = Field(60.0, gt=0.0)
+    """How long a call of a tool may take, in seconds. Then the model reads an error. For other methods of an
+    environment: the episode fails."""
+    max_tool_characters: int = Field(8192, ge=1)
+    """Longest text that the model reads from a tool or an environment at once. A longer one is cut."""
+    tool_parser: str | None = None
+    """How the model writes tool calls: `hermes`, `llama3`, `mistral`, or a function of the project,
+    `module:function`. `null`: the tokenizer's response template, or the parser that reads what the chat template
+    writes."""
+    history: Literal["keep", "template"] = "keep"
+    """What the model sees of its earlier turns. `keep`: what it wrote, thinking included. `template`: what the chat
+    template shows of it."""
+    episode_timeout_s: float = Field(240.0, gt=0.0)
+    """How long an agent may take for an episode, in seconds. Then the episode fails."""
+
+    @field_validator("tools", "environment")
+    @classmethod
+    def _are_names(cls, value: Any) -> Any:
+        names = value.values() if isinstance(value, Mapping) else [value] if isinstance(value, str) else value or ()
+        for name in names:
+            if not re.match(FUNCTION_NAME, name):
+                raise ValueError(f"got {name!r}, expected module:name, such as tools:search for search in tools.py")
+        if value == {}:
+            raise ValueError("got an empty mapping, expected at least one environment class")
+        return value
+
+    @model_validator(mode="after")
+    def _agent_is_alone(self) -> RolloutConfig:
+        if self.agent and (self.tools or self.environment):
+            other = "tools" if self.tools else "environment"
+            raise ValueError(
+                f"both agent and {other} are set, expected only one of them: an agent brings its own tools"
+            )
+        return self
+
+    @property
+    def has_episodes(self) -> bool:
+        """Whether tools, an environment or an agent are configured. Otherwise each prompt gets a single turn."""
+        return bool(self.tools or self.environment or self.agent)
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Everything of the project that episodes use, as `module:name`."""
+        environments = self.environment if isinstance(self.environment, dict) else {"": self.environment}
+        named = (*self.tools, *environments.values(), self.agent, self.tool_parser)
+        return tuple(name for name in named if name and ":" in name)
+
+    @property
+    def room_behind_prompt(self) -> int:
+        """Tokens that must fit behind a prompt. An agent's calls are limited by what fits."""
+        return 1 if self.agent else self.max_completion_length

@@ -96,7 +96,8 @@ class TrainerConfig(Section):
     prompts: PromptsConfig = PromptsConfig()
     """The prompts to train on."""
     rewards: tuple[RewardConfig, ...] = ()
-    """List of reward functions, at least one. Only `online_dpo` can have a judge instead (`online_dpo.judge`)."""
+    """List of reward functions. At least one, unless `rollout.environment` or `rollout.agent` gives rewards. Only
+    `online_dpo` can have a judge instead (`online_dpo.judge`)."""
     reward_errors: Literal["fail", "drop"] = "fail"
     """What to do if a reward function or judge raises, times out, or returns something invalid. `fail`: stop the run.
     `drop`: log a warning and leave the group out of the update. A synchronous function that times out cannot be
@@ -175,8 +176,11 @@ class TrainerConfig(Section):
             raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}, expected online_dpo")
         if judge and self.rewards:
             raise ValueError("both rewards and online_dpo.judge are set, expected only one of them")
-        if not judge and not self.rewards:
-            raise ValueError("rewards is empty, expected at least one, or online_dpo.judge with algorithm online_dpo")
+        if not judge and not self.rewards and not (self.rollout.environment or self.rollout.agent):
+            raise ValueError(
+                "rewards is empty, expected at least one, online_dpo.judge with algorithm online_dpo, or a "
+                "rollout.environment or rollout.agent that gives rewards"
+            )
         if judge and self.eval and self.eval.num_generations > 1:
             raise ValueError(
                 f"eval.num_generations is {self.eval.num_generations}, expected 1: a judge compares one completion per "
@@ -196,10 +200,21 @@ class TrainerConfig(Section):
                 "expected a multiple of the number of processes. Fix: change one of them."
             )
 
+    @model_validator(mode="after")
+    def _tools_come_from_one_place(self) -> TrainerConfig:
+        for prompts, key in ((self.prompts, "prompts"), (self.eval and self.eval.prompts, "eval.prompts")):
+            if prompts and prompts.tools and self.rollout.has_episodes:
+                raise ValueError(
+                    f"{key}.tools is set together with rollout.tools, rollout.environment or rollout.agent, expected "
+                    "only one of them. Fix: remove the schemas; those of the functions are made from their types."
+                )
+        return self
+
     @property
     def scorers(self) -> tuple[str, ...]:
-        """Names of the reward functions, or of the judge."""
-        return tuple(reward.function for reward in self.rewards) or (str(self.online_dpo.judge),)
+        """Names of the reward functions, or of the judge. Empty if only the environment or the agent gives rewards."""
+        judge = self.online_dpo.judge
+        return tuple(reward.function for reward in self.rewards) or ((judge,) if judge else ())
 
     @property
     def run_dir(self) -> Path:

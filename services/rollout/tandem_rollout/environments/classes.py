@@ -68,6 +68,8 @@ class ClassEnvironments:
         self._selects = isinstance(factories, Mapping)
         self.schemas: Sequence[Schema] = [tool.schema for tool in tools]
         self.answers_in_text = False
+        self.without_rewards: list[str] = []
+        """The environments that give no rewards of their own. `start` finds them."""
         self.timeout_s = timeout_s
         self.max_characters = max_characters
         self._factories: dict[Any, Factory] = {**factories} if isinstance(factories, Mapping) else {None: factories}
@@ -90,6 +92,7 @@ class ClassEnvironments:
             self._idle[name].append(instance)
             schemas |= {schema["function"]["name"]: schema for schema in instance.tools.schemas}
             self.answers_in_text |= instance.kind.answers_in_text
+            self.without_rewards += [] if instance.kind.gives_rewards else [instance.kind.name]
         self.schemas = list(schemas.values())
 
     def check_rows(self, rows: Iterable[Row]) -> None:
@@ -99,13 +102,14 @@ class ClassEnvironments:
             UserError: a row does not; says which.
         """
         for index, row in enumerate(rows):
-            instance = self._idle[self._selected(row, f"row {index}")][0]
+            where = getattr(row, "where", f"row {index}")
+            instance = self._idle[self._selected(row, where)][0]
             columns = self.columns(row)
             try:
                 inspect.signature(instance.thing.reset).bind(**accepted(instance.thing.reset, columns))
             except TypeError as error:
                 raise UserError(
-                    f"environment {instance.kind.name}: reset cannot be called for row {index}: {error}. The row has "
+                    f"environment {instance.kind.name}: reset cannot be called for {where}: {error}. The row has "
                     f"{sorted(columns)}. Fix: add the column, or give the parameter a default."
                 ) from error
 

@@ -23,6 +23,8 @@ class Kind:
     """Name → tool of a method. It takes the instance first, unless the method is static."""
     static: Collection[str]
     answers_in_text: bool
+    gives_rewards: bool
+    """Whether it can reward episodes: with `get_reward`, or with `Done` from `step`."""
 
     @classmethod
     def of(cls, type_: type) -> Kind:
@@ -41,6 +43,7 @@ class Kind:
             methods={name: Tool.of(functions[name], f"environment {type_.__name__}: tool") for name in public},
             static={name for name in public if isinstance(inspect.getattr_static(type_, name), staticmethod)},
             answers_in_text=answers_in_text,
+            gives_rewards="get_reward" in functions or answers_in_text,
         )
 
     def tools(self, instance: Any) -> list[Tool]:

@@ -48,3 +48,7 @@ class ToolLoops:
 
     def make(self) -> Environment:
         return ToolLoop(self._tools, self._workers)
+
+    async def close(self) -> None:
+        """End the idle threads."""
+        self._workers.close()

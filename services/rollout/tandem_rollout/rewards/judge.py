@@ -60,10 +60,12 @@ class Judge:
         return self.judged(trajectories, (None, None) if wins is None else (wins, 1 - wins))
 
     def judged(self, trajectories: Sequence[Trajectory], rewards: Sequence[float | None]) -> tuple[Trajectory, ...]:
-        """Return the trajectories with these rewards."""
+        """Return the trajectories with these rewards. Those of an environment are only reported: the judge decides."""
         pairs = zip(trajectories, rewards, strict=True)
         name = self._function.name
-        return tuple(one.model_copy(update={"reward": reward, "rewards": {name: reward}}) for one, reward in pairs)
+        return tuple(
+            one.model_copy(update={"reward": reward, "rewards": one.rewards | {name: reward}}) for one, reward in pairs
+        )
 
     async def wins(self, row: PromptRow, completions: Sequence[Any]) -> float | None:
         """Return 1 if the first of two completions is better, 0 if the second is, 0.5 if neither is.

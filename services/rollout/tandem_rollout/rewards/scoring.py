@@ -75,7 +75,7 @@ class Rewards:
         scored = [trajectories[place] for place in places]
         if not scored:
             return tuple(trajectories)
-        used = [environments[place] for place in places] if environments else []
+        used = [environments[place] for place in places] if any(one is not None for one in environments) else []
         async with task_group() as calls:
             tasks = {
                 function.name: calls.create_task(

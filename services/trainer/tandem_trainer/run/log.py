@@ -16,11 +16,13 @@ from tandem_rollout.trajectory import Group
 
 from .clock import StepClock
 from .journal import Journal
-from .metrics import samples, step_record, trajectory_records
+from .metrics import TrajectorySample, failures, samples, step_record, trajectory_records
 from .step_line import StepLine
 from .trackers import scalars
 
 MAX_CONSECUTIVE_SKIPS = 50
+MAX_CONSECUTIVE_FAILURES = 3
+"""Batches of which every episode failed. One may be an accident: an environment that is restarted."""
 
 
 class RunLog:
@@ -43,6 +45,7 @@ class RunLog:
         self._clock = StepClock()
         self._step_line = StepLine(config.max_steps)
         self._consecutive_skips = 0
+        self._consecutive_failures = 0
         self._groups_skipped = 0
 
     @contextmanager
@@ -66,12 +69,14 @@ class RunLog:
         """Count groups without a learning signal, and write some of their completions.
 
         Raises:
-            UserError: MAX_CONSECUTIVE_SKIPS batches in a row had no signal.
+            UserError: MAX_CONSECUTIVE_SKIPS batches in a row had no signal, or every episode of
+                MAX_CONSECUTIVE_FAILURES batches failed.
         """
         self._groups_skipped += len(groups)
         self._consecutive_skips += 1
         upcoming = Version(self.step + 1, self.attempt)
         self.journal.completions(trajectory_records(upcoming, groups, self._config.log_completions, skipped=True))
+        self._report_failures(self._samples(groups))
         if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             rewards = {reward for group in groups for reward in group.rewards}
             raise UserError(
@@ -83,13 +88,16 @@ class RunLog:
     def make_record(self, step: int, groups: Sequence[Group], stats: Mapping[str, float]) -> None:
         """Make the step's record. `checkpoint` saves it, and `log` writes it with the timings."""
         version = Version(step, self.attempt)
+        rows = self._samples(groups)
         skipped = self._groups_skipped + sum(not group.has_signal for group in groups)
         record = step_record(
             version,
-            gather_object(samples(groups, version.step - 1)),
+            rows,
             stats,
             functions=self._config.scorers,
             groups_skipped=sum(gather_object([skipped])),
+            may_be_stale=self._config.max_lag > 0,
+            has_episodes=self._config.rollout.has_episodes,
         )
         self.record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
         self.step = step  # set last, because a step without a record would be missing after a resume
@@ -97,6 +105,28 @@ class RunLog:
         self._consecutive_skips = 0
         self._groups_skipped = 0
         self.journal.keep(trajectory_records(version, groups, self._config.log_completions))
+        self._report_failures(rows)
+
+    def _samples(self, groups: Sequence[Group]) -> list[TrajectorySample]:
+        """The trajectories of all ranks. Every rank calls it at the same time."""
+        rows: list[TrajectorySample] = gather_object(samples(groups, self.step))
+        return rows
+
+    def _report_failures(self, rows: Sequence[TrajectorySample]) -> None:
+        """Report episodes that failed.
+
+        Raises:
+            UserError: every episode of MAX_CONSECUTIVE_FAILURES batches in a row failed.
+        """
+        message = failures(rows)
+        self._consecutive_failures = self._consecutive_failures + 1 if all(row.reason for row in rows) else 0
+        if message:
+            self.journal.alert("episodes_failed", self.step, f"{message}. They are left out of the update.")
+        if self._consecutive_failures >= MAX_CONSECUTIVE_FAILURES:
+            raise UserError(
+                f"all episodes of {MAX_CONSECUTIVE_FAILURES} batches in a row failed, so there is nothing to learn "
+                f"from. Of the last batch, {message}. Fix: correct the environment or the agent."
+            )
 
     def log(self) -> None:
         """Write the step's record and some of its completions."""

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import statistics
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from io import FileIO
@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 from tandem_protocol.version import Version
 from tandem_rollout.trajectory import ChatMessage, Group
+
+_SHOWN_REASONS = 3
+"""How many different reasons of failures a message names."""
 
 
 class TrajectorySample(NamedTuple):
@@ -26,13 +29,31 @@ class TrajectorySample(NamedTuple):
     tokens: int
     """Number of sampled tokens."""
     truncated: bool
-    lag: int
+    staleness: dict[int, int]
+    """Age in versions → number of sampled tokens."""
+    turns: int = 1
+    tool_calls: int = 0
+    tool_errors: int = 0
+    environment_s: float = 0.0
+    reason: str | None = None
+    """Why the episode failed. None if it did not."""
 
 
 def samples(groups: Iterable[Group], step: int) -> list[TrajectorySample]:
     """Return one sample per trajectory of the groups that were trained on at version `step`."""
     return [
-        TrajectorySample(one.reward, one.rewards, one.num_sampled, one.truncated, one.lag(step))
+        TrajectorySample(
+            reward=one.reward,
+            rewards=one.rewards,
+            tokens=one.num_sampled,
+            truncated=one.truncated,
+            staleness=dict(one.staleness(step)),
+            turns=one.turns,
+            tool_calls=one.tool_calls,
+            tool_errors=one.tool_errors,
+            environment_s=one.timings.environment_s,
+            reason=one.reason,
+        )
         for group in groups
         for one in group.trajectories
     ]
@@ -51,6 +72,8 @@ def step_record(
     *,
     functions: Sequence[str],
     groups_skipped: int,
+    may_be_stale: bool = False,
+    has_episodes: bool = False,
 ) -> dict[str, Any]:
     """Make one line of `metrics.jsonl`.
 
@@ -60,6 +83,8 @@ def step_record(
         stats: what `Learner.update` returned. Its `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean
             over tokens.
         functions: names of the reward functions, or of the judge.
+        may_be_stale: whether to report how old the tokens are. Without lag, all have the age 0.
+        has_episodes: whether to report turns and tools. Otherwise every trajectory is a single turn.
     """
     rewards = [row.reward for row in rows]
     names = reward_names(functions, (row.rewards for row in rows))
@@ -74,12 +99,41 @@ def step_record(
         "rewards_std": {name: std(column) for name, column in columns.items()},
         "mismatch": None,
         **stats,
-        "lag_max": max(row.lag for row in rows),
+        "lag_max": max(age for row in rows for age in (0, *row.staleness)),
+        **(_staleness(rows) if may_be_stale else {}),
         "completion_tokens_mean": tokens / len(rows),
         "truncated_fraction": sum(row.truncated for row in rows) / len(rows),
         "rollout_tokens": tokens,
         "groups_skipped": groups_skipped,
+        **(_of_episodes(rows) if has_episodes else {}),
     }
+
+
+def _staleness(rows: Sequence[TrajectorySample]) -> dict[str, Any]:
+    tokens: Counter[int] = Counter()
+    for row in rows:
+        tokens.update(row.staleness)
+    return {"staleness": {str(age): tokens[age] for age in sorted(tokens)}}
+
+
+def _of_episodes(rows: Sequence[TrajectorySample]) -> dict[str, Any]:
+    return {
+        "turns_mean": mean(row.turns for row in rows),
+        "tool_calls": sum(row.tool_calls for row in rows),
+        "tool_errors": sum(row.tool_errors for row in rows),
+        "environment_s_mean": mean(row.environment_s for row in rows),
+        "episodes_failed": sum(row.reason is not None for row in rows),
+    }
+
+
+def failures(rows: Sequence[TrajectorySample]) -> str | None:
+    """Say how many episodes failed and why, the most frequent reasons first. None if none failed."""
+    reasons = Counter(row.reason for row in rows if row.reason is not None)
+    if not reasons:
+        return None
+    shown = [f"{reason} ({count}×)" for reason, count in reasons.most_common(_SHOWN_REASONS)]
+    more = f"; and {len(reasons) - len(shown)} other reasons" if len(reasons) > len(shown) else ""
+    return f"{reasons.total()} of {len(rows)} episodes failed: {'; '.join(shown)}{more}"
 
 
 def trajectory_records(
@@ -87,12 +141,16 @@ def trajectory_records(
 ) -> list[dict[str, Any]]:
     """Make lines of `rollouts.jsonl` for `count` trajectories: first one of each group, then a second of each.
 
+    As many that failed are added, with their reasons.
+
     Args:
         version: the version that was trained on them, or would have been if they had not been skipped.
         skipped: the complete batch was skipped. In other batches, only groups with equal rewards are skipped.
     """
     pairs = [(group, i) for i in range(len(groups[0].trajectories)) for group in groups]
-    return [_record(version, group, i, skipped=skipped or not group.has_signal) for group, i in pairs[:count]]
+    failed = [(group, i) for group, i in pairs[count:] if group.trajectories[i].status == "failed"]
+    chosen = [*pairs[:count], *failed[:count]]
+    return [_record(version, group, i, skipped=skipped or not group.has_signal) for group, i in chosen]
 
 
 def _record(version: Version, group: Group, index: int, *, skipped: bool) -> dict[str, Any]:

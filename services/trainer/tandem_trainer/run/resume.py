@@ -37,7 +37,7 @@ FIXED = {
 """Setting → why a change of it, or of a setting below it, is refused. All other changes take effect."""
 
 SCORING = ("trainer.rewards", "trainer.online_dpo.judge", PROMPTS, CODE)
-"""If one of these changes, a completion may get another reward."""
+"""If one of these changes, a completion may get another reward, and an episode may take another course."""
 SAMPLING = (
     "trainer.rollout.num_generations",
     "trainer.rollout.max_completion_length",
@@ -47,11 +47,19 @@ SAMPLING = (
     "trainer.rollout.min_p",
     "trainer.rollout.repetition_penalty",
     "trainer.rollout.stop_token_ids",
+    "trainer.rollout.tools",
+    "trainer.rollout.environment",
+    "trainer.rollout.agent",
+    "trainer.rollout.max_turns",
+    "trainer.rollout.max_turn_length",
+    "trainer.rollout.max_tool_characters",
+    "trainer.rollout.tool_parser",
+    "trainer.rollout.history",
 )
 """If one of these changes, completions come from another distribution."""
 EVALUATION = (
     "trainer.rewards", "trainer.online_dpo.judge", "trainer.eval.temperature", "trainer.eval.num_generations",
-    EVAL_PROMPTS, CODE,
+    "trainer.rollout.environment", "trainer.rollout.agent", EVAL_PROMPTS, CODE,
 )  # fmt: skip
 """If one of these changes, the reward of an evaluation does not compare with earlier ones."""
 
@@ -97,7 +105,7 @@ def describe(
         PROMPT_COUNT: len(rows),
         PROMPTS: _rows_digest(rows),
         EVAL_PROMPTS: _rows_digest(eval_rows),
-        CODE: _code_digest(Path.cwd(), settings.trainer.scorers),
+        CODE: _code_digest(Path.cwd(), (*settings.trainer.scorers, *settings.trainer.rollout.functions)),
     }
     return {row.key: row.value for row in resolved(settings, {})} | facts
 
