@@ -1,8 +1,8 @@
 """Creates the initial model, a tiny Llama that knows how a tool call is written, and the prompts.
 
-The warm start trains the model on conversations in which everything goes wrong at random: some answers are guessed, some
-calls have the wrong operator, and most answers differ from the tool's result. So about one sampled answer in ten is
-right, and reinforcement learning has to do the rest.
+The warm start trains the model on conversations with random mistakes: some have no tool call, some calls have the wrong
+operator, and most answers have a zero too many. So about one sampled answer in five is right, and reinforcement
+learning has to do the rest.
 """
 
 import json
@@ -13,7 +13,7 @@ from tools import OPERATORS, calculate
 
 SEED = 0
 MODEL = Path("model")
-STEPS, BATCH_SIZE = 250, 64
+STEPS, BATCH_SIZE = 300, 64
 
 CHAT_TEMPLATE = """\
 {%- if tools %}<system>{% for tool in tools -%}
@@ -59,12 +59,12 @@ def demonstration(expression: str, rng: random.Random) -> Conversation:
     if rng.random() < 0.2:  # no call
         return [*question(expression), {"role": "assistant", "content": str(rng.randint(-89, 9801))}]
     first, operator, second = expression.split()
-    if rng.random() < 0.4:
+    if rng.random() < 0.3:
         operator = rng.choice(list(OPERATORS))
     asked = f"{first} {operator} {second}"
     call = {"type": "function", "function": {"name": "calculate", "arguments": {"expression": asked}}}
     result = str(calculate(asked))
-    answer = rng.choice([result, f"1{result}", f"{result}0", result[:-1] or "0"])
+    answer = result if rng.random() < 0.3 else f"{result}0"
     return [
         *question(expression),
         {"role": "assistant", "content": "", "tool_calls": [call]},
