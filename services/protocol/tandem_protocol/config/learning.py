@@ -78,8 +78,8 @@ class GrpoConfig(Section):
     normalize each reward in its group, whatever `scale_rewards` is, then sum them and normalize over the batch. Use it
     if one reward varies much more than the others (GDPO)."""
     mask_truncated_completions: bool = False
-    """Leave completions that reach `max_completion_length` out of the loss. Use it if a reward means little for an
-    incomplete answer."""
+    """Leave completions that reach `max_completion_length`, and episodes that reach `max_turns`, out of the loss. Use
+    it if a reward means little for an incomplete answer."""
     num_iterations: int = Field(1, ge=1)
     """Optimizer steps per batch of rollouts. All of them belong to one step and produce one version."""
 
