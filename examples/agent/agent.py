@@ -7,7 +7,7 @@ is trained: every call of the library goes to the trainer's own endpoint, which 
 from typing import Any
 
 from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, RunConfig, Runner, function_tool
-from agents.exceptions import AgentsException
+from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError
 
 from tandem_rollout.agents import AgentClient
 
@@ -42,6 +42,6 @@ async def run(row: dict[str, Any], client: AgentClient) -> float:
         receptionist = Agent(name="receptionist", model=model, handoffs=[numbers, words])
         try:
             result = await Runner.run(receptionist, row["prompt"], run_config=RunConfig(tracing_disabled=True), max_turns=4)
-        except AgentsException:  # for example, the model has called a tool that does not exist
+        except (ModelBehaviorError, MaxTurnsExceeded):  # for example, a tool that does not exist
             return 0.0
     return float(str(result.final_output) == row["answer"])

@@ -1,7 +1,7 @@
 """Creates the initial model, a tiny Llama, and the prompts.
 
-The warm start trains the model on three habits: walk towards the treasure, away from it, or at random. Each is shown
-equally often. It does not say which one is right: that is for reinforcement learning.
+The warm start trains the model on moves along the directions of the hints, more often away from the treasure than towards
+it. It does not say which is right: that is for reinforcement learning.
 """
 
 import json
@@ -14,7 +14,7 @@ from game import MOVES, Treasure
 SEED = 0
 MODEL = Path("model")
 SIZE = 4
-STEPS, BATCH_SIZE = 120, 64
+STEPS, BATCH_SIZE = 150, 64
 
 CHAT_TEMPLATE = """\
 {%- for message in messages %}<{{ message.role }}>
@@ -24,12 +24,6 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<assistant>{% endif %}"""
 """`generation` marks what the warm start trains on."""
 
-HABITS = (
-    lambda shown: shown,
-    lambda shown: [OPPOSITE[name] for name in shown],
-    lambda shown: list(MOVES),
-)
-"""The directions in the hint → the moves to choose from."""
 OPPOSITE = {"north": "south", "south": "north", "west": "east", "east": "west"}
 
 PROMPT = [{"role": "user", "content": "Find the treasure."}]
@@ -53,15 +47,15 @@ def write_prompts(path: Path, games: list) -> None:
 
 
 def demonstration(games: list, rng: random.Random) -> list[dict]:
-    """Return a conversation in which all moves follow one habit."""
-    habit = rng.choice(HABITS)
+    """Return a conversation in which two of five moves lead towards the treasure, and the others away from it."""
     game = Treasure()
     messages: list[dict] = []
-    for _ in range(rng.randint(1, 2 * SIZE)):
+    for _ in range(rng.randint(1, 5)):
         hint = game.reset(*rng.choice(games))
-        shown = [name for name in MOVES if name in hint]
+        towards = [name for name in MOVES if name in hint]
+        moves = towards if rng.random() < 0.4 else [OPPOSITE[name] for name in towards]
         messages.append({"role": "user", "content": hint if messages else PROMPT[0]["content"] + hint})
-        messages.append({"role": "assistant", "content": rng.choice(habit(shown))})
+        messages.append({"role": "assistant", "content": rng.choice(moves)})
     return messages
 
 
