@@ -1,0 +1,39 @@
+"""The environment of this example: a field with a hidden treasure, on which the model walks step by step."""
+
+from typing import Any
+
+from tandem_rollout.environments import Done
+
+MOVES = {"north": (-1, 0), "south": (1, 0), "west": (0, -1), "east": (0, 1)}
+SPARE_MOVES = 1
+
+
+class Treasure:
+    """Says after each move where the treasure is. The model finds it, or has no moves left."""
+
+    def reset(self, start: list[int], treasure: list[int], **_: Any) -> str:
+        """Begin a game. What this returns is added to the prompt."""
+        self.place, self.treasure = list(start), list(treasure)
+        self.way = self._distance()
+        self.moves_left = self.way + SPARE_MOVES
+        return self._hint()
+
+    async def step(self, message: dict[str, Any]) -> str | Done:
+        """Answer a turn of the model."""
+        if message["content"] not in MOVES:
+            return Done(reward=0.0)
+        self.place = [here + move for here, move in zip(self.place, MOVES[message["content"]], strict=True)]
+        self.moves_left -= 1
+        if self.moves_left and self.place != self.treasure:
+            return self._hint()
+        return Done(reward=max(0.0, 1 - self._distance() / self.way))  # the share of the way that it has come closer
+
+    # A public method would be a tool.
+    def _distance(self) -> int:
+        return sum(abs(here - there) for here, there in zip(self.place, self.treasure, strict=True))
+
+    def _hint(self) -> str:
+        """Return for example ` It is north east.`"""
+        down, right = (there - here for here, there in zip(self.place, self.treasure, strict=True))
+        directions = [name for name, holds in zip(MOVES, (down < 0, down > 0, right < 0, right > 0), strict=True) if holds]
+        return f" It is {' '.join(directions)}."
