@@ -21,7 +21,7 @@ from tandem_trainer import script_run
 from tandem_trainer.launch import trainer_command
 
 NEEDS = ScriptNeeds("/models/a", max_model_len=128)
-YAML = 'generator: {dtype: float32, max_model_len: 64, vllm: {x: 1e-5, y: "5"}, env: {A: "1"}}\n'
+YAML = 'generator: {dtype: float32, max_model_len: 64, vllm: {x: 5, y: "5"}, env: {A: "1"}}\n'
 
 
 @pytest.fixture
