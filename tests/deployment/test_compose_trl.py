@@ -86,13 +86,14 @@ def test_a_killed_script_resumes_from_its_checkpoint(digits: Path) -> None:
     [
         ("train.py --model model --out out --mode colocate", 2, "got vllm_mode='colocate', expected 'server'"),
         ("absent.py", 2, "got the script absent.py, which is not in the project's folder"),
-        ("train.py --model absent --out out", 1, "the rehearsal of the script ended with exit status 1"),
+        ("raises.py", 1, "ZeroDivisionError"),
     ],
     ids=["colocate", "absent", "raises"],
 )
 def test_a_mistake_is_found_before_anything_starts_and_shown_by_the_trainer(
     folder: Path, script: str, status: int, expected: str
 ) -> None:
+    (folder / "raises.py").write_text("1 / 0")
     with stack(folder, variables={"TANDEM_SCRIPT": script}) as made:
         result = made.compose("up", "--no-build", "--exit-code-from", "trainer", timeout_s=150)
     assert result.returncode == status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,15 @@ class VLLMClient:
 """
 
 Install = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def loggers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what the program does to Tandem's loggers."""
+    for package in ("tandem_protocol", "tandem_rollout", "tandem_trainer"):
+        logger = logging.getLogger(package)
+        for name in ("handlers", "propagate", "level"):
+            monkeypatch.setattr(logger, name, getattr(logger, name))
 
 
 @pytest.fixture

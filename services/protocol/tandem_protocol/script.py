@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,5 +75,5 @@ def script_command(env: Mapping[str, str] = os.environ) -> list[str]:
 
 def run_name(script: str | Path) -> str:
     """Name of a script's run: that of its file without `.py`, with `_` for characters that a run's name cannot have."""
-    name = "".join(c if c.isalnum() or c in "_.-" else "_" for c in Path(script).stem)
-    return name if name[:1].isalnum() or name[:1] == "_" else f"_{name}"
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(script).stem)
+    return re.sub(r"^[.-]", "_", name)
