@@ -26,6 +26,7 @@ from tandem_protocol.config import (
 from tandem_protocol.config.help import ServiceParser, add_keys
 from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
+from tandem_protocol.end_file import EndFile
 from tandem_protocol.lock import project_in_use
 from tandem_protocol.ports import listen
 
@@ -59,16 +60,19 @@ environment:
 The command line wins over the environment, the environment over config.yaml, and config.yaml over the defaults.
 
 exit codes:
-  0  stopped by SIGTERM
+  0  stopped by SIGTERM, or its run is over
   1  failed; starting again may help
   2  a setting or the project is wrong; the message says which
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve until stopped, and return the exit code (see `--help`)."""
+    """Serve until stopped or until the run is over, and return the exit code (see `--help`)."""
+    end_file = EndFile.from_environment()
     try:
         logs.configure()
+        if end_file and end_file.is_over():
+            return 0
         known, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else argv)
         path = known.config.absolute()
         settings, sources = load(TrainerSettings, path=path, overrides=parse_overrides(rest))
@@ -77,6 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         os.chdir(path.parent)  # imports and relative paths start at the project
         sys.path.insert(0, str(path.parent))
+        if end_file:
+            end_file.end_with_run()
         with project_in_use():
             asyncio.run(_serve(settings.trainer.rollout, read_environment_token()))
         return 0

@@ -19,7 +19,7 @@ class ScriptTokens:
     Without a tokenizer, one character of the text stands for one token. Only token ids can be written then.
 
     Args:
-        directory: Directory of the model. None: there is no model.
+        directory: Directory of the model. None: the mock has none.
         vocab_size: Size of the vocabulary. Token ids must be smaller.
         eos_token_id: Token that ends a turn if the tokenizer names no other one.
 
