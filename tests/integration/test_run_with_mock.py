@@ -91,6 +91,7 @@ def test_ctrl_c_ends_both_with_a_checkpoint_from_which_resume_goes_on(folder: Pa
     status, _ = resumed.finish()
     assert status == 0, resumed.errors
     assert [record["step"] for record in resumed.records()] == list(range(1, stopped_at + 3))
+    assert not (folder / "runs/train/metrics.1.jsonl").exists(), "a run that begins at step 1 would rename the file"
     assert resumed.records()[-1]["version"] == f"{stopped_at + 1}.1", "each command has a weight store of its own"
 
 
@@ -122,8 +123,10 @@ def test_tandem_yaml_beside_the_script_wins_over_the_script(folder: Path) -> Non
 
 def test_prepare_is_run_only_beside_a_tandem_yaml(folder: Path) -> None:
     (folder / "prepare.py").write_text("open('prepared', 'x'); raise SystemExit(3)")
-    run = Run(folder, "absent.py")
+    (folder / "empty.py").touch()
+    run = Run(folder, "empty.py")
     assert run.finish()[0] == 2
+    assert "made no trainer with use_vllm=True" in run.errors
     assert not (folder / "prepared").exists()
     (folder / "tandem.yaml").write_text("trainer: {run_name: mine}")
     run = Run(folder, "train.py")
