@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from support import trl
+from support.models import make_tiny_model
+from support.stack import ROOT
 
 pytestmark = pytest.mark.trl
 
@@ -133,3 +136,24 @@ def test_prepare_is_run_only_beside_a_tandem_yaml(folder: Path) -> None:
     assert run.finish()[0] == 1
     assert "the preparation ended with exit code 3" in run.errors
     assert (folder / "prepared").exists()
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        ("online_dpo.py", ()),
+        ("number/environment.py", ("--model", "model", "--max_completion_length", "16")),
+    ],
+    ids=["online_dpo", "environment"],
+)
+def test_the_other_examples_run_unmodified(folder: Path, example: str, words: tuple[str, ...]) -> None:
+    shutil.copy(ROOT / "examples/trl" / example, folder / "train.py")
+    (folder / "model").unlink()
+    make_tiny_model(folder / "model", max_position_embeddings=4096)
+    (template,) = trl.NEWEST.parents[1].glob("lib/*/site-packages/trl/chat_templates/qwen3.jinja")
+    shutil.copy(template, folder / "model/chat_template.jinja")  # a template for tools that TRL can parse
+    (folder / "prompts.jsonl").write_text('{"prompt": "1+1="}\n' * 64)
+    run = Run(folder, "train.py", *words, "--max_steps", "2", "--output_dir", "out")
+    status, _ = run.finish()
+    assert status == 0, run.errors
+    assert [record["step"] for record in run.records()] == [1, 2]

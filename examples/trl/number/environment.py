@@ -6,6 +6,7 @@ It needs a model with a chat template for tools, such as Qwen3. The default come
 import argparse
 import random
 
+import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -58,6 +59,7 @@ def main():
             max_completion_length=given.max_completion_length,
             max_tool_calling_iterations=8,
             chat_template_kwargs={"enable_thinking": False},
+            bf16=torch.cuda.is_available(),
             logging_steps=1,
         ),
         train_dataset=Dataset.from_list(
