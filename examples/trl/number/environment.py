@@ -41,7 +41,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="Qwen/Qwen3-0.6B")
     parser.add_argument("--max_steps", type=int, default=100)
-    parser.add_argument("--output_dir", default="number-grpo")
+    parser.add_argument("--output_dir", default="runs/number-grpo")
     parser.add_argument("--max_completion_length", type=int, default=512)
     given = parser.parse_args()
     numbers = [random.Random(place).randint(1, 20) for place in range(1000)]
