@@ -24,7 +24,7 @@ def score(digits):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--max_steps", type=int, default=60)
-    parser.add_argument("--output_dir", default="digits-online-dpo")
+    parser.add_argument("--output_dir", default="runs/digits-online-dpo")
     given = parser.parse_args()
     trainer = OnlineDPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(HERE / "model"),

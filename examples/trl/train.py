@@ -16,7 +16,7 @@ def exact_match(completions, answer, **_):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--max_steps", type=int, default=150)
-    parser.add_argument("--output_dir", default="digits-grpo")
+    parser.add_argument("--output_dir", default="runs/digits-grpo")
     given = parser.parse_args()
     trainer = GRPOTrainer(
         model=str(HERE / "model"),

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.docker
 KILL_SCRIPT = """
 import os, pathlib, time
 deadline = time.monotonic() + 120
-while not any(pathlib.Path("/runs/train").glob("*/checkpoint-20/trainer_state.json")):
+while not any(pathlib.Path("/runs/train").rglob("checkpoint-20/trainer_state.json")):
     assert time.monotonic() < deadline, "no checkpoint within 120 s"
     time.sleep(0.05)
 for process in pathlib.Path("/proc").glob("[0-9]*"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,6 +15,8 @@ import psutil
 import pytest
 
 from support import trl
+from support.models import make_tiny_model
+from support.stack import ROOT
 
 pytestmark = pytest.mark.trl
 
@@ -91,6 +94,7 @@ def test_ctrl_c_ends_both_with_a_checkpoint_from_which_resume_goes_on(folder: Pa
     status, _ = resumed.finish()
     assert status == 0, resumed.errors
     assert [record["step"] for record in resumed.records()] == list(range(1, stopped_at + 3))
+    assert not (folder / "runs/train/metrics.1.jsonl").exists(), "a run that begins at step 1 would rename the file"
     assert resumed.records()[-1]["version"] == f"{stopped_at + 1}.1", "each command has a weight store of its own"
 
 
@@ -122,11 +126,34 @@ def test_tandem_yaml_beside_the_script_wins_over_the_script(folder: Path) -> Non
 
 def test_prepare_is_run_only_beside_a_tandem_yaml(folder: Path) -> None:
     (folder / "prepare.py").write_text("open('prepared', 'x'); raise SystemExit(3)")
-    run = Run(folder, "absent.py")
+    (folder / "empty.py").touch()
+    run = Run(folder, "empty.py")
     assert run.finish()[0] == 2
+    assert "made no trainer with use_vllm=True" in run.errors
     assert not (folder / "prepared").exists()
     (folder / "tandem.yaml").write_text("trainer: {run_name: mine}")
     run = Run(folder, "train.py")
     assert run.finish()[0] == 1
     assert "the preparation ended with exit code 3" in run.errors
     assert (folder / "prepared").exists()
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        ("online_dpo.py", ()),
+        ("number/environment.py", ("--model", "model", "--max_completion_length", "16")),
+    ],
+    ids=["online_dpo", "environment"],
+)
+def test_the_other_examples_run_unmodified(folder: Path, example: str, words: tuple[str, ...]) -> None:
+    shutil.copy(ROOT / "examples/trl" / example, folder / "train.py")
+    (folder / "model").unlink()
+    make_tiny_model(folder / "model", max_position_embeddings=4096)
+    (template,) = trl.NEWEST.parents[1].glob("lib/*/site-packages/trl/chat_templates/qwen3.jinja")
+    shutil.copy(template, folder / "model/chat_template.jinja")  # a template for tools that TRL can parse
+    (folder / "prompts.jsonl").write_text('{"prompt": "1+1="}\n' * 64)
+    run = Run(folder, "train.py", *words, "--max_steps", "2", "--output_dir", "out")
+    status, _ = run.finish()
+    assert status == 0, run.errors
+    assert [record["step"] for record in run.records()] == [1, 2]

@@ -6,6 +6,7 @@ It needs a model with a chat template for tools, such as Qwen3. The default come
 import argparse
 import random
 
+import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
@@ -40,7 +41,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="Qwen/Qwen3-0.6B")
     parser.add_argument("--max_steps", type=int, default=100)
-    parser.add_argument("--output_dir", default="number-grpo")
+    parser.add_argument("--output_dir", default="runs/number-grpo")
     parser.add_argument("--max_completion_length", type=int, default=512)
     given = parser.parse_args()
     numbers = [random.Random(place).randint(1, 20) for place in range(1000)]
@@ -58,6 +59,7 @@ def main():
             max_completion_length=given.max_completion_length,
             max_tool_calling_iterations=8,
             chat_template_kwargs={"enable_thinking": False},
+            bf16=torch.cuda.is_available(),
             logging_steps=1,
         ),
         train_dataset=Dataset.from_list(
