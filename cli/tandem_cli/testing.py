@@ -37,6 +37,7 @@ PROJECT_LABEL = "com.docker.compose.project"
 IMAGE_PREFIX = os.environ.get("TANDEM_IMAGES", "")
 IMAGES = {"mock": f"{IMAGE_PREFIX}tandem-generator:mock", "vllm": f"{IMAGE_PREFIX}tandem-generator:cpu"}
 TRAINER_IMAGE = f"{IMAGE_PREFIX}tandem-trainer"
+ENVIRONMENT_IMAGE = f"{IMAGE_PREFIX}tandem-environment"
 """Without a tag. Otherwise each stack would need an image with its own name (compose.yaml)."""
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _NAME = re.compile(rf"tandem-test-{_HOST}-(\d+)-")
@@ -185,6 +186,7 @@ class TandemStack:
             "TANDEM_GENERATOR_TARGET": {"mock": "mock", "vllm": "cpu"}[engine],
             "TANDEM_TRAINER_PROCESSES": str(processes),
             "TANDEM_TRAINER_IMAGE": TRAINER_IMAGE,
+            "TANDEM_ENVIRONMENT_IMAGE": ENVIRONMENT_IMAGE,
             **(variables or {}),
         }
 
