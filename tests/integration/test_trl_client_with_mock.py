@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from support import trl
 from support.generators import TOKEN, Generator, running
-from support.rollouts import completion, group
+from support.rollouts import answer, completion
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.trl import TrlSettings
 from tandem_protocol.errors import TandemError, WeightsRefused
@@ -165,7 +165,7 @@ def test_every_request_names_the_version_that_was_published_last(
 
     async def rollouts(request: RolloutRequest, take: Any, **_: Any) -> None:
         asked.append(request.min_version)
-        take(group([completion([5])]))
+        take(answer([completion([5])]))
 
     monkeypatch.setattr(client._client, "rollouts", rollouts)
     client.generate([[5]])
