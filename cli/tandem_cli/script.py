@@ -32,7 +32,7 @@ class Gpus:
         """Read the options. Without any, on a host with several GPUs, each service gets one.
 
         Raises:
-            ConfigError: an option is no list of devices, only one is given, or they overlap.
+            ConfigError: an option is not a list of devices, only one option is given, or both name the same device.
         """
         if generator is None and trainer is None:
             try:

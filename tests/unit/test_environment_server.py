@@ -127,19 +127,19 @@ async def test_a_wrong_body_is_refused_and_the_session_goes_on(path: str, body: 
 async def test_an_idle_session_is_discarded_but_not_one_that_works() -> None:
     now_s = 0.0
     replica = Replica(made := Made(Waits), clock=lambda: now_s, idle_timeout_s=60)
-    for name in ("idle", "works"):
+    for name in ("idle", "busy"):
         await opened(replica, name)
-    idle, works = made.environments
-    step = asyncio.create_task(replica.client.put("/v1/sessions/works/steps/0", json=TURN))
-    await works.entered.wait()
+    idle, busy = made.environments
+    step = asyncio.create_task(replica.client.put("/v1/sessions/busy/steps/0", json=TURN))
+    await busy.entered.wait()
     now_s = 59.0
     await replica.sessions.discard_idle()
     assert len(replica.sessions) == 2
     now_s = 61.0
     await replica.sessions.discard_idle()
-    assert (idle.closed, works.closed) == ([True], [])
+    assert (idle.closed, busy.closed) == ([True], [])
     assert error(await replica.client.put("/v1/sessions/idle/steps/0", json=TURN)) == (404, "unknown_session")
-    works.go_on.set()
+    busy.go_on.set()
     assert (await step).status_code == 200
     await replica.sessions.discard_idle()
     assert len(replica.sessions) == 1, "it has just been used"

@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 
 class _Unreachable(EnvironmentFailed):
-    """There is no connection to the replica, so it has not seen the request."""
+    """The replica cannot be connected to, so it has not seen the request."""
 
 
 class Servers:
