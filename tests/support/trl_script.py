@@ -6,6 +6,7 @@ import json
 import os
 import time
 import urllib.request
+import zlib
 from pathlib import Path
 
 import torch
@@ -28,13 +29,13 @@ PROMPTS = [[5, 9, 13], [7, 20, 31, 8], [40, 41, 42, 43, 44]]
 LENGTH = 12
 
 
-def variety(completions, **_):
+def never_equal(completions, **_):
     step = trainer.state.global_step
     if args.greedy:
         write_greedy(step)
     if step == args.wait_for_death:
         wait_for_death()
-    return [float(len(set(completion))) for completion in completions]
+    return [zlib.crc32(completion.encode()) / 2**32 for completion in completions]
 
 
 def write_greedy(step):
@@ -102,7 +103,7 @@ def make(kind):
     known = inspect.signature(Config).parameters
     return Trainer(
         model=args.model if kind == "async" else AutoModelForCausalLM.from_pretrained(args.model),
-        reward_funcs=variety,
+        reward_funcs=never_equal,
         args=Config(**{name: value for name, value in options.items() if name in known}),
         train_dataset=Dataset.from_dict({"prompt": [f"{n}+{n}=" for n in range(10)] * 4}),
         processing_class=AutoTokenizer.from_pretrained(args.model, padding_side="left"),
