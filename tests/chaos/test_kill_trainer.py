@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from support.episode_projects import TOOLS, settings, with_code
 from support.forked import start_trainer
 from support.generators import running
 from support.models import make_tiny_model
@@ -33,21 +34,34 @@ PHASES = (START, "wait_for_rollouts", "update", "publish", "checkpoint")
 """Each kill picks one of these phases and a random moment in it. Random times alone would mostly hit the longest."""
 
 
+PROMPTS: dict[str, Any] = {"limit": 3}
+EPISODES = settings(environment="episodes:Echo", **TOOLS)
+KINDS: dict[str, dict[str, Any]] = {
+    "single_turn": {"eval": {"prompts": PROMPTS, "every_steps": 3}},
+    "episodes": EPISODES | {"eval": {"prompts": PROMPTS | EPISODES["prompts"], "every_steps": 3}},
+}
+"""Settings of `trainer` for each kind of run."""
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_model(tmp_path_factory.mktemp("model"))
+    """A model that knows all characters of the chat template and of the tools' results."""
+    return make_tiny_model(tmp_path_factory.mktemp("model"), vocab=75, max_position_embeddings=256)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def trainer(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return KINDS[request.param]
 
 
 @contextmanager
-def _project(directory: Path, model: Path) -> Iterator[Project]:
+def _project(directory: Path, model: Path, trainer: dict[str, Any]) -> Iterator[Project]:
     """A project with its own generator and store, because the mock's answers depend on the attempts in a store."""
     weights_dir = directory / "weights"
     weights_dir.mkdir(parents=True)
     with running("mock", model, weights_dir, log=directory / "generator.log") as generator:
-        yield Project(
-            directory / "project", model, generator, weights_dir, max_steps=STEPS,
-            eval={"prompts": {"limit": 3}, "every_steps": 3},
-        )  # fmt: skip
+        project = Project(directory / "project", model, generator, weights_dir, max_steps=STEPS, **trainer)
+        yield with_code(project)
 
 
 def _start(project: Project) -> ForkServerProcess:
@@ -84,30 +98,30 @@ def _wait_for_phase(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[Project]:
-    with _project(tmp_path_factory.mktemp("undisturbed"), model) as project:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path, trainer: dict[str, Any]) -> Iterator[Project]:
+    with _project(tmp_path_factory.mktemp("undisturbed"), model, trainer) as project:
         _finish(project)
         yield project
 
 
 def test_twenty_kills_at_random_moments_leave_the_final_parameters_unchanged(
-    tmp_path: Path, model: Path, undisturbed: Project
+    tmp_path: Path, model: Path, trainer: dict[str, Any], undisturbed: Project
 ):
     print(f"TANDEM_CHAOS_SEED={SEED}")
     chance = random.Random(SEED)
     duration_s = _durations(undisturbed)
     hits: Counter[str] = Counter()
-    with _project(tmp_path, model) as project:
+    with _project(tmp_path, model, trainer) as project:
         for kill in range(KILLS):
             phase = chance.choice(PHASES)
             began_unix_s = time.time()
-            trainer = _start(project)
+            running_trainer = _start(project)
             if phase != START:
-                _wait_for_phase(project, trainer, phase, steps=chance.randint(0, 2), began_unix_s=began_unix_s)
+                _wait_for_phase(project, running_trainer, phase, steps=chance.randint(0, 2), began_unix_s=began_unix_s)
             time.sleep(chance.uniform(0, duration_s[phase]))
-            trainer.kill()
-            trainer.join(TIMEOUT_S)
-            assert trainer.exitcode == -signal.SIGKILL, "the trainer ended before it was killed"
+            running_trainer.kill()
+            running_trainer.join(TIMEOUT_S)
+            assert running_trainer.exitcode == -signal.SIGKILL, "the trainer ended before it was killed"
             status = _status(project)
             hit = status["phase"] if status["since_unix_s"] > began_unix_s else START
             hits[hit] += 1
