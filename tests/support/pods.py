@@ -1,6 +1,7 @@
-"""Converts the pods of a rendered chart (StatefulSets, Jobs, Pods) to the form that podman 4.3's `kube play` accepts.
+"""Converts the pods of a rendered chart to the form that podman 4.3's `kube play` accepts.
 
-podman does not support NetworkPolicies, disruption budgets, monitors, JobSets and LeaderWorkerSets.
+They come from StatefulSets, Deployments, Jobs and Pods. podman does not support NetworkPolicies, disruption budgets,
+monitors, JobSets and LeaderWorkerSets.
 """
 
 from __future__ import annotations
@@ -123,6 +124,9 @@ def _pods_of(thing: Object, objects: Sequence[Object]) -> Iterator[Pod]:
         template = {**spec["template"], "spec": {"subdomain": spec["serviceName"], **spec["template"]["spec"]}}
         for index in range(spec["replicas"]):
             yield Pod(f"{name}-{index}", template, "Always", _names(f"{name}-{index}", template, objects))
+    if thing["kind"] == "Deployment":
+        for index in range(spec["replicas"]):
+            yield Pod(f"{name}-{index}", spec["template"], "Always", _names(name, spec["template"], objects))
     if thing["kind"] == "Pod":
         yield Pod(name, thing, spec["restartPolicy"], ())
     if thing["kind"] == "Job":

@@ -32,7 +32,7 @@ TIMED = {"timings", "tokens_per_s", "version"}
 
 def upgraded(objects: Sequence[Object], to: Sequence[Object]) -> list[Object]:
     """Return the rendering `to` as an upgrade of `objects` makes it: it keeps the existing token."""
-    return [*(thing for thing in to if thing["kind"] != "Secret"), one(objects, "Secret", "-token")]
+    return [*(thing for thing in to if thing["kind"] != "Secret"), one(objects, "Secret", "-tandem-token")]
 
 
 def project_values(steps: int) -> dict[str, Any]:
@@ -50,11 +50,11 @@ class Run:
 
     def __init__(self, cluster: Cluster, objects: Sequence[Object]) -> None:
         self.cluster, self.objects = cluster, objects
-        self.generators, self.trainers, self.tests = (
+        self.generators, self.trainers, self.environments, self.tests = (
             [pod for pod in lift(objects) if pod.component == component]
-            for component in ("generator", "trainer", "test")
+            for component in ("generator", "trainer", "environment", "test")
         )
-        self.pods = [*self.generators, *self.trainers]
+        self.pods = [*self.generators, *self.trainers, *self.environments]
 
     # -- start and end -------------------------------------------------------------------------------------------
 
@@ -93,7 +93,7 @@ class Run:
 
     @cached_property
     def token(self) -> str:
-        return base64.b64decode(one(self.objects, "Secret", "-token")["data"]["token"]).decode()
+        return base64.b64decode(one(self.objects, "Secret", "-tandem-token")["data"]["token"]).decode()
 
     def open(self, generator: Pod, path: str, token: str) -> bytes:
         request = urllib.request.Request(
