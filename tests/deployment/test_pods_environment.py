@@ -35,8 +35,8 @@ class SlowEcho(Echo):
 '''
 LOOK = """
 import json, os
-secrets = os.listdir("/environment-secrets")
-print(json.dumps([os.getuid(), os.path.exists("/weights"), os.path.exists("/secrets"), secrets]))
+found = [os.listdir(path) for path in ("/weights", "/secrets", "/environment-secrets")]
+print(json.dumps([os.getuid(), *found]))
 """
 
 
@@ -81,6 +81,6 @@ def test_the_episodes_are_played_in_the_pod_and_the_run_survives_its_death(run: 
 
 def test_the_pod_has_no_weights_writes_nothing_but_tmp_and_knows_its_own_token_only(run: Run) -> None:
     (environment,) = run.environments
-    assert json.loads(run.cluster.python(environment, LOOK)) == [10001, False, False, ["token"]]
+    assert json.loads(run.cluster.python(environment, LOOK)) == [10001, [], [], ["token"]]
     assert [run.refusal(environment, path) for path in ("/cache/x", "/opt/x", "/tmp/x")] == ["EROFS", "EROFS", "none"]
     assert run.token not in json.dumps(run.cluster.inspect(environment))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from support.episode_projects import TOOLS, settings, with_code
 from support.models import make_tiny_model
@@ -115,6 +116,20 @@ def test_a_killed_run_with_episodes_resumes_bit_for_bit(make: Any) -> None:
     assert killed.steps == [1, 2]
     trained(killed)
     assert_same_course(killed, undisturbed)
+
+
+def test_two_ranks_play_the_episodes_of_one_and_learn_the_same(make: Any) -> None:
+    trainer = settings({"shuffle": False}, environment="episodes:Echo", **TOOLS)
+    alone, two = (make(name, max_steps=2, log_completions=8, **trainer) for name in ("alone", "two"))
+    trained(alone)
+    assert (ended := two.train(ranks=2)).returncode == 0, ended.stderr
+    for ours, theirs in zip(two.lines("metrics.jsonl"), alone.lines("metrics.jsonl"), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
+        for name in ("reward_mean", "grad_norm", "rollout_tokens", "turns_mean", "tool_calls", "episodes_failed"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+    assert two.parameters(2).keys() == alone.parameters(2).keys()
+    for name, theirs in alone.parameters(2).items():
+        torch.testing.assert_close(two.parameters(2)[name], theirs, atol=1e-5, rtol=0)
 
 
 def test_episodes_of_other_rewards_are_sampled_again_after_a_resume(make: Any) -> None:
