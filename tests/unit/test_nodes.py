@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from support.generators import free_port
+from support.ports import free_port
 from tandem_trainer import nodes
 from tandem_trainer.nodes import GONE, Nodes
 
