@@ -15,6 +15,7 @@ STEPS = 60
 TIMEOUT_S = 540
 
 
+@pytest.mark.alone
 @pytest.mark.vllm
 def test_digits_learns_to_sort(tmp_path: Path) -> None:
     project = tmp_path / "digits"

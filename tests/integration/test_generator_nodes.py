@@ -15,7 +15,7 @@ from support.served import PROMPTS
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.alone, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ STEPS = 60
 TIMEOUT_S = 540
 
 
+@pytest.mark.alone
 @pytest.mark.vllm
 def test_the_judge_prefers_the_trained_policy_to_the_initial_one(tmp_path: Path) -> None:
     project = tmp_path / "judge"
