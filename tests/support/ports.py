@@ -6,10 +6,11 @@ import fcntl
 import random
 import socket
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
-_PORTS = range(15_000, 32_000)
+_PORTS: Sequence[int] = range(15_000, 32_000)
 """Below Linux's range for ports of outgoing connections and for port 0, so that neither takes a port that was given."""
 _LOCKS = Path(tempfile.gettempdir()) / "tandem-test-ports"
 _reserved: list[IO[bytes]] = []
@@ -32,4 +33,4 @@ def free_port() -> int:
             continue
         _reserved.append(lock)
         return port
-    raise RuntimeError(f"no port from {_PORTS.start} to {_PORTS.stop - 1} is free")
+    raise RuntimeError(f"none of {len(_PORTS)} ports is free")
