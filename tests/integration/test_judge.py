@@ -11,7 +11,6 @@ import pytest
 from support.demo import running_demo
 
 JUDGE = Path(__file__).parents[2] / "examples" / "judge"
-STEPS = 60
 TIMEOUT_S = 540
 
 
@@ -22,12 +21,10 @@ def test_the_judge_prefers_the_trained_policy_to_the_initial_one(tmp_path: Path)
     project.mkdir()
     for name in ("config.yaml", "judge.py", "prepare.py"):
         shutil.copy(JUDGE / name, project)
-    overrides = [f"--trainer.max_steps={STEPS}", "--trainer.run_name=default"]
-    with running_demo(project, *overrides, PYTHONPATH="") as demo:
+    with running_demo(project, "--trainer.run_name=default", PYTHONPATH="") as demo:
         demo.process.communicate(timeout=TIMEOUT_S)
         assert demo.process.returncode == 0, demo.errors
-        evals = [json.loads(line) for line in (demo.run_dir / "eval.jsonl").read_text().splitlines()]
+        wins = [json.loads(line)["reward_mean"] for line in (demo.run_dir / "eval.jsonl").read_text().splitlines()]
         demo.wait_until_nothing_is_left()
-    assert evals[0]["reward_mean"] == 0.5
-    assert evals[-1]["step"] == STEPS
-    assert evals[-1]["reward_mean"] >= 0.8
+    assert wins[0] == 0.5
+    assert wins[-1] >= 0.8
