@@ -31,7 +31,7 @@ def _vllm_missing() -> str | None:
 @functools.cache
 def _docker_missing() -> str | None:
     try:
-        docker.from_env(timeout=5).ping()
+        docker.from_env(timeout=60).ping()
     except DockerException as error:
         return f"no Docker engine answers: {error}"
     return None
@@ -47,7 +47,7 @@ def _podman_missing() -> str | None:
 def _cdi_missing() -> str | None:
     if missing := _docker_missing():
         return missing
-    if not docker.from_env(timeout=5).info().get("CDISpecDirs"):
+    if not docker.from_env(timeout=60).info().get("CDISpecDirs"):
         return "CDI is off in the Docker engine"
     return None if os.geteuid() == 0 else "only root can declare devices to the Docker engine"
 

@@ -27,8 +27,8 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.sampling_params import SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.generators import free_port
 from support.models import make_tiny_model
+from support.ports import free_port
 from tandem_generator.engines.vllm import sampling_params
 from tandem_generator.plugin import TandemRoutes
 from tandem_generator.vllm_server import parse_engine_args

@@ -51,7 +51,7 @@ def test_a_draining_switch_lets_running_requests_finish_on_the_old_version(serve
     digest = served.policy.publish(version)
     groups: list[Group] = []
     asking = threading.Thread(
-        target=lambda: groups.extend(served.generator.rollouts(*PROMPTS, n=8, max_tokens=200, ignore_eos=True))
+        target=lambda: groups.extend(served.generator.rollouts(*PROMPTS, n=8, max_tokens=600, ignore_eos=True))
     )
     asking.start()
     wait_until(lambda: served.runs(24))

@@ -10,6 +10,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from support.projects import write_project
 from support.stack import Stack, set_steps, stack
 from tandem_cli.testing import IMAGES
 
@@ -27,9 +28,10 @@ while not any(pathlib.Path("/runs/default/checkpoints").glob("0*")):
 """
 
 
-@pytest.fixture
-def endless(project: Path) -> Iterator[Stack]:
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running stack whose trainer trains until it is stopped."""
+    project = write_project(tmp_path_factory.mktemp("endless") / "project")
     set_steps(project, 1_000_000)
     with Stack(project) as made:
         yield made

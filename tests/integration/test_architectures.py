@@ -14,7 +14,7 @@ import pytest
 
 from support.family_pool import RESULTS, judged
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.alone]
 
 EXPECTED: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text())
 TOLERANCE = 1e-3

@@ -12,9 +12,10 @@ from support.demo import running_demo
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 STEPS = 60
-TIMEOUT_S = 540
+TIMEOUT_S = 900
 
 
+@pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.vllm
 def test_digits_learns_to_sort(tmp_path: Path) -> None:
     project = tmp_path / "digits"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import yaml
 from support.environment_classes import play, player
 from support.environment_servers import TOKEN
 from support.episodes import Policy, Row
+from support.ports import free_port
 from tandem_rollout.environments import RemoteEnvironments
 from tandem_rollout.environments.servers import Servers
 
@@ -45,8 +45,7 @@ def project(tmp_path: Path) -> Path:
 
 @contextmanager
 def serving(project: Path, *arguments: str, token: str | None = TOKEN) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "tandem_rollout.server", "--config", str(project / "config.yaml"), *arguments]
     command += ["--trainer.rollout.environment_server.port", str(port)]
     env = {**os.environ, "TANDEM_TOKEN": "not-for-environments"} | (
@@ -108,7 +107,7 @@ def test_sigterm_ends_the_server_with_status_0(project: Path) -> None:
     with serving(project) as (process, url):
         wait_ready(url)
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize(

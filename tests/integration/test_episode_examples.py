@@ -12,7 +12,7 @@ import pytest
 from support.demo import running_demo
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TIMEOUT_S = 400
+TIMEOUT_S = 900
 
 
 def trained(name: str, folder: Path, steps: int) -> tuple[list[dict[str, Any]], ...]:
@@ -37,6 +37,7 @@ def trained(name: str, folder: Path, steps: int) -> tuple[list[dict[str, Any]], 
     return evals, metrics, episodes
 
 
+@pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.vllm
 def test_calculator_learns_to_call_its_tool_and_to_believe_it(tmp_path: Path) -> None:
     evals, metrics, episodes = trained("calculator", tmp_path, steps=20)

@@ -57,10 +57,14 @@ def test_a_run_whose_disk_is_full_for_a_while_is_the_same_run(
     project = make_project("full", **options, output_dir=str(small_disk))
     metrics = small_disk / "default/metrics.jsonl"
 
+    def published() -> int:
+        return int(project.generator.served.version.step)
+
     def disturb() -> None:
         wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 3)
         filler = fill(small_disk)
-        time.sleep(3)  # several steps, the last of them with its checkpoint
+        later = min(published() + 3, 14)  # a checkpoint is due within two steps
+        wait_until(lambda: published() >= later)
         filler.unlink()
 
     thread = threading.Thread(target=disturb)

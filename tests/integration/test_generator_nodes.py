@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from support.generators import Generator, free_port, running
+from support.generators import Generator, running
 from support.models import make_tiny_model
+from support.ports import free_port
 from support.reference_policy import ReferencePolicy
 from support.served import PROMPTS
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-pytestmark = [pytest.mark.vllm, pytest.mark.slow]
+pytestmark = [pytest.mark.vllm, pytest.mark.alone, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 from support.demo import running_demo
 
 JUDGE = Path(__file__).parents[2] / "examples" / "judge"
-TIMEOUT_S = 540
+TIMEOUT_S = 900
 
 
+@pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.vllm
 def test_the_judge_prefers_the_trained_policy_to_the_initial_one(tmp_path: Path) -> None:
     project = tmp_path / "judge"

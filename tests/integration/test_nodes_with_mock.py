@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from support.generators import TOKEN, free_port
+from support.generators import TOKEN
+from support.ports import free_port
 from support.projects import Project, assert_same_course, make_projects
 
 TIMEOUT_S = 120.0

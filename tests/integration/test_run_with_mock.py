@@ -49,7 +49,7 @@ class Run:
         """Return its exit status and output. No process of it may be left."""
         family = psutil.Process(self.process.pid).children(recursive=True)
         output, _ = self.process.communicate(timeout=120)
-        _, alive = psutil.wait_procs(family, timeout=5)
+        _, alive = psutil.wait_procs(family, timeout=60)
         assert not alive
         return self.process.returncode, output
 

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from support.generators import TOKEN, free_port
+from support.generators import TOKEN
+from support.ports import free_port
 from support.series import STEP
 
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from support.forked import start_trainer
-from support.generators import free_port
+from support.ports import free_port
 from support.projects import Project
 
 DEADLINE_S = 60.0

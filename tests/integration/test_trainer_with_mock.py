@@ -192,7 +192,8 @@ def test_a_bad_reward_function_ends_the_run_and_function_and_row_are_named(make_
 def test_user_errors_at_the_start_exit_2_without_a_traceback(make_project: Any):
     project = make_project()
     for arguments, env, words in [
-        (("--shared.model=no-such-model",), {}, "no-such-model"),
+        # Without HF_HUB_OFFLINE, transformers tries for half a minute to reach the hub.
+        (("--shared.model=no-such-model",), {"HF_HUB_OFFLINE": "1"}, "no-such-model"),
         (("--trainer.prompts.source=none.jsonl",), {}, "none.jsonl cannot be read"),
         (("--trainer.rollout.max_completion_length=126",), {}, "row 0: the prompt has 4 tokens"),
         (("--trainer.trackers=[trackio]",), {}, "pip install trackio"),

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from support import trl
-from support.generators import Generator, free_port, running
+from support.generators import Generator, running
+from support.ports import free_port
 from support.served import wait_until
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version

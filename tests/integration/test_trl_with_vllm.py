@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from support import trl
-from support.generators import free_port, running
+from support.generators import running
 from support.models import make_tiny_model
+from support.ports import free_port
 from support.served import wait_until
 from tandem_protocol.version import Version
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
+from support.models import make_tiny_model
 from tandem_generator.options import parse
 from tandem_protocol.config import ConfigError
 
@@ -60,10 +62,10 @@ def test_lists_and_mappings_are_passed_on_to_vllm() -> None:
     assert words == ["--cudagraph-capture-sizes", "1", "2", "--compilation-config", '{"mode": 0}', "-O2"]
 
 
-def test_a_port_in_use_is_reported_before_the_engine_starts() -> None:
+def test_a_port_in_use_is_reported_before_the_engine_starts(tmp_path: Path) -> None:
     from tandem_generator.vllm_server import serve_vllm
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        options = parse(["--model", "m", "--port", str(taken.getsockname()[1])])
+        options = parse(["--model", str(make_tiny_model(tmp_path / "model")), "--port", str(taken.getsockname()[1])])
         with pytest.raises(ConfigError, match=r"^generator\.port \d+ on 127.0.0.1 cannot be listened on: it is in use"):
             serve_vllm(options.settings, options.engine_args)

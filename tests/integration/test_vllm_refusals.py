@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from support.architectures import make_architecture
-from support.generators import free_port
+from support.ports import free_port
 
 pytestmark = pytest.mark.vllm
 

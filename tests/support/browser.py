@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 FLAGS = (
     "--headless=new",
     "--no-sandbox",  # root may not use it, and only pages of this repository are shown

@@ -76,7 +76,7 @@ class Demo:
         ]
         return found
 
-    def wait_until_nothing_is_left(self, timeout_s: float = 20.0) -> None:
+    def wait_until_nothing_is_left(self, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while left := self.family():
             if time.monotonic() > deadline:

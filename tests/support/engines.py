@@ -123,7 +123,7 @@ async def put(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 - the switcher has no events for these conditions
             await asyncio.sleep(0.001)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 from collections.abc import Callable, Sequence
 from typing import Any
+
+from support.ports import free_port
 
 TIMEOUT_S = 120.0
 
@@ -26,9 +27,7 @@ def run_ranks(ranks: int, function: Callable[..., object], *arguments: Any) -> N
 
 
 def _fork(ranks: int, function: Callable[..., object], arguments: Sequence[Any]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=_rank, args=(rank, ranks, port, function, arguments)) for rank in range(ranks)]
     for process in processes:

@@ -10,7 +10,7 @@ METRICS = """
 import urllib.request as r
 token = open("/secrets/token").read()
 ask = r.Request("http://127.0.0.1:8000/metrics", headers={"Authorization": f"Bearer {token}"})
-print(r.urlopen(ask, timeout=10).read().decode())
+print(r.urlopen(ask, timeout=60).read().decode())
 """
 CATCH_UP_TIMEOUT_S = 120.0
 

@@ -100,7 +100,7 @@ class Run:
             f"http://{self.cluster.address(generator)}:{generator.port('http')}{path}",
             headers={"Authorization": f"Bearer {token}"} if token else {},
         )
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return bytes(answer.read())
 
     def ask(self, generator: Pod, path: str, *, token: str) -> int:

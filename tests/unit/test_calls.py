@@ -157,7 +157,7 @@ async def test_asynchronous_callables_run_concurrently(project: Any, kind: str):
         }[kind]
 
     project.one, project.two = make(here, there), make(there, here)
-    scored = await _rewards("user_functions:one", "user_functions:two", timeout_s=10).score(_row(), _unscored(_row()))
+    scored = await _rewards("user_functions:one", "user_functions:two", timeout_s=60).score(_row(), _unscored(_row()))
     assert rewards_of(scored) == (2.0, 0.0)
 
 
@@ -174,7 +174,7 @@ async def test_asynchronous_callables_do_not_wait_for_synchronous_ones(project: 
         async def __call__(self, **_: Any) -> list[float]:
             return await function()
 
-    project.one = lambda **_: [float(begun.wait(10)), 0.0]
+    project.one = lambda **_: [float(begun.wait(60)), 0.0]
     project.two = {"function": function, "object": Reward(), "partial": functools.partial(Reward())}[kind]
     scored = await _rewards("user_functions:one", "user_functions:two").score(_row(), _unscored(_row()))
     assert rewards_of(scored) == (2.0, 0.0)

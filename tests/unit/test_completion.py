@@ -19,7 +19,7 @@ import pytest
 from tandem_cli.__main__ import main
 from tandem_cli.completion import SHELLS
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 START = {
     "bash": (["--norc", "--noprofile", "-i"], 'eval "$(tandem completion bash)"'),
     "zsh": (["-f", "-i"], 'autoload -Uz compinit && compinit -u && eval "$(tandem completion zsh)"'),

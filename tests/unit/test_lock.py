@@ -32,7 +32,7 @@ def test_lock_is_released_when_its_holder_is_killed(tmp_path: Path):
     holding = context.Event()
     process = context.Process(target=_hold, args=(tmp_path / "LOCK", holding))
     process.start()
-    assert holding.wait(10)
+    assert holding.wait(60)
     with pytest.raises(Held, match="killed"), exclusive(tmp_path / "LOCK", "next"):
         pytest.fail("both hold it")
     process.kill()

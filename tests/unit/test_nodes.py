@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from support.generators import free_port
+from support.ports import free_port
 from tandem_trainer import nodes
 from tandem_trainer.nodes import GONE, Nodes
 
-TIMEOUT_S = 20.0
+TIMEOUT_S = 60.0
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from support.generators import free_port
+from support.ports import free_port
 from tandem_trainer import devices
 from tandem_trainer.rendezvous import BoundRendezvous, own_address
 

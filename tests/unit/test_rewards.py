@@ -224,7 +224,7 @@ async def test_asynchronous_functions_of_a_group_run_concurrently(project: Any):
         return [1.0, 0.0]
 
     project.one, project.two = one, two
-    configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=10) for name in ("one", "two")]
+    configs = [RewardConfig(function=f"user_rewards:{name}", timeout_s=60) for name in ("one", "two")]
     scored = await Rewards(configs, drop_errors=False, timeout_s=60).score(ROW, UNSCORED)
     assert rewards_of(scored) == (2.0, 0.0)
 

@@ -71,13 +71,14 @@ async def test_sandbox_returns_the_functions_results(sandbox: MakeSandbox):
 
 async def test_sandbox_is_killed_with_its_children_at_the_deadline_and_restarted(sandbox: MakeSandbox):
     run = sandbox(timeout_s=5)
+    sleep = ["sleep", f"1000.{os.getpid()}"]  # of this test only
     (pid,) = await _run(run, "rewards = [os.getpid()]")
     process = psutil.Process(int(pid))
     with pytest.raises(CallFailed, match="no answer within 5 s; its sandbox was killed"):
-        await _run(run, f"subprocess.Popen(['sleep', '1000'])\n{HANG}")
+        await _run(run, f"subprocess.Popen({sleep})\n{HANG}")
     gone, _ = psutil.wait_procs([process], timeout=30)
     assert gone
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "1000"]]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == sleep]
     (next_pid,) = await _run(run, "rewards = [os.getpid()]")
     assert next_pid != pid
 

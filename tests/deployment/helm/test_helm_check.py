@@ -16,8 +16,9 @@ from types import ModuleType
 
 import pytest
 
-from support.generators import TOKEN, free_port, running
+from support.generators import TOKEN, running
 from support.helm import CHART, one, render
+from support.ports import free_port
 from tandem_protocol.messages import Info, ModelFingerprint
 from tandem_protocol.version import BASE, Version
 

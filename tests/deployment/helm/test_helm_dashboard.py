@@ -15,9 +15,10 @@ import httpx
 import pytest
 import yaml
 
-from support.generators import TOKEN, free_port
+from support.generators import TOKEN
 from support.helm import CHART, one, render
 from support.models import make_tiny_model
+from support.ports import free_port
 from support.projects import Project, make_projects
 
 pytestmark = [pytest.mark.helm, pytest.mark.prometheus]
