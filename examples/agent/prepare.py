@@ -1,8 +1,7 @@
 """Creates the initial model, a tiny Llama that knows how a tool call is written, and the prompts.
 
-The warm start trains the model on calls with random mistakes: most questions are handed to the wrong colleague, and
-some colleagues call their tool with wrong arguments. So about one sampled answer in four is right, and reinforcement
-learning has to do the rest.
+The warm start trains the model on calls in which most questions are handed to the wrong colleague, who can only guess what
+to ask its tool. So about one sampled answer in four is right, and reinforcement learning has to do the rest.
 """
 
 import json
@@ -11,7 +10,7 @@ from pathlib import Path
 
 SEED = 0
 MODEL = Path("model")
-STEPS, BATCH_SIZE = 250, 64
+STEPS, BATCH_SIZE = 300, 64
 
 CHAT_TEMPLATE = """\
 {%- if tools %}<system>{% for tool in tools -%}
@@ -64,12 +63,10 @@ def demonstration(rng: random.Random) -> tuple[list[dict], list[str]]:
     numbers, word = (rng.randint(10, 99), rng.randint(10, 99)), rng.choice(WORDS)
     about_a_word = rng.random() < 0.5
     prompt = row(word if about_a_word else numbers)["prompt"]
-    chosen = COLLEAGUES[about_a_word if rng.random() < 0.35 else not about_a_word]
+    chosen = COLLEAGUES[about_a_word if rng.random() < 0.3 else not about_a_word]
     handover = called(f"transfer_to_{chosen}", {})
-    if rng.random() < 0.5:
-        return [*prompt, handover], [f"transfer_to_{name}()" for name in COLLEAGUES]
     if rng.random() < 0.3:
-        numbers, word = (rng.randint(10, 99), rng.randint(10, 99)), rng.choice(WORDS)
+        return [*prompt, handover], [f"transfer_to_{name}()" for name in COLLEAGUES]
     call = ("add", dict(zip("ab", numbers, strict=True))) if chosen == "numbers" else ("reverse", {"word": word})
     result = {"role": "tool", "content": json.dumps({"assistant": chosen})}
     return [*prompt, handover, result, called(*call)], ["add(a, b)" if chosen == "numbers" else "reverse(word)"]

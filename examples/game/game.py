@@ -33,7 +33,8 @@ class Treasure:
         return sum(abs(here - there) for here, there in zip(self.place, self.treasure, strict=True))
 
     def _hint(self) -> str:
-        """Return for example ` It is north east.`"""
+        """Return the direction in which more of the way is left, such as ` It is north.`"""
         down, right = (there - here for here, there in zip(self.place, self.treasure, strict=True))
-        directions = [name for name, holds in zip(MOVES, (down < 0, down > 0, right < 0, right > 0), strict=True) if holds]
-        return f" It is {' '.join(directions)}."
+        if abs(down) > abs(right):
+            return " It is south." if down > 0 else " It is north."
+        return " It is east." if right > 0 else " It is west."

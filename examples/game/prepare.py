@@ -1,7 +1,7 @@
 """Creates the initial model, a tiny Llama, and the prompts.
 
-The warm start trains the model on moves along the directions of the hints, more often away from the treasure than towards
-it. It does not say which is right: that is for reinforcement learning.
+The warm start trains the model on moves along the direction of the hint, three of four away from the
+treasure. It does not say which way is right: that is for reinforcement learning.
 """
 
 import json
@@ -47,15 +47,15 @@ def write_prompts(path: Path, games: list) -> None:
 
 
 def demonstration(games: list, rng: random.Random) -> list[dict]:
-    """Return a conversation in which two of five moves lead towards the treasure, and the others away from it."""
+    """Return a conversation in which one of four moves leads towards the treasure, and the others away from it."""
     game = Treasure()
     messages: list[dict] = []
     for _ in range(rng.randint(1, 5)):
         hint = game.reset(*rng.choice(games))
-        towards = [name for name in MOVES if name in hint]
-        moves = towards if rng.random() < 0.4 else [OPPOSITE[name] for name in towards]
+        (towards,) = [name for name in MOVES if name in hint]
+        move = towards if rng.random() < 0.25 else OPPOSITE[towards]
         messages.append({"role": "user", "content": hint if messages else PROMPT[0]["content"] + hint})
-        messages.append({"role": "assistant", "content": rng.choice(moves)})
+        messages.append({"role": "assistant", "content": move})
     return messages
 
 
