@@ -33,16 +33,15 @@ import tandem_trainer.__main__
 import tandem_trainer.merge
 from support import helm
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
+from support.episode_blocks import EPISODES
 from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, read
 from tandem_protocol.config import SECTIONS, load, parse_overrides
 from tandem_protocol.config.rollout import RewardConfig
-from tandem_rollout.environments.instances import Kind
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge
 from tandem_rollout.rewards.scoring import Rewards
-from tandem_rollout.tools import Tool
 
 BLOCKS = blocks(*PAGES)
 MODULE = "a_block"
@@ -163,10 +162,7 @@ JUDGES = {"prefer"}
 
 
 def _python(block: Block) -> None:
-    """Run a block in an empty folder. Its functions are called as rewards or judges, unless one of them is a test.
-
-    `EPISODES` has those that are something else.
-    """
+    """Run a block in an empty folder. Its functions are called as rewards or judges, or as `EPISODES` says."""
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
@@ -177,25 +173,6 @@ def _python(block: Block) -> None:
     for name in functions:
         check = EPISODES.get(name)
         check(getattr(module, name)) if check else _score(block, name)
-
-
-def _calls_are_read(parser: Any) -> None:
-    assert parser("Hm.\nCALL multiply a=1 b=2") == ("Hm.", [("multiply", {"a": "1", "b": "2"})])
-
-
-def _is_environment(kind: type) -> None:
-    tools = Kind.of(kind)
-    assert (set(tools.methods), tools.gives_rewards) == ({"guess"}, True)
-
-
-def _is_agent(run: Any) -> None:
-    assert list(inspect.signature(run).parameters) == ["row", "client"]
-
-
-EPISODES: dict[str, Any] = {
-    "multiply": Tool.of, "read_calls": _calls_are_read, "Guess": _is_environment, "run": _is_agent,
-}  # fmt: skip
-"""What the pages define for episodes → how it is checked."""
 
 
 def _check_calls(block: Block, names: dict[str, Any]) -> None:
