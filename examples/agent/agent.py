@@ -6,7 +6,7 @@ is trained: every call of the library goes to the trainer's own endpoint, which 
 
 from typing import Any
 
-from agents import Agent, ModelSettings, OpenAIChatCompletionsModel, RunConfig, Runner, function_tool
+from agents import Agent, OpenAIChatCompletionsModel, RunConfig, Runner, function_tool
 from agents.exceptions import MaxTurnsExceeded, ModelBehaviorError
 
 from tandem_rollout.agents import AgentClient
@@ -41,7 +41,9 @@ async def run(row: dict[str, Any], client: AgentClient) -> float:
         words = Agent(name="words", model=model, tools=[reverse], tool_use_behavior="stop_on_first_tool")
         receptionist = Agent(name="receptionist", model=model, handoffs=[numbers, words])
         try:
-            result = await Runner.run(receptionist, row["prompt"], run_config=RunConfig(tracing_disabled=True), max_turns=4)
+            result = await Runner.run(
+                receptionist, row["prompt"], run_config=RunConfig(tracing_disabled=True), max_turns=4
+            )
         except (ModelBehaviorError, MaxTurnsExceeded):  # for example, a tool that does not exist
             return 0.0
     return float(str(result.final_output) == row["answer"])

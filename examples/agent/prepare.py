@@ -1,7 +1,7 @@
 """Creates the initial model, a tiny Llama that knows how a tool call is written, and the prompts.
 
-The warm start trains the model on calls in which most questions are handed to the wrong colleague, who can only guess what
-to ask its tool. So about one sampled answer in four is right, and reinforcement learning has to do the rest.
+The warm start trains the model on calls in which most questions are handed to the wrong colleague, who can only guess
+what to ask its tool. So about one sampled answer in four is right, and reinforcement learning has to do the rest.
 """
 
 import json
@@ -24,7 +24,10 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<assistant>{% endif %}"""
 """Writes tool calls as Hermes and Qwen do."""
 
-WORDS = "apple bread chair dream eagle field grape house juice knife lemon mango night ocean piano queen river stone".split()
+WORDS = (
+    *("apple", "bread", "chair", "dream", "eagle", "field", "grape", "house", "juice"),
+    *("knife", "lemon", "mango", "night", "ocean", "piano", "queen", "river", "stone"),
+)
 COLLEAGUES = ("numbers", "words")
 PIECES = [
     *("transfer_to_numbers()", "\ntransfer_to_words()", "add(a, b)", "reverse(word)"),

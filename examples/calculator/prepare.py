@@ -28,7 +28,15 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<assistant>{% endif %}"""
 """Writes tool calls as Hermes and Qwen do. `generation` marks what the warm start trains on."""
 
-PIECES = ["calculate(expression)", "What is ", " + ", " - ", " * ", '{"name": "calculate", "arguments": {"expression": "', '"}}']
+PIECES = [
+    "calculate(expression)",
+    "What is ",
+    " + ",
+    " - ",
+    " * ",
+    '{"name": "calculate", "arguments": {"expression": "',
+    '"}}',
+]
 """Texts of which each becomes one token."""
 
 Conversation = list[dict]

@@ -46,7 +46,9 @@ def test_calculator_learns_to_call_its_tool_and_to_believe_it(tmp_path: Path) ->
     assert metrics[0]["reward_mean"] <= 0.4
     assert metrics[-1]["tool_calls"] > metrics[0]["tool_calls"]
     best = [one for one in episodes if one["reward"] == 1.0]
-    assert any([message["role"] for message in one["messages"]] == ["user", "assistant", "tool", "assistant"] for one in best)
+    assert any(
+        [message["role"] for message in one["messages"]] == ["user", "assistant", "tool", "assistant"] for one in best
+    )
 
 
 @pytest.mark.vllm
