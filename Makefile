@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test docs docs-serve bench bench-trainer reliability up down ps clean lock
+.PHONY: help setup demo check test trl docs docs-serve bench bench-trainer reliability up down ps clean lock
 PROJECT ?= examples/digits
 # The compose project of PROJECT: each folder has its own containers, volumes and images, so several run side by side.
 FOLDER_PATH := $(shell realpath --no-symlinks --canonicalize-missing -- '$(PROJECT)')
@@ -31,6 +31,9 @@ check: setup  ## Lint, format, types, Dockerfiles, documentation, and no package
 test: setup  ## Run the tests; prints which were skipped and why (TESTS=tests/unit)
 	$(BIN)/pytest $(TESTS)
 
+trl: setup  ## Build .venv-trl, the environments in which `make test` runs scripts of several versions of TRL
+	scripts/trl_environments
+
 docs: setup  ## Write the reference pages and build the documentation into site/
 	@for script in docs/reference/make_*.py helm/make_files.py; do $(BIN)/python $$script || exit; done
 	$(MKDOCS) build --strict
@@ -57,7 +60,8 @@ up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)
 up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up down: export COMPOSE_PROJECT_NAME = $(NAME)
 up: export TANDEM_PROJECT = $(FOLDER_PATH)
-up:  ## Train PROJECT in containers named NAME and wait for the end (NAME=tandem-digits; docs/deploy/containers.md)
+up: export TANDEM_SCRIPT ?= $(SCRIPT)
+up:  ## Train PROJECT, or its TRL script SCRIPT, in containers named NAME (NAME=tandem-digits; docs/deploy/containers.md)
 	@scripts/say_build
 	scripts/up --build; status=$$?; \
 		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status
@@ -72,5 +76,5 @@ lock:  ## Pin and hash the requirements (UPGRADE=1: newer versions; PIP_FIND_LIN
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock
 
 clean:  ## Remove .venv, caches and runs
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis site runs examples/*/runs
+	rm -rf .venv .venv-trl .pytest_cache .mypy_cache .ruff_cache .hypothesis site runs examples/*/runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,14 +21,23 @@ from hub import Unreachable, download_model, is_cached, retried
 from project_checks import check_inputs, check_model, check_settings
 from project_files import identify, refresh
 from project_lock import claim, is_in_use
+from script_checks import CONFIG, prepare_script
 
 from tandem_protocol import logs
-from tandem_protocol.config import TOKEN_FILE_ENV, ConfigError, SharedConfig, SharedSettings, load
+from tandem_protocol.config import (
+    ENVIRONMENT_TOKEN_FILE_ENV,
+    TOKEN_FILE_ENV,
+    ConfigError,
+    SharedConfig,
+    SharedSettings,
+    load,
+)
 from tandem_protocol.device_sets import check_disjoint, parse_devices
 from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.handover import PREFLIGHT_FILE, Failure, hand_over
 from tandem_protocol.problems import first_few
 from tandem_protocol.requirements import missing, requirements_file
+from tandem_protocol.script import script_command
 
 log = logging.getLogger("tandem_preflight")
 
@@ -100,18 +109,33 @@ def prepare(identity: str) -> None:
     )
     if os.geteuid() == 0:
         become_owner_of(PROJECT)
-    if file := os.environ.get(TOKEN_FILE_ENV):
-        make_token(Path(file))
+    for variable in (TOKEN_FILE_ENV, ENVIRONMENT_TOKEN_FILE_ENV):
+        if file := os.environ.get(variable):
+            make_token(Path(file))
     check_requirements()
-    config = PROJECT / "config.yaml"
+    if script := script_command():
+        prepare_script(PROJECT, script)
+        config = PROJECT / CONFIG
+    else:
+        config = PROJECT / "config.yaml"
+        prepare_project(config)
+    settings, _ = load(SharedSettings, path=config)
+    if not check_model(PROJECT, settings.shared):
+        fetch_model(settings.shared, check=not script)
+
+
+def prepare_project(config: Path) -> None:
+    """Check a project's settings, and run its prepare.py.
+
+    Raises:
+        ConfigError: a mistake in the configuration.
+        CommandFailed: prepare.py failed.
+    """
     check_settings(config)
     if (PROJECT / "prepare.py").exists():
         log.info("preparing the project with its prepare.py")
         run_shown("prepare.py", [sys.executable, "prepare.py"], PROJECT)
         check_settings(config)  # prepare.py may have changed it
-    settings, _ = load(SharedSettings, path=config)
-    if not check_model(PROJECT, settings.shared):
-        fetch_model(settings.shared)
 
 
 def forget_failure() -> None:
@@ -148,7 +172,7 @@ def check_devices(env: Mapping[str, str]) -> None:
 
 
 def make_token(path: Path) -> None:
-    """Create the bearer token, unless it exists. Only the services' user can read it."""
+    """Create a bearer token, unless it exists. Only the services' user can read it."""
     if not path.exists():
         temporary = path.with_suffix(".new")
         temporary.touch(mode=0o600)
@@ -176,7 +200,7 @@ def copy_project(identity: str) -> None:
     Raises:
         ConfigError: no source has a config.yaml.
     """
-    if not any((source / "config.yaml").is_file() for source in SOURCES):
+    if not script_command() and not any((source / "config.yaml").is_file() for source in SOURCES):
         raise ConfigError(
             "got a folder without config.yaml, expected a project. Fix: set TANDEM_PROJECT to a folder with config.yaml"
         )
@@ -197,17 +221,19 @@ def become_owner_of(path: Path) -> None:
     os.setuid(owner.st_uid)
 
 
-def fetch_model(shared: SharedConfig) -> None:
+def fetch_model(shared: SharedConfig, *, check: bool) -> None:
     """Download a model from the hub to the cache volume. The services read it there without a network.
 
-    The project is checked before a long download. Otherwise the trainer checks it, while the generators start.
+    Args:
+        check: Check the prompts and rewards before a long download. Otherwise the trainer checks them, while the
+            generators start.
 
     Raises:
         ConfigError: the model is neither a directory of the project nor available on the hub.
         CommandFailed: the project's prompts or rewards are wrong.
         Unreachable: the hub cannot be reached.
     """
-    if not is_cached(shared.model, shared.revision):
+    if check and not is_cached(shared.model, shared.revision):
         log.info("downloading %s", shared.model)
         download_model(shared.model, shared.revision, NOT_WEIGHTS)
         check_inputs(PROJECT)

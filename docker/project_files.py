@@ -171,6 +171,7 @@ def _copy(source: Path, project: Path, name: str) -> None:
     _make_folder(project, Path(name).parent.as_posix())
     target.unlink(missing_ok=True)  # it may be a link that prepare.py made, to somewhere else
     shutil.copyfile(source, target)
+    os.utime(target, ns=(source.stat().st_atime_ns, source.stat().st_mtime_ns))  # a script's copy keeps newer files
     target.chmod(0o755 if os.access(source, os.X_OK) else 0o644)
 
 

@@ -1,4 +1,5 @@
-# The trainer. Targets: cpu, cuda (torch's wheels contain CUDA; the host provides the driver).
+# The trainer. Targets: cpu, cuda (torch's wheels contain CUDA; the host provides the driver), and for TRL scripts trl-cpu,
+# trl-cuda: the same with TRL. None has vLLM.
 # Named contexts, empty by default: wheels (pip looks there first), certs (*.crt: additional trusted certificates),
 # project (its requirements.txt becomes a layer of the image).
 ARG PYTHON_BASE=python:3.11-slim-bookworm
@@ -94,6 +95,17 @@ ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}
 USER 10001:10001
 
+# TRL for a script, unless the project's requirements brought a version of their own.
+FROM cpu AS trl-cpu
+USER 0:0
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/requirements/trainer-trl.txt,target=/lock.txt \
+    pip show --quiet trl 2>/dev/null || HOME=/root PIP_CERT=$SSL_CERT_FILE PIP_FIND_LINKS=/wheels PIP_ROOT_USER_ACTION=ignore \
+    pip install --no-cache-dir --no-deps --require-hashes -r /lock.txt
+ENV TANDEM_SCRIPT_FOLDER=/project
+LABEL org.opencontainers.image.title="Tandem trainer with TRL (CPU)"
+USER 10001:10001
+
 FROM runtime AS trainer-cuda
 COPY --from=dependencies-cuda /opt/tandem /opt/tandem
 RUN --mount=type=bind,from=services,source=/dist,target=/dist pip install --no-cache-dir --no-index --no-deps /dist/*.whl
@@ -117,4 +129,15 @@ ENV CUDA_VERSION=13.0
 LABEL org.opencontainers.image.title="Tandem trainer (CUDA)" org.opencontainers.image.licenses=Apache-2.0
 ARG REVISION=unknown
 LABEL org.opencontainers.image.revision=${REVISION}
+USER 10001:10001
+
+# TRL for a script, unless the project's requirements brought a version of their own.
+FROM cuda AS trl-cuda
+USER 0:0
+RUN --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=bind,source=docker/requirements/trainer-trl.txt,target=/lock.txt \
+    pip show --quiet trl 2>/dev/null || HOME=/root PIP_CERT=$SSL_CERT_FILE PIP_FIND_LINKS=/wheels PIP_ROOT_USER_ACTION=ignore \
+    pip install --no-cache-dir --no-deps --require-hashes -r /lock.txt
+ENV TANDEM_SCRIPT_FOLDER=/project
+LABEL org.opencontainers.image.title="Tandem trainer with TRL (CUDA)"
 USER 10001:10001

@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 from docker.errors import DockerException
 
-from support import browser, helm
+from support import browser, helm, trl
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # tests also run on busy machines
 hypothesis.settings.load_profile("untimed")
@@ -66,6 +66,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "podman": _podman_missing,
     "browser": browser.missing,
     "prometheus": _prometheus_missing,
+    "trl": trl.missing,
 }
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 

@@ -50,6 +50,33 @@ def _demo(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return demo(project, engine, resume=arguments.resume, plain=arguments.plain)
 
 
+def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .extras import require
+
+    services = ("tandem_generator", "tandem_trainer")
+    require("tandem run", "demo", libraries=("matplotlib", "psutil"), services=services)
+    from .project import choose_engine
+    from .run import run
+    from .script import Gpus, Script, with_mock
+
+    model = arguments.model and (
+        Path(arguments.model).absolute() if Path(arguments.model).is_dir() else arguments.model
+    )
+    named = {"shared.model": model, "generator.port": arguments.port}
+    script = Script.read(
+        arguments.script,
+        arguments.arguments,
+        config=arguments.config,
+        overrides=parse_overrides(rest) | {key: str(value) for key, value in named.items() if value is not None},
+        processes=arguments.processes,
+        gpus=Gpus.read(arguments.generator_gpus, arguments.trainer_gpus),
+    )
+    engine, note = choose_engine("mock" if arguments.mock else script.engine)
+    if note:
+        _note(note)
+    return run(with_mock(script) if engine == "mock" else script, resume=arguments.resume, plain=arguments.plain)
+
+
 def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .checkout import COMPOSE_FILES, find_checkout
     from .gpus import gpus
@@ -112,6 +139,7 @@ def _refuse(rest: Sequence[str]) -> None:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "demo": _demo,
+    "run": _run,
     "gpus": _gpus,
     "doctor": _doctor,
     "export": _export,

@@ -16,6 +16,7 @@ _DESCRIPTION = "Run a Tandem project on this machine, and prepare the compose st
 _EPILOG = """
 examples:
   tandem demo                              # train examples/digits and watch it
+  tandem run train.py                      # run a TRL script
   tandem gpus --generator 0-3 --trainer 4-7
   tandem doctor                            # will `docker compose up` work here?
   tandem export project/runs/mine --to model
@@ -53,6 +54,40 @@ exit codes:
   0    the run is done
   1    a service failed
   2    the command line or the project is wrong; the message says what
+  130  stopped by Ctrl-C
+  143  stopped by SIGTERM
+"""
+
+_RUN = """
+Run a TRL script on this machine, with a generator for it, show the run and sum it up.
+
+The script is not edited: its GRPOTrainer(use_vllm=True, vllm_mode="server") samples from the generator. The generator
+loads the model that the script trains. Everything after SCRIPT belongs to the script.
+
+The folder runs/NAME gets the metrics and logs of the run. The script's own output goes where the script
+says. tandem.yaml beside the script may have the sections shared, generator and trainer of a project's config.yaml, and
+any of their keys can be set before SCRIPT: --generator.dtype=float32.
+"""
+_RUN_EPILOG = """
+examples:
+  # with vLLM if it is installed
+  tandem run train.py --learning_rate 1e-6
+
+  # without vLLM: every part runs, but the tokens are random
+  tandem run --mock train.py
+
+  # eight GPUs: two generate, six train with one process each
+  tandem run --generator-gpus 0-1 --trainer-gpus 2-7 \\
+      --generator.data_parallel_size=2 train.py
+
+  # from the newest checkpoint of the script's output
+  tandem run --resume train.py
+
+exit codes:
+  0    the script ended without an error
+  1    the script or the generator failed
+  2    the command line, the script or a setting is wrong; the message says
+       what
   130  stopped by Ctrl-C
   143  stopped by SIGTERM
 """
@@ -145,6 +180,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     _add_demo(commands)
+    _add_run(commands)
     _add_gpus(commands)
     _add_doctor(commands)
     _add_export(commands)
@@ -195,6 +231,50 @@ def _add_demo(commands: Commands) -> None:
         help="print the settings of both services with their sources, and start nothing (default: train)",
     )
     output.add_argument(
+        "--plain",
+        action="store_true",
+        help="print one line per step (default: a live screen, or one line per step when stdout is not a TTY)",
+    )
+
+
+def _add_run(commands: Commands) -> None:
+    command = _add(commands, "run", "run a TRL script with a generator on this machine", _RUN, _RUN_EPILOG)
+    command.usage = (
+        "tandem run [-h] [--mock] [--model MODEL] [--port PORT] [--processes N]\n"
+        "                  [--generator-gpus DEVICES] [--trainer-gpus DEVICES]\n"
+        "                  [--config FILE] [--resume] [--plain]\n"
+        "                  [--SECTION.KEY=VALUE ...] SCRIPT [ARGUMENT ...]"
+    )
+    command.add_argument("script", type=Path, metavar="SCRIPT", help="the TRL script (required)")
+    command.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="ARGUMENT", help="arguments of the script (default: none)"
+    )
+    generator = command.add_argument_group("generator")
+    generator.add_argument("--mock", action="store_true", help="sample random tokens, without vLLM (default: vLLM)")
+    generator.add_argument(
+        "--model", metavar="MODEL", help="model of the generator (default: the one that the script trains)"
+    )
+    generator.add_argument("--port", type=int, metavar="PORT", help="port of the generator (default: a free one)")
+    generator.add_argument(
+        "--generator-gpus", metavar="DEVICES", help="GPUs of the generator (default: the first, if there are several)"
+    )
+    trainer = command.add_argument_group("trainer")
+    trainer.add_argument(
+        "--processes", type=int, metavar="N", help="trainer processes (default: one, or one per GPU of --trainer-gpus)"
+    )
+    trainer.add_argument(
+        "--trainer-gpus", metavar="DEVICES", help="GPUs of the trainer (default: the second, if there are several)"
+    )
+    run = command.add_argument_group("run")
+    run.add_argument(
+        "--config", type=Path, metavar="FILE", help="settings (default: tandem.yaml beside the script, if it exists)"
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="begin at the newest checkpoint in the script's output (default: as the script says)",
+    )
+    run.add_argument(
         "--plain",
         action="store_true",
         help="print one line per step (default: a live screen, or one line per step when stdout is not a TTY)",

@@ -34,8 +34,11 @@ class StepRow(Record):
     version: str
     reward_mean: float | None
     """None if no reward function gave a value."""
-    kl_sampler: float
-    lag_max: int
+    max_steps: int | None = None
+    """A TRL script says it here."""
+    kl_sampler: float | None = None
+    lag_max: int | None = None
+    """None for a TRL script, as `kl_sampler`."""
     completion_tokens_mean: float
     rollout_tokens: int
     timings: dict[str, float]
@@ -107,8 +110,8 @@ class GeneratorProbe:
 class Progress:
     """The records and state of a run. `poll` updates them."""
 
-    def __init__(self, run_dir: Path, max_steps: int, probe: Callable[[], GeneratorState]) -> None:
-        self.max_steps = max_steps
+    def __init__(self, run_dir: Path, max_steps: int | None, probe: Callable[[], GeneratorState]) -> None:
+        self._max_steps = max_steps
         self.steps = JsonLinesReader(run_dir / "metrics.jsonl", StepRow)
         self.evals = JsonLinesReader(run_dir / "eval.jsonl", EvalResult)
         self.samples = JsonLinesReader(run_dir / "rollouts.jsonl", CompletionRow)
@@ -132,6 +135,11 @@ class Progress:
             self.was_ready |= self.generator.ready
 
     @property
+    def max_steps(self) -> int | None:
+        """None if it is not known yet."""
+        return self._max_steps or (self.steps.records[-1].max_steps if self.steps.records else None)
+
+    @property
     def step(self) -> int:
         return self.steps.records[-1].step if self.steps.records else 0
 
@@ -147,9 +155,11 @@ class Progress:
     def remaining_s(self) -> float | None:
         """Seconds until the last step, estimated from recent steps. None before the first step."""
         recent = self.steps.records[-_RECENT_STEPS:]
-        if not recent:
+        if not recent or self.max_steps is None:
             return None
-        return (self.max_steps - self.step) * sum(s.duration_s for s in recent) / len(recent)
+        earlier = self.steps.records[: -len(recent)]
+        steps = self.step - (earlier[-1].step if earlier else 0)  # TRL writes a line per `logging_steps`
+        return (self.max_steps - self.step) * sum(s.duration_s for s in recent) / max(1, steps)
 
     @property
     def recent_tokens_per_s(self) -> float | None:

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
-import itertools
-import os
 import shlex
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.project import ProjectSettings
-from tandem_protocol.folders import require_writable
 from tandem_protocol.problems import first_few
 from tandem_protocol.requirements import has_hashes, missing, requirements_file
 
-EngineName = Literal["vllm", "mock"]
+from .run_folder import RunFolder
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 – mkdtemp creates the weight store's directory in it
-_STORE_TO_MODEL = 8
-"""Bytes of the weight store per byte of the model: up to four versions, in fp32 even if the model is bf16."""
+EngineName = Literal["vllm", "mock"]
 
 
 @dataclass(frozen=True)
@@ -80,51 +71,8 @@ class Project:
         return self.folder / self.settings.trainer.output_dir / self.settings.trainer.run_name
 
     @property
-    def logs_dir(self) -> Path:
-        return self.run_dir / "logs"
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Lock the run, so that no other demo writes it. The kernel releases the lock when this process ends.
-
-        Raises:
-            ConfigError: another demo holds the lock, or the run's folder cannot be written to.
-        """
-        require_writable(self.run_dir.parent, "trainer.output_dir")
-        with self.run_dir.with_name(f".{self.run_dir.name}.lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.run_dir} is being written by another `tandem demo`. Fix: end it, or give this run another "
-                    "name: --trainer.run_name NAME."
-                ) from error
-            yield
-
-    def set_earlier_run_aside(self) -> Path | None:
-        """Rename the run's folder to the first free of `name.1`, `name.2` …, and return it.
-
-        Returns None if the run does not exist.
-        """
-        if not self.run_dir.exists():
-            return None
-        names = (self.run_dir.with_name(f"{self.run_dir.name}.{n}") for n in itertools.count(1))
-        return self.run_dir.rename(next(name for name in names if not name.exists()))
-
-    @contextmanager
-    def weights_dir(self) -> Iterator[Path]:
-        """Create a directory for the weight store and remove it afterwards.
-
-        It is in memory if the model is a local folder and memory has room for its versions, else in the run's folder.
-        """
-        shards = (self.folder / self.settings.shared.model).glob("*.safetensors")
-        size_bytes = sum(shard.stat().st_size for shard in shards)
-        room_bytes = shutil.disk_usage(_MEMORY).free if os.access(_MEMORY, os.W_OK) else 0
-        in_memory = 0 < size_bytes * _STORE_TO_MODEL <= room_bytes
-        with tempfile.TemporaryDirectory(
-            prefix="tandem-weights-", dir=_MEMORY if in_memory else self.run_dir, ignore_cleanup_errors=True
-        ) as directory:
-            yield Path(directory)
+    def run(self) -> RunFolder:
+        return RunFolder(self.run_dir)
 
 
 def choose_engine(requested: EngineName) -> tuple[EngineName, str | None]:

@@ -109,14 +109,13 @@ class PlainScreen:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _line(record: StepRow | EvalResult, max_steps: int) -> str:
+def _line(record: StepRow | EvalResult, max_steps: int | None) -> str:
     if isinstance(record, EvalResult):
         return f"eval after step {record.step}: {number(record.reward_mean)}"
-    return (
-        f"step {record.step}/{max_steps}  reward {number(record.reward_mean)}  version {record.version}  "
-        f"lag {record.lag_max}  kl_sampler {record.kl_sampler:.1e}  "
-        f"{record.rollout_tokens} tokens in {record.duration_s:.2f} s"
-    )
+    parts = [f"step {record.step}/{max_steps}", f"reward {number(record.reward_mean)}", f"version {record.version}"]
+    parts += [] if record.lag_max is None else [f"lag {record.lag_max}"]
+    parts += [] if record.kl_sampler is None else [f"kl_sampler {record.kl_sampler:.1e}"]
+    return "  ".join([*parts, f"{record.rollout_tokens} tokens in {record.duration_s:.2f} s"])
 
 
 def render(progress: Progress, header: RunHeader, footer: str, elapsed_s: float, width: int) -> RenderableType:
@@ -187,8 +186,8 @@ def _bar(progress: Progress, elapsed_s: float) -> RenderableType:
     row.add_column(justify="right", style="dim")
     row.add_row(
         "step",
-        Text.assemble((str(progress.step), "bold"), f" of {progress.max_steps}"),
-        ProgressBar(total=progress.max_steps, completed=progress.step, complete_style="cyan"),
+        Text.assemble((str(progress.step), "bold"), f" of {progress.max_steps or '–'}"),
+        ProgressBar(total=progress.max_steps or 1, completed=progress.step, complete_style="cyan"),
         f"{duration(elapsed_s)}{left}",
     )
     return row
@@ -200,7 +199,10 @@ def _learning(progress: Progress) -> RenderableType:
     speed = progress.recent_tokens_per_s
     speed_text = policy_text = "–"
     if last is not None:
-        policy_text = f"version {last.version}   lag {last.lag_max}   sampler KL {last.kl_sampler:.1e}"
+        parts = [f"version {last.version}"]
+        parts += [] if last.lag_max is None else [f"lag {last.lag_max}"]
+        parts += [] if last.kl_sampler is None else [f"sampler KL {last.kl_sampler:.1e}"]
+        policy_text = "   ".join(parts)
     if last is not None and speed is not None:
         speed_text = f"{speed:,.0f} tokens/s   {last.completion_tokens_mean:.1f} tokens per completion"
     rows = _rows()

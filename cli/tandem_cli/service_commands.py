@@ -10,24 +10,29 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV
 
 from .processes import ServiceProcess, split_cpus
 from .project import EngineName, Project
+from .run_folder import RunFolder
 
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
 
 
-class Pair(NamedTuple):
+@dataclass
+class Pair:
     """A running generator and its trainer."""
 
     generator: ServiceProcess
     trainer: ServiceProcess
     url: str
     token: str
+
+    def poll(self) -> None:
+        """Do nothing: both are started at once."""
 
 
 def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: ExitStack) -> Pair:
@@ -38,10 +43,10 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
     """
     generator_cpus, trainer_cpus = split_cpus(sorted(os.sched_getaffinity(0)))
     has_chosen_port = "generator.port" in project.overrides
-    port = project.settings.generator.port if has_chosen_port else _free_port()
+    port = project.settings.generator.port if has_chosen_port else free_port()
     token = secrets.token_urlsafe(32)
     url = f"http://127.0.0.1:{port}"
-    env = _environment(
+    env = environment(
         {
             TOKEN_ENV: token,  # not an argument: every user of the machine can read command lines
             "TANDEM__SHARED__GENERATORS": json.dumps([url]),
@@ -50,7 +55,7 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
     )
 
     def service(name: str, command: list[str], cpus: tuple[int, ...]) -> ServiceProcess:
-        log = project.logs_dir / f"{name}.log"
+        log = project.run.logs_dir / f"{name}.log"
         started = ServiceProcess(name, command, folder=project.folder, env=env, cpus=cpus, log=log, scratch=weights_dir)
         cleanup.callback(started.kill)
         return started
@@ -60,15 +65,15 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
     return Pair(generator, service("trainer", _trainer_command(project), trainer_cpus), url, token)
 
 
-def start_preparation(project: Project, cleanup: ExitStack) -> ServiceProcess:
-    """Start the project's prepare.py on all CPUs. `cleanup` gets a callback that kills it."""
+def start_preparation(folder: Path, run: RunFolder, cleanup: ExitStack) -> ServiceProcess:
+    """Start the prepare.py of a folder on all CPUs. `cleanup` gets a callback that kills it."""
     script = ServiceProcess(
         "preparation",
         [sys.executable, "prepare.py"],
-        folder=project.folder,
-        env=_environment({}),
+        folder=folder,
+        env=environment({}),
         cpus=sorted(os.sched_getaffinity(0)),
-        log=project.logs_dir / "prepare.log",
+        log=run.logs_dir / "prepare.log",
     )
     cleanup.callback(script.kill)
     return script
@@ -94,13 +99,13 @@ def _trainer_command(project: Project) -> list[str]:
     return [*command, *project.overrides_for("trainer")]
 
 
-def _environment(extra: Mapping[str, str]) -> dict[str, str]:
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment and `extra`. Usage statistics are off unless the user has turned them on."""
     inherited = {name: value for name, value in os.environ.items() if name != TOKEN_FILE_ENV}
     return {**_OFFLINE, **inherited, **extra}
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -37,6 +37,7 @@ PROJECT_LABEL = "com.docker.compose.project"
 IMAGE_PREFIX = os.environ.get("TANDEM_IMAGES", "")
 IMAGES = {"mock": f"{IMAGE_PREFIX}tandem-generator:mock", "vllm": f"{IMAGE_PREFIX}tandem-generator:cpu"}
 TRAINER_IMAGE = f"{IMAGE_PREFIX}tandem-trainer"
+ENVIRONMENT_IMAGE = f"{IMAGE_PREFIX}tandem-environment"
 """Without a tag. Otherwise each stack would need an image with its own name (compose.yaml)."""
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _NAME = re.compile(rf"tandem-test-{_HOST}-(\d+)-")
@@ -57,6 +58,7 @@ class GeneratorContainer(DockerContainer):
         *,
         model: str | Path = "mock",
         faults: Mapping[str, Any] | None = None,
+        script: str | Path | Sequence[Mapping[str, Any]] | None = None,
         weights_dir: Path | None = None,
         options: Mapping[str, Any] | None = None,
         image: str | None = None,
@@ -67,6 +69,7 @@ class GeneratorContainer(DockerContainer):
         Args:
             model: a model's directory. The mock engine accepts any name.
             faults: faults of the mock engine, the keys of `generator.mock.faults` in docs/reference/config.md.
+            script: what the mock engine says, as a file or its rows (`generator.mock.script`).
             options: other keys of the section `generator`, such as `{"vllm.max_num_seqs": 8}`.
             image: None: the image of compose.yaml.
         """
@@ -86,10 +89,23 @@ class GeneratorContainer(DockerContainer):
         else:
             self.with_tmpfs_mount("/weights", "mode=1777").with_tmpfs_mount("/leases", "mode=1777")
         keys = {**(options or {}), **{f"mock.faults.{name}": value for name, value in (faults or {}).items()}}
+        if script is not None:
+            keys["mock.script"] = self._copy_script(script)
         settings = [f"--generator.{key}={json.dumps(value)}" for key, value in keys.items()]
         self.with_command(["--model", str(model), *settings])
         self.with_kwargs(user=f"{os.getuid()}:{os.getgid()}", cap_drop=["ALL"], security_opt=["no-new-privileges:true"])
         self.waiting_for(_Ready().with_startup_timeout(int(start_timeout_s)))
+
+    def _copy_script(self, script: str | Path | Sequence[Mapping[str, Any]]) -> str:
+        """Copy a script of the mock into the container, and return its path there."""
+        if isinstance(script, str | Path):
+            path = f"/opt/script{Path(script).suffix}"
+            content = Path(script).read_bytes()
+        else:
+            path = "/opt/script.jsonl"
+            content = "".join(json.dumps(row) + "\n" for row in script).encode()
+        self.with_copy_into_container(content, path)
+        return path
 
     @property
     def url(self) -> str:
@@ -170,6 +186,7 @@ class TandemStack:
             "TANDEM_GENERATOR_TARGET": {"mock": "mock", "vllm": "cpu"}[engine],
             "TANDEM_TRAINER_PROCESSES": str(processes),
             "TANDEM_TRAINER_IMAGE": TRAINER_IMAGE,
+            "TANDEM_ENVIRONMENT_IMAGE": ENVIRONMENT_IMAGE,
             **(variables or {}),
         }
 

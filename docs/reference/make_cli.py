@@ -14,11 +14,13 @@ from tables import code, plain, table
 
 import tandem_cli.__main__
 import tandem_generator.__main__
+import tandem_rollout.server
 import tandem_trainer.__main__
 
 COMMANDS: dict[str, Callable[[Sequence[str]], Any]] = {
     "tandem": tandem_cli.__main__.main,
     "python -m tandem_generator": tandem_generator.__main__.main,
+    "python -m tandem_rollout.server": tandem_rollout.server.main,
     "python -m tandem_trainer": tandem_trainer.__main__.main,
 }
 
@@ -73,14 +75,16 @@ def sections(name: str, parser: argparse.ArgumentParser, level: int = 2) -> Iter
 
 
 def synopsis(name: str, parser: argparse.ArgumentParser) -> str:
-    """`tandem export RUN --to DIR [options]`."""
-    words = [name]
+    """`tandem export RUN --to DIR [options]`. Options come first if the rest belongs to another program."""
+    words, rest = [name], []
     for action in parser._actions:
-        if not action.option_strings:
+        if action.nargs == argparse.REMAINDER:
+            rest = [words.pop(), f"[{metavar(action)} ...]"]
+        elif not action.option_strings:
             words.append(f"[{metavar(action)}]" if action.nargs in ("?", "*") else metavar(action))
         elif action.required:
             words.append(f"{action.option_strings[-1]} {metavar(action)}")
-    return " ".join([*words, "[options]"])
+    return " ".join([*words, "[options]", *rest])
 
 
 def arguments(parser: argparse.ArgumentParser, actions: Sequence[argparse.Action]) -> str:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from tables import code, table
 
+from tandem_protocol.config.names import ProjectName
 from tandem_protocol.config.project import ProjectSettings
 
 SECTIONS = {name: field.annotation for name, field in ProjectSettings.model_fields.items()}
@@ -100,8 +101,10 @@ def type_of(annotation: Any) -> str:
         return " or ".join(code(value) for value in typing.get_args(annotation))
     if is_model(annotation) or any(map(is_model, typing.get_args(annotation))):
         return "see below"
+    if annotation == ProjectName:
+        return code("module:name")
     annotation = without_bounds(annotation)
-    if isinstance(annotation, UnionType):
+    if typing.get_origin(annotation) in (typing.Union, UnionType):
         return " or ".join(map(type_of, typing.get_args(annotation)))
     if annotation is type(None):
         return code("null")

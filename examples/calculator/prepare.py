@@ -28,15 +28,8 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<assistant>{% endif %}"""
 """Writes tool calls as Hermes and Qwen do. `generation` marks what the warm start trains on."""
 
-PIECES = [
-    "calculate(expression)",
-    "What is ",
-    " + ",
-    " - ",
-    " * ",
-    '{"name": "calculate", "arguments": {"expression": "',
-    '"}}',
-]
+CALL = '{"name": "calculate", "arguments": {"expression": "'
+PIECES = ["calculate(expression)", "What is ", " + ", " - ", " * ", CALL, '"}}']
 """Texts of which each becomes one token."""
 
 Conversation = list[dict]

@@ -2,7 +2,7 @@
 
     python tests/bench/trainer.py [--models small 135m] [--rounds 3] [--rows 8] [--tokens 512] [--ragged] [--profile]
 
-TRL is installed into its own environment, .venv-trl, with the trainer's locked dependencies. Its training loop runs
+TRL is installed into an environment of its own, with the trainer's locked dependencies. Its training loop runs
 unchanged, except that generation returns a fixed batch at once. An update is everything between `on_step_begin` and
 `on_step_end`. The side `trl` uses TRL's defaults: the batch in one micro-batch, with gradient checkpointing. The side
 `trl-cut` uses micro-batches of one row without checkpointing, as Tandem does here.
@@ -26,8 +26,7 @@ from trainer_update import Measured
 
 ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("trainer_update.py")
-TRL = "trl==1.16.0"
-TRL_ENV = ROOT / ".venv-trl"
+TRL_PYTHON = ROOT / ".venv-trl/1.16.0/bin/python"
 MODELS: dict[str, dict[str, int]] = {
     "small": {
         "vocab_size": 8192,
@@ -49,18 +48,6 @@ MODELS: dict[str, dict[str, int]] = {
 }
 
 
-def make_trl_env() -> None:
-    if (TRL_ENV / "ready").exists():
-        return
-    print(f"Installing {TRL} into {TRL_ENV} …", file=sys.stderr)
-    subprocess.run([sys.executable, "-m", "venv", "--clear", TRL_ENV], check=True)
-    env = {**os.environ, "PIP_QUIET": "1", "PATH": f"{TRL_ENV / 'bin'}:{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
-    lock = ROOT / "docker/requirements/trainer-cpu.txt"
-    subprocess.run([ROOT / "docker/install", lock], env=env, check=True, stdout=sys.stderr)
-    subprocess.run([TRL_ENV / "bin/pip", "install", "--quiet", "--no-deps", TRL], check=True)
-    (TRL_ENV / "ready").touch()
-
-
 def make_model(name: str, folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -76,7 +63,7 @@ def make_model(name: str, folder: Path) -> Path:
 
 
 def measure(side: str, model_dir: Path, options: list[str]) -> Measured:
-    python = (TRL_ENV if side.startswith("trl") else ROOT / ".venv") / "bin/python"
+    python = TRL_PYTHON if side.startswith("trl") else ROOT / ".venv/bin/python"
     command = [python, SIDE, "--side", side, "--model-dir", model_dir, *options]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
     if "--profile" in options:
@@ -128,7 +115,7 @@ def main() -> None:
     parser.add_argument("--learner", default="{}", help="trainer.learner of the configuration, as JSON")
     parser.add_argument("--profile", action="store_true", help="print the time per operator instead")
     args = parser.parse_args()
-    make_trl_env()
+    subprocess.run([ROOT / "scripts/trl_environments"], check=True)
     numbers = {"rows": args.rows, "tokens": args.tokens, "threads": args.threads, "learner": args.learner}
     options = [*(f"--{name}={number}" for name, number in numbers.items()), *["--ragged"] * args.ragged]
     with tempfile.TemporaryDirectory() as folder:

@@ -46,10 +46,17 @@ ONLY_IN = {
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
-    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_cli"},
+    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_rollout.environments.servers", "tandem_cli"},
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
-    "fastapi": {"tandem_generator.routes", "tandem_generator.server", "tandem_generator.plugin"},
+    "fastapi": {
+        "tandem_generator.mock_completions",
+        "tandem_generator.plugin",
+        "tandem_generator.routes",
+        "tandem_generator.server",
+        "tandem_generator.vllm_routes",
+        "tandem_rollout.environments.routes",
+    },
 }
 """Library → the modules or packages that may import it."""
 
@@ -69,10 +76,14 @@ NEVER = {
 """Module or package → what it must not import."""
 
 ALGORITHMS = {
-    *("__future__", "collections", "dataclasses", "math", "typing", "torch"),
-    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_rollout.trajectory"),
+    *("__future__", "abc", "collections", "contextlib", "copy", "dataclasses", "inspect", "math", "typing", "torch"),
+    *("tandem_trainer.algorithms", "tandem_trainer.batch", "tandem_protocol.config", "tandem_protocol.messages"),
+    *("tandem_protocol.version", "tandem_rollout.errors", "tandem_rollout.functions", "tandem_rollout.trajectory"),
 }
-"""Everything that `algorithms/` may import, including the standard library. It must not do any I/O."""
+"""Everything that `algorithms/` may import, including the standard library. It must not do any I/O.
+
+`tandem_rollout.functions` imports losses of the user's project by name.
+"""
 
 
 def modules() -> Iterator[tuple[str, set[str]]]:

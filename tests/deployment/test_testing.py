@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ from pathlib import Path
 import docker
 import pytest
 
+from support.blocks import blocks
+from support.chatml import make_chatml_model
 from support.models import make_tiny_model
 from support.reference_policy import ReferencePolicy
 from support.stack import ROOT
@@ -35,12 +36,19 @@ def _without_ryuk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("testcontainers.core.config.testcontainers_config.ryuk_disabled", True)
 
 
-def test_the_example_of_the_documentation_passes(project: Path, tmp_path: Path) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/integrate/testing.md").read_text(), re.DOTALL)
-    example = example.replace("/path/to/project", str(project)).replace("/path/to/tandem", str(ROOT))
-    (tmp_path / "test_example.py").write_text(example)
+def test_the_examples_of_the_documentation_pass(project: Path, tmp_path: Path) -> None:
+    paths = {
+        "/path/to/project": project,
+        "/path/to/tandem": ROOT,
+        "/path/to/model": make_chatml_model(tmp_path / "model"),
+    }
+    for number, block in enumerate(blocks("docs/integrate/testing.md", language="python")):
+        example = block.text
+        for shown, path in paths.items():
+            example = example.replace(shown, str(path))
+        (tmp_path / f"test_example_{number}.py").write_text(example)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "test_example.py"],
+        [sys.executable, "-m", "pytest", "-q", "."],
         cwd=tmp_path,
         env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"},
         stdout=subprocess.PIPE,
@@ -48,7 +56,7 @@ def test_the_example_of_the_documentation_passes(project: Path, tmp_path: Path) 
         text=True,
         timeout=400,
     )
-    assert "2 passed" in done.stdout, done.stdout
+    assert "3 passed" in done.stdout, done.stdout
 
 
 def test_a_generator_serves_weights_that_the_test_publishes(tmp_path: Path) -> None:
@@ -72,6 +80,16 @@ def test_faults_reach_the_engine_and_the_token_is_required() -> None:
         assert client.get("/info", headers={"Authorization": "Bearer wrong"}).status_code == 401
         lines = client.post("/rollouts", json=REQUEST).raise_for_status().text.splitlines()
         assert RolloutLine.model_validate_json(lines[-1]).error is not None
+
+
+def test_a_script_reaches_the_engine_as_a_file_and_as_rows(tmp_path: Path) -> None:
+    rows = [{"turns": [[7, 8, 9]]}]
+    (tmp_path / "script.yaml").write_text("- turns: [[7, 8, 9]]\n")
+    for script in (rows, tmp_path / "script.yaml", str(tmp_path / "script.yaml")):
+        with GeneratorContainer(script=script) as generator, generator.client as client:
+            line = RolloutLine.model_validate_json(client.post("/rollouts", json=REQUEST).raise_for_status().text)
+            assert line.group is not None
+            assert {completion.token_ids for completion in line.group.completions} == {(7, 8, 9, 0)}
 
 
 def test_sweep_removes_the_containers_of_killed_tests_only() -> None:

@@ -140,7 +140,7 @@ def test_a_second_demo_of_the_same_run_is_refused_and_the_first_continues(projec
         with running_demo(project) as second:
             second.finish()
             assert second.process.returncode == 2
-            assert "is being written by another `tandem demo`" in second.errors
+            assert "is being written by another `tandem` command" in second.errors
         steps_before = len((first.run_dir / "metrics.jsonl").read_text().splitlines())
         first.wait_for_line(f"step {steps_before + 1}/")
 

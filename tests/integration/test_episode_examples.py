@@ -1,8 +1,7 @@
-"""The examples of episodes, with the real vLLM engine: tools, an environment class, and an agent library."""
+"""The example of an episode with tools, on the real vLLM engine."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -45,23 +44,5 @@ def test_calculator_learns_to_call_its_tool_and_to_believe_it(tmp_path: Path) ->
     assert evals[-1]["reward_mean"] >= 0.6
     assert metrics[0]["reward_mean"] <= 0.4
     assert metrics[-1]["tool_calls"] > metrics[0]["tool_calls"]
-    best = [one for one in episodes if one["reward"] == 1.0]
-    assert any(
-        [message["role"] for message in one["messages"]] == ["user", "assistant", "tool", "assistant"] for one in best
-    )
-
-
-@pytest.mark.vllm
-def test_game_is_trained_on_episodes_of_several_turns(tmp_path: Path) -> None:
-    _, metrics, episodes = trained("game", tmp_path, steps=3)
-    assert metrics[0]["turns_mean"] > 1
-    assert all(one["rewards"] == {"Treasure": one["reward"]} for one in episodes)
-    assert all(one["messages"][0]["content"].startswith("Find the treasure. It is ") for one in episodes)
-
-
-@pytest.mark.vllm
-@pytest.mark.skipif(not importlib.util.find_spec("agents"), reason="examples/agent/requirements.txt is not installed")
-def test_agent_is_trained_on_the_calls_of_its_library(tmp_path: Path) -> None:
-    _, metrics, episodes = trained("agent", tmp_path, steps=3)
-    assert metrics[0]["turns_mean"] > 1
-    assert all(one["rewards"] == {"agent:run": one["reward"]} for one in episodes)
+    best = [[message["role"] for message in one["messages"]] for one in episodes if one["reward"] == 1.0]
+    assert ["user", "assistant", "tool", "assistant"] in best

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 from support.weights import FINGERPRINT, tensors
-from tandem_generator.engines.base import EngineFacts
+from tandem_generator.engines.base import EngineFacts, OnTokens, no_count
 from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import (
@@ -63,7 +63,7 @@ class ScriptedEngine:
     async def start(self) -> None:
         self.calls.append("start")
 
-    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    async def generate(self, request: RolloutRequest, on_tokens: OnTokens = no_count) -> AsyncGenerator[Group, None]:
         span = VersionSpan(version=self.holds, tokens=1)
         for index in range(len(request.prompts)):
             completion = Completion(token_ids=(1,), logprobs=(0.0,), finish_reason="length", versions=(span,))

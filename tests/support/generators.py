@@ -26,8 +26,10 @@ _VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0
 class Generator:
     """A generator process, and an HTTP client with its token."""
 
-    def __init__(self, engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path) -> None:
-        self.port = free_port()
+    def __init__(
+        self, engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path, port: int | None = None
+    ) -> None:
+        self.port = port or free_port()
         self.log = log
         command = [sys.executable, "-m", "tandem_generator", "--engine", engine, "--model", str(model)]
         command += ["--port", str(self.port), "--weights-dir", str(weights_dir)]
@@ -77,6 +79,11 @@ class Generator:
         raise AssertionError(f"{requests} requests never ran at once")
 
     @property
+    def is_sampling(self) -> bool:
+        """Whether a request for rollouts is running."""
+        return "tandem_requests_running 1.0" in self.client.get("/metrics").text
+
+    @property
     def served(self) -> ServedWeights:
         return ServedWeights.model_validate(self.client.get("/weights").json())
 
@@ -101,9 +108,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path) -> Iterator[Generator]:
+def running(
+    engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path, port: int | None = None
+) -> Iterator[Generator]:
     """Start a generator and wait until it is ready. Stop it with all its processes at the end of the block."""
-    generator = Generator(engine, model, weights_dir, *arguments, log=log)
+    generator = Generator(engine, model, weights_dir, *arguments, log=log, port=port)
     try:
         yield generator.wait_ready()
     finally:

@@ -21,7 +21,7 @@ OTHERS = {
 """Metrics of Prometheus itself, of the kubelet and of kube-state-metrics."""
 STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "completion_tokens_mean",
         "truncated_fraction", "groups_skipped", "step", "timings",
-        "checkpoint_failures"}  # fmt: skip
+        "staleness", "checkpoint_failures"}  # fmt: skip
 """Keys of metrics.jsonl that are watched. tests/integration/test_trainer_scraped.py finds each one in a real run."""
 
 

@@ -103,4 +103,8 @@ VARIATIONS: dict[str, Values] = {
     **CI,
     **_combined(),
     "knobs": {"generator": KNOBS, "trainer": {**KNOBS, "suspend": True}},
+    "environment": {"environment": {"enabled": True, "replicas": 2}},
+    "environment, knobs": {
+        "environment": {**KNOBS, "enabled": True, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}
+    },
 }

@@ -39,6 +39,10 @@ def test_a_complete_project_is_described(project: Project, capsys: pytest.Captur
     [
         ("--trainer.rewards=[{function: 'odd_rewards:absent'}]", "odd_rewards has no function 'absent'"),
         ("--trainer.rewards=[{function: 'absent:odd'}]", "importing absent failed"),
+        ("--trainer.grpo.loss_type=absent:loss", "importing absent failed"),
+        ("--trainer.grpo.loss_type=odd_rewards:odd", "missing a required argument: 'completion_ids'"),
+        ("--trainer.grpo.advantage=odd_rewards:absent", "odd_rewards has no function 'absent'"),
+        ("--trainer.algorithm=odd_rewards:Absent", "odd_rewards has no class 'Absent'"),
         ("--trainer.prompts.source=absent.jsonl", "absent.jsonl"),
         ("--trainer.prompts.column=absent", "absent"),
         ("--trainer.rollout.max_completion_length=127", "expected at most 1 (the model's length 128"),

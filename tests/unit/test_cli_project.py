@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
-from tandem_cli import processes, project
+from tandem_cli import processes, project, run_folder
 from tandem_cli.processes import describe_exit, split_cpus
 from tandem_cli.project import Project, choose_engine
 from tandem_protocol.config import ConfigError, load, parse_overrides
@@ -105,11 +105,11 @@ def test_quoted_overrides_reach_the_services_with_their_quotes(tmp_path: Path) -
 
 def test_earlier_runs_are_renamed_with_numbers(tmp_path: Path) -> None:
     demo = a_project(tmp_path)
-    assert demo.set_earlier_run_aside() is None
+    assert demo.run.set_aside() is None
     for number in (1, 2):
         demo.run_dir.mkdir(parents=True)
         (demo.run_dir / "which").write_text(str(number))
-        assert demo.set_earlier_run_aside() == tmp_path / f"runs/default.{number}"
+        assert demo.run.set_aside() == tmp_path / f"runs/default.{number}"
     assert (tmp_path / "runs/default.1/which").read_text() == "1"
 
 
@@ -122,9 +122,9 @@ def test_weights_are_in_memory_only_if_they_fit(
     for folder in (memory, tmp_path / "model", demo.run_dir):
         folder.mkdir(parents=True)
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(1000))
-    monkeypatch.setattr(project, "_MEMORY", memory)
-    monkeypatch.setattr(project.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
-    with demo.weights_dir() as directory:
+    monkeypatch.setattr(run_folder, "_MEMORY", memory)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
+    with demo.run.weights_dir(tmp_path / "model") as directory:
         assert (directory.parent == memory) is in_memory
         assert directory.is_dir()
     assert not directory.exists()

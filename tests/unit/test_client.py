@@ -215,7 +215,7 @@ async def test_wait_ready_waits_and_its_timeout_error_contains_the_reason():
 
 async def test_a_server_that_is_not_a_generator_is_recognized():
     transport = httpx.MockTransport(lambda _: httpx.Response(404, text="nothing here"))
-    with pytest.raises(TandemError, match="Is this a Tandem generator"):
+    with pytest.raises(TandemError, match="Is this a server of Tandem"):
         await GeneratorClient(["http://replica0"], None, transport=transport).info(timeout_s=1)
 
 

@@ -9,36 +9,31 @@ import ast
 import asyncio
 import configparser
 import functools
+import importlib.util
 import inspect
 import json
 import os
 import re
 import sys
-import tomllib
 import types
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from accelerate.commands.launch import launch_command_parser
 
-import tandem_cli.parser
-import tandem_generator.__main__
-import tandem_protocol.config.generator
-import tandem_protocol.config.trainer
-import tandem_trainer.__main__
-import tandem_trainer.merge
-from support import helm
+from support import helm, learning_code
 from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
+from support.documented_programs import PROGRAMS
 from support.episode_blocks import EPISODES
 from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, read
-from tandem_protocol.config import SECTIONS, load, parse_overrides
+from tandem_protocol.config import SECTIONS, load
+from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.config.rollout import RewardConfig
+from tandem_protocol.config.trainer import TrainerSettings
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.rewards.judge import Judge
 from tandem_rollout.rewards.scoring import Rewards
@@ -69,7 +64,8 @@ def _is_of_the_chart(block: Block) -> bool:
 def test_every_block_of_code_works(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert block.language in RULES, f"{block}: no rule for {block.language!r}. Name a language, or `text` for a picture"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, MODULE, types.ModuleType(MODULE))
+    for name in (MODULE, learning_code.MODULE):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
     RULES[block.language](block)
 
 
@@ -103,10 +99,7 @@ def _load(parts: list[dict[str, Any]]) -> None:
         for section, keys in part.items():
             values.setdefault(section, {}).update(keys)
     Path("config.yaml").write_text(yaml.safe_dump(values))
-    for settings in (
-        tandem_protocol.config.generator.GeneratorSettings,
-        tandem_protocol.config.trainer.TrainerSettings,
-    ):
+    for settings in (GeneratorSettings, TrainerSettings):
         load(settings, path=Path("config.yaml"), env={})
 
 
@@ -163,14 +156,18 @@ JUDGES = {"prefer"}
 
 def _python(block: Block) -> None:
     """Run a block in an empty folder. Its functions are called as rewards or judges, or as `EPISODES` says."""
+    if block.page == learning_code.PAGE:
+        learning_code.check(block, BASE["trainer"])
+        return
+    if "trl" in block.text and not importlib.util.find_spec("trl"):
+        ast.parse(block.text)  # tests/integration/test_run_with_mock.py runs such a script
+        return
     module = sys.modules[MODULE]
     exec(compile(block.text, str(block), "exec"), module.__dict__)
     _check_calls(block, module.__dict__)
-    # A block that defines no function is a script, which has just run.
     functions = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == MODULE]
-    if any(name.startswith("test_") for name in functions):
-        return  # a file of tests with its helpers
-    for name in functions:
+    is_file_of_tests = any(name.startswith("test_") for name in functions)
+    for name in () if is_file_of_tests else functions:
         check = EPISODES.get(name)
         check(getattr(module, name)) if check else _score(block, name)
 
@@ -239,104 +236,6 @@ def _known_variables() -> frozenset[str]:
     return frozenset(name for file in files for name in re.findall(r"\bTANDEM_\w+", file.read_text()))
 
 
-def _make(command: Command) -> None:
-    run("make", "--dry-run", *command.words[1:], cwd=ROOT)
-
-
-def _tandem(command: Command) -> None:
-    """Parse the command line. A project under examples/ must exist."""
-    arguments, rest = tandem_cli.parser.make_parser().parse_known_args(command.words[1:])
-    parse_overrides(rest)
-    project = getattr(arguments, "project", None)
-    if project and project.parts[0] == "examples":
-        assert (ROOT / project / "config.yaml").exists()
-
-
-def _services_check(words: list[str]) -> None:
-    """Run a service with `--check`, on the README's project instead of the page's."""
-    module = words[0]
-    (config,) = blocks("README.md", language="yaml")
-    Path("config.yaml").write_text(config.text)
-    arguments = ["config.yaml" if before == "--config" else word for before, word in pairwise(words)]
-    main = {"tandem_generator": tandem_generator.__main__.main}.get(module, tandem_trainer.__main__.main)
-    assert module in ("tandem_generator", "tandem_trainer", "tandem_trainer.launch")
-    assert main([*arguments, "--check"]) == 0
-
-
-def _python_m(command: Command) -> None:
-    assert command.words[1] == "-m"
-    module, *arguments = command.words[2:]
-    if module == "tandem_trainer.merge":
-        assert tandem_trainer.merge.main(arguments) == 2, "its arguments are read, and there is no adapter here"
-    else:
-        _services_check([module, *arguments])
-
-
-def _accelerate(command: Command) -> None:
-    assert command.words[1] == "launch"
-    arguments = launch_command_parser().parse_args(command.words[2:])
-    assert arguments.module
-    _services_check([arguments.training_script, *arguments.training_script_args])
-
-
-def _pip(command: Command) -> None:
-    for before, word in pairwise(command.words):
-        if before == "-r":
-            assert (ROOT / word).exists()
-        elif word.startswith("./"):
-            assert (ROOT / word / "pyproject.toml").exists()
-        elif extra := re.fullmatch(r"tandem-(\w+)\[(\w+)\]", word):
-            folder = ROOT / ("cli" if extra[1] == "cli" else f"services/{extra[1]}")
-            assert (
-                extra[2] in tomllib.loads((folder / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-            )
-        else:
-            assert word in ("install", "-r", "--no-deps", "--require-hashes"), word
-
-
-def _docker(command: Command) -> None:
-    """Check the options. Those after `docker compose run tandem` are options of `tandem`."""
-    words = command.words
-    at = words.index("tandem") if "run" in words and "tandem" in words else len(words)
-    check_options(command._replace(words=words[:at]))
-    if at < len(words):
-        _tandem(command._replace(words=words[at:]))
-
-
-def _no_options(command: Command) -> None:
-    """A program that is not ours, without long options that could be wrong."""
-    assert not [word for word in command.words if word.startswith("--")]
-
-
-def _builtin(command: Command) -> None:
-    """A command of the shell itself. `bash -n` has checked its syntax."""
-
-
-def _systemctl(command: Command) -> None:
-    assert command.words[1:3] == ["systemctl", "enable"]
-    assert {word for word in command.words if word.startswith("-")} <= {"--now"}
-
-
-PROGRAMS: dict[str, Callable[[Command], None]] = {
-    "accelerate": _accelerate,
-    "curl": _no_options,
-    "docker": _docker,
-    "echo": _builtin,
-    "eval": _builtin,
-    "export": _builtin,
-    "git": _no_options,
-    "grep": _no_options,
-    "helm": check_options,
-    "kubectl": check_options,
-    "make": _make,
-    "pip": _pip,
-    "python": _python_m,
-    "source": _builtin,
-    "sudo": _systemctl,
-    "tail": _no_options,
-    "tandem": _tandem,
-    "vllm": _no_options,
-}
 RULES: dict[str, Callable[[Block], None]] = {
     "console": _console,
     "ini": _unit,

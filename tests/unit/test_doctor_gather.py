@@ -54,6 +54,16 @@ def test_a_project_with_an_invalid_configuration_is_refused(project: Path) -> No
     assert "shared.model is missing" in refused.message
 
 
+def test_a_script_needs_no_configuration_but_its_tandem_yaml_is_read(project: Path) -> None:
+    (project / "config.yaml").unlink()
+    stack = a_stack_of(project, trainer={"env": {"TANDEM_SCRIPT": "train.py"}})
+    found = read_settings(stack, {})
+    assert isinstance(found, Unknown)
+    assert not isinstance(found, Refused)
+    (project / "tandem.yaml").write_text("generator: {dtypo: float32}")
+    assert isinstance(read_settings(stack, {}), Refused)
+
+
 def test_a_model_is_found_in_the_project_or_made_by_prepare_or_on_the_hub(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,11 +19,8 @@ import tandem_protocol.config.trainer
 from tandem_protocol.config import load
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-AGENT = EXAMPLES / "agent"
 ARITHMETIC = EXAMPLES / "arithmetic"
-CALCULATOR = EXAMPLES / "calculator"
 DIGITS = EXAMPLES / "digits"
-GAME = EXAMPLES / "game"
 JUDGE = EXAMPLES / "judge"
 PROJECTS = sorted(path.parent for path in EXAMPLES.glob("*/config.yaml"))
 
@@ -42,7 +39,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_every_example_is_tested() -> None:
-    assert PROJECTS == [AGENT, ARITHMETIC, CALCULATOR, DIGITS, GAME, JUDGE]
+    assert [project.name for project in PROJECTS] == ["arithmetic", "calculator", "digits", "judge"]
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)

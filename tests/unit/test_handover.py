@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from support.models import make_tiny_model
-from tandem_generator import end_file as end_file_module
 from tandem_generator.__main__ import main
+from tandem_protocol import end_file as end_file_module
 from tandem_protocol.handover import Failure, generator_failure, generator_file, hand_over, handed_over
 from tandem_protocol.memory import limit_bytes, oom_kills, why_killed
 

@@ -120,7 +120,7 @@ def test_rank_without_a_pair_does_not_change_the_step():
     [
         ({"rollout": {"num_generations": 8}}, r"num_generations is 8, expected 2: online_dpo compares two completions"),
         ({"online_dpo": {"judge": "judge:prefer"}}, "expected only one of them"),
-        ({"rewards": []}, "rewards is empty, expected at least one, or online_dpo.judge"),
+        ({"rewards": []}, "rewards is empty, expected at least one, online_dpo.judge"),
         (
             {"algorithm": "grpo", "online_dpo": {"judge": "j:f"}, "rewards": []},
             "algorithm is grpo, expected online_dpo",

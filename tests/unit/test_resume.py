@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from support.project_code import write_module
 from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.config.trainer import TrainerSettings
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptRow
-from tandem_trainer.run.resume import EVALUATION, FIXED, PROCESSES, SAMPLING, SCORING, Changes, compare, describe
+from tandem_trainer.run.resume import CODE, EVALUATION, FIXED, PROCESSES, SAMPLING, SCORING, Changes, compare, describe
 
 ROWS = [PromptRow(i, f"row {i}", "1+2=", "1+2=", (4, i), {"answer": str(i)}) for i in range(3)]
 BASE: dict[str, Any] = {
@@ -37,7 +39,7 @@ OTHER: dict[str, Any] = {
     },
     "trainer": {
         "output_dir": "elsewhere", "run_name": "other", "seed": 1, "max_steps": 200, "max_lag": 0,
-        "algorithm": "online_dpo", "prompts": OTHER_PROMPTS,
+        "algorithm": "online_dpo", "algorithm_arguments": {"n": 2}, "prompts": OTHER_PROMPTS,
         "rewards": [{"function": "rewards:other", "weight": 2.0}],
         "reward_errors": "drop", "reward_timeout_s": 1.0,
         "rollout": {
@@ -46,6 +48,10 @@ OTHER: dict[str, Any] = {
             "stall_timeout_s": 1.0, "tools": ["tools:f"], "environment": {"one": "games:One"}, "agent": "agents:run",
             "max_turns": 2, "max_turn_length": 4, "tool_timeout_s": 1.0, "max_tool_characters": 10,
             "tool_parser": "hermes", "history": "template", "episode_timeout_s": 1.0,
+            "environment_urls": ["http://environment:8100"],
+            "environment_server": {
+                "host": "0.0.0.0", "port": 8101, "max_sessions": 2, "idle_timeout_s": 1.0, "shutdown_timeout_s": 1,
+            },
         },
         "grpo": {
             "loss_type": "grpo", "level": "sequence", "beta": 0.1, "bias_correction_kl": False, "epsilon": 0.1,
@@ -53,9 +59,13 @@ OTHER: dict[str, Any] = {
             "vespo_k_pos": 1.0, "vespo_lambda_pos": 1.0, "vespo_k_neg": 1.0, "vespo_lambda_neg": 1.0,
             "top_entropy_quantile": 0.5, "off_policy_mask": 1.0, "importance_sampling": "none", "clip_max": 2.0,
             "clip_min": 0.5, "scale_rewards": "batch", "multi_objective_aggregation": "normalize_then_sum",
-            "mask_truncated_completions": True, "num_iterations": 2,
+            "mask_truncated_completions": True, "num_iterations": 2, "loss_arguments": {"low": 0.2},
+            "reduction": "trajectory_mean", "advantage": "losses:a", "advantage_arguments": {"k": 2},
         },
-        "online_dpo": {"judge": "judges:j", "loss_type": "ipo", "beta": 0.2, "missing_eos_penalty": 1.0},
+        "online_dpo": {
+            "judge": "judges:j", "loss_type": "ipo", "beta": 0.2, "missing_eos_penalty": 1.0,
+            "loss_arguments": {"m": 1.0},
+        },
         "optim": {
             "name": "adamw_8bit", "learning_rate": 1.0, "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.9,
             "adam_epsilon": 1e-6, "max_grad_norm": 2.0, "lr_scheduler_type": "linear", "warmup_steps": 5,
@@ -76,6 +86,10 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 """A different value for every setting."""
 TOGETHER: dict[str, dict[str, Any]] = {
+    "trainer.algorithm_arguments": {"algorithm": "losses:Mine"},
+    "trainer.grpo.loss_arguments": {"grpo": {"loss_type": "losses:mine"}},
+    "trainer.grpo.advantage_arguments": {"grpo": {"advantage": "losses:a"}},
+    "trainer.online_dpo.loss_arguments": {"online_dpo": {"loss_type": "losses:pairs"}},
     "trainer.algorithm": {"rollout": {"num_generations": 2}},
     "trainer.online_dpo.judge": {"algorithm": "online_dpo", "rollout": {"num_generations": 2}, "rewards": []},
 }
@@ -177,8 +191,16 @@ def test_an_edited_prompt_with_the_same_tokens_changes_rewards(tmp_path: Path):
     assert _changes(tmp_path, rows=edited).touch(SCORING)
 
 
-def test_every_rollout_setting_except_num_prompts_and_timeouts_changes_what_is_sampled():
-    others = {"num_prompts", "timeout_s", "stall_timeout_s", "tool_timeout_s", "episode_timeout_s"}
+def test_every_rollout_setting_except_num_prompts_timeouts_and_places_changes_what_is_sampled():
+    others = {
+        "environment_urls",
+        "environment_server",
+        "num_prompts",
+        "timeout_s",
+        "stall_timeout_s",
+        "tool_timeout_s",
+        "episode_timeout_s",
+    }
     assert set(SAMPLING) == {f"trainer.rollout.{name}" for name in RolloutConfig.model_fields.keys() - others}
 
 
@@ -216,3 +238,12 @@ def test_a_long_value_is_shortened_in_the_message(tmp_path: Path):
     rewards = [{"function": "rewards:r", "arguments": {"words": ["word"] * 100}}]
     (change,) = _changes(tmp_path, _merged(BASE, {"trainer": {"rewards": rewards}}))
     assert 200 < len(str(change)) < 500
+
+
+def test_changed_code_of_a_loss_outside_the_project_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    name = write_module(tmp_path, monkeypatch, "def loss(logprobs_BT): return logprobs_BT")
+    importlib.import_module(name)
+    settings = _merged(BASE, {"trainer": {"grpo": {"loss_type": f"{name}:loss"}}})
+    before = _described(settings)
+    (tmp_path / f"{name}.py").write_text("def loss(logprobs_BT): return -logprobs_BT")
+    assert [change.key for change in compare(before, _described(settings), tmp_path)] == [CODE]

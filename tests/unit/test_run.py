@@ -51,6 +51,7 @@ def test_step_record_holds_the_values_of_the_step():
         "grad_norm": 2.0,
         "kl_sampler": 0.125,
         "lag_max": 2,
+        "staleness": {"0": 3, "1": 1, "2": 1},
         "completion_tokens_mean": 1.25,
         "truncated_fraction": 0.25,
         "rollout_tokens": 5,

@@ -13,7 +13,8 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 from support.models import make_tiny_model
 from tandem_protocol.manifest import digest_file, read_header
-from tandem_trainer.learner.shards import model_table, model_tensors, partition, write_part, write_safetensors
+from tandem_trainer.learner.safetensors_file import write_safetensors
+from tandem_trainer.learner.shards import model_table, model_tensors, partition, write_part
 
 
 def _model(directory: Path, *, tied: bool = True) -> PreTrainedModel:

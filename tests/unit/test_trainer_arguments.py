@@ -97,7 +97,7 @@ def test_matching_generators_return_the_shortest_of_their_lengths():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"protocol": 2}, "speaks protocol 2, expected 1"),
+        ({"protocol": 3}, "speaks protocol 3, expected 1 to 2"),
         ({"fingerprint": ModelFingerprint(config="x", tokenizer="t", parameters="q")}, "differ in config, parameters"),
         ({"max_model_len": 16}, "supports 16 tokens"),
         ({"generator_id": "g"}, "expected a different name for each"),

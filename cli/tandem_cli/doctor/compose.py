@@ -75,7 +75,8 @@ def _service(service: Mapping[str, Any]) -> ComposeService:
         cpuset=service.get("cpuset", ""),
         user=str(service.get("user", "")),
         shm_bytes=parse_size(service.get("shm_size", "64m")),
-        env={name: value or "" for name, value in (service.get("environment") or {}).items()},
+        # null: a variable of the host that is not set there, so the container does not have it either
+        env={name: value for name, value in (service.get("environment") or {}).items() if value is not None},
         devices=tuple(_devices(service)),
         mounts=tuple(
             Mount(v.get("source", ""), v["target"], v.get("read_only", False)) for v in service.get("volumes", ())

@@ -10,6 +10,8 @@ import docker
 
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.project import ProjectSettings
+from tandem_protocol.config.trl import THE_SCRIPTS, ScriptSettings
+from tandem_protocol.script import SCRIPT_ENV, SETTINGS_FILE
 
 from . import docker_engine
 from .compose import compose_version, read_stack
@@ -72,12 +74,17 @@ def read_settings(stack: Stack | Unknown, images: Mapping[str, Image | Unknown])
         image = images.get(name)
         env |= image.env if isinstance(image, Image) else {}
         env |= stack.services[name].env
+    file = stack.project_folder / "config.yaml"
     try:
-        return load(ProjectSettings, path=stack.project_folder / "config.yaml", env=env)[0]
+        if env.get(SCRIPT_ENV):
+            file = stack.project_folder / SETTINGS_FILE
+            load(ScriptSettings, path=file if file.is_file() else None, env=env, defaults=THE_SCRIPTS)
+            return Unknown("the project is a TRL script, and only the script knows its model and its batches")
+        return load(ProjectSettings, path=file, env=env)[0]
     except ConfigError as error:
         return Refused(
             "the project's configuration is not valid",
-            "correct config.yaml, or choose another project folder with --project or TANDEM_PROJECT",
+            f"correct {file.name}, or choose another project folder with --project or TANDEM_PROJECT",
             str(error),
         )
 

@@ -11,6 +11,11 @@
 {{- toYaml $config }}
 {{- end }}
 
+{{- /* The file of the configuration in the prepared project. For a script, the trainer's pod writes it, from tandem.yaml. */}}
+{{- define "tandem.configPath" -}}
+{{ include "tandem.projectDir" . }}/{{ if .Values.trainer.script }}.tandem-{{ end }}config.yaml
+{{- end }}
+
 {{- /* Not empty if no source of a project is set: the chart runs the demo. */}}
 {{- define "tandem.isDemo" -}}
 {{- with .Values.project }}{{ if not (or .files .configMap .existingClaim .imagePath) }}yes{{ end }}{{ end }}
@@ -28,7 +33,9 @@
 {{- /* A hash of everything that a generator reads when it starts. Options of the trainer do not change it. */}}
 {{- define "tandem.generatorHash" -}}
 {{- $config := include "tandem.config" . | fromYaml }}
-{{- list (pick $config "shared" "generator") (include "tandem.projectFiles" .) .Values.project | toJson | sha256sum | trunc 10 }}
+{{- $parts := list (pick $config "shared" "generator") (include "tandem.projectFiles" .) .Values.project }}
+{{- with .Values.trainer.script }}{{ $parts = append $parts . }}{{ end }}{{/* it says which model to load */}}
+{{- $parts | toJson | sha256sum | trunc 10 }}
 {{- end }}
 
 {{- /* A hash of everything that a trainer reads when it starts. It begins with the hash for the generators. */}}

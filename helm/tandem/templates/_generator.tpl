@@ -33,7 +33,7 @@ spec:
     - name: generator
       image: {{ include "tandem.image" $options.image }}
       imagePullPolicy: {{ $options.image.pullPolicy }}
-      args: {{- concat (list "--config" (printf "%s/config.yaml" (include "tandem.projectDir" $))) .args | toYaml | nindent 8 }}
+      args: {{- concat (list "--config" (include "tandem.configPath" $)) .args | toYaml | nindent 8 }}
       env:
         {{- include "tandem.serviceEnv" $ | nindent 8 }}
         - name: HF_HUB_OFFLINE  # the trainer's pod has already downloaded the model

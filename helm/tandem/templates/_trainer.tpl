@@ -57,6 +57,9 @@ template:
           - name: TANDEM_PROJECT_SOURCES
             value: {{ printf "%s:/config" (default "/source" $.Values.project.imagePath) }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
+          {{- with include "tandem.scriptEnv" $options }}
+          {{- . | nindent 10 }}
+          {{- end }}
           {{- with include "tandem.extraEnv" $options }}
           {{- . | nindent 10 }}
           {{- end }}
@@ -81,10 +84,21 @@ template:
       - name: trainer
         image: {{ include "tandem.image" $options.image }}
         imagePullPolicy: {{ $options.image.pullPolicy }}
-        args: [--config, {{ include "tandem.projectDir" $ }}/config.yaml]
+        args: [--config, {{ include "tandem.configPath" $ }}{{ if $options.script }}, --resume{{ end }}]
         env:
           {{- include "tandem.serviceEnv" $ | nindent 10 }}
           {{- include "tandem.hubEnv" $ | nindent 10 }}
+          {{- if $.Values.environment.enabled }}
+          - name: TANDEM_ENVIRONMENT_TOKEN_FILE
+            value: /environment-secrets/token
+          - name: TANDEM__TRAINER__ROLLOUT__ENVIRONMENT_URLS
+            value: '["http://{{ include "tandem.fullname" $ }}-environment:8100"]'
+          {{- end }}
+          {{- with include "tandem.scriptEnv" $options }}
+          {{- . | nindent 10 }}
+          - name: TANDEM_SCRIPT_FOLDER
+            value: {{ include "tandem.projectDir" $ }}
+          {{- end }}
           - name: TANDEM_TRAINER_PROCESSES
             value: {{ max 1 $options.accelerator.count | quote }}
           - name: TANDEM__TRAINER__METRICS_PORT
@@ -110,6 +124,9 @@ template:
           - {name: tmp, mountPath: /tmp}
           - {name: shm, mountPath: /dev/shm}
           - {name: token, mountPath: /secrets, readOnly: true}
+          {{- if $.Values.environment.enabled }}
+          - {name: environment-token, mountPath: /environment-secrets, readOnly: true}
+          {{- end }}
           - {name: cache, mountPath: /cache}
           - {name: weights, mountPath: /weights}
           - {name: runs, mountPath: /runs}
@@ -118,6 +135,9 @@ template:
           {{- end }}
     volumes:
       {{- include "tandem.volumes" (list $ $options) | nindent 6 }}
+      {{- if $.Values.environment.enabled }}
+      {{- include "tandem.environmentTokenVolume" $ | nindent 6 }}
+      {{- end }}
       - name: runs
         persistentVolumeClaim: {claimName: {{ include "tandem.claimName" (list $ "runs") }}}
       - name: config
@@ -140,5 +160,13 @@ template:
 {{- else if .Values.huggingFace.existingSecret -}}
 - name: HF_TOKEN
   valueFrom: {secretKeyRef: {name: {{ .Values.huggingFace.existingSecret }}, key: {{ .Values.huggingFace.key }}}}
+{{- end }}
+{{- end }}
+
+{{- /* The TRL script that the trainer runs, if it runs one. */}}
+{{- define "tandem.scriptEnv" -}}
+{{- with .script -}}
+- name: TANDEM_SCRIPT
+  value: {{ . | quote }}
 {{- end }}
 {{- end }}

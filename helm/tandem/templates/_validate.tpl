@@ -4,7 +4,7 @@ config.yaml (--set-file), keys that are missing after the demo's configuration h
 */}}
 {{- define "tandem.problems" -}}
 {{- $schema := .Files.Get "files/config.schema.json" | fromJson }}
-{{- include "tandem.walk" (dict "schema" $schema "node" $schema "value" (include "tandem.config" . | fromYaml) "path" "/config") }}
+{{- include "tandem.walk" (dict "schema" $schema "node" $schema "value" (include "tandem.config" . | fromYaml) "path" "/config" "partial" .Values.trainer.script) }}
 {{- include "tandem.contradictions" . }}
 {{- range $name := keys .Values.storage | sortAlpha }}
   {{- $claim := include "tandem.claimName" (list $ $name) }}
@@ -32,17 +32,17 @@ at '{{ .path }}': '{{ $value }}' does not match pattern '{{ $node.pattern }}'
 {{- else if eq $got "object" }}
   {{- range $key, $child := $value }}
     {{- if hasKey (default dict $node.properties) $key }}
-      {{- include "tandem.walk" (dict "schema" $.schema "node" (get $node.properties $key) "value" $child "path" (printf "%s/%s" $.path $key)) }}
+      {{- include "tandem.walk" (dict "schema" $.schema "node" (get $node.properties $key) "value" $child "path" (printf "%s/%s" $.path $key) "partial" $.partial) }}
     {{- else if eq (toString $node.additionalProperties) "false" }}
 at '{{ $.path }}': additional properties '{{ $key }}' not allowed
     {{- end }}
   {{- end }}
-  {{- range $key := $node.required }}{{ if not (hasKey $value $key) }}
+  {{- range $key := $node.required }}{{ if not (or $.partial (hasKey $value $key)) }}
 at '{{ $.path }}': missing property '{{ $key }}'
   {{- end }}{{ end }}
 {{- else if and (eq $got "array") $node.items }}
   {{- range $i, $child := $value }}
-    {{- include "tandem.walk" (dict "schema" $.schema "node" $node.items "value" $child "path" (printf "%s/%d" $.path $i)) }}
+    {{- include "tandem.walk" (dict "schema" $.schema "node" $node.items "value" $child "path" (printf "%s/%d" $.path $i) "partial" $.partial) }}
   {{- end }}
 {{- end }}
 {{- end }}
@@ -58,10 +58,18 @@ at '{{ $.path }}': missing property '{{ $key }}'
   {{- if gt (len $sources) 1 }}
 {{ join ", " $sources }}: got {{ len $sources }} sources of the project, expected 1. Fix: keep one of them and remove the others
   {{- end }}
-  {{- if and $sources (not $.Values.config) }}
+  {{- if and $sources (not $.Values.config) (not $.Values.trainer.script) }}
 config: got an empty value with {{ first $sources }}, expected the project's config.yaml. Fix: --set-file config=my-project/config.yaml
   {{- end }}
 {{- end }}
+{{- with .Values.trainer }}{{ if .script }}
+  {{- if include "tandem.isDemo" $ }}
+trainer.script: got {{ .script }} without the project that has it, expected one of project.files, configMap, existingClaim and imagePath. Fix: --set-file 'project.files.train\.py=train.py'
+  {{- end }}
+  {{- if and (not .image.digest) (has .image.tag (list "cpu" "cuda")) }}
+trainer.image.tag: got {{ .image.tag }} with trainer.script, expected an image that has TRL. Fix: set it to trl-{{ .image.tag }}, a target of docker/trainer.Dockerfile
+  {{- end }}
+{{- end }}{{ end }}
 {{- with .Values.generator }}
   {{- $devices := mul .accelerator.count .nodesPerReplica }}
   {{- $groups := include "tandem.tensorGroups" $ }}
@@ -83,12 +91,18 @@ config.generator.{{ $name }}: got {{ dig "generator" $name "" $config }}, expect
     {{- end }}
   {{- end }}
 {{- end }}
+{{- $config := include "tandem.config" . | fromYaml }}
+{{- with dig "trainer" "rollout" "agent" "" $config }}{{ if $.Values.environment.enabled }}
+environment.enabled: got true with config.trainer.rollout.agent {{ . }}, expected false: an agent runs in the trainer's process. Fix: set it to false
+{{- end }}{{ end }}
 {{- range $service := list "generator" "trainer" }}
   {{- range $name := list "NVIDIA_VISIBLE_DEVICES" "CUDA_VISIBLE_DEVICES" }}
     {{- if hasKey (get $.Values $service).env $name }}
 {{ $service }}.env.{{ $name }}: got devices by name, expected them from the device plugin, which gives each device to one pod. Fix: remove it and set {{ $service }}.accelerator
     {{- end }}
   {{- end }}
+{{- end }}
+{{- range $service := ternary (list "generator" "trainer" "environment") (list "generator" "trainer") .Values.environment.enabled }}
   {{- with (get $.Values $service).image }}{{ if and (not .digest) (has .tag (list "" "latest")) }}
 {{ $service }}.image.tag: got {{ .tag | quote }}, expected a fixed version, because this tag can change between two pods. Fix: set another tag or {{ $service }}.image.digest
   {{- end }}{{ end }}

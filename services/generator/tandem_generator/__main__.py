@@ -13,6 +13,7 @@ from pathlib import Path
 from tandem_protocol import logs
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, ConfigError, format_resolved, read_token
 from tandem_protocol.config.generator import GeneratorSettings
+from tandem_protocol.end_file import EndFile
 from tandem_protocol.errors import TandemError
 from tandem_protocol.folders import require_readable
 from tandem_protocol.handover import Failure
@@ -24,7 +25,6 @@ from tandem_protocol.processes import USER_ERROR
 from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
-from .end_file import EndFile
 from .engines.mock import MockEngine
 from .options import Options, parse
 from .server import serve
@@ -127,6 +127,8 @@ async def _serve_mock(settings: GeneratorSettings) -> int:
     shared, config = settings.shared, settings.generator
     try:
         engine = MockEngine(shared.model, config.mock, config.max_model_len)
+    except ConfigError:
+        raise
     except (ValueError, TypeError) as error:
         raise ConfigError(
             f"shared.model: {shared.model} cannot be read: {one_line(error)}. Expected a folder with the files "

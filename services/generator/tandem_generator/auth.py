@@ -1,4 +1,4 @@
-"""Bearer-token authentication for all routes of the server, Tandem's and vLLM's."""
+"""Authentication for all routes of the server, Tandem's and vLLM's, and the refusal of routes that change weights."""
 
 from __future__ import annotations
 
@@ -6,15 +6,27 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV, is_authorized, read_token
-from tandem_protocol.errors import Unauthorized
+from tandem_protocol.errors import BadRequest, TandemError, Unauthorized
 from tandem_protocol.routes import OPEN
+
+ROUND_THE_SWITCHER = frozenset({
+    *("/pause", "/resume", "/sleep", "/wake_up", "/release_kv_cache_memory", "/collective_rpc"),
+    *("/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update"),
+    *("/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version"),
+    *("/init_communicator", "/update_named_param", "/close_communicator"),
+})  # fmt: skip
+"""Routes of vLLM's development mode, and of TRL's former server, that would change weights or stop the engine without
+the `WeightSwitcher`. Then the generator would report a version that it does not serve, or be ready and not answer."""
 
 
 class BearerAuth:
-    """ASGI middleware that checks the bearer token. Without a configured token, every request passes."""
+    """ASGI middleware that checks the token. Without a configured token, every request passes.
+
+    It also refuses `ROUND_THE_SWITCHER`.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+        self._app = _refusing(app)
         token = read_token()
         self._token = token
 
@@ -32,4 +44,25 @@ class BearerAuth:
         if scope["type"] == "websocket":
             await receive()
             return await send({"type": "websocket.close", "code": 1008, "reason": error.code})
-        await JSONResponse(error.body.model_dump(), status_code=error.status)(scope, receive, send)
+        await _answer(error)(scope, receive, send)
+
+
+def _refusing(app: ASGIApp) -> ASGIApp:
+    """Return `app` without the routes in `ROUND_THE_SWITCHER`."""
+
+    async def refuse_or_call(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
+        if path not in ROUND_THE_SWITCHER:
+            return await app(scope, receive, send)
+        error = BadRequest(
+            f"got {scope['method']} {path}, which changes the engine without Tandem's record of the served version; "
+            "expected PUT /weights/{version}, after the weights were written to the weight store. Fix: start a TRL "
+            "script with `python -m tandem_trainer.trl train.py`, which does both."
+        )
+        await _answer(error)(scope, receive, send)
+
+    return refuse_or_call
+
+
+def _answer(error: TandemError) -> JSONResponse:
+    return JSONResponse(error.body.model_dump(), status_code=error.status)

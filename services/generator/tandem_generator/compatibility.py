@@ -1,17 +1,38 @@
-"""Check whether the engine can serve a version."""
+"""Check whether the engine can serve a version, or answer a request."""
 
 from __future__ import annotations
 
 import re
 
-from tandem_protocol.errors import WeightsRefused
+from tandem_protocol.errors import BadRequest, WeightsRefused
 from tandem_protocol.fingerprint import differences
 from tandem_protocol.manifest import Manifest, TensorEntry
+from tandem_protocol.messages import RolloutRequest
 from tandem_protocol.parameters import describe_differences
 
 from .engines.base import EngineFacts
 
 _ADAPTER_MATRIX = re.compile(r"(?P<prefix>base_model\.model\.)?(?P<layer>.+)\.lora_(?P<side>[AB])\.weight")
+
+
+def check_request_fits(request: RolloutRequest, facts: EngineFacts) -> None:
+    """Refuse a request that this engine cannot answer.
+
+    Raises:
+        BadRequest: A prompt and its completion are too long, or a token is not in the vocabulary.
+    """
+    longest = max(len(prompt.token_ids) for prompt in request.prompts)
+    if longest + request.sampling.max_tokens > facts.max_model_len:
+        raise BadRequest(
+            f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}, expected at most "
+            f"{facts.max_model_len} together (the model's max_model_len). Fix: shorten one of them."
+        )
+    largest = max([*request.sampling.stop_token_ids, *(max(prompt.token_ids) for prompt in request.prompts)])
+    if largest >= facts.vocab_size:
+        raise BadRequest(
+            f"got token id {largest}, expected ids below the vocabulary's size {facts.vocab_size}. "
+            "Fix: use this model's tokenizer in the trainer."
+        )
 
 
 def check_version_fits(manifest: Manifest, facts: EngineFacts) -> None:

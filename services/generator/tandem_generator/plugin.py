@@ -20,6 +20,7 @@ from tandem_protocol.store import WeightStore
 from .engines.vllm import VllmEngine
 from .routes import build_router
 from .server import end_on_signal, end_when_failed
+from .vllm_routes import build_vllm_routes
 from .volume_engine import BACKEND
 from .weight_switcher import WeightSwitcher
 
@@ -67,6 +68,7 @@ class TandemRoutes:
         self.engine = VllmEngine()
         TandemRoutes.switcher = WeightSwitcher(self.engine, WeightStore(shared.weights_dir), config)
         app.include_router(build_router(self.switcher, shared.model))
+        app.include_router(build_vllm_routes(self.switcher, shared.model))
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         assert engine_client is not None, "vLLM passes an engine for the task generate"

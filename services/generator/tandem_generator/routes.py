@@ -1,10 +1,11 @@
 """HTTP routes of the generator. The mock's server and vLLM's server use the same router."""
 
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
@@ -13,9 +14,13 @@ from starlette.exceptions import HTTPException
 from tandem_protocol import routes as paths
 from tandem_protocol.errors import BadRequest, TandemError
 from tandem_protocol.messages import (
+    OLDEST_PROTOCOL_VERSION,
+    PROTOCOL_VERSION,
+    AwaitedWeights,
     Group,
     Info,
     Parameters,
+    Progress,
     Readiness,
     RolloutLine,
     RolloutRequest,
@@ -25,6 +30,7 @@ from tandem_protocol.messages import (
 from tandem_protocol.problems import summarize
 from tandem_protocol.version import Version
 
+from .progress import TokenCount, with_heartbeats
 from .weight_switcher import WeightSwitcher
 
 log = logging.getLogger(__name__)
@@ -85,9 +91,11 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
         return Readiness(ready=reason is None, reason=reason or f"serving version {switcher.version}")
 
     @router.get(paths.INFO)
-    async def info() -> Info:
-        """Describe this generator and the version that it serves."""
-        return _info(switcher, model)
+    async def info(
+        protocol: Annotated[int, Query(ge=OLDEST_PROTOCOL_VERSION)] = OLDEST_PROTOCOL_VERSION,
+    ) -> Info:
+        """Describe this generator and the version that it serves. `protocol`: the client's newest version."""
+        return _info(switcher, model, min(protocol, PROTOCOL_VERSION))
 
     @router.get(paths.PARAMETERS)
     async def parameters() -> Parameters:
@@ -95,30 +103,39 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
         return Parameters(shapes=dict(switcher.engine.facts.shapes))
 
     @router.get(paths.WEIGHTS)
-    async def get_weights() -> ServedWeights:
-        """Return the version that is served."""
-        return switcher.served
+    async def get_weights(awaited: Annotated[AwaitedWeights, Query()]) -> ServedWeights:
+        """Return the version that is served, or wait until `at_least` is."""
+        if awaited.at_least is None:
+            return switcher.served
+        return await switcher.wait_for(_version(awaited.at_least), awaited.wait_s)
 
     @router.put(paths.SET_WEIGHTS)
     async def set_weights(version: str, body: SetWeights) -> ServedWeights:
         """Switch to a version. The answer is sent when the version is served."""
-        try:
-            parsed = Version.parse(version)
-        except ValueError as error:
-            raise BadRequest(str(error)) from error
-        return await switcher.set(parsed, body)
+        return await switcher.set(_version(version), body)
 
     @router.post(paths.ROLLOUTS, response_model=RolloutLine)
     async def rollouts(request: RolloutRequest) -> StreamingResponse:
         """Sample completions. The answer is NDJSON with one finished group per line."""
-        return StreamingResponse(_lines(switcher.rollouts(request)), media_type="application/x-ndjson")
+        count = TokenCount()
+        groups = switcher.rollouts(request, count.add)
+        lines = _lines(with_heartbeats(groups, count, request.heartbeat_s))
+        return StreamingResponse(lines, media_type="application/x-ndjson")
 
     return router
 
 
-def _info(switcher: WeightSwitcher, model: str) -> Info:
+def _version(text: str) -> Version:
+    try:
+        return Version.parse(text)
+    except ValueError as error:
+        raise BadRequest(str(error)) from error
+
+
+def _info(switcher: WeightSwitcher, model: str, protocol: int) -> Info:
     facts = switcher.engine.facts
     return Info(
+        protocol=protocol,
         generator_id=switcher.generator_id,
         engine=facts.engine,
         engine_version=facts.engine_version,
@@ -136,10 +153,12 @@ def _info(switcher: WeightSwitcher, model: str) -> Info:
     )
 
 
-async def _lines(groups: AsyncIterator[Group]) -> AsyncIterator[str]:
+async def _lines(parts: AsyncGenerator[Group | Progress, None]) -> AsyncGenerator[str, None]:
     try:
-        async for group in groups:
-            yield _line(RolloutLine(group=group))
+        async with contextlib.aclosing(parts):
+            async for part in parts:
+                is_group = isinstance(part, Group)
+                yield _line(RolloutLine(group=part) if is_group else RolloutLine(progress=part))
     except TandemError as error:
         yield _line(RolloutLine(error=error.body))
 

@@ -15,7 +15,9 @@ from tandem_protocol import routes as paths
 from tandem_protocol.ports import listen
 
 from .auth import BearerAuth
+from .mock_completions import build_mock_completions
 from .routes import build_router
+from .vllm_routes import build_vllm_routes
 from .weight_switcher import WeightSwitcher
 
 
@@ -23,6 +25,8 @@ def build_app(switcher: WeightSwitcher, model: str) -> FastAPI:
     """Create the app. The caller starts and closes `switcher`."""
     app = FastAPI(title="Tandem generator")
     app.include_router(build_router(switcher, model))
+    app.include_router(build_vllm_routes(switcher, model))
+    app.include_router(build_mock_completions(switcher, model))
     app.add_api_route(paths.METRICS, _metrics)
     app.add_middleware(BearerAuth)
     return app

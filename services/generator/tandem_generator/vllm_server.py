@@ -31,6 +31,8 @@ from tandem_protocol.store import WeightStore
 from .plugin import TandemRoutes
 from .volume_engine import BACKEND
 
+MAX_LOGPROBS = 100
+"""Most logprobs per token that a client may ask for: the default of TRL's `get_sequence_logprobs`. vLLM's is 20."""
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment variables that disable telemetry. Users can override them."""
 
@@ -184,6 +186,7 @@ def _arguments(settings: GeneratorSettings) -> list[str]:
         "api-server-count": 1,
         "uvicorn-log-level": "warning",  # no line per request
         "logprobs-mode": "processed_logprobs",
+        "max-logprobs": MAX_LOGPROBS,
         "weight-transfer-config": f'{{"backend": "{BACKEND}"}}',
         "middleware": "tandem_generator.auth.BearerAuth",
     }

@@ -8,12 +8,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator
-from pathlib import Path
-from typing import NamedTuple
 
 from tandem_protocol.config.generator import GeneratorConfig
 from tandem_protocol.errors import (
-    BadRequest,
     NotReady,
     OlderVersion,
     PolicyTorn,
@@ -24,31 +21,22 @@ from tandem_protocol.errors import (
     WeightsNotVisible,
     WeightsRefused,
 )
-from tandem_protocol.manifest import Manifest
-from tandem_protocol.messages import Group, Kind, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
+from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
 from . import metrics
-from .compatibility import check_version_fits
-from .engines.base import Engine
+from .canary import Canary
+from .changes import Changes
+from .compatibility import check_request_fits, check_version_fits
+from .engines.base import Engine, OnTokens, no_count
 from .lease import LeaseKeeper
+from .stored_versions import Loadable, StoredVersions
 
 log = logging.getLogger(__name__)
 
-_MAX_MISSED_CANARIES = 3
-"""The process restarts after this number of checks in a row without a token."""
 _MAX_FAILED_LOADS = 3
 """A version is refused permanently after this number of failed loads."""
-
-
-class _Serving(NamedTuple):
-    """A version that is or was completely loaded."""
-
-    version: Version
-    manifest_digest: str | None
-    files: tuple[Path, ...]
-    kind: Kind = "full"
 
 
 class WeightSwitcher:
@@ -64,15 +52,22 @@ class WeightSwitcher:
         self.generator_id = config.replica
         self.failed = asyncio.Event()
         self.stopping = False
-        self._store = store
+        self._stored = StoredVersions(store, config.visible_timeout_s, is_stopping=lambda: self.stopping)
         self._config = config
-        self._serving = _Serving(BASE, None, ())
+        self._serving = Loadable(BASE, None, ())
         self._not_loaded: str | None = "the engine is starting"
-        self._hung: str | None = None
         self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
+        self._changes = Changes()
         self._failed_loads: Counter[tuple[Version, str | None]] = Counter()
         self._finished_groups = 0
+        self._canary = Canary(
+            engine,
+            config,
+            finished_groups=lambda: self._finished_groups,
+            is_switching=self._switching.locked,
+            failed=self.failed,
+        )
         self._tasks: list[asyncio.Task[None]] = []
         metrics.READY.set_function(lambda: self.not_ready is None)
 
@@ -89,7 +84,7 @@ class WeightSwitcher:
     @property
     def not_ready(self) -> str | None:
         """Why requests are not answered. None if they are."""
-        return "it is stopping" if self.stopping else self._not_loaded or self._hung
+        return "it is stopping" if self.stopping else self._not_loaded or self._canary.hung
 
     async def start(self) -> None:
         """Start the engine, and load the newest version in the store.
@@ -100,15 +95,17 @@ class WeightSwitcher:
             TandemError: No version in the store can be served.
         """
         await self.engine.start()
-        self._serving = _Serving(BASE, None, self.engine.facts.base_shards)
+        self._serving = Loadable(BASE, None, self.engine.facts.base_shards)
         await self._catch_up()
         self._not_loaded = None
+        self._changes.notify()
         log.info("ready, serving version %s", self.version)
-        self._tasks = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._watch())]
+        self._tasks = [asyncio.create_task(self._lease.keep()), asyncio.create_task(self._canary.watch())]
 
     def stop(self) -> None:
         """Refuse new requests, and stop waiting for versions. Running requests continue."""
         self.stopping = True
+        self._changes.notify()
 
     async def close(self) -> None:
         """Stop, give the lease back, and close the engine."""
@@ -126,10 +123,10 @@ class WeightSwitcher:
         """
         problems: list[TandemError] = []
         tried: set[Version] = set()
-        while (version := await asyncio.to_thread(self._newest_except, tried)) is not None:
+        while (version := await self._stored.newest(but=tried)) is not None:
             tried.add(version)
             try:
-                _, digest = await self._visible(version)
+                _, digest = await self._stored.read(version)
                 await self.set(version, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
                 return
             except (WeightsNotVisible, WeightsRefused, SwitchFailed) as error:
@@ -137,21 +134,39 @@ class WeightSwitcher:
                 problems.append(error)
         if problems:
             raise WeightsRefused(
-                f"none of the {len(problems)} versions in {self._store.root} can be served; the newest: {problems[0]} "
+                f"none of the {len(problems)} versions in {self._stored.root} can be served; the newest: {problems[0]} "
                 "If the store belongs to another model or run, set shared.weights_dir to a new folder. If its files "
-                f"are damaged, delete {self._store.root}: a resumed trainer publishes its weights again."
+                f"are damaged, delete {self._stored.root}: a resumed trainer publishes its weights again."
             )
 
-    def _newest_except(self, tried: set[Version]) -> Version | None:
-        latest = self._store.latest()
-        candidates = [*reversed(self._store.versions()), *([latest] if latest else [])]
-        untried = [version for version in candidates if version not in tried]
-        return latest if latest in untried else next(iter(untried), None)
+    async def wait_for(self, at_least: Version, timeout_s: float) -> ServedWeights:
+        """Return the served version as soon as it is `at_least` or newer.
 
-    def rollouts(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+        Raises:
+            StalePolicy: An older version is still served after `timeout_s` seconds.
+            NotReady: The generator is stopping.
+        """
+        await self._changes.until(lambda: self.stopping or self._serves(at_least), timeout_s)
+        if self._serves(at_least):
+            return self.served
+        if self.stopping:
+            raise NotReady(f"this generator is not ready: {self.not_ready}. Fix: use another replica.")
+        raise StalePolicy(
+            f"got at_least {at_least}; this generator serves {self.version} after {timeout_s:g} s. Fix: publish the "
+            f"version with PUT /weights/{at_least}, or wait longer with wait_s."
+        )
+
+    def _serves(self, at_least: Version) -> bool:
+        return self.version >= at_least and self._not_loaded is None
+
+    def rollouts(self, request: RolloutRequest, on_tokens: OnTokens = no_count) -> AsyncGenerator[Group, None]:
         """Sample completions. Each group is yielded when it is finished.
 
         Iterating may raise `EngineFailed`.
+
+        Args:
+            request: What to sample.
+            on_tokens: Called while completions are sampled, at least if the request has `heartbeat_s`.
 
         Raises:
             NotReady: The generator does not answer requests now.
@@ -159,12 +174,12 @@ class WeightSwitcher:
             BadRequest: The request does not fit the model.
         """
         self._admit(request)
-        return self._stream(request)
+        return self._stream(request, on_tokens)
 
-    async def _stream(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    async def _stream(self, request: RolloutRequest, on_tokens: OnTokens) -> AsyncGenerator[Group, None]:
         metrics.REQUESTS_RUNNING.inc()
         try:
-            async with contextlib.aclosing(self.engine.generate(request)) as groups:
+            async with contextlib.aclosing(self.engine.generate(request, on_tokens)) as groups:
                 async for group in groups:
                     self._finished_groups += 1
                     metrics.ROLLOUT_COMPLETIONS.inc(len(group.completions))
@@ -183,19 +198,7 @@ class WeightSwitcher:
                 f"got min_version {request.min_version}; this generator serves {self.version}. Fix: publish the "
                 f"version with PUT /weights/{request.min_version}, or try again after that."
             )
-        facts = self.engine.facts
-        longest = max(len(prompt.token_ids) for prompt in request.prompts)
-        if longest + request.sampling.max_tokens > facts.max_model_len:
-            raise BadRequest(
-                f"got a prompt of {longest} tokens and max_tokens {request.sampling.max_tokens}, expected at most "
-                f"{facts.max_model_len} together (the model's max_model_len). Fix: shorten one of them."
-            )
-        largest = max([*request.sampling.stop_token_ids, *(max(prompt.token_ids) for prompt in request.prompts)])
-        if largest >= facts.vocab_size:
-            raise BadRequest(
-                f"got token id {largest}, expected ids below the vocabulary's size {facts.vocab_size}. "
-                "Fix: use this model's tokenizer in the trainer."
-            )
+        check_request_fits(request, self.engine.facts)
 
     async def set(self, version: Version, request: SetWeights) -> ServedWeights:
         """Switch to `version`, and return when it is served. If it is already served, nothing happens.
@@ -248,32 +251,14 @@ class WeightSwitcher:
         log.info("serving version %s, switched in %.2f s", version, timings.total_s)
         return self.served.model_copy(update={"timings": timings})
 
-    async def _verified(self, version: Version, digest: str) -> _Serving:
+    async def _verified(self, version: Version, digest: str) -> Loadable:
         """Lease `version`, and check everything that can be checked without changing the model."""
-        manifest, found = await self._visible(version)
-        if found != digest:
-            raise WeightsRefused(
-                f"version {version} in {self._store.root} has manifest digest {found}, expected {digest}. Another run "
-                "wrote it. Fix: give each run its own shared.weights_dir, and publish again."
-            )
+        manifest = await self._stored.manifest(version, digest)
         check_version_fits(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
-        await asyncio.to_thread(self._store.verify, manifest)
-        directory = self._store.directory(version)
-        return _Serving(version, digest, tuple(directory / file.name for file in manifest.files), manifest.kind)
+        return await self._stored.verify(manifest, digest)
 
-    async def _visible(self, version: Version) -> tuple[Manifest, str]:
-        """Read the manifest as soon as it appears on the shared volume. Raises WeightsNotVisible if it is late."""
-        deadline = time.monotonic() + self._config.visible_timeout_s
-        while True:
-            try:
-                return await asyncio.to_thread(self._store.read, version)
-            except WeightsNotVisible:
-                if self.stopping or time.monotonic() >= deadline:
-                    raise
-            await asyncio.sleep(0.05)
-
-    async def _pause_load_resume(self, target: _Serving, mode: SwitchMode) -> tuple[float, float]:
+    async def _pause_load_resume(self, target: Loadable, mode: SwitchMode) -> tuple[float, float]:
         """Switch the engine to `target`. Returns the times of the pause and the load, in monotonic seconds."""
         if target.kind != self._serving.kind and mode is SwitchMode.IN_FLIGHT:
             mode = SwitchMode.ABORT  # a request that started without an adapter cannot continue with one
@@ -297,13 +282,14 @@ class WeightSwitcher:
         metrics.WEIGHT_ATTEMPT.set(target.version.attempt)
         loaded = time.monotonic()
         await self.engine.resume()
+        self._changes.notify()
         return paused, loaded
 
-    async def _load(self, target: _Serving) -> None:
+    async def _load(self, target: Loadable) -> None:
         async with asyncio.timeout(self._config.switch_timeout_s):
             await self.engine.load_weights(target.version, target.files)
 
-    async def _roll_back(self, target: _Serving, cause: Exception) -> None:
+    async def _roll_back(self, target: Loadable, cause: Exception) -> None:
         """Load the previous version again. Always raises, because the switch has failed."""
         version = target.version
         log.error("loading version %s failed half-way: %r; loading version %s again", version, cause, self.version)
@@ -327,23 +313,3 @@ class WeightSwitcher:
             f"{message}. It has failed {_MAX_FAILED_LOADS} times, so it will not be tried again. Fix: see the "
             "generator's log for the cause, and publish another version."
         ) from cause
-
-    async def _watch(self) -> None:
-        """Let an idle engine produce a token regularly. A hung engine looks healthy from outside."""
-        missed = 0
-        while not self.failed.is_set():
-            finished = self._finished_groups
-            await asyncio.sleep(self._config.canary_every_s)
-            if self._finished_groups != finished or self._switching.locked():
-                continue
-            try:
-                async with asyncio.timeout(self._config.canary_timeout_s):
-                    await self.engine.check()
-            except Exception as error:
-                missed += 1
-                self._hung = f"the engine did not produce a token, {missed} times in a row: {error!r}"
-                if missed == _MAX_MISSED_CANARIES:
-                    self.failed.set()
-            else:
-                missed = 0
-                self._hung = None

@@ -50,16 +50,21 @@ def configure(env: Mapping[str, str] = os.environ, *, level: int = logging.INFO)
     try:
         formatter = make_formatter(env)
     finally:
-        progress = logging.StreamHandler(sys.stdout)
-        progress.addFilter(lambda record: record.levelno < logging.WARNING)
-        problems = logging.StreamHandler(sys.stderr)
-        problems.setLevel(logging.WARNING)
-        for handler in (progress, problems):
-            handler.setFormatter(formatter)
-        logging.basicConfig(level=logging.WARNING, handlers=[progress, problems], force=True)
+        logging.basicConfig(level=logging.WARNING, handlers=handlers(formatter), force=True)
         for package in ("tandem_generator", "tandem_protocol", "tandem_rollout", "tandem_trainer"):
             logging.getLogger(package).setLevel(level)
         _catch_the_rest()
+
+
+def handlers(formatter: logging.Formatter) -> tuple[logging.Handler, logging.Handler]:
+    """Return a handler for stdout, and one for stderr, which gets records from WARNING on."""
+    progress = logging.StreamHandler(sys.stdout)
+    progress.addFilter(lambda record: record.levelno < logging.WARNING)
+    problems = logging.StreamHandler(sys.stderr)
+    problems.setLevel(logging.WARNING)
+    for handler in (progress, problems):
+        handler.setFormatter(formatter)
+    return progress, problems
 
 
 def _catch_the_rest() -> None:

@@ -15,8 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .errors import ErrorBody
 from .version import Version
 
-PROTOCOL_VERSION = 1
-"""Version of the wire contract, reported by `GET /info`."""
+PROTOCOL_VERSION = 2
+"""Newest version of the wire contract that this release speaks. `GET /info` agrees on one.
+
+Version 2 added `Prompt.session`, `RolloutRequest.heartbeat_s` with `RolloutLine.progress`, and the parameters of
+`GET /weights`. Requests of version 1 get the same answers as before.
+"""
+OLDEST_PROTOCOL_VERSION = 1
+"""Oldest version of the wire contract that this release speaks."""
 
 Kind = Literal["full", "lora"]
 """Kind of a version. `full`: all tensors of the model. `lora`: an adapter for the base weights, in peft's files."""
@@ -71,6 +77,9 @@ class Prompt(Message):
     seed: int | None = Field(None, ge=0, lt=2**62)
     """Makes the completions of this prompt repeatable, if the engine supports seeds. Completion i of G uses
     `seed + i`."""
+    session: str | None = Field(None, min_length=1, max_length=200)
+    """Name of the episode that this prompt belongs to. A client sends the prompts of one session to the same replica,
+    whose KV cache has their common beginning. The engine does not use it. Since protocol 2."""
 
 
 class RolloutRequest(Message):
@@ -85,6 +94,9 @@ class RolloutRequest(Message):
     """How to sample. It applies to all prompts."""
     min_version: Version | None = None
     """Oldest policy version that may answer. A generator with an older version answers `stale_policy`."""
+    heartbeat_s: float | None = Field(None, ge=0.1)
+    """Send a line with `progress` whenever no group has finished for this time, in seconds. None: never. Since
+    protocol 2."""
 
 
 class VersionSpan(Message):
@@ -131,11 +143,21 @@ class Group(Message):
     """The G completions."""
 
 
+class Progress(Message):
+    """A heartbeat: how far a request has come."""
+
+    tokens: int = Field(ge=0)
+    """Tokens that have been sampled so far, for all prompts and completions of the request together. If the number
+    stays the same, the engine hangs or the request waits for its turn."""
+
+
 class RolloutLine(Message):
-    """One line of the NDJSON answer to `POST /rollouts`. Either `group` or `error` is set."""
+    """One line of the NDJSON answer to `POST /rollouts`. One of `group`, `progress` and `error` is set."""
 
     group: Group | None = None
     """A finished group."""
+    progress: Progress | None = None
+    """A heartbeat. Only requests with `heartbeat_s` get one."""
     error: ErrorBody | None = None
     """The error that ended the stream early. No further line follows."""
 
@@ -162,6 +184,15 @@ class SetWeights(Message):
     network file system."""
     mode: SwitchMode = SwitchMode.DRAIN
     """What happens to running requests."""
+
+
+class AwaitedWeights(Message):
+    """Parameters of `GET /weights`: answer when a version serves. Without them the answer comes at once."""
+
+    at_least: str | None = None
+    """Oldest version that may be in the answer, such as `42.1`. None: any. Since protocol 2."""
+    wait_s: float = Field(0.0, ge=0.0, le=600.0)
+    """How long to wait for it, in seconds. After that the answer is the error `stale_policy`. Since protocol 2."""
 
 
 class SwitchTimings(Message):
@@ -203,7 +234,8 @@ class Info(Message):
     """Answer to `GET /info`: what this generator is and what it serves."""
 
     protocol: int = PROTOCOL_VERSION
-    """Version of the wire contract."""
+    """Version of the wire contract that both sides speak. The client names its newest one, as in
+    `GET /info?protocol=2`; without it the answer is 1."""
     generator_id: str
     """Name of this replica in leases and logs."""
     engine: str

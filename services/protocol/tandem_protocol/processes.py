@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 STATUS_DIR = "TANDEM_TRAINER_STATUS_DIR"
 """Environment variable with the folder that the trainer processes of one launcher share: their exit statuses, and what
@@ -11,6 +15,18 @@ one of them has already said."""
 USER_ERROR = 2
 """Exit status after a user's mistake. The same command would fail again."""
 _PR_SET_PDEATHSIG = 1
+
+
+def reporting(run: Callable[[], int]) -> int:
+    """Return the exit status of `run`. Under a launcher, also leave it for the launcher, and die with it."""
+    folder = os.environ.get(STATUS_DIR)
+    if folder:
+        die_with_parent()  # otherwise it would hold the run's lock after the launcher was killed
+    status = run()
+    if folder:
+        with suppress(OSError):
+            Path(folder, str(os.getpid())).write_text(str(status))
+    return status
 
 
 def die_with_parent() -> None:

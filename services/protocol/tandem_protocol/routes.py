@@ -17,5 +17,8 @@ WEIGHTS = "/weights"
 SET_WEIGHTS = "/weights/{version}"
 """PUT: serve this version."""
 
-OPEN = frozenset({HEALTHZ, READYZ})
+VLLM_HEALTH = "/health"
+"""GET: vLLM's name of `HEALTHZ`. Clients of vLLM, such as TRL's, ask here first, without a token."""
+
+OPEN = frozenset({HEALTHZ, READYZ, VLLM_HEALTH})
 """Paths that need no token. Probes cannot send one, and the answers reveal only the state."""

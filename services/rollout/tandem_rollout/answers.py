@@ -28,7 +28,7 @@ def checked(response: httpx.Response) -> httpx.Response:
     except ValidationError:
         request = response.request
         got = f"{request.method} {request.url.path} answered {response.status_code}: {response.text[:200]}"
-        error = EngineFailed(got) if response.is_server_error else TandemError(f"{got}. Is this a Tandem generator?")
+        error = EngineFailed(got) if response.is_server_error else TandemError(f"{got}. Is this a server of Tandem?")
     raise error
 
 

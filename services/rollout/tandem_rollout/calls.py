@@ -89,6 +89,14 @@ class ProjectFunction(Generic[AnswerT]):
             return False
         return name in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
+    def requires(self, name: str) -> bool:
+        """Whether the function has a parameter of this name without a default."""
+        try:
+            parameter = inspect.signature(self._function).parameters.get(name)
+        except ValueError:  # the function is not written in Python, so its signature is unknown
+            return False
+        return parameter is not None and parameter.default is parameter.empty
+
     def _bind(self, row: PromptRow, names: Collection[str]) -> None:
         try:
             signature = inspect.signature(self._function)

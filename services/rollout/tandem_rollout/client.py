@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.messages import (
+    PROTOCOL_VERSION,
     Group,
     Info,
     Message,
@@ -189,11 +190,11 @@ class GeneratorClient:
         requested = list(mine)
         trouble = "the stream ended early"
         part = request.model_copy(update={"prompts": tuple(mine.values())})
+        # A generator of an older version of the contract refuses keys that it does not know, even if they are null.
+        content = part.model_dump_json(exclude_none=True)
         async with (
             self._availability.watched(url) as heard,
-            self._http.stream(
-                "POST", url + ROLLOUTS, content=part.model_dump_json(), timeout=self._stream_timeout
-            ) as response,
+            self._http.stream("POST", url + ROLLOUTS, content=content, timeout=self._stream_timeout) as response,
         ):
             if response.status_code != httpx.codes.OK:
                 await response.aread()
@@ -217,7 +218,7 @@ class GeneratorClient:
         checked(response)
 
     async def _info(self, url: str) -> Info:
-        return read_message(Info, await self._http.get(url + INFO))
+        return read_message(Info, await self._http.get(url + INFO, params={"protocol": PROTOCOL_VERSION}))
 
     async def _everywhere(
         self,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tandem_protocol.messages import Completion
 
-from .environments.base import Environment, EnvironmentFailed, Environments, Row, Start, Step
+from .environments.base import Environment, EnvironmentFailed, Environments, Row, Start
 from .recorder import History, Recorder
 from .rendering import Conversation, Renderer
 from .trajectory import Group, Status, Timings, Trajectory
@@ -166,7 +166,7 @@ class _Episode:
         )
 
     async def _take_turns(self, recorder: Recorder, start: Start) -> Status:
-        prompt = start.token_ids or recorder.prompt(self.context, start.tools)
+        prompt = start.token_ids or self._rendered(recorder, start, [])
         while (room := self._room(prompt)) > 0:
             completion = await self._sampled(prompt, room)
             turn = self.player.reader.read(completion.token_ids, prompt, start.tools)
@@ -181,7 +181,7 @@ class _Episode:
                 return "finished"
             if self.turns == self.player.limits.max_turns:
                 return "max_turns"
-            following = self._following(recorder, start, step)
+            following = self._rendered(recorder, start, step.messages)
             self.used_tokens += max(0, len(following) - len(prompt) - len(completion.token_ids))
             if self._room(following) <= 0:
                 return "max_tokens"
@@ -207,9 +207,9 @@ class _Episode:
         else:
             self.context.append(turn.message)
 
-    def _following(self, recorder: Recorder, start: Start, step: Step) -> tuple[int, ...]:
+    def _rendered(self, recorder: Recorder, start: Start, added: Conversation) -> tuple[int, ...]:
         try:
-            return recorder.prompt([*self.context, *step.messages], start.tools)
+            return recorder.prompt([*self.context, *added], start.tools)
         except Exception as error:  # a template can raise anything: it is a program by the model's authors
             raise EnvironmentFailed(f"the chat template refuses the environment's answer: {error}") from error
 

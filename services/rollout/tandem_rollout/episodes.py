@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +17,21 @@ from transformers.utils import cached_file
 
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.rollout import PromptsConfig, RolloutConfig
+from tandem_protocol.config.trainer import TrainerConfig
 
 from .chat_template import render
-from .environments import ClassEnvironments, ToolLoops
-from .environments.classes import Factory
+from .environments import ClassEnvironments, RemoteEnvironments, ToolLoops
+from .environments.loading import connect_environments, load_environments
 from .episode import Limits, Player
 from .episode_sampler import PlayGroup
 from .errors import UserError
-from .functions import load_callable, load_function
+from .functions import load_function
 from .prompts import PromptRow
 from .rendering import Conversation, Renderer, Schema, check_template
 from .tool_calls import TextParser
-from .tools import Tool, Tools
 from .turns import TurnReader
+
+AnyEnvironments = ToolLoops | ClassEnvironments | RemoteEnvironments
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Episodes:
     config: RolloutConfig
     shared: SharedConfig
     tokenizer: PreTrainedTokenizerBase
-    environments: ToolLoops | ClassEnvironments | None
+    environments: AnyEnvironments | None
     """None if there is an agent."""
     tool_parser: str | TextParser | None
 
@@ -54,15 +56,16 @@ class Episodes:
         return self.environments is not None
 
     async def start(self, *, needs_rewards: bool) -> None:
-        """Create the first environments.
+        """Create the first environments, or wait for the servers that have them.
 
         Args:
             needs_rewards: whether nothing else rewards the episodes.
 
         Raises:
-            UserError: an environment cannot be created, does not follow the convention, or gives no rewards.
+            UserError: an environment cannot be created, does not follow the convention, or gives no rewards. Or a
+                server cannot be used.
         """
-        if not isinstance(self.environments, ClassEnvironments):
+        if self.environments is None or isinstance(self.environments, ToolLoops):
             return
         await self.environments.start()
         if needs_rewards and (without := self.environments.without_rewards):
@@ -82,7 +85,7 @@ class Episodes:
         player = self._player(prompts, self.environments, None)
         schemas, answers_in_text = self.environments.schemas, self.environments.answers_in_text
         check_template(player.renderer, schemas, answers_in_text=answers_in_text)
-        if isinstance(self.environments, ClassEnvironments):
+        if not isinstance(self.environments, ToolLoops):
             self.environments.check_rows(rows)
 
     async def close(self) -> None:
@@ -124,9 +127,7 @@ class Episodes:
                 for one in prompts
             ]
 
-    def _player(
-        self, prompts: PromptsConfig, environments: ToolLoops | ClassEnvironments, max_model_len: int | None
-    ) -> Player:
+    def _player(self, prompts: PromptsConfig, environments: AnyEnvironments, max_model_len: int | None) -> Player:
         renderer = self._renderer(prompts)
         reader = self.reader(renderer, environments.schemas)
         return Player(renderer, reader, self._limits(max_model_len), self.config.history)
@@ -166,32 +167,30 @@ class _ReaderFor:
         return self._readers[key]
 
 
-def load_episodes(config: RolloutConfig, shared: SharedConfig, tokenizer: PreTrainedTokenizerBase) -> Episodes | None:
+def load_episodes(
+    settings: TrainerConfig, shared: SharedConfig, tokenizer: PreTrainedTokenizerBase, rank: int
+) -> Episodes | None:
     """Load the functions and classes. None if the run has single turns.
+
+    Args:
+        rank: of this trainer process.
 
     Raises:
         UserError: one of them cannot be imported, or a tool has no types or descriptions.
     """
+    config = settings.rollout
     if not config.has_episodes:
         return None
     name = config.tool_parser
     parser = load_function("tool parser", name) if name and ":" in name else name
+    environments: AnyEnvironments | None = None
     if config.agent:
         load_function("agent", config.agent)
-    return Episodes(config, shared, tokenizer, None if config.agent else _environments(config), parser)
-
-
-def _environments(config: RolloutConfig) -> ToolLoops | ClassEnvironments:
-    tools = [Tool.of(load_function("tool", name)) for name in config.tools]
-    timeout_s, max_characters = config.tool_timeout_s, config.max_tool_characters
-    factories: Factory | Mapping[str, Factory]
-    if isinstance(config.environment, str):
-        factories = load_callable("environment", config.environment)
-    elif config.environment:
-        factories = {name: load_callable("environment", place) for name, place in config.environment.items()}
+    elif config.environment_urls:
+        environments = connect_environments(settings, rank)
     else:
-        return ToolLoops(Tools(tools, timeout_s=timeout_s, max_characters=max_characters))
-    return ClassEnvironments(factories, tools=tools, timeout_s=timeout_s, max_characters=max_characters)
+        environments = load_environments(config)
+    return Episodes(config, shared, tokenizer, environments, parser)
 
 
 def _end_of_sequence(shared: SharedConfig) -> set[int]:

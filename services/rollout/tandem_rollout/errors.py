@@ -8,4 +8,4 @@ class UserError(ValueError):
 
 
 class ImportFailed(UserError):
-    """The module of a reward or a judge cannot be imported. Its cause is the error that the import raised."""
+    """The module of a function of the project cannot be imported. Its cause is the error that the import raised."""

@@ -21,6 +21,9 @@ from .errors import ImportFailed, UserError
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
+CLASSES = ("environment", "algorithm")
+"""Kinds that are classes, or functions that make an object."""
+
 
 def sandboxed(function: FunctionT) -> FunctionT:
     """Decorate a reward function so that it runs in a sandbox by default, if `sandbox` is not configured."""
@@ -69,7 +72,7 @@ def load_callable(kind: str, name: str) -> Callable[..., Any]:
         ) from error
     function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
-        what = "class" if kind == "environment" else "function"
+        what = "class" if kind in CLASSES else "function"
         raise UserError(
             f"{kind} {name}: module {module_name} has no {what} {function_name!r}, expected one of: "
             f"{', '.join(_defined(module, kind)) or '(it defines none)'}. Fix: correct the name in config.yaml."
@@ -85,9 +88,9 @@ def _is_missing(module_name: str, error: BaseException) -> bool:
 def _defined(module: ModuleType, kind: str) -> list[str]:
     """Return the names of the public functions that `module` defines. A package has those of its modules, too.
 
-    For an environment: of its classes.
+    For the kinds in `CLASSES`: of its classes.
     """
-    is_kind = inspect.isclass if kind == "environment" else inspect.isfunction
+    is_kind = inspect.isclass if kind in CLASSES else inspect.isfunction
     public = [member for member in inspect.getmembers(module, is_kind) if member[0][0] != "_"]
     return [name for name, function in public if f"{function.__module__}.".startswith(f"{module.__name__}.")]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.device_sets import shared_devices
 from tandem_protocol.fingerprint import differences
-from tandem_protocol.messages import PROTOCOL_VERSION, Info, ModelFingerprint
+from tandem_protocol.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, Info, ModelFingerprint
 from tandem_protocol.parameters import Shapes, describe_differences
 
 from .errors import UserError
@@ -46,10 +46,10 @@ def check_generators(
     """
     for info, url in zip(infos, urls, strict=True):
         where = f"generator {info.generator_id} at {url}"
-        if info.protocol != PROTOCOL_VERSION:
+        if not OLDEST_PROTOCOL_VERSION <= info.protocol <= PROTOCOL_VERSION:
             raise UserError(
-                f"{where} speaks protocol {info.protocol}, expected {PROTOCOL_VERSION}. Fix: run the same release of "
-                "Tandem on both sides."
+                f"{where} speaks protocol {info.protocol}, expected {OLDEST_PROTOCOL_VERSION} to {PROTOCOL_VERSION}. "
+                "Fix: run the same release of Tandem on both sides."
             )
         if differing := differences(ours, info.fingerprint):
             table = (tables or {}).get(url)

@@ -53,13 +53,14 @@ class Inputs(NamedTuple):
         return f" in environments{tools}" if rollout.environment else tools
 
 
-def load_inputs(settings: TrainerSettings, processes: int, call: Call = anyio.run) -> Inputs:
+def load_inputs(settings: TrainerSettings, processes: int, call: Call = anyio.run, *, rank: int = 0) -> Inputs:
     """Load the tokenizer, the rewards, the prompts, and what plays episodes.
 
     This takes seconds, and needs no device and no generator.
 
     Args:
         call: calls the methods of environments that are asynchronous.
+        rank: of this trainer process.
 
     Raises:
         ConfigError: the number of processes does not divide that of the prompts.
@@ -69,7 +70,9 @@ def load_inputs(settings: TrainerSettings, processes: int, call: Call = anyio.ru
     config.check_processes(processes)
     tokenizer = load_tokenizer(settings.shared)
     scorer = load_scorer(config)
-    episodes = load_episodes(config.rollout, settings.shared, tokenizer)
+    if config.rollout.environment_urls and isinstance(scorer, Rewards):
+        scorer.check_without_objects()
+    episodes = load_episodes(config, settings.shared, tokenizer, rank)
     if episodes is None:
         return _with_prompts(settings, tokenizer, scorer, None)
     try:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError, SharedConfig, format_resolved, load, parse_overrides
 from tandem_protocol.config.help import ServiceParser, add_keys
 from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
-from tandem_protocol.processes import STATUS_DIR, die_with_parent
+from tandem_protocol.processes import reporting
 
 from .run.stopping import Terminated, exit_status
 
@@ -62,14 +60,7 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train until the run ends, and return the exit code (see `--help`)."""
-    folder = os.environ.get(STATUS_DIR)
-    if folder:
-        die_with_parent()  # otherwise it would hold the run's lock after the launcher was killed
-    status = _run(argv)
-    if folder:
-        with suppress(OSError):
-            Path(folder, str(os.getpid())).write_text(str(status))
-    return status
+    return reporting(lambda: _run(argv))
 
 
 def _run(argv: Sequence[str] | None) -> int:

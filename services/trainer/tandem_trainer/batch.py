@@ -64,7 +64,7 @@ NOTHING = Row(
 """The row of a rank that has no sampled tokens. A batch has at least one row."""
 
 
-def rows_of(trajectory: Trajectory, advantage: float, *, in_loss: bool, unit: int | None = None) -> list[Row]:
+def rows_of(trajectory: Trajectory, advantage: float, *, in_loss: bool = True, unit: int | None = None) -> list[Row]:
     """Return a row for each sequence of the trajectory that has sampled tokens."""
     return [
         Row(sequence, advantage, in_loss, trajectory.num_sampled, unit)
@@ -180,10 +180,16 @@ class Batch:
 
 
 def pad(rows: Sequence[Row], *, trajectory_total: int, token_total: int) -> Batch:
-    """Return the padded tensors of `rows`. Rows of the same unit follow each other.
+    """Return the padded tensors of `rows`, or of `NOTHING` if there are none. Rows of the same unit follow each other.
+
+    Args:
+        rows: those of this rank.
+        trajectory_total: number of trajectories of this rank that count in the loss.
+        token_total: number of their sampled tokens.
 
     The padding value does not matter: padding is on the right and attention is causal, so no token sees it.
     """
+    rows = rows or [NOTHING]
     sampled_mask_BT = _padded([torch.tensor(row.sequence.mask[row.start : row.end]) for row in rows]).bool()
     in_loss_B = torch.tensor([float(row.in_loss) for row in rows])
     return Batch(

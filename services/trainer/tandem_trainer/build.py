@@ -61,8 +61,8 @@ def load_project(
     """
     shared, config = settings.shared, settings.trainer
     with run.timer("start"):
-        inputs = load_inputs(settings, accelerator.num_processes, portal.call)
-        algorithm = algorithms.build(config)
+        inputs = load_inputs(settings, accelerator.num_processes, portal.call, rank=accelerator.process_index)
+        algorithm = algorithms.load(config, accelerator.device)
         learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)
         learner.rehearse(resumes=run.resumes)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -71,3 +73,21 @@ def give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+@contextmanager
+def cpu_as_accelerator() -> Iterator[None]:
+    """Make torch name the CPU as its accelerator if there is none, for libraries that expect one."""
+    named, index = torch.accelerator.current_accelerator, torch.cuda.current_device
+
+    def current_accelerator(*args: Any, **kwargs: Any) -> torch.device:
+        return named(*args, **kwargs) or torch.device("cpu")
+
+    def current_device() -> int:
+        return index() if torch.cuda.is_available() else 0
+
+    torch.accelerator.current_accelerator, torch.cuda.current_device = current_accelerator, current_device
+    try:
+        yield
+    finally:
+        torch.accelerator.current_accelerator, torch.cuda.current_device = named, index

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from tandem_protocol import logs
@@ -22,8 +23,10 @@ from tandem_protocol.folders import require_writable
 from tandem_protocol.handover import PREFLIGHT_FILE, generator_failure, handed_over
 from tandem_protocol.lock import Held, exclusive, project_in_use
 from tandem_protocol.ports import listen
+from tandem_protocol.script import script_command
 from tandem_protocol.store import WeightStore
 
+from . import script_run
 from .__main__ import parse
 from .run.stopping import LOCK_FILE, STOPPED
 from .supervise import Supervisor, newest_checkpoint
@@ -55,6 +58,8 @@ DEFAULTS = {
 _DESCRIPTION = """
 Start as many trainer processes as the environment says: one is `python -m tandem_trainer`, several run under
 `accelerate launch`. All arguments go to the trainer; `python -m tandem_trainer --help` lists them.
+
+With TANDEM_SCRIPT, a TRL script with its arguments, they run the script: `python -m tandem_trainer.trl --help`.
 """
 _EPILOG = """
 examples:
@@ -95,7 +100,10 @@ def main() -> int:
         if _number(os.environ, "RETRIES", 0, least=0) and not checks:
             with project_in_use():
                 return supervise(arguments)
-        return start(trainer_command(os.environ, arguments))
+        command = trainer_command(os.environ, arguments)
+        if script_command():
+            script_run.enter(os.environ, arguments)
+        return start(command)
     except (ValueError, StoreLocked) as error:
         logs.report_error(error)
         return 2
@@ -160,21 +168,32 @@ def supervise(arguments: Sequence[str], end_file: Path | None = None) -> int:
     """
     trainer_command(os.environ, arguments)  # checks the variables
     refuse_several_nodes(os.environ)
-    path, _, overrides = parse(arguments)
-    settings, _ = load(TrainerSettings, path=path, overrides=overrides)
-    run_dir = path.parent / settings.trainer.run_dir
+    run = script_run.places(os.environ, arguments) if script_command() else places(arguments)
     with suppress(OSError):  # the trainer itself waits until a full disk has space
-        require_writable(run_dir, "trainer.output_dir")
-    require_free(run_dir, path.parent / settings.shared.weights_dir)
+        require_writable(run.run_dir, "trainer.output_dir")
+    require_free(run.run_dir, run.weights_dir)
     owned = {f"{PREFIX}RETRIES", f"{PREFIX}END_FILE"}
     supervisor = Supervisor(
         [sys.executable, "-m", "tandem_trainer.launch", *arguments],
         {name: value for name, value in os.environ.items() if name not in owned},
         retries=_number(os.environ, "RETRIES", 0, least=0),
-        newest_checkpoint=lambda: newest_checkpoint(run_dir),
+        newest_checkpoint=run.newest_checkpoint,
         generator_failure=lambda: generator_failure(end_file) if end_file else None,
     )
     return supervisor.run()
+
+
+def places(arguments: Sequence[str]) -> script_run.Places:
+    """Return where the run of a project has its files.
+
+    Raises:
+        ConfigError: the configuration cannot be read.
+    """
+    path, _, overrides = parse(arguments)
+    settings, _ = load(TrainerSettings, path=path, overrides=overrides)
+    run_dir = path.parent / settings.trainer.run_dir
+    weights_dir = path.parent / settings.shared.weights_dir
+    return script_run.Places(run_dir, weights_dir, partial(newest_checkpoint, run_dir))
 
 
 def refuse_several_nodes(env: Mapping[str, str]) -> None:
@@ -242,7 +261,9 @@ def trainer_command(env: Mapping[str, str], arguments: Sequence[str]) -> list[st
     rank = _number(env, "NODE_RANK", 0, least=0)
     if rank >= nodes:
         raise ValueError(f"got {PREFIX}NODE_RANK={rank} of {PREFIX}NODES={nodes}, expected 0 to {nodes - 1}")
-    trainer = ["-m", "tandem_trainer", *arguments]
+    script = script_command(env)
+    module = "tandem_trainer.trl" if script else "tandem_trainer"
+    trainer = ["-m", module, *arguments, *script]
     if processes == nodes == 1:
         return [sys.executable, *trainer]
     host, port = _rendezvous(env, nodes, rank)

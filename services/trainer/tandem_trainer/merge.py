@@ -17,7 +17,8 @@ from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 
 from .learner.model import load_model
 from .learner.model_files import ModelFiles
-from .learner.shards import model_table, model_tensors, write_safetensors
+from .learner.safetensors_file import write_safetensors
+from .learner.shards import model_table, model_tensors
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -34,6 +34,7 @@ from tandem_rollout.handshake import check_generators
 from tandem_rollout.project import check_fit, load_inputs
 from tandem_rollout.rewards.scoring import Rewards
 
+from . import algorithms
 from .build import LoadedProject, Session, construct_and_train, load_project, samplers
 from .devices import all_accelerators, make_accelerator
 from .learner.lora import adapted_head
@@ -52,7 +53,7 @@ log = logging.getLogger(__name__)
 
 INFO_TIMEOUT_S = 30.0
 NOT_HERE = (AssertionError, OSError, RuntimeError)
-"""What a reward's module raises if it needs a GPU or a network at import, which the place of the check may lack."""
+"""What a project's module raises if it needs a GPU or a network at import, which the place of the check may lack."""
 
 
 def train(settings: TrainerSettings, resolved: str, project: Path) -> int:
@@ -102,20 +103,22 @@ def _report(error: Exception) -> None:
 
 
 def check_project(settings: TrainerSettings, project: Path) -> int:
-    """Check what can be checked in seconds: the prompts, the rewards, and that the model's files are there.
+    """Check what can be checked in seconds: the prompts, the rewards, the loss, and that the model's files are there.
 
     Returns:
-        The exit status: 2 for a user's mistake, else 0, also if the rewards can only be imported elsewhere.
+        The exit status: 2 for a user's mistake, else 0, also if the functions can only be imported elsewhere.
     """
     _configure_libraries()
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"
+    settings = _without_servers(settings)
     try:
         with start_blocking_portal() as portal:
             inputs = load_inputs(settings, int(processes) if processes.isdecimal() else 1, portal.call)
             if inputs.episodes:
                 portal.call(inputs.episodes.close)
+        algorithms.load(settings.trainer, torch.device("cpu"))
     except (ConfigError, UserError) as error:
         if isinstance(error, ImportFailed) and isinstance(error.__cause__, NOT_HERE):
             log.warning("the project cannot be checked here: %s", error)
@@ -124,6 +127,13 @@ def check_project(settings: TrainerSettings, project: Path) -> int:
         return 2
     log.info("the project is complete: %s", inputs.describe(settings))
     return 0
+
+
+def _without_servers(settings: TrainerSettings) -> TrainerSettings:
+    """Check the environments in this process: their servers may not run yet."""
+    trainer = settings.trainer
+    rollout = trainer.rollout.model_copy(update={"environment_urls": ()})
+    return settings.model_copy(update={"trainer": trainer.model_copy(update={"rollout": rollout})})
 
 
 def run_trainer(settings: TrainerSettings, resolved: str) -> int:

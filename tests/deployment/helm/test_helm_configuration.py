@@ -43,6 +43,7 @@ def test_both_services_accept_the_configuration_and_the_variables_of_the_chart(
         settings = {
             "generator": tandem_protocol.config.generator.GeneratorSettings,
             "trainer": tandem_protocol.config.trainer.TrainerSettings,
+            "environment": tandem_protocol.config.trainer.TrainerSettings,
         }
         load(settings[container["name"]], path=tmp_path / "config.yaml", env=env)
 

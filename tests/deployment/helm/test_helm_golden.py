@@ -18,6 +18,7 @@ pytestmark = pytest.mark.helm
 GOLDEN = ROOT / "tests/golden/helm"
 FILES = ("files/digits/prepare.py", "files/digits/rewards.py", "files/check.py", "files/dashboard.json")
 NODES = "--set trainer.nodes=2,storage.runs.accessMode=ReadWriteMany"
+SCRIPT = "project.configMap=mine,trainer.script=train.py --max_steps 3,trainer.image.tag=trl-cpu"
 SETS = {
     "defaults": (),
     "gpu": ("--values", str(CHART / "ci/gpu-values.yaml")),
@@ -28,6 +29,17 @@ SETS = {
         "templates/service-trainer.yaml",
         "--show-only",
         "templates/job-trainer.yaml",
+    ),
+    "environment": ("--values", str(CHART / "ci/environment-values.yaml")),
+    "script": (
+        "--set",
+        SCRIPT,
+        "--show-only",
+        "templates/configmap-config.yaml",
+        "--show-only",
+        "templates/job-trainer.yaml",
+        "--show-only",
+        "templates/statefulset-generator.yaml",
     ),
 }
 

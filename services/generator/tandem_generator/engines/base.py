@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from tandem_protocol.messages import Group, Kind, ModelFingerprint, RolloutRequest, SwitchMode
 from tandem_protocol.version import Version
+
+OnTokens = Callable[[int], object]
+"""Called with the number of tokens that have been sampled since the last call."""
+
+
+def no_count(tokens: int) -> None:
+    """Ignore the number of tokens."""
 
 
 class EngineFacts(NamedTuple):
@@ -59,8 +66,12 @@ class Engine(Protocol):
         """Start the engine. Afterwards `facts` is set and `generate` works."""
         ...
 
-    def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    def generate(self, request: RolloutRequest, on_tokens: OnTokens = no_count) -> AsyncGenerator[Group, None]:
         """Yield each group when its last completion is finished. Closing the iterator aborts the request.
+
+        Args:
+            request: What to sample.
+            on_tokens: Called while completions are sampled. It need not be called if the request has no `heartbeat_s`.
 
         Raises:
             EngineFailed: The engine died or ended the request early.

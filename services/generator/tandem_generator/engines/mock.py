@@ -6,6 +6,9 @@ of the vocabulary, and these get the probabilities of `_WEIGHTS`. One of them en
 - Anyone can recompute a logprob, with `MockPolicy.distribution`.
 - Every step is another policy.
 - The same seed, prompt and step give the same completion, on every machine and in every attempt of the trainer.
+
+A script (`script.py`) can say which tokens are sampled. A scripted token takes the place of the candidate that the mock
+would have sampled, and has its logprob. So logprobs differ from token to token, and filters apply to them.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ from tandem_protocol.messages import (
 )
 from tandem_protocol.version import BASE, Version
 
-from .base import EngineFacts
+from .base import EngineFacts, OnTokens, no_count
+from .script import Script, read_script
+from .script_tokens import ScriptTokens
 
 _WEIGHTS = tuple(0.5**rank for rank in range(8))
 _EOS_RANK = 3
@@ -103,6 +108,9 @@ class MockEngine:
         model: Directory of a model. Its configuration and parameter table are used if it exists.
         config: Settings of the mock.
         max_model_len: Maximum length of prompt and completion together, in tokens. None: the model's.
+
+    Raises:
+        ConfigError: The script cannot be used.
     """
 
     def __init__(self, model: str, config: MockConfig, max_model_len: int | None) -> None:
@@ -111,6 +119,10 @@ class MockEngine:
         vocab_size = config.vocab_size or described.get("vocab_size", _DEFAULT_VOCAB_SIZE)
         eos = described.get("eos_token_id", 0)
         self._policy = MockPolicy(vocab_size, eos[0] if isinstance(eos, list) else eos or 0)
+        self._script: Script | None = None
+        if config.script is not None:
+            tokens = ScriptTokens(directory, vocab_size, self._policy.eos_token_id)
+            self._script = Script(read_script(config.script), tokens)
         self._faults = config.faults
         self._chance = random.Random(0)  # noqa: S311 - decides when a fault happens, not a secret
         self._loads_to_fail = config.faults.load_failures
@@ -142,7 +154,7 @@ class MockEngine:
     async def start(self) -> None:
         """Do nothing: there is nothing to load."""
 
-    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    async def generate(self, request: RolloutRequest, on_tokens: OnTokens = no_count) -> AsyncGenerator[Group, None]:
         await self._admit.wait()
         self._running += 1
         self._idle.clear()
@@ -156,7 +168,10 @@ class MockEngine:
                     raise fault
                 await self._run.wait()
                 completions = await asyncio.gather(
-                    *(self._sample(prompt, sample, request.sampling, epoch) for sample in range(request.sampling.n))
+                    *(
+                        self._sample(prompt, sample, request.sampling, epoch, on_tokens)
+                        for sample in range(request.sampling.n)
+                    )
                 )
                 yield Group(prompt_index=index, completions=tuple(completions))
         finally:
@@ -164,11 +179,15 @@ class MockEngine:
             if not self._running:
                 self._idle.set()
 
-    async def _sample(self, prompt: Prompt, sample: int, sampling: Sampling, epoch: int) -> Completion:
+    async def _sample(
+        self, prompt: Prompt, sample: int, sampling: Sampling, epoch: int, on_tokens: OnTokens
+    ) -> Completion:
         seed = random.getrandbits(64) if prompt.seed is None else prompt.seed + sample
+        scripted = self._script.answer(prompt.token_ids, (prompt.seed or 0) + sample) if self._script else ()
         context = self._policy.context(prompt.token_ids)
         draw = random.Random(f"{seed} {context.intdigest()}").random  # noqa: S311 - repeatable on purpose
-        stops = {*sampling.stop_token_ids, *([] if sampling.ignore_eos else [self._policy.eos_token_id])}
+        ends = self._script.ends if scripted and self._script else {self._policy.eos_token_id}
+        stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else ends)}
         tokens: list[int] = []
         logprobs: list[float] = []
         labels: list[Version] = []
@@ -182,9 +201,10 @@ class MockEngine:
                 break
             candidates, probabilities = self._policy.distribution(context, self._version, sampling)
             rank = _choose(probabilities, draw())
-            tokens.append(candidates[rank])
+            tokens.append(scripted[len(tokens)] if len(tokens) < len(scripted) else candidates[rank])
             logprobs.append(math.log(probabilities[rank]))
             labels.append(self._label)
+            on_tokens(1)
             if tokens[-1] in stops:
                 finish = "stop"
                 break

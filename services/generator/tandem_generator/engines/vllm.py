@@ -27,7 +27,7 @@ from tandem_protocol.parameters import Shapes, own_tensors
 from tandem_protocol.problems import summarize
 from tandem_protocol.version import BASE, Version
 
-from .base import EngineFacts
+from .base import EngineFacts, OnTokens, no_count
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 _ADAPTER = "tandem"
 REHEARSED_TOKENS = (3, 20, 40)
 """Lengths of the prompts that are sampled as a test before the engine serves, in tokens."""
+TOKENS_PER_PART = 16
+"""Tokens after which vLLM reports a part of a completion. Each report costs time in the server's event loop."""
 _PAUSE_MODES = {SwitchMode.DRAIN: "wait", SwitchMode.IN_FLIGHT: "keep", SwitchMode.ABORT: "abort"}
 
 
@@ -114,9 +116,10 @@ class VllmEngine:
         longest = max(1, self.facts.max_model_len - 2)
         await asyncio.gather(*(self._run([0] * min(length, longest), params) for length in REHEARSED_TOKENS))
 
-    async def generate(self, request: RolloutRequest) -> AsyncGenerator[Group, None]:
+    async def generate(self, request: RolloutRequest, on_tokens: OnTokens = no_count) -> AsyncGenerator[Group, None]:
+        count = None if request.heartbeat_s is None else on_tokens
         tasks = [
-            asyncio.create_task(self._group(index, prompt, request.sampling))
+            asyncio.create_task(self._group(index, prompt, request.sampling, count))
             for index, prompt in enumerate(request.prompts)
         ]
         try:
@@ -133,17 +136,24 @@ class VllmEngine:
                 task.cancel()  # vLLM aborts the request if its caller is cancelled
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _group(self, index: int, prompt: Prompt, sampling: Sampling) -> Group:
-        params = sampling_params(sampling, prompt.seed if self._takes_seeds else None)
-        outputs = await self._run(prompt.token_ids, params)
-        return Group(prompt_index=index, completions=tuple(_completion(output) for output in outputs))
+    async def _group(self, index: int, prompt: Prompt, sampling: Sampling, count: OnTokens | None) -> Group:
+        params = sampling_params(sampling, prompt.seed if self._takes_seeds else None, in_parts=count is not None)
+        completions = await self._run(prompt.token_ids, params, count or no_count)
+        return Group(prompt_index=index, completions=tuple(map(_completion, completions)))
 
-    async def _run(self, token_ids: Sequence[int], params: SamplingParams) -> Sequence[CompletionOutput]:
+    async def _run(
+        self, token_ids: Sequence[int], params: SamplingParams, on_tokens: OnTokens = no_count
+    ) -> list[list[CompletionOutput]]:
+        """Return the parts of each completion, in order."""
         request = {"prompt_token_ids": list(token_ids)}
         name = f"tandem-{uuid.uuid4()}"
+        parts: dict[int, list[CompletionOutput]] = {}
         async for output in self._client.generate(request, params, name, lora_request=self._adapter):
+            for part in output.outputs:
+                parts.setdefault(part.index, []).append(part)
+                on_tokens(len(part.token_ids))
             if output.finished:
-                return output.outputs  # type: ignore[no-any-return]  # vLLM ships no types
+                return [parts[index] for index in sorted(parts)]
         raise EngineFailed("vLLM's engine ended a request without its output; see its log")
 
     async def pause(self, mode: SwitchMode) -> None:
@@ -181,8 +191,14 @@ class VllmEngine:
         """Do nothing: the server that started the engine stops it."""
 
 
-def sampling_params(sampling: Sampling, seed: int | None) -> SamplingParams:
-    """Convert the sampling parameters of the wire contract to vLLM's."""
+def sampling_params(sampling: Sampling, seed: int | None, *, in_parts: bool = False) -> SamplingParams:
+    """Convert the sampling parameters of the wire contract to vLLM's.
+
+    Args:
+        sampling: The parameters.
+        seed: Seed of the first completion.
+        in_parts: Return a completion in parts while it is sampled, instead of once at its end.
+    """
     return SamplingParams(
         **sampling.model_dump(exclude={"stop_token_ids"}),
         stop_token_ids=list(sampling.stop_token_ids),
@@ -190,32 +206,39 @@ def sampling_params(sampling: Sampling, seed: int | None) -> SamplingParams:
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,
-        output_kind=RequestOutputKind.FINAL_ONLY,
+        output_kind=RequestOutputKind.DELTA if in_parts else RequestOutputKind.FINAL_ONLY,
+        stream_interval=TOKENS_PER_PART if in_parts else None,
         skip_clone=True,
     )
 
 
-def _completion(output: CompletionOutput) -> Completion:
-    if output.finish_reason not in {"stop", "length", "abort"}:
-        raise EngineFailed(f"vLLM's engine ended a completion with {output.finish_reason!r}; see its log")
+def _completion(parts: Sequence[CompletionOutput]) -> Completion:
+    last = parts[-1]
+    if last.finish_reason not in {"stop", "length", "abort"}:
+        raise EngineFailed(f"vLLM's engine ended a completion with {last.finish_reason!r}; see its log")
     return Completion(
-        token_ids=tuple(output.token_ids),
-        logprobs=_sampled_logprobs(output.logprobs, len(output.token_ids)),
-        finish_reason=output.finish_reason,
+        token_ids=tuple(token for part in parts for token in part.token_ids),
+        logprobs=_sampled_logprobs(parts),
+        finish_reason=last.finish_reason,
         versions=tuple(
             VersionSpan(version=Version.parse(span.version), tokens=span.end - span.start)
-            for span in output.weight_versions or ()
+            for span in last.weight_versions or ()
         ),
     )
 
 
-def _sampled_logprobs(flat: Any, tokens: int) -> tuple[float, ...]:
-    """Return the logprobs [T] of the sampled tokens. At each position of `flat`, the sampled token comes first.
+def _sampled_logprobs(parts: Sequence[CompletionOutput]) -> tuple[float, ...]:
+    """Return the logprobs [T] of the sampled tokens. At each position of a part, the sampled token comes first.
 
     Raises:
         LogprobsNotFinite: The model computes NaN or infinity.
     """
-    logprobs = tuple(flat.logprobs[start] for start in flat.start_indices[:tokens]) if tokens else ()
+    logprobs = tuple(
+        part.logprobs.logprobs[start]
+        for part in parts
+        if part.token_ids
+        for start in part.logprobs.start_indices[: len(part.token_ids)]
+    )
     for position, logprob in enumerate(logprobs):
         if not math.isfinite(logprob):
             raise not_finite(logprob, f"token {position} of a completion")

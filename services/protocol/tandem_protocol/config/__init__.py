@@ -6,13 +6,23 @@ Values come from four sources. Later ones override earlier ones: defaults, the Y
 `TANDEM__TRAINER__OPTIM__LEARNING_RATE`, and the command line. Secrets are not part of the configuration.
 """
 
-from .bearer import TOKEN_ENV, TOKEN_FILE_ENV, is_authorized, read_token
+from .bearer import (
+    ENVIRONMENT_TOKEN_ENV,
+    ENVIRONMENT_TOKEN_FILE_ENV,
+    TOKEN_ENV,
+    TOKEN_FILE_ENV,
+    is_authorized,
+    read_environment_token,
+    read_token,
+)
 from .loading import ENV_PREFIX, load
 from .overrides import parse_overrides
 from .resolved import Resolved, format_resolved, resolved
 from .sections import SECTIONS, ConfigError, Section, SharedConfig, SharedSettings
 
 __all__ = [
+    "ENVIRONMENT_TOKEN_ENV",
+    "ENVIRONMENT_TOKEN_FILE_ENV",
     "ENV_PREFIX",
     "SECTIONS",
     "TOKEN_ENV",
@@ -26,6 +36,7 @@ __all__ = [
     "is_authorized",
     "load",
     "parse_overrides",
+    "read_environment_token",
     "read_token",
     "resolved",
 ]

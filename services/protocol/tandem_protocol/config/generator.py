@@ -6,6 +6,7 @@ The options that `trl vllm-serve` documents have the same names here.
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator
@@ -39,6 +40,9 @@ class MockConfig(Section):
 
     vocab_size: int | None = Field(None, ge=2)
     """Size of the vocabulary. None: the value in the model's `config.json`, or 256 if there is none."""
+    script: Path | None = None
+    """File with the turns that the mock says: JSONL, or YAML with a list. Each row has a `prompt` or `regex` that it
+    answers, and `turns` or `samples`. None: random tokens."""
     faults: FaultsConfig = FaultsConfig()
     """Faults to inject, for tests of a trainer."""
 

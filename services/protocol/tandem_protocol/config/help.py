@@ -160,7 +160,8 @@ def metavar_of(annotation: Any) -> str:
         braces = f"{{{','.join(choices)}}}"
         return braces if len(braces) <= LONGEST_CHOICES else "NAME"
     words = [word for kind in kinds for word in _choices(kind) or [WORDS.get(get_origin(kind) or kind, "VALUE")]]
-    return "|".join(words)
+    placeholder = "|".join(words)
+    return placeholder if len(placeholder) <= LONGEST_CHOICES else "NAME"
 
 
 def described(field: FieldInfo, text: str, *notes_before: str) -> str:

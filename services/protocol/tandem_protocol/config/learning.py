@@ -5,21 +5,38 @@ The text below a field is its description in docs/reference/config.md.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from .names import ProjectName, is_of_project, known_or_of_project
 from .sections import FUNCTION_NAME, Section
+
+_GrpoLoss = Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"]
+_PairLoss = Literal["sigmoid", "ipo"]
 
 
 class GrpoConfig(Section):
     """Group Relative Policy Optimization and its variants. GSPO is `loss_type: grpo` with `level: sequence`."""
 
-    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "vespo", "luspo"] = "dapo"
+    loss_type: Annotated[_GrpoLoss | ProjectName, known_or_of_project(_GrpoLoss)] = "dapo"
     """Loss per token, and how the tokens are averaged. With the clipped ratio: `grpo` (mean per completion, then over
     completions), `dapo` and `bnpo` (mean over all tokens; the two are the same here), `dr_grpo` (sum per completion,
     divided by `max_completion_length`), `luspo` (sum per completion). With another objective: `cispo`, `sapo`,
-    `vespo`."""
+    `vespo`. `module:function` is a loss of your project: docs/integrate/losses.md."""
+    loss_arguments: dict[str, Any] = {}
+    """More keyword arguments for a `loss_type` of your project."""
+    reduction: Literal["token_mean", "trajectory_mean", "trajectory_sum", "constant_mean"] | None = None
+    """How the losses of the tokens become one number. `token_mean`: mean over all tokens (`dapo`). `trajectory_mean`:
+    mean per completion, then over completions (`grpo`). `trajectory_sum`: sum per completion, then mean (`luspo`).
+    `constant_mean`: the same, divided by `max_completion_length` (`dr_grpo`). `null`: as in `loss_type`; `token_mean`
+    for a loss of your project."""
+    advantage: str | None = Field(None, pattern=FUNCTION_NAME)
+    """`module:function` of your project that computes the advantages of a group from its rewards
+    (docs/integrate/losses.md). `scale_rewards` and `multi_objective_aggregation` then have no effect. `null`: the
+    reward minus the mean of the group, scaled by `scale_rewards`."""
+    advantage_arguments: dict[str, Any] = {}
+    """More keyword arguments for `advantage`."""
     level: Literal["token", "sequence"] = "token"
     """Compute the ratio to the old policy for each token (`token`) or for each completion (`sequence`). The ratio of a
     completion is the geometric mean over its tokens."""
@@ -89,6 +106,13 @@ class GrpoConfig(Section):
         return self.epsilon if self.epsilon_high is None else self.epsilon_high
 
     @model_validator(mode="after")
+    def _arguments_have_a_function(self) -> GrpoConfig:
+        _check_arguments(self.loss_type, self.loss_arguments)
+        if self.advantage_arguments and self.advantage is None:
+            raise ValueError("advantage_arguments is set, but advantage is null, expected module:function")
+        return self
+
+    @model_validator(mode="after")
     def _options_fit(self) -> GrpoConfig:
         if self.loss_type == "vespo" and self.importance_sampling.startswith("sequence"):
             raise ValueError(
@@ -112,13 +136,26 @@ class OnlineDpoConfig(Section):
     """`module:function` of the project that compares two completions, instead of `rewards`. It is called with `prompts,
     completions, **columns`; each item of `completions` is a pair. It returns a list with one item per pair: 0 if the
     first is better, 1 if the second is, None if neither is."""
-    loss_type: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid` is the loss of DPO. `ipo` is that of Identity Preference Optimization, which overfits less."""
+    loss_type: Annotated[_PairLoss | ProjectName, known_or_of_project(_PairLoss)] = "sigmoid"
+    """`sigmoid` is the loss of DPO. `ipo` is that of Identity Preference Optimization, which overfits less.
+    `module:function` is a loss of your project: docs/integrate/losses.md."""
+    loss_arguments: dict[str, Any] = {}
+    """More keyword arguments for a `loss_type` of your project."""
     beta: float = Field(0.1, gt=0.0)
     """How strongly the policy is kept near the initial policy. For `ipo` it is the parameter τ."""
     missing_eos_penalty: float | None = Field(None, gt=0.0)
     """Subtracted from the reward of a completion that reaches `max_completion_length`. With a judge, the preferred
     completion has the reward 1 and the other 0. `null`: no penalty."""
+
+    @model_validator(mode="after")
+    def _arguments_have_a_function(self) -> OnlineDpoConfig:
+        _check_arguments(self.loss_type, self.loss_arguments)
+        return self
+
+
+def _check_arguments(loss_type: str, arguments: dict[str, Any]) -> None:
+    if arguments and not is_of_project(loss_type):
+        raise ValueError(f"loss_arguments is set for loss_type {loss_type}, expected module:function of the project")
 
 
 class OptimConfig(Section):

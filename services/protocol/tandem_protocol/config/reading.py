@@ -53,11 +53,7 @@ def read_file(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file cannot be read, is not YAML, has a duplicate key, or does not contain one mapping.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}. Fix: check the path and permissions.") from error
-    content = _read(data, str(path), has_lines=True)
+    content = read_document(path)
     if not isinstance(content, dict):
         got = repr(content)
         if content is None:
@@ -66,6 +62,19 @@ def read_file(path: Path) -> dict[str, Any]:
             got = "a list"
         raise ConfigError(f"{path} contains {got}; expected a mapping with the sections shared, generator and trainer")
     return content
+
+
+def read_document(path: Path) -> Any:
+    """Read a YAML file that contains one document of any kind.
+
+    Raises:
+        ConfigError: The file cannot be read, is not YAML, or has a duplicate key.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}. Fix: check the path and permissions.") from error
+    return _read(data, str(path), has_lines=True)
 
 
 def read_value(text: str, where: str) -> Any:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from ..messages import TokenId
-from .sections import FUNCTION_NAME, Section
+from .environment_server import EnvironmentServerConfig
+from .sections import FUNCTION_NAME, BaseUrls, Section
 
 
 class PromptsConfig(Section):
@@ -122,6 +123,12 @@ class RolloutConfig(Section):
     template shows of it."""
     episode_timeout_s: float = Field(240.0, gt=0.0)
     """How long an agent may take for an episode, in seconds. Then the episode fails."""
+    environment_urls: BaseUrls = ()
+    """Base URLs of the servers in which the tools and environments run, such as `http://environment:8100`. A name with
+    several addresses stands for several replicas. Empty: they run in the trainer's process.
+    docs/train/environment-server.md describes the servers."""
+    environment_server: EnvironmentServerConfig = EnvironmentServerConfig()
+    """How `python -m tandem_rollout.server` serves the environments."""
 
     @field_validator("tools", "environment")
     @classmethod
@@ -136,17 +143,22 @@ class RolloutConfig(Section):
 
     @model_validator(mode="after")
     def _agent_is_alone(self) -> RolloutConfig:
-        if self.agent and (self.tools or self.environment):
-            other = "tools" if self.tools else "environment"
+        others = [key for key in ("tools", "environment", "environment_urls") if getattr(self, key)]
+        if self.agent and others:
             raise ValueError(
-                f"both agent and {other} are set, expected only one of them: an agent brings its own tools"
+                f"both agent and {others[0]} are set, expected only one of them: an agent brings its own tools"
             )
         return self
 
     @property
     def has_episodes(self) -> bool:
         """Whether tools, an environment or an agent are configured. Otherwise each prompt gets a single turn."""
-        return bool(self.tools or self.environment or self.agent)
+        return bool(self.tools or self.environment or self.agent or self.environment_urls)
+
+    @property
+    def may_give_rewards(self) -> bool:
+        """Whether episodes may bring rewards of their own. Those of a server that has another project may."""
+        return bool(self.environment or self.agent or (self.environment_urls and not self.tools))
 
     @property
     def functions(self) -> tuple[str, ...]:

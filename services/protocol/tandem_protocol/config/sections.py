@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ..secrets import mask
 
@@ -31,6 +32,19 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+def _are_base_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    for url in urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+            raise ValueError(f"got {url}, expected a base URL such as http://127.0.0.1:8000")
+        parts.port  # noqa: B018 - raises for an invalid port
+    return tuple(url.rstrip("/") for url in urls)
+
+
+BaseUrls = Annotated[tuple[str, ...], AfterValidator(_are_base_urls)]
+"""URLs without a path."""
+
+
 class SharedConfig(Section):
     """Settings that generator and trainer must agree on."""
 
@@ -42,18 +56,8 @@ class SharedConfig(Section):
     """Run Python code that comes with the model. Set it only for models whose code you trust."""
     weights_dir: Path = Path("weights")
     """Directory of the weight store. It must be the same volume for the trainer and all generators."""
-    generators: tuple[str, ...] = Field(("http://127.0.0.1:8000",), min_length=1)
+    generators: BaseUrls = Field(("http://127.0.0.1:8000",), min_length=1)
     """Base URLs of all generator replicas. The trainer waits until all of them serve a new version."""
-
-    @field_validator("generators")
-    @classmethod
-    def _are_base_urls(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
-        for url in urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-                raise ValueError(f"got {url}, expected a base URL such as http://127.0.0.1:8000")
-            parts.port  # noqa: B018 - raises for an invalid port
-        return tuple(url.rstrip("/") for url in urls)
 
 
 class SharedSettings(Section):

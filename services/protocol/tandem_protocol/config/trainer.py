@@ -6,14 +6,17 @@ A key has the name of TRL's option if it has the same meaning, so that a configu
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from ..messages import SwitchMode
 from .learning import GrpoConfig, LearnerConfig, LoraConfig, OnlineDpoConfig, OptimConfig
+from .names import ProjectName, is_of_project, known_or_of_project
 from .rollout import PromptsConfig, RewardConfig, RolloutConfig
 from .sections import ConfigError, Section, SharedConfig
+
+_Algorithm = Literal["grpo", "online_dpo"]
 
 
 class CheckpointConfig(Section):
@@ -91,8 +94,11 @@ class TrainerConfig(Section):
     """By how many versions rollouts may be older than the weights that learn from them. 0 is strictly on-policy: the
     generators are idle during an update. With 1, they sample the next step meanwhile. Higher values help only if the
     time for rollouts varies much from step to step, and make the data more off-policy."""
-    algorithm: Literal["grpo", "online_dpo"] = "grpo"
-    """`grpo` learns from rewards, `online_dpo` from preferences between two completions."""
+    algorithm: Annotated[_Algorithm | ProjectName, known_or_of_project(_Algorithm)] = "grpo"
+    """`grpo` learns from rewards, `online_dpo` from preferences between two completions. `module:Class` is an algorithm
+    of your project: docs/integrate/losses.md."""
+    algorithm_arguments: dict[str, Any] = {}
+    """More keyword arguments for an `algorithm` of your project."""
     prompts: PromptsConfig = PromptsConfig()
     """The prompts to train on."""
     rewards: tuple[RewardConfig, ...] = ()
@@ -151,11 +157,12 @@ class TrainerConfig(Section):
     @model_validator(mode="after")
     def _groups_can_be_compared(self) -> TrainerConfig:
         generations = self.rollout.num_generations
-        if self.algorithm == "online_dpo" and generations != 2:
+        compares_two = self.algorithm == "online_dpo" or (self.online_dpo.judge and self.algorithm != "grpo")
+        if compares_two and generations != 2:
             raise ValueError(
                 f"rollout.num_generations is {generations}, expected 2: online_dpo compares two completions"
             )
-        if generations < 2:
+        if generations < 2 and self.algorithm == "grpo" and not self.grpo.advantage:
             raise ValueError("rollout.num_generations is 1, expected 2 or more: an advantage is relative to its group")
         return self
 
@@ -170,13 +177,21 @@ class TrainerConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _arguments_have_a_class(self) -> TrainerConfig:
+        if self.algorithm_arguments and not is_of_project(self.algorithm):
+            raise ValueError(
+                f"algorithm_arguments is set for algorithm {self.algorithm}, expected module:Class of the project"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rewards_or_judge_are_given(self) -> TrainerConfig:
         judge = self.online_dpo.judge
-        if judge and self.algorithm != "online_dpo":
+        if judge and self.algorithm == "grpo":
             raise ValueError(f"online_dpo.judge is {judge!r}, but algorithm is {self.algorithm}, expected online_dpo")
         if judge and self.rewards:
             raise ValueError("both rewards and online_dpo.judge are set, expected only one of them")
-        if not judge and not self.rewards and not (self.rollout.environment or self.rollout.agent):
+        if not judge and not self.rewards and not self.rollout.may_give_rewards:
             raise ValueError(
                 "rewards is empty, expected at least one, online_dpo.judge with algorithm online_dpo, or a "
                 "rollout.environment or rollout.agent that gives rewards"
@@ -215,6 +230,12 @@ class TrainerConfig(Section):
         """Names of the reward functions, or of the judge. Empty if only the environment or the agent gives rewards."""
         judge = self.online_dpo.judge
         return tuple(reward.function for reward in self.rewards) or ((judge,) if judge else ())
+
+    @property
+    def functions(self) -> tuple[str, ...]:
+        """Names of all functions and classes of the project that the run uses."""
+        learning = (self.algorithm, self.grpo.loss_type, self.grpo.advantage or "", self.online_dpo.loss_type)
+        return (*self.scorers, *self.rollout.functions, *filter(is_of_project, learning))
 
     @property
     def run_dir(self) -> Path:

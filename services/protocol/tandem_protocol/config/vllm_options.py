@@ -36,7 +36,10 @@ _REASONS = {
     "grpc": "trainers use HTTP",
     "logprobs_mode": "the trainer needs the logprobs of the distribution that is sampled from",
     "middleware": "Tandem uses it to check the bearer token",
-    "weight_transfer_config": "Tandem uses it to load new weights into the engine",
+    "weight_transfer_config": (
+        "Tandem uses it to load new weights into the engine. Fix: leave it out. `python -m tandem_trainer.trl` runs a "
+        "TRL script without NCCL"
+    ),
     "hf_overrides": f"{_OTHER_MODEL}. Fix: change config.json of shared.model",
     "hf_config_path": f"{_OTHER_MODEL}. Fix: change config.json of shared.model",
     "model_class_overrides": _OTHER_MODEL,

@@ -2,6 +2,7 @@
 
 from .base import Done, Environment, EnvironmentFailed, Environments, Row, Start, Step
 from .classes import ClassEnvironments
+from .remote import RemoteEnvironments
 from .single_turn import SingleTurns
 from .tool_loop import ToolLoops
 
@@ -11,6 +12,7 @@ __all__ = [
     "Environment",
     "EnvironmentFailed",
     "Environments",
+    "RemoteEnvironments",
     "Row",
     "SingleTurns",
     "Start",

@@ -95,7 +95,11 @@ class Rewards:
 
     def _environments_for(self, function: ProjectFunction[Any], environments: list[Any]) -> dict[str, Any]:
         """The argument `environments`, as in TRL, for functions that take it. A sandbox cannot share the objects."""
-        is_given = environments and function.name not in self._sandboxed and function.accepts("environments")
+        is_given = (
+            any(one is not None for one in environments)
+            and function.name not in self._sandboxed
+            and function.accepts("environments")
+        )
         return {"environments": list(environments)} if is_given else {}
 
     async def close(self) -> None:
@@ -111,6 +115,20 @@ class Rewards:
         """
         for function in self._functions:
             function.check_parameters(rows, REWARD_ARGUMENTS)
+
+    def check_without_objects(self) -> None:
+        """Check that no function needs the environment objects. Those on servers cannot be given to it.
+
+        Raises:
+            UserError: a function does.
+        """
+        for function in self._functions:
+            if function.name not in self._sandboxed and function.requires("environments"):
+                raise UserError(
+                    f"reward function {function.name} has the parameter `environments`, but with "
+                    "trainer.rollout.environment_urls the environment objects are in another process. Fix: compute "
+                    "this reward in get_reward of the environment, or remove environment_urls."
+                )
 
     def _function(
         self, config: RewardConfig, timeout_s: float, turn: asyncio.Lock, *, drop_errors: bool

@@ -5,11 +5,13 @@ Tensor names end in their shape: B rows (one sequence each), T tokens from the f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.trajectory import Group
 
 from ..batch import Batch
@@ -47,14 +49,31 @@ class MicroBatchLoss(NamedTuple):
     """A micro-batch's part of the step's loss, and its metrics."""
 
     loss: Tensor
-    metrics: dict[str, Mean]
+    """A scalar. The parts of all micro-batches and ranks are added up."""
+    metrics: Mapping[str, Mean] = {}
     """A metric whose name ends in `/max` is a maximum of non-negative values. Its weight is ignored."""
 
 
-class LossFunction(Protocol):
-    """Computes a micro-batch's part of the step's loss."""
+class Algorithm(Protocol):
+    """One way to learn from groups of trajectories. An algorithm of the project derives from this class."""
 
-    def __call__(
+    needs_reference: bool = False
+    """True if `loss` needs logprobs of the policy that training started from."""
+    num_iterations: int = 1
+    """Optimizer steps per batch. `old_logprobs_BT` comes from the policy before the first of them."""
+    entropy_quantile: float | None = None
+    """The quantile of the step's entropies that `loss` needs; None if it needs none."""
+
+    def __init__(self, config: TrainerConfig) -> None:
+        """Take what the algorithm needs from the settings. An algorithm of the project also gets its arguments."""
+
+    @abstractmethod
+    def make_batch(self, groups: Sequence[Group], gather: Gather) -> Batch:
+        """Return this rank's rows to train on, at least one. If `has_signal` is False, the step is skipped."""
+        ...
+
+    @abstractmethod
+    def loss(
         self,
         logprobs_BT: Tensor,
         batch: Batch,
@@ -63,22 +82,24 @@ class LossFunction(Protocol):
         entropy_BT: Tensor,
         old_logprobs_BT: Tensor,
         ref_logprobs_BT: Tensor | None,
-    ) -> MicroBatchLoss: ...
+    ) -> MicroBatchLoss:
+        """Compute a micro-batch's part of the step's loss, divided by one of the `totals`.
 
+        The parts must add up to the same loss, however the batch is split. `batch.mask_BT` is 0 where a token does not
+        count, and everywhere in a batch that a rank computes only to keep the others company.
 
-class Algorithm(Protocol):
-    """One way to learn from groups of trajectories."""
-
-    needs_reference: bool
-    """True if `loss` needs logprobs of the policy that training started from."""
-    num_iterations: int
-    """Optimizer steps per batch. `old_logprobs_BT` comes from the policy before the first of them."""
-    entropy_quantile: float | None
-    """The quantile of the step's entropies that `loss` needs; None if it needs none."""
-
-    @property
-    def loss(self) -> LossFunction: ...
-
-    def make_batch(self, groups: Sequence[Group], gather: Gather) -> Batch:
-        """Return this rank's rows to train on, at least one. If `has_signal` is False, the step is skipped."""
+        Args:
+            entropy_BT: of the policy, without a gradient.
+            old_logprobs_BT: from the policy before the batch's first optimizer step.
+            ref_logprobs_BT: from the policy that training started from. None unless `needs_reference`.
+        """
         ...
+
+
+RECORD_FIELDS = frozenset({
+    "step", "version", "reward_mean", "reward_std", "rewards", "rewards_std", "mismatch", "loss", "grad_norm",
+    "learning_rate", "lag_max", "completion_tokens_mean", "truncated_fraction", "rollout_tokens", "groups_skipped",
+    "checkpoint_failures", "timings", "tokens_per_s", "eval", "staleness", "turns_mean", "tool_calls", "tool_errors",
+    "environment_s_mean", "episodes_failed",
+})  # fmt: skip
+"""Fields of `metrics.jsonl` that do not come from an algorithm. Its metrics have other names."""

@@ -13,20 +13,22 @@ import torch
 from torch import Tensor
 
 from tandem_protocol.config.learning import GrpoConfig
+from tandem_protocol.config.names import is_of_project
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.trajectory import Group, Trajectory
 
-from ..batch import NOTHING, Batch, pad, rows_of
+from ..batch import Batch, pad, rows_of
 from .advantages import advantages, decoupled_totals, standardized
-from .base import Gather, Mean, MicroBatchLoss, StepTotals
+from .base import Algorithm, Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3, off_policy_mask, reference_kl, sampler_correction, top_entropy_mask
-from .objectives import LOSS_TYPES
+from .objectives import LOSS_TYPES, REDUCTIONS, LossType, token_mean
+from .project import ProjectAdvantage, ProjectLoss, check_metric_name
 from .tokens import Tokens
 
 NAN = float("nan")
 
 
-class Grpo:
+class Grpo(Algorithm):
     """GRPO over groups of trajectories. All sequences of a trajectory are trained with its advantage.
 
     The ratio compares the policy with the one before the batch's first optimizer step. In that step the ratio is 1 and
@@ -34,10 +36,18 @@ class Grpo:
     """
 
     def __init__(self, config: TrainerConfig) -> None:
+        """
+        Raises:
+            UserError: a function of the project cannot be imported or called.
+        """
         options = config.grpo
         self._options = options
         self._weights = {reward.function: reward.weight for reward in config.rewards}
-        self.needs_reference = options.beta > 0
+        self._loss_type = loss_type_of(options)
+        self._advantage = (
+            ProjectAdvantage(options.advantage, options.advantage_arguments) if options.advantage else None
+        )
+        self.needs_reference = options.beta > 0 or self._loss_type.needs_reference
         self.num_iterations = options.num_iterations
         self.entropy_quantile = 1 - options.top_entropy_quantile if options.top_entropy_quantile < 1 else None
 
@@ -47,17 +57,19 @@ class Grpo:
         advantages_N = [advantage for values in self._advantages(groups, gather) for advantage in values]
         pairs = zip(trajectories, advantages_N, strict=True)
         rows = [row for one, advantage in pairs for row in rows_of(one, advantage, in_loss=self._counts(one))]
-        # With a KL term or an entropy quantile, rows without an advantage count too.
-        needs_all = self.needs_reference or self.entropy_quantile is not None
+        # With a KL term, an entropy quantile or a loss of the project, rows without an advantage count too.
+        needs_all = self.needs_reference or self.entropy_quantile is not None or is_of_project(self._options.loss_type)
         trained = [row for row in rows if row.in_loss and (row.advantage or needs_all)]
         return pad(
-            trained or rows[:1] or [NOTHING],
+            trained or rows[:1],
             trajectory_total=sum(trajectory.in_loss for trajectory in trajectories),
             token_total=sum(trajectory.num_sampled for trajectory in trajectories if self._counts(trajectory)),
         )
 
     def _advantages(self, groups: Sequence[Group], gather: Gather) -> list[list[float]]:
         """Compute the advantages: one list per group."""
+        if self._advantage:
+            return self._project_advantages(self._advantage, groups, gather)
 
         def of_all_ranks(values_PG: Tensor) -> Tensor:
             return torch.tensor(gather(values_PG.flatten().tolist()), dtype=torch.float64)
@@ -76,6 +88,20 @@ class Grpo:
         by_reward_PGK = by_reward_PGK.masked_fill(totals_PG.isnan()[..., None], NAN)
         decoupled_PG = decoupled_totals(by_reward_PGK, torch.tensor([*weights.values()], dtype=torch.float64))
         return standardized(decoupled_PG, of_all_ranks(decoupled_PG)).tolist()
+
+    def _project_advantages(
+        self, advantage: ProjectAdvantage, groups: Sequence[Group], gather: Gather
+    ) -> list[list[float]]:
+        """Call the project's function once per group, with the trajectories that have a reward. The others get 0."""
+        scored = [[one for one in group.trajectories if one.in_loss] for group in groups]
+        rewards = [[one.reward or 0.0 for one in trajectories] for trajectories in scored]
+        batch_N = torch.tensor(gather([reward for of_group in rewards for reward in of_group]), dtype=torch.float64)
+        advantages_PG = []
+        for group, trajectories, of_group in zip(groups, scored, rewards, strict=True):
+            rewards_G = torch.tensor(of_group, dtype=torch.float64)
+            given = iter(advantage(rewards_G, batch_N, trajectories, self._options) if trajectories else ())
+            advantages_PG.append([next(given) if one.in_loss else 0.0 for one in group.trajectories])
+        return advantages_PG
 
     def _counts(self, trajectory: Trajectory) -> bool:
         return trajectory.in_loss and not (self._options.mask_truncated_completions and trajectory.truncated)
@@ -100,7 +126,7 @@ class Grpo:
             sampler_logprobs_BT=batch.sampler_logprobs_BT,
             entropy_BT=entropy_BT,
         )
-        loss, metrics = policy_loss(tokens, totals, self._options)
+        loss, metrics = policy_loss(tokens, totals, self._options, self._loss_type)
         count = batch.mask_BT.sum()
         return MicroBatchLoss(loss, {name: Mean(value, count) for name, value in metrics.items()})
 
@@ -114,13 +140,30 @@ def _tensor(rewards: Any) -> Tensor:
     return torch.tensor([[NAN if reward is None else reward for reward in row] for row in rewards], dtype=torch.float64)
 
 
-def policy_loss(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def loss_type_of(options: GrpoConfig) -> LossType:
+    """Return the loss that `options.loss_type` names, with the reduction that `options.reduction` names.
+
+    Raises:
+        UserError: it is a function of the project that cannot be imported or called.
+    """
+    if is_of_project(options.loss_type):
+        loss = ProjectLoss(options)
+        loss_type = LossType(loss, token_mean, needs_reference=loss.needs_reference)
+    else:
+        loss_type = LOSS_TYPES[options.loss_type]
+    return loss_type._replace(reduce=REDUCTIONS[options.reduction]) if options.reduction else loss_type
+
+
+def policy_loss(
+    tokens: Tokens, totals: StepTotals, options: GrpoConfig, loss_type: LossType | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the loss that `options.loss_type` names, and its metrics.
 
     Metrics are means over the tokens in the mask. Those whose names end in `/max` are maxima.
 
     Args:
         totals: of the complete step, of which `tokens` may be a part.
+        loss_type: what `loss_type_of(options)` returned, so that it need not be found again.
 
     Raises:
         ValueError: an option needs a tensor or a total that is None.
@@ -129,15 +172,16 @@ def policy_loss(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tupl
         (DeepSeek-V3.2, arXiv:2512.02556 eq. 7). Values equal those of TRL 1.16's GRPOTrainer. There, `bnpo` differs
         from `dapo` by averaging per micro-batch. Here both average over the complete step, so they are equal.
     """
-    loss_type = LOSS_TYPES[options.loss_type]
-    loss_BT, metrics_BT = _token_losses(tokens, totals, options)
+    loss_type = loss_type or loss_type_of(options)
+    loss_BT, metrics_BT = _token_losses(tokens, totals, options, loss_type)
     return loss_type.reduce(loss_BT, tokens, totals), _means(metrics_BT, tokens.mask_BT)
 
 
-def _token_losses(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def _token_losses(
+    tokens: Tokens, totals: StepTotals, options: GrpoConfig, loss_type: LossType
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Multiply the objective by masks and correction, and add the KL term. Returns loss and metrics per token."""
-    loss_type = LOSS_TYPES[options.loss_type]
-    loss_BT, metrics_BT = loss_type.objective(tokens, options)
+    loss_BT, metrics_BT = loss_type.objective(tokens, totals, options)
     correction_BT = sampler_correction(tokens, options)
     kl_BT = reference_kl(tokens, options)
     factors_BT = [off_policy_mask(tokens, options), top_entropy_mask(tokens, totals, options)]
@@ -148,14 +192,16 @@ def _token_losses(tokens: Tokens, totals: StepTotals, options: GrpoConfig) -> tu
             loss_BT = loss_BT * factor_BT
     if kl_BT is not None:
         loss_BT = loss_BT + options.beta * kl_BT
-    if tokens.sampler_logprobs_BT is not None:
-        metrics_BT |= {"kl_sampler": k3(tokens.logprobs_BT, tokens.sampler_logprobs_BT)}
+    sampled_BT = tokens.sampler_logprobs_BT
     optional_BT = {
+        "kl_sampler": None if sampled_BT is None else k3(tokens.logprobs_BT, sampled_BT),
         "kl_reference": kl_BT,
         "entropy": tokens.entropy_BT,
         "sampling/importance_sampling_ratio/mean": correction_BT,
         "sampling/importance_sampling_ratio/max": correction_BT,
     }
+    for name in metrics_BT:
+        check_metric_name(f"loss {options.loss_type}", name, optional_BT.keys())
     return loss_BT, metrics_BT | {name: value for name, value in optional_BT.items() if value is not None}
 
 

@@ -30,7 +30,7 @@ class Objective(NamedTuple):
     metrics_BT: dict[str, Tensor]
 
 
-def clipped(tokens: Tokens, options: GrpoConfig) -> Objective:
+def clipped(tokens: Tokens, _: StepTotals, options: GrpoConfig) -> Objective:
     """Ratio times advantage, where the ratio is clipped in the advantage's direction.
 
     `delta` also bounds the ratio for negative advantages, which clipping leaves unbounded.
@@ -52,7 +52,7 @@ def clipped(tokens: Tokens, options: GrpoConfig) -> Objective:
     return Objective(loss_BT, {f"clip_ratio/{name}": value for name, value in metrics_BT.items()})
 
 
-def cispo(tokens: Tokens, options: GrpoConfig) -> Objective:
+def cispo(tokens: Tokens, _: StepTotals, options: GrpoConfig) -> Objective:
     """REINFORCE weighted by the ratio, which is capped at `epsilon_high` itself (not at 1 + epsilon_high).
 
     Source: MiniMax-M1, arXiv:2506.13585 eq. 4–5; the cap as in ScaleRL, arXiv:2510.13786.
@@ -63,7 +63,7 @@ def cispo(tokens: Tokens, options: GrpoConfig) -> Objective:
     return Objective(-weight_BT * tokens.advantages_BT * tokens.logprobs_BT, {"cispo_clip_ratio": capped_BT})
 
 
-def sapo(tokens: Tokens, options: GrpoConfig) -> Objective:
+def sapo(tokens: Tokens, _: StepTotals, options: GrpoConfig) -> Objective:
     """Advantage weighted by a sigmoid of the ratio, which replaces the clip by a smooth gate around ratio 1.
 
     Source: Soft Adaptive Policy Optimization, arXiv:2511.20347 eq. 6.
@@ -73,7 +73,7 @@ def sapo(tokens: Tokens, options: GrpoConfig) -> Objective:
     return Objective(-gate_BT * tokens.advantages_BT, {})
 
 
-def vespo(tokens: Tokens, options: GrpoConfig) -> Objective:
+def vespo(tokens: Tokens, _: StepTotals, options: GrpoConfig) -> Objective:
     """REINFORCE weighted by a gamma density of the row's ratio to its sampler. At ratio 1 the weight is 1.
 
     Source: Variational Sequence-Level Soft Policy Optimization, arXiv:2602.10693; the clamps are the authors'.
@@ -132,10 +132,12 @@ def constant_mean(loss_BT: Tensor, tokens: Tokens, totals: StepTotals) -> Tensor
 class LossType(NamedTuple):
     """The parts of a loss."""
 
-    objective: Callable[[Tokens, GrpoConfig], Objective]
+    objective: Callable[[Tokens, StepTotals, GrpoConfig], Objective]
     reduce: Callable[[Tensor, Tokens, StepTotals], Tensor]
     multiplies_correction: bool = True
     """True if the sampler's correction multiplies the objective. Otherwise the objective contains it already."""
+    needs_reference: bool = False
+    """True if the objective needs logprobs of the policy that training started from."""
 
 
 LOSS_TYPES = {
@@ -148,3 +150,5 @@ LOSS_TYPES = {
     "vespo": LossType(vespo, token_mean, multiplies_correction=False),
     "luspo": LossType(clipped, trajectory_sum),
 }
+
+REDUCTIONS = {reduce.__name__: reduce for reduce in (trajectory_mean, trajectory_sum, token_mean, constant_mean)}

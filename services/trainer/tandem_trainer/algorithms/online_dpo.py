@@ -6,22 +6,25 @@ pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tandem_protocol.config.learning import OnlineDpoConfig
+from tandem_protocol.config.names import is_of_project
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.trajectory import Group, Trajectory
 
-from ..batch import NOTHING, Batch, pad, rows_of
-from .base import Gather, Mean, MicroBatchLoss, StepTotals
+from ..batch import Batch, pad, rows_of
+from .base import Algorithm, Gather, Mean, MicroBatchLoss, StepTotals
 from .corrections import k3
+from .project import ProjectPairLoss
+from .tokens import Pairs
 
 
-class OnlineDpo:
+class OnlineDpo(Algorithm):
     """DPO over groups of two. The trajectory with the higher reward is preferred.
 
     The logprob of a trajectory is the sum over the sampled tokens of all its sequences.
@@ -31,11 +34,14 @@ class OnlineDpo:
     """
 
     needs_reference = True
-    num_iterations = 1
-    entropy_quantile: float | None = None
 
     def __init__(self, config: TrainerConfig) -> None:
+        """
+        Raises:
+            UserError: the loss is a function of the project that cannot be imported or called.
+        """
         self._options = config.online_dpo
+        self._pair_loss = pair_loss_of(config.online_dpo)
 
     def make_batch(self, groups: Sequence[Group], gather: Gather = list) -> Batch:  # noqa: ARG002 - of the Algorithm protocol
         """Return all pairs, with advantage 1 for the rows of the preferred trajectory and -1 for those of the other."""
@@ -48,7 +54,7 @@ class OnlineDpo:
         ]
         unpaired = [row for one in groups[0].trajectories for row in rows_of(one, 0.0, in_loss=False, unit=0)]
         return pad(
-            rows or unpaired or [NOTHING],
+            rows or unpaired,
             trajectory_total=len(pairs),
             token_total=sum(trajectory.num_sampled for pair in pairs for trajectory in pair),
         )
@@ -79,7 +85,9 @@ class OnlineDpo:
         assert ref_logprobs_BT is not None, "needs_reference"
         chosen_P, rejected_P = _pair_sums(logprobs_BT, batch)
         ref_chosen_P, ref_rejected_P = _pair_sums(ref_logprobs_BT, batch)
-        losses_P, metrics_P = pair_losses(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P, self._options)
+        pairs = Pairs(chosen_P, rejected_P, ref_chosen_P, ref_rejected_P)
+        losses_P, metrics_P = self._pair_loss(pairs, self._options)
+        metrics_P |= pair_metrics(pairs, self._options)
         pairs_P = _sums(batch.advantages_B > 0, batch).clamp(max=1)  # 1 for a pair; 0 if nothing is preferred
         by_token_BT = {
             "kl_sampler": k3(logprobs_BT, batch.sampler_logprobs_BT),
@@ -104,31 +112,41 @@ def _sums(values_B: Tensor, batch: Batch) -> Tensor:
     return values_B.new_zeros(batch.num_units).index_add(0, batch.unit_B, values_B)
 
 
-def pair_losses(
-    chosen_P: Tensor, rejected_P: Tensor, ref_chosen_P: Tensor, ref_rejected_P: Tensor, options: OnlineDpoConfig
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute the loss of each pair [P], and its metrics under DPO's usual names.
+PairLoss = Callable[[Pairs, OnlineDpoConfig], tuple[Tensor, dict[str, Tensor]]]
+"""Computes the loss of each pair [P], and more metrics [P] than those of `pair_metrics`."""
 
-    Args:
-        chosen_P: logprobs of the preferred trajectories, from the policy in training.
-        rejected_P: logprobs of the others.
-        ref_chosen_P: like `chosen_P`, from the reference. `ref_rejected_P` likewise.
 
-    Source: `sigmoid`: DPO, arXiv:2305.18290 eq. 7; `ipo`: arXiv:2310.12036 eq. 17; online: arXiv:2402.04792. Values
-        equal those of TRL 1.16's OnlineDPOTrainer.
+def sigmoid(pairs: Pairs, options: OnlineDpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Source: DPO, arXiv:2305.18290 eq. 7; online: arXiv:2402.04792. Values equal TRL 1.16's OnlineDPOTrainer."""
+    return -logsigmoid(options.beta * pairs.logits_P), {}
+
+
+def ipo(pairs: Pairs, options: OnlineDpoConfig) -> tuple[Tensor, dict[str, Tensor]]:
+    """Source: Identity Preference Optimization, arXiv:2310.12036 eq. 17. Values equal TRL 1.16's OnlineDPOTrainer."""
+    return (pairs.logits_P - 1 / (2 * options.beta)).square(), {}
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {"sigmoid": sigmoid, "ipo": ipo}
+
+
+def pair_loss_of(options: OnlineDpoConfig) -> PairLoss:
+    """Return the loss that `options.loss_type` names.
+
+    Raises:
+        UserError: it is a function of the project that cannot be imported or called.
     """
-    logits_P = (chosen_P - rejected_P) - (ref_chosen_P - ref_rejected_P)
-    if options.loss_type == "sigmoid":
-        losses_P = -logsigmoid(options.beta * logits_P)
-    else:
-        losses_P = (logits_P - 1 / (2 * options.beta)).square()
-    with torch.no_grad():
-        metrics_P = {
-            "rewards/chosen": options.beta * (chosen_P - ref_chosen_P),
-            "rewards/rejected": options.beta * (rejected_P - ref_rejected_P),
-            "rewards/margins": options.beta * logits_P,
-            "rewards/accuracies": (logits_P > 0).to(logits_P.dtype),
-            "logps/chosen": chosen_P,
-            "logps/rejected": rejected_P,
-        }
-    return losses_P, metrics_P
+    return ProjectPairLoss(options) if is_of_project(options.loss_type) else PAIR_LOSSES[options.loss_type]
+
+
+@torch.no_grad()
+def pair_metrics(pairs: Pairs, options: OnlineDpoConfig) -> dict[str, Tensor]:
+    """Metrics of each pair [P], under DPO's usual names."""
+    logits_P = pairs.logits_P
+    return {
+        "rewards/chosen": options.beta * (pairs.chosen_P - pairs.ref_chosen_P),
+        "rewards/rejected": options.beta * (pairs.rejected_P - pairs.ref_rejected_P),
+        "rewards/margins": options.beta * logits_P,
+        "rewards/accuracies": (logits_P > 0).to(logits_P.dtype),
+        "logps/chosen": pairs.chosen_P,
+        "logps/rejected": pairs.rejected_P,
+    }

@@ -1,6 +1,6 @@
-"""The inputs of a loss, per token.
+"""The inputs of a loss, per token or per pair.
 
-Shapes: B rows (one sequence each), T tokens from the first sampled one of a row to the last.
+Shapes: B rows (one sequence each), T tokens from the first sampled one of a row to the last, P pairs.
 """
 
 from __future__ import annotations
@@ -41,6 +41,24 @@ class Tokens:
     def row_mean(self, value_BT: Tensor) -> Tensor:
         """Mean of each row over the tokens in the mask: [B, 1]."""
         return (value_BT * self.mask_BT).sum(1, keepdim=True) / self.mask_BT.sum(1, keepdim=True).clamp(min=1)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The inputs of a loss over pairs: logprobs of complete trajectories. All are [P]."""
+
+    chosen_P: Tensor
+    """Of the preferred trajectories, from the policy in training."""
+    rejected_P: Tensor
+    """Of the others."""
+    ref_chosen_P: Tensor
+    """Like `chosen_P`, from the policy that training started from."""
+    ref_rejected_P: Tensor
+
+    @property
+    def logits_P(self) -> Tensor:
+        """By how much more than the reference the policy prefers the preferred trajectory."""
+        return (self.chosen_P - self.rejected_P) - (self.ref_chosen_P - self.ref_rejected_P)
 
 
 def required(tensor: Tensor | None, name: str, option: str) -> Tensor:

@@ -154,12 +154,13 @@ class Learner:
             old_logprobs_BT = None if is_first else old_logprobs[index]
             with nullcontext() if reduces else self._accelerator.no_sync(self._policy):
                 logprobs_BT, micro_batch_loss = self._backward(micro_batch, algorithm, totals, old_logprobs_BT)
+            metrics = dict(micro_batch_loss.metrics)
             if is_first:
-                micro_batch_loss.metrics[MISMATCH] = self._mismatch(logprobs_BT, micro_batch)
+                metrics[MISMATCH] = self._mismatch(logprobs_BT, micro_batch)
                 old_logprobs.append(logprobs_BT)
-            loss, metrics = to_host(micro_batch_loss)
+            loss, means = to_host(micro_batch_loss.loss, metrics)
             own_loss += loss
-            own_metrics.append(metrics)
+            own_metrics.append(means)
         (total_loss,) = self._sum([own_loss])
         grad_norm = float(
             self._accelerator.clip_grad_norm_(self._policy.parameters(), self._config.optim.max_grad_norm)

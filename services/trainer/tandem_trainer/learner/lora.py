@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 from tandem_protocol.config.learning import LoraConfig
 from tandem_rollout.errors import UserError
 
-from .shards import gather, on_meta, write_safetensors
+from .safetensors_file import write_safetensors
+from .shards import gather, on_meta
 
 ADAPTER_FILE = "adapter_model.safetensors"
 NAME = "default"

@@ -18,7 +18,8 @@ from tandem_rollout.errors import UserError
 from ..volumes import how_to_enlarge, in_words
 from .lora import adapter_table, save_adapter_config
 from .model_files import ModelFiles
-from .shards import DTYPES, model_table
+from .safetensors_file import DTYPES
+from .shards import model_table
 
 log = logging.getLogger(__name__)
 

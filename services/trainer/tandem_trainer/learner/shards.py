@@ -6,12 +6,9 @@ and one that is being written.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, groupby
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +16,9 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from tandem_protocol.manifest import Digest
 from tandem_protocol.parameters import Shapes, own_tensors
 
-DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
-}  # fmt: skip
-"""The dtypes that can be written → their names in safetensors files."""
+from .safetensors_file import write_safetensors
 
 
 def model_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
@@ -114,37 +106,3 @@ def partition(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]
         owners[name] = load_bytes.index(min(load_bytes))
         load_bytes[owners[name]] += table[name].nbytes
     return [{name: tensor for name, tensor in table.items() if owners[name] == rank} for rank in range(ranks)]
-
-
-def write_safetensors(path: Path, table: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> str:
-    """Write `tensors`, which have the order of `table`, and flush them to disk. Returns the file's digest.
-
-    safetensors' own `save_file` needs all tensors of a file in memory, and would need a second pass for the digest.
-
-    Source: the format, in the README of huggingface/safetensors.
-    """
-    digest = Digest()
-    with path.open("wb") as file:
-        for data in chain[Any]([_header(table)], map(_bytes, tensors)):
-            digest.update(data)
-            file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _header(table: Mapping[str, Tensor]) -> bytes:
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in table.items():
-        start = end
-        end += tensor.nbytes
-        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # so that the data is aligned
-    return len(text).to_bytes(8, "little") + text
-
-
-def _bytes(tensor: Tensor) -> Any:
-    """The tensor's data as a buffer. A tensor on the CPU is not copied."""
-    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

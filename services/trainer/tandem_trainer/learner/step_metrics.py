@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ..algorithms.base import MicroBatchLoss
+from ..algorithms.base import Mean
 
 MISMATCH = "mismatch"
 
@@ -26,15 +27,12 @@ class StepMetrics(NamedTuple):
     mismatch: float | None
 
 
-def to_host(micro_batch_loss: MicroBatchLoss) -> tuple[float, dict[str, WeightedMean]]:
+def to_host(loss: Tensor, metrics: Mapping[str, Mean]) -> tuple[float, dict[str, WeightedMean]]:
     """Copy a micro-batch's loss and metrics from the device, in one transfer."""
-    scalars = [
-        micro_batch_loss.loss.detach(),
-        *(scalar for mean in micro_batch_loss.metrics.values() for scalar in mean),
-    ]
-    loss, *rest = torch.stack(scalars).tolist()
+    scalars = [loss.detach(), *(scalar for mean in metrics.values() for scalar in mean)]
+    value, *rest = torch.stack(scalars).tolist()
     means = zip(rest[::2], rest[1::2], strict=True)
-    return loss, dict(zip(micro_batch_loss.metrics, means, strict=True))
+    return value, dict(zip(metrics, means, strict=True))
 
 
 def update_metrics(steps: Sequence[StepMetrics], learning_rate: float) -> dict[str, float]:
@@ -50,7 +48,8 @@ def update_metrics(steps: Sequence[StepMetrics], learning_rate: float) -> dict[s
     if steps[0].mismatch is not None:
         metrics[MISMATCH] = steps[0].mismatch
     parts = [part for step in steps for part in step.metrics]
-    return metrics | {name: _mean_or_max(name, [part[name] for part in parts]) for name in parts[0]}
+    names = dict.fromkeys(name for part in parts for name in part)  # a loss of the project may leave some out
+    return metrics | {name: _mean_or_max(name, [part[name] for part in parts if name in part]) for name in names}
 
 
 def _mean_or_max(name: str, means: list[WeightedMean]) -> float:

@@ -96,7 +96,6 @@ class RunLog:
             stats,
             functions=self._config.scorers,
             groups_skipped=sum(gather_object([skipped])),
-            may_be_stale=self._config.max_lag > 0,
             has_episodes=self._config.rollout.has_episodes,
         )
         self.record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])

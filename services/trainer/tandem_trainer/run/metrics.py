@@ -72,7 +72,6 @@ def step_record(
     *,
     functions: Sequence[str],
     groups_skipped: int,
-    may_be_stale: bool = False,
     has_episodes: bool = False,
 ) -> dict[str, Any]:
     """Make one line of `metrics.jsonl`.
@@ -83,7 +82,6 @@ def step_record(
         stats: what `Learner.update` returned. Its `kl_sampler` is the k3 estimate of KL(sampler ‖ trainer), a mean
             over tokens.
         functions: names of the reward functions, or of the judge.
-        may_be_stale: whether to report how old the tokens are. Without lag, all have the age 0.
         has_episodes: whether to report turns and tools. Otherwise every trajectory is a single turn.
     """
     rewards = [row.reward for row in rows]
@@ -100,7 +98,7 @@ def step_record(
         "mismatch": None,
         **stats,
         "lag_max": max(age for row in rows for age in (0, *row.staleness)),
-        **(_staleness(rows) if may_be_stale else {}),
+        "staleness": _staleness(rows),
         "completion_tokens_mean": tokens / len(rows),
         "truncated_fraction": sum(row.truncated for row in rows) / len(rows),
         "rollout_tokens": tokens,
@@ -109,11 +107,11 @@ def step_record(
     }
 
 
-def _staleness(rows: Sequence[TrajectorySample]) -> dict[str, Any]:
+def _staleness(rows: Sequence[TrajectorySample]) -> dict[str, int]:
     tokens: Counter[int] = Counter()
     for row in rows:
         tokens.update(row.staleness)
-    return {"staleness": {str(age): tokens[age] for age in sorted(tokens)}}
+    return {str(age): tokens[age] for age in sorted(tokens)}
 
 
 def _of_episodes(rows: Sequence[TrajectorySample]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def describe(
         PROMPT_COUNT: len(rows),
         PROMPTS: _rows_digest(rows),
         EVAL_PROMPTS: _rows_digest(eval_rows),
-        CODE: _code_digest(Path.cwd(), (*settings.trainer.scorers, *settings.trainer.rollout.functions)),
+        CODE: _code_digest(Path.cwd(), settings.trainer.functions),
     }
     return {row.key: row.value for row in resolved(settings, {})} | facts
 

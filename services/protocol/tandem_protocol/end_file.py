@@ -1,4 +1,4 @@
-"""A generator that ends with its run (compose.yaml): the trainer writes a file when the run is over.
+"""A service that ends with its run (compose.yaml): the trainer writes a file when the run is over.
 
 A generator's mistake also ends the run. The generator hands it to the trainer, and waits for that file.
 """
@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tandem_protocol.handover import PREFLIGHT_FILE, Failure, generator_file, hand_over, handed_over
+from .handover import PREFLIGHT_FILE, Failure, generator_file, hand_over, handed_over
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class EndFile:
 
     @classmethod
     def from_environment(cls, env: Mapping[str, str] = os.environ) -> EndFile | None:
-        """The file that the environment names; None if this generator does not end with its run."""
+        """The file that the environment names; None if this service does not end with its run."""
         return cls(Path(env[VARIABLE])) if env.get(VARIABLE) else None
 
     def should_start(self, env: Mapping[str, str] = os.environ) -> bool:
@@ -46,13 +46,16 @@ class EndFile:
         self._failure.unlink(missing_ok=True)  # this start may succeed
         preflight = env.get(PREFLIGHT_FILE)
         if preflight and handed_over(Path(preflight)):
-            log.info("the preflight failed, so this generator does not start; the trainer's log says why")
+            log.info("the preflight failed, so this service does not start; the trainer's log says why")
             self._wait()
             return False
-        if self._file.exists():
-            log.info("the run is over (%s), so this generator does not start", self._file)
-            return False
-        return True
+        return not self.is_over()
+
+    def is_over(self) -> bool:
+        """Whether the run is over."""
+        if is_over := self._file.exists():
+            log.info("the run is over (%s), so this service does not start", self._file)
+        return is_over
 
     def end_with_run(self) -> None:
         """Send this process SIGTERM as soon as the run is over, from a thread in the background."""
@@ -61,7 +64,7 @@ class EndFile:
             while not self._file.exists():
                 if self._fails.wait(POLL_S):
                     return  # `end_run` waits for the file
-            log.info("the run is over, so this generator ends")
+            log.info("the run is over, so this service ends")
             os.kill(os.getpid(), signal.SIGTERM)
 
         threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,174 @@
+# ruff: noqa: ARG002 - the arguments of a callback are transformers'
+"""Write the files of a run's folder for a TRL script: `metrics.jsonl`, `rollouts.jsonl`, `eval.jsonl`, `status.json`.
+
+A callback writes them from what TRL logs, so they have a line whenever TRL logs (`logging_steps`). The client adds what
+TRL does not know: versions, tokens, and where the time went.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor
+from transformers import TrainerCallback
+
+from tandem_protocol.messages import Completion
+from tandem_protocol.version import Version
+
+from ..run.clock import StepClock
+from ..run.journal import Journal
+from .client import TandemClient
+from .needs import announce
+
+LOGGED_COMPLETIONS = 4
+"""Number of completions per line of `metrics.jsonl` that are written to `rollouts.jsonl`."""
+_REWARDS = ("reward", "objective/scores")
+_MISMATCH = "sampling/sampling_logp_difference/mean"
+
+
+class Tally:
+    """What the client has done since the last line of `metrics.jsonl`."""
+
+    def __init__(self) -> None:
+        self.clock = StepClock()
+        self.version = Version(0, 0)
+        """The version that was published last."""
+        self.start()
+
+    def start(self) -> None:
+        """Begin the next line."""
+        self.clock.start_step()
+        self.tokens = self.completions = 0
+
+    def add(self, completions: Iterable[Completion]) -> None:
+        """Count completions."""
+        for completion in completions:
+            self.completions += 1
+            self.tokens += len(completion.token_ids)
+
+
+class RecordedClient(TandemClient):
+    """A client that counts and measures, and says at its start which model it needs."""
+
+    tally: ClassVar[Tally]
+    run_dir: ClassVar[Path]
+    """The run's folder. It is absolute, because a script may change its working directory."""
+    is_rehearsal: ClassVar[bool] = False
+    """End the script instead of connecting to the generators."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        announce(self.trainer and self.trainer(), is_rehearsal=self.is_rehearsal)
+        super().__init__(*args, **kwargs)
+
+    def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
+        super().check_server(max(total_timeout, self.settings.trainer.start_timeout_s), retry_interval)
+
+    def _publish(self, table: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> None:
+        with self.tally.clock.phase("publish"):
+            super()._publish(table, tensors)
+        self.tally.version = self._version or self.tally.version
+
+    def _sample(self, prompts: list[list[int]], given: dict[str, Any]) -> list[Completion]:
+        with self.tally.clock.phase("wait_for_rollouts"):
+            completions = super()._sample(prompts, given)
+        self.tally.add(completions)
+        return completions
+
+
+class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typed
+    """Writes the run's folder while one trainer trains."""
+
+    def __init__(self, trainer: Any, tally: Tally, folder: Path) -> None:
+        self._trainer, self._tally, self._folder = trainer, tally, folder
+        self._journal: Journal | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Open the files. A run that resumes continues them, others rename the files that are there."""
+        if not state.is_world_process_zero:
+            return
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if not state.global_step:
+            for name in ("metrics.jsonl", "rollouts.jsonl", "eval.jsonl"):
+                set_aside(self._folder / name)
+        self._journal = Journal(self._folder, is_main=True)
+        self._journal.rewind(state.global_step, None)
+        self._journal.status("training", self._tally.version)
+        self._tally.start()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+        """Write a line for what TRL logs."""
+        if self._journal is None or not logs:
+            return
+        step = state.global_step
+        if "eval_reward" in logs:
+            self._journal.evaluation({"step": step, "reward_mean": logs["eval_reward"], **numbers(logs)})
+        elif "loss" in logs:
+            self._journal.step(record(self._tally, step, state.max_steps, logs))
+            self._journal.completions(completion_rows(self._trainer, step))
+            self._journal.status("training", self._tally.version)
+            self._tally.start()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write how the run ended."""
+        if self._journal:
+            version = Version(state.global_step, self._tally.version.attempt)
+            self._journal.end(version, finished=state.global_step >= state.max_steps)
+
+
+def record(tally: Tally, step: int, max_steps: int, logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one line of `metrics.jsonl`: figures with the names of Tandem's own trainer, and everything TRL logged."""
+    return {
+        "step": step,
+        "max_steps": max_steps,
+        "version": str(tally.version),
+        "reward_mean": next((logs[name] for name in _REWARDS if name in logs), None),
+        "mismatch": logs.get(_MISMATCH),
+        "completion_tokens_mean": tally.tokens / max(1, tally.completions),
+        "rollout_tokens": tally.tokens,
+        **figures(tally),
+        **numbers(logs),
+    }
+
+
+def figures(tally: Tally) -> dict[str, Any]:
+    """Return `timings` and `tokens_per_s`. Only the client's own phases are known; rewards and updates are the rest."""
+    found = tally.clock.figures(tally.tokens)
+    known = ("wait_for_rollouts_s", "publish_s", "other_s")
+    return found | {"timings": {name: found["timings"][name] for name in known}}
+
+
+def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
+    """Return the entries that are numbers."""
+    return {name: value for name, value in logs.items() if isinstance(value, int | float)}
+
+
+def completion_rows(trainer: Any, step: int) -> list[dict[str, Any]]:
+    """Return some of the newest completions. Versions of TRL that keep none give none."""
+    logs = getattr(trainer, "_logs", None) or getattr(trainer, "_textual_logs", None) or {}
+    rewards = {name: list(column) for name, column in (logs.get("rewards") or {}).items()}
+    newest = list(zip(logs.get("prompt", ()), logs.get("completion", ()), strict=False))[-LOGGED_COMPLETIONS:]
+    return [
+        {
+            "step": step,
+            "prompt": text(prompt),
+            "completion": text(completion),
+            "reward": sum(column[place] or 0.0 for column in rewards.values()) if rewards else None,
+            "rewards": {name: column[place] for name, column in rewards.items()},
+        }
+        for place, (prompt, completion) in enumerate(newest, start=-len(newest))
+    ]
+
+
+def text(said: Any) -> str:
+    """Return a prompt or completion as text. A conversation gives its messages, one per line."""
+    return said if isinstance(said, str) else "\n".join(f"{m.get('content')}" for m in said)
+
+
+def set_aside(file: Path) -> None:
+    """Rename `metrics.jsonl` to the first free of `metrics.1.jsonl`, `metrics.2.jsonl` …, if there is one."""
+    if file.exists():
+        names = (file.with_name(f"{file.stem}.{n}{file.suffix}") for n in itertools.count(1))
+        file.rename(next(name for name in names if not name.exists()))
