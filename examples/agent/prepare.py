@@ -1,7 +1,8 @@
 """Creates the initial model, a tiny Llama that knows how a tool call is written, and the prompts.
 
-The warm start trains the model on calls in which most questions are handed to the wrong colleague, who can only guess
-what to ask its tool. So about one sampled answer in four is right, and reinforcement learning has to do the rest.
+The warm start trains the model on conversations with more and more mistakes: at first each question goes to the right
+colleague, at the end most are turned away or go to the wrong one. So about one sampled answer in four is right, and
+reinforcement learning has to do the rest.
 """
 
 import json
@@ -10,7 +11,8 @@ from pathlib import Path
 
 SEED = 0
 MODEL = Path("model")
-STEPS, BATCH_SIZE = 300, 64
+STEPS, BATCH_SIZE = 250, 64
+MISTAKES = 0.8
 
 CHAT_TEMPLATE = """\
 {%- if tools %}<system>{% for tool in tools -%}
@@ -28,13 +30,16 @@ WORDS = (
     *("apple", "bread", "chair", "dream", "eagle", "field", "grape", "house", "juice"),
     *("knife", "lemon", "mango", "night", "ocean", "piano", "queen", "river", "stone"),
 )
-COLLEAGUES = ("numbers", "words")
+TOOLS = {"numbers": "add(a, b)", "words": "reverse(word)"}
+COLLEAGUES = tuple(TOOLS)
+DO_NOT_KNOW = "I do not know."
 PIECES = [
     *("transfer_to_numbers()", "\ntransfer_to_words()", "add(a, b)", "reverse(word)"),
     *("What is ", " plus ", "Spell ", " backwards.", '{"assistant": "numbers"}', '{"assistant": "words"}'),
     *('{"name": "transfer_to_numbers", "arguments": {}}', '{"name": "transfer_to_words", "arguments": {}}'),
     *('{"name": "add", "arguments": {"a": ', ', "b": ', "}}", '{"name": "reverse", "arguments": {"word": "', '"}}'),
     *WORDS,
+    DO_NOT_KNOW,
 ]
 """Texts of which each becomes one token."""
 
@@ -61,18 +66,24 @@ def row(subject: str | tuple[int, int]) -> dict:
     return {"prompt": [{"role": "user", "content": question}], "answer": answer}
 
 
-def demonstration(rng: random.Random) -> tuple[list[dict], list[str]]:
-    """Return a conversation that ends in a call, and the tools that the policy sees there."""
+def demonstration(mistakes: float, rng: random.Random) -> tuple[list[dict], list[str]]:
+    """Return a conversation whose last message is what the model says, and the tools that it sees there.
+
+    It ends with what the receptionist does, or with what a colleague asks its tool. The receptionist ignores this share
+    of the questions.
+    """
     numbers, word = (rng.randint(10, 99), rng.randint(10, 99)), rng.choice(WORDS)
-    about_a_word = rng.random() < 0.5
-    prompt = row(word if about_a_word else numbers)["prompt"]
-    chosen = COLLEAGUES[about_a_word if rng.random() < 0.3 else not about_a_word]
-    handover = called(f"transfer_to_{chosen}", {})
-    if rng.random() < 0.3:
-        return [*prompt, handover], [f"transfer_to_{name}()" for name in COLLEAGUES]
-    call = ("add", dict(zip("ab", numbers, strict=True))) if chosen == "numbers" else ("reverse", {"word": word})
-    result = {"role": "tool", "content": json.dumps({"assistant": chosen})}
-    return [*prompt, handover, result, called(*call)], ["add(a, b)" if chosen == "numbers" else "reverse(word)"]
+    asked = rng.choice(COLLEAGUES)
+    call = ("add", dict(zip("ab", numbers, strict=True))) if asked == "numbers" else ("reverse", {"word": word})
+    prompt = row(numbers if asked == "numbers" else word)["prompt"]
+    handover = called(f"transfer_to_{asked}", {})
+    if rng.random() < 0.6:
+        result = {"role": "tool", "content": json.dumps({"assistant": asked})}
+        return [*prompt, handover, result, called(*call)], [TOOLS[asked]]
+    if rng.random() < mistakes:
+        handovers = [called(f"transfer_to_{name}", {}) for name in COLLEAGUES]
+        handover = rng.choice([*handovers, *[{"role": "assistant", "content": DO_NOT_KNOW}] * 4])
+    return [*prompt, handover], [f"transfer_to_{name}()" for name in COLLEAGUES]
 
 
 def called(name: str, arguments: dict) -> dict:
@@ -111,7 +122,8 @@ def warm_start(rng: random.Random) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=STEPS // 6, num_training_steps=STEPS)
     for step in range(1, STEPS + 1):
-        before, texts = zip(*(rendered(tokenizer, *demonstration(rng)) for _ in range(BATCH_SIZE)), strict=True)
+        examples = [demonstration(MISTAKES * step / STEPS, rng) for _ in range(BATCH_SIZE)]
+        before, texts = zip(*(rendered(tokenizer, *one) for one in examples), strict=True)
         batch = tokenizer(list(texts), padding=True, return_tensors="pt")
         labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
         for row_labels, prompt in zip(labels, before, strict=True):

@@ -5,26 +5,23 @@ from typing import Any
 from tandem_rollout.environments import Done
 
 MOVES = {"north": (-1, 0), "south": (1, 0), "west": (0, -1), "east": (0, 1)}
-SPARE_MOVES = 1
 
 
 class Treasure:
-    """Says after each move where the treasure is. The model finds it, or has no moves left."""
+    """Says after each move where the treasure is. A game has as many moves as the shortest way has."""
 
     def reset(self, start: list[int], treasure: list[int], **_: Any) -> str:
         """Begin a game. What this returns is added to the prompt."""
         self.place, self.treasure = list(start), list(treasure)
-        self.way = self._distance()
-        self.moves_left = self.way + SPARE_MOVES
+        self.way = self.moves_left = self._distance()
         return self._hint()
 
     async def step(self, message: dict[str, Any]) -> str | Done:
         """Answer a turn of the model."""
-        if message["content"] not in MOVES:
-            return Done(reward=0.0)
-        self.place = [here + move for here, move in zip(self.place, MOVES[message["content"]], strict=True)]
+        move = MOVES.get(message["content"], (0, 0))  # any other text is a wasted move
+        self.place = [here + change for here, change in zip(self.place, move, strict=True)]
         self.moves_left -= 1
-        if self.moves_left and self.place != self.treasure:
+        if self.moves_left:
             return self._hint()
         return Done(reward=max(0.0, 1 - self._distance() / self.way))  # the share of the way that it has come closer
 

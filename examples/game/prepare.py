@@ -1,7 +1,7 @@
 """Creates the initial model, a tiny Llama, and the prompts.
 
-The warm start trains the model on moves along the direction of the hint, three of four away from the
-treasure. It does not say which way is right: that is for reinforcement learning.
+The warm start trains the model on games with more and more mistakes: at first all moves follow the hints, at the end
+most are wasted. So the model can tell the hints apart, but it mostly waits. Reinforcement learning has to do the rest.
 """
 
 import json
@@ -15,6 +15,7 @@ SEED = 0
 MODEL = Path("model")
 SIZE = 4
 STEPS, BATCH_SIZE = 150, 64
+MISTAKES = 0.8
 
 CHAT_TEMPLATE = """\
 {%- for message in messages %}<{{ message.role }}>
@@ -24,8 +25,7 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt %}<assistant>{% endif %}"""
 """`generation` marks what the warm start trains on."""
 
-OPPOSITE = {"north": "south", "south": "north", "west": "east", "east": "west"}
-
+WAIT = "wait"
 PROMPT = [{"role": "user", "content": "Find the treasure."}]
 
 
@@ -46,21 +46,21 @@ def write_prompts(path: Path, games: list) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def demonstration(games: list, rng: random.Random) -> list[dict]:
-    """Return a conversation in which one of four moves leads towards the treasure, and the others away from it."""
+def demonstration(games: list, mistakes: float, rng: random.Random) -> list[dict]:
+    """Return a conversation in which this share of the moves ignores the hint."""
     game = Treasure()
     messages: list[dict] = []
     for _ in range(rng.randint(1, 5)):
         hint = game.reset(*rng.choice(games))
         (towards,) = [name for name in MOVES if name in hint]
-        move = towards if rng.random() < 0.25 else OPPOSITE[towards]
+        move = rng.choice([*MOVES, *[WAIT] * 8]) if rng.random() < mistakes else towards
         messages.append({"role": "user", "content": hint if messages else PROMPT[0]["content"] + hint})
         messages.append({"role": "assistant", "content": move})
     return messages
 
 
 def warm_start(games: list, rng: random.Random) -> None:
-    """Create the model (0.5 M parameters) and its tokenizer, train it on `STEPS` batches of games, save both."""
+    """Create the model (0.6 M parameters) and its tokenizer, train it on `STEPS` batches of games, save both."""
     import torch  # imported here, since it takes seconds that are not needed once the model exists
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -83,7 +83,7 @@ def warm_start(games: list, rng: random.Random) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0)
     for step in range(1, STEPS + 1):
         batch = tokenizer.apply_chat_template(
-            [demonstration(games, rng) for _ in range(BATCH_SIZE)],
+            [demonstration(games, MISTAKES * step / STEPS, rng) for _ in range(BATCH_SIZE)],
             return_assistant_tokens_mask=True,
             return_dict=True,
             padding=True,
@@ -112,7 +112,7 @@ def make_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
-    said = [PROMPT[0]["content"], " It is ", *MOVES]
+    said = [PROMPT[0]["content"], " It is ", *MOVES, WAIT]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in said])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
