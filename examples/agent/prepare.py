@@ -1,7 +1,7 @@
 """Creates the initial model, a tiny Llama that knows how a tool call is written, and the prompts.
 
 The warm start trains the model on conversations with more and more mistakes: at first each question goes to the right
-colleague, at the end most are turned away or go to the wrong one. So about one sampled answer in four is right, and
+colleague, at the end most are turned away or go to the wrong one. So about one sampled answer in three is right, and
 reinforcement learning has to do the rest.
 """
 
@@ -43,8 +43,6 @@ PIECES = [
 ]
 """Texts of which each becomes one token."""
 
-Call = tuple[str, dict]
-
 
 def main() -> None:
     rng = random.Random(SEED)
@@ -69,8 +67,8 @@ def row(subject: str | tuple[int, int]) -> dict:
 def demonstration(mistakes: float, rng: random.Random) -> tuple[list[dict], list[str]]:
     """Return a conversation whose last message is what the model says, and the tools that it sees there.
 
-    It ends with what the receptionist does, or with what a colleague asks its tool. The receptionist ignores this share
-    of the questions.
+    It ends with what a colleague asks its tool, or with what the receptionist does. In this share of the latter, the
+    receptionist ignores the question.
     """
     numbers, word = (rng.randint(10, 99), rng.randint(10, 99)), rng.choice(WORDS)
     asked = rng.choice(COLLEAGUES)
