@@ -32,7 +32,10 @@ def project(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def trained(project: Path, script: list[dict[str, Any]], *overrides: str) -> tuple[list[dict[str, Any]], ...]:
     """Train an example with this script for the policy. Returns the metrics of its steps, and some episodes."""
     (project / "script.jsonl").write_text("".join(json.dumps(row) + "\n" for row in script))
-    run = ("--trainer.max_steps=2", "--trainer.run_name=default", "--generator.mock.script=script.jsonl")
+    run = (
+        *("--trainer.max_steps=2", "--trainer.run_name=default", "--generator.mock.script=script.jsonl"),
+        *("--trainer.rollout.num_prompts=8", "--trainer.eval.prompts.limit=8"),
+    )
     with running_demo(project, "--engine=mock", *run, *overrides, PYTHONPATH=os.environ.get("PYTHONPATH", "")) as demo:
         demo.process.communicate(timeout=TIMEOUT_S)
         assert demo.process.returncode == 0, demo.errors
