@@ -1,8 +1,8 @@
 """Creates the initial model, a tiny Llama that knows how a tool call is written, and the prompts.
 
 The warm start trains the model on conversations with more and more mistakes: at first each question goes to the right
-colleague, at the end most are turned away or go to the wrong one. So less than half of the sampled answers are right, and
-reinforcement learning has to do the rest.
+colleague, at the end most are turned away or go to the wrong one. So fewer than half of the sampled answers are right,
+and reinforcement learning has to do the rest.
 """
 
 import json
