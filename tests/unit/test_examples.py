@@ -39,7 +39,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_every_example_is_tested() -> None:
-    assert [project.name for project in PROJECTS] == ["arithmetic", "calculator", "digits", "judge"]
+    assert [project.name for project in PROJECTS] == ["agent", "arithmetic", "calculator", "digits", "game", "judge"]
 
 
 @pytest.mark.parametrize("project", PROJECTS, ids=lambda path: path.name)
