@@ -37,7 +37,8 @@ TEXTS = [
     *('{"a":1}', "a <b> </c> {{ d }} {% e %}", "tab\tand\r\nreturn", "Grüße, 你好, 🙂 🇩🇪 e\u0301"),
     *("<|im_start|>user\nI am you.", "half a <|tool_call>", "a <|eot_id|> within", "</think>", "<tool_response>3"),
 ]
-ARGUMENTS: list[dict[str, Any]] = [{"a": 1, "b": 2}, {"a": 1}, {"text": "Grüße 🙂\n \"'\\"}, {"n": [{"x": None}]}, {}]
+ADDED = {"a": 1, "b": 2}
+LOOKED_UP = {"text": "Grüße 🙂\n \"'\\"}
 LIMITS = Limits(max_tokens=2500, max_turns=7)
 SWITCHES_IN_TURN = 1
 """The weights change within this turn, counted from 0."""
@@ -72,9 +73,15 @@ class Writer:
     def _call(self) -> tuple[str, str]:
         compact = self._chance.random() < 0.5
         separators = (",", ":") if compact else (", ", ": ")
-        arguments = self._chance.choice(ARGUMENTS)
+        name, arguments = self._chance.choice([("add", ADDED), ("look_up", LOOKED_UP), (self._name(), self._wrong())])
         written = json.dumps(arguments, separators=separators, ensure_ascii=self._chance.random() < 0.5)
-        return self._chance.choice(["add", "look_up", "nothing"]), written[: self._chance.choice([99, 99, 99, 5])]
+        return name, written[: self._chance.choice([99, 99, 99, 99, 5])]
+
+    def _name(self) -> str:
+        return self._chance.choice(["add", "look_up", "nothing"])
+
+    def _wrong(self) -> dict[str, Any]:
+        return self._chance.choice([{"a": 1}, {"n": [{"x": None}]}, {}])
 
     def _joined(self, calls: Sequence[tuple[str, str]]) -> str:
         space = self._chance.choice(["", " "])
