@@ -24,7 +24,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -111,12 +111,17 @@ def _key_in_environment(key: str) -> Iterator[str]:
         del os.environ[variable]
 
 
-def main() -> None:
-    """Print a data set with a row for each task."""
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog=f"python -m {_MODULE}", description=main.__doc__)
     parser.add_argument("taskset", help="the id of the taskset")
     parser.add_argument("--limit", type=int, help="number of tasks; all by default")
-    options = parser.parse_args()
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Print a data set with a row for each task."""
+    options = parse()
     agent = VerifiersAgent(options.taskset)
     number = 0
     while options.limit is None or number < options.limit:
