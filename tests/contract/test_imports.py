@@ -46,7 +46,10 @@ ONLY_IN = {
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
-    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_rollout.environments.servers", "tandem_cli"},
+    "httpx": {
+        *("tandem_rollout.adapters.openenv", "tandem_rollout.answers", "tandem_rollout.client"),
+        *("tandem_rollout.environments.servers", "tandem_cli"),
+    },
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {

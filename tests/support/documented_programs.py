@@ -12,6 +12,7 @@ from accelerate.commands.launch import launch_command_parser
 
 import tandem_cli.parser
 import tandem_generator.__main__
+import tandem_rollout.adapters.verifiers
 import tandem_rollout.server
 import tandem_trainer.__main__
 import tandem_trainer.merge
@@ -55,6 +56,8 @@ def _python_m(command: Command) -> None:
     module, *arguments = command.words[2:]
     if module == "tandem_trainer.merge":
         assert tandem_trainer.merge.main(arguments) == 2, "its arguments are read, and there is no adapter here"
+    elif module == "tandem_rollout.adapters.verifiers":
+        tandem_rollout.adapters.verifiers.parse(arguments)
     else:
         _services_check([module, *arguments])
 

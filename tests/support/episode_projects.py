@@ -54,6 +54,32 @@ class Echo:
         return self.turns / 4
 
 
+class Stack:
+    """Its public helper `size` is a tool; `_size` is not."""
+
+    def reset(self, **columns) -> None:
+        self.items = []
+
+    def push(self, text: str) -> int:
+        """Push.
+
+        Args:
+            text: what to push
+        """
+        self.items.append(text)
+        return self.size()
+
+    def size(self) -> int:
+        """Count."""
+        return self._size()
+
+    def _size(self) -> int:
+        return len(self.items)
+
+    def get_reward(self) -> float:
+        return 0.0
+
+
 class NoReward:
     """Rewards nothing."""
 

@@ -73,6 +73,23 @@ END_OF_TURN = {
 )
 """The token that ends a turn. For the other templates it is the tokenizer's `</s>`."""
 
+RESPONSE_TEMPLATE: dict[str, Any] = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "<|im_start|>assistant\n",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
+        "tool_calls": {
+            "open_pattern": r"\s*<tool_call>",
+            "close": "</tool_call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close_pattern": r"\s*<\|im_end\|>", "content": "text"},
+    },
+}
+"""A response template in the style of Qwen 3's."""
+
 _SPECIAL = [
     *("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
     *("<start_of_turn>", "<end_of_turn>", "<|end|>", "<end>", "<|eom_id|>", "<|User|>", "<|Assistant|>"),

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from support.agents import ADD, NAME, agents, ask, assert_trains_what_the_policy_said, user
-from support.episodes import Policy, Row, called, renderer
+from support.episodes import Policy, Row, called, completion, renderer
+from tandem_protocol.messages import Completion
 from tandem_rollout.agents import AgentClient
 from tandem_rollout.proxy import Proxy
 from tandem_rollout.trajectory import Trajectory
@@ -247,3 +248,20 @@ async def test_a_failed_agent_is_tried_once_more_and_the_group_scored_together(p
 
     group = await agents(run, proxy).play_group(Row(), 3, [Policy("One.")] * 2)
     assert (group.row, [t.status for t in group.trajectories], len(tries)) == (3, ["finished"] * 2, 3)
+
+
+async def test_another_attempt_of_an_agent_samples_other_turns(proxy: Proxy) -> None:
+    asked: list[int] = []
+
+    async def sample(prompt_ids: tuple[int, ...], *, max_tokens: int, turn: int) -> Completion:
+        asked.append(turn)
+        return completion((5,))
+
+    async def run(row: Any, client: AgentClient) -> None:
+        for text in ("Hi.", "Go on."):
+            await ask(client, [user(text)])
+        if len(asked) == 2:
+            raise RuntimeError("what it said broke me")
+
+    await agents(run, proxy).play_group(Row(), 0, [sample])
+    assert asked == [0, 1, 2, 3]

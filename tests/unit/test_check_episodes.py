@@ -37,9 +37,13 @@ def check(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (settings(**TOOLS), " with the tools count, scored by odd_rewards:odd"),
         (settings(environment="episodes:Echo") | {"rewards": []}, " in environments, scored by the environment itself"),
+        (
+            settings(environment="episodes:Stack", tool_parser="episodes:calls") | {"rewards": []},
+            " in environments with the tools push, size, scored by the environment itself",
+        ),
         (settings(agent="episodes:ask_twice", max_completion_length=5000), " with the agent episodes:ask_twice"),
     ],
-    ids=["tools", "environment", "agent"],
+    ids=["tools", "environment", "environment with tools", "agent"],
 )
 def test_what_plays_episodes_is_described(
     check: Any, capsys: pytest.CaptureFixture[str], trainer: dict[str, Any], described: str

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from support.episodes import Policy, Row, called
+from support.episodes import Policy, Row, called, completion
 from support.play import Made, Scripted, assert_is_what_the_policy_saw, loops, player
 from tandem_protocol.errors import EngineFailed
+from tandem_protocol.messages import Completion
 from tandem_rollout.environments import (
     EnvironmentFailed,
+    EnvironmentLost,
     SingleTurns,
     Start,
     Step,
@@ -124,3 +126,46 @@ async def test_episodes_wait_for_their_tools_at_the_same_time() -> None:
     policies = [Policy(called("meet"), "Done.") for _ in range(20)]
     group = await player(environments).play_group(environments, Row(), 0, policies)
     assert {t.messages[2]["content"] for t in group.trajectories} == {"met"}
+
+
+@pytest.mark.parametrize(
+    ("error", "turns"), [(EnvironmentFailed("no such file"), [0, 1, 2, 3]), (EnvironmentLost("gone"), [0, 1, 0, 1])]
+)
+async def test_another_attempt_samples_other_turns_if_the_policy_may_have_caused_the_failure(
+    error: Exception, turns: list[int]
+) -> None:
+    """A turn's number gives its seed. With the same seeds, the policy would say again what broke the environment."""
+    asked: list[int] = []
+
+    async def sample(prompt_ids: tuple[int, ...], *, max_tokens: int, turn: int) -> Completion:
+        asked.append(turn)
+        return completion((5,))
+
+    class Fragile(Scripted):
+        async def step(self, turn: Turn) -> Step:
+            if len(asked) == 2:
+                raise error
+            return Step([{"role": "user", "content": "Go on."}], done=len(asked) == 4)
+
+    environments = Made(Fragile)
+    group = await player(environments, name="ChatML").play_group(environments, Row(), 0, [sample])
+    assert [(t.status, t.turns) for t in group.trajectories] == [("finished", 2)]
+    assert asked == turns
+
+
+async def test_an_episode_that_broke_before_the_first_turn_has_the_same_turns() -> None:
+    asked: list[int] = []
+
+    async def sample(prompt_ids: tuple[int, ...], *, max_tokens: int, turn: int) -> Completion:
+        asked.append(turn)
+        return completion((5,))
+
+    class Late(Scripted):
+        async def reset(self, row: Any) -> Start:
+            if len(environments.environments) == 1:
+                raise EnvironmentFailed("not ready")
+            return await super().reset(row)
+
+    environments = Made(Late)
+    await player(environments, name="ChatML").play_group(environments, Row(), 0, [sample])
+    assert asked == [0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,6 +113,20 @@ def test_grpos_gradient_equals_that_of_the_full_logits(model: PreTrainedModel, l
         for part in one.sequences:
             expected = expected - weight * advantage * _sampled_logprobs(model, part).sum()
     _assert_equal(got, _of_loss(model, expected))
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_each_entry_of_the_mask_changes_the_gradient(model: PreTrainedModel, place: int):
+    """A tool's token that counted as sampled would be trained, and a sampled one that did not would not be."""
+    algorithm = _grpo(loss_type="dapo")
+    batch = algorithm.make_batch([GROUP], list)
+    right = [part.clone() for part in _gradient(model, algorithm, batch, 1000)]
+    masks = {name: getattr(batch, name).clone() for name in ("sampled_mask_BT", "mask_BT")}
+    for mask_BT in masks.values():
+        mask_BT[0, place] = 1 - int(mask_BT[0, place])
+    wrong = _gradient(model, algorithm, replace(batch, **masks), 1000)
+    assert batch.sampled_mask_BT[0].tolist() == [True, True, False, False, False, True, True, True]
+    assert max(float((a - b).abs().max()) for a, b in zip(right, wrong, strict=True)) > 1e-4
 
 
 @pytest.mark.parametrize("max_tokens", [1, 1000])

@@ -15,7 +15,7 @@ from support.environment_classes import CodeEnv, CounterEnv, GridEnv, WordEnv, p
 from support.environment_servers import Network, Replica, connected, remote
 from support.episodes import Policy, Row, called
 from support.play import add, loops
-from tandem_rollout.environments import Done, EnvironmentFailed, servers
+from tandem_rollout.environments import Done, EnvironmentFailed, EnvironmentLost, servers
 from tandem_rollout.errors import UserError
 from tandem_rollout.tools import ToolCall
 from tandem_rollout.trajectory import Group, Trajectory
@@ -134,27 +134,30 @@ async def test_new_sessions_go_to_the_replica_with_the_fewest_and_stay_there() -
     assert (len(first.sessions), len(second.sessions)) == (3, 3)
 
 
-async def test_a_replica_that_dies_in_an_episode_fails_it_and_the_next_try_takes_another() -> None:
+@pytest.mark.parametrize("attempts", [1, 2])
+async def test_a_replica_that_dies_in_an_episode_fails_it_and_the_next_try_takes_another(attempts: int) -> None:
     first, second = Replica(await started(TalkEnv)), Replica(await started(TalkEnv))
     environments, network = await connected(first, second)
     row = Row("Play.", (), {"secret": 5})
+    turns: list[int] = []
 
     class Killer(Policy):
         async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            turns.append(kwargs["turn"])
             if not network.dead:
                 network.dead.add("127.0.0.1" if len(first.sessions) else "127.0.0.2")
             return await super().__call__(*args, **kwargs)
 
-    failed = one(await player(environments).play_group(environments, row, 0, [Killer("1", "5")], attempts=1))
-    assert failed.status == "failed"
-    assert (
-        failed.reason == f"http://{next(iter(network.dead))}:8100 cannot be reached: ConnectError: connection refused"
-    )
+    group = await player(environments).play_group(environments, row, 0, [Killer("1", "5")], attempts=attempts)
+    if attempts == 2:
+        assert (one(group).status, one(group).reward) == ("finished", 1.0)
+        assert turns == [0, 0, 1]  # a turn's number gives its seed: the policy has said the same
+        return
+    assert one(group).status == "failed"
+    dead = next(iter(network.dead))
+    assert one(group).reason == f"http://{dead}:8100 cannot be reached: ConnectError: connection refused"
     again = one(await play(environments, "1", "5", row=row))
     assert (again.status, again.reward) == ("finished", 1.0)
-    network.dead.clear()
-    retried = await player(environments).play_group(environments, row, 0, [Killer("1", "5")])
-    assert [t.status for t in retried.trajectories] == ["finished"]
 
 
 async def test_a_server_that_has_restarted_does_not_know_the_session() -> None:
@@ -163,7 +166,7 @@ async def test_a_server_that_has_restarted_does_not_know_the_session() -> None:
     environment = environments.make()
     await environment.reset(Row("Play.", (), {"secret": 5}))
     await replica.sessions.close_of()
-    with pytest.raises(EnvironmentFailed, match=r"which this server does not have.*restarted"):
+    with pytest.raises(EnvironmentLost, match=r"which this server does not have.*restarted"):
         await environment.step(Turn({"role": "assistant", "content": "1"}))
     await environment.close(failed=True)
 

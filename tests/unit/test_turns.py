@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support.episodes import WITH_TOOLS, bpe_tokenizer, renderer
+from support.episodes import RESPONSE_TEMPLATE, WITH_TOOLS, bpe_tokenizer, renderer
 from tandem_rollout.errors import UserError
 from tandem_rollout.tools import ToolCall
 from tandem_rollout.turns import Turn, TurnReader
@@ -23,22 +23,6 @@ ADD: dict[str, Any] = {
     },
 }
 CALL = ToolCall("add", {"a": 1})
-RESPONSE_TEMPLATE = {
-    "defaults": {"role": "assistant"},
-    "start_anchor": "<|im_start|>assistant\n",
-    "fields": {
-        "reasoning_content": {"open": "<think>", "close_pattern": r"</think>\s*", "content": "text"},
-        "tool_calls": {
-            "open_pattern": r"\s*<tool_call>",
-            "close": "</tool_call>",
-            "repeats": True,
-            "content": "json",
-            "transform": {"type": "function", "function": "{content}"},
-        },
-        "content": {"close_pattern": r"\s*<\|im_end\|>", "content": "text"},
-    },
-}
-"""A response template in the style of Qwen 3's."""
 
 
 def reader(name: str = "Qwen 3", *, response_template: Any = None, **options: Any) -> TurnReader:

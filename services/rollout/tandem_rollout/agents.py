@@ -72,11 +72,14 @@ class Agents:
         """Play the episodes of one row at the same time, and score them together. See `Player.play_group`."""
 
         async def play(sample: Sample) -> Trajectory:
-            for _ in range(attempts - 1):
-                trajectory = await self.play(row, sample)
-                if trajectory.status != "failed":
-                    return trajectory
-            return await self.play(row, sample)
+            turn = 0  # another attempt counts on, so that its turns have other seeds
+            for remaining in reversed(range(attempts)):
+                session = self._session(sample, turn)
+                trajectory = await self._play(row, session)
+                turn = session.next_turn
+                if trajectory.status != "failed" or not remaining:
+                    break
+            return trajectory
 
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -93,8 +96,13 @@ class Agents:
         Raises:
             Exception: whatever `sample` raised.
         """
+        return await self._play(row, self._session(sample, 0))
+
+    def _session(self, sample: Sample, first_turn: int) -> Session:
+        return Session(self.renderer, self.reader_for, sample, self.limits, self.normalize, self.history, first_turn)
+
+    async def _play(self, row: Row, session: Session) -> Trajectory:
         begin_s = time.monotonic()
-        session = Session(self.renderer, self.reader_for, sample, self.limits, self.normalize, self.history)
         reward, reason = None, None
         with self.proxy.session(session) as path:
             client = AgentClient(f"{self.proxy.url}{path}", session.key, self.proxy.model)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from tandem_protocol.messages import Completion
 
-from .environments.base import Environment, EnvironmentFailed, Environments, Row, Start
+from .environments.base import Environment, EnvironmentFailed, EnvironmentLost, Environments, Row, Start
 from .recorder import History, Recorder
 from .rendering import Conversation, Renderer
 from .trajectory import Group, Status, Timings, Trajectory
@@ -27,6 +27,7 @@ class Sample(Protocol):
             prompt_ids: everything before the turn. It extends the prompt and the tokens of the turn before.
             max_tokens: longest turn.
             turn: number of the turn in the episode, from 0. Together with the episode's seed it gives the turn's seed.
+                If the episode is tried again because of what was sampled, the number counts on.
 
         Returns:
             A turn that ended by itself or has `max_tokens` tokens, never an aborted one.
@@ -83,16 +84,21 @@ class Player:
         Args:
             index: index of the row in the data set.
             score: None: the reward of a trajectory is the sum of the environment's own rewards.
-            attempts: how often an episode is begun again, with another environment, if its environment fails.
+            attempts: how often an episode is tried, each time with another environment. After an error of the
+                environment, the turns get other seeds, because the same ones would cause it again. After a lost
+                connection they get the same, so that the run does not depend on the network.
         """
         opened: list[Environment] = []
         failed: list[Environment] = []
 
         async def play(sample: Sample) -> tuple[Trajectory, Environment]:
+            first_turn = 0
             for remaining in reversed(range(attempts)):
                 opened.append(environment := environments.make())
                 failed.append(environment)  # until the episode has ended
-                trajectory = await self.play(environment, row, sample)
+                episode = _Episode(self, environment, sample, first_turn)
+                trajectory = await episode.play(row)
+                first_turn += 0 if episode.lost else episode.turns
                 if trajectory.status != "failed":
                     failed.remove(environment)
                 if trajectory.status != "failed" or not remaining:
@@ -126,6 +132,10 @@ class _Episode:
     player: Player
     environment: Environment
     sample: Sample
+    first_turn: int = 0
+    """Number of the first turn for `sample`."""
+    lost: bool = False
+    """Whether the connection to the environment was lost."""
     turns: int = 0
     used_tokens: int = 0
     tool_calls: int = 0
@@ -150,6 +160,7 @@ class _Episode:
             rewards = await self._timed(self.environment.rewards())
         except EnvironmentFailed as error:
             status, reason = "failed", str(error)
+            self.lost = isinstance(error, EnvironmentLost)
         return Trajectory(
             sequences=recorder.sequences(),
             messages=tuple(self.messages),
@@ -193,7 +204,7 @@ class _Episode:
     async def _sampled(self, prompt: tuple[int, ...], room: int) -> Completion:
         begin_s = time.monotonic()
         most = min(room, self.player.limits.max_turn_tokens or room)
-        completion = await self.sample(prompt, max_tokens=most, turn=self.turns)
+        completion = await self.sample(prompt, max_tokens=most, turn=self.first_turn + self.turns)
         self.decode_s += time.monotonic() - begin_s
         self.turns += 1
         self.used_tokens += len(completion.token_ids)

@@ -147,7 +147,12 @@ class Session:
         limits: Limits,
         normalize: Normalize,
         history: History = "keep",
+        first_turn: int = 0,
     ) -> None:
+        """
+        Args:
+            first_turn: number of the first turn for `sample`.
+        """
         self.key = secrets.token_urlsafe(32)
         """What the agent authenticates with."""
         self.status: Status = "finished"
@@ -167,7 +172,8 @@ class Session:
         self._limits = limits
         self._normalize = normalize
         self._sampled_tokens = 0
-        self._asked = 0
+        self.next_turn = first_turn
+        """Number of the next turn for `sample`."""
         self._answering = 0
         self._answers: dict[str, Answer] = {}
 
@@ -222,7 +228,7 @@ class Session:
             self.messages = answer.messages
 
     async def _sampled(self, prompt: tuple[int, ...], room: int) -> Completion:
-        turn, self._asked = self._asked, self._asked + 1
+        turn, self.next_turn = self.next_turn, self.next_turn + 1
         self._answering += 1
         begin_s = time.monotonic()
         try:

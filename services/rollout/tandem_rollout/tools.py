@@ -63,14 +63,14 @@ class Tool:
 
     @classmethod
     def of(cls, function: Callable[..., Any], where: str = "tool") -> Tool:
-        """Make a tool from a typed function with a Google docstring.
+        """Make a tool from a typed function with a Google docstring, or from one with a schema, `tool_schema`.
 
         Raises:
             UserError: a type or a description is missing; names the function.
         """
         name = getattr(function, "__name__", type(function).__name__)
         try:
-            schema = get_json_schema(function)
+            schema = getattr(function, "tool_schema", None) or get_json_schema(function)
         except Exception as error:  # transformers raises several types, and types may be undefined names
             raise UserError(
                 f"{where} {name}: {error}. Fix: give every parameter a type and a description: a docstring with a line "

@@ -1,6 +1,6 @@
 """Where episodes take place: single turns, tools, and environment classes of the project."""
 
-from .base import Done, Environment, EnvironmentFailed, Environments, Row, Start, Step
+from .base import Done, Environment, EnvironmentFailed, EnvironmentLost, Environments, Row, Start, Step
 from .classes import ClassEnvironments
 from .remote import RemoteEnvironments
 from .single_turn import SingleTurns
@@ -11,6 +11,7 @@ __all__ = [
     "Done",
     "Environment",
     "EnvironmentFailed",
+    "EnvironmentLost",
     "Environments",
     "RemoteEnvironments",
     "Row",

@@ -17,6 +17,10 @@ class EnvironmentFailed(Exception):
     """The environment broke. The episode fails with this reason, and the run goes on."""
 
 
+class EnvironmentLost(EnvironmentFailed):
+    """The environment cannot be reached any more. The cause is not what the policy said."""
+
+
 @dataclass(frozen=True)
 class Done:
     """What the `step` method of an environment class returns to end the episode."""

@@ -18,7 +18,7 @@ from ..answers import read_message
 from ..errors import UserError
 from ..replicas import Replicas
 from . import wire
-from .base import EnvironmentFailed
+from .base import EnvironmentFailed, EnvironmentLost
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -43,7 +43,7 @@ class Place(NamedTuple):
     session: str
 
 
-class _Unreachable(EnvironmentFailed):
+class _Unreachable(EnvironmentLost):
     """The replica cannot be connected to, so it has not seen the request."""
 
 
@@ -146,6 +146,8 @@ class Servers:
         except _Unreachable:
             self._avoid(place.replica, AVOIDED_S)
             raise
+        except wire.UnknownSession as error:
+            raise EnvironmentLost(f"{place.replica}: {error}") from error
         except TandemError as error:
             raise EnvironmentFailed(f"{place.replica}: {error}") from error
 
@@ -185,10 +187,10 @@ class Servers:
                     await asyncio.sleep(RETRY_PAUSE_S)
                     response = await self._exchange(method, url, content)
         except TimeoutError as error:
-            raise EnvironmentFailed(f"{place.replica}: no answer within {limit_s:g} s") from error
+            raise EnvironmentLost(f"{place.replica}: no answer within {limit_s:g} s") from error
         except httpx.TransportError as error:
-            kind_of_error = _Unreachable if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else None
-            raise (kind_of_error or EnvironmentFailed)(
+            never_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            raise (_Unreachable if never_sent else EnvironmentLost)(
                 f"{place.replica} cannot be reached: {type(error).__name__}: {error}"
             ) from error
         return read_message(kind, response)
