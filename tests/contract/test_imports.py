@@ -46,7 +46,13 @@ ONLY_IN = {
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
     },
-    "httpx": {"tandem_rollout.answers", "tandem_rollout.client", "tandem_rollout.environments.servers", "tandem_cli"},
+    "httpx": {
+        "tandem_rollout.answers",
+        "tandem_rollout.client",
+        "tandem_rollout.connections",
+        "tandem_rollout.environments.servers",
+        "tandem_cli",
+    },
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {

@@ -31,6 +31,7 @@ from tandem_protocol.version import Version
 
 from .answers import checked, read_group, read_message, why_unusable
 from .availability import REPEAT_S, Availability
+from .connections import Connections
 from .replicas import Replicas
 
 FIRST_PAUSE_S = 0.1
@@ -87,7 +88,7 @@ class GeneratorClient:
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
             # No read timeout here: a group may take minutes. Every caller has its own deadline.
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            transport=transport or httpx.AsyncHTTPTransport(socket_options=KEEPALIVE, trust_env=False),
+            transport=transport or Connections(socket_options=KEEPALIVE),
             trust_env=False,
         )
 
