@@ -48,8 +48,11 @@ ONLY_IN = {
     },
     "httpx": {
         "tandem_rollout.answers",
+        "tandem_rollout.awaited_versions",
         "tandem_rollout.client",
         "tandem_rollout.connections",
+        "tandem_rollout.protocols",
+        "tandem_rollout.streams",
         "tandem_rollout.environments.servers",
         "tandem_cli",
     },
