@@ -10,6 +10,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from tandem_protocol.messages import Prompt
 
@@ -40,6 +41,21 @@ class Load:
         self.answered(self._prompts)
 
 
+@dataclass
+class _Failures:
+    """Failures of a replica, since it last sampled something."""
+
+    in_a_row: int = 0
+    rests_until_s: float = 0.0
+    """Until when it gets no prompts if there are others."""
+    counted_until_s: float = 0.0
+    """Until when further failures belong to the last one."""
+
+    @property
+    def rest_s(self) -> float:
+        return float(min(FIRST_REST_S * 2.0 ** min(self.in_a_row - 1, 16), LONGEST_REST_S))
+
+
 class Dispatch:
     """What is known about the replicas, by URL. Times are on the monotonic clock."""
 
@@ -54,9 +70,7 @@ class Dispatch:
         self._turn = first
         self._clock = clock
         self._sessions: OrderedDict[str, str] = OrderedDict()
-        self._failures: dict[str, int] = {}
-        """URL → failures in a row."""
-        self._rests_until_s: dict[str, float] = {}
+        self._failures: dict[str, _Failures] = {}
 
     def divide(
         self, prompts: Mapping[int, Prompt], tokens_per_prompt: int, urls: Sequence[str], *, together: bool = False
@@ -77,8 +91,8 @@ class Dispatch:
             parts.setdefault(url, []).append(index)
             if prompt.session is not None:
                 self._remember(prompt.session, url)
-        for url in parts.keys() & self._failures.keys():
-            self._rest(url)  # this request finds out whether it works again
+        for url in parts.keys() & self._failures.keys():  # this request finds out whether it works again
+            self._failures[url].rests_until_s = self._clock() + self._failures[url].rest_s
         return parts
 
     @contextmanager
@@ -92,21 +106,19 @@ class Dispatch:
 
     def failed(self, url: str) -> None:
         """Note that a request failed. Requests that fail at the same time count once."""
-        if not self._rests(url):
-            self._failures[url] = self._failures.get(url, 0) + 1
-            self._rest(url)
+        now_s = self._clock()
+        failures = self._failures.setdefault(url, _Failures())
+        if now_s >= failures.counted_until_s:
+            failures.in_a_row += 1
+            failures.counted_until_s = now_s + failures.rest_s
+        failures.rests_until_s = now_s + failures.rest_s
 
     def works(self, url: str) -> None:
         """Note that a replica has sampled something."""
-        if self._failures.pop(url, None):
-            del self._rests_until_s[url]
-
-    def _rest(self, url: str) -> None:
-        rest_s = min(FIRST_REST_S * 2.0 ** min(self._failures[url] - 1, 16), LONGEST_REST_S)
-        self._rests_until_s[url] = self._clock() + rest_s
+        self._failures.pop(url, None)
 
     def _rests(self, url: str) -> bool:
-        return self._clock() < self._rests_until_s.get(url, 0.0)
+        return url in self._failures and self._clock() < self._failures[url].rests_until_s
 
     def _of_session(self, session: str | None, urls: Iterable[str]) -> str | None:
         """Return the replica that has the session, unless it has left or failed."""
@@ -119,7 +131,7 @@ class Dispatch:
         begin = self._turn
         self._turn += 1
         if not able:
-            return min(urls, key=lambda url: (self._failures[url], outstanding[url]))
+            return min(urls, key=lambda url: (self._failures[url].in_a_row, outstanding[url]))
         return min(able, key=lambda url: (outstanding[url], (urls.index(url) - begin) % len(urls)))
 
     def _remember(self, session: str, url: str) -> None:

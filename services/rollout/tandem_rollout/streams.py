@@ -17,6 +17,7 @@ from .availability import Availability
 from .dispatch import Dispatch
 from .protocols import Protocols
 
+clock = time.monotonic
 _HEARTBEATS_PER_STALL = 10
 _HEARTBEAT_S = (0.1, 10.0)
 """Shortest and longest time between two heartbeats."""
@@ -73,13 +74,13 @@ class Streams:
                     if isinstance(answer, Progress):
                         if stall.has_new(answer.tokens):
                             heard()
-                            self._progress_s[url] = time.monotonic()
+                            self._progress_s[url] = clock()
                             self._dispatch.works(url)
                         stall.check(self._progress_s[url])
                         continue
                     heard()
                     stall.restart()
-                    self._progress_s[url] = time.monotonic()
+                    self._progress_s[url] = clock()
                     if problem := why_unusable(answer, request, len(requested)):
                         trouble = problem
                         continue
@@ -108,7 +109,7 @@ class _Stall:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._tokens = 0
-        self._since_s = time.monotonic()
+        self._since_s = clock()
 
     def has_new(self, tokens: int) -> bool:
         """Note how many tokens there are, and return whether some are new."""
@@ -120,7 +121,7 @@ class _Stall:
 
     def restart(self) -> None:
         """Note that something new has arrived."""
-        self._since_s = time.monotonic()
+        self._since_s = clock()
 
     def check(self, replica_progress_s: float) -> None:
         """
@@ -131,7 +132,7 @@ class _Stall:
             EngineFailed: there is no new token for too long.
         """
         last_s = self._since_s if self._tokens else max(self._since_s, replica_progress_s)
-        if (silent_s := time.monotonic() - last_s) > self._timeout_s:
+        if (silent_s := clock() - last_s) > self._timeout_s:
             raise EngineFailed(
                 f"no new token for {silent_s:.1f} s (trainer.rollout.stall_timeout_s), although the generator answers: "
                 "its engine hangs"
