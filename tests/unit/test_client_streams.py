@@ -249,7 +249,7 @@ async def test_a_replica_without_new_tokens_is_left_and_what_it_had_finished_is_
 async def test_a_request_that_waits_for_its_turn_is_not_a_stall(passing: Passing) -> None:
     """The replica samples for others. More replicas would not make it faster, and it would begin at the end again."""
     requested: list[int] = []
-    waits, works = asyncio.Event(), asyncio.Event()
+    waits, works, heard = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
     def handler(request: httpx.Request) -> httpx.Response:
         (group,) = groups(request)
@@ -257,8 +257,8 @@ async def test_a_request_that_waits_for_its_turn_is_not_a_stall(passing: Passing
         requested.append(token)
         if token == 1:
             busy = [item for tokens in range(1, 6) for item in (passing.after(STALL_S * 0.9), beat(tokens))]
-            return httpx.Response(200, stream=Lines(waits.wait, *busy, _set(works), group))
-        return httpx.Response(200, stream=Lines(beat(0), _set(waits), works.wait, beat(0), group))
+            return httpx.Response(200, stream=Lines(waits.wait, *busy, _set(works), heard.wait, group))
+        return httpx.Response(200, stream=Lines(beat(0), _set(waits), works.wait, beat(0), _set(heard), group))
 
     client = make(handler, urls=URLS[:1], stall_timeout_s=STALL_S)
     await asyncio.gather(sample(client, turn(token=1)), sample(client, turn(token=2)))

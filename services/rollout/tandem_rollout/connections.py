@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import httpx
 
-KEEP_ALIVE_S = 5.0
-"""How long an unused connection is kept. Generators close theirs after this time."""
+KEEP_ALIVE_S = 4.0
+"""How long an unused connection is kept. Generators close theirs after five seconds."""
 _OTHER_FILES = 256
 """Open files that a process needs besides connections."""
 _MOST_FILES = 65_536
