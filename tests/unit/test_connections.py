@@ -25,6 +25,7 @@ class Server:
         self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.closes_after_answer = False
+        self.requests_to_drop = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -32,6 +33,9 @@ class Server:
         self.most_open = max(self.most_open, self.open)
         try:
             while await reader.readuntil(b"\r\n\r\n"):
+                if self.requests_to_drop:
+                    self.requests_to_drop -= 1
+                    break
                 await self.may_answer.wait()
                 writer.write(ANSWER)
                 if self.closes_after_answer:
@@ -121,3 +125,16 @@ async def test_connections_that_were_not_used_for_long_are_closed(server: Server
         await asyncio.gather(*(get(client, server) for _ in range(20)))
         await get(client, server)
         await until(lambda: server.open == 1)
+
+
+async def test_a_request_on_a_connection_that_the_server_closes_meanwhile_is_sent_again(server: Server) -> None:
+    """An overloaded server closes unused connections late: when the next request is on its way."""
+    async with httpx.AsyncClient(transport=Connections()) as client:
+        assert await get(client, server) == "yes"
+        server.requests_to_drop = 1
+        assert await get(client, server) == "yes"
+        assert server.accepted == 2
+        server.requests_to_drop = 2
+        with pytest.raises(httpx.RemoteProtocolError):
+            await get(client, server)
+        assert server.accepted == 3, "a new connection that breaks is an error"

@@ -26,7 +26,10 @@ _MOST_FILES = 65_536
 class Connections(httpx.AsyncBaseTransport):
     """A transport that opens as many connections as there are requests, and uses them again.
 
-    If the process may not open more, a request waits until another one has ended.
+    A server may close an unused connection when the next request is already on its way. That request is sent once more,
+    on a new connection: all requests of the contract can be repeated.
+
+    If the process may not open more connections, a request waits until another one has ended.
     """
 
     def __init__(
@@ -54,12 +57,16 @@ class Connections(httpx.AsyncBaseTransport):
         await self._free.acquire()
         origin = (request.url.scheme, request.url.host, request.url.port)
         idle = self._idle.setdefault(origin, deque())
-        connection = idle.pop().connection if idle else httpx.AsyncHTTPTransport(**self._options)
+        connection = idle.pop().connection if idle else None
         try:
-            response = await connection.handle_async_request(request)
+            response = await _answer_unless_broken(connection, request) if connection else None
+            if connection is None or response is None:
+                connection = httpx.AsyncHTTPTransport(**self._options)
+                response = await connection.handle_async_request(request)
         except BaseException:
             self._free.release()
-            await connection.aclose()
+            if connection is not None:
+                await connection.aclose()
             raise
         response.stream = _Body(self, response.stream, connection, idle)
         return response
@@ -116,6 +123,15 @@ class _Body(httpx.AsyncByteStream):
             await self._connections.discard(connection)
             raise
         await self._connections.give_back(connection, self._idle)
+
+
+async def _answer_unless_broken(connection: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response | None:
+    """Send a request on a connection that was used before. None if the connection breaks before the answer begins."""
+    try:
+        return await connection.handle_async_request(request)
+    except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+        await connection.aclose()
+        return None
 
 
 def _most_connections() -> int:
