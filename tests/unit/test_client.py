@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from support.fake_generators import speaking
 from support.rollouts import completion
 from tandem_protocol.errors import BadRequest, ErrorBody, StalePolicy, TandemError, WeightsRefused
 from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, ServedWeights, SetWeights
@@ -63,7 +64,7 @@ def _error(error: TandemError) -> httpx.Response:
 async def _rollouts(*handlers: Handler, timeout_s: float = 5.0) -> dict[int, int]:
     """Request rollouts and return prompt index → token of its completion. Replica i answers with handler i."""
     urls = [f"http://replica{i}" for i in range(len(handlers))]
-    transport = httpx.MockTransport(lambda request: handlers[int(request.url.host[-1])](request))
+    transport = speaking(lambda request: handlers[int(request.url.host[-1])](request))
     got: list[Group] = []
     client = GeneratorClient(urls, "secret", transport=transport)
     await client.rollouts(REQUEST, got.append, timeout_s=timeout_s)
@@ -95,9 +96,7 @@ async def test_short_requests_of_several_ranks_use_all_replicas():
 
     short = REQUEST.model_copy(update={"prompts": REQUEST.prompts[:1]})
     for rank in range(2):
-        client = GeneratorClient(
-            ["http://replica0", "http://replica1"], None, rank=rank, transport=httpx.MockTransport(handler)
-        )
+        client = GeneratorClient(["http://replica0", "http://replica1"], None, rank=rank, transport=speaking(handler))
         for _ in range(2):
             await client.rollouts(short, lambda _: None, timeout_s=5)
     assert hosts == ["replica0", "replica1", "replica1", "replica0"]
@@ -227,7 +226,7 @@ async def test_cancelling_rollouts_cancels_the_requests():
         await asyncio.Event().wait()
         raise AssertionError
 
-    client = GeneratorClient(["http://replica0"], None, transport=httpx.MockTransport(hang))
+    client = GeneratorClient(["http://replica0"], None, transport=speaking(hang))
     task = asyncio.create_task(client.rollouts(REQUEST, print, timeout_s=60))
     await started.wait()
     task.cancel()

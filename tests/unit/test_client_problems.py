@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from support.fake_generators import speaking
 from tandem_protocol.errors import EngineFailed, LogprobsNotFinite, TandemError
 from tandem_protocol.messages import Prompt, RolloutLine, RolloutRequest, Sampling, SetWeights
 from tandem_protocol.version import Version
@@ -39,7 +40,7 @@ async def ask(answer: httpx.Response) -> int:
         calls += 1
         return answer
 
-    client = GeneratorClient(["http://replica0"], None, transport=httpx.MockTransport(handler))
+    client = GeneratorClient(["http://replica0"], None, transport=speaking(handler))
     try:
         await client.rollouts(REQUEST, lambda _: None, timeout_s=0.3)
     except TandemError:

@@ -260,5 +260,5 @@ async def test_a_request_that_brings_nothing_is_reported_while_it_lasts(
         await asyncio.sleep(0.3)
     count = len(caplog.messages)
     await asyncio.sleep(0.1)
-    assert {*caplog.messages} == {f"generator {URL} has sent nothing for 0 s"}
+    assert {*caplog.messages} == {f"generator {URL} has sent nothing new for 0 s"}
     assert len(caplog.messages) == count > 1

@@ -8,33 +8,20 @@ from typing import Any
 import httpx
 import pytest
 
+from support.fake_generators import DESCRIPTION, speaking
 from support.rollouts import completion
 from tandem_protocol.messages import (
     PROTOCOL_VERSION,
     Group,
-    Info,
     ModelFingerprint,
     Prompt,
     RolloutLine,
     RolloutRequest,
     Sampling,
 )
-from tandem_protocol.version import BASE
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.handshake import check_generators
 
-INFO = Info(
-    generator_id="g",
-    engine="mock",
-    engine_version="1",
-    model="m",
-    fingerprint=ModelFingerprint(),
-    version=BASE,
-    devices=(),
-    world_size=1,
-    max_model_len=32,
-    max_num_seqs=1,
-)
 REQUEST_KEYS_1 = {"prompts", "sampling", "min_version"}
 PROMPT_KEYS_1 = {"token_ids", "seed"}
 SAMPLING_KEYS_1 = {
@@ -49,7 +36,7 @@ async def test_the_client_names_its_newest_version() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         asked.append(request.url.params.get("protocol"))
-        return httpx.Response(200, content=INFO.model_dump_json())
+        return httpx.Response(200, content=DESCRIPTION.model_dump_json())
 
     client = GeneratorClient(["http://127.0.0.1:1"], None, transport=httpx.MockTransport(answer))
     await client.info(5)
@@ -67,8 +54,10 @@ async def test_a_generator_of_version_1_gets_no_key_that_it_refuses(seed: int | 
         line = RolloutLine(group=Group(prompt_index=0, completions=(completion([3]),)))
         return httpx.Response(200, content=line.model_dump_json(exclude_none=True))
 
-    client = GeneratorClient(["http://127.0.0.1:1"], None, transport=httpx.MockTransport(answer))
-    request = RolloutRequest(prompts=(Prompt(token_ids=(5,), seed=seed),), sampling=Sampling(max_tokens=1))
+    client = GeneratorClient(["http://127.0.0.1:1"], None, transport=speaking(answer, protocol=1))
+    request = RolloutRequest(
+        prompts=(Prompt(token_ids=(5,), seed=seed, session="episode 7"),), sampling=Sampling(max_tokens=1)
+    )
     groups: list[Group] = []
     await client.rollouts(request, groups.append, timeout_s=5)
     await client.close()
@@ -77,11 +66,12 @@ async def test_a_generator_of_version_1_gets_no_key_that_it_refuses(seed: int | 
     assert body.keys() <= REQUEST_KEYS_1
     assert body["prompts"][0].keys() <= PROMPT_KEYS_1
     assert body["sampling"].keys() <= SAMPLING_KEYS_1
-    assert RolloutRequest.model_validate(body) == request
+    unnamed = Prompt(token_ids=(5,), seed=seed)
+    assert RolloutRequest.model_validate(body) == request.model_copy(update={"prompts": (unnamed,)})
 
 
 @pytest.mark.parametrize("protocol", range(1, PROTOCOL_VERSION + 1))
 def test_a_generator_of_every_version_that_this_release_speaks_is_accepted(protocol: int) -> None:
-    info = INFO.model_copy(update={"protocol": protocol})
+    info = DESCRIPTION.model_copy(update={"protocol": protocol})
     ours = ModelFingerprint()
     assert check_generators([info], ["http://a"], ours=ours, model="m", max_completion_length=16, accelerators=()) == 32

@@ -8,7 +8,7 @@ import httpx
 from pydantic import ValidationError
 
 from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body, not_finite
-from tandem_protocol.messages import Group, Message, RolloutLine, RolloutRequest
+from tandem_protocol.messages import Group, Message, Progress, RolloutLine, RolloutRequest
 from tandem_protocol.problems import shorten, summarize
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -48,8 +48,8 @@ def read_message(kind: type[MessageT], response: httpx.Response) -> MessageT:
         ) from error
 
 
-def read_group(text: str) -> Group:
-    """Return the group in one line of a stream.
+def read_line(text: str) -> Group | Progress:
+    """Return the group or the heartbeat in one line of a stream.
 
     Raises:
         TandemError: the line contains an error.
@@ -67,9 +67,10 @@ def read_group(text: str) -> Group:
         raise EngineFailed(f"a line of the answer cannot be read: {summarize(problems)}") from error
     if line.error is not None:
         raise from_body(line.error)
-    if line.group is None:
+    answer = line.group or line.progress
+    if answer is None:
         raise EngineFailed(f"a line of the answer is {shorten(text)}; expected a group or an error")
-    return line.group
+    return answer
 
 
 def why_unusable(group: Group, request: RolloutRequest, prompt_count: int) -> str | None:

@@ -22,6 +22,13 @@ class _Outage:
     reported_s: float | None
 
 
+@dataclass
+class _Silence:
+    since_s: float
+    requests: int = 0
+    watching: asyncio.TimerHandle | None = None
+
+
 class Availability:
     """The outages of the generators, by URL. Times are on the monotonic clock."""
 
@@ -33,6 +40,7 @@ class Availability:
         self._clock = clock
         self._delay_s = delay_s
         self._outages: dict[str, _Outage] = {}
+        self._silences: dict[tuple[str, str], _Silence] = {}
 
     def failed(self, url: str, reason: str) -> None:
         """Note that a request to `url` failed and will be tried again."""
@@ -72,30 +80,40 @@ class Availability:
             log.warning("generator %s has left", url, extra=fields(generator=url))
 
     @asynccontextmanager
-    async def watched(self, url: str) -> AsyncIterator[Callable[[], None]]:
-        """Report every 30 seconds that the request to `url` in this block brings nothing: it works, or it hangs.
+    async def watched(self, url: str, what: str = "") -> AsyncIterator[Callable[[], None]]:
+        """Report every 30 seconds that the requests to `url` in such blocks bring nothing: it works, or it hangs.
 
         Yields a function to call when something arrives.
+
+        Args:
+            what: requests with the same URL and the same name are watched together.
         """
-        heard_s = self._clock()
+        silence = self._silences.get((url, what))
+        if silence is None:
+            silence = self._silences[url, what] = _Silence(self._clock())
+            watching = asyncio.get_running_loop().call_later(REPEAT_S, self._report_silence, url, what)
+            silence.watching = watching
+        silence.requests += 1
 
         def heard() -> None:
-            nonlocal heard_s
-            heard_s = self._clock()
+            silence.since_s = self._clock()
 
-        async def watch() -> None:
-            while True:
-                await asyncio.sleep(REPEAT_S)
-                if (silent_s := self._clock() - heard_s) >= REPEAT_S:
-                    log.info(
-                        "generator %s has sent nothing for %.0f s",
-                        url,
-                        silent_s,
-                        extra=fields(generator=url, silent_s=round(silent_s, 1)),
-                    )
-
-        watching = asyncio.create_task(watch())
         try:
             yield heard
         finally:
-            watching.cancel()
+            silence.requests -= 1
+            if not silence.requests:
+                del self._silences[url, what]
+                assert silence.watching is not None, "set above"
+                silence.watching.cancel()
+
+    def _report_silence(self, url: str, what: str) -> None:
+        silence = self._silences[url, what]
+        silence.watching = asyncio.get_running_loop().call_later(REPEAT_S, self._report_silence, url, what)
+        if (silent_s := self._clock() - silence.since_s) >= REPEAT_S:
+            log.info(
+                "generator %s has sent nothing new for %.0f s",
+                url,
+                silent_s,
+                extra=fields(generator=url, silent_s=round(silent_s, 1)),
+            )

@@ -7,12 +7,13 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import httpx
 from pydantic import ValidationError
 
-from tandem_protocol.errors import EngineFailed, TandemError
+from tandem_protocol.errors import EngineFailed, StalePolicy, TandemError
 from tandem_protocol.messages import (
     PROTOCOL_VERSION,
     Group,
@@ -26,17 +27,24 @@ from tandem_protocol.messages import (
     SetWeights,
 )
 from tandem_protocol.parameters import Shapes
-from tandem_protocol.routes import INFO, PARAMETERS, READYZ, ROLLOUTS, SET_WEIGHTS
+from tandem_protocol.routes import INFO, PARAMETERS, READYZ, SET_WEIGHTS, WEIGHTS
 from tandem_protocol.version import Version
 
-from .answers import checked, read_group, read_message, why_unusable
+from .answers import checked, read_message
 from .availability import REPEAT_S, Availability
+from .awaited_versions import AwaitedVersions
+from .connections import Connections
+from .dispatch import Dispatch
+from .protocols import Protocols
 from .replicas import Replicas
+from .streams import Streams
 
 FIRST_PAUSE_S = 0.1
 """Pause after the first failure. It doubles with each further one."""
 LONGEST_PAUSE_S = 5.0
 CONNECT_TIMEOUT_S = 10.0
+LOOKUP_S = 2.0
+"""How old the list of replicas may be for a first request. After a failure it is looked up again."""
 DEAD_AFTER_S = 30
 """A host that acknowledges nothing for so long is gone: without power, or cut off from the network."""
 KEEPALIVE = (
@@ -59,7 +67,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 class GeneratorClient:
     """Calls every replica, and retries what `errors.py` calls retryable until the caller's deadline.
 
-    The list of replicas is looked up for every call and after every failure, because a replica may leave and return.
+    The list of replicas is looked up again and again, and after every failure, because a replica may leave and return.
     """
 
     def __init__(
@@ -74,24 +82,37 @@ class GeneratorClient:
     ) -> None:
         """
         Args:
+            stall_timeout_s: how long a replica may sample nothing. Then the missing groups are requested again.
             reports: Whether this process reports outages. Another one reports only what may concern it alone: an outage
                 of REPEAT_S while it waits for its own rollouts.
         """
+        transport = transport or Connections(socket_options=KEEPALIVE)
         self._replicas = Replicas(urls)
         self._reports = reports
         self._availability = Availability(delay_s=0 if reports else REPEAT_S)
-        # Ranks start at different replicas. Otherwise the first replica would get most of the short requests.
-        self._next_replica = rank
-        self._stream_timeout = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S, read=stall_timeout_s)
         self._http = httpx.AsyncClient(
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
             # No read timeout here: a group may take minutes. Every caller has its own deadline.
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            transport=transport or httpx.AsyncHTTPTransport(socket_options=KEEPALIVE, trust_env=False),
+            transport=transport,
             trust_env=False,
+        )
+        self._protocols = Protocols(self._http)
+        self._dispatch = Dispatch(rank)
+        self._awaited = AwaitedVersions(self._wait_for_version)
+        self._streams = Streams(
+            self._http,
+            dispatch=self._dispatch,
+            protocols=self._protocols,
+            availability=self._availability,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            stall_timeout_s=stall_timeout_s,
         )
 
     async def close(self) -> None:
+        """Close the connections."""
+        await self._awaited.close()
+        self._protocols.close()
         await self._http.aclose()
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -134,81 +155,77 @@ class GeneratorClient:
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
         """Divide `request` among the replicas, and call `on_group` exactly once for each group, as soon as it arrives.
 
-        If a replica fails, only its missing groups are requested again, from the next replica.
+        If a replica fails, only its missing groups are requested again, from another replica if there is one.
 
         Raises:
             TandemError: a replica refused the request, and a retry would not help.
             TimeoutError: groups are missing after `timeout_s`.
         """
-        missing = dict(enumerate(request.prompts))
-        begin = self._next_replica
-        self._next_replica += len(request.prompts)
-        reasons: dict[str, str] = {}
-
-        def take(group: Group) -> None:
-            del missing[group.prompt_index]
-            on_group(group)
-
-        async def share(first: int, count: int) -> None:
-            mine = {index: missing[index] for index in range(first, len(request.prompts), count)}
-            pauses = _pauses()
-            replica = begin + first
-            while mine:
-                urls = await self._replicas.now()
-                url = urls[replica % len(urls)]
-                try:
-                    await self._stream(url, request, mine, take)
-                    self._availability.answered(url)
-                except (httpx.TransportError, TandemError) as error:
-                    reasons[url] = self._retryable(url, error)
-                if mine:
-                    replica += 1
-                    await asyncio.sleep(next(pauses))
-
+        call = _Call(request, on_group, dict(enumerate(request.prompts)))
         try:
-            async with asyncio.timeout(timeout_s), task_group() as tasks:
-                count = len(await self._replicas.now())
-                for first in range(min(count, len(request.prompts))):
-                    tasks.create_task(share(first, count))
+            async with asyncio.timeout(timeout_s):
+                parts = await self._divide(request, call.missing)
+                if len(parts) == 1:  # needs no task: there may be thousands of such calls
+                    await self._ask(call, *parts.popitem())
+                async with task_group() as tasks:
+                    for url, mine in parts.items():
+                        tasks.create_task(self._ask(call, url, mine))
         except TimeoutError:
             raise TimeoutError(
-                f"{len(missing)} of {len(request.prompts)} groups are missing after {timeout_s:g} s; last errors: "
-                f"{reasons or 'none, the generators are slow'}. Fix: read the generators' logs, or raise "
+                f"{len(call.missing)} of {len(request.prompts)} groups are missing after {timeout_s:g} s; last errors: "
+                f"{call.reasons or 'none, the generators are slow'}. Fix: read the generators' logs, or raise "
                 "trainer.rollout.timeout_s."
             ) from None
 
-    async def _stream(
-        self, url: str, request: RolloutRequest, mine: dict[int, Prompt], on_group: Callable[[Group], object]
-    ) -> None:
-        """Request the groups of `mine` once, and remove from it those that arrive.
+    async def _ask(self, call: _Call, url: str, mine: dict[int, Prompt]) -> None:
+        """Get the groups of `mine`, from `url` first."""
+        pauses = _pauses()
+        while mine:
+            try:
+                await self._streams.ask(url, call.request, mine, call.take)
+                self._availability.answered(url)
+            except (httpx.TransportError, TandemError) as error:
+                call.reasons[url] = self._retryable(url, error)
+                if not (isinstance(error, StalePolicy) and self._expect(url, call.request.min_version)):
+                    self._dispatch.failed(url)
+                    await asyncio.sleep(next(pauses))
+            if mine:
+                (url,) = await self._divide(call.request, mine, together=True, max_age_s=0.0)
 
-        Raises:
-            EngineFailed: the stream ended and groups are missing.
-            TandemError: the replica refused the request.
-            httpx.TransportError: the connection failed.
+    async def _divide(
+        self,
+        request: RolloutRequest,
+        prompts: dict[int, Prompt],
+        *,
+        together: bool = False,
+        max_age_s: float = LOOKUP_S,
+    ) -> dict[str, dict[int, Prompt]]:
+        """Return URL → the prompts that it gets. Waits while all replicas serve an older version than is needed.
+
+        Args:
+            together: all prompts go to the same replica.
+            max_age_s: how old the list of replicas may be.
         """
-        requested = list(mine)
-        trouble = "the stream ended early"
-        part = request.model_copy(update={"prompts": tuple(mine.values())})
-        # A generator of an older version of the contract refuses keys that it does not know, even if they are null.
-        content = part.model_dump_json(exclude_none=True)
-        async with (
-            self._availability.watched(url) as heard,
-            self._http.stream("POST", url + ROLLOUTS, content=content, timeout=self._stream_timeout) as response,
-        ):
-            if response.status_code != httpx.codes.OK:
-                await response.aread()
-            async for text in checked(response).aiter_lines():
-                heard()
-                group = read_group(text)
-                if problem := why_unusable(group, request, len(requested)):
-                    trouble = problem
-                    continue
-                index = requested[group.prompt_index]
-                if mine.pop(index, None) is not None:
-                    on_group(group.model_copy(update={"prompt_index": index}))
-        if mine:
-            raise EngineFailed(f"{len(mine)} of {len(requested)} groups are missing: {trouble}")
+        urls = await self._replicas.now(max_age_s=max_age_s)
+        version = request.min_version
+        while version and not (ahead := [url for url in urls if not self._awaited.is_behind(url, version)]):
+            await self._awaited.any(urls, version)
+            urls = await self._replicas.now(max_age_s=max_age_s)
+        tokens = request.sampling.n * request.sampling.max_tokens
+        parts = self._dispatch.divide(prompts, tokens, ahead if version else urls, together=together)
+        return {url: {index: prompts[index] for index in indices} for url, indices in parts.items()}
+
+    def _expect(self, url: str, version: Version | None) -> bool:
+        """Ask a replica that serves an older version to say when that changes. Returns whether it can."""
+        if version is None or self._protocols.known(url) < 2:
+            return False
+        self._awaited.expect(url, version)
+        return True
+
+    async def _wait_for_version(self, url: str, version: Version, wait_s: float) -> None:
+        parameters: dict[str, str | float] = {"at_least": str(version), "wait_s": wait_s}
+        timeout = httpx.Timeout(CONNECT_TIMEOUT_S, read=wait_s + CONNECT_TIMEOUT_S)
+        checked(await self._http.get(url + WEIGHTS, params=parameters, timeout=timeout))
 
     async def _ready(self, url: str) -> None:
         response = await self._http.get(url + READYZ)
@@ -218,7 +235,9 @@ class GeneratorClient:
         checked(response)
 
     async def _info(self, url: str) -> Info:
-        return read_message(Info, await self._http.get(url + INFO, params={"protocol": PROTOCOL_VERSION}))
+        info = read_message(Info, await self._http.get(url + INFO, params={"protocol": PROTOCOL_VERSION}))
+        self._protocols.learn(url, info.protocol)
+        return info
 
     async def _everywhere(
         self,
@@ -251,7 +270,7 @@ class GeneratorClient:
             pauses = _pauses()
             while not is_settled(url) and url in await self._replicas.now():
                 try:
-                    async with self._availability.watched(url):
+                    async with self._availability.watched(url, purpose):
                         done[url] = await call(url)
                     self._availability.answered(url)
                 except UNREACHABLE as error:
@@ -279,10 +298,28 @@ class GeneratorClient:
         """Report a retryable error, and return its description for the message at the deadline. Raise any other."""
         if isinstance(error, TandemError) and not error.retryable:
             raise type(error)(f"{url}: {error}") from error
+        if isinstance(error, httpx.TransportError):
+            self._protocols.forget(url)
         reason = f"{type(error).__name__}: {error}"
         if report:
             self._availability.failed(url, reason)
         return reason
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of `rollouts`."""
+
+    request: RolloutRequest
+    on_group: Callable[[Group], object]
+    missing: dict[int, Prompt]
+    reasons: dict[str, str] = field(default_factory=dict)
+    """URL → last error."""
+
+    def take(self, group: Group) -> None:
+        """Hand over a group."""
+        del self.missing[group.prompt_index]
+        self.on_group(group)
 
 
 @asynccontextmanager

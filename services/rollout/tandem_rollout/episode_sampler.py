@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -87,6 +88,13 @@ class EpisodeSampler:
         seed = request.prompts[index].seed
         seeds = [None if seed is None else seed + number for number in range(request.sampling.n)]
         return [
-            TurnSampler(self.client, request.sampling, seed=one, min_version=request.min_version, timeout_s=timeout_s)
+            TurnSampler(
+                self.client,
+                request.sampling,
+                seed=one,
+                min_version=request.min_version,
+                timeout_s=timeout_s,
+                session=uuid.uuid4().hex,
+            )
             for one in seeds
         ]

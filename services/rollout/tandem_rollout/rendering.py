@@ -13,10 +13,10 @@ The turn stands where it stands in the real conversation, so the template treats
 
 from __future__ import annotations
 
+import functools
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -35,6 +35,8 @@ _TWINS = ("yes", "no")
 _PROBE = "tandem 42"
 PROBE_CALL_ID = "probe0000"
 """Some templates accept only ids of nine letters and digits."""
+_REMEMBERED_TEXTS = 256
+"""How many tokenized texts are kept."""
 
 
 class Renderer:
@@ -50,9 +52,14 @@ class Renderer:
         eos = tokenizer.eos_token_id
         self.end_of_turn = frozenset(end_of_turn) | ({eos} if eos is not None else set())
         self._tokenizer = tokenizer
+        # All episodes of a row begin with the same text.
+        self._tokens = functools.lru_cache(_REMEMBERED_TEXTS)(self._tokenized)
 
     def tokens(self, text: str) -> tuple[int, ...]:
         """Tokenize text that contains its special tokens already."""
+        return self._tokens(text)
+
+    def _tokenized(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def decoded(self, token_ids: Sequence[int]) -> str:
@@ -84,15 +91,25 @@ class Renderer:
         one, other = (self.text([*messages[: end - 1], twin, *messages[end:]], tools) for twin in twins)
         if one == other:
             return None
-        from_the_end = zip(reversed(one), reversed(other), strict=False)
-        size = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], from_the_end))
-        tokens = self.tokens(one[len(one) - size :])
+        tokens = self.tokens(_common_end(one, other))
         ends = (index for index, token in enumerate(tokens) if token in self.end_of_turn)
         # Behind the varied arguments, the twins also share the end of the call, such as `}</tool_call>`.
         start = next(ends, None if messages[end - 1].get("tool_calls") else 0)
         if start is None or not _shows(self.decoded(tokens[start:]), messages[end:]):
             return None
         return tokens[start:]
+
+
+def _common_end(one: str, other: str) -> str:
+    """Return the longest text that both end in. A binary search compares long texts faster than a loop in Python."""
+    same, different = 0, min(len(one), len(other)) + 1
+    while different - same > 1:
+        size = (same + different) // 2
+        if one.endswith(other[len(other) - size :]):
+            same = size
+        else:
+            different = size
+    return one[len(one) - same :]
 
 
 def _shows(text: str, messages: Conversation) -> bool:

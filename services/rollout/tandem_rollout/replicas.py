@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
@@ -17,20 +18,36 @@ class Replicas:
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._urls = tuple(urls)
+        self._found: tuple[str, ...] = ()
+        self._looked_s = -1.0
+        """When the last look-up began."""
+        self._looking = asyncio.Lock()
 
-    async def now(self) -> tuple[str, ...]:
+    async def now(self, *, max_age_s: float = 0.0) -> tuple[str, ...]:
         """Return the base URLs of the running replicas, at least one.
 
         A name that has no address is returned unchanged, so that a request to it reports the problem.
+
+        Args:
+            max_age_s: how old the answer may be. Callers that ask at the same time share a look-up.
         """
-        found = [await _addresses(url) for url in self._urls]
-        return tuple(url for urls in found for url in urls)
+        clock = asyncio.get_running_loop().time
+        oldest_s = clock() - max_age_s
+        if not self._found or self._looked_s < oldest_s:
+            async with self._looking:
+                if not self._found or self._looked_s < oldest_s:
+                    began_s = clock()
+                    found = [await _addresses(url) for url in self._urls]
+                    self._found, self._looked_s = tuple(url for urls in found for url in urls), began_s
+        return self._found
 
 
 async def _addresses(url: str) -> list[str]:
     parts = urlsplit(url)
     port = parts.port or 80
     if parts.scheme == "https":  # a certificate is valid for the name, not for an address
+        return [url]
+    if parts.hostname is None or _is_address(parts.hostname):
         return [url]
     try:
         # IPv4 only, because `localhost` would otherwise count as two replicas.
@@ -41,3 +58,11 @@ async def _addresses(url: str) -> list[str]:
         return [url]
     addresses = sorted({str(address[0]) for *_, address in answers})
     return [url] if len(addresses) == 1 else [f"http://{address}:{port}" for address in addresses]
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -31,6 +31,7 @@ class TurnSampler:
         seed: int | None,
         min_version: Version | None,
         timeout_s: float,
+        session: str | None = None,
     ) -> None:
         """
         Args:
@@ -39,12 +40,14 @@ class TurnSampler:
                 turn then equals the completion of the same number in a request with `n` completions. None: no seed.
             min_version: oldest policy version that may answer.
             timeout_s: time limit of a turn.
+            session: name of the episode. Its turns go to the same replica, whose KV cache has the turns before.
         """
         self._generators = generators
         self._sampling = sampling
         self._seed = seed
         self._min_version = min_version
         self._timeout_s = timeout_s
+        self._session = session
 
     async def __call__(self, prompt_ids: tuple[int, ...], *, max_tokens: int, turn: int) -> Completion:
         """Sample one turn.
@@ -56,7 +59,7 @@ class TurnSampler:
         groups: list[Group] = []
         seed = None if self._seed is None else turn_seed(self._seed, turn)
         request = RolloutRequest(
-            prompts=(Prompt(token_ids=prompt_ids, seed=seed),),
+            prompts=(Prompt(token_ids=prompt_ids, seed=seed, session=self._session),),
             sampling=self._sampling.model_copy(update={"n": 1, "max_tokens": max_tokens}),
             min_version=self._min_version,
         )

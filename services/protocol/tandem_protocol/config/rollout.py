@@ -93,7 +93,9 @@ class RolloutConfig(Section):
     """How long the rollouts of one step may take, in seconds. Then the run stops with an error. The rewards may take as
     long again."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
-    """How long a replica may send nothing, in seconds. Then the missing groups are requested from the next replica."""
+    """How long a replica may sample no token, in seconds. Then the missing groups are requested from another replica.
+    A group may take longer if its tokens grow. A generator of an older release does not report tokens: with it, this is
+    the longest time between two groups."""
     tools: tuple[str, ...] = ()
     """Functions of the project that the model can call, each `module:function`. They need types and a docstring that
     describes each parameter. With tools, an environment or an agent, a completion becomes an episode of several turns.

@@ -12,7 +12,7 @@ from ..rendering import Conversation
 from ..text import cut, without_surrogates
 from ..turns import Turn
 from .base import Done, EnvironmentFailed, Row, Start, Step, answer_calls, opening
-from .instances import Instance, accepted
+from .instances import Instance
 
 
 class Pool(Protocol):
@@ -46,7 +46,7 @@ class ClassEnvironment:
         self._row = row
         self._taken = taken = await self._pool.take(row)
         self.instance = taken.thing
-        columns = copy.deepcopy(accepted(taken.thing.reset, self._pool.columns(row)))
+        columns = copy.deepcopy(taken.accepted(self._pool.columns(row)))
         observation = await self._call(taken.thing.reset, **columns)
         return Start(self._observed(opening(row), observation), taken.tools.schemas)
 

@@ -39,7 +39,7 @@ from ..tools import Tool, Tools
 from ..workers import Worker
 from .base import Environment, EnvironmentFailed, Row
 from .class_episode import ClassEnvironment
-from .instances import Instance, Kind, accepted, called
+from .instances import Instance, Kind, called
 
 Factory = Callable[[], Any]
 """A class without required arguments, or a function that returns an instance."""
@@ -106,7 +106,7 @@ class ClassEnvironments:
             instance = self._idle[self._selected(row, where)][0]
             columns = self.columns(row)
             try:
-                inspect.signature(instance.thing.reset).bind(**accepted(instance.thing.reset, columns))
+                inspect.signature(instance.thing.reset).bind(**instance.accepted(columns))
             except TypeError as error:
                 raise UserError(
                     f"environment {instance.kind.name}: reset cannot be called for {where}: {error}. The row has "

@@ -65,6 +65,17 @@ class Instance:
     tools: Tools
     worker: Worker
 
+    @functools.cached_property
+    def _reset_parameters(self) -> Mapping[str, inspect.Parameter]:
+        return inspect.signature(self.thing.reset).parameters
+
+    def accepted(self, columns: dict[str, Any]) -> dict[str, Any]:
+        """Return the columns that `reset` has parameters for."""
+        parameters = self._reset_parameters
+        if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return columns
+        return {name: value for name, value in columns.items() if name in parameters}
+
     async def call(self, method: Callable[..., Any], timeout_s: float, *args: Any, **kwargs: Any) -> Any:
         """Call a method. Raises `EnvironmentFailed`, as `called` does."""
         name = f"environment {self.kind.name}: {method.__name__}"
@@ -94,11 +105,3 @@ async def called(name: str, function: Callable[[], Any], worker: Worker, timeout
         raise EnvironmentFailed(f"{name}: {str(error) or 'TimeoutError'}") from error
     except Exception as error:
         raise EnvironmentFailed(f"{name}: {type(error).__name__}: {error}") from error
-
-
-def accepted(method: Callable[..., Any], columns: dict[str, Any]) -> dict[str, Any]:
-    """Return the columns that the method has parameters for."""
-    parameters = inspect.signature(method).parameters
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return columns
-    return {name: value for name, value in columns.items() if name in parameters}

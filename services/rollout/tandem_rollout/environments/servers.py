@@ -15,6 +15,7 @@ from tandem_protocol.errors import TandemError, Unauthorized
 from tandem_protocol.messages import Message
 
 from ..answers import read_message
+from ..connections import Connections
 from ..errors import UserError
 from ..replicas import Replicas
 from . import wire
@@ -77,8 +78,7 @@ class Servers:
         self._http = httpx.AsyncClient(
             headers={"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {}),
             timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),  # every request has its own deadline
-            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
-            transport=transport,
+            transport=transport or Connections(keep_alive_s=KEEP_ALIVE_S),
             trust_env=False,
         )
 
