@@ -63,7 +63,7 @@ def test_without_lag_a_step_is_one_request_and_keeps_the_order(loop: VirtualLoop
     assert world.requests == [[0, 1], [2, 3]]
 
 
-def test_the_groups_of_the_oldest_version_come_first(loop: VirtualLoop) -> None:
+def test_groups_that_finish_together_come_in_the_order_of_their_draws(loop: VirtualLoop) -> None:
     world = calm(loop, 2, {})
     assert [step(world) for _ in range(4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
@@ -96,6 +96,18 @@ def test_one_group_that_was_too_old_is_asked_for_again_after_some_steps(loop: Vi
     while world.requests.count([0]) < 2:
         step(world)
     assert world.step <= 3 + PATIENCE * 2 + 1
+
+
+def test_no_step_has_to_wait_for_more_than_a_batch(loop: VirtualLoop) -> None:
+    world = calm(loop, 2, dict.fromkeys((0, 1, 2), 4.5))
+    for _ in range(5):
+        step(world)
+    slots = [slot for slot in world.rollouts._pool.slots if slot.too_old_at == 4]
+    assert [slot.asked_at for slot in slots] == [4, 4, None]
+    for _ in range(3):
+        step(world)
+    assert {0, 1, 2} <= {*world.learned_draws}
+    assert world.requests.count([2]) == 2
 
 
 @pytest.mark.parametrize("max_lag", [0, 1, 4])
