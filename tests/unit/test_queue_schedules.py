@@ -52,7 +52,7 @@ def test_nothing_is_lost_or_doubled_or_too_old(loop: VirtualLoop, max_lag: int, 
 
 @pytest.mark.parametrize("refill", [False, True])
 def test_without_lag_stops_and_kills_change_no_batch(loop: VirtualLoop, refill: bool) -> None:
-    for seed in range(50):
+    for seed in range(25):
         calm, disturbed = (
             make_world(seed, loop, 0, refill=refill, failures=much / 8, kills=much, stops=much) for much in (0, 0.4)
         )
