@@ -30,6 +30,8 @@ class Slot:
     """A group from a checkpoint that has to be scored again, because reward functions or columns have changed."""
     oldest_step: int | None = None
     """Step of the oldest version that sampled a token of the group. None if there is no group or no token."""
+    has_signal: bool = False
+    """See `Group.has_signal`. It is kept here, because the pool looks at all groups each time that one finishes."""
     too_old_at: int | None = None
     """The step at which an earlier group of this slot was too old. A step then waits for the next one."""
     asked_at: int | None = None
@@ -53,6 +55,7 @@ class Slot:
         """Keep a group. The background thread calls it."""
         oldest = group.oldest_version
         self.oldest_step = oldest.step if oldest else None
+        self.has_signal = group.has_signal
         self.group, self.unscored = (group, None) if scored else (None, group)
 
     def forget(self) -> None:
@@ -115,10 +118,10 @@ class Pool:
 
     def _drop_without_signal(self) -> None:
         left = self._max_refills - self.counts.refilled
-        groups = [(slot, slot.group) for slot in self._first() if slot.group is not None] if left > 0 else []
-        if self._max_lag == 0 and len(groups) < self._batch_size:
+        finished = [slot for slot in self._first() if slot.group is not None] if left > 0 else []
+        if self._max_lag == 0 and len(finished) < self._batch_size:
             return  # which groups are replaced must not depend on the order in which they finish
-        dropped = [slot for slot, group in groups if not group.has_signal][:left]
+        dropped = [slot for slot in finished if not slot.has_signal][:left]
         self.slots = [slot for slot in self.slots if slot not in dropped]
         self.counts = self.counts._replace(refilled=self.counts.refilled + len(dropped))
 
