@@ -196,6 +196,7 @@ def test_every_rollout_setting_except_numbers_of_prompts_timeouts_and_places_cha
         "environment_urls",
         "environment_server",
         "num_prompts",
+        "refill",
         "timeout_s",
         "stall_timeout_s",
         "tool_timeout_s",
