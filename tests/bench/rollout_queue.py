@@ -1,6 +1,6 @@
 """Measure how many samples per second a trainer gets if completion lengths have a long tail.
 
-    python tests/bench/queue.py [--steps 40] [--update-s 0.1]
+    python tests/bench/rollout_queue.py [--steps 40] [--update-s 0.1]
 
 The queue is the real one, on the real clock. The sampler stands in for generators that decode any number of groups at
 once, at a fixed latency per token: it sleeps for the longest completion of a group. The mock generator cannot be used
