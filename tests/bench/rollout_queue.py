@@ -2,7 +2,8 @@
 
     python tests/bench/rollout_queue.py [--steps 40] [--update-s 0.1]
 
-The queue is the real one, on the real clock. The sampler stands in for generators that decode any number of groups at
+The queue is the real one, on the real clock. Make many steps: groups that are still in the queue at the end count for
+nothing, and those are the long ones. The sampler stands in for generators that decode any number of groups at
 once, at a fixed latency per token: it sleeps for the longest completion of a group. The mock generator cannot be used
 here, because it decodes the groups of one request one after the other, which would slow down `max_lag` 0 and the fixed
 batches only. The fixed batches are the rule of the first queue: a step waits for the slowest group of its own batch.
