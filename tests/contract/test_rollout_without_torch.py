@@ -32,7 +32,7 @@ from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.project import load_inputs
 from tandem_rollout.completions import CompletionReader
-from tandem_rollout.queue import Sampler, sampling
+from tandem_rollout.sampler import Sampler, sampling
 
 sys.path.insert(0, ".")
 config = load(TrainerSettings, path=Path("config.yaml"))[0]

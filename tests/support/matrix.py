@@ -40,7 +40,7 @@ from tandem_protocol.store import WeightStore
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import UserError
 from tandem_rollout.handshake import check_generators
-from tandem_rollout.queue import sampling
+from tandem_rollout.sampler import sampling
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.batch import Batch
 from tandem_trainer.devices import make_accelerator

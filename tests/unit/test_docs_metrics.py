@@ -21,7 +21,7 @@ from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.completions import CompletionReader
 from tandem_rollout.prompts import PromptRow
-from tandem_rollout.queue import Sampler
+from tandem_rollout.sampler import Sampler
 from tandem_rollout.trajectory import Trajectory
 from tandem_trainer import algorithms
 from tandem_trainer.algorithms.objectives import LOSS_TYPES

@@ -114,9 +114,12 @@ async def test_rewards_have_a_deadline_of_their_own() -> None:
 
 
 def finish(rollouts: Rollouts) -> None:
-    for pending in rollouts._queue:
-        if pending.task is not None:
-            pending.task.result(20)
+    rollouts.learned()
+    rollouts._portal.call(ended, rollouts)
+
+
+async def ended(rollouts: Rollouts) -> None:
+    await asyncio.gather(*(slot.task for slot in rollouts._pool.slots if slot.task))
 
 
 def queue(portal: Any, generator: Any, scorer: Any = None) -> Rollouts:

@@ -20,7 +20,7 @@ from tandem_protocol.messages import Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.version import Version
 from tandem_rollout.completions import CompletionReader
 from tandem_rollout.prompts import PromptRow
-from tandem_rollout.queue import Sampler
+from tandem_rollout.sampler import Sampler
 from tandem_rollout.trajectory import Trajectory
 from tandem_trainer.evaluate import Evaluation, evaluation_record, pass_at_k
 from tandem_trainer.run.journal import Journal

@@ -47,7 +47,7 @@ OTHER: dict[str, Any] = {
             "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "stop_token_ids": [3], "timeout_s": 1.0,
             "stall_timeout_s": 1.0, "tools": ["tools:f"], "environment": {"one": "games:One"}, "agent": "agents:run",
             "max_turns": 2, "max_turn_length": 4, "tool_timeout_s": 1.0, "max_tool_characters": 10,
-            "tool_parser": "hermes", "history": "template", "episode_timeout_s": 1.0,
+            "tool_parser": "hermes", "history": "template", "episode_timeout_s": 1.0, "refill": True,
             "environment_urls": ["http://environment:8100"],
             "environment_server": {
                 "host": "0.0.0.0", "port": 8101, "max_sessions": 2, "idle_timeout_s": 1.0, "shutdown_timeout_s": 1,
@@ -191,11 +191,12 @@ def test_an_edited_prompt_with_the_same_tokens_changes_rewards(tmp_path: Path):
     assert _changes(tmp_path, rows=edited).touch(SCORING)
 
 
-def test_every_rollout_setting_except_num_prompts_timeouts_and_places_changes_what_is_sampled():
+def test_every_rollout_setting_except_numbers_of_prompts_timeouts_and_places_changes_what_is_sampled():
     others = {
         "environment_urls",
         "environment_server",
         "num_prompts",
+        "refill",
         "timeout_s",
         "stall_timeout_s",
         "tool_timeout_s",

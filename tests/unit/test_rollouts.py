@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
@@ -13,13 +14,15 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from support.models import make_tokenizer
 from support.rollouts import completion, sequence, trajectory
 from tandem_protocol.config.rollout import RolloutConfig
+from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group as Answer
 from tandem_protocol.messages import RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.completions import CompletionReader
 from tandem_rollout.errors import UserError
 from tandem_rollout.prompts import PromptCursor, PromptRow
-from tandem_rollout.queue import Rollouts, Sampler
+from tandem_rollout.queue import Rollouts
+from tandem_rollout.sampler import Sampler
 from tandem_rollout.trajectory import Group, Trajectory
 
 READER = CompletionReader(make_tokenizer())
@@ -27,7 +30,7 @@ ROWS = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(10
 
 
 class Generator:
-    """Answers every prompt immediately with samples of `version`."""
+    """Answers every prompt immediately with samples of `version`, or of the version that the request needs."""
 
     def __init__(self) -> None:
         self.requests: list[RolloutRequest] = []
@@ -37,8 +40,9 @@ class Generator:
         self, request: RolloutRequest, on_group: Callable[[Answer], object], *, timeout_s: float
     ) -> None:
         self.requests.append(request)
+        version = max(self.version, request.min_version or self.version)
         for i in range(len(request.prompts)):
-            on_group(Answer(prompt_index=i, completions=(completion([1], version=self.version),) * 2))
+            on_group(Answer(prompt_index=i, completions=(completion([1], version=version),) * 2))
 
 
 class Scorer:
@@ -97,14 +101,17 @@ def test_lag_k_keeps_k_more_steps_in_progress_and_no_rollout_becomes_older_than_
         assert _rows(rollouts.next(step - lag)) == [2 * step, 2 * step + 1]
     rollouts.close()
     portal.call(_settle)
-    assert [request.min_version.step for request in generator.requests] == [0, 0, 0, 1, 2, 3]
+    assert [request.min_version.step for request in generator.requests] == [0] * 6 + [1] * 2 + [2] * 2 + [3] * 2
 
 
 def _finish(rollouts: Rollouts) -> None:
-    """Wait for all requests in progress."""
-    for pending in rollouts._queue:
-        if pending.task is not None:
-            pending.task.result(10)
+    """End the step, and wait for all requests in progress."""
+    rollouts.learned()
+    rollouts._portal.call(_ended, rollouts)
+
+
+async def _ended(rollouts: Rollouts) -> None:
+    await asyncio.gather(*(slot.task for slot in rollouts._pool.slots if slot.task))
 
 
 async def _settle() -> None:
@@ -118,7 +125,7 @@ def test_resume_keeps_scored_groups_and_requests_the_rest_with_the_same_seeds(po
     rollouts.next(-1)
     _finish(rollouts)
     state = rollouts.state_dict()
-    requested = generator.requests[1]
+    requested = [request.prompts for request in generator.requests]
     del state["queue"][0]["scored"][1]
 
     again = Generator()
@@ -126,7 +133,7 @@ def test_resume_keeps_scored_groups_and_requests_the_rest_with_the_same_seeds(po
     resumed.load_state_dict(json.loads(json.dumps(state)))
     resumed.start(Version(1, 2))
     assert _rows(resumed.next(0)) == [2, 3]
-    assert again.requests[0].prompts == requested.prompts[1:]
+    assert again.requests[0].prompts == requested[3]
     assert again.requests[0].min_version == Version(1, 2)
     assert _rows(resumed.next(1)) == [4, 5]
 
@@ -202,9 +209,9 @@ def test_resume_with_an_edited_prompt_requests_it_again(portal: BlockingPortal):
     edited = [*ROWS]
     edited[3] = PromptRow(3, "row 3", "other", "other", (77,), {})
     rollouts, generator, _ = _resumed(portal, _queue_of_two_steps(portal), rows=edited, score_again=True)
-    groups = rollouts.next(-1)
-    assert _rows(groups) == [2, 3]
-    assert groups[1].trajectories[0].sequences[0].token_ids == (77, 1)
+    groups = {group.row: group for step in (1, 2) for group in rollouts.next(step - 2)}
+    assert [*groups] == [2, 4, 3, 5], "what was sampled before the edit is older, and comes first"
+    assert groups[3].trajectories[0].sequences[0].token_ids == (77, 1)
     assert _requested_rows(generator)[:1] == [76]
 
 
@@ -248,13 +255,24 @@ def test_resume_with_less_lag_requests_the_end_of_a_longer_queue_later(portal: B
     resumed.start(Version(1, 2))
     generator.version = Version(1, 2)
     assert _rows(resumed.next(1)) == [2, 3]
-    assert [pending.task for pending in resumed._queue] == [None]
+    resumed.learned()
+    assert [slot.task for slot in resumed._pool.slots] == [None, None]
     assert [request.min_version for request in generator.requests] == [Version(1, 2)]
 
 
 def test_a_reward_that_fails_ends_the_wait(portal: BlockingPortal):
     rollouts = _rollouts(portal, Generator(), max_lag=0)
+    rollouts.start(Version(0, 1))
     for step in range(4):
         rollouts.next(step)
     with pytest.raises(UserError, match="row 9 is bad"):
         rollouts.next(4)
+
+
+def test_a_version_of_another_trainer_ends_the_run(portal: BlockingPortal):
+    generator = Generator()
+    generator.version = Version(2, 9)
+    rollouts = _rollouts(portal, generator, max_lag=1)
+    rollouts.start(Version(0, 1))
+    with pytest.raises(TandemError, match=r"got tokens of version 2.9, expected step 3 .* Another trainer"):
+        rollouts.next(2)

@@ -29,7 +29,7 @@ class PlayGroup(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeSampler:
-    """Samples trajectories of several turns from the generators, and scores them. See `queue.Sampler`."""
+    """Samples trajectories of several turns from the generators, and scores them. See `sampler.Sampler`."""
 
     client: Rollouts
     play: PlayGroup

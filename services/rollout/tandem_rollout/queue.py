@@ -1,118 +1,37 @@
-"""Rollouts ahead of the learner: requested, streamed and scored in the background, and returned oldest first."""
+"""Rollouts ahead of the learner: requested, streamed and scored in the background, and handed out when ready."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from itertools import islice
+from threading import Lock
 from typing import Any
 
 from anyio.from_thread import BlockingPortal
 
 from tandem_protocol.config.rollout import RolloutConfig
+from tandem_protocol.errors import TandemError
 from tandem_protocol.manifest import digest_bytes
-from tandem_protocol.messages import Group as Answer
-from tandem_protocol.messages import Prompt, RolloutRequest, Sampling
+from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
 
-from .client import GeneratorClient, task_group
-from .completions import CompletionReader
+from .client import task_group
 from .episode_sampler import EpisodeSampler
+from .pool import Counts, Pool, Slot
 from .prompts import Draw, PromptCursor, PromptRow
-from .rewards.scoring import Scorer
+from .sampler import Sampler, sampling
 from .trajectory import Group
 
 
-@dataclass
-class _Pending:
-    """The rollouts of one step: the prompts, the groups so far, and the task that gets the missing ones."""
-
-    draws: list[Draw]
-    scored: dict[int, Group] = field(default_factory=dict)
-    """Position in `draws` → group. The background thread fills it."""
-    unscored: dict[int, Group] = field(default_factory=dict)
-    """Groups from a checkpoint that have to be scored again, because reward functions or columns have changed."""
-    task: Future[None] | None = None
-
-
-UNSHAPED: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""The values with which the generator samples from the unchanged distribution of the policy."""
-
-
-def sampling(config: RolloutConfig) -> Sampling:
-    """Make the sampling options of training requests."""
-    return Sampling(
-        n=config.num_generations,
-        max_tokens=config.max_completion_length,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        min_p=config.min_p,
-        repetition_penalty=config.repetition_penalty,
-        stop_token_ids=config.stop_token_ids,
-    )
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """Samples trajectories of one turn from the generators, and scores them."""
-
-    client: GeneratorClient
-    read: CompletionReader
-    scorer: Scorer
-
-    can_score_again = True
-    """Whether a group from a checkpoint can be scored again. Otherwise it has to be sampled again."""
-
-    async def collect(
-        self,
-        request: RolloutRequest,
-        rows: Sequence[PromptRow],
-        keep: Callable[[int, Group], object],
-        *,
-        timeout_s: float,
-    ) -> None:
-        """Send `request` and score each group as it arrives.
-
-        Args:
-            rows: the rows of the request's prompts.
-            keep: called with the index of the prompt and its group.
-
-        Raises:
-            TimeoutError: groups are missing after `timeout_s`, or rewards another `timeout_s` after the last group.
-            TandemError: a generator refused the request.
-            UserError: a reward function failed.
-        """
-
-        async def score(answer: Answer) -> None:
-            row = rows[answer.prompt_index]
-            trajectories = await self.scorer.score(row, self.read(row, answer))
-            keep(answer.prompt_index, Group(row=row.index, trajectories=trajectories))
-
-        async with task_group() as scoring:
-            tasks: list[asyncio.Task[None]] = []
-            await self.client.rollouts(
-                request, lambda answer: tasks.append(scoring.create_task(score(answer))), timeout_s=timeout_s
-            )
-            _, late = await asyncio.wait(tasks, timeout=timeout_s)
-            if late:
-                raise TimeoutError(
-                    f"{len(late)} of {len(tasks)} groups are not scored {timeout_s:g} s after the last one arrived. "
-                    "The reward functions are slow or hang. Fix: make them faster, or raise trainer.rollout.timeout_s."
-                )
-
-
 class Rollouts:
-    """Keeps the rollouts of the next `max_lag + 1` steps in progress.
+    """Keeps `max_lag + 1` batches of groups in progress, and hands out those that have finished.
 
-    For example, with `max_lag` 1 the queue holds the rollouts of the next step and of the step after it. If the next
-    training step starts from version v, its rollouts need version v − 1 or newer, and those behind it v or newer. In
-    general, the rollouts at place n of the queue need version v + n − max_lag or newer. With `max_lag` 0, rollouts are
-    requested only after the newest version is served.
+    For example, with `max_lag` 1 and 16 prompts per step, 32 groups are in progress. The next step gets the first 16
+    that finish, and 16 further rows are asked for. A group whose oldest token is more than `max_lag` versions old when
+    it has finished is asked for again. With `max_lag` 0, groups are requested only after the newest version is served,
+    in one request, and a step gets them in the order of their prompts.
     """
 
     def __init__(
@@ -122,7 +41,7 @@ class Rollouts:
         cursor: PromptCursor,
         sampler: Sampler | EpisodeSampler,
         portal: BlockingPortal,
-        wait: Callable[[Future[None]], object],
+        wait: Callable[[Future[list[Slot]]], object],
         config: RolloutConfig,
         prompts_per_step: int,
         max_lag: int,
@@ -135,15 +54,21 @@ class Rollouts:
         self._config = config
         self._prompts_per_step = prompts_per_step
         self._max_lag = max_lag
-        self._queue: deque[_Pending] = deque()
+        self._pool = Pool(prompts_per_step, max_lag, refill=config.refill)
+        self._lock = Lock()
+        """Held while the cursor or the slots of the pool change, so that a checkpoint sees both before or after."""
         self._first_version = Version(0, 0)
+        self._progress = asyncio.Event()
+        """Set when a request has ended."""
 
     def start(self, first_version: Version) -> None:
         """Set the first version that this start of the trainer publishes. Rollouts never come from an older one."""
         self._first_version = first_version
 
     def next(self, min_version: int) -> list[Group]:
-        """Wait for the rollouts of the next step and return them, in the order of their prompts.
+        """Wait for the groups of the next step and return them, in the order of their draws.
+
+        Every call hands out other groups. Those of the last call stay in `state_dict` until `learned` or the next call.
 
         Args:
             min_version: step of the oldest version that may have sampled them.
@@ -152,80 +77,122 @@ class Rollouts:
             TandemError, TimeoutError: the generators did not deliver.
             UserError: a reward function failed.
         """
-        while len(self._queue) <= self._max_lag:
-            self._queue.append(_Pending(self._cursor.draw(self._prompts_per_step)))
-        # The queue is longer if the checkpoint was written with a larger `max_lag`. The rest is requested later.
-        for place, pending in enumerate(islice(self._queue, self._max_lag + 1)):
-            if pending.task is None:
-                # The generators serve the rollouts before it in the queue first.
-                timeout_s = self._config.timeout_s * (place + 1)
-                pending.task = self._portal.start_task_soon(self._fill, pending, min_version + place, timeout_s)
-        head = self._queue[0]
-        assert head.task is not None, "started above"
-        self._wait(head.task)
-        self._queue.popleft()
-        return [head.scored[position] for position in range(len(head.draws))]
+        with self._lock:
+            self._pool.forget_handed()
+        task = self._portal.start_task_soon(self._next, min_version + self._max_lag)
+        self._wait(task)
+        batch = task.result()
+        with self._lock:
+            self._pool.hand_out(batch)
+        return [slot.group for slot in batch if slot.group]
 
-    async def _fill(self, pending: _Pending, min_version: int, timeout_s: float) -> None:
-        """Request and score the groups that `pending` lacks. Groups from a checkpoint that are too old are dropped."""
-        pending.scored = {i: group for i, group in pending.scored.items() if group.lag(min_version) <= 0}
-        unscored = {i: group for i, group in pending.unscored.items() if group.lag(min_version) <= 0}
-        async with task_group() as tasks:
-            for position, group in unscored.items():
-                tasks.create_task(self._score_again(pending, position, group))
-            known = pending.scored.keys() | unscored.keys()
-            if missing := [position for position in range(len(pending.draws)) if position not in known]:
-                tasks.create_task(self._request(pending, missing, min_version, timeout_s))
+    def learned(self) -> Counts:
+        """Forget the groups of the last `next`, because a step has learned from them. Returns the step's counts."""
+        with self._lock:
+            self._pool.forget_handed()
+            return self._pool.take_counts()
 
-    async def _score_again(self, pending: _Pending, position: int, group: Group) -> None:
-        row = self._rows[pending.draws[position].row]
+    async def _next(self, step: int) -> list[Slot]:
+        """Return the slots that the step which starts from version `step` learns from."""
+        while (batch := self._advance(step)) is None:
+            await self._progress.wait()
+            self._progress.clear()
+        return batch
+
+    def _advance(self, step: int) -> list[Slot] | None:
+        """Ask for what is missing now, and return the step's slots if they are there."""
+        with self._lock:
+            self._pool.update(step, self._cursor.draw)
+        open_ = self._pool.to_ask(step)
+        for together in [open_] if self._max_lag == 0 else [[slot] for slot in open_]:
+            self._ask(together, step)
+        for slot in self._pool.slots:
+            if slot.error:
+                raise slot.error
+        return self._pool.batch(step)
+
+    def _ask(self, slots: Sequence[Slot], step: int) -> None:
+        """Start the task that gets the groups of `slots`."""
+        if not slots:
+            return
+        # The generators serve the groups before it in the queue first.
+        place = self._pool.slots.index(slots[0]) // self._prompts_per_step
+        task = asyncio.create_task(self._fill(slots, step, self._config.timeout_s * (place + 1)))
+        for slot in slots:
+            slot.task, slot.asked_at = task, step
+
+    async def _fill(self, slots: Sequence[Slot], step: int, timeout_s: float) -> None:
+        """Request and score the groups that `slots` lack. `next` raises the error if that fails."""
+        try:
+            async with task_group() as tasks:
+                for slot in slots:
+                    if slot.unscored:
+                        tasks.create_task(self._score_again(slot, slot.unscored))
+                if missing := [slot for slot in slots if not slot.unscored]:
+                    tasks.create_task(self._request(missing, step, timeout_s))
+        except Exception as error:
+            for slot in slots:
+                slot.error = error
+        finally:
+            self._progress.set()
+
+    async def _score_again(self, slot: Slot, group: Group) -> None:
+        row = self._rows[slot.draw.row]
         unscored = [one.model_copy(update={"rewards": {}, "reward": None}) for one in group.trajectories]
         trajectories = await self._sampler.scorer.score(row, unscored)
-        pending.scored[position] = group.model_copy(update={"trajectories": trajectories})
+        slot.put(group.model_copy(update={"trajectories": trajectories}))
 
-    async def _request(self, pending: _Pending, missing: list[int], min_version: int, timeout_s: float) -> None:
-        """Request and score the groups at the positions `missing`."""
-        draws = [pending.draws[position] for position in missing]
+    async def _request(self, slots: Sequence[Slot], step: int, timeout_s: float) -> None:
+        """Request and score the groups of `slots` from the newest version."""
+        rows = [self._rows[slot.draw.row] for slot in slots]
         request = RolloutRequest(
-            prompts=tuple(Prompt(token_ids=self._rows[draw.row].token_ids, seed=draw.seed) for draw in draws),
+            prompts=tuple(
+                Prompt(token_ids=row.token_ids, seed=slot.draw.seed) for row, slot in zip(rows, slots, strict=True)
+            ),
             sampling=sampling(self._config),
-            min_version=Version(max(min_version, self._first_version.step), self._first_version.attempt),
+            min_version=Version(max(step, self._first_version.step), self._first_version.attempt),
         )
 
         def keep(index: int, group: Group) -> None:
-            pending.scored[missing[index]] = group
+            if group.lag(step) > 0:
+                raise TandemError(
+                    f"got tokens of version {group.oldest_version}, expected step {step} or newer. Another trainer "
+                    "publishes to these generators. Fix: stop it, or give it generators of its own."
+                )
+            slots[index].put(group)
 
-        rows = [self._rows[draw.row] for draw in draws]
         await self._sampler.collect(request, rows, keep, timeout_s=timeout_s)
 
     def forget_samples(self) -> None:
         """Drop all samples but keep the draws, so that a resumed run samples the same prompts again."""
-        for pending in self._queue:
-            pending.scored = {}
-            pending.unscored = {}
+        self.close()  # otherwise more samples would arrive
+        with self._lock:
+            self._pool.slots = [Slot(slot.draw, too_old_at=slot.too_old_at) for slot in self._pool.slots]
 
     def close(self) -> None:
         """Cancel all requests in progress."""
-        for pending in self._queue:
-            if pending.task is not None:
-                pending.task.cancel()
+        if tasks := [slot.task for slot in self._pool.slots if slot.task]:
+            self._portal.start_task_soon(self._cancel, tasks)
+
+    async def _cancel(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
 
     def state_dict(self) -> dict[str, Any]:
-        """The cursor and the scored rollouts. A resumed run requests the missing ones again, with the same seeds."""
-        return {
-            "cursor": self._cursor.position,
-            "queue": [
-                {
-                    "draws": [draw._asdict() for draw in pending.draws],
-                    "prompts": [self._digest(draw) for draw in pending.draws],
-                    "scored": {i: group.model_dump(mode="json") for i, group in sorted(dict(pending.scored).items())},
-                }
-                for pending in self._queue
-            ],
+        """The cursor and the slots. A resumed run requests the missing groups again, with the same seeds."""
+        with self._lock:
+            cursor, counts = self._cursor.position, self._pool.counts
+            slots = [(slot.draw, slot.group, slot.too_old_at) for slot in self._pool.slots]
+        saved = {
+            "draws": [draw._asdict() for draw, _, _ in slots],
+            "prompts": [self._digest(draw) for draw, _, _ in slots],
+            "scored": {i: group.model_dump(mode="json") for i, (_, group, _) in enumerate(slots) if group},
+            "too_old_at": {i: step for i, (_, _, step) in enumerate(slots) if step is not None},
         }
+        return {"cursor": cursor, "queue": [saved], "counts": counts._asdict()}
 
     def load_state_dict(self, state: dict[str, Any], *, sample_again: bool = False, score_again: bool = False) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned. Earlier releases saved a list of batches; they are joined.
 
         Args:
             sample_again: request all completions again, because sampling options have changed.
@@ -234,17 +201,24 @@ class Rollouts:
         """
         sample_again |= score_again and not self._sampler.can_score_again
         self._cursor.position = state["cursor"]
-        self._queue.clear()
-        for saved in state["queue"]:
-            pending = _Pending(draws=[Draw(**draw) for draw in saved["draws"]])
-            groups = {int(i): Group.model_validate(group) for i, group in saved["scored"].items()}
-            # The prompts or the chat template may have been edited.
-            valid = {i: group for i, group in groups.items() if saved["prompts"][i] == self._digest(pending.draws[i])}
-            if score_again and not sample_again:
-                pending.unscored = valid
-            elif not sample_again:
-                pending.scored = valid
-            self._queue.append(pending)
+        self._pool.counts = Counts(**state.get("counts", {}))
+        self._pool.slots = [slot for batch in state["queue"] for slot in self._slots(batch)]
+        for slot in self._pool.slots:
+            if sample_again:
+                slot.forget()
+            elif score_again and slot.group:
+                slot.put(slot.group, scored=False)
+
+    def _slots(self, saved: dict[str, Any]) -> list[Slot]:
+        """Restore the slots of a batch, with the groups that are still valid."""
+        slots = [Slot(Draw(**draw)) for draw in saved["draws"]]
+        for i, step in saved.get("too_old_at", {}).items():
+            slots[int(i)].too_old_at = step
+        for i, group in saved["scored"].items():
+            slot = slots[int(i)]
+            if saved["prompts"][int(i)] == self._digest(slot.draw):  # else the prompt or the template was edited
+                slot.put(Group.model_validate(group))
+        return slots
 
     def _digest(self, draw: Draw) -> str:
         """Digest of the prompt's tokens."""

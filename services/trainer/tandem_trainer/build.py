@@ -22,9 +22,10 @@ from tandem_rollout.episodes import Episodes
 from tandem_rollout.errors import UserError
 from tandem_rollout.project import load_inputs
 from tandem_rollout.prompts import PromptCursor, PromptRow
-from tandem_rollout.queue import Rollouts, Sampler
+from tandem_rollout.queue import Rollouts
 from tandem_rollout.rewards.judge import Judge, WinRate
 from tandem_rollout.rewards.scoring import Rewards
+from tandem_rollout.sampler import Sampler
 
 from . import algorithms
 from .algorithms.base import Algorithm

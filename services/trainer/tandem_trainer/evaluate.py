@@ -21,8 +21,8 @@ from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.episode_sampler import EpisodeSampler
 from tandem_rollout.prompts import PromptRow
-from tandem_rollout.queue import UNSHAPED, Sampler, sampling
 from tandem_rollout.rewards.judge import WinRate
+from tandem_rollout.sampler import UNSHAPED, Sampler, sampling
 from tandem_rollout.trajectory import Group
 
 from .run.metrics import failures, mean, reward_names, samples

@@ -45,7 +45,7 @@ def train(
                 continue
             stats = update(batch, algorithm)  # raises on NaN, before it changes the parameters
             step += 1
-            run.make_record(step, groups, stats)
+            run.make_record(step, groups, stats, rollouts.learned())
             version = publish(step)
             run.evaluated(evaluate(step, version))
             if run.checkpoint_due(step):

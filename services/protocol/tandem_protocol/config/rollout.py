@@ -89,6 +89,11 @@ class RolloutConfig(Section):
     """Above 1, tokens that have already occurred become less probable. 1: no penalty. See `top_p`."""
     stop_token_ids: tuple[TokenId, ...] = ()
     """Token ids that end a completion, in addition to the end-of-sequence tokens of the model."""
+    refill: bool = False
+    """Replace groups in which all completions have the same reward, from which nothing can be learned, by further
+    prompts until the batch is full. This is the dynamic sampling of DAPO. A step replaces at most ten batches of
+    groups; then it learns from what it has, and `events.jsonl` says so. `refilled` in `metrics.jsonl` is the number of
+    groups that were replaced."""
     timeout_s: float = Field(600.0, gt=0.0)
     """How long the rollouts of one step may take, in seconds. Then the run stops with an error. The rewards may take as
     long again."""

@@ -92,8 +92,9 @@ class TrainerConfig(Section):
     continue a finished run."""
     max_lag: int = Field(1, ge=0)
     """By how many versions rollouts may be older than the weights that learn from them. 0 is strictly on-policy: the
-    generators are idle during an update. With 1, they sample the next step meanwhile. Higher values help only if the
-    time for rollouts varies much from step to step, and make the data more off-policy."""
+    generators are idle during an update. With 1 or more, they sample meanwhile, and a step gets the groups that have
+    finished first. Higher values help if the time for rollouts varies much from prompt to prompt or from step to step,
+    and make the data more off-policy."""
     algorithm: Annotated[_Algorithm | ProjectName, known_or_of_project(_Algorithm)] = "grpo"
     """`grpo` learns from rewards, `online_dpo` from preferences between two completions. `module:Class` is an algorithm
     of your project: docs/integrate/losses.md."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.errors import UserError
-from tandem_rollout.queue import UNSHAPED
+from tandem_rollout.sampler import UNSHAPED
 
 EXPECTED_FLOAT32 = 1e-3
 """Largest mismatch that rounding explains if both sides use float32, in nats per token (docs/reference/measured.md)."""

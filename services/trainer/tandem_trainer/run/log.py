@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from accelerate.utils import gather_object
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.version import Version
 from tandem_rollout.errors import UserError
+from tandem_rollout.pool import REFILL_BATCHES, Counts
 from tandem_rollout.trajectory import Group
 
 from .clock import StepClock
@@ -23,6 +24,12 @@ from .trackers import scalars
 MAX_CONSECUTIVE_SKIPS = 50
 MAX_CONSECUTIVE_FAILURES = 3
 """Batches of which every episode failed. One may be an accident: an environment that is restarted."""
+NO_COUNTS = Counts()
+
+
+def _sum(counts: Iterable[Counts]) -> Counts:
+    """Add up the counts of all ranks."""
+    return Counts(*map(sum, zip(*counts, strict=True)))
 
 
 class RunLog:
@@ -77,6 +84,7 @@ class RunLog:
         upcoming = Version(self.step + 1, self.attempt)
         self.journal.completions(trajectory_records(upcoming, groups, self._config.log_completions, skipped=True))
         self._report_failures(self._samples(groups))
+        self._report_refills(groups)
         if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             rewards = {reward for group in groups for reward in group.rewards}
             raise UserError(
@@ -85,19 +93,23 @@ class RunLog:
                 "reward finer, choose prompts that are neither too easy nor too hard, or raise rollout.num_generations."
             )
 
-    def make_record(self, step: int, groups: Sequence[Group], stats: Mapping[str, float]) -> None:
+    def make_record(
+        self, step: int, groups: Sequence[Group], stats: Mapping[str, float], counts: Counts = NO_COUNTS
+    ) -> None:
         """Make the step's record. `checkpoint` saves it, and `log` writes it with the timings."""
         version = Version(step, self.attempt)
         rows = self._samples(groups)
-        skipped = self._groups_skipped + sum(not group.has_signal for group in groups)
+        without_signal = sum(not group.has_signal for group in groups)
+        totals = _sum(gather_object([counts]))
         record = step_record(
             version,
             rows,
             stats,
             functions=self._config.scorers,
-            groups_skipped=sum(gather_object([skipped])),
+            groups_skipped=sum(gather_object([self._groups_skipped + without_signal])),
             has_episodes=self._config.rollout.has_episodes,
         )
+        record |= totals._asdict()
         self.record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
         self.step = step  # set last, because a step without a record would be missing after a resume
         self.version = version
@@ -105,6 +117,7 @@ class RunLog:
         self._groups_skipped = 0
         self.journal.keep(trajectory_records(version, groups, self._config.log_completions))
         self._report_failures(rows)
+        self._report_refills(groups)
 
     def _samples(self, groups: Sequence[Group]) -> list[TrajectorySample]:
         """The trajectories of all ranks. Every rank calls it at the same time."""
@@ -125,6 +138,21 @@ class RunLog:
             raise UserError(
                 f"all episodes of {MAX_CONSECUTIVE_FAILURES} batches in a row failed, so there is nothing to learn "
                 f"from. Of the last batch, {message}. Fix: correct the environment or the agent."
+            )
+
+    def _report_refills(self, groups: Sequence[Group]) -> None:
+        """Report a batch that could not be filled with groups that have a signal. Every rank calls it."""
+        if not self._config.rollout.refill:
+            return
+        without_signal = sum(gather_object([sum(not group.has_signal for group in groups)]))
+        if without_signal:
+            limit = REFILL_BATCHES * self._config.rollout.num_prompts
+            self.journal.alert(
+                "refill_ended",
+                self.step,
+                f"{without_signal} groups of the step have equal rewards, because a step replaces at most {limit} such "
+                "groups. Nothing is learned from them. Fix: make the reward finer, choose prompts that are neither too "
+                "easy nor too hard, or raise rollout.num_generations.",
             )
 
     def log(self) -> None:

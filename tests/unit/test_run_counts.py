@@ -1,0 +1,44 @@
+"""What a run reports about groups that the queue replaced or asked for again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from support.rollouts import completion, scored
+from support.run_folders import events, make_run
+from tandem_rollout.pool import Counts
+
+PAIR = [completion([5, 6]), completion([7])]
+WITH, WITHOUT = scored([4], PAIR, [1.0, 0.0]), scored([4], PAIR, [1.0, 1.0])
+REFILL = {"rollout": {"refill": True}}
+
+
+def _record(folder: Path, counts: Counts) -> dict[str, Any]:
+    run = make_run(folder)
+    run.make_record(1, [WITH], {}, counts)
+    run.log()
+    (line,) = (run.dir / "metrics.jsonl").read_text().splitlines()
+    return json.loads(line)  # type: ignore[no-any-return]  # a line of JSON
+
+
+def test_a_record_has_the_counts_of_its_step(tmp_path: Path) -> None:
+    record = _record(tmp_path, Counts(refilled=3, reasked=2))
+    assert (record["refilled"], record["reasked"]) == (3, 2)
+
+
+def test_a_batch_that_refill_could_not_fill_raises_an_alert(tmp_path: Path) -> None:
+    run = make_run(tmp_path, **REFILL)
+    run.skip([WITHOUT])
+    run.make_record(1, [WITH, WITHOUT], {})
+    assert events(tmp_path) == [("refill_ended", 0), ("refill_ended", 1)]
+
+
+def test_a_full_batch_raises_none(tmp_path: Path) -> None:
+    run = make_run(tmp_path, **REFILL)
+    run.make_record(1, [WITH], {})
+    other = make_run(tmp_path / "other")
+    other.skip([WITHOUT])
+    assert not (run.dir / "events.jsonl").exists()
+    assert not (other.dir / "events.jsonl").exists()
