@@ -14,11 +14,11 @@ pytestmark = pytest.mark.trl
 SCRIPTS = Path(trl.__file__).with_name("trl_documented")
 
 
-def finished(folder: Path, model: Path, name: str) -> Run:
+def finished(folder: Path, model: Path, name: str, *options: str) -> Run:
     """Run the script `name` to its end."""
     (folder / "train.py").write_text((SCRIPTS / f"{name}.py").read_text())
     (folder / "model").symlink_to(model)
-    run = Run(folder, "train.py")
+    run = Run(folder, *options, "train.py")
     assert run.finish()[0] == 0, run.errors
     return run
 
@@ -33,6 +33,14 @@ def test_with_default_precision_and_logging_the_last_step_is_logged_with_weighte
     for row in rows:
         form, math, asynchronous = (row["rewards"][name] for name in ("format_reward", "math_reward", "async_reward"))
         assert row["reward"] == pytest.approx(0.5 * form + (math or 0.0) + 2.0 * asynchronous)
+
+
+def test_two_processes_share_the_batch_and_one_folder(tmp_path: Path, model: Path):
+    run = finished(tmp_path, model, "conversations", "--processes", "2")
+    (record,) = run.records()
+    assert round(record["rollout_tokens"] / record["completion_tokens_mean"]) == 2 * 8 * 3, "ranks × rows × steps"
+    status = json.loads((tmp_path / "runs/train/status.json").read_text())
+    assert (status["phase"], status["version"]) == ("finished", "3.1")
 
 
 def test_an_adapter_is_trained_with_several_updates_per_batch_evaluated_and_resumed(tmp_path: Path, model: Path):

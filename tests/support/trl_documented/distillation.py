@@ -17,7 +17,7 @@ prompts = [[{"role": "user", "content": f"{i}*2"}] for i in range(16)]
 
 
 def reward_len(completions, **kwargs):
-    return [float(len(completion[0]["content"])) for completion in completions]
+    return [1.0 + len(completion[0]["content"]) for completion in completions]
 
 
 SDPOTrainer(
