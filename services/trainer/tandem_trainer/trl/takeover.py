@@ -125,12 +125,12 @@ def _replace_names(client: type[TandemClient]) -> None:
         held = vars(module) if name.startswith("trl.") else {}
         if "is_vllm_available" in held and name not in (*CLIENT_MODULES, "trl.import_utils"):
             held["is_vllm_available"] = lambda *_, **__: True
-        if held.get("VLLMClient") in (client.original, client):
-            held["VLLMClient"] = client
             held.setdefault("SamplingParams", SimpleNamespace)  # vLLM is not installed
             held.setdefault("LLM", _refuse_colocation)
             held.setdefault("StructuredOutputsParams", _refuse_grammar)
             held.setdefault("GuidedDecodingParams", _refuse_grammar)
+        if held.get("VLLMClient") in (client.original, client):
+            held["VLLMClient"] = client
 
 
 def _refuse_colocation(*_: Any, **__: Any) -> NoReturn:
