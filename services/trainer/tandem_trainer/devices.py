@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from transformers import TrainingArguments
 
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.ports import LOOPBACK_ONLY
@@ -82,6 +81,8 @@ def train_on_cpu_without_accelerator() -> None:
 
     Without it, they refuse bf16, which is TRL's default, and several processes.
     """
+    from transformers import TrainingArguments  # takes a second that Tandem's own trainer does not need
+
     if torch.accelerator.is_available():
         return
     check = TrainingArguments.__post_init__
