@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.trainer import TrainerSettings
+from tandem_protocol.config.trl import THE_SCRIPTS, ScriptSettings
 from tandem_protocol.device_sets import CDI_KIND, check_disjoint, parse_devices, repeated_devices
+from tandem_protocol.script import SETTINGS_FILE
 
 from .checkout import COMPOSE_FILES
 from .gpu_inventory import Driver, Host, look_for_gpus
@@ -74,7 +76,8 @@ def gpus(
         generator: the generator's devices, such as `0-3`; `trainer` likewise.
         tensor_parallel: number of GPUs that share one copy of the model. None: all GPUs of the generator. If there is
             more than one copy, the copies are served data-parallel.
-        project: the project that the stack will run. None: TANDEM_PROJECT, or the stack's default.
+        project: the project that the stack will run, or the folder of a TRL script. None: TANDEM_PROJECT, or the
+            stack's default.
         folder: the folder of Tandem's compose.yaml.
 
     Returns:
@@ -98,7 +101,8 @@ def gpus(
         layout = layout._replace(tensor_parallel=tensor_parallel)
     named = _project_folder(project, env_text, folder)
     settings = _read_settings(named)
-    _check_processes(len(trainer_devices), settings.trainer.rollout.num_prompts)
+    if isinstance(settings, TrainerSettings):  # a TRL script divides its batch itself
+        _check_processes(len(trainer_devices), settings.trainer.rollout.num_prompts)
     notes = [
         *host.notes,
         *_not_compared((*generator_devices, *trainer_devices), host),
@@ -197,8 +201,9 @@ def _check_split(layout: Layout, project: Path, model: str) -> list[str]:
         )
     heads = _attention_heads(project / model / "config.json")
     if heads is None:
+        known_as = "the script's model" if model == THE_SCRIPTS["shared.model"] else model
         return [
-            f"the number of attention heads of {model} is not known here, so it was not checked whether the "
+            f"the number of attention heads of {known_as} is not known here, so it was not checked whether the "
             f"tensor-parallel size {size} divides it"
         ]
     if heads % size:
@@ -223,14 +228,22 @@ def _attention_heads(file: Path) -> int | None:
     return heads
 
 
-def _read_settings(project: Path) -> TrainerSettings:
+def _read_settings(project: Path) -> TrainerSettings | ScriptSettings:
+    """Read the settings of a project, or of a folder with a TRL script, which needs none.
+
+    Raises:
+        ConfigError: the folder is neither, or a setting is not valid.
+    """
     config = project / "config.yaml"
-    if not config.is_file():
+    if config.is_file():
+        return load(TrainerSettings, path=config, env={})[0]
+    if not any(project.glob("*.py")):
         raise ConfigError(
-            f"{config} does not exist, expected a project: a folder with config.yaml in it. Fix: name it with "
-            "--project DIR"
+            f"{config} does not exist, expected a project: a folder with config.yaml in it, or one with a TRL script. "
+            "Fix: name it with --project DIR"
         )
-    return load(TrainerSettings, path=config, env={})[0]
+    settings = project / SETTINGS_FILE
+    return load(ScriptSettings, path=settings if settings.is_file() else None, env={}, defaults=THE_SCRIPTS)[0]
 
 
 def _project_folder(project: Path | None, env_text: str, folder: Path) -> Path:

@@ -70,6 +70,8 @@ class Status(Record):
     """The content of status.json."""
 
     phase: str
+    version: str
+    """The version that was published last."""
     since_unix_s: float
 
 

@@ -49,7 +49,7 @@ def facts(progress: Progress) -> list[tuple[str, str]]:
         *pass_rates(progress.evals.records),
         ("speed", f"{tokens_per_s(steps) or 0:,.0f} tokens/s"),
         ("time", time_split(steps)),
-        ("policy", f"version {steps[-1].version}"),
+        ("policy", f"version {progress.status.version if progress.status else steps[-1].version}"),
     ]
 
 

@@ -3,55 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from support import trl
 from support.models import make_tiny_model
+from support.script_runs import Run
 from support.stack import ROOT
 
 pytestmark = pytest.mark.trl
-
-
-class Run:
-    """A running `tandem run --mock --plain` in a folder of its own."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        self.folder = folder
-        self._errors = folder / "stderr.txt"
-        with self._errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [trl.NEWEST, "-m", "tandem_cli", "run", "--mock", "--plain", *words],
-                cwd=folder,
-                env={**os.environ, "HF_HUB_OFFLINE": "1"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-
-    @property
-    def errors(self) -> str:
-        return self._errors.read_text()
-
-    def records(self, name: str = "metrics") -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / f"runs/train/{name}.jsonl").read_text().splitlines()]
-
-    def finish(self) -> tuple[int, str]:
-        """Return its exit status and output. No process of it may be left."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        output, _ = self.process.communicate(timeout=120)
-        _, alive = psutil.wait_procs(family, timeout=60)
-        assert not alive
-        return self.process.returncode, output
 
 
 @pytest.fixture
@@ -67,13 +32,15 @@ def test_the_generator_gets_the_model_of_the_script_and_the_run_its_files(folder
     status, output = run.finish()
     assert status == 0, run.errors
     assert "step 3/3  reward" in output
+    assert re.search("policy +version 3.1", output), "the version that was published last"
     assert [(record["step"], record["version"]) for record in run.records()] == [(1, "0.1"), (2, "1.1"), (3, "2.1")]
     first = run.records()[0]
     assert first["reward_mean"] == first["reward"] > 0
     assert first["rollout_tokens"] > 0
     assert first["timings"].keys() == {"wait_for_rollouts_s", "publish_s", "other_s"}
     assert {row["step"] for row in run.records("rollouts")} == {1, 2, 3}
-    assert json.loads((folder / "runs/train/status.json").read_text())["phase"] == "finished"
+    status_file = json.loads((folder / "runs/train/status.json").read_text())
+    assert (status_file["phase"], status_file["version"]) == ("finished", "3.1")
     assert (folder / "out/grpo/model.safetensors").exists(), "the script's own output is where the script says"
 
 

@@ -110,6 +110,28 @@ def test_two_ranks_share_the_generators_one_publishes_and_no_process_is_left(tmp
     assert_published(weights, "3.1", tmp_path / "out/grpo")
 
 
+def test_several_generators_share_the_completions_and_all_serve_the_last_step(tmp_path: Path, model: Path):
+    weights = tmp_path / "weights"
+    with ExitStack() as stack:
+        replicas = [
+            stack.enter_context(running("mock", model, weights, log=tmp_path / f"{name}.log")) for name in ("a", "b")
+        ]
+        urls = json.dumps([f"http://127.0.0.1:{replica.port}" for replica in replicas])
+        given = arguments(tmp_path, model, replicas[0])
+        status, output = trl.run(trl.NEWEST, weights, *given, environment={"TANDEM__SHARED__GENERATORS": urls})
+        assert status == 0, output
+        assert [replica.served.version for replica in replicas] == [Version(3, 1)] * 2
+        shares = [replica.client.get("/metrics").text for replica in replicas]
+        completions = [
+            float(line.split()[1])
+            for text in shares
+            for line in text.splitlines()
+            if line.startswith("tandem_rollout_completions_total ")
+        ]
+        assert sum(completions) == 3 * 4
+        assert min(completions) >= 4, "one prompt per step; the next step asks the next generator"
+
+
 def test_what_is_not_supported_is_refused_at_the_start(tmp_path: Path, model: Path):
     given = ["--model", str(model), "--out", str(tmp_path / "out")]
     refused = {

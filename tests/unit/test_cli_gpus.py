@@ -248,6 +248,21 @@ def test_the_project_comes_from_the_environment_then_env_file(
 
 
 @pytest.mark.usefixtures("eight_gpus")
+def test_the_folder_of_a_trl_script_needs_no_config_yaml(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scripts = folder / "scripts"
+    scripts.mkdir()
+    given = ("--project", str(scripts))
+    assert run(folder, "0", "1", *given) == 2
+    assert "or one with a TRL script" in capsys.readouterr().err
+    (scripts / "train.py").touch()
+    assert run(folder, "0-3", "4-6", *given) == 0, "the script divides its batch itself"
+    assert "heads of the script's model is not known here" in capsys.readouterr().err
+    (scripts / "tandem.yaml").write_text(f"shared: {{model: {folder / 'examples/digits/model'}}}")
+    assert run(folder, "0-3", "4-6", *given) == 2
+    assert "has 6 attention heads" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("eight_gpus")
 def test_compose_file_of_the_shell_gives_a_note(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

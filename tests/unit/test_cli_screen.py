@@ -102,6 +102,11 @@ def test_the_summary_adds_up_the_records(run_dir: Path) -> None:
     ]
 
 
+def test_the_summary_names_the_version_that_was_published_last(run_dir: Path) -> None:
+    (run_dir / "status.json").write_text('{"phase": "finished", "version": "4.1", "since_unix_s": 0}')
+    assert ("policy", "version 4.1") in facts(progress_of(run_dir)), "a TRL script logs a step before it publishes"
+
+
 def test_the_summary_has_the_pass_rates_of_each_reward(run_dir: Path) -> None:
     evals = [(3, {}), (4, {"rewards:right": {"1": 0.25, "4": 0.5}}), (5, {"rewards:right": {"1": 0.75, "4": 1.0}})]
     lines = (json.dumps({"step": step, "reward_mean": None, "pass_at": rates}) for step, rates in evals)

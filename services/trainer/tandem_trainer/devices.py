@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
@@ -73,6 +74,25 @@ def give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def train_on_cpu_without_accelerator() -> None:
+    """Have transformers' trainers train on the CPU if there is no accelerator, as with the argument `use_cpu`.
+
+    Without it, they refuse bf16, which is TRL's default, and several processes.
+    """
+    from transformers import TrainingArguments  # takes a second that Tandem's own trainer does not need
+
+    if torch.accelerator.is_available():
+        return
+    check = TrainingArguments.__post_init__
+
+    @functools.wraps(check)
+    def wrapped_check(self: TrainingArguments) -> None:
+        self.use_cpu = True
+        check(self)
+
+    TrainingArguments.__post_init__ = wrapped_check
 
 
 @contextmanager

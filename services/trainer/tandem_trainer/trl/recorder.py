@@ -8,6 +8,7 @@ TRL does not know: versions, tokens, and where the time went.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ from .needs import announce
 
 LOGGED_COMPLETIONS = 4
 """Number of completions per line of `metrics.jsonl` that are written to `rollouts.jsonl`."""
-_REWARDS = ("reward", "objective/scores")
+_REWARDS = ("reward", "objective/scores", "self_distillation/reward_mean")
 _MISMATCH = "sampling/sampling_logp_difference/mean"
 
 
@@ -112,10 +113,9 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
             self._tally.start()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write how the run ended."""
+        """Write how the run ended. `LastStep` has published before."""
         if self._journal:
-            version = Version(state.global_step, self._tally.version.attempt)
-            self._journal.end(version, finished=state.global_step >= state.max_steps)
+            self._journal.end(self._tally.version, finished=state.global_step >= state.max_steps)
 
 
 def record(tally: Tally, step: int, max_steps: int, logs: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,18 +148,25 @@ def numbers(logs: Mapping[str, Any]) -> dict[str, float]:
 def completion_rows(trainer: Any, step: int) -> list[dict[str, Any]]:
     """Return some of the newest completions. Versions of TRL that keep none give none."""
     logs = getattr(trainer, "_logs", None) or getattr(trainer, "_textual_logs", None) or {}
-    rewards = {name: list(column) for name, column in (logs.get("rewards") or {}).items()}
+    columns = {name: list(column) for name, column in (logs.get("rewards") or {}).items()}
+    weights = [float(weight) for weight in getattr(trainer, "reward_weights", [1.0] * len(columns))]
+    rows = []
     newest = list(zip(logs.get("prompt", ()), logs.get("completion", ()), strict=False))[-LOGGED_COMPLETIONS:]
-    return [
-        {
-            "step": step,
-            "prompt": text(prompt),
-            "completion": text(completion),
-            "reward": sum(column[place] or 0.0 for column in rewards.values()) if rewards else None,
-            "rewards": {name: column[place] for name, column in rewards.items()},
-        }
-        for place, (prompt, completion) in enumerate(newest, start=-len(newest))
+    for place, (prompt, completion) in enumerate(newest, start=-len(newest)):
+        rewards = {name: column[place] for name, column in columns.items()}
+        row = {"step": step, "prompt": text(prompt), "completion": text(completion)}
+        rows.append(row | {"reward": weighted(rewards.values(), weights), "rewards": rewards})
+    return rows
+
+
+def weighted(rewards: Iterable[float | None], weights: Iterable[float]) -> float | None:
+    """Return the weighted sum of the rewards, as TRL does: without those that are None or NaN. None if all are."""
+    terms = [
+        weight * reward
+        for reward, weight in zip(rewards, weights, strict=False)
+        if reward is not None and not math.isnan(reward)
     ]
+    return sum(terms) if terms else None
 
 
 def text(said: Any) -> str:

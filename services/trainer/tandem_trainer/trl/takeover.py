@@ -17,12 +17,16 @@ from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.trl import TrlSettings
 from tandem_protocol.script import run_name
 
+from ..devices import train_on_cpu_without_accelerator
 from .client import TandemClient
+from .last_step import LastStep
 from .recorder import RecordedClient, Recorder, Tally
 from .start import Start
 
 CLIENT_MODULES = ("trl.generation.vllm_client", "trl.extras.vllm_client")
 """The modules that define TRL's client, since TRL 0.29 and before."""
+GENERATION = "vllm_generation"
+"""The module beside the client that makes it for most trainers. Some import it only after `Trainer.__init__`."""
 SUPPORTED = (SpecifierSet(">=0.16,<0.23"), SpecifierSet(">=1.1"))
 """The versions between them expect other answers, and some import vLLM also for the server mode."""
 EXPECTED = "0.16 to 0.22, or 1.1 to 1.16"
@@ -49,6 +53,7 @@ def use(weights_dir: str | Path | None = None, *, config: Path | None = None, st
         client = type("VLLMClient", (RecordedClient,), members | {"is_rehearsal": bool(start and start.is_rehearsal)})
         vars(sys.modules[name])["VLLMClient"] = client
         _wrap_trainers(client, start)
+        train_on_cpu_without_accelerator()
         _installed.append(client)
     _installed[0].settings = settings
     run = settings.trainer.run_name or run_name(sys.argv[0])
@@ -71,6 +76,8 @@ def _find_client() -> tuple[str, type[Any]]:
         raise ConfigError(f"got TRL {version}, {expected}.")
     name = next(name for name in CLIENT_MODULES if importlib.util.find_spec(name.rpartition(".")[0]))
     client: type[Any] = importlib.import_module(name).VLLMClient
+    if importlib.util.find_spec(generation := name.replace("vllm_client", GENERATION)):
+        importlib.import_module(generation)
     if unknown := [method for method in vars(client) if method[0] != "_" and not hasattr(TandemClient, method)]:
         raise ConfigError(
             f"got TRL {version}, whose client has the methods {', '.join(unknown)} that Tandem lacks; {expected}."
@@ -81,8 +88,8 @@ def _find_client() -> tuple[str, type[Any]]:
 def _wrap_trainers(client: type[RecordedClient], start: Start | None) -> None:
     """Change the base class of all trainers.
 
-    A trainer of TRL makes its client after `Trainer.__init__`. By then, the modules that hold the client's name are
-    imported, so none has to be imported just to be changed.
+    A trainer of TRL makes its client after `Trainer.__init__`. By then, its modules are imported, so none has to be
+    imported just to be changed.
     """
     init, train = Trainer.__init__, Trainer.train
 
@@ -92,16 +99,13 @@ def _wrap_trainers(client: type[RecordedClient], start: Start | None) -> None:
         _replace_names(client)
         init(self, *args, **kwargs)
         client.trainer = weakref.ref(self)
-        if getattr(self.args, "use_vllm", False):
+        if getattr(self.args, "use_vllm", False) and getattr(self.args, "vllm_mode", "server") == "server":
+            self.add_callback(LastStep(self))
             self.add_callback(Recorder(self, client.tally, client.run_dir))
 
     @functools.wraps(train)
     def wrapped_train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            result = train(self, *args, **kwargs)
-            _publish_last_step(self)
-            return result
-
+        run = functools.partial(train, self)
         return start.train(self, client.stop, run, *args, **kwargs) if start else run(*args, **kwargs)
 
     Trainer.__init__, Trainer.train = wrapped_init, wrapped_train
@@ -119,15 +123,14 @@ def _replace_names(client: type[TandemClient]) -> None:
     """Replace TRL's client, and its check whether vLLM is installed, in all modules of TRL that hold them."""
     for name, module in list(sys.modules.items()):
         held = vars(module) if name.startswith("trl.") else {}
-        if held.get("VLLMClient") not in (client.original, client):
-            continue
-        held["VLLMClient"] = client
-        if "is_vllm_available" in held and name not in CLIENT_MODULES:
+        if "is_vllm_available" in held and name not in (*CLIENT_MODULES, "trl.import_utils"):
             held["is_vllm_available"] = lambda *_, **__: True
             held.setdefault("SamplingParams", SimpleNamespace)  # vLLM is not installed
             held.setdefault("LLM", _refuse_colocation)
             held.setdefault("StructuredOutputsParams", _refuse_grammar)
             held.setdefault("GuidedDecodingParams", _refuse_grammar)
+        if held.get("VLLMClient") in (client.original, client):
+            held["VLLMClient"] = client
 
 
 def _refuse_colocation(*_: Any, **__: Any) -> NoReturn:
@@ -136,15 +139,3 @@ def _refuse_colocation(*_: Any, **__: Any) -> NoReturn:
 
 def _refuse_grammar(*_: Any, **__: Any) -> NoReturn:
     raise ConfigError("got structured outputs, expected none: Tandem's rollouts have no grammar. Fix: leave them out.")
-
-
-def _publish_last_step(trainer: Any) -> None:
-    """Publish the weights of the last step. TRL sends weights only before it samples. All ranks take part."""
-    args = trainer.args
-    if not getattr(args, "use_vllm", False) or getattr(args, "vllm_mode", "server") != "server":
-        return
-    generation = getattr(trainer, "vllm_generation", None)
-    send = generation.sync_weights if generation else getattr(trainer, "_move_model_to_vllm", None)
-    if send and getattr(trainer, "_last_loaded_step", None) != trainer.state.global_step:
-        send()
-        trainer._last_loaded_step = trainer.state.global_step

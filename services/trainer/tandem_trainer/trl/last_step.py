@@ -1,0 +1,28 @@
+# ruff: noqa: ARG002 - the arguments of a callback are transformers'
+"""Publish and log the last step of a training. TRL sends weights only before it samples, and logs every few steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+
+class LastStep(TrainerCallback):  # type: ignore[misc] # transformers is not typed
+    """Has TRL log the last step, and publishes its weights."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Log the last step, also if it is between two multiples of `logging_steps`."""
+        control.should_log |= control.should_training_stop
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Publish the weights, unless an evaluation has done so. All ranks take part."""
+        trainer = self._trainer
+        generation = getattr(trainer, "vllm_generation", None)
+        send = generation.sync_weights if generation else getattr(trainer, "_move_model_to_vllm", None)
+        if send and getattr(trainer, "_last_loaded_step", None) != state.global_step:
+            send()
+            trainer._last_loaded_step = state.global_step
