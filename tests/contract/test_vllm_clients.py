@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -14,6 +16,19 @@ from support.generators import TOKEN
 from support.served import MAX_MODEL_LEN, Served
 from tandem_generator.auth import ROUND_THE_SWITCHER
 from tandem_protocol.errors import ErrorBody
+
+HARMLESS = {
+    *("/v1/completions", "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses", "/v1/messages"),
+    *("/v1/responses/{response_id}/cancel", "/v1/messages/count_tokens", "/v1/systemone", "/cohere/v2/chat"),
+    *("/inference/v1/generate", "/invocations", "/ping", "/tokenize", "/detokenize", "/generative_scoring"),
+    *("/v1/chat/completions/render", "/v1/completions/render", "/v1/messages/render", "/v1/responses/render"),
+    *("/cohere/v2/chat/render", "/v1/chat/completions/derender", "/v1/completions/derender"),
+    *("/classify", "/pooling", "/score", "/v1/score", "/rerank", "/v1/rerank", "/v2/rerank"),
+    *("/v1/embeddings", "/v2/embed", "/v1/audio/transcriptions", "/v1/audio/translations"),
+    *("/reset_prefix_cache", "/reset_mm_cache", "/reset_encoder_cache", "/is_scaling_elastic_ep"),
+    *("/start_profile", "/stop_profile"),
+}
+"""Routes of vLLM that sample, or change nothing that lasts."""
 
 
 def basic(user: str, password: str) -> dict[str, str]:
@@ -74,7 +89,7 @@ def test_trls_own_client_generates_and_learns_at_once_why_it_cannot_send_weights
     assert "python -m tandem_trainer.trl" in said["refused"]
 
 
-@pytest.mark.parametrize("path", sorted(ROUND_THE_SWITCHER))
+@pytest.mark.parametrize("path", [*sorted(ROUND_THE_SWITCHER), "/adapters/name"])
 @pytest.mark.parametrize("end", ["", "/"])
 def test_weights_change_and_the_engine_pauses_only_through_the_switcher(served: Served, path: str, end: str) -> None:
     response = served.client.post(path + end, json={})
@@ -82,6 +97,19 @@ def test_weights_change_and_the_engine_pauses_only_through_the_switcher(served: 
     assert (response.status_code, error.code) == (422, "bad_request"), "TRL does not repeat it"
     assert "tandem_trainer.trl" in error.message
     assert served.client.get("/readyz").status_code == 200
+
+
+@pytest.mark.vllm
+def test_every_route_of_vllm_that_changes_something_is_known() -> None:
+    """A new version of vLLM may have further ones. Then add them to `ROUND_THE_SWITCHER`, or to `HARMLESS` here."""
+    found = importlib.util.find_spec("vllm.entrypoints")
+    assert found is not None
+    (folder,) = found.submodule_search_locations or ()
+    sources = [file.read_text() for file in Path(folder).rglob("*.py")]
+    decorators = [re.findall(r'@\w+\.(?:post|put|patch|delete|api_route)\(\s*"([^"]+)"', source) for source in sources]
+    routes = {path for paths in decorators for path in paths}
+    assert {"/v1/completions", "/update_weights", "/weight_checker"} <= routes
+    assert routes - ROUND_THE_SWITCHER == HARMLESS
 
 
 def test_completions_of_token_ids_have_ids_and_logprobs(served: Served) -> None:

@@ -13,10 +13,13 @@ ROUND_THE_SWITCHER = frozenset({
     *("/pause", "/resume", "/sleep", "/wake_up", "/release_kv_cache_memory", "/collective_rpc"),
     *("/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update"),
     *("/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version"),
+    *("/weight_checker", "/abort_requests", "/scale_elastic_ep", "/fault_tolerance/apply"),
+    *("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters"),
     *("/init_communicator", "/update_named_param", "/close_communicator"),
 })  # fmt: skip
-"""Routes of vLLM's development mode, and of TRL's former server, that would change weights or stop the engine without
-the `WeightSwitcher`. Then the generator would report a version that it does not serve, or be ready and not answer."""
+"""Routes of vLLM, most of them of its development mode, and of TRL's former server. They would change weights, stop the
+engine or end the requests of others without the `WeightSwitcher`. Then the generator would report a version that it
+does not serve, or be ready and not answer."""
 
 
 class BearerAuth:
@@ -52,7 +55,7 @@ def _refusing(app: ASGIApp) -> ASGIApp:
 
     async def refuse_or_call(scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
-        if path not in ROUND_THE_SWITCHER:
+        if path not in ROUND_THE_SWITCHER and not path.startswith("/adapters/"):
             return await app(scope, receive, send)
         error = BadRequest(
             f"got {scope['method']} {path}, which changes the engine without Tandem's record of the served version; "
