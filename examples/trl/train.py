@@ -18,6 +18,8 @@ def main():
     parser.add_argument("--max_steps", type=int, default=150)
     parser.add_argument("--output_dir", default="runs/digits-grpo")
     given = parser.parse_args()
+    # TRL before 0.18 has no such option: it samples only from a server.
+    mode = {"vllm_mode": "server"} if "vllm_mode" in GRPOConfig.__dataclass_fields__ else {}
     trainer = GRPOTrainer(
         model=str(HERE / "model"),
         reward_funcs=exact_match,
@@ -25,7 +27,7 @@ def main():
             output_dir=given.output_dir,
             max_steps=given.max_steps,
             use_vllm=True,
-            vllm_mode="server",
+            **mode,
             num_generations=16,
             per_device_train_batch_size=256,  # 16 prompts with 16 completions each
             max_completion_length=8,

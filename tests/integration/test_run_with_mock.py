@@ -105,6 +105,17 @@ def test_prepare_is_run_only_beside_a_tandem_yaml(folder: Path) -> None:
     assert (folder / "prepared").exists()
 
 
+@pytest.mark.parametrize("python", trl.EACH_VERSION)
+def test_the_first_example_runs_unmodified_with_every_version_of_trl(tmp_path: Path, python: Path) -> None:
+    shutil.copy(ROOT / "examples/trl/train.py", tmp_path)
+    trl.make_readable(make_tiny_model(tmp_path / "model"))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "21>", "answer": "12"}\n' * 64)
+    run = Run(tmp_path, "train.py", "--max_steps", "3", "--output_dir", "out", python=python)
+    status, _ = run.finish()
+    assert status == 0, run.errors
+    assert [record["step"] for record in run.records()] == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("example", "words"),
     [

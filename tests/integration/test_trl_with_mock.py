@@ -27,10 +27,7 @@ TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 
 @pytest.fixture(scope="module")
 def model(model: Path) -> Path:
     """The tiny model, readable for old versions of transformers too."""
-    path = model / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-    return model
+    return trl.make_readable(model)
 
 
 def arguments(tmp_path: Path, model: Path, generator: Generator, *further: str) -> list[str]:

@@ -16,12 +16,12 @@ from support import trl
 class Run:
     """A running `tandem run --mock --plain` in a folder of its own."""
 
-    def __init__(self, folder: Path, *words: str) -> None:
+    def __init__(self, folder: Path, *words: str, python: Path = trl.NEWEST) -> None:
         self.folder = folder
         self._errors = folder / "stderr.txt"
         with self._errors.open("w") as errors:
             self.process = subprocess.Popen(
-                [trl.NEWEST, "-m", "tandem_cli", "run", "--mock", "--plain", *words],
+                [python, "-m", "tandem_cli", "run", "--mock", "--plain", *words],
                 cwd=folder,
                 env={**os.environ, "HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.DEVNULL,

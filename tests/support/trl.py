@@ -40,6 +40,14 @@ def missing() -> str | None:
     return None if PYTHONS else "no version of TRL is installed; `make trl` does that"
 
 
+def make_readable(model: Path) -> Path:
+    """Make the tiny model readable for old versions of transformers too."""
+    path = model / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return model
+
+
 def start(
     python: Path,
     weights_dir: Path,
