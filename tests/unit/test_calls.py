@@ -269,3 +269,20 @@ async def test_a_time_limit_that_uses_a_signal_works_in_a_sandbox_and_is_refused
         UserError, match=r"row 7: .*uses a signal\. Signals work in the main thread only.*`sandbox: true`"
     ):
         await _kinds(name).score(_row(), _unscored(_row()))
+
+
+@pytest.mark.parametrize("drop", [False, True])
+async def test_a_function_that_cancels_itself_has_failed(project: Any, drop: bool) -> None:
+    async def cancels_itself(completions: list[str], **_: Any) -> list[float]:
+        inner = asyncio.ensure_future(asyncio.sleep(60))
+        inner.cancel()
+        await inner
+        return [0.0] * len(completions)
+
+    project.cancels_itself = cancels_itself
+    rewards, row = _rewards("user_functions:cancels_itself", drop=drop), _row()
+    if drop:
+        assert {one.reward for one in await rewards.score(row, _unscored(row))} == {None}
+    else:
+        with pytest.raises(UserError, match="cancelled itself"):
+            await rewards.score(row, _unscored(row))

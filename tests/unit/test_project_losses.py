@@ -22,6 +22,7 @@ from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.learning import GrpoConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.version import Version
+from tandem_rollout.pool import Counts
 from tandem_rollout.trajectory import Group
 from tandem_trainer import algorithms
 from tandem_trainer.algorithms.base import RECORD_FIELDS, StepTotals
@@ -262,5 +263,5 @@ def test_the_fields_that_metrics_may_not_take_are_those_of_a_record() -> None:
     stats = update_metrics([StepMetrics(0.0, 0.0, [{}], mismatch=0.0)], learning_rate=1.0)
     given = {"functions": ["rewards:r"], "groups_skipped": 0, "has_episodes": True}
     record = step_record(Version(1, 1), samples(_groups(), 1), stats, **given)
-    record |= {"checkpoint_failures": 0, "eval": {}} | StepClock().figures(1)
+    record |= {"checkpoint_failures": 0, "eval": {}} | StepClock().figures(1) | Counts()._asdict()
     assert record.keys() == RECORD_FIELDS

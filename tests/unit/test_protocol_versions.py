@@ -75,3 +75,23 @@ def test_a_generator_of_every_version_that_this_release_speaks_is_accepted(proto
     info = DESCRIPTION.model_copy(update={"protocol": protocol})
     ours = ModelFingerprint()
     assert check_generators([info], ["http://a"], ours=ours, model="m", max_completion_length=16, accelerators=()) == 32
+
+
+@pytest.mark.usefixtures("names")
+async def test_a_version_is_asked_for_again_after_an_answer_that_a_proxy_gave() -> None:
+    """A generator behind a proxy restarts: the proxy answers for it once, and that says nothing about its release."""
+    bodies: list[dict[str, Any]] = []
+    descriptions = iter([httpx.Response(502, text="Bad Gateway")])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/info":
+            return next(descriptions, httpx.Response(200, content=DESCRIPTION.model_dump_json()))
+        bodies.append(json.loads(request.content))
+        line = RolloutLine(group=Group(prompt_index=0, completions=(completion([3]),)))
+        return httpx.Response(200, content=line.model_dump_json(exclude_none=True))
+
+    client = GeneratorClient(["http://127.0.0.1:1"], None, transport=httpx.MockTransport(answer))
+    request = RolloutRequest(prompts=(Prompt(token_ids=(5,)),), sampling=Sampling(max_tokens=1))
+    await client.rollouts(request, lambda _: None, timeout_s=60)
+    await client.close()
+    assert ["heartbeat_s" in body for body in bodies] == [True]

@@ -26,6 +26,16 @@ async def test_each_address_of_a_name_is_a_replica_and_a_name_with_one_address_i
     assert await Replicas(urls).now() == ("http://10.0.0.2:8000", "http://10.0.0.3:8000", *urls[1:])
 
 
+async def test_a_name_with_addresses_of_version_6_only_is_several_replicas(monkeypatch: pytest.MonkeyPatch):
+    def getaddrinfo(host: str, port: int, family: int, *_: object) -> list[tuple[object, ...]]:
+        if family == socket.AF_INET:
+            raise socket.gaierror(socket.EAI_NONAME, "No address associated with hostname")
+        return [(family, socket.SOCK_STREAM, 6, "", (address, port, 0, 0)) for address in ("fd00::3", "fd00::2")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    assert await Replicas(["http://generator:8000"]).now() == ("http://[fd00::2]:8000", "http://[fd00::3]:8000")
+
+
 async def test_replicas_may_disappear_and_appear_during_a_wait(names: Names):
     names["generator"] = ["10.0.0.2", "10.0.0.3"]
     asked: list[str] = []

@@ -46,12 +46,12 @@ class Generator:
 
 
 class Scorer:
-    def __init__(self, reward: float = 0.0) -> None:
-        self.reward, self.scored = reward, 0
+    def __init__(self, reward: float = 0.0, *, bad_row: int | None = None) -> None:
+        self.reward, self.bad_row, self.scored = reward, bad_row, 0
 
     async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
-        if row.index == 9:
-            raise UserError("row 9 is bad")
+        if row.index == self.bad_row:
+            raise UserError(f"row {self.bad_row} is bad")
         self.scored += 1
         pairs = zip(trajectories, (self.reward, 1.0), strict=True)
         return tuple(one.model_copy(update={"reward": reward}) for one, reward in pairs)
@@ -261,7 +261,7 @@ def test_resume_with_less_lag_requests_the_end_of_a_longer_queue_later(portal: B
 
 
 def test_a_reward_that_fails_ends_the_wait(portal: BlockingPortal):
-    rollouts = _rollouts(portal, Generator(), max_lag=0)
+    rollouts = _rollouts(portal, Generator(), max_lag=0, scorer=Scorer(bad_row=9))
     rollouts.start(Version(0, 1))
     for step in range(4):
         rollouts.next(step)

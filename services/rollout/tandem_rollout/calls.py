@@ -164,6 +164,10 @@ async def _awaited(answer: Awaitable[Any], deadline_s: float, timeout_s: float) 
         if not deadline.expired():
             raise
         raise CallFailed(_late(timeout_s)) from error
+    except asyncio.CancelledError as error:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise CallFailed("the function cancelled itself") from error  # otherwise nobody would hear of it
 
 
 async def _run_in_thread(

@@ -180,13 +180,18 @@ class GeneratorClient:
     async def _ask(self, call: _Call, url: str, mine: dict[int, Prompt]) -> None:
         """Get the groups of `mine`, from `url` first."""
         pauses = _pauses()
+        stale = 0
         while mine:
             try:
                 await self._streams.ask(url, call.request, mine, call.take)
                 self._availability.answered(url)
             except (httpx.TransportError, TandemError) as error:
                 call.reasons[url] = self._retryable(url, error)
-                if not (isinstance(error, StalePolicy) and self._expect(url, call.request.min_version)):
+                if isinstance(error, StalePolicy) and self._expect(url, call.request.min_version):
+                    stale += 1
+                    if stale > 1:  # several replicas behind one URL may contradict each other
+                        await asyncio.sleep(next(pauses))
+                else:
                     self._dispatch.failed(url)
                     await asyncio.sleep(next(pauses))
             if mine:

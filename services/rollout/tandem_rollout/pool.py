@@ -83,13 +83,19 @@ class Pool:
     first.
     """
 
-    def __init__(self, batch_size: int, max_lag: int, *, refill: bool) -> None:
+    def __init__(self, batch_size: int, max_lag: int, *, refill: bool, switches_abort: bool = False) -> None:
+        """
+        Args:
+            switches_abort: a new version ends the groups that are being sampled, and they begin again. A step then
+                waits for all groups that were asked for `max_lag` steps ago, because no version is published meanwhile.
+        """
         self.slots: list[Slot] = []
         self.counts = Counts()
         self._batch_size = batch_size
         self._max_lag = max_lag
         self._capacity = (max_lag + 1) * batch_size
         self._max_refills = REFILL_BATCHES * batch_size if refill else 0
+        self._switches_abort = switches_abort
         self._handed: Sequence[Slot] = ()
 
     def hand_out(self, slots: Sequence[Slot]) -> None:
@@ -163,11 +169,11 @@ class Pool:
         return [slot for slot in self.slots if slot in chosen]
 
     def _awaited(self, step: int) -> list[Slot]:
-        """The slots that `step` waits for. Without them, a long group would be too old again and again."""
+        """The slots that `step` waits for. Without them, a long group would be too old, or aborted, again and again."""
         if self._max_lag == 0:
             return self._first()
-        again = [slot for slot in self.slots if slot.too_old_at is not None and slot.asked_at is not None]
-        return [slot for slot in again if slot.asked_at is not None and step - slot.asked_at >= self._max_lag]
+        slots = [slot for slot in self.slots if self._switches_abort or slot.too_old_at is not None]
+        return [slot for slot in slots if slot.asked_at is not None and step - slot.asked_at >= self._max_lag]
 
     def _first(self) -> list[Slot]:
         """The slots that are asked for now. There are more if the checkpoint was written with a larger `max_lag`."""

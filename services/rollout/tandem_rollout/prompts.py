@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,12 +123,15 @@ class PromptCursor:
 
     def _draw(self, ordinal: int) -> Draw:
         epoch, place = divmod(ordinal, self._size)
-        row = self._order(epoch)[place] if self._shuffle else place
+        row = _order(self._seed, epoch, self._size)[place] if self._shuffle else place
         state = np.random.SeedSequence((self._seed, ordinal)).generate_state(1, np.uint64)
         return Draw(row=int(row), seed=int(state[0] >> np.uint64(16)))
 
-    def _order(self, epoch: int) -> np.ndarray[Any, Any]:
-        return np.random.default_rng((self._seed, epoch)).permutation(self._size)
+
+@functools.lru_cache(2)
+def _order(seed: int, epoch: int, size: int) -> np.ndarray[Any, Any]:
+    """The rows in the order of an epoch. The last ones are kept: a million rows take 20 ms."""
+    return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 class _Reader:

@@ -6,6 +6,7 @@ import asyncio
 
 import httpx
 
+from tandem_protocol.errors import EngineFailed
 from tandem_protocol.messages import OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION
 from tandem_protocol.routes import INFO
 
@@ -38,6 +39,7 @@ class Protocols:
 
         Raises:
             httpx.TransportError: the replica cannot be reached.
+            EngineFailed: it, or a proxy before it, cannot answer now.
         """
         if url in self._known:
             return self._known[url]
@@ -59,6 +61,8 @@ class Protocols:
     async def _asked(self, url: str) -> int:
         """A replica whose answer cannot be read gets the oldest contract: only what every release understands."""
         response = await self._http.get(url + INFO, params={"protocol": PROTOCOL_VERSION}, timeout=TIMEOUT_S)
+        if response.is_server_error:  # says nothing about the release, and would be remembered
+            raise EngineFailed(f"GET {INFO} was answered with status {response.status_code}")
         try:
             return int(response.json()["protocol"]) if response.is_success else OLDEST_PROTOCOL_VERSION
         except (ValueError, TypeError, KeyError):

@@ -12,7 +12,7 @@ from typing import Any
 from anyio.from_thread import BlockingPortal
 
 from tandem_protocol.config.rollout import RolloutConfig
-from tandem_protocol.errors import TandemError
+from tandem_protocol.errors import EngineFailed, TandemError
 from tandem_protocol.manifest import digest_bytes
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
@@ -45,7 +45,12 @@ class Rollouts:
         config: RolloutConfig,
         prompts_per_step: int,
         max_lag: int,
+        switches_abort: bool = False,
     ) -> None:
+        """
+        Args:
+            switches_abort: see `Pool`.
+        """
         self._rows = rows
         self._cursor = cursor
         self._sampler = sampler
@@ -54,7 +59,7 @@ class Rollouts:
         self._config = config
         self._prompts_per_step = prompts_per_step
         self._max_lag = max_lag
-        self._pool = Pool(prompts_per_step, max_lag, refill=config.refill)
+        self._pool = Pool(prompts_per_step, max_lag, refill=config.refill, switches_abort=switches_abort)
         self._lock = Lock()
         """Held while the cursor or the slots of the pool change, so that a checkpoint sees both before or after."""
         self._first_version = Version(0, 0)
@@ -115,8 +120,9 @@ class Rollouts:
         """Start the task that gets the groups of `slots`."""
         if not slots:
             return
-        # The generators serve the groups before it in the queue first.
-        place = self._pool.slots.index(slots[0]) // self._prompts_per_step
+        # The generators serve the groups that were asked for earlier first.
+        earlier = [slot for slot in self._pool.slots if slot.task is not None and slot.group is None]
+        place = len(earlier) // self._prompts_per_step
         task = asyncio.create_task(self._fill(slots, step, self._config.timeout_s * (place + 1)))
         for slot in slots:
             slot.task, slot.asked_at = task, step
@@ -130,9 +136,11 @@ class Rollouts:
                         tasks.create_task(self._score_again(slot, slot.unscored))
                 if missing := [slot for slot in slots if not slot.unscored]:
                     tasks.create_task(self._request(missing, step, timeout_s))
-        except Exception as error:
+            if any(slot.group is None and slot.task is asyncio.current_task() for slot in slots):
+                raise EngineFailed("the request has ended without all groups. A reward function may have cancelled it.")
+        except (Exception, BaseExceptionGroup) as error:
             for slot in slots:
-                slot.error = error
+                slot.error = error if isinstance(error, Exception) else EngineFailed(str(error.exceptions[0]))
         finally:
             self._progress.set()
 

@@ -49,15 +49,19 @@ async def _addresses(url: str) -> list[str]:
         return [url]
     if parts.hostname is None or _is_address(parts.hostname):
         return [url]
+    # One family only, because `localhost` would otherwise count as two replicas.
+    addresses = await _resolved(parts.hostname, port, socket.AF_INET)
+    addresses = addresses or [f"[{address}]" for address in await _resolved(parts.hostname, port, socket.AF_INET6)]
+    return [url] if len(addresses) <= 1 else [f"http://{address}:{port}" for address in addresses]
+
+
+async def _resolved(host: str, port: int, family: socket.AddressFamily) -> list[str]:
+    """Return the addresses of a name in one family. There may be none."""
     try:
-        # IPv4 only, because `localhost` would otherwise count as two replicas.
-        answers = await asyncio.get_running_loop().getaddrinfo(
-            parts.hostname, port, type=socket.SOCK_STREAM, family=socket.AF_INET
-        )
+        answers = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
     except OSError:
-        return [url]
-    addresses = sorted({str(address[0]) for *_, address in answers})
-    return [url] if len(addresses) == 1 else [f"http://{address}:{port}" for address in addresses]
+        return []
+    return sorted({str(address[0]) for *_, address in answers})
 
 
 def _is_address(host: str) -> bool:

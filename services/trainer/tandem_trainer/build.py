@@ -12,7 +12,7 @@ from anyio.from_thread import BlockingPortal
 from transformers import PreTrainedConfig
 
 from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
-from tandem_protocol.messages import ModelFingerprint
+from tandem_protocol.messages import ModelFingerprint, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
@@ -174,6 +174,7 @@ def _rollouts(session: Session, sampler: AnySampler) -> Rollouts:
         config=config.rollout,
         prompts_per_step=config.rollout.num_prompts // processes,
         max_lag=config.max_lag,
+        switches_abort=config.publish.mode is SwitchMode.ABORT,
     )
 
 
