@@ -6,6 +6,7 @@ that take long, requests that fail, stops while the run waits, and kills that un
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
 import pytest
@@ -25,16 +26,19 @@ def loop() -> Iterator[VirtualLoop]:
 
 
 def check(world: World) -> None:
-    learned, queued = world.learned_draws, world.queued_draws
-    assert len(learned) == STEPS * world.schedule.batch
-    found = sorted(learned + queued)
+    assert len(world.learned_draws) == STEPS * world.schedule.batch
+    check_rows(world)
+    assert world.schedule.most_in_flight <= (world.schedule.max_lag + 1) * world.schedule.batch
+
+
+def check_rows(world: World) -> None:
+    found = sorted(world.learned_draws + world.queued_draws)
     assert len({*found}) == len(found), "doubled"
-    refilled = sum(counts.refilled for counts in world.counts)
+    refilled = sum(counts.refilled for counts in (*world.counts, world.rollouts.learned()))
     missing = {*range(world.cursor.position)} - {*found}
     assert len(missing) == refilled, "lost"
     assert not any(map(world.schedule.has_signal, missing)), "only groups without signal are replaced"
     assert found[-1] < world.cursor.position
-    assert world.schedule.most_in_flight <= (world.schedule.max_lag + 1) * world.schedule.batch
 
 
 @pytest.mark.parametrize(("max_lag", "refill"), KINDS)
@@ -48,6 +52,26 @@ def test_nothing_is_lost_or_doubled_or_too_old(loop: VirtualLoop, max_lag: int, 
         reasked += sum(counts.reasked for counts in world.counts)
     assert (replaced > 0) is refill
     assert (reasked > 0) is (0 < max_lag < STEPS)
+
+
+def test_other_settings_at_each_resume_lose_and_double_nothing(loop: VirtualLoop) -> None:
+    attempts = 0
+    for seed in range(100):
+        chance = random.Random(seed)
+        world = make_world(seed, loop, chance.choice([0, 1, 4, 8]), refill=True, kills=0.2, stops=0.2, useless=0.3)
+
+        def restart(world: World = world, chance: random.Random = chance) -> None:
+            world.stop()
+            world.schedule.max_lag = chance.choice([0, 1, 2, 4, 8])
+            world.schedule.batch = chance.choice([1, 2, 3, 5])
+            world.schedule.refill = chance.random() < 0.5
+            world.rollouts = world.start()
+
+        world.restart = restart  # type: ignore[method-assign]
+        world.run()
+        check_rows(world)
+        attempts += world.attempt
+    assert attempts > 200
 
 
 @pytest.mark.parametrize("refill", [False, True])
