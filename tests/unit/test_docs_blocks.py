@@ -145,6 +145,7 @@ TEXTS = ["42", "no idea"]
 REWARDS: dict[str, list[float]] = {
     "digits_in_place": [1.0, 0.0],
     "exact_match": [1.0, 0.0],
+    "is_right": [1.0, 0.0],
     "is_short": [1.0, 1.0],
     "ends_with_a_number": [1.0, 0.0],
     "judge": [1.0, 0.0],
