@@ -95,12 +95,12 @@ def test_tokens_are_sampled_from_the_trainers_policy_after_each_switch(served: t
         assert policy.mismatch(_sample(generator), version).mean() <= TOLERANCE
 
     # In flight: each token comes from the adapter version that its span names.
-    groups: list[Group] = []
-    thread = threading.Thread(target=lambda: groups.append(_sample(generator, tokens=80)))
-    thread.start()
-    generator.wait_until_running(4)
     policy.change(3)
     digest = policy.publish(V3)
+    groups: list[Group] = []
+    thread = threading.Thread(target=lambda: groups.append(_sample(generator, tokens=200)))
+    thread.start()
+    generator.wait_until_running(4)
     _switch(generator, V3, digest)
     thread.join(120)
     (group,) = groups

@@ -42,6 +42,9 @@ class Saved:
 
     def start(self, first_version: Version) -> None: ...
 
+    def learned(self) -> Counts:
+        return Counts()
+
 
 class Unsaved(Saved):
     """Cannot be saved while `error` is set."""
