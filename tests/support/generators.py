@@ -19,6 +19,7 @@ from tandem_protocol.version import Version
 
 TOKEN = "a-token-for-tests"
 START_TIMEOUT_S = 180.0
+SAMPLING_TIMEOUT_S = 60.0
 _VLLM_ARGUMENTS = ["--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-num-seqs", "64"]
 _VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
@@ -72,11 +73,25 @@ class Generator:
     def wait_until_running(self, requests: int) -> None:
         """Wait until vLLM decodes this many requests at the same time."""
         for _ in range(2000):
-            metrics = self.client.get("/metrics").text
-            lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
-            if lines and float(lines[0].split()[-1]) >= requests:
+            if self._metric("vllm:num_requests_running") >= requests:
                 return
         raise AssertionError(f"{requests} requests never ran at once")
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many tokens vLLM has sampled since it started."""
+        return int(self._metric("vllm:generation_tokens_total"))
+
+    def wait_until_sampled(self, tokens: int) -> None:
+        """Wait until vLLM has sampled this many tokens since it started."""
+        deadline = time.monotonic() + SAMPLING_TIMEOUT_S
+        while self.sampled_tokens < tokens:
+            assert time.monotonic() < deadline, f"vLLM never sampled {tokens} tokens"
+
+    def _metric(self, name: str) -> float:
+        """Return the value of a metric of vLLM. 0 if it is not there yet."""
+        lines = [line for line in self.client.get("/metrics").text.splitlines() if line.startswith(f"{name}{{")]
+        return float(lines[0].split()[-1]) if lines else 0.0
 
     @property
     def is_sampling(self) -> bool:

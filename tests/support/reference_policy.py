@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -48,9 +49,13 @@ class ReferencePolicy:
             sequence.append(int(self.model(torch.tensor([sequence])).logits[0, -1].argmax()))
         return sequence[len(prompt) :]
 
-    @torch.no_grad()
     def logprobs(self, prompt: list[int], completion: Completion, temperature: float) -> torch.Tensor:
         """Return the log-probability [T] of each token of the completion at `temperature`."""
-        sequence = torch.tensor([[*prompt, *completion.token_ids]])
-        logprobs_TV = torch.log_softmax(self.model(sequence).logits[0, len(prompt) - 1 : -1] / temperature, dim=-1)
-        return logprobs_TV.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+        return self.token_logprobs([*prompt, *completion.token_ids], temperature)[len(prompt) - 1 :]
+
+    @torch.no_grad()
+    def token_logprobs(self, token_ids: Sequence[int], temperature: float) -> torch.Tensor:
+        """Return the log-probability [S - 1] of each token but the first, given all tokens before it."""
+        sequence_1S = torch.tensor([token_ids])
+        logprobs_SV = torch.log_softmax(self.model(sequence_1S).logits[0, :-1] / temperature, dim=-1)
+        return logprobs_SV.gather(1, sequence_1S[0, 1:, None])[:, 0]
