@@ -13,6 +13,7 @@ from tandem_protocol.config.rollout import RewardConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+from tandem_rollout.pool import Counts
 from tandem_trainer.run.run import Run
 
 GROUPS = [
