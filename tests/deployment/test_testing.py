@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import docker
 import pytest
 
+from support import trl
 from support.blocks import blocks
 from support.chatml import make_chatml_model
 from support.models import make_tiny_model
@@ -36,27 +39,44 @@ def _without_ryuk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("testcontainers.core.config.testcontainers_config.ryuk_disabled", True)
 
 
+def run_examples(folder: Path, paths: Mapping[str, Path], *, python: Path, with_trl: bool) -> str:
+    """Write the page's files of tests, with and without TRL, into a folder, and run them. Returns the output."""
+    examples = [block.text for block in blocks("docs/integrate/testing.md", language="python")]
+    chosen = [example for example in examples if ("tandem_trainer.trl" in example) == with_trl]
+    for number, example in enumerate(chosen):
+        for shown, path in paths.items():
+            example = example.replace(shown, str(path))
+        (folder / f"test_example_{number}.py").write_text(example)
+    return subprocess.run(
+        [python, "-m", "pytest", "-q", *folder.glob("test_example_*.py")],
+        cwd=folder,
+        env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true", "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    ).stdout
+
+
 def test_the_examples_of_the_documentation_pass(project: Path, tmp_path: Path) -> None:
     paths = {
         "/path/to/project": project,
         "/path/to/tandem": ROOT,
         "/path/to/model": make_chatml_model(tmp_path / "model"),
     }
-    for number, block in enumerate(blocks("docs/integrate/testing.md", language="python")):
-        example = block.text
-        for shown, path in paths.items():
-            example = example.replace(shown, str(path))
-        (tmp_path / f"test_example_{number}.py").write_text(example)
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "."],
-        cwd=tmp_path,
-        env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=400,
-    )
-    assert "3 passed" in done.stdout, done.stdout
+    output = run_examples(tmp_path, paths, python=Path(sys.executable), with_trl=False)
+    assert "3 passed" in output, output
+
+
+@pytest.mark.trl
+def test_the_documented_test_of_a_trl_script_passes_without_vllm(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "model")
+    shutil.copy(ROOT / "examples/trl/train.py", tmp_path)
+    rows = [f'{{"prompt": "{number}+1=", "answer": "{number + 1}"}}\n' for number in range(64)]
+    (tmp_path / "prompts.jsonl").write_text("".join(rows))
+    paths = {"/path/to/train.py": tmp_path / "train.py", "/path/to/model": tmp_path / "model"}
+    output = run_examples(tmp_path, paths, python=trl.NEWEST, with_trl=True)
+    assert "1 passed" in output, output
 
 
 def test_a_generator_serves_weights_that_the_test_publishes(tmp_path: Path) -> None:
