@@ -24,12 +24,19 @@ def metric(replica: Container, name: str) -> float:
 
 def reach(replica: Container, *, step: float) -> None:
     """Wait until a replica serves step `step`."""
+    wait_for(replica, "tandem_weight_step", at_least=step)
+
+
+def wait_for(replica: Container, name: str, *, at_least: float) -> None:
+    """Wait until a metric without labels has a value."""
     deadline = time.monotonic() + CATCH_UP_TIMEOUT_S
     while True:
         try:
-            if metric(replica, "tandem_weight_step") >= step:
+            if metric(replica, name) >= at_least:
                 return
         except AssertionError:  # the server has not started yet
             pass
-        assert time.monotonic() < deadline, f"step {step} did not reach {replica.name} within {CATCH_UP_TIMEOUT_S} s"
+        assert time.monotonic() < deadline, (
+            f"{name} of {replica.name} did not reach {at_least} within {CATCH_UP_TIMEOUT_S} s"
+        )
         time.sleep(0.2)
