@@ -47,10 +47,11 @@ def run_examples(folder: Path, paths: Mapping[str, Path], *, python: Path, with_
         for shown, path in paths.items():
             example = example.replace(shown, str(path))
         (folder / f"test_example_{number}.py").write_text(example)
+    without_options = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}  # such as CI's -m
     return subprocess.run(
         [python, "-m", "pytest", "-q", *folder.glob("test_example_*.py")],
         cwd=folder,
-        env={**os.environ, "TESTCONTAINERS_RYUK_DISABLED": "true", "HF_HUB_OFFLINE": "1"},
+        env={**without_options, "TESTCONTAINERS_RYUK_DISABLED": "true", "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
