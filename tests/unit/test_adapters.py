@@ -83,7 +83,7 @@ class Connection:
 def server(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The action schema of a stand-in for an OpenEnv server."""
     core = ModuleType("openenv.core")
-    core.GenericEnvClient = Connection  # type: ignore[attr-defined]
+    core.GenericEnvClient = Connection  # type: ignore[attr-defined]  # a stand-in module
     monkeypatch.setitem(sys.modules, "openenv", ModuleType("openenv"))
     monkeypatch.setitem(sys.modules, "openenv.core", core)
     action = dict(ACTION)

@@ -26,7 +26,7 @@ def loop() -> Iterator[VirtualLoop]:
 def calm(loop: VirtualLoop, max_lag: int, durations: dict[int, float], batch: int = 2, **changes: Any) -> World:
     """A world in which the draws take `durations`, and all others 1 s."""
     world = make_world(0, loop, max_lag, **{**CALM, "batch": batch, **changes})
-    world.schedule.duration_s = lambda draw: durations.get(draw, 1.0)  # type: ignore[method-assign]
+    world.schedule.duration_s = lambda draw: durations.get(draw, 1.0)  # type: ignore[method-assign]  # a fixed schedule
     return world
 
 
@@ -113,7 +113,7 @@ def test_no_step_has_to_wait_for_more_than_a_batch(loop: VirtualLoop) -> None:
 @pytest.mark.parametrize("max_lag", [0, 1, 4])
 def test_groups_without_signal_are_replaced_until_the_batch_is_full(loop: VirtualLoop, max_lag: int) -> None:
     world = calm(loop, max_lag, {}, refill=True)
-    world.schedule.has_signal = lambda draw: draw % 3 == 0  # type: ignore[method-assign]
+    world.schedule.has_signal = lambda draw: draw % 3 == 0  # type: ignore[method-assign]  # a fixed schedule
     assert [step(world), step(world)] == [[0, 3], [6, 9]]
     assert world.counts[0].refilled >= 2
     assert sum(counts.refilled for counts in world.counts) == world.cursor.position - 4 - len(world.queued_draws)

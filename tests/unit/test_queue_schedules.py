@@ -67,7 +67,7 @@ def test_other_settings_at_each_resume_lose_and_double_nothing(loop: VirtualLoop
             world.schedule.refill = chance.random() < 0.5
             world.rollouts = world.start()
 
-        world.restart = restart  # type: ignore[method-assign]
+        world.restart = restart  # type: ignore[method-assign]  # this world changes its settings
         world.run()
         check_rows(world)
         attempts += world.attempt

@@ -32,7 +32,7 @@ class Load:
         outstanding[url] += prompts * tokens_per_prompt
 
     def answered(self, prompts: int = 1) -> None:
-        """Note that so many prompts have got their group."""
+        """Note that this number of prompts have received their groups."""
         self._prompts -= prompts
         self._outstanding[self._url] -= prompts * self._tokens_per_prompt
 

@@ -29,7 +29,7 @@ class Slot:
     unscored: Group | None = None
     """A group from a checkpoint that has to be scored again, because reward functions or columns have changed."""
     oldest_step: int | None = None
-    """Step of the oldest version that sampled a token of the group. None if there is no group or no token."""
+    """Step of the oldest version that sampled a token of the group. None for a slot without a group or tokens."""
     has_signal: bool = False
     """See `Group.has_signal`. It is kept here, because the pool looks at all groups each time that one finishes."""
     too_old_at: int | None = None

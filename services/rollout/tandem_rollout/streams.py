@@ -129,7 +129,7 @@ class _Stall:
             replica_progress_s: when the replica last sampled a token for any request.
 
         Raises:
-            EngineFailed: there is no new token for too long.
+            EngineFailed: no new token has arrived for longer than the timeout.
         """
         last_s = self._since_s if self._tokens else max(self._since_s, replica_progress_s)
         if (silent_s := clock() - last_s) > self._timeout_s:

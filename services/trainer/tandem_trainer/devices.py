@@ -77,7 +77,7 @@ def give_back_freed_memory() -> None:
 
 
 def train_on_cpu_without_accelerator() -> None:
-    """Have transformers' trainers train on the CPU if there is no accelerator, as with the argument `use_cpu`.
+    """Set `use_cpu` for transformers' trainers on a machine without an accelerator.
 
     Without it, they refuse bf16, which is TRL's default, and several processes.
     """

@@ -75,7 +75,7 @@ class VerifiersAgent:
         """Return a task. The taskset is read up to it, because it may have no end.
 
         Raises:
-            ValueError: there is no such task.
+            ValueError: the taskset has no task with this number.
         """
         with self._reading:
             if self._unread is None:
