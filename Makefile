@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test trl docs docs-serve bench bench-trainer reliability up down ps clean lock
+.PHONY: help setup demo check test trl docs docs-serve bench bench-gpu bench-trainer reliability up down ps clean lock
 PROJECT ?= examples/digits
 # The compose project of PROJECT: each folder has its own containers, volumes and images, so several run side by side.
 FOLDER_PATH := $(shell realpath --no-symlinks --canonicalize-missing -- '$(PROJECT)')
@@ -42,7 +42,10 @@ docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you 
 	$(MKDOCS) serve
 
 bench: setup  ## Measure performance and print ratios; never fails on a result
-	@for script in $(filter-out %/trainer.py %/trainer_update.py %/up.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+	@for script in $(filter-out %/trainer.py %/trainer_update.py %/up.py %/gpu.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+
+bench-gpu: setup  ## Measure updates and publishing on a GPU, with models of random weights (ARGS="--shapes 0.5B")
+	$(BIN)/python tests/bench/gpu.py $(ARGS)
 
 bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py

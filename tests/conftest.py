@@ -58,6 +58,12 @@ def _prometheus_missing() -> str | None:
     return "prometheus and promtool are not installed (Debian's package prometheus)"
 
 
+def _gpu_missing() -> str | None:
+    from support import gpu  # imports torch, which most tests do not need
+
+    return gpu.missing()
+
+
 NEEDS: dict[str, Callable[[], str | None]] = {
     "vllm": _vllm_missing,
     "docker": _docker_missing,
@@ -67,6 +73,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "browser": browser.missing,
     "prometheus": _prometheus_missing,
     "trl": trl.missing,
+    "gpu": _gpu_missing,
 }
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 
