@@ -3,7 +3,7 @@
     python tests/bench/gpu.py [--shapes 0.5B 1.5B 7B] [--folder /dev/shm] [--seconds 240] [--tiny]
 
 Models have the shapes of Qwen2.5 and random weights. An update trains on 8 prompts with 8 completions each: 128 + 256
-tokens. A publish writes a full version, first to a folder in memory, and then a mock generator verifies it. Each case
+tokens. A publish writes a full version to a folder in memory, and a mock generator verifies and serves it. Each case
 prints one row of a table and one line of JSON as soon as it is measured. With OUT=folder, they go into files as well.
 
 `make bench-gpu` runs this. `--tiny` tries it with a model of 100,000 parameters, on any machine.

@@ -19,7 +19,7 @@ from tandem_trainer import algorithms
 
 pytestmark = pytest.mark.gpu
 
-BOUNDS = {"float32": 1e-4, "bfloat16": 0.03}
+BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
 """dtype → largest relative difference of loss, gradient norm and gradients, and largest absolute one of logprobs."""
 
 SGD = {"learning_rate": 1e6, "adam_epsilon": 1e6, "lr_scheduler_type": "constant"}
