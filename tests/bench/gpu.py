@@ -59,7 +59,6 @@ def main() -> None:
             cases += gpu_bench_update.profiles(shapes, Path(name))
         for title, measure in cases:
             report.case(title, measure)
-            gpu.reset_peak()  # also frees what the case has left
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def test_each_case_is_measured_with_the_packages_of_a_bundle(tmp_path: Path):
     done = _run("-S", *bench, tmp_path=tmp_path, PYTHONPATH=path)  # -S: without the packages of this Python
     assert done.returncode == 0, done.stderr[-3000:]
     cases = [json.loads(line) for line in (tmp_path / "bench-gpu.jsonl").read_text().splitlines()]
-    assert [case["case"].split()[0] for case in cases] == ["machine", *["update"] * 4, "publish", "profile"]
+    assert [case["case"].split()[0] for case in cases] == ["machine", *["update"] * 5, "publish", "profile"]
     assert not [case for case in cases if case.keys() & {"failed", "skipped"}], done.stderr[-3000:]
     published = cases[-2]
     assert published["generator"] == "mock"

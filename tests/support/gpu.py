@@ -44,6 +44,13 @@ def peak_tflops() -> float | None:
     return next((value for part, value in PEAK_TFLOPS.items() if part in name()), None)
 
 
+def memory_bytes() -> int | None:
+    """Memory of the card. None on a CPU."""
+    return (
+        torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory if device().type == "cuda" else None
+    )
+
+
 def synchronize() -> None:
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()

@@ -54,6 +54,7 @@ def cases(shapes: list[str], folder: Path) -> list[tuple[str, Callable[[], dict[
 
 def _measure(shape: str, folder: Path) -> dict[str, object]:
     """Publish some versions, and copy and write the same bytes plainly, in turns."""
+    gpu.reset_peak()  # frees what earlier cases have left
     config_dir = write_config(shape, folder / "model")
     torch.manual_seed(0)
     model = make_model(shape, gpu.device())

@@ -23,10 +23,13 @@ from tandem_trainer.algorithms.grpo import Grpo
 PROMPTS, COMPLETIONS, PROMPT_TOKENS, COMPLETION_TOKENS = 8, 8, 128, 256
 WARM_UP, MEASURED = 1, 3
 KERNELS = 25
+USABLE = 0.92
+"""Share of the card's memory that a case may need according to `tandem doctor`. Larger cases are skipped."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
     "gradient checkpointing": {"learner": {"gradient_checkpointing": True}},
     "LoRA r=16": {"lora": {"r": 16}},
+    "4096 tokens per micro-batch": {"learner": {"max_tokens_per_micro_batch": 4096}},
     "16384 tokens per micro-batch": {"learner": {"max_tokens_per_micro_batch": 16_384}},
 }
 
@@ -57,8 +60,6 @@ class _Updates(NamedTuple):
 
 @contextmanager
 def _updates(shape: str, model_dir: Path, options: dict[str, Any]) -> Iterator[_Updates]:
-    if not model_dir.is_dir():
-        write_model(shape, model_dir, gpu.device())
     config = config_of(**options)
     groups = random_groups(
         prompts=2 if shape == "tiny" else PROMPTS,
@@ -82,6 +83,11 @@ def _in_bfloat16(options: dict[str, Any]) -> dict[str, Any]:
 
 def _measure(shape: str, model_dir: Path, options: dict[str, Any]) -> dict[str, object]:
     options = _in_bfloat16(options)
+    if not model_dir.is_dir():
+        write_model(shape, model_dir, gpu.device())
+    estimate, memory = _doctors_estimate(model_dir, options), gpu.memory_bytes()
+    if memory and estimate > USABLE * memory:
+        return {"skipped": f"needs {estimate / 2**30:.0f} GiB, and the card has {memory / 2**30:.0f} GiB"}
     with _updates(shape, model_dir, options) as updates:
         seconds = [gpu.timed(updates.update) for _ in range(WARM_UP + MEASURED)]
     update_s = statistics.median(seconds[WARM_UP:])
@@ -95,12 +101,14 @@ def _measure(shape: str, model_dir: Path, options: dict[str, Any]) -> dict[str, 
         "TFLOP_per_s": tflops,
         "MFU": tflops / card if card else None,
         "peak_GiB": gpu.peak_bytes() / 2**30,
-        "peak_per_doctors_estimate": gpu.peak_bytes() / _doctors_estimate(model_dir, options),
+        "peak_per_doctors_estimate": gpu.peak_bytes() / estimate,
     }
 
 
 def _profile(shape: str, model_dir: Path) -> dict[str, object]:
     """Share of an update in which kernels run, and the kernels that take most of their time, in percent."""
+    if not model_dir.is_dir():
+        write_model(shape, model_dir, gpu.device())
     with _updates(shape, model_dir, _in_bfloat16({})) as updates:
         updates.update()
         wall_s = gpu.timed(updates.update)
