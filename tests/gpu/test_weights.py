@@ -34,10 +34,7 @@ def test_published_bytes_are_the_parameters_in_the_published_dtype(model_dir: Pa
     with _trained(model_dir, learner={"dtype": dtype}) as (learner, accelerator):
         published = _publish(learner, model_dir, tmp_path, accelerator)
         expected = {name: tensor.to(getattr(torch, dtype)).cpu() for name, tensor in own_tensors(learner.model).items()}
-    assert published.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert published[name].dtype == tensor.dtype
-        assert torch.equal(_bits(published[name]), _bits(tensor)), name
+    _assert_same_bits(published, expected)
 
 
 def test_published_adapter_is_the_trained_one(model_dir: Path, tmp_path: Path):
@@ -45,9 +42,7 @@ def test_published_adapter_is_the_trained_one(model_dir: Path, tmp_path: Path):
         published = _publish(learner, model_dir, tmp_path, accelerator)
         state = learner.model.state_dict()
         expected = {file_name(n): t.bfloat16().cpu() for n, t in state.items() if ".lora_" in n}
-    assert published.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert torch.equal(_bits(published[name]), _bits(tensor)), name
+    _assert_same_bits(published, expected)
 
 
 def test_the_mock_generator_accepts_what_was_published(model_dir: Path, tmp_path: Path):
@@ -87,8 +82,7 @@ def test_a_resumed_learner_has_the_same_bits_and_makes_the_same_update(
         expected = _update(learner)
     with _new(model_dir, **config) as (resumed, _):
         resumed.load(tmp_path)
-        for name, tensor in _state(resumed).items():
-            assert torch.equal(_bits(tensor), _bits(state[name])), name
+        _assert_same_bits(_state(resumed), state)
         assert _update(resumed) == pytest.approx(expected, rel=AFTER_RESUME, abs=1e-5)
 
 
@@ -102,7 +96,7 @@ def test_a_resumed_learner_continues_bit_for_bit_with_deterministic_kernels(mode
         with _new(model_dir, **config) as (resumed, _):
             resumed.load(tmp_path)
             assert _update(resumed) == expected
-            assert all(torch.equal(_bits(tensor), _bits(state[name])) for name, tensor in _state(resumed).items())
+            _assert_same_bits(_state(resumed), state)
 
 
 @contextmanager
@@ -150,6 +144,13 @@ def _state(learner: Learner) -> dict[str, Tensor]:
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"{name}: {key}"] = value.detach().cpu().clone()
     return state
+
+
+def _assert_same_bits(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert got[name].dtype == tensor.dtype, name
+        assert torch.equal(_bits(got[name]), _bits(tensor)), name
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def _profile(shape: str, model_dir: Path) -> dict[str, object]:
     kernels = {
         event.key: event.self_device_time_total or event.self_cpu_time_total
         for event in profiler.key_averages()
-        if event.device_type == kind
+        if event.device_type == kind and not event.is_user_annotation  # these contain kernels
     }
     total = sum(kernels.values())
     largest = sorted(kernels, key=kernels.__getitem__, reverse=True)[:KERNELS]
