@@ -44,9 +44,9 @@ docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you 
 bench: setup  ## Measure performance and print ratios; never fails on a result
 	@for script in $(filter-out %/trainer.py %/trainer_update.py %/up.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
 
-bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
+bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 45 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py
-	$(BIN)/python tests/bench/trainer.py --profile
+	$(BIN)/python tests/bench/trainer.py --profile --shapes 32+512 --sides tandem trl
 
 reliability: setup  ## Cause faults in a run under Compose and write docs/reliability.md (ARGS="--hours 3 --fault-every-s 120")
 	$(BIN)/python tests/chaos/reliability.py $(ARGS)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 CACHED = 8
-"""A row's attention to a prompt that was computed once needs about 1/8 of the memory of computing it."""
+"""A row's copy of a prompt's keys and values needs about 1/8 of the memory of computing the prompt."""
 WORTHWHILE = 8
-"""Prompts are computed once if that saves at least 1/8 of the tokens. Each time costs a second call of the model."""
+"""Prompts are computed once if that saves at least 1/8 of the tokens. It costs a second call of the model."""
 SLACK = 16
 """Prompts are computed together if their lengths differ by at most 16 tokens, or by a quarter."""
 MOST = 4
@@ -72,12 +72,14 @@ class _Block:
         """Numbers of its rows."""
         return self._prompt_of
 
-    @property
-    def is_worthwhile(self) -> bool:
-        """Whether computing its prompts once saves enough tokens."""
-        tokens = sum(self._rows[row].end for row in self.rows)
-        saved = self._length * (len(self._prompt_of) - len(self._prompt_rows))
-        return saved * WORTHWHILE >= tokens
+    def is_worthwhile(self, max_tokens: int) -> bool:
+        """Whether computing its prompts once saves enough tokens, padding included."""
+        computed = self._length * len(self._prompt_rows)
+        for part in self.parts(max_tokens):
+            rest = max(map(self._longest, part.units)) - self._length
+            computed += len(part.prompts) * rest
+        unshared = sum(len(unit) * self._longest(unit) for unit in self._units)
+        return computed <= (1 - 1 / WORTHWHILE) * unshared
 
     def parts(self, max_tokens: int) -> Iterator[Part]:
         """Yield parts of at most `max_tokens` padded tokens, or of one unit, with units of similar length together."""
@@ -85,7 +87,7 @@ class _Block:
         picks: list[list[list[int]]] = [[]]
         size = 0
         for unit in sorted(self._units, key=self._longest):
-            if picks[-1] and self._tokens(unit, size) > budget:
+            if picks[-1] and (self._tokens(unit, size) > budget or self._is_longer(unit, picks[-1][0])):
                 picks.append([])
                 size = 0
             picks[-1].append(unit)
@@ -93,6 +95,11 @@ class _Block:
         for number, units in enumerate(picks):
             prompts = [self._prompt_of[row] for unit in units for row in unit]
             yield Part(units, self._length, self._prompt_rows, prompts, number == 0, number == len(picks) - 1)
+
+    def _is_longer(self, unit: list[int], shortest: list[int]) -> bool:
+        """Whether padding to the length of `unit` would cost more than another micro-batch with the same prompts."""
+        rest = self._longest(shortest) - self._length
+        return self._length > 0 and self._longest(unit) - self._length > 2 * rest + SLACK
 
     def _longest(self, unit: list[int]) -> int:
         return max(self._rows[row].end for row in unit)
@@ -110,7 +117,7 @@ def plan(rows: Sequence[TokenRow], units: list[list[int]], max_tokens: int, *, s
         shares_prompts: compute equal prompts once where that is worthwhile.
     """
     blocks = [*_blocks(rows, units, max_tokens)] if shares_prompts else []
-    worthwhile = [block for block in blocks if block.is_worthwhile]
+    worthwhile = [block for block in blocks if block.is_worthwhile(max_tokens)]
     sharing = {row for block in worthwhile for row in block.rows}
     if rest := [unit for unit in units if unit[0] not in sharing]:
         worthwhile.insert(0, _Block(rows, rest, length=0))
