@@ -47,9 +47,9 @@ bench: setup  ## Measure performance and print ratios; never fails on a result
 bench-gpu: setup  ## Measure updates and publishing on a GPU, with models of random weights (ARGS="--shapes 0.5B")
 	$(BIN)/python tests/bench/gpu.py $(ARGS)
 
-bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 20 minutes on 2 cores)
+bench-trainer: setup  ## Compare time and memory of one update with TRL (creates .venv-trl; 45 minutes on 2 cores)
 	$(BIN)/python tests/bench/trainer.py
-	$(BIN)/python tests/bench/trainer.py --profile
+	$(BIN)/python tests/bench/trainer.py --profile --shapes 32+512 --sides tandem trl
 
 reliability: setup  ## Cause faults in a run under Compose and write docs/reliability.md (ARGS="--hours 3 --fault-every-s 120")
 	$(BIN)/python tests/chaos/reliability.py $(ARGS)

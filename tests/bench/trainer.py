@@ -1,11 +1,14 @@
 """Measure time and peak memory of one update, relative to TRL 1.16's GRPOTrainer with the same model, batch and loss.
 
-    python tests/bench/trainer.py [--models small 135m] [--rounds 3] [--rows 8] [--tokens 512] [--ragged] [--profile]
+    python tests/bench/trainer.py [--models small 135m] [--rounds 3] [--rows 8] [--shapes 32+512 512+128] [--ragged]
+
+A shape is the number of tokens of the prompt and of each completion. All rows have the same prompt.
 
 TRL is installed into an environment of its own, with the trainer's locked dependencies. Its training loop runs
 unchanged, except that generation returns a fixed batch at once. An update is everything between `on_step_begin` and
 `on_step_end`. The side `trl` uses TRL's defaults: the batch in one micro-batch, with gradient checkpointing. The side
-`trl-cut` uses micro-batches of one row without checkpointing, as Tandem does here.
+`trl-cut` uses micro-batches of one row without checkpointing. The side `tandem-unshared` computes the prompt with each
+completion.
 
 Everything runs in float32 on the CPU, with loss `dapo`, beta 0 and AdamW. Each measurement has its own process, and the
 sides alternate. A result is the median of the rounds' ratios. Losses, gradient norms and entropies must agree.
@@ -14,6 +17,7 @@ sides alternate. A result is the median of the rounds' ratios. Losses, gradient 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -27,6 +31,7 @@ from trainer_update import Measured
 ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("trainer_update.py")
 TRL_PYTHON = ROOT / ".venv-trl/1.16.0/bin/python"
+SIDES = ("tandem", "tandem-unshared", "trl-cut", "trl")
 MODELS: dict[str, dict[str, int]] = {
     "small": {
         "vocab_size": 8192,
@@ -72,35 +77,35 @@ def measure(side: str, model_dir: Path, options: list[str]) -> Measured:
     return Measured(*json.loads(output.splitlines()[-1]))
 
 
-def compare(name: str, model_dir: Path, rounds: int, options: list[str]) -> None:
-    sides: dict[str, list[Measured]] = {"tandem": [], "trl": [], "trl-cut": []}
+def compare(name: str, model_dir: Path, rounds: int, sides: list[str], options: list[str]) -> None:
+    measured: dict[str, list[Measured]] = {side: [] for side in sides}
     for _ in range(rounds):
-        for side, measured in sides.items():
-            measured.append(measure(side, model_dir, options))
-            print(f"  {name} {side}: {measured[-1]._replace(values=[])}", file=sys.stderr)
-    expected = sides["trl"][0].values
+        for side in sides:
+            measured[side].append(measure(side, model_dir, options))
+            print(f"  {name} {side}: {measured[side][-1]._replace(values=[])}", file=sys.stderr)
+    expected = measured[sides[-1]][0].values
     for side in sides:
-        for ours, theirs in zip(sides[side][0].values, expected, strict=True):
+        for ours, theirs in zip(measured[side][0].values, expected, strict=True):
             assert all(abs(a - b) <= 1e-4 * max(1, abs(b)) for a, b in zip(ours, theirs, strict=True)), (
-                f"{side} has loss, gradient norm, entropy {ours}; trl has {theirs}"
+                f"{side} has loss, gradient norm, entropy {ours}; {sides[-1]} has {theirs}"
             )
     print(f"{name}: {' '.join(options)}; the same losses, gradient norms and entropies")
-    for side, measured in sides.items():
-        median = {f: statistics.median(getattr(m, f) for m in measured) for f in Measured._fields[:4]}
+    for side in sides:
+        median = {f: statistics.median(getattr(m, f) for m in measured[side]) for f in Measured._fields[:4]}
         print(
-            "  {:8} {seconds:6.2f} s per update, {cpu_seconds:6.2f} s of CPU; peak {peak_mb:5.0f} MB, "
+            "  {:15} {seconds:6.2f} s per update, {cpu_seconds:6.2f} s of CPU; peak {peak_mb:5.0f} MB, "
             "{added_mb:5.0f} MB above the loaded model".format(side, **median)
         )
-    for side in ("trl", "trl-cut"):
+    for side in sides[1:]:
         ratios = {
             field: statistics.median(
-                getattr(a, field) / getattr(b, field) for a, b in zip(sides["tandem"], sides[side], strict=True)
+                getattr(a, field) / getattr(b, field) for a, b in zip(measured[sides[0]], measured[side], strict=True)
             )
             for field in Measured._fields[:4]
         }
         print(
-            "  tandem ÷ {}: time {seconds:.2f}, CPU time {cpu_seconds:.2f}, peak memory {peak_mb:.2f}, "
-            "memory above the loaded model {added_mb:.2f}".format(side, **ratios)
+            "  {} ÷ {}: time {seconds:.2f}, CPU time {cpu_seconds:.2f}, peak memory {peak_mb:.2f}, "
+            "memory above the loaded model {added_mb:.2f}".format(sides[0], side, **ratios)
         )
 
 
@@ -109,23 +114,26 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--shapes", nargs="+", default=["32+512", "256+128", "512+128"], help="prompt + completion")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--threads", type=int, default=1, help="torch's threads; use few on a busy machine")
     parser.add_argument("--ragged", action="store_true", help="completions of different lengths")
     parser.add_argument("--learner", default="{}", help="trainer.learner of the configuration, as JSON")
     parser.add_argument("--profile", action="store_true", help="print the time per operator instead")
     args = parser.parse_args()
     subprocess.run([ROOT / "scripts/trl_environments"], check=True)
-    numbers = {"rows": args.rows, "tokens": args.tokens, "threads": args.threads, "learner": args.learner}
-    options = [*(f"--{name}={number}" for name, number in numbers.items()), *["--ragged"] * args.ragged]
     with tempfile.TemporaryDirectory() as folder:
-        for name in args.models:
+        for name, shape in itertools.product(args.models, args.shapes):
             model_dir = make_model(name, Path(folder))
+            prompt, tokens = shape.split("+")
+            numbers = {"rows": args.rows, "prompt": prompt, "tokens": tokens, "threads": args.threads}
+            options = [*(f"--{key}={number}" for key, number in numbers.items()), f"--learner={args.learner}"]
+            options += ["--ragged"] * args.ragged
             if args.profile:
-                for side in ("tandem", "trl"):
+                for side in args.sides:
                     measure(side, model_dir, [*options, "--profile"])
             else:
-                compare(name, model_dir, args.rounds, options)
+                compare(name, model_dir, args.rounds, args.sides, options)
 
 
 if __name__ == "__main__":

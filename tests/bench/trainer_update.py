@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PROMPT_LENGTH = 32
 LEARNING_RATE = 1e-5
 WARM_UP, MEASURED = 1, 1
 
@@ -35,13 +34,17 @@ class Measured(NamedTuple):
     """Loss, gradient norm and mean entropy of each update."""
 
 
-def make_rows(rows: int, tokens: int, *, ragged: bool) -> list[Row]:
-    """Return random rows of `tokens` completion tokens. If `ragged`, all but the first have tokens/8 to `tokens`."""
+def make_rows(rows: int, tokens: int, prompt: int, *, ragged: bool) -> list[Row]:
+    """Return a group: the same prompt of `prompt` random tokens in each row, with `tokens` random completion tokens.
+
+    If `ragged`, all completions but the first have tokens/8 to `tokens`.
+    """
     rng = random.Random(0)
     vocabulary = range(3, 8192)
+    prompt_ids = rng.choices(vocabulary, k=prompt)
     return [
         Row(
-            rng.choices(vocabulary, k=PROMPT_LENGTH),
+            prompt_ids,
             rng.choices(vocabulary, k=rng.randint(tokens // 8, tokens) if ragged and row else tokens),
             rng.gauss(0, 1),
         )
@@ -75,7 +78,7 @@ class Stopwatch:
         return Measured(statistics.median(wall), statistics.median(cpu), peak_mb, peak_mb - self._before_mb, values)
 
 
-def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> Measured:
+def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: dict[str, Any]) -> Measured:
     from accelerate import Accelerator
     from transformers import AutoTokenizer
 
@@ -94,7 +97,7 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: str) -> 
             "rewards": [{"function": "rewards:r"}],
             "optim": {"learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant"},
             "grpo": {"importance_sampling": "none"},  # TRL's behaviour without vLLM
-            "learner": json.loads(learner),
+            "learner": learner,
         }
     )
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -194,8 +197,9 @@ def run_trl(model_dir: Path, rows: list[Row], updates: int, *, cut: bool) -> Mea
 
 def run_side(side: str, model_dir: Path, rows: list[Row], learner: str) -> Measured:
     updates = WARM_UP + MEASURED
-    if side == "tandem":
-        return run_tandem(model_dir, rows, updates, learner)
+    if side.startswith("tandem"):
+        options = json.loads(learner) | ({"shared_prompts": "never"} if side == "tandem-unshared" else {})
+        return run_tandem(model_dir, rows, updates, options)
     return run_trl(model_dir, rows, updates, cut=side == "trl-cut")
 
 
@@ -216,10 +220,11 @@ def run_profiled(side: str, *arguments: Any) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--side", choices=("tandem", "trl", "trl-cut"), required=True)
+    parser.add_argument("--side", choices=("tandem", "tandem-unshared", "trl", "trl-cut"), required=True)
     parser.add_argument("--model-dir", type=Path, required=True)
     parser.add_argument("--rows", type=int, required=True)
     parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--prompt", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--learner", required=True)
     parser.add_argument("--ragged", action="store_true")
@@ -228,7 +233,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    rows = make_rows(args.rows, args.tokens, ragged=args.ragged)
+    rows = make_rows(args.rows, args.tokens, args.prompt, ragged=args.ragged)
     if args.profile:
         run_profiled(args.side, args.model_dir, rows, args.learner)
     else:

@@ -138,9 +138,9 @@ def test_batch_is_split_into_micro_batches_by_default(model_dir: Path):
     learner.model.base_model.register_forward_pre_hook(
         lambda _module, _args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
     )
-    groups = [scored([4] * 60, [completion([5 + i] * 60) for i in range(10)], [float(i) for i in range(10)])]
+    groups = [scored([4] * 60, [completion([5 + i] * 60) for i in range(20)], [float(i) for i in range(20)])]
     learner.update(algorithm.make_batch(groups), algorithm)
-    assert seen == [8 * 120, 2 * 120]
+    assert seen == [60, 14 * 60, 6 * 60], "the prompt once, then completions with a part of it, 1024 in all"
 
 
 def test_adamw_8bit_without_bitsandbytes_is_refused(model_dir: Path, monkeypatch: pytest.MonkeyPatch):

@@ -72,7 +72,7 @@ OTHER: dict[str, Any] = {
         },
         "learner": {
             "dtype": "bfloat16", "parallelism": "fsdp2", "max_tokens_per_micro_batch": 64, "logprob_chunk_size": 8,
-            "gradient_checkpointing": True, "compile": True,
+            "gradient_checkpointing": True, "compile": True, "shared_prompts": "never",
         },
         "lora": {"r": 4, "alpha": 1.0, "target_modules": ["q_proj"]},
         "checkpoint": {"every_steps": 1, "keep": 5, "keep_best": True},

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from tandem_protocol.messages import VersionSpan
 from tandem_protocol.version import Version
 from tandem_rollout.trajectory import NOT_SAMPLED, Span, Trajectory
 from tandem_rollout.trajectory import Sequence as TokenSequence
+
+from .micro_batches import Part, TokenRow, plan
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,21 @@ def rows_of(trajectory: Trajectory, advantage: float, *, in_loss: bool = True, u
     ]
 
 
+class SharedPrompts(NamedTuple):
+    """Prompts that are computed once for all rows that begin with them. P: prompts. L: tokens of each prompt."""
+
+    token_ids_PL: Tensor
+    prompt_B: Tensor
+    """For each row, the number of its prompt: its first L tokens are `token_ids_PL[prompt_B]`."""
+    is_first: bool
+    """Whether this is the first of the micro-batches with these prompts, which follow each other."""
+    is_last: bool
+    """Whether this is the last of them."""
+
+
+ModelInputs = tuple[Tensor, Tensor, Tensor, SharedPrompts | None]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Right-padded tensors of B rows.
@@ -101,6 +119,8 @@ class Batch:
     """Consecutive numbers from 0. Rows with the same number share a micro-batch."""
     trajectory_total: int
     token_total: int
+    shared: SharedPrompts | None = None
+    """None: the prompt of each row is computed with the row."""
 
     @property
     def num_units(self) -> int:
@@ -113,32 +133,27 @@ class Batch:
         return bool((self.mask_BT.any(1) & (self.advantages_B != 0)).any())
 
     @property
-    def model_inputs(self) -> tuple[Tensor, Tensor, Tensor]:
+    def model_inputs(self) -> ModelInputs:
         """Arguments for a call of `TokenLogprobs`."""
-        return self.token_ids_BS, self.starts_B, self.sampled_mask_BT
+        return self.token_ids_BS, self.starts_B, self.sampled_mask_BT, self.shared
 
     def to(self, device: torch.device) -> Batch:
         """Return a copy with all tensors on `device`."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Batch(**{**vars(self), **tensors})
 
-    def micro_batches(self, max_tokens: int) -> Iterator[Batch]:
+    def micro_batches(self, max_tokens: int, *, shares_prompts: bool = False) -> Iterator[Batch]:
         """Split into micro-batches of at most `max_tokens` padded tokens, with units of similar length together.
 
         A unit longer than `max_tokens` gets its own micro-batch.
+
+        Args:
+            shares_prompts: compute equal prompts once, where that is worthwhile.
         """
-        units = self._units()
-        ends = self.ends_B.tolist()
-        lengths = [max(ends[row] for row in rows) for rows in units]
-        picked: list[list[int]] = []
-        size = 0
-        for unit in sorted(range(len(units)), key=lengths.__getitem__):
-            if picked and lengths[unit] * (size + len(units[unit])) > max_tokens:
-                yield self._select(picked)
-                picked, size = [], 0
-            picked.append(units[unit])
-            size += len(units[unit])
-        yield self._select(picked)
+        values = zip(self.token_ids_BS.tolist(), self.starts_B.tolist(), self.ends_B.tolist(), strict=True)
+        rows = [TokenRow(*of_row) for of_row in values]
+        for part in plan(rows, self._units(), max_tokens, shares_prompts=shares_prompts):
+            yield replace(self._select(part.units), shared=self._shared(part))
 
     def weightless(self) -> Batch:
         """Return a small batch with a loss of 0.
@@ -154,6 +169,16 @@ class Batch:
         for row, unit in enumerate(self.unit_B.tolist()):
             units[unit].append(row)
         return units
+
+    def _shared(self, part: Part) -> SharedPrompts | None:
+        if not part.length:
+            return None
+        return SharedPrompts(
+            token_ids_PL=self.token_ids_BS[part.prompt_rows, : part.length],
+            prompt_B=torch.tensor(part.prompts, device=self.token_ids_BS.device),
+            is_first=part.is_first,
+            is_last=part.is_last,
+        )
 
     def _select(self, units: list[list[int]]) -> Batch:
         """The rows of these units, without the padding that they do not need."""

@@ -69,6 +69,8 @@ def load_project(
         learner.rehearse(resumes=run.resumes)
         ours = fingerprint_of(learner.model, model_dir(shared.model, shared.revision))
     run.journal.progress(inputs.describe(settings))
+    if learner.unshared_because:
+        run.journal.progress(f"The prompt of each completion is computed again: {learner.unshared_because}.")
     reader = CompletionReader(inputs.tokenizer)
     return LoadedProject(
         inputs.scorer, reader, inputs.rows, inputs.eval_rows, inputs.episodes, algorithm, learner, ours

@@ -197,6 +197,10 @@ class LearnerConfig(Section):
     logprob_chunk_size: int = Field(1024, ge=1)
     """Number of tokens whose logits are in memory at the same time. Lower it if memory runs out and the vocabulary is
     large."""
+    shared_prompts: Literal["auto", "never"] = "auto"
+    """`auto`: compute a prompt once for all completions that begin with it, where that saves at least an eighth of the
+    tokens. Not with `gradient_checkpointing` or `fsdp2`, nor with models that compute something else then; the log says
+    so. `never`: compute it with each completion."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them. This saves memory and takes up to a third
     more time. Lower `max_tokens_per_micro_batch` first: that costs less, until it is the length of one row."""

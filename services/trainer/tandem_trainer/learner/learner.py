@@ -35,6 +35,7 @@ from .optimizer import Schedule, make_optimizer
 from .parallel import is_sharded, prepare_policy
 from .positions import fix_positions
 from .saving import Saver
+from .shared_prompts import why_unshared
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
 
 
@@ -69,6 +70,8 @@ class Learner:
         if not self._gets_weights_from_rank_0:
             check_logprobs(policy)
             check_causal(policy)
+        self.unshared_because = why_unshared(policy, config.learner, is_sharded=self._is_sharded)
+        """Why prompts are computed once per row. None: once for all rows that begin with them."""
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # batches have different lengths
         self._policy = prepare_policy(policy, config.learner, accelerator)
@@ -134,7 +137,7 @@ class Learner:
         """Split the batch into micro-batches. With sharded parameters, every rank gets the same number of them."""
         device = self._accelerator.device
         max_tokens = self._config.learner.max_tokens_per_micro_batch or default_max_tokens(device)
-        micro_batches = list(batch.to(device).micro_batches(max_tokens))
+        micro_batches = list(batch.to(device).micro_batches(max_tokens, shares_prompts=self.unshared_because is None))
         if self._is_sharded:
             most = max(gather_object([len(micro_batches)]))
             micro_batches += [micro_batches[0].weightless()] * (most - len(micro_batches))

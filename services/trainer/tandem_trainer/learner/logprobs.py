@@ -17,7 +17,9 @@ from transformers import PreTrainedModel
 
 from tandem_rollout.errors import UserError
 
+from ..batch import SharedPrompts
 from .heads import Head, body
+from .prompt_cache import PromptCache
 
 BLOCK = 2**22
 """Number of logits that one softmax computes with, which limits the temporary memory that it needs."""
@@ -37,20 +39,26 @@ class TokenLogprobs(nn.Module):
         self.temperature = temperature
         self.head = Head.of(model.config)
         self._chunk_size = chunk_size
+        self._prompts: dict[bool, PromptCache] = {}
+        """The prompts of the current micro-batches, computed with gradients (True) or without (False)."""
 
-    def forward(self, token_ids_BS: Tensor, starts_B: Tensor, sampled_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, token_ids_BS: Tensor, starts_B: Tensor, sampled_mask_BT: Tensor, shared: SharedPrompts | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return logprobs and entropies of the sampled tokens: [B, T] each, 0 where `sampled_mask_BT` is False.
 
-        T begins at position `starts_B` of the row, at least 1.
+        T begins at position `starts_B` of the row, at least 1. If prompts are shared, the micro-batches with the same
+        prompts have to follow each other, and each but the last needs its backward pass before the next one.
 
         To save memory, logits exist for only `chunk_size` tokens at a time. The backward pass uses the probabilities of
         the last chunk, which are kept, and computes the other chunks again.
         """
-        # No attention mask is needed: padding is on the right, where a causal model cannot see it.
-        hidden_BSH = body(self.model)(input_ids=token_ids_BS, use_cache=False).last_hidden_state
+        hidden_BSH = self._hidden(token_ids_BS, shared)
         rows_N, offsets_N = sampled_mask_BT.nonzero(as_tuple=True)
         positions_N = starts_B[rows_N] + offsets_N
-        hidden_NH = hidden_BSH[rows_N, positions_N - 1]
+        # The last token is the last one of both, although the hidden states may lack those of a prompt.
+        missing = token_ids_BS.shape[1] - hidden_BSH.shape[1]
+        hidden_NH = hidden_BSH[rows_N, positions_N - 1 - missing]
         targets_N = token_ids_BS[rows_N, positions_N]
         *recomputed, last = zip(
             torch.split(hidden_NH, self._chunk_size), torch.split(targets_N, self._chunk_size), strict=True
@@ -61,6 +69,21 @@ class TokenLogprobs(nn.Module):
         where = (rows_N, offsets_N)
         zeros_BT = logprobs_N.new_zeros(sampled_mask_BT.shape)
         return zeros_BT.index_put(where, logprobs_N), zeros_BT.index_put(where, entropies_N)
+
+    def _hidden(self, token_ids_BS: Tensor, shared: SharedPrompts | None) -> Tensor:
+        """Return the hidden states of the rows [B, S, H], or only from the last token of the shared prompts on."""
+        # No attention mask is needed: padding is on the right, where a causal model cannot see it.
+        model = body(self.model)
+        if shared is None:
+            return model(input_ids=token_ids_BS, use_cache=False).last_hidden_state  # type: ignore[no-any-return]  # calling a module returns Any
+        has_gradients = torch.is_grad_enabled()
+        if shared.is_first:
+            self._prompts[has_gradients] = PromptCache(self.model, shared.token_ids_PL)
+        prompts = self._prompts.pop(has_gradients) if shared.is_last else self._prompts[has_gradients]
+        last_B1H, cache = prompts.of_rows(shared.prompt_B, is_last=shared.is_last)
+        rest_BS = token_ids_BS[:, shared.token_ids_PL.shape[1] :]
+        rest_BSH = model(input_ids=rest_BS, past_key_values=cache, use_cache=True).last_hidden_state
+        return torch.cat([last_B1H, rest_BSH], 1)
 
     def _chunk(self, hidden_CH: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor]:
         logits_CV = self.model.get_output_embeddings()(hidden_CH).float()

@@ -1,0 +1,104 @@
+"""Decide whether the learner computes a prompt once for several rows, and check that this changes nothing.
+
+Tensor names end in their shape: B rows, S all tokens of a row, T its tokens behind the prompt, H hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tandem_protocol.config.learning import LearnerConfig
+from tandem_protocol.problems import one_line
+
+from ..batch import SharedPrompts
+from .logprobs import TokenLogprobs
+
+TOLERANCE = 1e-3
+"""Largest difference of logprobs in nats, and of gradients relative to the largest one, that rounding explains."""
+PROMPT, REST = 8, 8
+"""Tokens of a short prompt, and of a short rest of a row."""
+WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+"""Keys of a model's configuration for the number of tokens that the attention of a layer sees."""
+
+
+def why_unshared(policy: TokenLogprobs, config: LearnerConfig, *, is_sharded: bool) -> str | None:
+    """Return why each row has to compute its own prompt, or None if prompts can be computed once."""
+    if config.shared_prompts == "never":
+        return "trainer.learner.shared_prompts is never"
+    if config.gradient_checkpointing:
+        return "with trainer.learner.gradient_checkpointing, transformers ignores the cache that has the prompt"
+    if is_sharded:
+        return "with trainer.learner.parallelism: fsdp2, all processes have to call the model equally often"
+    return difference_when_shared(policy)
+
+
+def difference_when_shared(policy: TokenLogprobs) -> str | None:
+    """Compare rows that share a prompt with the same rows on their own: their logprobs and gradients.
+
+    Rows longer than a sliding window are compared too, with a short and with a long prompt.
+
+    Returns:
+        What differs, or why the model cannot share prompts. None if nothing differs.
+    """
+    name = type(policy.model).__name__
+    window = _window(policy)
+    cases = [(2, PROMPT, REST)]
+    if window:
+        cases += [(1, PROMPT, window + REST), (1, window + PROMPT, REST)]
+    try:
+        for rows, prompt, rest in cases:
+            difference = _difference(policy, rows, prompt, rest)
+            if not difference <= TOLERANCE:  # NaN too
+                return f"logprobs or gradients of {name} would differ by {difference:.2g}"
+    except Exception as error:  # the model's own code may raise anything
+        return f"{name} cannot compute a row that begins in a cache: {one_line(error)}"
+    return None
+
+
+def _window(policy: TokenLogprobs) -> int | None:
+    """The longest sliding window, in tokens. None if there is none that a row can be longer than."""
+    config = policy.model.config.get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None) or float("inf")
+    sizes = [size for name in WINDOWS if isinstance(size := getattr(config, name, None), int) and 0 < size < longest]
+    return max(sizes, default=None)
+
+
+def _difference(policy: TokenLogprobs, rows: int, prompt: int, rest: int) -> float:
+    """Compare the rows of one group."""
+    device = policy.model.device
+    vocabulary = policy.model.get_input_embeddings().num_embeddings
+    position_S = torch.arange(prompt + rest, device=device)
+    row_B1 = torch.arange(rows, device=device)[:, None]
+    token_ids_BS = (position_S + row_B1 * (position_S >= prompt)) % vocabulary
+    prompt_B = torch.zeros_like(row_B1[:, 0])
+    shared = SharedPrompts(token_ids_BS[:1, :prompt], prompt_B, is_first=True, is_last=True)
+    own_BT, own_SH = _computed(policy, token_ids_BS, prompt, None)
+    shared_BT, shared_SH = _computed(policy, token_ids_BS, prompt, shared)
+    of_logprobs = (shared_BT - own_BT).abs().max()
+    of_gradients = (shared_SH - own_SH).abs().max() / own_SH.abs().max()
+    return max(of_logprobs.item(), of_gradients.item())
+
+
+def _computed(
+    policy: TokenLogprobs, token_ids_BS: Tensor, prompt: int, shared: SharedPrompts | None
+) -> tuple[Tensor, Tensor]:
+    """Return the logprobs behind the prompt [B, T], and the gradients of the embedded tokens [S, H], summed over B.
+
+    Gradients of the parameters are not computed, because they need as much memory as the model.
+    """
+    embedded: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        embedded.append(output.requires_grad_())
+
+    hook = policy.model.get_input_embeddings().register_forward_hook(keep)
+    try:
+        with torch.enable_grad():
+            starts_B = torch.full_like(token_ids_BS[:, 0], prompt)
+            logprobs_BT, _ = policy(token_ids_BS, starts_B, torch.ones_like(token_ids_BS[:, prompt:]).bool(), shared)
+            weights_BT = torch.arange(1, logprobs_BT.numel() + 1, device=logprobs_BT.device).sin().view_as(logprobs_BT)
+            gradients = torch.autograd.grad((weights_BT * logprobs_BT).sum(), embedded)
+    finally:
+        hook.remove()
+    return logprobs_BT.detach(), torch.cat([gradient.sum(0) for gradient in gradients])

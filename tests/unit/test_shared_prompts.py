@@ -1,0 +1,233 @@
+"""An update that computes a group's prompt once equals one that computes it with each completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from support.architectures import tiny_config, tiny_model
+from support.models import make_tiny_model, make_tokenizer
+from support.rollouts import completion, scored, sequence, trajectory
+from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import TrainerConfig
+from tandem_rollout.trajectory import Group
+from tandem_trainer.algorithms.base import Algorithm
+from tandem_trainer.algorithms.grpo import Grpo
+from tandem_trainer.algorithms.online_dpo import OnlineDpo
+from tandem_trainer.batch import Batch, pad, rows_of
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.learner.logprobs import TokenLogprobs
+from tandem_trainer.learner.model import checkpoint_gradients
+from tandem_trainer.learner.prompt_cache import PromptCache
+from tandem_trainer.learner.shared_prompts import difference_when_shared
+
+WINDOW = 16
+"""Sliding window of the tiny models that have one."""
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {}, "qwen2": {}, "qwen3": {}, "gpt_neox": {}, "phi3": {}, "falcon": {"alibi": True}, "bloom": {},
+    "opt": {}, "gpt2": {}, "qwen3_moe": {"sliding_window": None}, "gemma3_text": {}, "mistral": {},
+}  # fmt: skip
+GROUPS = {40: [25, 3, 40, 11], 30: [1, 30, 7, 7], 6: [5, 2, 45, 9]}
+"""Length of a prompt → those of its completions. Prompts and rows are shorter and longer than a window."""
+
+
+def _tokens(size: int, seed: int) -> list[int]:
+    return torch.randint(3, 64, (size,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _groups() -> list[Group]:
+    return [
+        scored(
+            _tokens(prompt, prompt),
+            [completion(_tokens(size, prompt + number)) for number, size in enumerate(sizes, 1)],
+            [(number * 0.7) % 1.1 for number in range(len(sizes))],
+        )
+        for prompt, sizes in GROUPS.items()
+    ]
+
+
+class _Update(NamedTuple):
+    loss: float
+    logprobs_BT: Tensor
+    entropy_BT: Tensor
+    gradients: dict[str, Tensor]
+
+
+def _model(family: str) -> PreTrainedModel:
+    model = tiny_model(tiny_config(family, **ARCHITECTURES[family])).eval()
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(0.2)  # logits so small that their rounding is below 1e-6
+    return model
+
+
+def _update(model: PreTrainedModel, batch: Batch, max_tokens: int, *, shares_prompts: bool) -> _Update:
+    """Compute a loss of all tokens in micro-batches. Rows are found again by their advantages."""
+    policy = TokenLogprobs(model, temperature=0.8, chunk_size=50)
+    rows = {advantage: row for row, advantage in enumerate(batch.advantages_B.tolist())}
+    found_2BT = torch.zeros(2, *batch.mask_BT.shape)
+    total = 0.0
+    model.zero_grad()
+    for micro_batch in batch.micro_batches(max_tokens, shares_prompts=shares_prompts):
+        both = torch.stack(policy(*micro_batch.model_inputs))
+        loss = (both[0] * micro_batch.mask_BT * micro_batch.advantages_B[:, None]).sum() / batch.token_total
+        loss.backward()
+        total += loss.item()
+        numbers = [rows[advantage] for advantage in micro_batch.advantages_B.tolist()]
+        found_2BT[:, numbers, : both.shape[2]] = both.detach()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return _Update(total, *found_2BT, gradients)
+
+
+def _batch() -> Batch:
+    trajectories = [one for group in _groups() for one in group.trajectories]
+    rows = [row for number, one in enumerate(trajectories) for row in rows_of(one, (number - 4.5) / 3, in_loss=True)]
+    return pad(rows, trajectory_total=len(rows), token_total=sum(one.num_sampled for one in trajectories))
+
+
+@contextmanager
+def _computed_tokens(model: PreTrainedModel) -> Iterator[list[int]]:
+    """Number of tokens in each call of the model within the block."""
+    seen: list[int] = []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel()))
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize("max_tokens", [60, 1000])
+@pytest.mark.parametrize("family", ARCHITECTURES)
+def test_same_loss_gradients_logprobs_and_entropies(family: str, max_tokens: int):
+    model = _model(family)
+    with _computed_tokens(model) as tokens:
+        expected = _update(model, _batch(), 1000, shares_prompts=False)
+    with _computed_tokens(model) as fewer:
+        got = _update(model, _batch(), max_tokens, shares_prompts=True)
+    assert sum(fewer) < 0.8 * sum(tokens)
+    assert got.loss == pytest.approx(expected.loss, abs=1e-6)
+    torch.testing.assert_close(got.logprobs_BT, expected.logprobs_BT, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(got.entropy_BT, expected.entropy_BT, atol=1e-6, rtol=1e-6)
+    assert got.gradients.keys() == expected.gradients.keys()
+    for name, gradient in expected.gradients.items():
+        torch.testing.assert_close(got.gradients[name], gradient, atol=1e-6, rtol=1e-6, msg=name)
+    assert difference_when_shared(TokenLogprobs(model, temperature=0.8, chunk_size=50)) is None
+
+
+def _config(**trainer: Any) -> TrainerConfig:
+    given: dict[str, Any] = {"max_steps": 10, "rewards": [{"function": "rewards:r"}], "optim": {"learning_rate": 0.01}}
+    return TrainerConfig.model_validate(given | trainer)
+
+
+def _learner(model_dir: Path, **trainer: Any) -> Learner:
+    torch.manual_seed(0)  # for the adapter
+    shared = SharedConfig(model=str(model_dir))
+    return Learner(shared, _config(**trainer), make_tokenizer(), Accelerator(cpu=True), needs_reference=True)
+
+
+def _in_turns() -> Group:
+    """Episodes of two turns, of which some have a second sequence with another prompt."""
+    prompt, tool = _tokens(20, 1), _tokens(4, 2)
+    turns = [sequence([(prompt, _tokens(3 + i, i)), (tool, _tokens(5, 9 + i))]) for i in range(4)]
+    again = [sequence([(_tokens(15, 50), _tokens(6, 60 + i))]) for i in range(2)]
+    parts = [[turns[0]], [turns[1], again[0]], [turns[2], again[1]], [turns[3]]]
+    return Group(row=0, trajectories=tuple(trajectory(one, float(i % 3)) for i, one in enumerate(parts)))
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "grpo": {},
+    "reference, optimizer steps and entropies": {
+        "grpo": {"beta": 0.1, "num_iterations": 2, "epsilon_high": 1.5, "top_entropy_quantile": 0.5}
+    },
+    "lora": {"lora": {"r": 4}, "grpo": {"beta": 0.1}},
+    "online_dpo": {"algorithm": "online_dpo", "rollout": {"num_generations": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"), initializer_range=0.2)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_same_update(model_dir: Path, options: dict[str, Any]):
+    config = _config(**options)
+    algorithm: Algorithm = Grpo(config) if config.algorithm == "grpo" else OnlineDpo(config)
+    groups = [*_groups(), _in_turns()]
+    if config.algorithm == "online_dpo":
+        groups = [group.model_copy(update={"trajectories": group.trajectories[1:3]}) for group in groups]
+
+    def learned(shared_prompts: str) -> tuple[dict[str, float], Tensor, int]:
+        split = {"max_tokens_per_micro_batch": 60, "shared_prompts": shared_prompts}
+        learner = _learner(model_dir, learner=split, **options)
+        with _computed_tokens(learner.model) as tokens:
+            stats = [learner.update(algorithm.make_batch(groups), algorithm) for _ in range(2)][-1]
+        parameters = torch.cat([p.detach().flatten() for p in learner.model.parameters() if p.requires_grad])
+        return stats, parameters, sum(tokens)
+
+    expected, their_parameters, their_tokens = learned("never")
+    got, parameters, tokens = learned("auto")
+    assert tokens < 0.9 * their_tokens
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    # AdamW divides by the gradient's size, which amplifies rounding of tiny gradients.
+    assert (parameters - their_parameters).abs().mean() < 1e-5
+
+
+def test_gradient_checkpointing_computes_each_row_on_its_own(model_dir: Path):
+    learner = _learner(model_dir, learner={"gradient_checkpointing": True})
+    assert "gradient_checkpointing" in (learner.unshared_because or "")
+    algorithm = Grpo(_config())
+    with _computed_tokens(learner.model) as tokens:
+        learner.update(algorithm.make_batch(_groups()), algorithm)
+    assert min(tokens) >= min(prompt + min(sizes) for prompt, sizes in GROUPS.items()), "no call has only a prompt"
+
+
+def test_a_model_that_ignores_the_cache_is_noticed():
+    """transformers does that, with a warning, if gradients are checkpointed."""
+    model = _model("llama")
+    checkpoint_gradients(model)
+    assert difference_when_shared(TokenLogprobs(model, temperature=1.0, chunk_size=50)) is not None
+
+
+def test_a_cache_without_gradients_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    of_rows = PromptCache.of_rows
+
+    def without_gradients(self: PromptCache, prompt_B: Tensor, *, is_last: bool) -> tuple[Tensor, DynamicCache]:
+        hidden_B1H, cache = of_rows(self, prompt_B, is_last=is_last)
+        for layer in cache.layers:
+            layer.keys = layer.keys.detach()
+        return hidden_B1H, cache
+
+    monkeypatch.setattr(PromptCache, "of_rows", without_gradients)
+    policy = TokenLogprobs(_model("llama"), temperature=1.0, chunk_size=50)
+    assert "would differ by" in (difference_when_shared(policy) or "")
+
+
+def test_a_wrong_sliding_window_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(DynamicSlidingWindowLayer, "get_mask_sizes", DynamicLayer.get_mask_sizes)
+    policy = TokenLogprobs(_model("mistral"), temperature=1.0, chunk_size=50)
+    assert difference_when_shared(policy) is not None
+
+
+def test_a_model_with_the_state_of_a_recurrent_layer_is_refused():
+    policy = TokenLogprobs(tiny_model(tiny_config("mamba")).eval(), temperature=1.0, chunk_size=50)
+    assert "LinearAttentionLayer" in (difference_when_shared(policy) or "")
+
+
+def test_bfloat16_rounds_as_much_as_without_sharing():
+    model = _model("llama")
+    exact = _update(model, _batch(), 60, shares_prompts=False)
+
+    def error(*, shares_prompts: bool) -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = _update(model, _batch(), 60, shares_prompts=shares_prompts)
+        return sum(float((rounded.gradients[name] - exact.gradients[name]).square().sum()) for name in exact.gradients)
+
+    assert 0 < error(shares_prompts=True) < 1.5 * error(shares_prompts=False)
