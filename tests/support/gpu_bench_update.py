@@ -27,6 +27,7 @@ USABLE = 0.92
 """Share of the card's memory that a case may need according to `tandem doctor`. Larger cases are skipped."""
 OPTIONS: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "each row computes its prompt": {"learner": {"shared_prompts": "never"}},
     "gradient checkpointing": {"learner": {"gradient_checkpointing": True}},
     "LoRA r=16": {"lora": {"r": 16}},
     "4096 tokens per micro-batch": {"learner": {"max_tokens_per_micro_batch": 4096}},
@@ -56,6 +57,7 @@ class _Updates(NamedTuple):
     update: Callable[[], object]
     tokens: int
     rows: int
+    unshared_because: str | None
 
 
 @contextmanager
@@ -74,7 +76,7 @@ def _updates(shape: str, model_dir: Path, options: dict[str, Any]) -> Iterator[_
         learner = learner_of(model_dir, config, accelerator)
         batch = algorithm.make_batch(groups)
         rows, length = batch.token_ids_BS.shape
-        yield _Updates(lambda: learner.update(batch, algorithm), rows * length, rows)
+        yield _Updates(lambda: learner.update(batch, algorithm), rows * length, rows, learner.unshared_because)
 
 
 def _in_bfloat16(options: dict[str, Any]) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def _measure(shape: str, model_dir: Path, options: dict[str, Any]) -> dict[str, 
         return {"skipped": f"needs {estimate / 2**30:.0f} GiB, and the card has {memory / 2**30:.0f} GiB"}
     with _updates(shape, model_dir, options) as updates:
         seconds = [gpu.timed(updates.update) for _ in range(WARM_UP + MEASURED)]
+        unshared_because = updates.unshared_because
     update_s = statistics.median(seconds[WARM_UP:])
     tflops = update_flops(shape_of(shape), rows=updates.rows, lora="lora" in options) / update_s / 1e12
     card = gpu.peak_tflops()
@@ -102,6 +105,7 @@ def _measure(shape: str, model_dir: Path, options: dict[str, Any]) -> dict[str, 
         "MFU": tflops / card if card else None,
         "peak_GiB": gpu.peak_bytes() / 2**30,
         "peak_per_doctors_estimate": gpu.peak_bytes() / estimate,
+        "prompts": unshared_because or "shared",
     }
 
 
