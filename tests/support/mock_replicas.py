@@ -17,23 +17,34 @@ from tandem_protocol.config.generator import FaultsConfig, GeneratorConfig
 from tandem_protocol.errors import TandemError
 from tandem_protocol.store import WeightStore
 
-MAX_MODEL_LEN = 256
+NO_FAULTS = FaultsConfig()
 
 
 class Replica:
     """A generator on a port of its own. All methods are called in one event loop."""
 
-    def __init__(self, port: int, store: WeightStore, faults: FaultsConfig, seed: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        store: WeightStore,
+        faults: FaultsConfig = NO_FAULTS,
+        seed: int = 0,
+        *,
+        model: str = "",
+        max_model_len: int | None = None,
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self._port = port
+        self.port = port
         self._store = store
         self._faults = faults
         self._chance = random.Random(seed)
+        self._model = model
+        self._max_model_len = max_model_len
 
     async def start(self) -> None:
         """Start as a new process would: with the newest version in the store."""
-        config = GeneratorConfig(engine="mock", generator_id=f"replica-{self._port}")
-        engine = MockEngine("", config.mock.model_copy(update={"faults": self._faults}), MAX_MODEL_LEN)
+        config = GeneratorConfig(engine="mock", generator_id=f"replica-{self.port}")
+        engine = MockEngine(self._model, config.mock.model_copy(update={"faults": self._faults}), self._max_model_len)
         engine._chance = self._chance  # else every start of every replica would have the same faults
         self._faults = self._faults.model_copy(update={"load_failures": 0})  # at the first start only
         self.switcher = WeightSwitcher(engine, self._store, config)
@@ -43,9 +54,9 @@ class Replica:
             await self.start()
             return
         app = FastAPI()
-        app.include_router(build_router(self.switcher, "mock"))
+        app.include_router(build_router(self.switcher, self._model))
         self._server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="critical"))
-        self._socket = socket.create_server(("127.0.0.1", self._port))
+        self._socket = socket.create_server(("127.0.0.1", self.port))
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.001)
