@@ -1,6 +1,6 @@
 # `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test trl docs docs-serve bench bench-gpu bench-trainer reliability up down ps clean lock
+.PHONY: help setup demo check test trl agents docs docs-serve bench bench-gpu bench-trainer reliability up down ps clean lock
 PROJECT ?= examples/digits
 # The compose project of PROJECT: each folder has its own containers, volumes and images, so several run side by side.
 FOLDER_PATH := $(shell realpath --no-symlinks --canonicalize-missing -- '$(PROJECT)')
@@ -33,6 +33,9 @@ test: setup  ## Run the tests; prints which were skipped and why (TESTS=tests/un
 
 trl: setup  ## Build .venv-trl, the environments in which `make test` runs scripts of several versions of TRL
 	scripts/trl_environments
+
+agents: setup  ## Install the agent libraries that `make test` runs against the recording endpoint into .venv-agents
+	scripts/agent_libraries
 
 docs: setup  ## Write the reference pages and build the documentation into site/
 	@for script in docs/reference/make_*.py helm/make_files.py; do $(BIN)/python $$script || exit; done
@@ -79,5 +82,5 @@ lock:  ## Pin and hash the requirements (UPGRADE=1: newer versions; PIP_FIND_LIN
 	@PATH="$(CURDIR)/$(BIN):$$PATH" scripts/lock
 
 clean:  ## Remove .venv, caches and runs
-	rm -rf .venv .venv-trl .pytest_cache .mypy_cache .ruff_cache .hypothesis site runs examples/*/runs
+	rm -rf .venv .venv-trl .venv-agents .pytest_cache .mypy_cache .ruff_cache .hypothesis site runs examples/*/runs
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

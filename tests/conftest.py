@@ -16,7 +16,7 @@ import hypothesis
 import pytest
 from docker.errors import DockerException
 
-from support import browser, helm, trl
+from support import agent_libraries, browser, helm, trl
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # tests also run on busy machines
 hypothesis.settings.load_profile("untimed")
@@ -74,6 +74,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     "prometheus": _prometheus_missing,
     "trl": trl.missing,
     "gpu": _gpu_missing,
+    "agents": agent_libraries.missing,
 }
 REQUIRED = frozenset(os.environ.get("TANDEM_REQUIRE", "").replace(",", " ").split())
 

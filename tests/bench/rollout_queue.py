@@ -1,44 +1,55 @@
 """Measure how many samples per second a trainer gets if completion lengths have a long tail.
 
-    python tests/bench/rollout_queue.py [--steps 40] [--update-s 0.1]
+    python tests/bench/rollout_queue.py [--steps 25] [--update-s 0.1]
 
-The queue is the real one, on the real clock. Make many steps: groups that are still in the queue at the end count for
-nothing, and those are the long ones. The sampler stands in for generators that decode any number of groups at
-once, at a fixed latency per token: it sleeps for the longest completion of a group. The mock generator cannot be used
-here, because it decodes the groups of one request one after the other, which would slow down `max_lag` 0 and the fixed
-batches only. The fixed batches are the rule of the first queue: a step waits for the slowest group of its own batch.
+Queue, client and generators are the real ones: mock generators in processes of their own, with a fixed latency per
+token, that decode any number of completions at once. A script gives them the lengths. Each step publishes a version,
+which switches in flight. Make many steps: groups that are still in the queue at the end count for nothing, and those
+are the long ones. The fixed batches are the rule of the first queue: a step waits for the slowest group of its batch.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import json
 import random
 import sys
+import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support.rollouts import completion, scored
+from support.generators import TOKEN, running
+from support.weights import publish
 from tandem_protocol.config.rollout import RolloutConfig
-from tandem_protocol.messages import RolloutRequest
+from tandem_protocol.messages import Prompt, RolloutRequest, SetWeights, SwitchMode
+from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
+from tandem_rollout.completions import CompletionReader
 from tandem_rollout.pool import Counts
-from tandem_rollout.prompts import PromptCursor, PromptRow
+from tandem_rollout.prompts import Draw, PromptCursor, PromptRow
 from tandem_rollout.queue import Rollouts
-from tandem_rollout.trajectory import Group
+from tandem_rollout.sampler import Sampler, sampling
+from tandem_rollout.trajectory import Trajectory
 
-BATCH, SAMPLES, TOKEN_LATENCY_S, LONGEST = 16, 8, 0.002, 512
-ROWS = [PromptRow(i, f"row {i}", str(i), str(i), (i + 1,), {}) for i in range(1000)]
+REPLICAS, BATCH, SAMPLES, TOKEN_LATENCY_S, LONGEST = 2, 16, 4, 0.01, 256
+SCRIPTED = 1024
+"""Different completions in the script."""
+TIMEOUT_S = 300.0
+CONFIG = RolloutConfig(num_prompts=BATCH, num_generations=SAMPLES, max_completion_length=LONGEST)
+ROWS = [PromptRow(i, f"row {i}", str(i), str(i), (i % 50 + 1,), {}) for i in range(1000)]
 LENGTHS: dict[str, Callable[[random.Random], float]] = {
-    "lognormal, sigma 1": lambda chance: chance.lognormvariate(3.5, 1.0),
-    "1 of 100 is 20 times longer": lambda chance: 25.0 * (20.0 if chance.random() < 0.01 else 1.0),
+    "lognormal, sigma 1": lambda chance: chance.lognormvariate(2.7, 1.0),
+    "1 of 100 is 20 times longer": lambda chance: 12.0 * (20.0 if chance.random() < 0.01 else 1.0),
 }
 
 
@@ -49,47 +60,83 @@ class Result(NamedTuple):
     """Share of the groups that were asked for again."""
 
 
-class Sampler:
-    """Sleeps as long as generators decode, and answers with the version that served at the start."""
+class Scorer:
+    """Gives the first completion of a group another reward."""
 
-    can_score_again = True
+    async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+        return tuple(one.model_copy(update={"reward": float(i == 0)}) for i, one in enumerate(trajectories))
 
-    def __init__(self, length: Callable[[random.Random], float]) -> None:
-        self._length = length
-        self.step = 0
 
-    async def collect(
-        self, request: RolloutRequest, rows: Sequence[PromptRow], keep: Callable[[int, Group], object], **_: Any
-    ) -> None:
-        async def one(index: int, seed: int) -> None:
-            version = Version(self.step, 1)
-            await asyncio.sleep(TOKEN_LATENCY_S * max(self.tokens(seed)))
-            pair = [completion([1 + seed % 50, index + 1], version=version), completion([2], version=version)]
-            keep(index, scored(rows[index].token_ids, pair, [0.0, 1.0], row=rows[index].index))
+class Generators:
+    """Running mock generators, and a client for them."""
 
-        await asyncio.gather(*(one(i, prompt.seed or 0) for i, prompt in enumerate(request.prompts)))
+    def __init__(self, urls: list[str], store: WeightStore, portal: BlockingPortal) -> None:
+        self.portal = portal
+        self.client: GeneratorClient = portal.call(lambda: _client(urls))
+        tokenizer: Any = SimpleNamespace(batch_decode=lambda ids, **_: ["" for _ in ids])
+        scorer: Any = Scorer()
+        self.sampler = Sampler(self.client, CompletionReader(tokenizer), scorer)
+        self._store = store
+        self._attempt = 0
 
-    def tokens(self, seed: int) -> list[int]:
-        """Lengths of the completions of a group."""
-        chance = random.Random(seed)
-        return [min(LONGEST, max(1, round(self._length(chance)))) for _ in range(SAMPLES)]
+    def start(self) -> Version:
+        """The first version of the next trainer."""
+        self._attempt += 1
+        return self.publish(0)
+
+    def publish(self, step: int) -> Version:
+        version = Version(step, self._attempt)
+        _, digest = publish(self._store, version)
+        weights = SetWeights(manifest_digest=digest, mode=SwitchMode.IN_FLIGHT)
+        self.portal.call(self.client.set_weights, version, weights, TIMEOUT_S)
+        return version
+
+
+async def _client(urls: list[str]) -> GeneratorClient:
+    return GeneratorClient(urls, TOKEN)
+
+
+@contextmanager
+def generators(length: Callable[[random.Random], float]) -> Iterator[Generators]:
+    """Start generators whose completions have such lengths."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        root, chance = Path(folder), random.Random(0)
+        lengths = [min(LONGEST - 1, max(1, round(length(chance)))) for _ in range(SCRIPTED)]
+        (root / "script.jsonl").write_text(json.dumps({"samples": [[[200] * one] for one in lengths]}) + "\n")
+        options = ("--generator.mock.script", str(root / "script.jsonl"))
+        options += ("--generator.mock.faults.token_latency_s", str(TOKEN_LATENCY_S))
+        urls = []
+        for number in range(REPLICAS):
+            one = running("mock", "no-model", root / "weights", *options, log=root / f"{number}.log")
+            urls.append(f"http://127.0.0.1:{stack.enter_context(one).port}")
+        portal = stack.enter_context(start_blocking_portal())
+        made = Generators(urls, WeightStore(root / "weights"), portal)
+        yield made
+        portal.call(made.client.close)
 
 
 class FixedBatches:
     """The first queue: `max_lag + 1` batches in progress, handed out in order, each when its slowest group is there."""
 
-    def __init__(self, sampler: Sampler, portal: BlockingPortal, cursor: PromptCursor, max_lag: int) -> None:
-        self._sampler, self._portal, self._cursor, self._max_lag = sampler, portal, cursor, max_lag
+    def __init__(self, generators: Generators, cursor: PromptCursor, max_lag: int) -> None:
+        self._generators, self._cursor, self._max_lag = generators, cursor, max_lag
         self._batches: deque[Future[None]] = deque()
 
-    def next(self, _: int) -> None:
+    def start(self, first: Version) -> None:
+        self._attempt = first.attempt
+
+    def next(self, min_version: int) -> None:
+        version = Version(min_version + self._max_lag, self._attempt)
         while len(self._batches) <= self._max_lag:
-            seeds = [draw.seed for draw in self._cursor.draw(BATCH)]
-            self._batches.append(self._portal.start_task_soon(self._decode, seeds))
+            task = self._generators.portal.start_task_soon(self._request, self._cursor.draw(BATCH), version)
+            self._batches.append(task)
         self._batches.popleft().result()
 
-    async def _decode(self, seeds: Sequence[int]) -> None:
-        await asyncio.sleep(TOKEN_LATENCY_S * max(max(self._sampler.tokens(seed)) for seed in seeds))
+    async def _request(self, draws: Sequence[Draw], version: Version) -> None:
+        rows = [ROWS[draw.row] for draw in draws]
+        prompts = tuple(Prompt(token_ids=ROWS[draw.row].token_ids, seed=draw.seed) for draw in draws)
+        request = RolloutRequest(prompts=prompts, sampling=sampling(CONFIG), min_version=version)
+        await self._generators.sampler.collect(request, rows, lambda *_: None, timeout_s=TIMEOUT_S)
 
     def learned(self) -> Counts:
         return Counts()
@@ -99,55 +146,57 @@ class FixedBatches:
             batch.cancel()
 
 
-def measure(kind: str, length: Callable[[random.Random], float], max_lag: int, steps: int, update_s: float) -> Result:
+def measure(kind: str, generators: Generators, max_lag: int, steps: int, update_s: float) -> Result:
     """Make `steps` steps whose updates take `update_s`."""
-    sampler = Sampler(length)
     cursor = PromptCursor(len(ROWS), seed=0, shuffle=True)
-    with start_blocking_portal() as portal:
-        if kind == "fixed":
-            queue: Any = FixedBatches(sampler, portal, cursor, max_lag)
-        else:
-            queue = Rollouts(
-                rows=ROWS,
-                cursor=cursor,
-                sampler=sampler,  # type: ignore[arg-type]  # it samples without a client
-                portal=portal,
-                wait=Future.result,
-                config=RolloutConfig(num_prompts=BATCH, num_generations=SAMPLES),
-                prompts_per_step=BATCH,
-                max_lag=max_lag,
-            )
-            queue.start(Version(0, 1))
-        reasked = 0
-        began = time.perf_counter()
-        for step in range(steps):
-            sampler.step = step
-            queue.next(step - max_lag)
-            time.sleep(update_s)
-            reasked += queue.learned().reasked
-        seconds = time.perf_counter() - began
-        queue.close()
+    if kind == "fixed":
+        queue: Any = FixedBatches(generators, cursor, max_lag)
+    else:
+        queue = Rollouts(
+            rows=ROWS,
+            cursor=cursor,
+            sampler=generators.sampler,
+            portal=generators.portal,
+            wait=Future.result,
+            config=CONFIG,
+            prompts_per_step=BATCH,
+            max_lag=max_lag,
+        )
+    queue.start(generators.start())
+    reasked = 0
+    began = time.perf_counter()
+    for step in range(steps):
+        queue.next(step - max_lag)
+        time.sleep(update_s)
+        reasked += queue.learned().reasked
+        generators.publish(step + 1)
+    seconds = time.perf_counter() - began
+    queue.close()
     return Result(steps * BATCH * SAMPLES / seconds, reasked / (steps * BATCH))
 
 
 def main(steps: int, update_s: float) -> None:
     for name, length in LENGTHS.items():
-        print(f"{name}; {BATCH} groups of {SAMPLES}, {TOKEN_LATENCY_S} s per token, update {update_s} s")
-        base = measure("continuous", length, 0, steps, update_s)
-        for max_lag in (0, 1, 4):
-            fixed = measure("fixed", length, max_lag, steps, update_s)
-            new = measure("continuous", length, max_lag, steps, update_s) if max_lag else base
-            print(
-                f"max_lag {max_lag}: continuous {new.rate:6.0f} samples/s   fixed {fixed.rate:6.0f}   continuous ÷ "
-                f"fixed = {new.rate / fixed.rate:.2f}   ÷ max_lag 0 = {new.rate / base.rate:.2f}   "
-                f"asked again: {new.reasked:.1%} of the groups",
-                flush=True,
-            )
+        print(
+            f"{name}; {BATCH} groups of {SAMPLES}, {REPLICAS} replicas, {TOKEN_LATENCY_S} s per token, "
+            f"update {update_s} s"
+        )
+        with generators(length) as running_ones:
+            base = measure("continuous", running_ones, 0, steps, update_s)
+            for max_lag in (0, 1, 4):
+                fixed = measure("fixed", running_ones, max_lag, steps, update_s)
+                new = measure("continuous", running_ones, max_lag, steps, update_s) if max_lag else base
+                print(
+                    f"max_lag {max_lag}: continuous {new.rate:6.0f} samples/s   fixed {fixed.rate:6.0f}   continuous ÷ "
+                    f"fixed = {new.rate / fixed.rate:.2f}   ÷ max_lag 0 = {new.rate / base.rate:.2f}   "
+                    f"asked again: {new.reasked:.1%} of the groups",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--update-s", type=float, default=0.1)
     arguments = parser.parse_args()
     main(arguments.steps, arguments.update_s)

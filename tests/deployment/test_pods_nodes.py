@@ -42,8 +42,8 @@ def uninterrupted(mock_pods: None) -> Iterator[Run]:
 
 def test_two_nodes_are_one_run(uninterrupted: Run) -> None:
     assert [line["step"] for line in uninterrupted.metrics()] == list(range(1, STEPS + 1))
-    parts = {path.name for path in uninterrupted.checkpoint(STEPS).glob("rollouts-*")}
-    assert parts == {"rollouts-0.json", "rollouts-1.json"}
+    parts = {path.name.partition(".")[0] for path in uninterrupted.checkpoint(STEPS).glob("rollouts-*")}
+    assert parts == {"rollouts-0", "rollouts-1"}
 
 
 def test_both_pods_end_and_come_back_together_and_the_run_goes_on_bit_for_bit(uninterrupted: Run) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from support.agent_libraries import FOLDER
 from support.demo import running_demo
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(FOLDER)]))
 TIMEOUT_S = 300
 
 
@@ -36,7 +37,7 @@ def trained(project: Path, script: list[dict[str, Any]], *overrides: str) -> tup
         *("--trainer.max_steps=2", "--trainer.run_name=default", "--generator.mock.script=script.jsonl"),
         *("--trainer.rollout.num_prompts=8", "--trainer.eval.prompts.limit=8"),
     )
-    with running_demo(project, "--engine=mock", *run, *overrides, PYTHONPATH=os.environ.get("PYTHONPATH", "")) as demo:
+    with running_demo(project, "--engine=mock", *run, *overrides, PYTHONPATH=PYTHONPATH) as demo:
         demo.process.communicate(timeout=TIMEOUT_S)
         assert demo.process.returncode == 0, demo.errors
         demo.wait_until_nothing_is_left()
@@ -65,7 +66,7 @@ def test_only_whoever_follows_all_hints_of_the_game_gets_the_full_reward(project
         assert all(followed) == (one["reward"] == 1.0)
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("agents"), reason="examples/agent/requirements.txt is not installed")
+@pytest.mark.agents
 @pytest.mark.parametrize("project", ["agent"], indirect=True)
 def test_the_agent_rewards_the_right_colleague_with_the_right_call(project: Path) -> None:
     lines = (project / "prompts.jsonl").read_text().splitlines()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,8 @@ def test_a_run_resumes_with_changed_settings_and_other_rewards(make_project: Any
     project = make_project(max_lag=2, max_steps=6)
     assert project.train(ACTION="SIGTERM", AT_CALL="5").returncode == 143
     before = project.steps
-    queue = json.loads((project.run_dir / "checkpoints" / f"{before[-1]:06d}" / "rollouts-0.json").read_text())
-    assert sum(len(pending["scored"]) for pending in queue["queue"]) >= 2, (
+    queue = project.rollouts(before[-1])["queue"]
+    assert sum(len(pending["scored"]) for pending in queue) >= 2, (
         "the queue must hold groups that the old rewards scored"
     )
 

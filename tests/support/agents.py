@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import httpx
+
 from support.episodes import Policy, bpe_tokenizer, renderer
 from tandem_rollout.agents import AgentClient, Agents, plain_messages
 from tandem_rollout.episode import Limits
@@ -57,6 +59,22 @@ def user(text: str) -> dict[str, Any]:
 async def ask(client: AgentClient, messages: Sequence[Any], **options: Any) -> Any:
     async with client.openai() as connected:
         return await connected.chat.completions.create(model="any", messages=messages, **options)
+
+
+class LosesAnswers(httpx.AsyncBaseTransport):
+    """A network that loses the first answers, after the server has sent them."""
+
+    def __init__(self, count: int) -> None:
+        self._inner = httpx.AsyncHTTPTransport()
+        self._left = count
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self._inner.handle_async_request(request)
+        if self._left:
+            self._left -= 1
+            await response.aread()
+            raise httpx.ReadError("connection reset")
+        return response
 
 
 def assert_trains_what_the_policy_said(trajectory: Trajectory, policy: Policy) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from support.generators import TOKEN, Generator, running
 from support.models import make_tiny_model
+from tandem_trainer.run.checkpoint import read_state, rollouts_file
 
 REWARDS = '''
 """Rewards odd tokens. In rank AT_RANK, call number AT_CALL first performs ACTION: raise, short, hang or a signal."""
@@ -132,6 +133,12 @@ class Project:
     @property
     def steps(self) -> list[int]:
         return [line["step"] for line in self.lines("metrics.jsonl")]
+
+    def rollouts(self, step: int) -> dict[str, Any]:
+        """Return the rollouts of rank 0 in the checkpoint of `step`."""
+        checkpoint = self.run_dir / "checkpoints" / f"{step:06d}"
+        name = rollouts_file(0, read_state(checkpoint)["rewrites"])
+        return json.loads((checkpoint / name).read_text())  # type: ignore[no-any-return]  # it is an object
 
     def parameters(self, step: int) -> dict[str, Tensor]:
         """Return the parameters in the checkpoint of `step`."""

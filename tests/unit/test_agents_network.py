@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.agents import agents, ask, assert_trains_what_the_policy_said, user
+from support.agents import LosesAnswers, agents, ask, assert_trains_what_the_policy_said, user
 from support.episodes import Policy, Row
 from tandem_protocol.errors import EngineFailed
 from tandem_rollout.agents import AgentClient
@@ -23,22 +23,6 @@ async def proxy() -> AsyncIterator[Proxy]:
     one = Proxy("policy")
     async with one.serve():
         yield one
-
-
-class LosesAnswers(httpx.AsyncBaseTransport):
-    """A network that loses the first answers, after the server has sent them."""
-
-    def __init__(self, count: int) -> None:
-        self._inner = httpx.AsyncHTTPTransport()
-        self._left = count
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        response = await self._inner.handle_async_request(request)
-        if self._left:
-            self._left -= 1
-            await response.aread()
-            raise httpx.ReadError("connection reset")
-        return response
 
 
 async def test_a_retried_call_is_answered_again_and_recorded_once(proxy: Proxy) -> None:

@@ -115,3 +115,21 @@ def test_the_validation_error_of_a_message_does_not_print_the_value() -> None:
 def test_logprobs_not_finite_is_not_retryable() -> None:
     assert not LogprobsNotFinite.retryable
     assert EngineFailed.retryable
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (httpx.ReadError(""), "ReadError: the connection broke"),
+        (httpx.ReadTimeout(""), "ReadTimeout: no answer in time"),
+        (httpx.ConnectError("refused"), "ConnectError: refused"),
+    ],
+)
+async def test_an_error_of_the_network_without_a_text_is_described(error: httpx.TransportError, reason: str) -> None:
+    def fail(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    client = GeneratorClient(["http://replica0"], None, transport=httpx.MockTransport(fail))
+    with pytest.raises(TimeoutError, match=reason):
+        await client.rollouts(REQUEST, lambda _: None, timeout_s=0.3)
+    await client.close()

@@ -138,3 +138,15 @@ async def test_a_request_on_a_connection_that_the_server_closes_meanwhile_is_sen
         with pytest.raises(httpx.RemoteProtocolError):
             await get(client, server)
         assert server.accepted == 3, "a new connection that breaks is an error"
+
+
+async def test_a_switch_does_not_wait_for_rollouts_that_have_taken_all_connections(server: Server) -> None:
+    server.may_answer.clear()
+    async with httpx.AsyncClient(transport=Connections(most=2), timeout=60) as client:
+        rollouts = [asyncio.create_task(client.post(server.url)) for _ in range(5)]
+        await server.wait_open(2)
+        switch = asyncio.create_task(client.put(server.url))
+        await server.wait_open(3)
+        server.may_answer.set()
+        assert [response.text for response in await asyncio.gather(switch, *rollouts)] == ["yes"] * 6
+        assert server.most_open == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,14 +13,14 @@ from support.rollouts import completion, scored
 from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.errors import EngineFailed
 from tandem_protocol.version import Version
-from tandem_rollout.pool import Pool
+from tandem_rollout.pool import REFILL_BATCHES, Pool
 from tandem_rollout.prompts import Draw, PromptCursor, PromptRow
 from tandem_rollout.queue import Rollouts
 from tandem_rollout.trajectory import Group
 
 
-def group(step: int) -> Group:
-    return scored((1,), (completion([5], version=Version(step, 1)),), [1.0], row=0)
+def group(step: int, rewards: Sequence[float] = (1.0,)) -> Group:
+    return scored((1,), [completion([5], version=Version(step, 1)) for _ in rewards], rewards, row=0)
 
 
 @pytest.mark.parametrize("switches_abort", [False, True])
@@ -33,6 +34,18 @@ def test_if_switches_abort_a_step_waits_for_what_the_next_switch_would_begin_aga
     assert pool.batch(1) == (None if switches_abort else [short])
     long.put(group(1))
     assert pool.batch(1) == ([long] if switches_abort else [short])
+
+
+def test_after_the_last_refill_a_step_prefers_groups_with_signal_to_older_ones_without() -> None:
+    pool = Pool(1, 2, refill=True)
+    draw = iter(range(1000))
+    for _ in range(REFILL_BATCHES + 1):
+        pool.update(1, lambda count: [Draw(row=0, seed=next(draw)) for _ in range(count)])
+        useless, useful, _ = pool.slots
+        useless.put(group(0))
+    assert pool.counts.refilled == REFILL_BATCHES
+    useful.put(group(1, rewards=(1.0, 0.0)))
+    assert pool.batch(1) == [useful]
 
 
 class Cancelled:

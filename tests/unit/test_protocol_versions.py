@@ -10,6 +10,7 @@ import pytest
 
 from support.fake_generators import DESCRIPTION, speaking
 from support.rollouts import completion
+from tandem_protocol.errors import BadRequest
 from tandem_protocol.messages import (
     PROTOCOL_VERSION,
     Group,
@@ -95,3 +96,26 @@ async def test_a_version_is_asked_for_again_after_an_answer_that_a_proxy_gave() 
     await client.rollouts(request, lambda _: None, timeout_s=60)
     await client.close()
     assert ["heartbeat_s" in body for body in bodies] == [True]
+
+
+@pytest.mark.usefixtures("names")
+async def test_an_older_release_that_takes_the_place_of_a_generator_unseen_gets_what_it_understands() -> None:
+    """Between two requests no connection is open, so nothing else tells the client."""
+    speaks = [PROTOCOL_VERSION]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/info":
+            return httpx.Response(200, content=DESCRIPTION.model_copy(update={"protocol": speaks[0]}).model_dump_json())
+        if speaks == [1] and "heartbeat_s" in json.loads(request.content):
+            error = BadRequest("heartbeat_s: Extra inputs are not permitted")
+            return httpx.Response(error.status, content=error.body.model_dump_json())
+        line = RolloutLine(group=Group(prompt_index=0, completions=(completion([3]),)))
+        return httpx.Response(200, content=line.model_dump_json(exclude_none=True))
+
+    client = GeneratorClient(["http://127.0.0.1:1"], None, transport=httpx.MockTransport(answer))
+    request = RolloutRequest(prompts=(Prompt(token_ids=(5,)),), sampling=Sampling(max_tokens=1))
+    groups: list[Group] = []
+    for speaks[0] in (PROTOCOL_VERSION, 1):
+        await client.rollouts(request, groups.append, timeout_s=60)
+    await client.close()
+    assert len(groups) == 2

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from support.rollouts import completion, scored
+from support.rollouts import completion, scored, trajectory
 from support.run_folders import events, make_run
 from tandem_rollout.pool import Counts
 
@@ -42,3 +42,15 @@ def test_a_full_batch_raises_none(tmp_path: Path) -> None:
     other.skip([WITHOUT])
     assert not (run.dir / "events.jsonl").exists()
     assert not (other.dir / "events.jsonl").exists()
+
+
+def test_failed_episodes_of_a_skipped_batch_count_for_the_next_step(tmp_path: Path) -> None:
+    failed = trajectory([], status="failed", reason="the tool broke")
+    mixed = WITHOUT.model_copy(update={"trajectories": (failed, WITHOUT.trajectories[0])})
+    run = make_run(tmp_path, rollout={"tools": ["tools:f"]})
+    run.skip([mixed, mixed])
+    run.make_record(1, [WITH, mixed], {})
+    assert run.record is not None
+    assert run.record["episodes_failed"] == 3
+    run.make_record(2, [WITH], {})
+    assert run.record["episodes_failed"] == 0

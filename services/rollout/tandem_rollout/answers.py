@@ -14,6 +14,12 @@ from tandem_protocol.problems import shorten, summarize
 MessageT = TypeVar("MessageT", bound=Message)
 
 
+def reason_of(error: httpx.TransportError | TandemError) -> str:
+    """Describe why a request failed. Some errors of httpx have no text."""
+    silent = "no answer in time" if isinstance(error, httpx.TimeoutException) else "the connection broke"
+    return f"{type(error).__name__}: {str(error) or silent}"
+
+
 def checked(response: httpx.Response) -> httpx.Response:
     """Return the response if its status is a success.
 

@@ -30,7 +30,7 @@ from tandem_protocol.parameters import Shapes
 from tandem_protocol.routes import INFO, PARAMETERS, READYZ, SET_WEIGHTS, WEIGHTS
 from tandem_protocol.version import Version
 
-from .answers import checked, read_message
+from .answers import checked, read_message, reason_of
 from .availability import REPEAT_S, Availability
 from .awaited_versions import AwaitedVersions
 from .connections import Connections
@@ -305,7 +305,7 @@ class GeneratorClient:
             raise type(error)(f"{url}: {error}") from error
         if isinstance(error, httpx.TransportError):
             self._protocols.forget(url)
-        reason = f"{type(error).__name__}: {error}"
+        reason = reason_of(error)
         if report:
             self._availability.failed(url, reason)
         return reason

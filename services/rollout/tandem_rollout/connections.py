@@ -29,7 +29,8 @@ class Connections(httpx.AsyncBaseTransport):
     A server may close an unused connection when the next request is already on its way. That request is sent once more,
     on a new connection: all requests of the contract can be repeated.
 
-    If the process may not open more connections, a request waits until another one has ended.
+    If the process may not open more connections, a request waits until another one has ended. Requests for rollouts
+    last for minutes, so they wait for each other only: a switch of versions has a place of its own.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Connections(httpx.AsyncBaseTransport):
     ) -> None:
         """
         Args:
-            most: largest number of connections. None: half of the files that the process may open.
+            most: largest number of connections for POST requests, and for all others. None: half of the files that the
+                process may open.
         """
-        self._free = asyncio.Semaphore(most or _most_connections())
+        most = most or _most_connections()
+        self._places = {is_post: asyncio.Semaphore(most) for is_post in (True, False)}
         self._keep_alive_s = keep_alive_s
         # Certificates are read once, and not for each connection.
         self._options: dict[str, Any] = {"verify": httpx.create_ssl_context(trust_env=False), "trust_env": False}
@@ -54,7 +57,8 @@ class Connections(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send a request. The connection is free again when the response is closed."""
-        await self._free.acquire()
+        place = self._places[request.method == "POST"]
+        await place.acquire()
         origin = (request.url.scheme, request.url.host, request.url.port)
         idle = self._idle.setdefault(origin, deque())
         connection = idle.pop().connection if idle else None
@@ -64,26 +68,20 @@ class Connections(httpx.AsyncBaseTransport):
                 connection = httpx.AsyncHTTPTransport(**self._options)
                 response = await connection.handle_async_request(request)
         except BaseException:
-            self._free.release()
+            place.release()
             if connection is not None:
                 await connection.aclose()
             raise
-        response.stream = _Body(self, response.stream, connection, idle)
+        response.stream = _Body(self, response.stream, connection, place, idle)
         return response
 
     async def give_back(self, connection: httpx.AsyncHTTPTransport, idle: deque[_Idle]) -> None:
         """Keep a connection for the next request, and close those that have not been used for long."""
         now_s = time.monotonic()
         idle.append(_Idle(connection, now_s))
-        self._free.release()
         for others in list(self._idle.values()):
             while others and others[0].since_s < now_s - self._keep_alive_s:
                 await others.popleft().connection.aclose()
-
-    async def discard(self, connection: httpx.AsyncHTTPTransport) -> None:
-        """Close a connection that cannot be used again."""
-        self._free.release()
-        await connection.aclose()
 
     async def aclose(self) -> None:
         """Close the unused connections."""
@@ -102,11 +100,17 @@ class _Body(httpx.AsyncByteStream):
     """The body of a response, which gives its connection back when it is closed."""
 
     def __init__(
-        self, connections: Connections, body: Any, connection: httpx.AsyncHTTPTransport, idle: deque[_Idle]
+        self,
+        connections: Connections,
+        body: Any,
+        connection: httpx.AsyncHTTPTransport,
+        place: asyncio.Semaphore,
+        idle: deque[_Idle],
     ) -> None:
         self._connections = connections
         self._body = body
         self._connection: httpx.AsyncHTTPTransport | None = connection
+        self._place = place
         self._idle = idle
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -120,8 +124,10 @@ class _Body(httpx.AsyncByteStream):
         try:
             await self._body.aclose()
         except BaseException:
-            await self._connections.discard(connection)
+            self._place.release()
+            await connection.aclose()
             raise
+        self._place.release()
         await self._connections.give_back(connection, self._idle)
 
 

@@ -162,7 +162,8 @@ class Pool:
         """Return the slots that `step` learns from, in the order of their draws. None if it has to wait."""
         awaited = self._awaited(step)
         others = [slot for slot in self._first() if slot.group is not None and slot not in awaited]
-        others.sort(key=lambda slot: -slot.lag(step))
+        # Those without signal are here if `update` has replaced too many. It replaces them for the next step.
+        others.sort(key=lambda slot: (bool(self._max_refills) and not slot.has_signal, -slot.lag(step)))
         chosen = [*awaited, *others][: self._batch_size]
         if len(chosen) < self._batch_size or any(slot.group is None for slot in awaited):
             return None

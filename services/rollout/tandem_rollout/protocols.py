@@ -48,6 +48,16 @@ class Protocols:
             self._asking[url].add_done_callback(lambda task: self._ended(url, task))
         return await asyncio.shield(self._asking[url])
 
+    async def has_changed(self, url: str) -> bool:
+        """Ask a replica again, and return whether its version is another one than before.
+
+        Raises:
+            httpx.TransportError, EngineFailed: see `of`.
+        """
+        before = self.known(url)
+        self.forget(url)
+        return await self.of(url) != before
+
     def close(self) -> None:
         """Stop asking."""
         for task in self._asking.values():

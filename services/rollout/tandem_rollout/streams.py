@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import httpx
 
-from tandem_protocol.errors import EngineFailed
+from tandem_protocol.errors import BadRequest, EngineFailed
 from tandem_protocol.messages import Group, Progress, Prompt, RolloutRequest
 from tandem_protocol.routes import ROLLOUTS
 
@@ -69,6 +69,8 @@ class Streams:
             ):
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
+                    if response.status_code == BadRequest.status and await self._protocols.has_changed(url):
+                        raise EngineFailed("another release of Tandem answers here now, which gets other requests")
                 async for text in checked(response).aiter_lines():
                     answer = read_line(text)
                     if isinstance(answer, Progress):

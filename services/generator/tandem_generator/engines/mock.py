@@ -159,25 +159,31 @@ class MockEngine:
         self._running += 1
         self._idle.clear()
         fault = self._fault()
-        epoch = self._abort_epoch
+        decoding = [
+            asyncio.create_task(self._group(index, prompt, request.sampling, self._abort_epoch, on_tokens))
+            for index, prompt in enumerate(request.prompts)
+        ]
         try:
-            for index, prompt in enumerate(request.prompts):
-                if epoch == self._abort_epoch:
-                    await asyncio.sleep(self._faults.latency_s)
-                if fault and index == len(request.prompts) // 2:
+            finished = asyncio.as_completed(decoding)
+            for count in range(len(decoding)):
+                if fault and count == len(decoding) // 2:
                     raise fault
-                await self._run.wait()
-                completions = await asyncio.gather(
-                    *(
-                        self._sample(prompt, sample, request.sampling, epoch, on_tokens)
-                        for sample in range(request.sampling.n)
-                    )
-                )
-                yield Group(prompt_index=index, completions=tuple(completions))
+                yield await next(finished)
         finally:
+            for task in decoding:
+                task.cancel()
+            await asyncio.gather(*decoding, return_exceptions=True)
             self._running -= 1
             if not self._running:
                 self._idle.set()
+
+    async def _group(self, index: int, prompt: Prompt, sampling: Sampling, epoch: int, on_tokens: OnTokens) -> Group:
+        for _ in range(index + 1 if self._faults.latency_s else 1):
+            if epoch == self._abort_epoch:
+                await asyncio.sleep(self._faults.latency_s)
+        await self._run.wait()
+        samples = (self._sample(prompt, sample, sampling, epoch, on_tokens) for sample in range(sampling.n))
+        return Group(prompt_index=index, completions=tuple(await asyncio.gather(*samples)))
 
     async def _sample(
         self, prompt: Prompt, sample: int, sampling: Sampling, epoch: int, on_tokens: OnTokens

@@ -117,8 +117,8 @@ class RolloutConfig(Section):
     """Longest turn in tokens. A longer one is cut off, and the episode goes on. `null`: only `max_completion_length`
     limits it."""
     tool_timeout_s: float = Field(60.0, gt=0.0)
-    """How long a call of a tool may take, in seconds. Then the model reads an error. For other methods of an
-    environment: the episode fails."""
+    """How long a call may take, in seconds. If a function of `tools` or an `async` tool of an environment takes longer,
+    the model reads an error. If another method of an environment takes longer, the episode fails."""
     max_tool_characters: int = Field(8192, ge=1)
     """Longest text that the model reads from a tool or an environment at once. A longer one is cut."""
     tool_parser: str | None = None

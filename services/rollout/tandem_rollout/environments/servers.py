@@ -14,7 +14,7 @@ from tandem_protocol.config import ENVIRONMENT_TOKEN_ENV, ENVIRONMENT_TOKEN_FILE
 from tandem_protocol.errors import TandemError, Unauthorized
 from tandem_protocol.messages import Message
 
-from ..answers import read_message
+from ..answers import read_message, reason_of
 from ..connections import Connections
 from ..errors import UserError
 from ..replicas import Replicas
@@ -191,7 +191,7 @@ class Servers:
         except httpx.TransportError as error:
             never_sent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
             raise (_Unreachable if never_sent else EnvironmentLost)(
-                f"{place.replica} cannot be reached: {type(error).__name__}: {error}"
+                f"{place.replica} cannot be reached: {reason_of(error)}"
             ) from error
         return read_message(kind, response)
 
@@ -219,7 +219,7 @@ class Servers:
                         await self._http.delete(url + wire.SESSIONS, params={"owner": self._owner})
                         return read_message(wire.EnvironmentInfo, await self._exchange("GET", url + wire.ENVIRONMENT))
                     except httpx.TransportError as error:
-                        reason = f"{type(error).__name__}: {error}"
+                        reason = reason_of(error)
                     await asyncio.sleep(RETRY_PAUSE_S)
         except TimeoutError as error:
             raise UserError(

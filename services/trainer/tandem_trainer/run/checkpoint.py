@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,13 @@ log = logging.getLogger(__name__)
 STATE_FILE = "state.json"
 FORMAT = 3
 """Version of the checkpoint format. Increase it when this release cannot read the checkpoints of the last release."""
-STATE_KEYS = ("step", "attempt", "facts", "record", "best")
+STATE_KEYS = ("step", "attempt", "facts", "record", "best", "rewrites")
 """Keys of `STATE_FILE`, besides `format`."""
+
+
+def rollouts_file(rank: int, rewrites: int) -> str:
+    """Return the name of the file with a rank's rollouts, after `rewrites` rewrites of the checkpoint."""
+    return f"rollouts-{rank}.{rewrites}.json" if rewrites else f"rollouts-{rank}.json"
 
 
 class CheckpointFailed(Exception):
@@ -37,8 +42,18 @@ class CheckpointFailed(Exception):
         )
 
 
-def failure_message(step: int, error: Exception, run_dir: Path, needs_bytes: int) -> str:
-    """Describe a checkpoint that cannot be written, for an alert."""
+def failure_message(step: int, error: Exception, run_dir: Path, needs_bytes: int, *, exists: bool) -> str:
+    """Describe a checkpoint that cannot be written, for an alert.
+
+    Args:
+        exists: the step has a checkpoint, whose rollouts cannot be replaced.
+    """
+    if exists:
+        return (
+            f"the rollouts in the checkpoint of step {step} cannot be replaced: {error}. Those that it has stay, and a "
+            f"resumed run samples the others again. {run_dir} has {in_words(free_bytes(run_dir))} free. Fix: free "
+            "space there."
+        )
     return (
         f"the checkpoint of step {step} cannot be written: {error}. It needs about {in_words(needs_bytes)}, and "
         f"{run_dir} has {in_words(free_bytes(run_dir))} free. The run tries again at the next step, and waits after "
@@ -58,6 +73,10 @@ class Checkpoints:
         """Return the newest checkpoint, or None."""
         found = self._all()
         return found[-1] if found else None
+
+    def directory(self, step: int) -> Path:
+        """Return the directory of the checkpoint of `step`."""
+        return self._root / f"{step:06d}"
 
     def staging(self, step: int) -> Path:
         """Return the directory in which the files of a checkpoint are written before `commit`."""
@@ -81,13 +100,31 @@ class Checkpoints:
         staging = self.staging(step)
         for path in [*staging.rglob("*"), staging]:
             fsync(path)
-        staging.rename(self._root / f"{step:06d}")
+        staging.rename(self.directory(step))
         fsync(self._root)
         for old in self._all()[: -self._keep]:
             if int(old.name) != best:
                 # Rename it first: a kill during rmtree must not leave a partial directory that counts as a checkpoint.
                 hidden = old.rename(self._root / f".staging-old-{old.name}")
                 shutil.rmtree(hidden, ignore_errors=True)
+
+    def rewrite(self, step: int, state: str, rollouts: Sequence[str]) -> None:
+        """Replace the state of the checkpoint of `step` with one rename, and so its rollouts. Nothing else changes.
+
+        Args:
+            rollouts: names of the files that `state` uses. They are in the checkpoint, under names of their own.
+        """
+        directory = self.directory(step)
+        for name in rollouts:
+            fsync(directory / name)
+        staged = directory / f".{STATE_FILE}"
+        staged.write_text(state)
+        fsync(staged)
+        staged.rename(directory / STATE_FILE)
+        fsync(directory)
+        for file in directory.glob("rollouts-*"):
+            if file.name not in rollouts:
+                file.unlink(missing_ok=True)
 
     def _all(self) -> list[Path]:
         return sorted((path for path in self._root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
@@ -137,4 +174,5 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
             "its weights."
         )
     with readable(checkpoint):
+        state = {"rewrites": 0} | state  # earlier releases did not rewrite a checkpoint
         return {key: state[key] for key in STATE_KEYS}

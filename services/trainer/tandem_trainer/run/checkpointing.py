@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tandem_rollout.queue import Rollouts
 from ..learner.learner import Learner
 from ..ranks import PartFailed, any_rank, do_together
 from ..volumes import free_bytes
-from .checkpoint import FORMAT, STATE_FILE, Checkpoints, failure_message, read_state, readable
+from .checkpoint import FORMAT, STATE_FILE, Checkpoints, failure_message, read_state, readable, rollouts_file
 from .log import RunLog
 from .resume import EVALUATION, SAMPLING, SCORING, Changes, compare
 
@@ -35,6 +36,8 @@ class Checkpointing:
         self._best: dict[str, Any] | None = self.saved.get("best") if self.saved else None
         self._step = -1
         """The step of the newest checkpoint."""
+        self._rewrites = 0
+        """How often the newest checkpoint was rewritten. A rewrite that failed counts: it may have left files."""
         self.may_pass = False
         """Whether the last failure may pass: the disk was full, for example."""
 
@@ -54,10 +57,11 @@ class Checkpointing:
             return
         self._log.step = self._step = self.saved["step"]
         self._log.record = self.saved["record"]
+        self._rewrites = self.saved["rewrites"]
         with readable(directory):
             learner.load(directory)
             rollouts.load_state_dict(
-                json.loads((directory / self._rank_file).read_text()),
+                json.loads((directory / self._files(self._rewrites)[self._accelerator.process_index]).read_text()),
                 sample_again=self._changes.touch(SAMPLING),
                 score_again=self._changes.touch(SCORING),
             )
@@ -86,38 +90,66 @@ class Checkpointing:
         return self._config.checkpoint.keep_best and any_rank(self._accelerator, is_best)
 
     def write(self, step: int, learner: Learner, rollouts: Rollouts) -> bool:
-        """Write everything that `load` needs, unless this step's checkpoint exists. Returns True if it exists now.
+        """Write everything that `load` needs. Returns True if the step has a checkpoint now.
 
+        If the step has one already, only its rollouts are replaced: groups may have finished since, or were dropped.
         A failure does not end the run. It raises an alert, and the next step tries again.
         """
-        if step == self._step:
-            return True
-        staging = self._checkpoints.staging(step)
-        is_main = self._accelerator.is_main_process
+        exists = step == self._step
         try:
             with self._log.timer("checkpoint"):
-                do_together(
-                    self._accelerator,
-                    lambda: self._checkpoints.begin(step) if is_main else None,
-                    lambda: self._log.journal.flush() if is_main else None,  # a resumed run does not make them again
-                    lambda: (staging / self._rank_file).write_text(json.dumps(rollouts.state_dict())),
-                    lambda: learner.save(staging),
-                    lambda: self._commit(step, staging) if is_main else None,
-                )
+                if exists:
+                    self._rewrite(step, rollouts)
+                else:
+                    self._write(step, learner, rollouts)
         except PartFailed as error:
-            self._failed(step, error, learner.checkpoint_bytes)
-            return False
+            self._failed(step, error, learner.checkpoint_bytes, exists=exists)
+            return exists
         self._step = step
         self._log.checkpoint_failures = 0
         return True
 
-    def _failed(self, step: int, error: PartFailed, needs_bytes: int) -> None:
+    def _write(self, step: int, learner: Learner, rollouts: Rollouts) -> None:
+        staging = self._checkpoints.staging(step)
+        do_together(
+            self._accelerator,
+            self._on_main(lambda: self._checkpoints.begin(step)),
+            self._on_main(self._log.journal.flush),  # a resumed run does not make these lines again
+            lambda: self._write_rollouts(staging, rollouts, rewrites=0),
+            lambda: learner.save(staging),
+            self._on_main(lambda: self._commit(step, staging)),
+        )
+        self._rewrites = 0
+
+    def _rewrite(self, step: int, rollouts: Rollouts) -> None:
+        self._rewrites += 1
+        directory, files = self._checkpoints.directory(step), self._files(self._rewrites)
+        do_together(
+            self._accelerator,
+            self._on_main(self._log.journal.flush),
+            lambda: self._write_rollouts(directory, rollouts, self._rewrites),
+            self._on_main(lambda: self._checkpoints.rewrite(step, self._state(step, self._rewrites), files)),
+        )
+
+    def _on_main(self, part: Callable[[], object]) -> Callable[[], object]:
+        """Return a part that does nothing on the other ranks."""
+        return part if self._accelerator.is_main_process else lambda: None
+
+    def _write_rollouts(self, directory: Path, rollouts: Rollouts, rewrites: int) -> None:
+        file = directory / self._files(rewrites)[self._accelerator.process_index]
+        file.write_text(json.dumps(rollouts.state_dict()))
+
+    def _files(self, rewrites: int) -> list[str]:
+        """The names of the files with the rollouts, by rank."""
+        return [rollouts_file(rank, rewrites) for rank in range(self._accelerator.num_processes)]
+
+    def _failed(self, step: int, error: PartFailed, needs_bytes: int, *, exists: bool) -> None:
         if self._accelerator.is_main_process:
             self._checkpoints.discard(step)  # on a full disk, the metrics need the space
         self._log.checkpoint_failures += 1
         is_full = free_bytes(self._log.dir) < needs_bytes
         self.may_pass = any_rank(self._accelerator, error.may_pass or is_full)
-        message = failure_message(step, error, self._log.dir, needs_bytes)
+        message = failure_message(step, error, self._log.dir, needs_bytes, exists=exists)
         self._log.journal.alert("checkpoint_failed", step, message, failures=self._log.checkpoint_failures)
 
     def evaluated(self) -> None:
@@ -127,13 +159,16 @@ class Checkpointing:
 
     def _commit(self, step: int, staging: Path) -> None:
         best = self._best_with_this
-        state = {
-            "format": FORMAT, "step": step, "attempt": self._log.attempt, "facts": self._facts,
-            "record": self._log.record, "best": best,
-        }  # fmt: skip
-        (staging / STATE_FILE).write_text(json.dumps(state))
+        (staging / STATE_FILE).write_text(self._state(step, rewrites=0))
         self._checkpoints.commit(step, best=best["step"] if best else None)
         self._best = best  # only now, because until the commit the previous best is the one on disk
+
+    def _state(self, step: int, rewrites: int) -> str:
+        state = {
+            "format": FORMAT, "step": step, "attempt": self._log.attempt, "facts": self._facts,
+            "record": self._log.record, "best": self._best_with_this, "rewrites": rewrites,
+        }  # fmt: skip
+        return json.dumps(state)
 
     @property
     def _best_with_this(self) -> dict[str, Any] | None:
@@ -144,7 +179,3 @@ class Checkpointing:
         if reward is None or (best_reward is not None and reward <= best_reward):
             return self._best
         return {"step": self._log.step, "reward_mean": reward}
-
-    @property
-    def _rank_file(self) -> str:
-        return f"rollouts-{self._accelerator.process_index}.json"

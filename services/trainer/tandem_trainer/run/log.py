@@ -54,6 +54,8 @@ class RunLog:
         self._consecutive_skips = 0
         self._consecutive_failures = 0
         self._groups_skipped = 0
+        self._episodes_failed = 0
+        """In batches that were skipped since the last step, on all ranks."""
 
     @contextmanager
     def timer(self, phase: str) -> Iterator[None]:
@@ -83,7 +85,9 @@ class RunLog:
         self._consecutive_skips += 1
         upcoming = Version(self.step + 1, self.attempt)
         self.journal.completions(trajectory_records(upcoming, groups, self._config.log_completions, skipped=True))
-        self._report_failures(self._samples(groups))
+        rows = self._samples(groups)
+        self._episodes_failed += sum(row.reason is not None for row in rows)
+        self._report_failures(rows)
         self._report_refills(groups)
         if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
             rewards = {reward for group in groups for reward in group.rewards}
@@ -109,12 +113,14 @@ class RunLog:
             groups_skipped=sum(gather_object([self._groups_skipped + without_signal])),
             has_episodes=self._config.rollout.has_episodes,
         )
+        if self._config.rollout.has_episodes:
+            record["episodes_failed"] += self._episodes_failed
         record |= totals._asdict()
         self.record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
         self.step = step  # set last, because a step without a record would be missing after a resume
         self.version = version
         self._consecutive_skips = 0
-        self._groups_skipped = 0
+        self._groups_skipped = self._episodes_failed = 0
         self.journal.keep(trajectory_records(version, groups, self._config.log_completions))
         self._report_failures(rows)
         self._report_refills(groups)
