@@ -10,12 +10,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from support import trl
 from support.generators import TOKEN
-from support.served import MAX_MODEL_LEN, Served
+from support.served import MAX_MODEL_LEN, PROMPTS, VOCAB, Served
 from tandem_generator.auth import ROUND_THE_SWITCHER
 from tandem_protocol.errors import ErrorBody
+from tandem_trainer.trl.stop_strings import StopStrings
 
 HARMLESS = {
     *("/v1/completions", "/v1/chat/completions", "/v1/chat/completions/batch", "/v1/responses", "/v1/messages"),
@@ -143,6 +145,39 @@ def test_a_conversation_gets_answers_with_ids_and_logprobs(served: Served) -> No
         assert [entry["token"] for entry in choice["logprobs"]["content"]] == tokens
         assert (choice["message"]["role"], type(choice["message"]["content"])) == ("assistant", str)
     assert answer["usage"]["completion_tokens"] == sum(len(choice["token_ids"]) for choice in answer["choices"])
+
+
+@pytest.mark.parametrize("asked", [{"logprobs": 100}, {"logprobs": VOCAB + 1}, {"top_logprobs": 100, "logprobs": True}])
+def test_more_logprobs_than_the_vocabulary_has_tokens_are_refused_and_the_engine_goes_on(
+    served: Served, asked: dict[str, object]
+) -> None:
+    body = {"model": name_of_model(served), "max_tokens": 2}
+    if "top_logprobs" in asked:
+        refused = served.client.post(
+            "/v1/chat/completions", json=body | asked | {"messages": [{"role": "user", "content": "1+1"}]}
+        )
+    else:
+        refused = served.client.post("/v1/completions", json=body | asked | {"prompt": [5, 9]})
+    assert refused.status_code in (400, 422), refused.text
+    assert "logprobs" in refused.text
+    assert str(VOCAB) in refused.text
+    accepted = served.client.post("/v1/completions", json=body | {"prompt": [5, 9], "logprobs": VOCAB})
+    assert accepted.status_code == 200, accepted.text
+
+
+@pytest.mark.parametrize("served", [pytest.param("vllm", marks=pytest.mark.vllm)], indirect=True)
+@pytest.mark.parametrize("begins", range(0, 14, 3))
+def test_a_stop_string_cuts_a_rollout_where_vllm_ends_a_completion(served: Served, begins: int) -> None:
+    options = {"max_tokens": 16, "temperature": 0.0, "ignore_eos": True}
+    prompt = PROMPTS[0].token_ids
+    tokenizer = AutoTokenizer.from_pretrained(name_of_model(served))
+    (group,) = served.generator.rollouts(PROMPTS[0], **options)
+    stop = tokenizer.decode(group.completions[0].token_ids[begins:])[:2]
+    body = {"model": name_of_model(served), "prompt": prompt, "stop": [stop, "??"], "return_token_ids": True} | options
+    (choice,) = served.client.post("/v1/completions", json=body).raise_for_status().json()["choices"]
+    found = StopStrings({"stop": [stop, "??"]}).cut(prompt, group.completions[0], tokenizer)
+    assert list(found.token_ids) == choice["token_ids"]
+    assert len(found.token_ids) <= begins + 2 < 16
 
 
 def test_prompts_may_be_texts(served: Served) -> None:

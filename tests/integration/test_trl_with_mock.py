@@ -20,8 +20,11 @@ from tandem_protocol.version import Version
 
 pytestmark = pytest.mark.trl
 SLOW_TOKENS = ["--generator.mock.faults.token_latency_s", "0.1"]
-TWO_RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-"""`accelerate launch --cpu` would start one rank only."""
+LAUNCH = ["-m", "accelerate.commands.launch"]
+ONE_RANK = [*LAUNCH, "-m"]
+"""`accelerate launch -m`, as the documentation shows it."""
+TWO_RANKS = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m"]
+"""`--multi_gpu` also starts several ranks on CPUs. `--cpu` would start one."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +118,8 @@ def test_several_generators_share_the_completions_and_all_serve_the_last_step(tm
         ]
         urls = json.dumps([f"http://127.0.0.1:{replica.port}" for replica in replicas])
         given = arguments(tmp_path, model, replicas[0])
-        status, output = trl.run(trl.NEWEST, weights, *given, environment={"TANDEM__SHARED__GENERATORS": urls})
+        variables = {"TANDEM__SHARED__GENERATORS": urls}
+        status, output = trl.run(trl.NEWEST, weights, *given, environment=variables, launcher=ONE_RANK)
         assert status == 0, output
         assert [replica.served.version for replica in replicas] == [Version(3, 1)] * 2
         shares = [replica.client.get("/metrics").text for replica in replicas]

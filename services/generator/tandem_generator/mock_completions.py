@@ -16,6 +16,7 @@ from tandem_protocol.errors import BadRequest, TandemError
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling
 from tandem_protocol.problems import summarize
 
+from .vllm_routes import MAX_LOGPROBS
 from .weight_switcher import WeightSwitcher
 
 _DEFAULT_MAX_TOKENS = 16
@@ -51,7 +52,9 @@ def build_mock_completions(switcher: WeightSwitcher, model: str) -> APIRouter:
 
     async def answer(kind: str, body: dict[str, Any], rows: list[Any]) -> dict[str, Any] | Response:
         try:
-            request = _request(body, [_token_ids(row, switcher.engine.facts.vocab_size) for row in rows])
+            vocab_size = switcher.engine.facts.vocab_size
+            _check_logprobs(body, min(MAX_LOGPROBS, vocab_size))
+            request = _request(body, [_token_ids(row, vocab_size) for row in rows])
             groups: list[Group] = [group async for group in switcher.rollouts(request)]
         except TandemError as error:
             return JSONResponse(error.body.model_dump(), status_code=error.status)
@@ -74,6 +77,17 @@ def _said(messages: Any) -> str | None:
 
 def _token_ids(row: Any, vocab_size: int | None) -> Any:
     return [byte % (vocab_size or 256) for byte in row.encode()] if isinstance(row, str) else row
+
+
+def _check_logprobs(body: dict[str, Any], most: int) -> None:
+    """Refuse as many logprobs as vLLM refuses. The mock has no logprobs of tokens that were not sampled.
+
+    Raises:
+        BadRequest: The body asks for more than `most` per token.
+    """
+    asked = [body.get("logprobs"), body.get("top_logprobs")]
+    if too_many := [count for count in asked if isinstance(count, int) and count > most]:
+        raise BadRequest(f"got logprobs {too_many[0]}, expected at most {most} per token. Fix: ask for fewer.")
 
 
 def _request(body: dict[str, Any], rows: list[Any]) -> RolloutRequest:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from fastapi import FastAPI
 from starlette.datastructures import State
+from vllm.config import ModelConfig
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.engine.protocol import EngineClient
 from vllm.platforms import current_platform
@@ -20,7 +21,7 @@ from tandem_protocol.store import WeightStore
 from .engines.vllm import VllmEngine
 from .routes import build_router
 from .server import end_on_signal, end_when_failed
-from .vllm_routes import build_vllm_routes
+from .vllm_routes import REPLACED, build_vllm_routes
 from .volume_engine import BACKEND
 from .weight_switcher import WeightSwitcher
 
@@ -53,6 +54,14 @@ def takes_seeds() -> bool:
     return not current_platform.is_cpu()
 
 
+def limit_logprobs(model: ModelConfig) -> None:
+    """Have vLLM refuse a request for more logprobs per token than the vocabulary has tokens.
+
+    vLLM 0.32 does not compare them, and its engine fails.
+    """
+    model.max_logprobs = min(model.max_logprobs, model.get_vocab_size())
+
+
 class TandemRoutes:
     """Entry point `vllm.endpoint_plugins`: adds Tandem's routes to vLLM's server, on top of vLLM's engine client."""
 
@@ -68,10 +77,12 @@ class TandemRoutes:
         self.engine = VllmEngine()
         TandemRoutes.switcher = WeightSwitcher(self.engine, WeightStore(shared.weights_dir), config)
         app.include_router(build_router(self.switcher, shared.model))
+        app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", None) not in REPLACED]
         app.include_router(build_vllm_routes(self.switcher, shared.model))
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         assert engine_client is not None, "vLLM passes an engine for the task generate"
+        limit_logprobs(engine_client.model_config)
         ranks = engine_client.vllm_config.parallel_config.world_size_across_dp
         self.engine.attach(
             engine_client, devices(ranks), takes_seeds=takes_seeds(), trust_remote_code=args.trust_remote_code

@@ -9,11 +9,17 @@ from tandem_protocol import routes as paths
 
 from .weight_switcher import WeightSwitcher
 
+MAX_LOGPROBS = 100
+"""Most logprobs per token that a client may ask for: the default of TRL's `get_sequence_logprobs`. vLLM's is 20."""
+REPLACED = frozenset({"/server_info", "/get_world_size", "/reset_prefix_cache"})
+"""Routes of vLLM's development mode that Tandem answers itself, in both modes. vLLM counts its ranks in the answer to
+`/get_world_size`, and TRL would wait for them."""
+
 
 def build_vllm_routes(switcher: WeightSwitcher, model: str) -> APIRouter:
     """Return a router with `/health`, `/server_info`, `/get_world_size` and `/reset_prefix_cache`.
 
-    vLLM's own routes come first where vLLM has them.
+    The caller removes those in `REPLACED` that vLLM has. vLLM's own `/health` stays, and comes first.
 
     Args:
         switcher: Serves the requests.

@@ -29,10 +29,9 @@ from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
 from .plugin import TandemRoutes
+from .vllm_routes import MAX_LOGPROBS
 from .volume_engine import BACKEND
 
-MAX_LOGPROBS = 100
-"""Most logprobs per token that a client may ask for: the default of TRL's `get_sequence_logprobs`. vLLM's is 20."""
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment variables that disable telemetry. Users can override them."""
 

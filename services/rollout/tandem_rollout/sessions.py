@@ -8,18 +8,18 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tandem_protocol.messages import Completion, VersionSpan
+from tandem_protocol.messages import Completion
 
 from .episode import Limits, Sample
 from .recorder import History, Recorder
 from .rendering import Conversation, Renderer, Schema
+from .stop_strings import stopped
 from .trajectory import Status
 from .turns import TurnReader
 
@@ -203,7 +203,8 @@ class Session:
             reader = self._reader_for(call.schemas)
         except Exception as error:  # a template can raise anything: it is a program by the model's authors
             raise CallRefused(str(error)) from error
-        completion = self._stopped(await self._sampled(prompt, self._room(prompt, call)), call)
+        sampled = await self._sampled(prompt, self._room(prompt, call))
+        completion = stopped(sampled, call.stops, lambda count: self._renderer.decoded(sampled.token_ids[:count]))
         self._sampled_tokens += len(completion.token_ids)
         message = reader.read(completion.token_ids, prompt, call.schemas).message
         for stop in call.stops:  # the API leaves stop strings out of the text
@@ -249,27 +250,3 @@ class Session:
             self.status = "max_tokens"
             raise CallRefused("the episode has no tokens left", "context_length_exceeded")
         return min([room, *(most for most in (limits.max_turn_tokens, call.most_tokens) if most)])
-
-    def _stopped(self, completion: Completion, call: ChatCall) -> Completion:
-        """Cut the completion behind its first stop string, as if sampling had ended there."""
-
-        def has_stop(size: int) -> bool:
-            text = self._renderer.decoded(completion.token_ids[:size])
-            return any(stop in text for stop in call.stops)
-
-        size = len(completion.token_ids)
-        return _first(completion, bisect_left(range(size), True, key=has_stop)) if has_stop(size) else completion
-
-
-def _first(completion: Completion, size: int) -> Completion:
-    spans, left = [], size
-    for span in completion.versions:
-        tokens = min(span.tokens, left)
-        spans.append(VersionSpan(version=span.version, tokens=tokens))
-        left -= tokens
-    return Completion(
-        token_ids=completion.token_ids[:size],
-        logprobs=completion.logprobs[:size],
-        finish_reason="stop",
-        versions=tuple(spans),
-    )

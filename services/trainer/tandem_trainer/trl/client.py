@@ -26,6 +26,7 @@ from torch import Tensor
 
 from tandem_protocol.config import ConfigError, read_token
 from tandem_protocol.config.trl import TrlSettings
+from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.manifest import parameters_digest
 from tandem_protocol.messages import Completion, Group, ModelFingerprint, Prompt, RolloutRequest, SetWeights
 from tandem_protocol.store import WeightStore
@@ -35,13 +36,18 @@ from tandem_rollout.client import GeneratorClient
 from ..devices import cpu_as_accelerator
 from ..learner.safetensors_file import write_safetensors
 from ..run.stopping import StopRequest
-from .completions import refuse, sampling_options, shaped
+from .completions import check_token_ids, refuse, sampling_options, shaped
+from .stop_strings import StopStrings
 
 log = logging.getLogger(__name__)
 
 HEADER_BYTES = 1 << 20
 _CLOSE_TIMEOUT_S = 10.0
 _SHARD = "model-00001-of-00001.safetensors"
+_CHANGED_MODEL = (
+    "The generators load the model that the script names. If the script changes it afterwards, for example with "
+    "resize_token_embeddings: save it and its tokenizer into a folder, and have the script load that folder."
+)
 
 ResultT = TypeVar("ResultT")
 
@@ -220,7 +226,10 @@ class TandemClient:
             _, manifest = self._store.commit(
                 staged, version, run="TRL", fingerprint=fingerprint, digests={_SHARD: digest}
             )
-        self._wait(self._client.set_weights(version, SetWeights(manifest_digest=manifest), config.timeout_s))
+        try:
+            self._wait(self._client.set_weights(version, SetWeights(manifest_digest=manifest), config.timeout_s))
+        except WeightsRefused as error:
+            raise WeightsRefused(f"{error} {_CHANGED_MODEL}") from error
         self._store.retain(config.keep)
         self._version = version
         log.info("published version %s in %.2f s", version, time.monotonic() - began)
@@ -275,7 +284,7 @@ class TandemClient:
             TimeoutError: Completions are missing at the deadline.
         """
         self._publish_pending()
-        seed, sampling = sampling_options(given)
+        stop, (seed, sampling) = StopStrings(given), sampling_options(given)
         rows = tuple(Prompt(token_ids=tuple(ids), seed=seed) for ids in prompts)
         request = RolloutRequest(prompts=rows, sampling=sampling, min_version=self._version)
         groups: dict[int, Group] = {}
@@ -284,7 +293,14 @@ class TandemClient:
             groups[group.prompt_index] = group
 
         self._wait(self._client.rollouts(request, take, timeout_s=self.settings.trainer.rollout.timeout_s))
-        return [completion for index in range(len(prompts)) for completion in groups[index].completions]
+        for group in groups.values():
+            check_token_ids(group.completions, self._trainer and self._trainer(), self._infos[0].model)
+        tokenizer = self._tokenizer() if stop else None
+        return [
+            stop.cut(prompt, completion, tokenizer)
+            for index, prompt in enumerate(prompts)
+            for completion in groups[index].completions
+        ]
 
     def _tokenizer(self) -> Any:
         trainer = self._trainer and self._trainer()

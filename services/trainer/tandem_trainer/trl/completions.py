@@ -12,8 +12,11 @@ from tandem_protocol.config import ConfigError
 from tandem_protocol.messages import Completion, Sampling
 from tandem_protocol.problems import summarize
 
-_TEXT_ONLY = frozenset({"detokenize", "skip_special_tokens", "spaces_between_special_tokens", "output_kind"})
-"""Options of vLLM that change only the text of a completion, which nobody reads here."""
+_TEXT_ONLY = frozenset({
+    *("detokenize", "skip_special_tokens", "spaces_between_special_tokens"),
+    *("include_stop_str_in_output", "output_kind"),
+})  # fmt: skip
+"""Options of vLLM that change only the text of a completion. TRL reads its tokens."""
 _REFUSED = {
     "images": "images",
     "features": "images",
@@ -29,8 +32,8 @@ def sampling_options(given: Mapping[str, Any]) -> tuple[int | None, Sampling]:
     Raises:
         ConfigError: Rollouts do not have an option.
     """
-    options = {name: value for name, value in given.items() if name != "generation_kwargs"}
-    options |= given.get("generation_kwargs") or {}
+    options = all_options(given)
+    options.pop("stop", None)  # `stop_strings` reads it
     for name, what in _REFUSED.items():
         value = options.pop(name, None)
         if any(value) if isinstance(value, list | tuple) else value:
@@ -49,9 +52,37 @@ def sampling_options(given: Mapping[str, Any]) -> tuple[int | None, Sampling]:
         ) from error
 
 
+def all_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a call of TRL. Those in `generation_kwargs` win."""
+    options = {name: value for name, value in given.items() if name != "generation_kwargs"}
+    return options | (given.get("generation_kwargs") or {})
+
+
 def refuse(what: str) -> NoReturn:
     """Raise ConfigError for something that rollouts do not have."""
     raise ConfigError(f"got a request for {what}; Tandem's rollouts have none. Fix: leave the option out.")
+
+
+def check_token_ids(completions: Sequence[Completion], trainer: Any, served: str) -> None:
+    """Check that the model that is trained has the tokens of the completions. Torch would end with an index error.
+
+    Args:
+        completions: Sampled completions.
+        trainer: TRL's trainer, which has the model. None if it is not known.
+        served: Name of the generator's model.
+
+    Raises:
+        ConfigError: The generator serves a model with a larger vocabulary.
+    """
+    model = getattr(trainer, "model", None)
+    vocab_size = getattr(model and model.get_input_embeddings(), "num_embeddings", None)
+    largest = max((max(completion.token_ids, default=0) for completion in completions), default=0)
+    if vocab_size is not None and largest >= vocab_size:
+        raise ConfigError(
+            f"got the token id {largest} from a generator with the model {served!r}, expected ids below {vocab_size}, "
+            "the size of the vocabulary of the script's model. Fix: start the generator with the script's model; in a "
+            "test, GeneratorContainer(model=FOLDER)."
+        )
 
 
 def shaped(
