@@ -40,7 +40,7 @@ MODELS = {
 """Family → well-known models."""
 
 REASONS = {
-    "is a mixture of experts": "a mixture of experts",
+    "uses multi-head latent attention": "vLLM computes other logprobs than transformers before any update",
     "cannot load": "vLLM's CPU build cannot load it",
     "its engine ended in the first rollouts": "vLLM's CPU build cannot compute it",
     "failed to be inspected": "vLLM imports torchvision for it, which its CPU build lacks",
@@ -60,13 +60,26 @@ Written by `docs/reference/make_architectures.py` from `docs/reference/architect
 This page covers every family of causal language models that both transformers and vLLM have. A tiny random model of
 each family goes through a short run, in float32 and with vLLM's CPU build. Trainer and generator load it. The generator
 samples, the trainer computes the logprobs of the same tokens, learns, and publishes to the running generator, which
-samples again. `before` and `after` are the largest difference between the two logprobs of one token, in nats, before
-and after that update.
+samples again. This happens twice. `before` and `after` are the largest difference between the two logprobs of one
+token, in nats, before the first update and after both.
+
+Some families have a second row. In a *tied* model, the output embedding is the input embedding (`tie_word_embeddings`).
+The first row has the family's default, and the second has the other choice.
 
 - **trained**: the two sides agree up to rounding, before and after.
 - **alerted**: the model is trained, but the two sides differ by more than rounding, and the run reports it. A
   difference above `trainer.max_mismatch` ends a run.
 - **refused**: a service stops when it starts, and says why. The last column has the reason in short.
+
+A family that is not in the table, such as one with its own code (`shared.trust_remote_code`), is tried as well. When it
+starts, the generator overwrites all weights, loads the model's own weights as it would load a version, and compares all
+bytes. It refuses a model that this does not restore, and names a parameter.
+
+- **Mixtures of experts** are trained like other models, except with LoRA: the generator refuses adapters for them. The
+  loss of the router (`router_aux_loss_coef`) is not used.
+- **Quantized** models are refused, because vLLM converts their weights when it loads them.
+- **Multi-head latent attention** (DeepSeek-V2 and V3) is refused. Before any update, the logprobs of vLLM's CPU build
+  already differ from those of transformers.
 
 On a GPU, vLLM has kernels that its CPU build lacks (Mamba's, for example). So a family that is refused here for that
 reason may work there. The checks are the same, so a model that does not work is refused there too.
@@ -81,16 +94,19 @@ COLUMNS = ["`model_type`", "models", "outcome", "before:", "after:", "reason"]
 
 def page() -> str:
     results: dict[str, Any] = json.loads(RESULTS.read_text())
-    counts = {word: sum(r["outcome"] == word for r in results.values()) for word in ("trained", "alerted", "refused")}
+    families = [result for family, result in results.items() if ", " not in family]
+    counts = {word: sum(r["outcome"] == word for r in families) for word in ("trained", "alerted", "refused")}
     summary = ", ".join(f"{number} {word}" for word, number in counts.items())
-    return f"{HEAD}\n{len(results)} families: {summary}.\n" + table(COLUMNS, map(_row, results, results.values()))
+    return f"{HEAD}\n{len(families)} families: {summary}.\n" + table(COLUMNS, map(_row, results, results.values()))
 
 
 def _row(family: str, result: dict[str, Any]) -> list[str]:
     message = result["reason"].replace("'MODEL'", "the model")
     reason = next((short for part, short in REASONS.items() if part in message), message)
     figures = [_figure(result[key]) for key in ("before", "after")]
-    return [code(family), MODELS.get(family, ""), result["outcome"], *figures, reason]
+    name, _, tying = family.partition(", ")
+    model_type = f"{code(name)}, {tying}" if tying else code(name)
+    return [model_type, "" if tying else MODELS.get(name, ""), result["outcome"], *figures, reason]
 
 
 def _figure(value: float | None) -> str:

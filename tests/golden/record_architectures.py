@@ -2,7 +2,7 @@
 
 It needs vLLM's CPU build and takes ten minutes. Afterwards, write the page from the records:
 
-    PYTHONPATH=tests python tests/golden/record_architectures.py [FAMILY …]
+    PYTHONPATH=tests python tests/golden/record_architectures.py [FAMILY …]  # or 'llama, tied'
     python docs/reference/make_architectures.py
 """
 
@@ -17,12 +17,20 @@ from typing import Any
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm.model_executor.models.registry import _TEXT_GENERATION_MODELS, _TRANSFORMERS_SUPPORTED_MODELS
 
+from support.architectures import tiny_config
 from support.family_pool import RESULTS, judged
 
 BACKEND = (
     "biogpt", "bitnet", "ctrl", "doge", "gemma4_unified_text", "helium", "ministral", "nanochat", "persimmon",
 )  # fmt: skip
 """Families that are not in vLLM's registry but run on its Transformers backend."""
+
+
+BOTH_WAYS = (
+    "falcon", "gemma3_text", "gpt_neox", "llama", "mistral", "mixtral", "olmo2", "opt", "phi3", "qwen2", "qwen3",
+    "qwen3_moe", "smollm3", "starcoder2",
+)  # fmt: skip
+"""Families that are recorded with tied and with untied embeddings."""
 
 
 def families() -> list[str]:
@@ -36,7 +44,11 @@ def families() -> list[str]:
         for family, architecture in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()
         if architecture in known and family not in with_text_model
     )
-    return sorted({*listed, *BACKEND})
+    return sorted({*listed, *BACKEND, *map(_with_other_tying, BOTH_WAYS)})
+
+
+def _with_other_tying(family: str) -> str:
+    return f"{family}, {'untied' if tiny_config(family).tie_word_embeddings else 'tied'}"
 
 
 def main() -> None:
@@ -50,7 +62,7 @@ def main() -> None:
                 print((Path(folder) / family / "log").read_text()[-2000:])
                 recorded.pop(family, None)
                 continue
-            recorded[family] = {"architecture": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family]} | {
+            recorded[family] = {"architecture": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.partition(", ")[0]]} | {
                 key: _rounded(outcome[key]) for key in ("outcome", "reason", "before", "after")
             }
     RESULTS.write_text(json.dumps(dict(sorted(recorded.items())), indent=1) + "\n")

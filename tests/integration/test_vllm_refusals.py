@@ -15,8 +15,8 @@ from support.ports import free_port
 pytestmark = pytest.mark.vllm
 
 
-def test_a_mixture_of_experts_is_refused_before_the_generator_is_ready(tmp_path: Path) -> None:
-    model = make_architecture(tmp_path / "model", "mixtral")
+def test_multi_head_latent_attention_is_refused_before_the_generator_is_ready(tmp_path: Path) -> None:
+    model = make_architecture(tmp_path / "model", "deepseek_v2")
     command = [sys.executable, "-m", "tandem_generator", "--model", str(model), "--weights-dir", str(tmp_path / "w")]
     command += ["--port", str(free_port()), "--enforce-eager", "--dtype", "float32", "--block-size", "32"]
     env = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -24,5 +24,5 @@ def test_a_mixture_of_experts_is_refused_before_the_generator_is_ready(tmp_path:
     assert ended.returncode == 2
     # On a busy machine, Python's resource tracker may add a warning at the very end.
     *_, last = (line for line in ended.stderr.splitlines() if " ERROR " in line)
-    assert f" ERROR    shared.model: '{model}' is a mixture of experts (model.layers.0.block_sparse_moe" in last
+    assert f" ERROR    shared.model: '{model}' uses multi-head latent attention (DeepSeek-V2, V3). Before any" in last
     assert "Fix: choose another shared.model" in last

@@ -171,6 +171,9 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
                 parameter.normal_(0, 1 / math.sqrt(parameter.shape[-1]))
             else:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
+                buffer.normal_(0, 0.1)
     _flatten(model)
     return model
 

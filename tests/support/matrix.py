@@ -64,9 +64,10 @@ class Outcome:
     before: float | None = None
     """The largest |generator logprob − trainer logprob| of a sampled token, in nats."""
     after: float | None = None
-    """The same after an update that was published to the running engine."""
+    """The same after each of two updates that were published to the running engine: the larger of both."""
     moved: float | None = None
-    """The largest change of a logprob by the update, in nats. With the old weights, `after` would be as large."""
+    """The largest change of a logprob by an update, in nats: the smaller of both. With the old weights, `after` would
+    be as large."""
     seconds: float = 0.0
 
 
@@ -96,13 +97,15 @@ def _trained(model: Path, folder: Path) -> Outcome:
     trainer = _Trainer(model, folder, config, accelerator)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving(model, folder)) as app:
         trainer.meet(portal, GeneratorClient([URL], None, transport=httpx.ASGITransport(app)))
-        before, first = trainer.mismatch(trainer.rollouts())
-        trainer.update(first, step=1)
-        moved, _ = trainer.mismatch(first)
-        after, second = trainer.mismatch(trainer.rollouts())
-        trainer.update(second, step=2)
+        before, batch = trainer.mismatch(trainer.rollouts())
+        moved, after = [], []
+        for step in (1, 2):
+            trainer.update(batch, step)
+            moved.append(trainer.mismatch(batch)[0])
+            mismatch, batch = trainer.mismatch(trainer.rollouts())
+            after.append(mismatch)
     alerts = trainer.alerts
-    return Outcome("alerted" if alerts else "trained", "".join(alerts[:1]), before, after, moved)
+    return Outcome("alerted" if alerts else "trained", "".join(alerts[:1]), before, max(after), min(moved))
 
 
 @asynccontextmanager

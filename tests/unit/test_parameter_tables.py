@@ -19,15 +19,22 @@ from transformers import (
     OPTConfig,
     Phi3Config,
     PreTrainedConfig,
+    Qwen3MoeConfig,
 )
 
+from support.engines import FACTS
 from support.models import make_tiny_model
+from support.weights import FINGERPRINT
+from tandem_generator.compatibility import check_version_fits
 from tandem_generator.engines.mock import MockEngine
-from tandem_protocol.config import SharedConfig
+from tandem_protocol.config import ConfigError, SharedConfig
 from tandem_protocol.config.generator import MockConfig
 from tandem_protocol.config.learning import LoraConfig
+from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.fingerprint import checkpoint_shapes
+from tandem_protocol.manifest import FileEntry, Manifest, TensorEntry
 from tandem_protocol.parameters import Shapes, describe_differences
+from tandem_protocol.version import Version
 from tandem_trainer.learner.lora import add_adapter
 from tandem_trainer.learner.model import load_model
 from tandem_trainer.learner.shards import model_shapes
@@ -45,6 +52,7 @@ CONFIGS: dict[str, PreTrainedConfig] = {
     "phi3": Phi3Config(pad_token_id=0, **GATED),
 }
 EXPERTS = MixtralConfig(num_local_experts=2, **GATED)
+QWEN_EXPERTS = Qwen3MoeConfig(num_experts=4, moe_intermediate_size=16, mlp_only_layers=[], **GATED)
 
 
 def _trainer(directory: Path, *, adapted: bool = False) -> Shapes:
@@ -54,7 +62,7 @@ def _trainer(directory: Path, *, adapted: bool = False) -> Shapes:
     return model_shapes(model)
 
 
-def _mock(directory: Path) -> Shapes:
+def _mock(directory: Path) -> Shapes | None:
     return MockEngine(str(directory), MockConfig(), None).facts.shapes
 
 
@@ -81,6 +89,42 @@ def test_table_lists_each_expert_on_both_sides(tmp_path: Path):
     table = _trainer(tmp_path)
     assert table["model.layers.1.block_sparse_moe.experts.0.w1.weight"] == (64, 32)
     assert describe_differences(table, _vllm(tmp_path)) == describe_differences(table, _mock(tmp_path)) == ""
+
+
+@pytest.mark.vllm
+@pytest.mark.parametrize(
+    ("config", "left_out"),
+    [
+        (CONFIGS["llama"], "model.layers.1.self_attn.q_proj.weight"),
+        (CONFIGS["phi3"], "model.layers.0.mlp.gate_up_proj.weight"),
+        (EXPERTS, "model.layers.1.block_sparse_moe.experts.1.w3.weight"),
+        (QWEN_EXPERTS, "model.layers.0.mlp.experts.3.up_proj.weight"),
+    ],
+)
+def test_a_version_that_lacks_a_part_of_a_fused_parameter_is_refused(
+    config: PreTrainedConfig, left_out: str, tmp_path: Path
+):
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    facts = FACTS._replace(shapes=_vllm(tmp_path))
+    table = dict(_trainer(tmp_path))
+    check_version_fits(_manifest(table), facts)
+    del table[left_out]
+    with pytest.raises(WeightsRefused, match=f"1 parameter differs: {left_out}: trainer none, generator "):
+        check_version_fits(_manifest(table), facts)
+
+
+def _manifest(table: Shapes) -> Manifest:
+    """Return the manifest of a version that has these tensors."""
+    file = FileEntry(name="model.safetensors", size_bytes=0, xxh3_128="0")
+    tensors = tuple(TensorEntry(name=name, dtype="F32", shape=shape, file=file.name) for name, shape in table.items())
+    return Manifest(run="test", version=Version(1, 1), fingerprint=FINGERPRINT, files=(file,), tensors=tensors)
+
+
+@pytest.mark.vllm
+def test_a_model_that_transformers_cannot_create_is_refused(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "no_such_model"}')
+    with pytest.raises(ConfigError, match="transformers cannot create"):
+        _vllm(tmp_path)
 
 
 def test_gpt_neox_is_published_under_the_names_of_its_checkpoints(tmp_path: Path):
@@ -153,7 +197,7 @@ def test_mock_does_not_know_weights_that_are_not_safetensors(tmp_path: Path):
     torch.save(_tensors(tmp_path), tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").rename(tmp_path / "stray.safetensors")
     assert describe_differences(table, _trainer(tmp_path)) == ""
-    assert _mock(tmp_path) == {}
+    assert _mock(tmp_path) is None
 
 
 def test_untied_head_is_listed_although_another_setting_would_tie_it(tmp_path: Path):

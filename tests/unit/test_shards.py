@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
+from support.architectures import tiny_config, tiny_model
 from support.models import make_tiny_model
 from tandem_protocol.manifest import digest_file, read_header
 from tandem_trainer.learner.safetensors_file import write_safetensors
@@ -40,6 +41,20 @@ def test_written_names_and_values_equal_those_of_the_checkpoint(tmp_path: Path, 
     assert written.keys() == saved.keys()
     assert ("lm_head.weight" in written) is not tied
     assert all(torch.equal(written[name], saved[name]) for name in saved)
+
+
+@pytest.mark.parametrize("family", ["exaone_moe", "ernie4_5_moe", "laguna", "lfm2_moe"])
+def test_what_corrects_the_choice_of_experts_is_not_rounded(family: str, tmp_path: Path):
+    model = tiny_model(tiny_config(family))
+    written = _written(model, tmp_path, torch.bfloat16)
+    corrections = {
+        name: tensor for name, tensor in written.items() if name.endswith(("correction_bias", "expert_bias"))
+    }
+    own = {n: t for n, t in model.state_dict().items() if n.endswith(("correction_bias", "expert_bias"))}
+    assert own
+    assert [t.tolist() for t in corrections.values()] == [t.tolist() for t in own.values()]
+    assert any(tensor.bfloat16().float().tolist() != tensor.tolist() for tensor in own.values())
+    assert written["model.embed_tokens.weight"].dtype == torch.bfloat16
 
 
 def test_floats_get_the_requested_dtype_and_other_tensors_keep_theirs(tmp_path: Path):

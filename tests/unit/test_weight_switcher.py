@@ -119,6 +119,23 @@ async def test_another_parameter_table_is_refused_with_the_differences(
     ) in await refused(switcher, V1, digest)
 
 
+async def test_a_version_that_holds_a_tensor_twice_is_refused(start: Start, store: WatchedStore) -> None:
+    switcher = await start()
+    manifest, _ = publish(store, V1)
+    twice = manifest.tensors[0].model_copy(update={"file": manifest.tensors[1].file})
+    edit_manifest(store, V1, {"tensors": [t.model_dump() for t in (*manifest.tensors, twice)]})
+    assert "its files hold embed.weight more than once" in await refused(switcher, V1, store.read(V1)[1])
+
+
+async def test_without_a_parameter_table_no_version_is_accepted(
+    start: Start, engine: ScriptedEngine, store: WatchedStore
+) -> None:
+    engine.facts = engine.facts._replace(shapes={})
+    switcher = await start()
+    _, digest = publish(store, V1)
+    assert "2 parameters differ: embed.weight: trainer (8, 4), generator none" in await refused(switcher, V1, digest)
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [

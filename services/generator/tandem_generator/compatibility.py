@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from tandem_protocol.errors import BadRequest, WeightsRefused
 from tandem_protocol.fingerprint import differences
@@ -45,10 +46,12 @@ def check_version_fits(manifest: Manifest, facts: EngineFacts) -> None:
     # Compare the parameters by name instead of by digest, so that the message can list them.
     other = [name for name in differences(facts.fingerprint, manifest.fingerprint) if name != "parameters"]
     problems = []
+    if twice := [name for name, number in Counter(t.name for t in manifest.tensors).items() if number > 1]:
+        problems.append(f"its files hold {min(twice)} more than once")
     if other:
         verb = "differs" if len(other) == 1 else "differ"
         problems.append(f"its {' and '.join(other)} {verb} from this generator's")
-    if manifest.kind == "full" and "full" in facts.kinds and facts.shapes:
+    if manifest.kind == "full" and "full" in facts.kinds and facts.shapes is not None:
         problems += filter(None, [describe_differences(manifest.shapes, facts.shapes)])
     if problems:
         raise WeightsRefused(

@@ -29,7 +29,8 @@ from .weight_switcher import WeightSwitcher
 def register() -> None:
     """Entry point `vllm.general_plugins`. vLLM calls it in every process, sometimes twice."""
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, "tandem_generator.volume_engine", "VolumeWeightEngine")
+        engine = "RepackingVolumeWeightEngine" if current_platform.is_cpu() else "VolumeWeightEngine"
+        WeightTransferEngineFactory.register_engine(BACKEND, "tandem_generator.volume_engine", engine)
     if current_platform.is_cpu():
         from vllm import _custom_ops
 

@@ -100,7 +100,7 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
     @router.get(paths.PARAMETERS)
     async def parameters() -> Parameters:
         """Return names and shapes of the model's parameters."""
-        return Parameters(shapes=dict(switcher.engine.facts.shapes))
+        return Parameters(shapes=dict(switcher.engine.facts.shapes or {}))
 
     @router.get(paths.WEIGHTS)
     async def get_weights(awaited: Annotated[AwaitedWeights, Query()]) -> ServedWeights:

@@ -1,52 +1,96 @@
 """Test that a switch of weights updates everything that the model computes with.
 
-A switch copies the new tensors over the parameters of the running model. This fails silently if vLLM computes with
-something that it derived from the parameters at load time: a packed or transposed copy, the product of two matrices
-(multi-head latent attention), or a buffer in another dtype.
+A switch fails silently if it does not reach a part of the parameters, or if vLLM computes with something that it
+derived from the parameters at load time: a packed or transposed copy, the product of two matrices (multi-head latent
+attention), or a buffer in another dtype.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 SAMPLED = 4096
-"""Number of elements that are compared per tensor, spread evenly over it."""
+"""Number of elements that are compared one by one per tensor, spread evenly over it."""
+_CHUNK = 1 << 24
+"""Number of elements that are added up at a time."""
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""Size of an element in bytes → type of its bit pattern."""
 
 
-def stale_tensors(model: nn.Module, load: Callable[[], object], process: Callable[[], object]) -> list[str]:
-    """Change all parameters, load the original weights again, and compare.
+class _Mark(NamedTuple):
+    """Stands for the content of a tensor. A complete copy of the model might not fit into memory."""
+
+    total: int
+    """Sum of the bit patterns of all elements. A NaN has a larger one than any number."""
+    sample: bytes
+    """Bytes of some elements, in order."""
+
+
+def rehearse(
+    model: nn.Module,
+    *,
+    spoil: Callable[[], object],
+    process: Callable[[], object],
+    load: Callable[[], object],
+    derived: re.Pattern[str],
+) -> str:
+    """Overwrite all parameters with NaN, load the original weights again, and compare.
 
     Args:
         model: The loaded model.
-        load: Loads the weights that `model` already has, as a switch does.
+        spoil: Loads a version whose elements are all NaN, as a switch does.
         process: Derives tensors from the parameters, as vLLM does after it has loaded a model.
+        load: Loads the weights that `model` already has, as a switch does.
+        derived: Matches the names of parameters that are derived from others.
 
     Returns:
-        Names of the tensors that differ afterwards. If there are none, the model is unchanged.
+        What went wrong. Empty if `model` is unchanged.
     """
-    before = _samples(model)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                # Zeros stay zero. vLLM pads parameters with zeros, and no checkpoint would restore them.
-                parameter.mul_(0.5)
-    process()  # derive tensors from the changed parameters
+    before = _marks(model)
+    try:
+        spoil()
+    except Exception as error:  # any type: the model's own code runs here
+        return f"vLLM does not load the tensors that a trainer publishes ({type(error).__name__}: {error})"
+    if unreached := [name for name, it in model.named_parameters() if not derived.search(name) and _has_numbers(it)]:
+        return f"the tensors that a trainer publishes do not reach all elements of {_list(unreached)}"
+    process()
     load()
-    after = _samples(model)
-    return [name for name in before if not torch.equal(before[name], after[name])]
+    after = _marks(model)
+    stale = [name for name in before if before[name] != after.get(name)]
+    return f"{_list(stale)} differ when the same weights are loaded again" if stale else ""
 
 
-def _samples(model: nn.Module) -> dict[str, Tensor]:
-    """Return name → bytes of some elements. A complete copy of the model might not fit into memory."""
-    return {name: _sample(tensor) for name, tensor in _tensors(model) if not tensor.is_meta}
+def _list(names: list[str]) -> str:
+    return f"{len(names)} of its tensors, such as {', '.join(names[:3])},"
 
 
-def _sample(tensor: Tensor) -> Tensor:
-    flat = tensor.detach().flatten()
-    return flat[:: max(1, len(flat) // SAMPLED)].clone().cpu().view(torch.uint8)
+def _has_numbers(parameter: Tensor) -> bool:
+    """Whether a parameter that was overwritten with NaN still has numbers.
+
+    Zeros count only if there is nothing else, because vLLM pads parameters with zeros.
+    """
+    if not parameter.is_floating_point() or parameter.is_meta or not parameter.numel():
+        return False
+    kept = parameter.detach().nan_to_num(0.0)
+    return bool(kept.any()) or not bool(parameter.isnan().any())
+
+
+def _marks(model: nn.Module) -> dict[str, _Mark]:
+    return {name: _mark(tensor.detach()) for name, tensor in _tensors(model) if not tensor.is_meta}
+
+
+def _mark(tensor: Tensor) -> _Mark:
+    flat = tensor.reshape(-1)
+    bits = flat.view(_INTEGERS[flat.itemsize])
+    chunks = (bits[start : start + _CHUNK] for start in range(0, len(bits), _CHUNK))
+    total = sum(int(chunk.sum(dtype=torch.int64).item()) for chunk in chunks)
+    sample = bits[:: max(1, len(bits) // SAMPLED)].contiguous().cpu()
+    return _Mark(total, sample.numpy().tobytes())
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.attention import MLAAttention
 from vllm.model_executor.layers.fused_moe import MoERunner
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-from .switch_rehearsal import stale_tensors
+from .switch_rehearsal import rehearse
 
 BACKEND = "tandem_volume"
+_DERIVED = re.compile(r"\.(W_UK_T|W_UV)$")
+"""Parameters that vLLM computes from others, for multi-head latent attention. No file has them."""
 
 
 @dataclass
 class VolumeInitInfo(WeightTransferInitInfo):
     """What the workers get once, at the start."""
 
+    switches: bool = False
+    """Whether versions with all parameters will be loaded. If so, a switch is tested."""
+    table: dict[str, list[int]] = field(default_factory=dict)
+    """Name → shape of the tensors of a version."""
     shards: list[str] = field(default_factory=list)
-    """Safetensors files of the weights that the model already has. If there are any, a switch is tested with them."""
+    """Safetensors files of the weights that the model already has. Empty if they have another format."""
 
 
 @dataclass
@@ -41,36 +55,49 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
     """Weight transfer through a file system. Every worker maps the same files and copies its part of them.
 
     `receive_weights` does all the work in one call. If it fails, the caller loads the previous version again.
+
+    The parameters of a dense model are plain copies of a version's tensors, so the tensors are copied over them. The
+    kernels for mixtures of experts may need another layout. For those, vLLM's layerwise reload collects the tensors of
+    a layer, converts them as at the start, and copies the result over the parameters.
     """
 
     init_info_cls = VolumeInitInfo
     update_info_cls = VolumeUpdateInfo
 
     def init_transfer_engine(self, init_info: VolumeInitInfo) -> None:
-        """Refuse a model whose weights cannot be switched by copying over its parameters.
+        """Refuse a model whose weights cannot be switched while it runs.
 
         Raises:
-            ValueError: The model is quantized, is a mixture of experts, encodes positions depending on other requests
-                in the batch, or computes with tensors that vLLM derived from its weights.
+            ValueError: The model is of a kind that is not supported, it encodes positions depending on other requests
+                in the batch, or a test of a switch does not restore it byte for byte.
         """
         self._refuse_kinds()
         self._refuse_changing_rope()
-        if init_info.shards:
-            self._refuse_stale_tensors(init_info.shards)
+        if init_info.switches:
+            self._rehearse(init_info)
+
+    @property
+    def _has_experts(self) -> bool:
+        return any(isinstance(module, MoERunner) for module in self.model.modules())
 
     def _refuse_kinds(self) -> None:
-        experts = next((name for name, module in self.model.named_modules() if isinstance(module, MoERunner)), None)
+        fix = "Fix: choose another shared.model"
         if self.model_config.quantization:
-            kind = "quantized"
-        elif experts:
-            kind = f"a mixture of experts ({experts})"
-        else:
-            kind = None
-        if kind:
-            raise ValueError(
-                f"{self.model_config.model!r} is {kind}, expected a dense model without quantization. vLLM stores such "
-                "weights in another layout, which a switch would not update. Fix: choose another shared.model"
+            kind = "is quantized, expected a model without quantization. vLLM converts such weights when it loads them"
+        elif any(isinstance(module, MLAAttention) for module in self.model.modules()):
+            kind = (
+                "uses multi-head latent attention (DeepSeek-V2, V3). Before any update, vLLM's logprobs differ from "
+                "those of transformers, so it cannot be trained"
             )
+        elif self._has_experts and self.vllm_config.lora_config:
+            kind = "is a mixture of experts, which cannot have adapters"
+            fix = "Fix: leave out trainer.lora and generator.vllm.enable_lora"
+        elif self._has_experts and self.parallel_config.enable_eplb:
+            kind = "is a mixture of experts whose experts move between devices, so a switch would not find them"
+            fix = "Fix: leave out generator.vllm.enable_eplb"
+        else:
+            return
+        raise ValueError(f"{self.model_config.model!r} {kind}. {fix}")
 
     def _refuse_changing_rope(self) -> None:
         """Refuse position encodings that change with the longest request of a batch.
@@ -92,21 +119,40 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
                     f"{length}, expected at most {limit}. Fix: set generator.max_model_len: {limit}"
                 )
 
-    def _refuse_stale_tensors(self, shards: list[str]) -> None:
+    def _rehearse(self, init_info: VolumeInitInfo) -> None:
+        """Test that a switch reaches all parameters, and that loading the weights again restores all bytes.
+
+        Raises:
+            ValueError: Either is not the case. The message names a parameter.
+        """
+
         def process() -> None:
-            process_weights_after_loading(self.model, self.model_config, self.device)
+            if not self._has_experts:  # a layerwise reload has derived all tensors already
+                process_weights_after_loading(self.model, self.model_config, self.device)
 
         with set_current_vllm_config(self.vllm_config):
-            stale = stale_tensors(self.model, lambda: self._load(shards), process)
-        if stale:
+            problem = rehearse(
+                self.model,
+                spoil=lambda: self._load(_nan(init_info.table)),
+                process=process,
+                load=lambda: self._load(self._base(init_info.shards)),
+                derived=_DERIVED,
+            )
+        if problem:
             raise ValueError(
-                f"the weights of {self.model_config.model!r} cannot be switched while it is loaded: {len(stale)} of "
-                f"its tensors are not copies of checkpoint tensors, such as {', '.join(stale[:3])}. Fix: choose a "
-                "shared.model of another architecture (docs/reference/architectures.md)"
+                f"the weights of {self.model_config.model!r} cannot be switched while it is loaded: {problem}. Fix: "
+                "choose a shared.model of another architecture (docs/reference/architectures.md)"
             )
 
+    def _base(self, shards: list[str]) -> Iterable[tuple[str, torch.Tensor]]:
+        if shards:
+            return _tensors(shards)
+        loader = get_model_loader(self.vllm_config.load_config)
+        base: Iterable[tuple[str, torch.Tensor]] = loader.get_all_weights(self.model_config, self.model)
+        return base
+
     def start_weight_update(self) -> None:
-        """Do nothing: parameters are overwritten in place."""
+        """Do nothing: `receive_weights` does everything."""
 
     def receive_weights(self, update_info: VolumeUpdateInfo) -> None:
         """Copy all shards into the model.
@@ -114,23 +160,86 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
         Raises:
             ValueError: The shards do not contain all parameters of the model.
         """
-        self._load(update_info.shards)
+        with set_current_vllm_config(self.vllm_config):
+            self._load(_tensors(update_info.shards))
 
-    def _load(self, shards: list[str]) -> None:
-        with torch.no_grad():
-            loaded = self.model.load_weights(_tensors(shards))
-        missing = {name for name, _ in self.model.named_parameters()} - set(loaded)
-        if missing:
+    @torch.no_grad()
+    def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        loaded = self._load_layerwise(tensors) if self._has_experts else self.model.load_weights(tensors)
+        parameters = {name for name, _ in self.model.named_parameters() if not _DERIVED.search(name)}
+        if missing := parameters - set(loaded):
             raise ValueError(
                 f"{self.model_config.model!r} has {len(missing)} parameters that these weights do not reach, such as "
                 f"{min(missing)}; expected weights for all of them"
             )
+
+    def _load_layerwise(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        with _restored_after_an_error(self.model):
+            self._before_layerwise()
+            initialize_layerwise_reload(self.model)
+            loaded: set[str] = self.model.load_weights(tensors)
+            finalize_layerwise_reload(self.model, self.model_config)
+        return loaded
+
+    def _before_layerwise(self) -> None:
+        """Prepare the layers for a layerwise reload."""
 
     def finish_weight_update(self) -> None:
         """Do nothing: `receive_weights` has finished the update."""
 
     def shutdown(self) -> None:
         """Do nothing: there is nothing to release."""
+
+
+class RepackingVolumeWeightEngine(VolumeWeightEngine):
+    """For devices where vLLM packs the weights of experts when it creates their kernel, and never again."""
+
+    def _before_layerwise(self) -> None:
+        for module in self.model.modules():
+            if _kernel(module) is not None:
+                module.quant_method.moe_kernel = None
+
+
+def _kernel(module: nn.Module) -> Any:
+    return getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+
+
+@contextmanager
+def _restored_after_an_error(model: nn.Module) -> Iterator[None]:
+    """If the block fails, end the layerwise reload in it, so that another load can begin.
+
+    vLLM's own end (`finalize_layerwise_reload`) is not enough: a layer whose conversion failed stays without data. And
+    without any end, the tensors that vLLM has collected become a part of the next load. The tensors of the model are
+    put back, but their content may belong to two versions.
+    """
+    kept: list[tuple[Any, ...]] = [
+        (module, dict(module._parameters), dict(module._buffers), _kernel(module)) for module in model.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, parameters, buffers, kernel in kept:
+            get_layerwise_info(module).reset()
+            for tensor in filter(_is_collecting, (*parameters.values(), *buffers.values())):
+                tensor.weight_loader = tensor.weight_loader.__wrapped__
+            module._parameters.clear()
+            module._parameters.update(parameters)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+            if kernel is not None:
+                module.quant_method.moe_kernel = kernel
+        raise
+
+
+def _is_collecting(tensor: torch.Tensor | None) -> bool:
+    """Whether the tensor's loader is one of a layerwise reload, which collects instead of loading."""
+    return getattr(getattr(tensor, "weight_loader", None), "__name__", "") == "online_process_loader"
+
+
+def _nan(table: Mapping[str, list[int]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield a version whose elements are all NaN. It takes no memory."""
+    for name, shape in table.items():
+        yield name, torch.tensor(torch.nan).expand(shape)
 
 
 def _tensors(shards: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

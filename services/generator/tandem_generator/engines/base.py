@@ -36,8 +36,9 @@ class EngineFacts(NamedTuple):
     """Size of the vocabulary. Token ids must be smaller."""
     base_shards: tuple[Path, ...]
     """Safetensors files of the base weights, to load again if the first switch fails. May be empty."""
-    shapes: Mapping[str, tuple[int, ...]]
-    """Parameter table with the names in a checkpoint, without tied copies. Empty if the engine does not know it."""
+    shapes: Mapping[str, tuple[int, ...]] | None
+    """Parameter table with the names in a checkpoint, without tied copies. None: the engine computes without weights,
+    and does not know the table, so any version fits."""
     fingerprint: ModelFingerprint
     """Fingerprint of the model."""
     kinds: frozenset[Kind] = frozenset({"full"})

@@ -144,7 +144,7 @@ class MockEngine:
             max_num_seqs=256,
             vocab_size=vocab_size,
             base_shards=(),
-            shapes=shapes,
+            shapes=shapes or None,
             layers=shapes,
             fingerprint=fingerprint(directory, shapes) if directory else ModelFingerprint(),
             kinds=frozenset({"full", "lora"}),

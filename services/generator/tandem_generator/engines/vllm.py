@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -24,7 +23,7 @@ from tandem_protocol.fingerprint import fingerprint, model_files
 from tandem_protocol.manifest import ADAPTER_CONFIG_NAME
 from tandem_protocol.messages import Completion, Group, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
 from tandem_protocol.parameters import Shapes, own_tensors
-from tandem_protocol.problems import summarize
+from tandem_protocol.problems import one_line, summarize
 from tandem_protocol.version import BASE, Version
 
 from .base import EngineFacts, OnTokens, no_count
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig
     from vllm.engine.protocol import EngineClient
     from vllm.outputs import CompletionOutput
-
-log = logging.getLogger(__name__)
 
 _ADAPTER = "tandem"
 REHEARSED_TOKENS = (3, 20, 40)
@@ -94,9 +91,14 @@ class VllmEngine:
         Raises:
             ConfigError: The model's weights cannot be switched, or vLLM cannot run the model on this machine.
         """
-        shards = [str(file.resolve()) for file in self.facts.base_shards] if "full" in self.facts.kinds else []
+        facts = self.facts
+        info = {
+            "switches": "full" in facts.kinds,
+            "table": {name: list(shape) for name, shape in (facts.shapes or {}).items()},
+            "shards": [str(file.resolve()) for file in facts.base_shards],
+        }
         try:
-            await self._client.init_weight_transfer_engine(WeightTransferInitRequest(init_info={"shards": shards}))
+            await self._client.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
         except Exception as error:
             raise ConfigError(f"shared.model: {str(error).partition('method failed: ')[2] or error}") from error
         await self._client.update_weight_version(str(BASE))
@@ -272,8 +274,11 @@ def _parameter_tables(directory: Path, *, trust_remote_code: bool) -> tuple[Shap
     """Return the parameter table of the model as the trainer publishes it, name → shape.
 
     Returns:
-        The table with the names in a checkpoint, and the table with the names of the model's modules. Both are empty if
-        `transformers` cannot create the model.
+        The table with the names in a checkpoint, and the table with the names of the model's modules.
+
+    Raises:
+        ConfigError: `transformers` cannot create the model. Without its table, a version that lacks a tensor could not
+            be refused.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -284,11 +289,11 @@ def _parameter_tables(directory: Path, *, trust_remote_code: bool) -> tuple[Shap
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # any type: the model's own code may run here
-        log.warning(
-            "transformers cannot create this model (%s), so the shapes of published weights are not checked in advance",
-            error,
-        )
-        return {}, {}
+        raise ConfigError(
+            f"shared.model: transformers cannot create {str(directory)!r} ({one_line(error)}). "
+            "Expected a causal language model of transformers, because published weights are compared with its "
+            "parameters. Fix: choose another shared.model (docs/reference/architectures.md)"
+        ) from error
     layers = own_tensors(model)
     return _shapes(revert_weight_conversion(model, layers)), _shapes(layers)
 

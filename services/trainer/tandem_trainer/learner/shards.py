@@ -6,6 +6,7 @@ and one that is being written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -20,13 +21,16 @@ from tandem_protocol.parameters import Shapes, own_tensors
 
 from .safetensors_file import write_safetensors
 
+_CORRECTION = re.compile(r"\.(e_score_correction_bias|expert_bias)$")
+"""What a mixture of experts adds to the scores of its experts. Rounding it would choose other experts."""
+
 
 def model_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield the model's complete tensors in `dtype`, under their names in Hugging Face checkpoints.
 
-    Of tied tensors only one is included. Every rank iterates at the same time, because sharded parameters are gathered
-    here, one after the other. If the checkpoint combines several parameters into one tensor, the model is gathered at
-    once.
+    Float buffers, and parameters that transformers always keeps in float32, have float32 instead. Of tied tensors only
+    one is included. Every rank iterates at the same time, because sharded parameters are gathered here, one after the
+    other. If the checkpoint combines several parameters into one tensor, the model is gathered at once.
     """
     return _named(model, own_tensors(model), dtype)
 
@@ -47,7 +51,7 @@ def on_meta(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _named(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    dtypes = {name: dtype if tensor.is_floating_point() else tensor.dtype for name, tensor in state.items()}
+    dtypes = _dtypes(model, state, dtype)
 
     def itemsize(name: str) -> int:
         return dtypes[name].itemsize
@@ -58,6 +62,19 @@ def _named(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dty
         yield from revert_weight_conversion(
             model, {name: gather(state[name].to(dtypes[name])) for name in names}
         ).items()
+
+
+def _dtypes(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, torch.dtype]:
+    exact = {name for name, _ in model.named_buffers()}
+    parts = [f".{part}." for part in model._keep_in_fp32_modules_strict or ()]
+
+    def of(name: str, tensor: Tensor) -> torch.dtype:
+        if not tensor.is_floating_point():
+            return tensor.dtype
+        is_exact = name in exact or _CORRECTION.search(name) or any(part in f".{name}." for part in parts)
+        return torch.float32 if is_exact else dtype
+
+    return {name: of(name, tensor) for name, tensor in state.items()}
 
 
 def _is_separable(model: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
