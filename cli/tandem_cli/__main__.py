@@ -77,6 +77,16 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return run(with_mock(script) if engine == "mock" else script, resume=arguments.resume, plain=arguments.plain)
 
 
+def _watch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .extras import require
+
+    _refuse(rest)
+    require("tandem watch", "watch", libraries=("fastapi", "plotly", "uvicorn"))
+    from .watch.command import watch
+
+    return watch(arguments.runs, host=arguments.host, port=arguments.port)
+
+
 def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .checkout import COMPOSE_FILES, find_checkout
     from .gpus import gpus
@@ -140,6 +150,7 @@ def _refuse(rest: Sequence[str]) -> None:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "demo": _demo,
     "run": _run,
+    "watch": _watch,
     "gpus": _gpus,
     "doctor": _doctor,
     "export": _export,

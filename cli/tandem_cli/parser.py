@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TypeAlias
 
 from tandem_protocol.config.help import HelpFormatter
 
 from .completion import SHELLS
-
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+from .subcommands import Commands
+from .subcommands import add as _add
+from .watch.options import add_watch
 
 _DESCRIPTION = "Run a Tandem project on this machine, and prepare the compose stack."
 _EPILOG = """
 examples:
   tandem demo                              # train examples/digits and watch it
   tandem run train.py                      # run a TRL script
+  tandem watch project/runs/mine           # see a run in the browser
   tandem gpus --generator 0-3 --trainer 4-7
   tandem doctor                            # will `docker compose up` work here?
   tandem export project/runs/mine --to model
@@ -181,22 +182,12 @@ def make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
+    add_watch(commands)
     _add_gpus(commands)
     _add_doctor(commands)
     _add_export(commands)
     _add_completion(commands)
     return parser
-
-
-def _add(commands: Commands, name: str, summary: str, description: str, epilog: str) -> argparse.ArgumentParser:
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        epilog=epilog,
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
 
 
 def _add_demo(commands: Commands) -> None:

@@ -10,30 +10,53 @@ from pydantic import BaseModel, ValidationError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
+_MARK_BYTES = 512
+"""How much of what was read last is compared, to notice that a file has been written again."""
+
+
+class GrowingFile:
+    """Reads the lines that another process adds to a file. A line is read once it ends with a newline."""
+
+    def __init__(self, path: Path) -> None:
+        self.generation = 0
+        """How often the file was read again from its beginning. A resumed run cuts its files and continues them."""
+        self._path = path
+        self._offset = 0
+        self._mark = b""
+        """The bytes before `_offset`."""
+
+    def poll(self) -> Iterator[bytes]:
+        """Yield the added lines, in a new `generation` those of the complete file. A missing file has none."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(self._offset - len(self._mark))
+            if file.read(len(self._mark)) != self._mark:
+                self.generation += 1
+                self._offset, self._mark = 0, b""
+                file.seek(0)
+            while (line := file.readline()).endswith(b"\n"):
+                self._offset += len(line)
+                self._mark = line[-_MARK_BYTES:]
+                yield line
+
 
 class JsonLinesReader(Generic[RecordT]):
-    """Reads the records of a growing file. A line is read once it ends with a newline."""
+    """Reads the records of a growing file."""
 
     def __init__(self, path: Path, record: type[RecordT]) -> None:
         self.records: list[RecordT] = []
-        self._path = path
         self._record = record
-        self._offset = 0
+        self._file = GrowingFile(path)
 
     def poll(self) -> list[RecordT]:
-        """Read and return the added records. A file that shrank is read again: a resumed run truncates it."""
-        try:
-            with self._path.open("rb") as file:
-                if file.seek(0, 2) < self._offset:
-                    self.records = []
-                    self._offset = 0
-                file.seek(self._offset)
-                data = file.read()
-        except FileNotFoundError:
-            return []
-        complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        added = [record for line in complete.splitlines() for record in self._read(line)]
+        """Read and return the added records: all of them if the file was written again."""
+        generation = self._file.generation
+        added = [record for line in self._file.poll() for record in self._read(line)]
+        if self._file.generation != generation:
+            self.records = []
         self.records += added
         return added
 

@@ -27,6 +27,7 @@ ALLOWED = {
     "tandem_cli": {
         "tandem_protocol",
         "docker",
+        "fastapi",
         "httpx",
         "matplotlib",
         "psutil",
@@ -34,6 +35,7 @@ ALLOWED = {
         "rich",
         "shtab",
         "testcontainers",
+        "uvicorn",
         "yaml",
     },
 }
@@ -66,6 +68,7 @@ ONLY_IN = {
         "tandem_generator.server",
         "tandem_generator.vllm_routes",
         "tandem_rollout.environments.routes",
+        "tandem_cli.watch",
     },
 }
 """Library → the modules or packages that may import it."""

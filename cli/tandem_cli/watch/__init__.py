@@ -1,0 +1,1 @@
+"""`tandem watch`: a read-only web page of runs. It reads the files of their folders, and writes nothing."""

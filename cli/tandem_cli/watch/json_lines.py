@@ -1,0 +1,138 @@
+"""Find lines of a large JSON Lines file whose steps never decrease, without reading the file and without an index.
+
+Each function takes a file that is open for reading bytes. Memory is bounded by `LINE_BYTES`, however large the file is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any, BinaryIO, NamedTuple
+
+LINE_BYTES = 32 << 20
+"""A longer line is not read. Its `record` is None."""
+_BLOCK_BYTES = 64 << 10
+_STEP = re.compile(rb'\{"step": ?(\d{1,18})[,}]')
+"""The beginning of a line, as the trainer writes it."""
+
+
+class Line(NamedTuple):
+    start: int
+    end: int
+    """Offset behind its newline."""
+    data: bytes | None
+    """None if it is longer than LINE_BYTES."""
+
+    @property
+    def record(self) -> dict[str, Any] | None:
+        return None if self.data is None else parse(self.data)
+
+
+def parse(data: bytes) -> dict[str, Any] | None:
+    """Return the object of a line; None if it is not an object: a killed process has not completed it.
+
+    NaN, infinity and 1e999, which JSON cannot express, become None.
+    """
+    with suppress(ValueError, RecursionError):
+        record = json.loads(data, parse_constant=lambda _: None, parse_float=_finite)
+        if isinstance(record, dict):
+            return record
+    return None
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
+
+
+def complete_end(file: BinaryIO) -> int:
+    """Return the offset behind the last newline. What follows is a line that is being written."""
+    return _after_newline_before(file, file.seek(0, 2))
+
+
+def _after_newline_before(file: BinaryIO, end: int) -> int:
+    """Return the offset behind the last newline in front of `end`, or 0."""
+    while end > 0:
+        start = max(0, end - _BLOCK_BYTES)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
+
+
+def _behind_newline(file: BinaryIO, offset: int, end: int) -> int:
+    """Return the offset behind the first newline at or after `offset`; `end` if there is none in front of it."""
+    file.seek(offset)
+    while offset < end:
+        block = file.read(_BLOCK_BYTES)
+        if not block:
+            break
+        found = block.find(b"\n")
+        if found >= 0:
+            return min(offset + found + 1, end)
+        offset += len(block)
+    return end
+
+
+def is_start(file: BinaryIO, offset: int, end: int) -> bool:
+    """Whether a line starts at `offset`. After a resumed run has cut the file, an earlier offset may be within one."""
+    if not 0 < offset <= end:
+        return offset == 0
+    file.seek(offset - 1)
+    return file.read(1) == b"\n"
+
+
+def lines(file: BinaryIO, start: int, end: int) -> Iterator[Line]:
+    """Yield the lines between two offsets."""
+    while start < end:
+        file.seek(start)
+        data = file.readline(LINE_BYTES)
+        if not data:
+            return
+        behind = start + len(data)
+        if data.endswith(b"\n"):
+            yield Line(start, behind, data)
+        else:
+            behind = _behind_newline(file, behind, end)
+            yield Line(start, behind, None)
+        start = behind
+
+
+def line_before(file: BinaryIO, start: int) -> Line | None:
+    """Return the line in front of the one that starts at `start`; None if that is the first."""
+    return next(lines(file, _after_newline_before(file, start - 1), start), None) if start > 0 else None
+
+
+def step_of(file: BinaryIO, start: int) -> int | None:
+    """Return the step of the line at `start`; None if the line is damaged. Usually reads only its beginning."""
+    file.seek(start)
+    if found := _STEP.match(file.read(64)):
+        return int(found[1])
+    file.seek(start)
+    step = (parse(file.readline(LINE_BYTES)) or {}).get("step")
+    return step if isinstance(step, int) else None
+
+
+def first_of_step(file: BinaryIO, step: int, end: int) -> int:
+    """Return the offset of the first line of `step` or of a later one; `end` if there is none. It bisects the file.
+
+    Damaged lines are skipped.
+    """
+    low, high, found = 0, end, end  # lines in front of `low` are of earlier steps; `found` is of `step` or later
+    while low < high:
+        middle = (low + high) // 2
+        start = 0 if middle == 0 else _behind_newline(file, middle - 1, end)
+        at = None
+        while start < found and (at := step_of(file, start)) is None:
+            start = _behind_newline(file, start, end)
+        if at is None:
+            high = middle
+        elif at < step:
+            low = start + 1
+        else:
+            high, found = middle, start
+    return found

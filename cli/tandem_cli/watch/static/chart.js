@@ -1,0 +1,131 @@
+// One chart: a card with a title, the newest values as text, and curves drawn by plotly.js.
+
+import { last, points, runs } from "./data.js";
+import { el, figure } from "./text.js";
+
+const DASHES = ["solid", "dot", "dash", "longdash", "dashdot"];
+const SPARSE = 30; // Fewer points are drawn as points, too.
+let loading = null;
+
+/** Load plotly.js once. It is large, so the page is shown before. */
+export function plotly() {
+  loading ??= new Promise((resolve, reject) => {
+    const script = el("script", { src: "/plotly/plotly.min.js" });
+    script.addEventListener("load", () => resolve(window.Plotly));
+    script.addEventListener("error", () => reject(new Error("plotly.js could not be loaded.")));
+    document.head.append(script);
+  });
+  return loading;
+}
+
+const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+export const color = (index) => style(`--series-${index % 8}`);
+
+/** A card for `chart` of figures.js. `options.smoothing` is the weight of the past, from 0 to below 1. */
+export class Chart {
+  constructor(chart, options, choose) {
+    this.chart = chart;
+    this.options = options;
+    this.choose = choose;
+    this.legend = el("ul", { class: "legend" });
+    this.plot = el("div", { class: "plot", "aria-hidden": "true" });
+    const unit = chart.unit ? el("span", { class: "unit" }, chart.unit) : null;
+    this.card = el("article", { class: "card", "aria-label": chart.title });
+    this.card.append(el("h3", {}, chart.title, unit), this.legend, this.plot);
+    if (chart.hint) this.card.append(el("p", { class: "hint" }, chart.hint));
+    this.isVisible = false;
+  }
+
+  /** Show the newest values, and draw the curves if the card is on the screen. */
+  async update() {
+    const curves = this.curves();
+    this.legend.replaceChildren(...curves.map((curve) => this.entry(curve)));
+    if (!this.isVisible) return;
+    const Plotly = await plotly();
+    await Plotly.react(this.plot, curves.flatMap((curve) => this.traces(curve, curves.length)), layout(curves), {
+      displayModeBar: false,
+      responsive: true,
+    });
+    if (this.clickable) return;
+    this.clickable = true;
+    this.plot.on("plotly_click", ({ points }) => this.choose(points[0].data.meta, points[0].x));
+  }
+
+  curves() {
+    const names = Object.keys(this.chart.fields);
+    return runs.flatMap((run) =>
+      names
+        .filter((name) => points(run, name))
+        .map((name) => {
+          const place = names.indexOf(name);
+          const label = [runs.length > 1 ? run.state.name : "", names.length > 1 ? this.chart.fields[name] : ""];
+          return {
+            run,
+            name,
+            label: label.filter(Boolean).join(" · "),
+            color: color(runs.length > 1 ? run.number : place),
+            dash: runs.length > 1 ? DASHES[place % DASHES.length] : "solid",
+          };
+        }),
+    );
+  }
+
+  entry({ run, name, label, color: shown, dash }) {
+    const line = el("i", { class: `swatch is-${dash}` });
+    line.style.borderColor = shown;
+    return el("li", {}, line, label ? el("bdi", {}, label) : null, el("b", {}, figure(last(run, name))));
+  }
+
+  traces({ run, name, label, color: shown, dash }, curves) {
+    const { x, mean, low, high } = points(run, name);
+    const own = { x, y: mean, meta: run.number, name: (label || this.chart.title).replaceAll("<", "&lt;"), mode: "lines", connectgaps: true };
+    const sparse = mean.filter((value) => value !== null).length < SPARSE;
+    const line = { color: shown, width: 1.75, dash };
+    const named = { ...own, line, hovertemplate: "%{y:.4~g}", ...(sparse && { mode: "lines+markers", marker: { size: 5 } }) };
+    if (this.chart.stacked) return [{ ...named, stackgroup: String(run.number), fillcolor: `${shown}90`, line: { color: shown, width: 0.5 } }];
+    if (this.options.smoothing && !sparse) {
+      const faint = { ...own, opacity: 0.3, line: { color: shown, width: 1 }, hoverinfo: "skip" };
+      return [faint, { ...named, y: smooth(mean, this.options.smoothing) }];
+    }
+    if (!low || curves > 4 || sparse) return [named];
+    const edge = { ...own, hoverinfo: "skip", line: { width: 0, color: shown } };
+    return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: `${shown}28` }, named];
+  }
+}
+
+/** Exponential moving average, corrected for its start at 0. */
+function smooth(values, weight) {
+  let total = 0;
+  let share = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    total = weight * total + (1 - weight) * value;
+    share = weight * share + (1 - weight);
+    return total / share;
+  });
+}
+
+/** The range of the y axis for curves that are one constant; undefined for others, for which plotly.js chooses it. */
+function constantRange(curves) {
+  const values = new Set(curves.flatMap(({ run, name }) => points(run, name).mean).filter((value) => value !== null));
+  const [value] = values;
+  return values.size === 1 && value !== 0 ? [Math.min(0, 2 * value), Math.max(0, 2 * value)] : undefined;
+}
+
+function layout(curves) {
+  const line = { gridcolor: style("--grid"), zeroline: false, tickfont: { size: 11 }, linecolor: style("--grid") };
+  return {
+    height: 190,
+    margin: { l: 46, r: 10, t: 6, b: 26 },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    font: { family: style("--font"), color: style("--muted") },
+    showlegend: false,
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: style("--card"), bordercolor: style("--line"), font: { color: style("--text"), size: 12 } },
+    dragmode: window.matchMedia("(pointer: fine)").matches ? "zoom" : false,
+    xaxis: { ...line, nticks: 6, tickformat: ",d", hoverformat: ",d" },
+    yaxis: { ...line, nticks: 5, tickformat: "~g", fixedrange: true, range: constantRange(curves) },
+    uirevision: "keep the zoom",
+  };
+}

@@ -1,0 +1,217 @@
+// Rollouts: a step's trajectories on the left, the chosen one on the right. Filters search the step, or all steps.
+
+import { ask, runs } from "./data.js";
+import { List } from "./list.js";
+import { rollout } from "./rollout.js";
+import { count, el, many } from "./text.js";
+
+const STATUSES = { "": "any status", finished: "finished", max_tokens: "cut off", max_turns: "out of turns", failed: "failed" };
+const ENOUGH = 50;
+
+export class Rollouts {
+  constructor(main, go, parameters) {
+    this.go = go;
+    this.run = runs[Number(parameters.get("run") ?? 0)] ?? runs[0];
+    this.found = { rows: [] };
+    this.list = new List((row) => this.open(row), (direction) => this.turn(direction));
+    this.detail = el("section", { class: "detail", "aria-label": "Rollout", "aria-live": "polite", tabIndex: -1 });
+    this.message = el("p", { class: "hint", role: "status" });
+    this.more = el("button", { type: "button", hidden: true, onclick: () => this.search(this.found.next) }, "Search on");
+    main.replaceChildren(
+      el("h1", { class: "hidden" }, "Rollouts"),
+      this.steps(),
+      this.filters(),
+      el("div", { class: "panes" }, el("div", { class: "pane" }, this.message, this.list.element, this.more), this.detail),
+    );
+    const step = parameters.get("step");
+    this.show(step === null ? this.span.last : Number(step), Number(parameters.get("at") ?? -1));
+  }
+
+  close() {
+    this.closed = true;
+  }
+
+  get span() {
+    return this.run.state.rollouts;
+  }
+
+  steps() {
+    const button = (text, onclick, label) => el("button", { type: "button", onclick, "aria-label": label ?? text }, text);
+    const choice = el("select", { "aria-label": "Run", onchange: () => this.switch(runs[choice.value]) });
+    choice.append(...runs.map((run) => el("option", { value: run.number, selected: run === this.run }, run.state.name)));
+    this.input = el("input", { type: "number", id: "step", min: 0, onchange: () => this.show(Number(this.input.value)) });
+    this.earlier = button("◀", () => this.turn(-1), "Earlier step");
+    this.later = button("▶", () => this.turn(1), "Later step");
+    this.range = el("span", { class: "muted" });
+    return el(
+      "div",
+      { class: "toolbar", role: "group", "aria-label": "Step" },
+      runs.length > 1 ? choice : null,
+      el("span", { class: "joined" }, this.earlier, el("label", { htmlFor: "step" }, "Step ", this.input), this.later),
+      this.range,
+      button("Newest", () => this.show(this.span.last)),
+      el("span", { class: "space" }),
+      button("Best", () => this.extreme(1), "Open the rollout with the highest reward"),
+      button("Worst", () => this.extreme(-1), "Open the rollout with the lowest reward"),
+      this.list.order,
+    );
+  }
+
+  filters() {
+    const field = (id, text, properties) => el("label", { htmlFor: id }, text, el("input", { id, ...properties }));
+    const status = el("select", { id: "status", "aria-label": "Status" });
+    status.append(...Object.entries(STATUSES).map(([value, text]) => el("option", { value }, text)));
+    const scope = el("select", { id: "scope", "aria-label": "Where to search" });
+    scope.append(el("option", { value: "step" }, "in this step"), el("option", { value: "all" }, "in all steps"));
+    this.form = el(
+      "form",
+      { class: "toolbar filters", role: "search" },
+      el("input", { id: "text", type: "search", placeholder: "Text in the conversation", "aria-label": "Text in the conversation" }),
+      status,
+      field("min", "Reward from ", { type: "number", step: "any" }),
+      field("max", "to ", { type: "number", step: "any" }),
+      field("errors", "Tool errors ", { type: "checkbox" }),
+      scope,
+      el("button", { type: "submit" }, "Filter"),
+      el("button", { type: "button", onclick: () => this.clear() }, "Clear"),
+    );
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.search();
+    });
+    return this.form;
+  }
+
+  /** Follow the run: new steps, and new trajectories of the step on the screen. */
+  update() {
+    if (this.step === undefined && this.span.last !== null) return this.show(this.span.last);
+    const grew = this.span.size_bytes !== this.size;
+    this.showRange();
+    if (grew && this.step !== undefined && !this.query && (this.found.later ?? null) === null) this.show(this.step, this.at, true);
+  }
+
+  showRange() {
+    this.size = this.span.size_bytes;
+    const { first, last } = this.span;
+    this.range.textContent = first === null ? "" : `of ${count(first)} to ${count(last)}`;
+    this.earlier.disabled = first === null || !(this.step > first);
+    this.later.disabled = last === null || !(this.step < last);
+  }
+
+  switch(run) {
+    this.run = run;
+    this.show(this.span.last);
+  }
+
+  turn(direction) {
+    const next = direction < 0 ? this.found.earlier : (this.found.later ?? this.span.last);
+    if (next !== null && next !== undefined && next !== this.step) this.show(next);
+  }
+
+  /** Show the trajectories of a step, and open the one at the offset `at`. */
+  async show(step, at = -1, quietly = false) {
+    if (step === null || Number.isNaN(step)) {
+      this.message.textContent = "No rollouts are logged yet. They appear here after the first step.";
+      return;
+    }
+    this.step = step;
+    this.input.value = step;
+    this.query = null;
+    this.more.hidden = true;
+    this.showRange();
+    const ticket = (this.ticket = {});
+    try {
+      const found = await ask(`/${this.run.number}/steps/${step}/rollouts`);
+      if (ticket !== this.ticket || this.closed) return;
+      this.found = found;
+    } catch (error) {
+      this.message.textContent = error.message;
+      return;
+    }
+    const { rows, next, earlier, later } = this.found;
+    this.message.textContent = rows.length
+      ? `${next ? "The first " : ""}${many(rows.length, "logged rollout")} of step ${count(step)}`
+      : `No rollouts of step ${count(step)} are logged. ${nearest(earlier, later)}`;
+    this.list.show(rows, at, false);
+    if (quietly) return;
+    const chosen = rows.find((row) => row.at === at);
+    if (chosen) this.open(chosen);
+    else this.closeDetail();
+  }
+
+  /** Show what the filters find, at first from the beginning, then behind `after`. */
+  async search(after = null) {
+    const value = (id) => this.form.querySelector(`#${id}`).value.trim();
+    const inStep = value("scope") === "step";
+    const query = {
+      text: value("text"),
+      status: value("status"),
+      min_reward: value("min"),
+      max_reward: value("max"),
+      tool_errors: this.form.querySelector("#errors").checked || "",
+    };
+    if (!Object.values(query).some(Boolean)) return this.show(this.step);
+    this.query = query;
+    const ticket = (this.ticket = {});
+    const rows = after === null ? [] : this.found.rows;
+    const enough = rows.length + ENOUGH;
+    this.more.hidden = true;
+    let next = after;
+    try {
+      do {
+        const range = inStep ? { from_step: this.step, to_step: this.step } : {};
+        const answer = await ask(`/${this.run.number}/search`, { ...query, ...range, after: next });
+        if (ticket !== this.ticket || this.closed) return;
+        rows.push(...answer.rows);
+        next = answer.next;
+        this.message.textContent = `${count(rows.length)} found, ${Math.round(100 * answer.read)} % of the file searched`;
+        this.found = { ...this.found, rows, next };
+        this.list.show(rows, this.at, !inStep);
+      } while (next !== null && rows.length < enough);
+    } catch (error) {
+      this.message.textContent = error.message;
+      return;
+    }
+    if (next === null) this.message.textContent = `${count(rows.length)} found ${inStep ? `in step ${count(this.step)}` : "in all steps"}`;
+    this.more.hidden = next === null;
+  }
+
+  clear() {
+    this.form.reset();
+    this.show(this.step);
+  }
+
+  /** Open the rollout with the highest (1) or lowest (-1) reward of those on the list. */
+  extreme(direction) {
+    const scored = this.found.rows.filter(({ reward }) => reward !== undefined);
+    if (!scored.length) return;
+    const best = scored.reduce((one, other) => (direction * (other.reward - one.reward) > 0 ? other : one));
+    this.list.choose(best);
+  }
+
+  async open(row) {
+    this.at = row.at;
+    const step = row.step ?? this.step;
+    this.go("rollouts", { run: this.run.number, step, at: row.at }, true);
+    const ticket = (this.opening = {});
+    try {
+      const record = row.damaged ? null : await ask(`/${this.run.number}/rollouts/${row.at}`);
+      if (ticket !== this.opening || this.closed) return;
+      this.detail.replaceChildren(record ? rollout(record) : el("p", {}, row.damaged));
+    } catch (error) {
+      this.detail.replaceChildren(el("p", { class: "notice" }, error.message));
+    }
+    if (window.matchMedia("(max-width: 60rem)").matches) this.detail.scrollIntoView();
+  }
+
+  closeDetail() {
+    this.at = -1;
+    this.go("rollouts", { run: this.run.number, step: this.step }, true);
+    this.detail.replaceChildren(el("p", { class: "empty" }, "Choose a rollout. ↑ and ↓ go through the list, ← and → to other steps."));
+  }
+}
+
+function nearest(earlier, later) {
+  const known = [earlier, later].filter((step) => step !== null && step !== undefined).map(count);
+  return known.length ? `The nearest are of step ${known.join(" and ")}.` : "";
+}
