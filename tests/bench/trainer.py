@@ -69,7 +69,8 @@ def make_model(name: str, folder: Path) -> Path:
 
 def measure(side: str, model_dir: Path, options: list[str]) -> Measured:
     python = TRL_PYTHON if side.startswith("trl") else ROOT / ".venv/bin/python"
-    command = [python, SIDE, "--side", side, "--model-dir", model_dir, *options]
+    # -P: or Python would import the script trl.py beside this one as TRL.
+    command = [python, "-P", SIDE, "--side", side, "--model-dir", model_dir, *options]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
     if "--profile" in options:
         print(output, end="")

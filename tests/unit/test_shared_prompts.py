@@ -216,9 +216,10 @@ def test_a_wrong_sliding_window_is_noticed(monkeypatch: pytest.MonkeyPatch):
     assert difference_when_shared(policy) is not None
 
 
-def test_a_model_with_the_state_of_a_recurrent_layer_is_refused():
-    policy = TokenLogprobs(tiny_model(tiny_config("mamba")).eval(), temperature=1.0, chunk_size=50)
-    assert "LinearAttentionLayer" in (difference_when_shared(policy) or "")
+def test_a_cache_with_more_than_keys_and_values_is_refused():
+    """These layers have keys and values too, besides the state of a recurrent layer."""
+    with pytest.raises(TypeError, match="LinearAttentionAndFullAttentionLayer"):
+        PromptCache(tiny_model(tiny_config("falcon_h1")).eval(), torch.tensor([[4, 5, 6]]))
 
 
 def test_bfloat16_rounds_as_much_as_without_sharing():

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from copy import copy
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
@@ -56,27 +55,21 @@ class PromptCache:
 
 
 class _Collecting:
-    """A tensor of P prompts, whose gradients from several backward passes are collected."""
+    """A tensor of P prompts, which collects the gradients of several backward passes."""
 
     def __init__(self, of_prompts: Tensor) -> None:
         self._of_prompts = of_prompts
-        # Gradients of many rows are summed, in float32 also where the model computes in bfloat16.
-        self._dtype = torch.promote_types(of_prompts.dtype, torch.float32)
-        self._collected: Tensor | None = None
+        self._detached: Tensor | None = None
 
     def of_rows(self, prompt_B: Tensor, is_last: bool) -> Tensor:
-        wide = self._joined() if is_last or not self._of_prompts.requires_grad else self._detached()
-        return wide.index_select(0, prompt_B).to(self._of_prompts.dtype)
-
-    def _detached(self) -> Tensor:
-        """The tensor without its history. Backward passes end there, and leave their gradients."""
-        if self._collected is None:
-            self._collected = self._of_prompts.detach().to(self._dtype).requires_grad_()
-        return self._collected
+        if is_last or not self._of_prompts.requires_grad:
+            return self._joined().index_select(0, prompt_B)
+        if self._detached is None:  # backward passes end at this copy, and leave their gradients in it
+            self._detached = self._of_prompts.detach().requires_grad_()
+        return self._detached.index_select(0, prompt_B)
 
     def _joined(self) -> Tensor:
         """The tensor with its history. The backward pass adds the gradients that were left before."""
-        wide = self._of_prompts.to(self._dtype)
-        if (collected := self._collected) is not None:
-            wide.register_hook(lambda grad: grad + collected.grad)  # type: ignore[no-untyped-call]  # torch's
-        return wide
+        if (detached := self._detached) is not None:
+            self._of_prompts.register_hook(lambda grad: grad + detached.grad)  # type: ignore[no-untyped-call]  # torch's
+        return self._of_prompts
