@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from support import podman
 from support.projects import write_project
-from support.stack import Stack
+from support.stack import ROOT, Stack
 from tandem_cli.testing import sweep
 
 
@@ -41,6 +44,15 @@ def cpu_pods(cpu_images: None) -> None:
     """Load the images of pods with vLLM on the CPU into podman."""
     podman.sweep()
     podman.load_images("tandem-generator:cpu", "tandem-trainer:cpu")
+
+
+@pytest.fixture(scope="session")
+def digits_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of examples/digits, which is also that of examples/trl. To create it takes about a minute."""
+    folder = tmp_path_factory.mktemp("digits")
+    shutil.copy(ROOT / "examples/digits/prepare.py", folder)
+    subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, timeout=600)
+    return folder / "model"
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ pytestmark = [
 ]
 
 
-def test_the_stack_learns_and_ends(tmp_path: Path) -> None:
+def test_the_stack_learns_and_ends(tmp_path: Path, digits_model: Path) -> None:
     project = tmp_path / "digits"
     shutil.copytree(ROOT / "examples/digits", project, ignore=shutil.ignore_patterns("model", "runs", "__pycache__"))
+    shutil.copytree(digits_model, project / "model")
     config = yaml.safe_load((project / "config.yaml").read_text())
     config["trainer"]["max_steps"] = STEPS
     (project / "config.yaml").write_text(yaml.safe_dump(config))

@@ -113,7 +113,7 @@ def test_the_first_example_runs_unmodified_with_every_version_of_trl(tmp_path: P
     run = Run(tmp_path, "train.py", "--max_steps", "3", "--output_dir", "out", python=python)
     status, _ = run.finish()
     assert status == 0, run.errors
-    assert [record["step"] for record in run.records()] == [1, 2, 3]
+    assert [(record["step"], record["version"]) for record in run.records()] == [(1, "0.1"), (2, "1.1"), (3, "2.1")]
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,13 @@ def test_a_part_of_the_model_is_refused(make_client: Any, weights: Any):
         publish_at_once(client, weights)
 
 
+def test_a_model_that_the_script_has_changed_is_refused_with_what_the_script_must_do(make_client: Any, model: Path):
+    trained = AutoModelForCausalLM.from_pretrained(model)
+    trained.resize_token_embeddings(70)
+    with pytest.raises(WeightsRefused, match=r"trainer \(70, 32\), generator \(64, 32\).*have the script load that"):
+        make_client().update_model_params(trained)
+
+
 def test_the_version_carries_the_trainers_step_and_a_new_attempt(generator: Generator, make_client: Any, weights: Any):
     trainer = SimpleNamespace(state=SimpleNamespace(global_step=7))
     first = make_client()
@@ -193,6 +200,34 @@ def test_text_and_conversations_are_tokenized_as_the_trainer_does(model: Path, m
     picture = [[{"role": "user", "content": [{"type": "image", "image": None}]}]]
     with pytest.raises(ConfigError, match="images"):
         client.chat(picture)
+
+
+def test_a_stop_string_ends_completions_at_the_token_that_completes_it(model: Path, make_client: Any):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    trainer = SimpleNamespace(processing_class=tokenizer, state=SimpleNamespace(global_step=0))
+    client = make_client()
+    client._trainer = lambda: trainer
+    options = {"n": 4, "max_tokens": 30, "generation_kwargs": {"ignore_eos": True, "seed": 3}}
+    prompts = [[5, 9, 13], [7, 7]]
+    complete = client.generate(prompts, **options)
+    stop = tokenizer.decode(complete["completion_ids"][5][10:12])
+    options["generation_kwargs"]["stop"] = stop
+    cut = client.generate(prompts, **options)
+    assert len(cut["completion_ids"][5]) <= 12
+    for all_ids, ids, logprobs in zip(complete["completion_ids"], cut["completion_ids"], cut["logprobs"], strict=True):
+        assert (all_ids[: len(ids)], len(logprobs)) == (ids, len(ids))
+        text = tokenizer.decode(all_ids)
+        assert tokenizer.decode(ids) == (text[: text.index(stop) + len(stop)] if stop in text else text)
+
+
+def test_a_generator_with_a_larger_vocabulary_is_named_before_torch_fails_on_its_tokens(model: Path, make_client: Any):
+    trained = AutoModelForCausalLM.from_pretrained(model)
+    trained.resize_token_embeddings(8)
+    trainer = SimpleNamespace(model=trained, state=SimpleNamespace(global_step=0))
+    client = make_client()
+    client._trainer = lambda: trainer
+    with pytest.raises(ConfigError, match=rf"a generator with the model '{model}', expected ids below 8"):
+        client.generate([[5, 6]] * 4, n=4, max_tokens=20)
 
 
 def test_a_request_that_the_generator_refuses_says_why(make_client: Any):

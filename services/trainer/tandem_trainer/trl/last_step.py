@@ -1,5 +1,8 @@
 # ruff: noqa: ARG002 - the arguments of a callback are transformers'
-"""Publish and log the last step of a training. TRL sends weights only before it samples, and logs every few steps."""
+"""Publish before the first step and after the last, and log the last.
+
+TRL sends weights only before it samples, and logs every few steps.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,11 @@ class LastStep(TrainerCallback):  # type: ignore[misc] # transformers is not typ
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Have TRL send the weights before the first step too. TRL 0.16 does not, and the server may have others."""
+        if hasattr(self._trainer, "_last_loaded_step"):
+            self._trainer._last_loaded_step = -1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Log the last step, also if it is between two multiples of `logging_steps`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,8 @@ from .needs import announce
 LOGGED_COMPLETIONS = 4
 """Number of completions per line of `metrics.jsonl` that are written to `rollouts.jsonl`."""
 _REWARDS = ("reward", "objective/scores", "self_distillation/reward_mean")
+_RUNTIME = re.compile(r"eval_(.+)_runtime")
+"""With several data sets, TRL logs each by itself: some figures with the name of the data set, but not the reward."""
 _MISMATCH = "sampling/sampling_logp_difference/mean"
 
 
@@ -85,6 +88,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
     def __init__(self, trainer: Any, tally: Tally, folder: Path) -> None:
         self._trainer, self._tally, self._folder = trainer, tally, folder
         self._journal: Journal | None = None
+        self._evaluation: dict[str, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the files. A run that resumes continues them, others rename the files that are there."""
@@ -105,7 +109,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
             return
         step = state.global_step
         if "eval_reward" in logs:
-            self._journal.evaluation({"step": step, "reward_mean": logs["eval_reward"], **numbers(logs)})
+            self._evaluation = evaluation(self._evaluation, step, logs)
+            self._journal.evaluation(self._evaluation)
         elif "loss" in logs:
             self._journal.step(record(self._tally, step, state.max_steps, logs))
             self._journal.completions(completion_rows(self._trainer, step))
@@ -116,6 +121,19 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
         """Write how the run ended. `LastStep` has published before."""
         if self._journal:
             self._journal.end(self._tally.version, finished=state.global_step >= state.max_steps)
+
+
+def evaluation(earlier: Mapping[str, Any], step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the line of `eval.jsonl` for a step.
+
+    Args:
+        earlier: The last line. It becomes a part of the new one if it is of the same step, with another data set.
+        step: The step.
+        logs: What TRL logged.
+    """
+    found = {"step": step, "reward_mean": logs["eval_reward"], **numbers(logs)}
+    rewards = {f"eval_{name[1]}_reward": logs["eval_reward"] for key in logs if (name := _RUNTIME.fullmatch(key))}
+    return {**(earlier if earlier.get("step") == step else {}), **found, **rewards}
 
 
 def record(tally: Tally, step: int, max_steps: int, logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,29 @@
+"""What the run's files of a TRL script have from TRL's log, and when TRL is made to send its weights."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from tandem_trainer.trl.last_step import LastStep
+from tandem_trainer.trl.recorder import evaluation
+
+
+def logged(name: str, reward: float) -> dict[str, Any]:
+    """What TRL logs for the data set `name`, one of several."""
+    return {f"eval_{name}_loss": 0.5, f"eval_{name}_runtime": 2.0, "eval_reward": reward, "eval_note": "text"}
+
+
+def test_the_evaluations_of_several_data_sets_in_one_step_are_one_line() -> None:
+    first = evaluation({"step": 1, "eval_a_reward": 9.0}, 2, logged("a", 0.25))
+    both = evaluation(first, 2, logged("b", 0.75))
+    rewards = {key: value for key, value in both.items() if key.endswith("_reward")}
+    assert rewards == {"eval_reward": 0.75, "eval_a_reward": 0.25, "eval_b_reward": 0.75}
+    assert (both["step"], both["reward_mean"], both["eval_a_loss"], both["eval_b_loss"]) == (2, 0.75, 0.5, 0.5)
+    assert "eval_a_reward" not in evaluation(both, 4, {"eval_reward": 1.0, "eval_runtime": 2.0})
+
+
+def test_weights_are_sent_before_the_first_step_although_trl_0_16_takes_them_as_sent() -> None:
+    trainer = SimpleNamespace(_last_loaded_step=0)
+    LastStep(trainer).on_train_begin(None, None, None)
+    assert trainer._last_loaded_step != 0
