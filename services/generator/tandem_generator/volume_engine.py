@@ -61,6 +61,9 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
     a layer, converts them as at the start, and copies the result over the parameters.
     """
 
+    _filled: dict[str, int] | None = None
+    """Layer → number of elements that a complete load fills, for layers that have more elements."""
+
     init_info_cls = VolumeInitInfo
     update_info_cls = VolumeUpdateInfo
 
@@ -178,8 +181,29 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             self._before_layerwise()
             initialize_layerwise_reload(self.model)
             loaded: set[str] = self.model.load_weights(tensors)
+            self._check_complete()
             finalize_layerwise_reload(self.model, self.model_config)
         return loaded
+
+    def _check_complete(self) -> None:
+        """Refuse tensors that do not fill the same layers as the first load did.
+
+        vLLM would fill the rest of a layer with whatever is in memory. It does not know which layers have elements that
+        no tensor fills, such as the rows that pad a vocabulary.
+        """
+        filled = {
+            name: info.load_numel
+            for name, module in self.model.named_modules()
+            if (info := get_layerwise_info(module)).can_load() and info.load_numel
+        }
+        if self._filled is None:
+            self._filled = filled
+        if different := sorted({name for name, _ in filled.items() ^ self._filled.items()}):
+            name = different[0]
+            raise ValueError(
+                f"these tensors fill {filled.get(name, 'all')} elements of {name}, expected "
+                f"{self._filled.get(name, 'all')} as in the first load of {self.model_config.model!r}"
+            )
 
     def _before_layerwise(self) -> None:
         """Prepare the layers for a layerwise reload."""
