@@ -169,8 +169,7 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
     @torch.no_grad()
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         loaded = self._load_layerwise(tensors) if self._has_experts else self.model.load_weights(tensors)
-        parameters = {name for name, _ in self.model.named_parameters() if not _DERIVED.search(name)}
-        if missing := parameters - set(loaded):
+        if missing := _not_in(loaded, self.model):
             raise ValueError(
                 f"{self.model_config.model!r} has {len(missing)} parameters that these weights do not reach, such as "
                 f"{min(missing)}; expected weights for all of them"
@@ -258,6 +257,14 @@ def _restored_after_an_error(model: nn.Module) -> Iterator[None]:
 def _is_collecting(tensor: torch.Tensor | None) -> bool:
     """Whether the tensor's loader is one of a layerwise reload, which collects instead of loading."""
     return getattr(getattr(tensor, "weight_loader", None), "__name__", "") == "online_process_loader"
+
+
+def _not_in(loaded: set[str], model: nn.Module) -> list[str]:
+    """Return a name of each parameter that is not in `loaded`. Modules may share a parameter, under several names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [min(of_one) for of_one in names.values() if not (_DERIVED.search(of_one[0]) or loaded & set(of_one))]
 
 
 def _nan(table: Mapping[str, list[int]]) -> Iterator[tuple[str, torch.Tensor]]:
