@@ -44,7 +44,7 @@ REASONS = {
     "cannot load": "vLLM's CPU build cannot load it",
     "its engine ended in the first rollouts": "vLLM's CPU build cannot compute it",
     "failed to be inspected": "vLLM imports torchvision for it, which its CPU build lacks",
-    "that these weights do not reach": "vLLM computes with products of its weights, which a switch would not reach",
+    "cannot be switched while it is loaded": "vLLM does not load all of its published weights",
     "Trainer and generators differ": "transformers and vLLM's CPU build compute different logprobs",
     "changes its logits after the output embedding": "the trainer does not know what its head does",
     "separate output embedding": "transformers does not tell its head from its body",

@@ -21,7 +21,7 @@ PARTS = {"initialize_online_processing", "_layerwise_process", "_place_kernel_te
 
 
 @pytest.fixture(scope="module")
-def breaks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def lines(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "support.load_breaks", str(tmp_path_factory.mktemp("breaks")), *TENSORS],
@@ -33,6 +33,30 @@ def breaks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"family"')]
     assert lines, done.stderr[-3000:]
     return lines
+
+
+@pytest.fixture
+def breaks(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if "point" in line]
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("right", ""),
+        ("without safetensors", ""),
+        ("without new kernels", "cannot be switched while it is loaded"),
+        ("in place", "of 4 of its tensors (model.layers.0.mlp.experts.routed_experts.w13_weight, "),
+        ("without tensor 0.self_attn.q_proj", "model.layers.0.self_attn.qkv_proj"),
+        ("without tensor 1.mlp.experts.2.up_proj", "model.layers.1.mlp.experts.routed_experts"),
+    ],
+)
+def test_the_rehearsal_at_the_start_finds_every_wrong_way_to_load_experts(
+    way: str, words: str, lines: list[dict[str, Any]]
+) -> None:
+    (said,) = [line["result"] for line in lines if line.get("way") == way and line["family"] == "qwen2_moe"]
+    assert words in said
+    assert bool(said) is bool(words)
 
 
 def test_every_break_is_restored(breaks: list[dict[str, Any]]) -> None:

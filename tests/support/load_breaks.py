@@ -1,7 +1,8 @@
 """Break the load of a version at each of its points, then load the old version again, and compare all bytes.
 
-`python -m support.load_breaks FOLDER FAMILY …` prints one line for each break: `{"family", "point", "result"}`. Each
-break happens in a process of its own, so that what it leaves behind does not affect the next one.
+`python -m support.load_breaks FOLDER FAMILY …` prints one line for each break: `{"family", "point", "result"}`. It also
+rehearses a switch in the right way and in wrong ones: `{"family", "way", "result"}`. Each of these happens in a process
+of its own, so that what it leaves behind does not affect the next one.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from vllm.model_executor.model_loader.reload import layerwise
 from support.architectures import tiny_config, tiny_model
 from tandem_generator import plugin, volume_engine
 from tandem_generator.switch_rehearsal import _tensors
-from tandem_generator.volume_engine import RepackingVolumeWeightEngine, VolumeUpdateInfo
+from tandem_generator.volume_engine import RepackingVolumeWeightEngine, VolumeInitInfo, VolumeUpdateInfo
 
 CHANGES: dict[str, dict[str, Any]] = {
     "mixtral": {"intermediate_size": 40},  # vLLM pads these experts
@@ -36,6 +37,12 @@ CHANGES: dict[str, dict[str, Any]] = {
 }
 LAYERWISE = ("initialize_online_processing", "_layerwise_process", "_place_kernel_tensors", "_finalize_attention_layer")
 """Functions of vLLM's layerwise reload, which break at each of their calls."""
+
+WAYS = (
+    "right", "without safetensors", "without new kernels", "in place", "without tensor 0.self_attn.q_proj",
+    "without tensor 1.mlp.experts.2.up_proj",
+)  # fmt: skip
+"""Ways of loading a version. Without safetensors, vLLM's own loader reads the base weights."""
 
 Point = tuple[str, int]
 """What breaks, and at which of its calls."""
@@ -87,6 +94,9 @@ def break_everywhere(family: str, folder: Path) -> None:
     engine = build(folder / "base")
     for point in points(engine, folder):
         in_child(partial(report, family, point, engine, folder))
+    table = {name: list(tensor.shape) for name, tensor in base.items()}
+    for way in WAYS:
+        in_child(partial(report_rehearsal, family, way, engine, table, folder))
 
 
 def build(folder: Path) -> RepackingVolumeWeightEngine:
@@ -155,6 +165,26 @@ def _subclasses(cls: type) -> Iterator[Any]:
 
 def load(engine: RepackingVolumeWeightEngine, folder: Path) -> None:
     engine.receive_weights(VolumeUpdateInfo([str(folder / "model.safetensors")]))
+
+
+def report_rehearsal(
+    family: str, way: str, engine: RepackingVolumeWeightEngine, table: dict[str, list[int]], folder: Path
+) -> None:
+    if way == "without new kernels":
+        engine._before_layerwise = lambda: None
+    if way == "in place":
+        engine._load_layerwise = engine.model.load_weights
+    if way.startswith("without tensor "):
+        table = {name: shape for name, shape in table.items() if way.rpartition(" ")[2] not in name}
+    info = VolumeInitInfo(switches=True, table=table, shards=[str(folder / "base/model.safetensors")])
+    if way == "without safetensors":
+        info.shards = []
+    try:
+        engine.init_transfer_engine(info)
+        said = ""
+    except ValueError as error:
+        said = str(error)
+    print(json.dumps({"family": family, "way": way, "result": said}), flush=True)
 
 
 def report(family: str, point: Point, engine: RepackingVolumeWeightEngine, folder: Path) -> None:

@@ -66,7 +66,7 @@ def rehearse(
 
 
 def _list(names: list[str]) -> str:
-    return f"{len(names)} of its tensors, such as {', '.join(names[:3])},"
+    return f"{len(names)} of its tensors ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
 def _has_numbers(parameter: Tensor) -> bool:

@@ -61,6 +61,9 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
     a layer, converts them as at the start, and copies the result over the parameters.
     """
 
+    _filled: dict[str, int] | None = None
+    """Layer → number of elements that a complete load fills, for layers that have more elements."""
+
     init_info_cls = VolumeInitInfo
     update_info_cls = VolumeUpdateInfo
 
@@ -166,8 +169,7 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
     @torch.no_grad()
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         loaded = self._load_layerwise(tensors) if self._has_experts else self.model.load_weights(tensors)
-        parameters = {name for name, _ in self.model.named_parameters() if not _DERIVED.search(name)}
-        if missing := parameters - set(loaded):
+        if missing := _not_in(loaded, self.model):
             raise ValueError(
                 f"{self.model_config.model!r} has {len(missing)} parameters that these weights do not reach, such as "
                 f"{min(missing)}; expected weights for all of them"
@@ -178,8 +180,29 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             self._before_layerwise()
             initialize_layerwise_reload(self.model)
             loaded: set[str] = self.model.load_weights(tensors)
+            self._check_complete()
             finalize_layerwise_reload(self.model, self.model_config)
         return loaded
+
+    def _check_complete(self) -> None:
+        """Refuse tensors that do not fill the same layers as the first load did.
+
+        vLLM would fill the rest of a layer with whatever is in memory. It does not know which layers have elements that
+        no tensor fills, such as the rows that pad a vocabulary.
+        """
+        filled = {
+            name: info.load_numel
+            for name, module in self.model.named_modules()
+            if (info := get_layerwise_info(module)).can_load() and info.load_numel
+        }
+        if self._filled is None:
+            self._filled = filled
+        if different := sorted({name for name, _ in filled.items() ^ self._filled.items()}):
+            name = different[0]
+            raise ValueError(
+                f"these tensors fill {filled.get(name, 'all')} elements of {name}, expected "
+                f"{self._filled.get(name, 'all')} as in the first load of {self.model_config.model!r}"
+            )
 
     def _before_layerwise(self) -> None:
         """Prepare the layers for a layerwise reload."""
@@ -234,6 +257,14 @@ def _restored_after_an_error(model: nn.Module) -> Iterator[None]:
 def _is_collecting(tensor: torch.Tensor | None) -> bool:
     """Whether the tensor's loader is one of a layerwise reload, which collects instead of loading."""
     return getattr(getattr(tensor, "weight_loader", None), "__name__", "") == "online_process_loader"
+
+
+def _not_in(loaded: set[str], model: nn.Module) -> list[str]:
+    """Return a name of each parameter that is not in `loaded`. Modules may share a parameter, under several names."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [min(of_one) for of_one in names.values() if not (_DERIVED.search(of_one[0]) or loaded & set(of_one))]
 
 
 def _nan(table: Mapping[str, list[int]]) -> Iterator[tuple[str, torch.Tensor]]:
