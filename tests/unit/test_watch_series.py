@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem_cli.tail import GrowingFile
@@ -36,6 +36,7 @@ class Page:
         self.cursor = answer["cursor"]
 
 
+@settings(max_examples=12)
 @given(parts=st.lists(st.integers(0, 700), min_size=1, max_size=8))
 def test_a_page_that_asks_for_news_has_the_same_points_as_one_that_asks_for_all(
     parts: list[int], tmp_path_factory: pytest.TempPathFactory

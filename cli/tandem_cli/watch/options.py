@@ -20,8 +20,8 @@ examples:
   # compare two runs
   tandem watch path/to/project/runs/mine path/to/project/runs/mine.1
 
-  # a run on another machine: forward the port, then open the printed address
-  ssh -L 8600:127.0.0.1:8600 machine tandem watch project/runs/mine
+  # another port, if 8600 is in use
+  tandem watch path/to/project/runs/mine --port 8601
 
 exit codes:
   0    the page has ended

@@ -4,13 +4,14 @@ import { last, points, runs } from "./data.js";
 import { el, figure } from "./text.js";
 
 const DASHES = ["solid", "dot", "dash", "longdash", "dashdot"];
+export const PLOTLY = "/plotly/plotly.min.js";
 const SPARSE = 30; // Fewer points are drawn as points, too.
 let loading = null;
 
 /** Load plotly.js once. It is large, so the page is shown before. */
 export function plotly() {
   loading ??= new Promise((resolve, reject) => {
-    const script = el("script", { src: "/plotly/plotly.min.js" });
+    const script = el("script", { src: PLOTLY });
     script.addEventListener("load", () => resolve(window.Plotly));
     script.addEventListener("error", () => reject(new Error("plotly.js could not be loaded.")));
     document.head.append(script);

@@ -1,6 +1,6 @@
 // The page: which view is shown, the runs in its head, and a look for news every two seconds.
 
-import { color } from "./chart.js";
+import { color, PLOTLY } from "./chart.js";
 import { poll, runs } from "./data.js";
 import { Events } from "./events.js";
 import { Overview } from "./overview.js";
@@ -77,6 +77,9 @@ async function run() {
   }
 }
 
+if (!/^#(rollouts|events)/.test(window.location.hash)) {
+  document.head.append(el("link", { rel: "preload", as: "script", href: PLOTLY })); // while the data is read
+}
 window.addEventListener("hashchange", route);
 document.addEventListener("visibilitychange", () => document.hidden || refresh());
 run();

@@ -18,11 +18,7 @@ export function el(tag, properties = {}, ...children) {
 
 /** Make characters visible that would be invisible or change how the text around them is shown: ESC, U+202E, ... */
 export function visible(text) {
-  return text.replace(CONTROL, (sign) => {
-    const code = sign.codePointAt(0);
-    if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-    return `⟨U+${code.toString(16).toUpperCase().padStart(4, "0")}⟩`;
-  });
+  return text.replace(CONTROL, (sign) => `⟨U+${sign.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
 }
 
 /** One line of a text that may be long. */
