@@ -29,13 +29,13 @@ from .manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
-    TensorEntry,
     digest_bytes,
     digest_file,
     read_header,
 )
 from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
+from .verification import verify_files
 from .version import Version
 
 ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
@@ -135,22 +135,7 @@ class WeightStore:
         Raises:
             WeightsRefused: A file is missing or differs. The message has the file, the actual and the expected value.
         """
-        directory = self.directory(manifest.version)
-        found: list[TensorEntry] = []
-        for entry in manifest.files:
-            path = directory / entry.name
-            try:
-                size = path.stat().st_size
-                if size != entry.size_bytes:
-                    raise _refused(path, f"{size} bytes", f"{entry.size_bytes}")
-                if (digest := digest_file(path)) != entry.xxh3_128:
-                    raise _refused(path, f"xxh3-128 {digest}", entry.xxh3_128)
-                if path.name != ADAPTER_CONFIG_NAME:
-                    found += read_header(path)
-            except (OSError, ValueError) as error:
-                raise _refused(path, str(error), "the file that the manifest lists") from error
-        if sorted(found, key=lambda t: t.name) != sorted(manifest.tensors, key=lambda t: t.name):
-            raise _refused(directory, "another tensor table in the shards' headers", "the manifest's tensor table")
+        verify_files(self.directory(manifest.version), manifest)
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -316,13 +301,6 @@ class WeightStore:
             self.directory(version).rename(hidden)
             shutil.rmtree(hidden)
         return removed
-
-
-def _refused(path: Path, got: str, expected: str) -> WeightsRefused:
-    return WeightsRefused(
-        f"{path}: got {got}, expected {expected}. The old version is still served. Fix: publish the step again; if the "
-        "error persists, check the weights volume."
-    )
 
 
 def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> StoreError:

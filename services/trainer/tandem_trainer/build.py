@@ -191,6 +191,7 @@ def _publisher(session: Session) -> Publisher:
         model_fingerprint=session.project.fingerprint,
         dtype=getattr(torch, config.learner.dtype),
         accelerator=session.accelerator,
+        report=session.run.published,
     )
 
 
