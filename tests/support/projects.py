@@ -90,6 +90,7 @@ class Project:
     def __init__(self, directory: Path, model: Path, generator: Generator, weights_dir: Path, **trainer: Any) -> None:
         self.directory = directory
         self.generator = generator
+        self.max_lag = trainer.get("max_lag", 0)
         directory.mkdir(parents=True)
         config = {
             "shared": {

@@ -64,6 +64,7 @@ def _fail_in(place: str, folder: Path) -> None:
             sample=phase("rollouts", GROUPS),
             update=learner.update,
             publish=phase("publish", Version(1, 1)),
+            published=lambda: None,
             evaluate=phase("evaluate", None),
         )
 

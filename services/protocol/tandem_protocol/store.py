@@ -12,6 +12,7 @@ version or nothing, even if the writer is killed.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import time
@@ -312,6 +313,8 @@ def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> St
 
 def _replace(path: Path, data: bytes) -> None:
     """Replace a small file atomically: readers see the old or the new content, even after a crash."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):  # of a process that was killed here
+        leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(data)

@@ -70,6 +70,7 @@ class Publisher:
         self._dtype = dtype
         self._accelerator = accelerator
         self._report = report
+        self._is_tried = False
         self._memory: HostMemory | None = None
         self._task: Future[None] | None = None
 
@@ -83,7 +84,8 @@ class Publisher:
 
         Args:
             behind: return when the tensors are copied, so that the parameters may change. The version is written and
-                loaded behind the next update. `wait`, or the next call, raises an error of that.
+                loaded behind the next update. `wait`, or the next call, raises an error of that. The first version is
+                always waited for: it shows problems before the first rollout.
 
         Raises:
             StoreError: the volume is full.
@@ -91,6 +93,7 @@ class Publisher:
             TimeoutError: a generator did not serve it in time.
         """
         self.wait()
+        behind = behind and self._is_tried
         version = Version(step, self._attempt)
         if self._accelerator.is_main_process:
             # An earlier run may have kept more versions, or have ended because the volume was full.
@@ -106,6 +109,7 @@ class Publisher:
             self._task = self._portal.start_task_soon(self._finish, publication, write, stack.pop_all())
         if not behind:
             self.wait()
+        self._is_tried = True
         return version
 
     def wait(self) -> None:

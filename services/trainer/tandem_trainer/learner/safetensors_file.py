@@ -6,9 +6,9 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 from queue import Queue
+from threading import Semaphore
 
 import torch
 from torch import Tensor
@@ -35,12 +35,17 @@ def write_safetensors(path: Path, table: Mapping[str, Tensor], tensors: Iterable
     """
     digest = Digest()
     with path.open("wb", buffering=0) as file:
-        for data in chain([memoryview(_header(table))], map(_bytes, tensors)):
+
+        def write(data: memoryview) -> None:
             for start in range(0, len(data), CHUNK_BYTES):
                 chunk = data[start : start + CHUNK_BYTES]
                 digest.update(chunk)
                 while chunk:  # a write may be short
                     chunk = chunk[file.write(chunk) :]
+
+        write(memoryview(_header(table)))
+        for _ in map(write, map(_bytes, tensors)):  # keeps no tensor while it waits for the next
+            pass
         os.fsync(file.fileno())
     return digest.hexdigest()
 
@@ -50,7 +55,7 @@ def write_files(
 ) -> dict[str, str]:
     """Write several safetensors files at the same time, each in a thread of its own, and flush them to disk.
 
-    A thread has at most two tensors that are not written yet, so that few complete tensors are in memory.
+    At most twice as many complete tensors as files are in memory, counting the one that `tensors` makes.
 
     Args:
         files: File name → table: the names and shapes of its tensors, in the order in which they come.
@@ -64,35 +69,39 @@ def write_files(
         OSError: such as ENOSPC when the volume is full.
     """
     owner = {name: file for file, table in files.items() for name in table}
-    queues: dict[str, Queue[Tensor | None]] = {file: Queue(maxsize=2) for file in files}
+    queues: dict[str, Queue[list[Tensor]]] = {file: Queue() for file in files}
+    room = Semaphore(2 * len(files) - 1 if files else 0)
     with ThreadPoolExecutor(max(1, len(files))) as threads:
         written = {
-            file: threads.submit(_write_all, directory / file, table, queues[file]) for file, table in files.items()
+            file: threads.submit(_write_all, directory / file, table, _taken(queues[file], room))
+            for file, table in files.items()
         }
         try:
             for name, tensor in tensors:
                 if name in owner:
-                    queues[owner[name]].put(tensor)
+                    room.acquire()
+                    queues[owner[name]].put([tensor])
         finally:
             for queue in queues.values():
-                queue.put(None)
+                queue.put([])
             for _ in tensors:
                 pass
     return {file: task.result() for file, task in written.items()}
 
 
-def _write_all(path: Path, table: Mapping[str, Tensor], queue: Queue[Tensor | None]) -> str:
-    tensors = _until_none(queue)
+def _write_all(path: Path, table: Mapping[str, Tensor], tensors: Iterator[Tensor]) -> str:
     try:
         return write_safetensors(path, table, tensors)
     finally:
-        for _ in tensors:  # otherwise `put` would wait forever
+        for _ in tensors:  # otherwise there would be no room for those of the other files
             pass
 
 
-def _until_none(queue: Queue[Tensor | None]) -> Iterator[Tensor]:
-    while (tensor := queue.get()) is not None:
-        yield tensor
+def _taken(queue: Queue[list[Tensor]], room: Semaphore) -> Iterator[Tensor]:
+    """Yield the tensors of a file until an empty list comes. Each is written when the next one is asked for."""
+    while item := queue.get():
+        yield item.pop()
+        room.release()
 
 
 def _header(table: Mapping[str, Tensor]) -> bytes:

@@ -1,7 +1,7 @@
-"""Write the model as safetensors files, one per rank, tensor by tensor.
+"""Write the model as safetensors files, one or more per rank, tensor by tensor.
 
-If the parameters are sharded, a rank holds only its part and at most two complete tensors: one that is being gathered
-and one that is being written.
+If the parameters are sharded, a rank holds only its part and few complete tensors: one that is being gathered, and at
+least one that is being written (`write_files`).
 """
 
 from __future__ import annotations
