@@ -103,7 +103,7 @@ def trainer_need(facts: MachineFacts) -> Need:
         logprob_chunk_size × V × 4 for the logits of one chunk; softmax and gradient reuse their memory. With bfloat16,
         × 6 instead of × 4.
 
-    On the CPU all processes share one memory.
+    On the CPU all processes share one memory, which also holds the copy of the weights (`copy_bytes`).
     """
     config = known(facts.settings).trainer
     model = known(facts.model)
@@ -122,7 +122,22 @@ def trainer_need(facts: MachineFacts) -> Need:
         f"{count(model.parameters)} × {state_width} B = {gib(state)} parameters, gradients, optimizer + "
         f"{gib(activations)} activations of {tokens} tokens"
     )
-    return Need(per_device * (state + activations), f"{per_device} × ({text})" if per_device > 1 else text)
+    text = f"{per_device} × ({text})" if per_device > 1 else text
+    copy = 0 if on_gpu else copy_bytes(facts)
+    text += f" + {gib(copy)} copy of the weights" if copy else ""
+    return Need(per_device * (state + activations) + copy, text)
+
+
+def copy_bytes(facts: MachineFacts) -> int:
+    """Return the size of the copy of the weights from which a version is published behind an update.
+
+    It is in the host's memory, also of a trainer on GPUs: P × 4, or P × 2 if learner.dtype is bfloat16, for all
+    processes together. There is none with max_lag 0. That of an adapter is small.
+    """
+    config = known(facts.settings).trainer
+    if config.max_lag == 0 or config.lora:
+        return 0
+    return known(facts.model).parameters * (4 if config.learner.dtype == "float32" else 2)
 
 
 def token_bytes(model: Model, learner: LearnerConfig) -> int:
@@ -150,11 +165,12 @@ def trainer_processes(facts: MachineFacts) -> int:
 
 
 def on_host_bytes(facts: MachineFacts) -> int:
-    """Return the host memory that the services on the CPU need, all replicas together."""
+    """Return the host memory that all replicas of the services on the CPU need, and the copy of the weights."""
     services = known(facts.stack).services
     needs = {GENERATOR: generator_need, TRAINER: trainer_need}
     on_cpu = (name for name in needs if not _on_gpu(facts, name))
-    return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu))
+    copy = copy_bytes(facts) if _on_gpu(facts, TRAINER) else 0
+    return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu)) + copy
 
 
 def _on_gpu(facts: MachineFacts, service: str) -> bool:
