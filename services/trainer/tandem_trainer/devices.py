@@ -22,6 +22,7 @@ from .run import trackers
 
 ALIGNMENT_BYTES = 64
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
+CPU_SOFTMAX_LOGITS, GPU_SOFTMAX_LOGITS = 2**22, 2**25
 
 
 def make_accelerator(config: TrainerConfig) -> Accelerator:
@@ -68,6 +69,14 @@ def default_max_tokens(device: torch.device) -> int:
     return CPU_MAX_TOKENS if device.type == "cpu" else GPU_MAX_TOKENS
 
 
+def softmax_logits(device: torch.device) -> int:
+    """Return the number of logits that one softmax computes with, which limits the temporary memory that it needs.
+
+    Many small operations keep the CPU busy that starts them, and the GPU waits.
+    """
+    return CPU_SOFTMAX_LOGITS if device.type == "cpu" else GPU_SOFTMAX_LOGITS
+
+
 def give_back_freed_memory() -> None:
     """Return freed host memory to the operating system.
 
@@ -76,6 +85,14 @@ def give_back_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
         libc.malloc_trim(0)
+
+
+def copies_before_writing(device: torch.device) -> bool:
+    """Return whether to copy a version into `HostMemory` first, even if nothing is trained meanwhile.
+
+    From a GPU, a copy into pinned memory is about ten times as fast as one into other memory.
+    """
+    return device.type != "cpu"
 
 
 class HostMemory:

@@ -26,7 +26,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 
-from .devices import HostMemory
+from .devices import HostMemory, copies_before_writing
 from .learner.lora import ADAPTER_FILE, adapter_table, adapter_tensors, has_adapter, save_adapter_config
 from .learner.shards import model_shapes, model_table, model_tensors, part_files
 from .publication import Part, Publication
@@ -103,7 +103,8 @@ class Publisher:
             if publication.part.kind == "lora" and self._accelerator.is_main_process:
                 with publication.staging() as staged:
                     save_adapter_config(model, staged)
-            write = self._copied(publication) if behind else self._written(publication)
+            copies = behind or copies_before_writing(self._accelerator.device)
+            write = self._copied(publication) if copies else self._written(publication)
             if behind:
                 self._portal.call(self._client.expect, version)
             self._task = self._portal.start_task_soon(self._finish, publication, write, stack.pop_all())
