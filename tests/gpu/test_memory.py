@@ -19,7 +19,7 @@ from tandem_trainer.algorithms.grpo import Grpo
 
 pytestmark = pytest.mark.gpu
 
-TOO_LOW, TOO_HIGH = 1.1, 0.7
+TOO_LOW, TOO_HIGH = 1.02, 0.8
 """Bounds of measured ÷ estimated. Too low an estimate lets a run start that ends without memory."""
 
 
@@ -30,10 +30,20 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="measures the memory of a GPU")
 @pytest.mark.parametrize(
-    "learner", [{}, {"gradient_checkpointing": True}, {"max_tokens_per_micro_batch": 2048}], ids=str
+    ("learner", "others"),
+    [
+        ({}, {}),
+        ({"shared_prompts": "never"}, {}),
+        ({"gradient_checkpointing": True}, {}),
+        ({"max_tokens_per_micro_batch": 2048}, {}),
+        ({}, {"lora": {"r": 16}}),
+        ({"gradient_checkpointing": True}, {"lora": {"r": 16}}),
+        ({"dtype": "float32", "max_tokens_per_micro_batch": 4096}, {}),
+    ],
+    ids=str,
 )
-def test_an_update_needs_what_the_doctor_expects(model_dir: Path, learner: dict[str, Any]):
-    options = {"learner": {"dtype": "bfloat16"} | learner}
+def test_an_update_needs_what_the_doctor_expects(model_dir: Path, learner: dict[str, Any], others: dict[str, Any]):
+    options = {"learner": {"dtype": "bfloat16"} | learner, **others}
     facts = replace(on_gpus(), model=read_model(model_dir), settings=settings(trainer=options))
     estimated = memory.trainer_need(facts).size_bytes
     config = config_of(**options)
@@ -44,5 +54,5 @@ def test_an_update_needs_what_the_doctor_expects(model_dir: Path, learner: dict[
         for _ in range(2):  # AdamW makes its moments in the first
             policy.update(algorithm.make_batch(groups), algorithm)
     ratio = gpu.peak_bytes() / estimated
-    print(f"{learner}: measured {gpu.peak_bytes() / 2**30:.2f} GiB, {ratio:.2f} of the estimate")
+    print(f"{learner}, {others}: measured {gpu.peak_bytes() / 2**30:.2f} GiB, {ratio:.2f} of the estimate")
     assert TOO_HIGH < ratio < TOO_LOW

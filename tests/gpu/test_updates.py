@@ -21,6 +21,9 @@ pytestmark = pytest.mark.gpu
 
 BOUNDS = {"float32": 1e-4, "bfloat16": 0.05}
 """dtype → largest relative difference of loss, gradient norm and gradients, and largest absolute one of logprobs."""
+BOUNDS_OF_VESPO = {"float32": 1e-4, "bfloat16": 0.25}
+"""VESPO weights a completion by exp of the sum of its tokens' logprob differences. Here these are up to 48 differences
+of 0.005 nats in the mean, so their sum is about 0.1 nats and the weight differs by 10 %."""
 
 SGD = {"learning_rate": 1e6, "adam_epsilon": 1e6, "lr_scheduler_type": "constant"}
 """Makes AdamW's first step the gradient itself: m / (√v + ε) × learning rate ≈ m for a large ε. AdamW's usual step
@@ -64,6 +67,7 @@ def test_an_update_on_the_gpu_equals_one_in_float32_on_the_cpu(model_dir: Path, 
     expected = _update(model_dir, _config(case, "float32"), groups, cpu=True)
     got = _update(model_dir, _config(case, dtype), groups)
     bound = BOUNDS[dtype]
+    bound_of_loss = BOUNDS_OF_VESPO[dtype] if case == "vespo" else bound
     difference = float((got.gradient_N - expected.gradient_N).norm() / expected.gradient_N.norm())
     print(f"{case}, {dtype}: {_differences(got, expected)}, gradient {difference:.1e}")
     # The sampler's logprobs are those of the model in float32 on the CPU.
@@ -71,8 +75,8 @@ def test_an_update_on_the_gpu_equals_one_in_float32_on_the_cpu(model_dir: Path, 
     assert got.metrics["mismatch"] < bound
     assert got.metrics["grad_norm"] == pytest.approx(expected.metrics["grad_norm"], rel=bound)
     # A loss is a sum of positive and negative terms, so its error is relative to the terms.
-    assert got.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=bound, abs=bound)
-    assert difference < bound
+    assert got.metrics["loss"] == pytest.approx(expected.metrics["loss"], rel=bound_of_loss, abs=bound)
+    assert difference < bound_of_loss
 
 
 def _differences(got: Update, expected: Update) -> str:

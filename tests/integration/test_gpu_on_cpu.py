@@ -66,12 +66,15 @@ def test_each_case_is_measured_with_the_packages_of_a_bundle(tmp_path: Path):
     done = _run("-S", *bench, tmp_path=tmp_path, PYTHONPATH=path)  # -S: without the packages of this Python
     assert done.returncode == 0, done.stderr[-3000:]
     cases = [json.loads(line) for line in (tmp_path / "bench-gpu.jsonl").read_text().splitlines()]
-    assert [case["case"].split()[0] for case in cases] == ["machine", *["update"] * 5, "publish", "profile"]
+    expected = ["machine", "phases", "compare", "profile", *["update"] * 6, "publish"]
+    assert [case["case"].split()[0] for case in cases] == expected
     assert not [case for case in cases if case.keys() & {"failed", "skipped"}], done.stderr[-3000:]
-    published = cases[-2]
+    published = cases[-1]
     assert published["generator"] == "mock"
-    parts = sum(published[f"{part}_s"] for part in ("gather", "copy", "digest", "write", "commit", "serve"))
-    assert 0 < parts <= 1.5 * published["total_s"], "each part is the median of its own rounds"
+    for kind in ("", "behind_"):
+        phases = ("gather", "copy", "write", "commit", "visible", "verify", "pause", "load")
+        parts = sum(published[f"{kind}{phase}_s"] for phase in phases)
+        assert 0 < parts <= 1.5 * published[f"{kind}total_s"], "each part is the median of its own rounds"
 
 
 def test_a_case_that_fails_does_not_end_the_measurements(tmp_path: Path):

@@ -38,7 +38,7 @@ def make_project(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Itera
 
 
 def _records(project: Project) -> list[dict[str, Any]]:
-    timed = {"timings", "tokens_per_s", "version"}
+    timed = {"timings", "publish_timings", "tokens_per_s", "version"}
     return [{key: value for key, value in line.items() if key not in timed} for line in project.lines("metrics.jsonl")]
 
 

@@ -17,6 +17,8 @@ from tandem_cli.__main__ import main as tandem
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
+PARTS = ("gather", "copy", "write", "commit", "visible", "verify", "pause", "load", "total")
+
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Project:
@@ -54,6 +56,10 @@ def test_a_run_writes_metrics_completions_evaluations_and_weight_versions(make_p
         assert set(line["timings"]) == {f"{phase}_s" for phase in phases}
         learning_s = sum(line["timings"].values()) - line["timings"]["evaluate_s"] - line["timings"]["checkpoint_s"]
         assert line["tokens_per_s"] == pytest.approx(line["rollout_tokens"] / learning_s)
+        parts = dict(line["publish_timings"])
+        assert set(parts) == {f"{part}_s" for part in PARTS}
+        assert 0 < sum(parts.values()) - parts["total_s"] < parts["total_s"] < line["timings"]["publish_s"]
+        assert line["publish_bytes"] == sum(t.numel() * t.element_size() for t in project.parameters(4).values())
     for phase in ("checkpoint_s", "evaluate_s"):
         assert [line["timings"][phase] > 0 for line in metrics] == [False, True, False, True]
     assert len(completions) == 4 * 4

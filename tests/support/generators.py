@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,11 +28,18 @@ class Generator:
     """A generator process, and an HTTP client with its token."""
 
     def __init__(
-        self, engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path, port: int | None = None
+        self,
+        engine: str,
+        model: Path | str,
+        weights_dir: Path,
+        *arguments: str,
+        log: Path,
+        port: int | None = None,
+        program: Sequence[str] = ("-m", "tandem_generator"),
     ) -> None:
         self.port = port or free_port()
         self.log = log
-        command = [sys.executable, "-m", "tandem_generator", "--engine", engine, "--model", str(model)]
+        command = [sys.executable, *program, "--engine", engine, "--model", str(model)]
         command += ["--port", str(self.port), "--weights-dir", str(weights_dir)]
         command += _VLLM_ARGUMENTS if engine == "vllm" else []
         with log.open("w") as file:

@@ -65,11 +65,12 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def reset_peak() -> None:
+def reset_peak(*, empties_cache: bool = True) -> None:
     gc.collect()  # models are in reference cycles
     if torch.accelerator.is_available():
         torch.empty(1, device=device())  # a device has no statistics before its first tensor
-        torch.accelerator.empty_cache()
+        if empties_cache:
+            torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")

@@ -7,28 +7,23 @@ import shutil
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor
 
 from support import gpu
 from support.gpu_publish import mock_missing, publisher
 from support.gpu_updates import config_of
 from support.shapes import make_model, write_config
-from tandem_protocol.store import WeightStore
-from tandem_trainer import publish as publish_module
-from tandem_trainer.learner import safetensors_file
 from tandem_trainer.learner.shards import model_table, model_tensors
+from tandem_trainer.publish import Publisher
 
 DTYPE = torch.bfloat16
 BUFFER_BYTES = 1 << 28
-ROUNDS, ROUNDS_OF_LARGE = 3, 2
+ROUNDS, ROUNDS_OF_LARGE = 3, 1
 LARGE_BYTES = 10 << 30
 
 
@@ -53,7 +48,7 @@ def cases(shapes: list[str], folder: Path) -> list[tuple[str, Callable[[], dict[
 
 
 def _measure(shape: str, folder: Path) -> dict[str, object]:
-    """Publish some versions, and copy and write the same bytes plainly, in turns."""
+    """Publish some versions, waiting for them and behind other work, and copy and write the same bytes plainly."""
     gpu.reset_peak()  # frees what earlier cases have left
     config_dir = write_config(shape, folder / "model")
     torch.manual_seed(0)
@@ -64,96 +59,66 @@ def _measure(shape: str, folder: Path) -> dict[str, object]:
         return {"skipped": f"{folder} has {free / 1e9:.0f} GB free, expected {2.2 * size / 1e9:.0f} GB"}
     without_mock = mock_missing()
     buffer = memoryview(torch.randint(0, 255, (min(size, BUFFER_BYTES),), dtype=torch.uint8).numpy())
-    seconds: dict[str, list[float]] = defaultdict(list)
+    rounds = _Rounds(model)
     config = config_of(learner={"dtype": "bfloat16"})
     with (
         gpu.accelerator(config) as accelerator,
-        publisher(model, config_dir, folder, accelerator, dtype=DTYPE, mock=not without_mock) as (publish, store),
+        publisher(
+            model, config_dir, folder, accelerator, dtype=DTYPE, mock=not without_mock, report=rounds.reported
+        ) as (publish, _),
     ):
-        for step in range(ROUNDS if size < LARGE_BYTES else ROUNDS_OF_LARGE):
-            seconds["plain_write"].append(_write_plainly(buffer, size, folder / "plain"))
-            seconds["plain_copy"].append(gpu.timed(lambda: _copy_plainly(model)))
-            with _phases(store) as phases:
-                began = time.perf_counter()
-                publish(model, step)
-                phases["total"] = time.perf_counter() - began
-            for name, value in phases.items():
-                seconds[name].append(value)
+        rounds.publish("first", publish)
+        for _ in range(ROUNDS if size < LARGE_BYTES else ROUNDS_OF_LARGE):
+            rounds.seconds["plain_write"].append(_write_plainly(buffer, size, folder / "plain"))
+            rounds.seconds["plain_copy"].append(gpu.timed(lambda: _copy_plainly(model)))
+            rounds.publish("", publish)
+            rounds.publish("behind", publish)
     shutil.rmtree(folder)
-    return _figures(size, seconds) | {"generator": f"none: {without_mock}" if without_mock else "mock"}
+    return _figures(size, rounds.seconds) | {"generator": f"none: {without_mock}" if without_mock else "mock"}
+
+
+class _Rounds:
+    """The seconds of the phases of each publish, as the trainer measures them, by kind of publish."""
+
+    def __init__(self, model: Any) -> None:
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        self._model = model
+        self._kind = ""
+        self._step = 0
+
+    def reported(self, timings: dict[str, float], _size: int) -> None:
+        for phase, value in timings.items():
+            self.seconds[f"{self._kind} {phase.removesuffix('_s')}".strip()].append(value)
+
+    def publish(self, kind: str, publish: Publisher) -> None:
+        """Publish a version. With the kind "behind", also measure how long the learner waits for it."""
+        self._kind, self._step = kind, self._step + 1
+        gpu.synchronize()
+        began = time.perf_counter()
+        publish(self._model, self._step, behind=kind == "behind")
+        if kind == "behind":
+            self.seconds["behind learner_waits"].append(time.perf_counter() - began)
+        publish.wait()
 
 
 def _figures(size: int, seconds: dict[str, list[float]]) -> dict[str, object]:
-    """GB/s of the complete publish and of its parts, and their seconds. The first round warms up."""
-    median = {name: statistics.median(values[1:] or values) for name, values in seconds.items()}
-    written = median["total"] - median["serve"]
+    """GB/s of the complete publish and of its parts, and the seconds of each. All are medians."""
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    served = sum(median[name] for name in ("visible", "verify", "pause", "load"))
+    written = median["total"] - served
+    copies = [median[f"{kind}gather"] + median[f"{kind}copy"] for kind in ("", "behind ")]
     return {
         "bytes": size,
         "publish_GB_per_s": size / median["total"] / 1e9,
         "until_commit_GB_per_s": size / written / 1e9,
+        "copy_GB_per_s": size / copies[0] / 1e9,
+        "copy_behind_GB_per_s": size / copies[1] / 1e9,
         "plain_write_GB_per_s": size / median["plain_write"] / 1e9,
         "plain_copy_GB_per_s": size / median["plain_copy"] / 1e9,
         "until_commit_per_plain_copy_and_write": written / (median["plain_copy"] + median["plain_write"]),
-        "first_publish_s": seconds["total"][0],
-        **{f"{name}_s": value for name, value in median.items()},
+        "make_host_memory_s": median["first copy"] - median["copy"],
+        **{f"{name.replace(' ', '_')}_s": value for name, value in median.items()},
     }
-
-
-@contextmanager
-def _phases(store: WeightStore) -> Iterator[dict[str, float]]:
-    """Yield the seconds that a publish spends in each of its parts, filled while it runs.
-
-    gather: the cast on the GPU. copy: to the host. digest, write, commit, and serve: until the generator has switched.
-    """
-    phases: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def adding(phase: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        phases[phase] += time.perf_counter() - began
-
-    def gathered(*arguments: Any) -> Iterator[tuple[str, Tensor]]:
-        tensors = model_tensors(*arguments)
-        while True:
-            with adding("gather"):
-                item = next(tensors, None)
-                gpu.synchronize()
-            if item is None:
-                return
-            yield item
-
-    def around(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*arguments: Any, **keywords: Any) -> Any:
-            with adding(phase):
-                return function(*arguments, **keywords)
-
-        return timed
-
-    class Digest:
-        def __init__(self) -> None:
-            self._digest = digest()
-            self.update, self.hexdigest = around("digest", self._digest.update), self._digest.hexdigest
-
-    digest = safetensors_file.Digest
-    commit = WeightStore.commit
-    written = around("until_written", publish_module.write_part)
-    with (
-        mock.patch.object(publish_module, "model_tensors", gathered),
-        mock.patch.object(publish_module, "write_part", written),
-        mock.patch.object(safetensors_file, "_bytes", around("copy", safetensors_file._bytes)),
-        mock.patch.object(safetensors_file, "Digest", Digest),
-        mock.patch.object(WeightStore, "commit", lambda *a, **k: around("commit", commit)(*a, **k)),
-        mock.patch.object(publish_module.Publisher, "_write", _around_write(around)),
-    ):
-        yield phases
-    phases["write"] = phases.pop("until_written") - phases["gather"] - phases["copy"] - phases["digest"]
-    phases["serve"] = phases["total"] - phases.pop("until_commit")
-
-
-def _around_write(around: Callable[..., Any]) -> Callable[..., Any]:
-    write = publish_module.Publisher._write
-    return lambda *arguments: around("until_commit", write)(*arguments)
 
 
 def _copy_plainly(model: Any) -> None:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch.autograd import DeviceType
-from torch.profiler import profile
 from transformers import Qwen2Config
 
 from support import gpu
@@ -19,10 +17,10 @@ from support.gpu_updates import config_of, learner_of, random_groups
 from support.shapes import config_of as shape_of
 from support.shapes import write_model
 from tandem_trainer.algorithms.grpo import Grpo
+from tandem_trainer.learner.learner import Learner
 
 PROMPTS, COMPLETIONS, PROMPT_TOKENS, COMPLETION_TOKENS = 8, 8, 128, 256
 WARM_UP, MEASURED = 1, 3
-KERNELS = 25
 USABLE = 0.92
 """Share of the card's memory that a case may need according to `tandem doctor`. Larger cases are skipped."""
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -45,15 +43,10 @@ def cases(shapes: list[str], folder: Path) -> list[tuple[str, Callable[[], dict[
     ]
 
 
-def profiles(shapes: list[str], folder: Path) -> list[tuple[str, Callable[[], dict[str, object]]]]:
-    """Where the time of an update goes, for the largest shape that is trained."""
-    shape = [shape for shape in shapes if shape != "7B"][-1:]
-    return [(f"profile {name}, defaults", partial(_profile, name, folder / name)) for name in shape]
-
-
-class _Updates(NamedTuple):
+class Updates(NamedTuple):
     """A learner and a batch."""
 
+    learner: Learner
     update: Callable[[], object]
     tokens: int
     rows: int
@@ -61,7 +54,7 @@ class _Updates(NamedTuple):
 
 
 @contextmanager
-def _updates(shape: str, model_dir: Path, options: dict[str, Any]) -> Iterator[_Updates]:
+def updates_of(shape: str, model_dir: Path, options: dict[str, Any]) -> Iterator[Updates]:
     config = config_of(**options)
     groups = random_groups(
         prompts=2 if shape == "tiny" else PROMPTS,
@@ -76,21 +69,21 @@ def _updates(shape: str, model_dir: Path, options: dict[str, Any]) -> Iterator[_
         learner = learner_of(model_dir, config, accelerator)
         batch = algorithm.make_batch(groups)
         rows, length = batch.token_ids_BS.shape
-        yield _Updates(lambda: learner.update(batch, algorithm), rows * length, rows, learner.unshared_because)
+        yield Updates(learner, lambda: learner.update(batch, algorithm), rows * length, rows, learner.unshared_because)
 
 
-def _in_bfloat16(options: dict[str, Any]) -> dict[str, Any]:
+def in_bfloat16(options: dict[str, Any]) -> dict[str, Any]:
     return options | {"learner": {"dtype": "bfloat16"} | options.get("learner", {})}
 
 
 def _measure(shape: str, model_dir: Path, options: dict[str, Any]) -> dict[str, object]:
-    options = _in_bfloat16(options)
+    options = in_bfloat16(options)
     if not model_dir.is_dir():
         write_model(shape, model_dir, gpu.device())
     estimate, memory = _doctors_estimate(model_dir, options), gpu.memory_bytes()
     if memory and estimate > USABLE * memory:
         return {"skipped": f"needs {estimate / 2**30:.0f} GiB, and the card has {memory / 2**30:.0f} GiB"}
-    with _updates(shape, model_dir, options) as updates:
+    with updates_of(shape, model_dir, options) as updates:
         seconds = [gpu.timed(updates.update) for _ in range(WARM_UP + MEASURED)]
         unshared_because = updates.unshared_because
     update_s = statistics.median(seconds[WARM_UP:])
@@ -106,30 +99,6 @@ def _measure(shape: str, model_dir: Path, options: dict[str, Any]) -> dict[str, 
         "peak_GiB": gpu.peak_bytes() / 2**30,
         "peak_per_doctors_estimate": gpu.peak_bytes() / estimate,
         "prompts": unshared_because or "shared",
-    }
-
-
-def _profile(shape: str, model_dir: Path) -> dict[str, object]:
-    """Share of an update in which kernels run, and the kernels that take most of their time, in percent."""
-    if not model_dir.is_dir():
-        write_model(shape, model_dir, gpu.device())
-    with _updates(shape, model_dir, _in_bfloat16({})) as updates:
-        updates.update()
-        wall_s = gpu.timed(updates.update)
-        with profile(acc_events=True) as profiler:
-            gpu.timed(updates.update)
-    kind = DeviceType.CPU if gpu.device().type == "cpu" else DeviceType.CUDA
-    kernels = {
-        event.key: event.self_device_time_total or event.self_cpu_time_total
-        for event in profiler.key_averages()
-        if event.device_type == kind and not event.is_user_annotation  # these contain kernels
-    }
-    total = sum(kernels.values())
-    largest = sorted(kernels, key=kernels.__getitem__, reverse=True)[:KERNELS]
-    return {
-        "update_s": wall_s,
-        "kernels_s": total / 1e6,
-        "kernels": {name[:100]: round(100 * kernels[name] / total, 1) for name in largest},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 from tandem_trainer.publish import Publisher, fingerprint_of
 
@@ -24,6 +25,9 @@ TIMEOUT_S = 120.0
 
 class NoGenerator:
     """Stands for the client of the generators where no generator can run: a publish ends after the commit."""
+
+    def expect(self, _version: Version) -> None:
+        pass
 
     async def set_weights(self, *_: Any) -> dict[str, Any]:
         return {}
@@ -48,11 +52,13 @@ def publisher(
     dtype: torch.dtype,
     mock: bool = False,
     keep: int = 1,
+    report: Callable[[dict[str, float], int], object] = lambda _timings, _bytes: None,
 ) -> Iterator[tuple[Publisher, WeightStore]]:
     """Yield the trainer's publisher and its store, in the new folder `root`.
 
     Args:
         mock: start a mock generator, which verifies each version and serves it.
+        report: receives the seconds of each phase of a publish, and its bytes.
     """
     store = WeightStore(root / "weights")
     with ExitStack() as stack:
@@ -78,6 +84,7 @@ def publisher(
                 model_fingerprint=fingerprint_of(model, model_dir),
                 dtype=dtype,
                 accelerator=accelerator,
+                report=report,
             ),
             store,
         )

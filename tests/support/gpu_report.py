@@ -21,6 +21,8 @@ class Report:
         self._deadline = deadline
         folder = os.environ.get("OUT")
         self._folder = Path(folder) if folder else None
+        if self._folder:
+            self._folder.mkdir(parents=True, exist_ok=True)
         self.failed = 0
 
     def case(self, title: str, measure: Callable[[], Mapping[str, object]]) -> None:

@@ -91,6 +91,7 @@ class Project:
     def __init__(self, directory: Path, model: Path, generator: Generator, weights_dir: Path, **trainer: Any) -> None:
         self.directory = directory
         self.generator = generator
+        self.max_lag = trainer.get("max_lag", 0)
         directory.mkdir(parents=True)
         config = {
             "shared": {
@@ -154,6 +155,6 @@ def assert_same_course(ours: Project, theirs: Project) -> None:
     expected = theirs.parameters(last)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    timed = {"timings", "tokens_per_s", "environment_s_mean", "version"}
+    timed = {"timings", "publish_timings", "tokens_per_s", "environment_s_mean", "version"}
     for mine, yours in zip(ours.lines("metrics.jsonl"), theirs.lines("metrics.jsonl"), strict=True):
         assert {k: v for k, v in mine.items() if k not in timed} == {k: v for k, v in yours.items() if k not in timed}

@@ -26,7 +26,7 @@ POLL_S = 0.2
 PREPARE = f"{Path(models.__file__).read_text()}\n\nmake_tiny_model(Path('model'))\n"
 
 
-TIMED = {"timings", "tokens_per_s", "version"}
+TIMED = {"timings", "publish_timings", "tokens_per_s", "version"}
 """Figures of a step that differ between two runs with the same results."""
 
 

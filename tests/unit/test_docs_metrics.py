@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tandem_trainer import algorithms
 from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.evaluate import Evaluation
 from tandem_trainer.learner.learner import Learner
+from tandem_trainer.publication import Part, Publication
 from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED, Journal
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "evaluation": {"eval": EVAL, "rollout": {"tools": ["tools:f"]}},
 }
 """Every option that adds or removes a field."""
+PUBLICATION = Publication(Version(1, 1), Part("full", {}, iter(()), 1000), nullcontext)
 
 
 class Generator:
@@ -79,6 +82,7 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
     with run.record_outcome():
         stats = learner.update(algorithm.make_batch(GROUPS, list), algorithm)
         run.make_record(1, GROUPS, stats)
+        run.published(PUBLICATION.timings([]), 1000)
         if config.eval:
             run.evaluated(_evaluate(config, run.dir))
         run.log()
@@ -117,8 +121,9 @@ def test_every_field_of_metrics_jsonl_is_explained_and_no_other_is(folders: dict
     written: set[str] = set()
     for folder in folders.values():
         for record in _lines(folder / "metrics.jsonl"):
-            timings = record.pop("timings")
-            written |= {*record, *(f"timings.{phase}" for phase in timings)}
+            for name in ("timings", "publish_timings"):
+                written |= {f"{name}.{phase}" for phase in record.pop(name)}
+            written |= {*record}
     assert written == _explained("metrics.jsonl")
 
 

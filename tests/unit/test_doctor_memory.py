@@ -66,16 +66,33 @@ def test_on_the_cpu_the_cache_size_comes_from_the_environment_or_the_configurati
 def test_the_trainer_needs_its_state_and_the_activations_of_a_micro_batch() -> None:
     learner = {"max_tokens_per_micro_batch": 10, "logprob_chunk_size": 5}
     layer = 10 * (32 * 8 + 8 * 8 + 16 * 20)
-    logits = 5 * 100 * 4
+    logits = 5 * 100 * 4 + 100 * 8 * 8
     assert trainer_bytes(learner=learner) == 16_000 + 3 * layer + logits
     assert trainer_bytes(learner=learner, grpo={"beta": 0.1}) == 20_000 + 3 * layer + logits
     half = learner | {"dtype": "bfloat16"}
-    assert trainer_bytes(learner=half) == 18_000 + 3 * 10 * (30 * 8 + 4 * 8 + 8 * 20) + 5 * 100 * 6
+    half_layer, half_logits = 10 * (30 * 8 + 4 * 8 + 8 * 20), 5 * 100 * 6 + 100 * 8 * 4
+    assert trainer_bytes(learner=half) == 20_000 + 3 * half_layer + half_logits
+    assert trainer_bytes(learner=half | {"shared_prompts": "never"}) == 18_000 + 3 * half_layer + half_logits
     default = learner | {"max_tokens_per_micro_batch": None}
     assert trainer_bytes(learner=default) == 16_000 + 3 * GPU_MAX_TOKENS * layer / 10 + logits
-    assert trainer_bytes(on_cpus(), learner=default) == 16_000 + 3 * CPU_MAX_TOKENS * layer / 10 + logits
+    on_cpu = trainer_bytes(on_cpus(), learner=default, max_lag=0)
+    assert on_cpu == 16_000 + 3 * CPU_MAX_TOKENS * layer / 10 + logits
     recomputed = learner | {"gradient_checkpointing": True}
     assert trainer_bytes(learner=recomputed) == 16_000 + layer + 3 * 10 * 8 * 4 + logits
+
+
+def test_with_lora_only_the_adapter_has_gradients_and_moments() -> None:
+    learner = {"max_tokens_per_micro_batch": 10, "logprob_chunk_size": 5}
+    query, keys, output, mlp = 8 + 8, 2 * (8 + 2 * 4), 8 + 8, 3 * (8 + 20)
+    adapter = 2 * 3 * (query + keys + output + mlp)
+    needs = 4_000 + 16 * adapter + 3 * 10 * (32 * 8 + 8 * 8 + 16 * 20) + 5 * 100 * 4
+    assert trainer_bytes(learner=learner, lora={"r": 2}) == needs
+    assert trainer_bytes(learner=learner, lora={"r": 2}, grpo={"beta": 0.1}) == needs, "the model without adapter"
+    assert (
+        trainer_bytes(lora={"r": 2}, learner={"dtype": "bfloat16"})
+        - trainer_bytes(lora={"r": 2}, learner={"dtype": "bfloat16", "shared_prompts": "never"})
+        == 2_000
+    )
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -132,10 +149,25 @@ def test_trainer_processes_share_the_hosts_memory_but_each_has_its_gpu() -> None
         changed(facts, "trainer", env={"TANDEM_TRAINER_PROCESSES": "2"}) for facts in (on_cpus(), on_gpus())
     )
     tokens = {"max_tokens_per_micro_batch": 64}  # the default is smaller on CPUs
-    assert trainer_bytes(laptop, learner=tokens) == 2 * trainer_bytes(host, learner=tokens)
+    assert trainer_bytes(laptop, learner=tokens, max_lag=0) == 2 * trainer_bytes(host, learner=tokens, max_lag=0)
     assert trainer_bytes(host) == trainer_bytes() + 4_000, "buffers for gradients"
     assert memory.trainer_need(with_settings(laptop, trainer={})).text.startswith("2 × (")
     assert not memory.trainer_need(with_settings(host, trainer={})).text.startswith("2 × (")
+
+
+def test_a_version_that_is_published_behind_an_update_is_in_the_hosts_memory() -> None:
+    laptop, host = on_cpus(), on_gpus()
+    copies = {("float32", 1): 4_000, ("bfloat16", 1): 2_000, ("float32", 4): 4_000}
+    for (dtype, max_lag), size_bytes in copies.items():
+        options = {"learner": {"dtype": dtype}, "max_lag": max_lag}
+        without = options | {"max_lag": 0}
+        assert trainer_bytes(laptop, **options) - trainer_bytes(laptop, **without) == size_bytes
+        assert trainer_bytes(host, **options) == trainer_bytes(host, **without), "the GPU does not hold it"
+        assert memory.on_host_bytes(with_settings(host, trainer=options)) == size_bytes
+        assert memory.on_host_bytes(with_settings(host, trainer=without)) == size_bytes, "the GPU copies into it"
+    ranks = changed(laptop, "trainer", env={"TANDEM_TRAINER_PROCESSES": "2"})
+    assert trainer_bytes(ranks) - trainer_bytes(ranks, max_lag=0) == 4_000, "each process copies its part"
+    assert trainer_bytes(laptop, lora={"r": 4}) == trainer_bytes(laptop, lora={"r": 4}, max_lag=0)
 
 
 def test_generators_on_the_cpu_share_the_hosts_memory() -> None:

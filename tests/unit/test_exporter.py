@@ -22,6 +22,7 @@ RECORD = {
     "clip_ratio/low_mean": 0.5,
     "rewards": {"rewards:exact_match": 0.25, "rewards:none": None},
     "timings": {"update_s": 1.5},
+    "publish_timings": {"write_s": 0.5},
 }
 
 
@@ -49,6 +50,7 @@ def test_every_number_of_a_step_is_a_gauge_and_none_is_left_out() -> None:
         "tandem_trainer_clip_ratio_low_mean": 0.5,
         "tandem_trainer_rewards{'function': 'rewards:exact_match'}": 0.25,
         "tandem_trainer_timings{'phase': 'update_s'}": 1.5,
+        "tandem_trainer_publish_timings{'phase': 'write_s'}": 0.5,
     }
 
 

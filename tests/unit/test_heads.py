@@ -41,7 +41,7 @@ def test_scale_and_cap_are_read_from_the_configuration(family: str, head: Head) 
 def test_value_and_gradient_equal_those_of_the_models_logits(
     monkeypatch: pytest.MonkeyPatch, family: str, block: int, chunk_size: int
 ) -> None:
-    monkeypatch.setattr(logprobs, "BLOCK", block)
+    monkeypatch.setattr(logprobs, "softmax_logits", lambda _device: block)
     model = tiny_model(tiny_config(family))
     policy = TokenLogprobs(model, temperature=0.7, chunk_size=chunk_size)
     logits_BSV = model(input_ids=TOKENS_BS, use_cache=False).logits / 0.7

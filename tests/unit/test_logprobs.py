@@ -37,7 +37,7 @@ def _expected(model: LlamaForCausalLM, temperature: float) -> tuple[torch.Tensor
 def test_value_and_gradient_equal_the_full_logits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool, chunk_size: int, block: int
 ):
-    monkeypatch.setattr(logprobs, "BLOCK", block)
+    monkeypatch.setattr(logprobs, "softmax_logits", lambda _device: block)
     model = LlamaForCausalLM.from_pretrained(make_tiny_model(tmp_path, tied=tied)).double()
     policy = TokenLogprobs(model, temperature=0.7, chunk_size=chunk_size)
     weights_BT = torch.tensor([[1.0, -2.0, 3.0], [0.5, 1.0, -1.0]])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +16,7 @@ from support.ranks import run_ranks
 from support.run_folders import GROUPS, Saved, make_run
 from tandem_protocol.errors import StoreError
 from tandem_protocol.version import Version
-from tandem_trainer import loop
+from tandem_trainer import loop, publication
 from tandem_trainer import publish as publishing
 from tandem_trainer.publish import Publisher
 from tandem_trainer.ranks import FailedTogether, own_errors, together
@@ -63,44 +64,58 @@ def _fail_in(place: str, folder: Path) -> None:
             sample=phase("rollouts", GROUPS),
             update=learner.update,
             publish=phase("publish", Version(1, 1)),
+            published=lambda: None,
             evaluate=phase("evaluate", None),
         )
 
 
-def _publish() -> None:
+def _publish(folder: Path) -> None:
     """Rank 0 talks to the generators. Both ranks know if they do not serve the version."""
     accelerator = Accelerator(cpu=True)
+
+    fault = SimpleNamespace(place="")
 
     def fail() -> None:
         raise TimeoutError("not served")
 
-    def wait(task: object) -> None:  # as `Run.wait` does
-        together(accelerator, fail if task else lambda: None)
+    def wait(_: object) -> None:  # as `Run.wait` does
+        together(accelerator, fail if accelerator.is_main_process else lambda: None)
 
-    def staging(*_: object, owner: bool, **__: object) -> object:
-        assert owner, "the other rank waits"
-        raise StoreError("the volume is full")
+    @contextmanager
+    def staging(*_: object, owner: bool = True, **__: object) -> Iterator[Path]:
+        if owner:
+            assert accelerator.is_main_process, "the other rank waits"
+            if fault.place == "stage":
+                raise StoreError("the volume is full")
+        yield folder
 
+    def write(*_: object) -> dict[str, str]:
+        if fault.place == "write" and not accelerator.is_main_process:
+            raise OSError("the disk is broken")
+        return {}
+
+    publishing.model_table = lambda *_: {}  # type: ignore[assignment]  # in this process only
+    publishing.model_tensors = lambda *_: iter(())  # type: ignore[assignment]
+    publication.write_files = write  # type: ignore[assignment]
     publish = Publisher(
         store=SimpleNamespace(retain=lambda _: None, staging=staging), client=SimpleNamespace(set_weights=None),
         portal=SimpleNamespace(start_task_soon=lambda *_: "a task"), wait=wait,
         config=SimpleNamespace(keep=2, mode="drain", timeout_s=1), run_name="r", attempt=1, model_fingerprint=None,
         dtype=torch.float32, accelerator=accelerator,
     )  # fmt: skip # type: ignore[arg-type]
-    publishing.model_table = lambda *_: {}  # type: ignore[assignment]  # in this process only
-    with pytest.raises(FailedTogether) as failed:
-        publish(torch.nn.Linear(1, 1), 1)  # type: ignore[arg-type]
-    assert isinstance(failed.value.__cause__, StoreError) == accelerator.is_main_process
-    publish._write = lambda *_: f"sha256:{'0' * 64}"  # type: ignore[method-assign]
-    with pytest.raises(FailedTogether) as failed:
-        publish(None, 1)  # type: ignore[arg-type]
-    assert isinstance(failed.value.__cause__, TimeoutError) == accelerator.is_main_process
+    for place, error, main_fails in (
+        ("stage", StoreError, True), ("write", OSError, False), ("switch", TimeoutError, True),
+    ):  # fmt: skip
+        fault.place = place
+        with pytest.raises(FailedTogether) as failed:
+            publish(torch.nn.Linear(1, 1), 1)  # type: ignore[arg-type]
+        assert isinstance(failed.value.__cause__, error) == (accelerator.is_main_process == main_fails)
 
 
 def _fail_everywhere(folder: Path) -> None:
     for place in PLACES:
         _fail_in(place, folder / place)
-    _publish()
+    _publish(folder)
 
 
 def test_two_ranks_write_a_checkpoint_if_one_fails(tmp_path: Path) -> None:

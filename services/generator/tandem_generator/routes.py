@@ -110,9 +110,12 @@ def build_router(switcher: WeightSwitcher, model: str) -> APIRouter:
         return await switcher.wait_for(_version(awaited.at_least), awaited.wait_s)
 
     @router.put(paths.SET_WEIGHTS)
-    async def set_weights(version: str, body: SetWeights) -> ServedWeights:
+    async def set_weights(version: str, body: SetWeights, response: Response) -> ServedWeights:
         """Switch to a version. The answer is sent when the version is served."""
-        return await switcher.set(_version(version), body)
+        served = await switcher.set(_version(version), body)
+        if served.timings:
+            response.headers["Server-Timing"] = served.timings.header
+        return served
 
     @router.post(paths.ROLLOUTS, response_model=RolloutLine)
     async def rollouts(request: RolloutRequest) -> StreamingResponse:

@@ -238,7 +238,7 @@ class WeightSwitcher:
             )
         began = time.monotonic()
         try:
-            target = await self._verified(version, request.manifest_digest)
+            target, visible = await self._verified(version, request.manifest_digest)
             verified = time.monotonic()
             paused, loaded = await self._pause_load_resume(target, request.mode)
         finally:
@@ -246,17 +246,26 @@ class WeightSwitcher:
         ended = time.monotonic()
         metrics.SWITCH_SECONDS.observe(ended - began)
         timings = SwitchTimings(
-            verify_s=verified - began, pause_s=paused - verified, load_s=loaded - paused, total_s=ended - began
+            visible_s=visible - began,
+            verify_s=verified - began,
+            pause_s=paused - verified,
+            load_s=loaded - paused,
+            total_s=ended - began,
         )
         log.info("serving version %s, switched in %.2f s", version, timings.total_s)
         return self.served.model_copy(update={"timings": timings})
 
-    async def _verified(self, version: Version, digest: str) -> Loadable:
-        """Lease `version`, and check everything that can be checked without changing the model."""
+    async def _verified(self, version: Version, digest: str) -> tuple[Loadable, float]:
+        """Lease `version`, and check everything that can be checked without changing the model.
+
+        Returns:
+            The version, and when its manifest was visible, in monotonic seconds.
+        """
         manifest = await self._stored.manifest(version, digest)
+        visible = time.monotonic()
         check_version_fits(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
-        return await self._stored.verify(manifest, digest)
+        return await self._stored.verify(manifest, digest), visible
 
     async def _pause_load_resume(self, target: Loadable, mode: SwitchMode) -> tuple[float, float]:
         """Switch the engine to `target`. Returns the times of the pause and the load, in monotonic seconds."""

@@ -102,9 +102,10 @@ def digest_bytes(data: bytes) -> str:
 def digest_file(path: Path) -> str:
     """Return the xxh3-128 digest of a file, in hexadecimal. The file is read in chunks of 1 MiB."""
     hasher = Digest()
+    buffer = memoryview(bytearray(1 << 20))
     with path.open("rb", buffering=0) as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
+        while size := file.readinto(buffer):
+            hasher.update(buffer[:size])
     return hasher.hexdigest()
 
 

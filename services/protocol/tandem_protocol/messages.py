@@ -7,6 +7,7 @@ Shapes: P prompts per request, G completions per prompt (`Sampling.n`), T tokens
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -200,12 +201,25 @@ class SwitchTimings(Message):
 
     verify_s: float
     """Waiting for the files and verifying them, in seconds. Requests are still served meanwhile."""
+    visible_s: float = Field(0.0, exclude=True)
+    """The part of `verify_s` until the version was visible on the generator's side of the volume. It is not in the
+    body, because earlier releases refuse unknown keys, but in the header `Server-Timing`."""
     pause_s: float
     """Pausing the engine, in seconds. With `drain` this includes waiting for running requests."""
     load_s: float
     """Loading the weights into the engine, in seconds."""
     total_s: float
     """The complete switch, in seconds."""
+
+    @property
+    def header(self) -> str:
+        """The value of the header `Server-Timing`."""
+        return f"visible;dur={1000 * self.visible_s:.1f}"
+
+    def with_header(self, header: str) -> SwitchTimings:
+        """Add what the header `Server-Timing` says. It is empty in the answer of an earlier release."""
+        found = re.search(r"\bvisible;dur=([0-9.]+)", header)
+        return self.model_copy(update={"visible_s": float(found[1]) / 1000}) if found else self
 
 
 class ServedWeights(Message):

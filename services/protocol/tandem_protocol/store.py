@@ -12,6 +12,7 @@ version or nothing, even if the writer is killed.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import time
@@ -29,13 +30,13 @@ from .manifest import (
     MANIFEST_NAME,
     FileEntry,
     Manifest,
-    TensorEntry,
     digest_bytes,
     digest_file,
     read_header,
 )
 from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
+from .verification import verify_files
 from .version import Version
 
 ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
@@ -135,22 +136,7 @@ class WeightStore:
         Raises:
             WeightsRefused: A file is missing or differs. The message has the file, the actual and the expected value.
         """
-        directory = self.directory(manifest.version)
-        found: list[TensorEntry] = []
-        for entry in manifest.files:
-            path = directory / entry.name
-            try:
-                size = path.stat().st_size
-                if size != entry.size_bytes:
-                    raise _refused(path, f"{size} bytes", f"{entry.size_bytes}")
-                if (digest := digest_file(path)) != entry.xxh3_128:
-                    raise _refused(path, f"xxh3-128 {digest}", entry.xxh3_128)
-                if path.name != ADAPTER_CONFIG_NAME:
-                    found += read_header(path)
-            except (OSError, ValueError) as error:
-                raise _refused(path, str(error), "the file that the manifest lists") from error
-        if sorted(found, key=lambda t: t.name) != sorted(manifest.tensors, key=lambda t: t.name):
-            raise _refused(directory, "another tensor table in the shards' headers", "the manifest's tensor table")
+        verify_files(self.directory(manifest.version), manifest)
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -318,13 +304,6 @@ class WeightStore:
         return removed
 
 
-def _refused(path: Path, got: str, expected: str) -> WeightsRefused:
-    return WeightsRefused(
-        f"{path}: got {got}, expected {expected}. The old version is still served. Fix: publish the step again; if the "
-        "error persists, check the weights volume."
-    )
-
-
 def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> StoreError:
     return StoreError(
         f"cannot publish version {version} into {root}: got {got}, expected {expected}. Existing versions are "
@@ -334,6 +313,8 @@ def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> St
 
 def _replace(path: Path, data: bytes) -> None:
     """Replace a small file atomically: readers see the old or the new content, even after a crash."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*"):  # of a process that was killed here
+        leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with temporary.open("wb") as file:
         file.write(data)

@@ -8,7 +8,7 @@ import httpx
 from pydantic import ValidationError
 
 from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body, not_finite
-from tandem_protocol.messages import Group, Message, Progress, RolloutLine, RolloutRequest
+from tandem_protocol.messages import Group, Message, Progress, RolloutLine, RolloutRequest, ServedWeights
 from tandem_protocol.problems import shorten, summarize
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -52,6 +52,17 @@ def read_message(kind: type[MessageT], response: httpx.Response) -> MessageT:
             f"{request.method} {request.url.path} returned a body that this release cannot read: "
             f"{summarize(error.errors())}. Fix: run the same release of Tandem on both sides."
         ) from error
+
+
+def read_served(response: httpx.Response) -> ServedWeights:
+    """Return the answer to `PUT /weights/{version}`, with the timings in its header.
+
+    Raises:
+        TandemError: the response is an error, or the message cannot be read.
+    """
+    served = read_message(ServedWeights, response)
+    timings = served.timings and served.timings.with_header(response.headers.get("Server-Timing", ""))
+    return served.model_copy(update={"timings": timings})
 
 
 def read_line(text: str) -> Group | Progress:

@@ -30,7 +30,7 @@ from tandem_protocol.parameters import Shapes
 from tandem_protocol.routes import INFO, PARAMETERS, READYZ, SET_WEIGHTS, WEIGHTS
 from tandem_protocol.version import Version
 
-from .answers import checked, read_message, reason_of
+from .answers import checked, read_message, read_served, reason_of
 from .availability import REPEAT_S, Availability
 from .awaited_versions import AwaitedVersions
 from .connections import Connections
@@ -147,10 +147,15 @@ class GeneratorClient:
         async def put(url: str) -> ServedWeights:
             path = SET_WEIGHTS.format(version=version)
             response = await self._http.put(url + path, content=weights.model_dump_json())
-            return read_message(ServedWeights, response)
+            return read_served(response)
 
         purpose = f"serve version {version} (trainer.publish.timeout_s)"
         return await self._everywhere(put, timeout_s, purpose, skip_unreachable=True)
+
+    async def expect(self, version: Version) -> None:
+        """Note that the replicas will serve `version` soon. Requests that need it wait for that, and ask nobody."""
+        for url in await self._replicas.now():
+            self._expect(url, version)
 
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
         """Divide `request` among the replicas, and call `on_group` exactly once for each group, as soon as it arrives.

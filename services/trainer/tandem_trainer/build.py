@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from tandem_rollout.completions import CompletionReader
 from tandem_rollout.episode_sampler import EpisodeSampler
 from tandem_rollout.episodes import Episodes
 from tandem_rollout.errors import UserError
+from tandem_rollout.pool import Slot
 from tandem_rollout.project import load_inputs
 from tandem_rollout.prompts import PromptCursor, PromptRow
 from tandem_rollout.queue import Rollouts
@@ -114,11 +116,12 @@ def construct_and_train(session: Session, training: AnySampler, evaluating: AnyS
     """
     config, run, project = session.config, session.run, session.project
     publisher = _publisher(session)
-    rollouts, evaluation = _rollouts(session, training), _evaluation(session, evaluating)
+    rollouts, evaluation = _rollouts(session, training, publisher), _evaluation(session, evaluating)
 
     @run.timer("publish")
     def publish(step: int) -> Version:
-        return publisher(project.learner.model, step)
+        is_awaited = config.max_lag == 0 or step == config.max_steps or evaluation.due(step)
+        return publisher(project.learner.model, step, behind=not is_awaited)
 
     evaluate_now = run.timer("evaluate")(evaluation)
 
@@ -132,10 +135,12 @@ def construct_and_train(session: Session, training: AnySampler, evaluating: AnyS
             sample=run.timer("wait_for_rollouts")(rollouts.next),
             update=run.timer("update")(project.learner.update),
             publish=publish,
+            published=run.timer("publish")(publisher.wait),
             evaluate=lambda step, version: evaluate_now(version) if evaluation.due(step) else None,
         )
     finally:
         rollouts.close()
+        publisher.close()
 
 
 @contextmanager
@@ -157,8 +162,12 @@ def samplers(session: Session, max_model_len: int) -> Iterator[tuple[AnySampler,
         yield training, evaluating
 
 
-def _rollouts(session: Session, sampler: AnySampler) -> Rollouts:
+def _rollouts(session: Session, sampler: AnySampler, publisher: Publisher) -> Rollouts:
     config, processes = session.config, session.accelerator.num_processes
+
+    def wait(task: Future[list[Slot]]) -> object:
+        return session.run.wait(task, behind=publisher.in_flight)
+
     rows = session.project.rows
     cursor = PromptCursor(
         len(rows),
@@ -172,7 +181,7 @@ def _rollouts(session: Session, sampler: AnySampler) -> Rollouts:
         cursor=cursor,
         sampler=sampler,
         portal=session.portal,
-        wait=session.run.wait,
+        wait=wait,
         config=config.rollout,
         prompts_per_step=config.rollout.num_prompts // processes,
         max_lag=config.max_lag,
@@ -193,6 +202,7 @@ def _publisher(session: Session) -> Publisher:
         model_fingerprint=session.project.fingerprint,
         dtype=getattr(torch, config.learner.dtype),
         accelerator=session.accelerator,
+        report=session.run.published,
     )
 
 

@@ -26,11 +26,14 @@ def train(
     sample: Callable[[int], list[Group]],
     update: Callable[[Batch, Algorithm], dict[str, float]],
     publish: Callable[[int], Version],
+    published: Callable[[], None],
     evaluate: Callable[[int, Version], dict[str, Any] | None],
 ) -> int:
     """Train until `cfg.max_steps` or SIGTERM. Returns the last step; version v is the policy after v updates.
 
-    The four functions are the phases of a step. `build.py` makes them, and measures their time.
+    The functions are the phases of a step. `build.py` makes them, and measures their time. With `max_lag` of 1 or more,
+    `publish` returns when the parameters may change. The generators load the version during the next update, and the
+    next step raises an error of that. `published` waits for it.
     """
     step = run.resume(learner, rollouts)
     with run.checkpoint_on_failure(learner, rollouts):
@@ -51,5 +54,6 @@ def train(
             if run.checkpoint_due(step):
                 run.checkpoint(step, learner, rollouts)
             run.log()
+        published()  # a run that was asked to stop may have a version in flight
     run.last_checkpoint(step, learner, rollouts)
     return step

@@ -1,27 +1,35 @@
-"""Publish the policy: write a version to the store, commit it, switch all generators to it, delete old versions."""
+"""Publish the policy: write a version to the store, commit it, switch all generators to it, delete old versions.
+
+All of that may run behind the next update. Only a copy of the tensors in host memory is made before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from anyio import to_thread
 from anyio.from_thread import BlockingPortal
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.fingerprint import fingerprint
-from tandem_protocol.messages import Kind, ModelFingerprint, ServedWeights, SetWeights
+from tandem_protocol.messages import ModelFingerprint, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 
-from .learner.lora import adapter_table, has_adapter, write_adapter
-from .learner.shards import model_shapes, model_table, model_tensors, write_part
+from .devices import HostMemory, copies_before_writing
+from .learner.lora import ADAPTER_FILE, adapter_table, adapter_tensors, has_adapter, save_adapter_config
+from .learner.shards import model_shapes, model_table, model_tensors, part_files
+from .publication import Part, Publication
 from .ranks import together
 from .volumes import how_to_enlarge
 
@@ -30,7 +38,7 @@ HEADER_BYTES = 1 << 20
 
 
 class Publisher:
-    """Publishes the versions of one `attempt`, that is, of one start of the trainer."""
+    """Publishes the versions of one `attempt`, that is, of one start of the trainer. At most one is in flight."""
 
     def __init__(
         self,
@@ -38,14 +46,19 @@ class Publisher:
         store: WeightStore,
         client: GeneratorClient,
         portal: BlockingPortal,
-        wait: Callable[[Future[dict[str, ServedWeights]] | None], object],
+        wait: Callable[[Future[None] | None], object],
         config: PublishConfig,
         run_name: str,
         attempt: int,
         model_fingerprint: ModelFingerprint,
         dtype: torch.dtype,
         accelerator: Accelerator,
+        report: Callable[[dict[str, float], int], object] = lambda _timings, _bytes: None,
     ) -> None:
+        """
+        Args:
+            report: receives the seconds of each phase and the number of bytes of a version that is served.
+        """
         self._store = store
         self._client = client
         self._portal = portal
@@ -56,61 +69,144 @@ class Publisher:
         self._fingerprint = model_fingerprint
         self._dtype = dtype
         self._accelerator = accelerator
+        self._report = report
+        self._is_tried = False
+        self._memory: HostMemory | None = None
+        self._task: Future[None] | None = None
 
-    def __call__(self, model: PreTrainedModel, step: int) -> Version:
-        """Publish `model` as the policy after `step` steps, and wait until every generator serves it.
+    @property
+    def in_flight(self) -> Future[None] | None:
+        """Ends when the version in flight is served. None if there is none."""
+        return self._task
+
+    def __call__(self, model: PreTrainedModel, step: int, *, behind: bool = False) -> Version:
+        """Publish `model` as the policy after `step` steps. Waits for the version in flight first.
+
+        Args:
+            behind: return when the tensors are copied, so that the parameters may change. The version is written and
+                loaded behind the next update. `wait`, or the next call, raises an error of that. The first version is
+                always waited for: it shows problems before the first rollout.
 
         Raises:
             StoreError: the volume is full.
             TandemError: a generator refused the version.
             TimeoutError: a generator did not serve it in time.
         """
+        self.wait()
+        behind = behind and self._is_tried
         version = Version(step, self._attempt)
-        is_main = self._accelerator.is_main_process
-        if is_main:
+        if self._accelerator.is_main_process:
             # An earlier run may have kept more versions, or have ended because the volume was full.
             self._store.retain(self._config.keep)
-        digest = self._write(model, version)
-        task = None
-        if is_main:
-            weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
-            task = self._portal.start_task_soon(self._client.set_weights, version, weights, self._config.timeout_s)
-        self._wait(task)  # the other ranks wait for the main process
-        together(self._accelerator, self._store.retain if is_main else lambda _: None, self._config.keep)
+        with ExitStack() as stack:
+            publication = self._staged(version, self._part(model), stack)
+            if publication.part.kind == "lora" and self._accelerator.is_main_process:
+                with publication.staging() as staged:
+                    save_adapter_config(model, staged)
+            copies = behind or copies_before_writing(self._accelerator.device)
+            write = self._copied(publication) if copies else self._written(publication)
+            if behind:
+                self._portal.call(self._client.expect, version)
+            self._task = self._portal.start_task_soon(self._finish, publication, write, stack.pop_all())
+        if not behind:
+            self.wait()
+        self._is_tried = True
         return version
 
-    def _write(self, model: PreTrainedModel, version: Version) -> str:
-        """Write this rank's part of the version.
+    def wait(self) -> None:
+        """Wait until the version in flight is served, if there is one. Every rank calls it at the same time.
 
-        Returns the manifest's digest on the main process, "" on all others.
+        Raises:
+            StoreError, TandemError, TimeoutError: as for a call.
         """
-        rank = self._accelerator.process_index
-        ranks = self._accelerator.num_processes
-        is_main = self._accelerator.is_main_process
-        kind: Kind = "lora" if has_adapter(model) else "full"
-        table = adapter_table(model, self._dtype) if kind == "lora" else model_table(model, self._dtype)
-        needs_bytes = sum(tensor.nbytes for tensor in table.values()) + HEADER_BYTES
+        if self._task is None:
+            return
+        task, self._task = self._task, None
+        self._wait(task)
+
+    def close(self) -> None:
+        """Give up the version in flight. If it is being written, the portal waits for that before it ends."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def _part(self, model: PreTrainedModel) -> Part:
+        rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+        if has_adapter(model):
+            table = adapter_table(model, self._dtype)
+            files = {ADAPTER_FILE: table} if self._accelerator.is_main_process else {}
+            return Part("lora", files, adapter_tensors(model, self._dtype), _size_bytes(table))
+        table = model_table(model, self._dtype)
+        files = part_files(table, rank=rank, ranks=ranks)
+        return Part("full", files, model_tensors(model, self._dtype), _size_bytes(table))
+
+    def _staged(self, version: Version, part: Part, stack: ExitStack) -> Publication:
+        """Make the staging folder, until `stack` ends. The main process does it, and fails if the volume is full."""
+        needs_bytes = part.version_bytes + HEADER_BYTES
         fix = how_to_enlarge(needs_bytes, self._config.keep)
-        with ExitStack() as stack:
+        staging = partial(self._store.staging, version, needs_bytes=needs_bytes, fix=fix)
 
-            def stage() -> Path:
-                return stack.enter_context(
-                    self._store.staging(version, needs_bytes=needs_bytes, fix=fix, owner=is_main)
-                )
+        def stage() -> None:
+            if self._accelerator.is_main_process:
+                stack.enter_context(staging())
 
-            # The main process goes first: it makes the folder, and fails if the volume is full.
-            staged = together(self._accelerator, stage if is_main else lambda: None) or stage()
-            if kind == "lora":
-                written = write_adapter(model, staged, self._dtype, is_main=is_main)
-            else:
-                written = write_part(staged, table, model_tensors(model, self._dtype), rank=rank, ranks=ranks)
+        together(self._accelerator, stage)
+        return Publication(version, part, partial(staging, owner=False))
+
+    def _written(self, publication: Publication) -> Callable[[], dict[str, str]]:
+        """Write the version. Returns what gives the digests of all files."""
+        tensors = publication.part.own(publication.clock, lambda _, tensor: tensor.cpu().contiguous())
+        written = together(self._accelerator, publication.write, tensors)
+        with publication.clock.phase("write"):  # the other ranks may still write
             digests = dict(gather_object(list(written.items())))
-            if not is_main:
+        return lambda: digests
+
+    def _copied(self, publication: Publication) -> Callable[[], dict[str, str]]:
+        """Copy this rank's tensors into host memory. Returns what writes them, and gives the digests of all files."""
+        part, clock = publication.part, publication.clock
+        with clock.phase("copy"):
+            memory = self._memory or together(self._accelerator, HostMemory, part.table, self._accelerator.device)
+        self._memory = memory
+        tensors = list(part.own(clock, memory.copy))
+        with clock.phase("copy"):
+            memory.wait()
+        return partial(
+            publication.write_behind,
+            tensors,
+            rank=self._accelerator.process_index,
+            ranks=self._accelerator.num_processes,
+            timeout_s=self._config.timeout_s,
+        )
+
+    async def _finish(self, publication: Publication, write: Callable[[], dict[str, str]], staging: ExitStack) -> None:
+        """Commit a version, have all generators serve it, and delete old ones. Other ranks only write their part."""
+        digest = await to_thread.run_sync(self._commit, publication, write, staging)
+        if not self._accelerator.is_main_process:
+            return
+        weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
+        served = await self._client.set_weights(publication.version, weights, self._config.timeout_s)
+        self._report(publication.timings(served.values()), publication.part.version_bytes)
+        await to_thread.run_sync(self._store.retain, self._config.keep)
+
+    def _commit(self, publication: Publication, write: Callable[[], dict[str, str]], staging: ExitStack) -> str:
+        """Commit the version when all ranks have written. Returns the digest of its manifest, "" on other ranks."""
+        with staging:
+            digests = write()
+            if not self._accelerator.is_main_process:
                 return ""
-            _, digest = self._store.commit(
-                staged, version, run=self._run_name, fingerprint=self._fingerprint, kind=kind, digests=digests
-            )
+            with publication.clock.phase("commit"), publication.staging() as staged:
+                _, digest = self._store.commit(
+                    staged,
+                    publication.version,
+                    run=self._run_name,
+                    fingerprint=self._fingerprint,
+                    kind=publication.part.kind,
+                    digests=digests,
+                )
             return digest
+
+
+def _size_bytes(table: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in table.values())
 
 
 def fingerprint_of(model: PreTrainedModel, model_dir: Path) -> ModelFingerprint:

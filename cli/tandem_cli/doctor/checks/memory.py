@@ -94,35 +94,89 @@ def _with_cpu_cache(facts: MachineFacts, weights: float, text: str) -> Need:
 def trainer_need(facts: MachineFacts) -> Need:
     """Estimate what the trainer needs on a device.
 
-    A process holds, in bytes:
+    A process holds, in bytes, its parameters and optimizer (`state_bytes`) and the most of what exists during an update
+    (`update_bytes`).
+
+    On the CPU all processes share one memory, which also holds the copy of the weights (`copy_bytes`).
+    """
+    learner = known(facts.settings).trainer.learner
+    on_gpu = _on_gpu(facts, TRAINER)
+    tokens = learner.max_tokens_per_micro_batch or (8192 if on_gpu else 1024)
+    state, what = state_bytes(facts)
+    activations = update_bytes(facts, tokens)
+    per_device = 1 if on_gpu else trainer_processes(facts)
+    text = f"{what} + {gib(activations)} activations of {tokens} tokens"
+    text = f"{per_device} × ({text})" if per_device > 1 else text
+    copy = 0 if on_gpu else copy_bytes(facts)
+    text += f" + {gib(copy)} copy of the weights" if copy else ""
+    return Need(per_device * (state + activations) + copy, text)
+
+
+def state_bytes(facts: MachineFacts) -> tuple[int, str]:
+    """Estimate the bytes of parameters, gradients and optimizer, and say how.
+
+    Full training:
         P × 16: float32 parameters (4), gradients (4) and AdamW's moments (8).
         P × 2 more for a bfloat16 copy of the parameters, if learner.dtype is bfloat16.
+        P × 2 more, then, if prompts are computed once: the prompts keep the copy that they were computed with.
         P × 4 more for a reference model, if grpo.beta is above 0.
         P × 4 more for the buffers that exchange gradients, if there are several processes.
-        The activations of max_tokens_per_micro_batch tokens (`token_bytes`).
-        logprob_chunk_size × V × 4 for the logits of one chunk; softmax and gradient reuse their memory. With bfloat16,
-        × 6 instead of × 4.
 
-    On the CPU all processes share one memory.
+    LoRA: P × 4 for the frozen parameters and P × 2 for each of these copies. A × 16, or A × 20 with several processes,
+    for the A parameters of an adapter of all linear layers.
     """
     config = known(facts.settings).trainer
     model = known(facts.model)
-    ranks = trainer_processes(facts)
-    learner = config.learner
-    on_gpu = _on_gpu(facts, TRAINER)
-    default_tokens = 8192 if on_gpu else 1024
-    tokens = learner.max_tokens_per_micro_batch or default_tokens
-    extras = (2 * (learner.dtype == "bfloat16"), 4 * (config.grpo.beta > 0), 4 * (ranks > 1))
-    state_width = 16 + sum(extras)
-    state = model.parameters * state_width
-    logits = learner.logprob_chunk_size * model.vocab * (4 if learner.dtype == "float32" else 6)
-    activations = tokens * token_bytes(model, learner) + logits
-    per_device = 1 if on_gpu else ranks
-    text = (
-        f"{count(model.parameters)} × {state_width} B = {gib(state)} parameters, gradients, optimizer + "
-        f"{gib(activations)} activations of {tokens} tokens"
+    exchange = 4 * (trainer_processes(facts) > 1)
+    copies = 2 * (config.learner.dtype == "bfloat16") * (1 + _shares_prompts(facts))
+    if not config.lora:
+        width = 16 + copies + 4 * (config.grpo.beta > 0) + exchange
+        size = model.parameters * width
+        return size, f"{count(model.parameters)} × {width} B = {gib(size)} parameters, gradients, optimizer"
+    width = 4 + copies
+    adapter = config.lora.r * model.layers * (9 * model.hidden + 2 * model.kv_heads * model.head_dim)
+    adapter += config.lora.r * model.layers * 3 * model.intermediate
+    size = model.parameters * width + adapter * (16 + exchange)
+    return size, (
+        f"{count(model.parameters)} × {width} B + {count(adapter)} × {16 + exchange} B = {gib(size)} parameters; "
+        "gradients and optimizer of the adapter"
     )
-    return Need(per_device * (state + activations), f"{per_device} × ({text})" if per_device > 1 else text)
+
+
+def update_bytes(facts: MachineFacts, tokens: int) -> int:
+    """Estimate the bytes that exist only during an update with micro-batches of `tokens` tokens.
+
+    They are the activations (`token_bytes`), and for the output embedding:
+        logprob_chunk_size × V × 4 for the logits of one chunk; softmax and gradient reuse their memory. With bfloat16,
+        × 6 instead of × 4.
+        V × H × 8 for its gradient from one chunk, which is added to that of the others. With bfloat16, × 4. With LoRA
+        there is none.
+    """
+    config = known(facts.settings).trainer
+    model = known(facts.model)
+    is_wide = config.learner.dtype == "float32"
+    logits = config.learner.logprob_chunk_size * model.vocab * (4 if is_wide else 6)
+    gradients = 0 if config.lora else model.vocab * model.hidden * (8 if is_wide else 4)
+    return tokens * token_bytes(model, config.learner) + logits + gradients
+
+
+def _shares_prompts(facts: MachineFacts) -> bool:
+    """Whether prompts are computed once, as far as the settings say. Some models cannot."""
+    learner = known(facts.settings).trainer.learner
+    is_sharded = learner.parallelism == "fsdp2" and trainer_processes(facts) > 1
+    return learner.shared_prompts == "auto" and not learner.gradient_checkpointing and not is_sharded
+
+
+def copy_bytes(facts: MachineFacts) -> int:
+    """Return the size of the copy of the weights from which a version is published.
+
+    It is in the host's memory, also of a trainer on GPUs: P × 4, or P × 2 if learner.dtype is bfloat16, for all
+    processes together. A trainer on CPUs has none with max_lag 0. That of an adapter is small.
+    """
+    config = known(facts.settings).trainer
+    if config.lora or (config.max_lag == 0 and not _on_gpu(facts, TRAINER)):
+        return 0
+    return known(facts.model).parameters * (4 if config.learner.dtype == "float32" else 2)
 
 
 def token_bytes(model: Model, learner: LearnerConfig) -> int:
@@ -150,11 +204,12 @@ def trainer_processes(facts: MachineFacts) -> int:
 
 
 def on_host_bytes(facts: MachineFacts) -> int:
-    """Return the host memory that the services on the CPU need, all replicas together."""
+    """Return the host memory that all replicas of the services on the CPU need, and the copy of the weights."""
     services = known(facts.stack).services
     needs = {GENERATOR: generator_need, TRAINER: trainer_need}
     on_cpu = (name for name in needs if not _on_gpu(facts, name))
-    return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu))
+    copy = copy_bytes(facts) if _on_gpu(facts, TRAINER) else 0
+    return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu)) + copy
 
 
 def _on_gpu(facts: MachineFacts, service: str) -> bool:

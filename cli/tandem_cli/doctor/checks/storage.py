@@ -45,7 +45,7 @@ def weights(facts: MachineFacts) -> Finding:
 
 
 def memory(facts: MachineFacts) -> Finding:
-    """Check that the host's memory suffices when tmpfs volumes, /dev/shm and the services on the CPU are full."""
+    """Check that the host's memory suffices when tmpfs volumes, /dev/shm and the services are full."""
     stack = known(facts.stack)
     total = known(facts.engine).memory_bytes
     parts = {
@@ -53,7 +53,7 @@ def memory(facts: MachineFacts) -> Finding:
         "shm": sum(stack.services[name].shm_bytes for name in SERVICES),
     }
     if isinstance(facts.model, Model) and (services := on_host_bytes(facts)):
-        parts["services on the CPU"] = services
+        parts["services"] = services
     need = sum(parts.values())
     arithmetic = " + ".join(f"{gib(size)} {name}" for name, size in parts.items()) + f" = {gib(need)}"
     if need > total:

@@ -18,11 +18,10 @@ from transformers import PreTrainedModel
 from tandem_rollout.errors import UserError
 
 from ..batch import SharedPrompts
+from ..devices import softmax_logits
 from .heads import Head, body
 from .prompt_cache import PromptCache
 
-BLOCK = 2**22
-"""Number of logits that one softmax computes with, which limits the temporary memory that it needs."""
 CHECKED_TOKENS = 8
 """Number of tokens in the forward passes that `check` compares."""
 
@@ -53,8 +52,8 @@ class TokenLogprobs(nn.Module):
         To save memory, logits exist for only `chunk_size` tokens at a time. The backward pass uses the probabilities of
         the last chunk, which are kept, and computes the other chunks again.
         """
+        rows_N, offsets_N = sampled_mask_BT.nonzero(as_tuple=True)  # waits for the GPU, so it comes first
         hidden_BSH = self._hidden(token_ids_BS, shared)
-        rows_N, offsets_N = sampled_mask_BT.nonzero(as_tuple=True)
         positions_N = starts_B[rows_N] + offsets_N
         # The last token is the last one of both, although the hidden states may lack those of a prompt.
         missing = token_ids_BS.shape[1] - hidden_BSH.shape[1]
@@ -63,7 +62,9 @@ class TokenLogprobs(nn.Module):
         *recomputed, last = zip(
             torch.split(hidden_NH, self._chunk_size), torch.split(targets_N, self._chunk_size), strict=True
         )
-        chunks = [checkpoint(self._chunk, *chunk, use_reentrant=False) for chunk in recomputed]
+        chunks = [
+            checkpoint(self._chunk, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in recomputed
+        ]
         chunks.append(self._chunk(*last))
         logprobs_N, entropies_N = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         where = (rows_N, offsets_N)
@@ -110,7 +111,8 @@ class _TargetLogprobs(torch.autograd.Function):
         for values_RV, targets_R, logprobs_R, entropies_R, sums_R in _blocks(
             logits_CV, targets_C, logprobs_C, entropies_C, sums_C
         ):
-            values_RV.div_(temperature)
+            if temperature != 1:
+                values_RV.div_(temperature)
             if cap:
                 values_RV.div_(cap).tanh_().mul_(cap)
             logprobs_RV = values_RV.log_softmax(-1)
@@ -146,7 +148,7 @@ class _TargetLogprobs(torch.autograd.Function):
 
 def _blocks(values_CV: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Split all tensors along their first dimension into blocks of R rows. The blocks are views."""
-    rows = max(1, BLOCK // values_CV.shape[1])
+    rows = max(1, softmax_logits(values_CV.device) // values_CV.shape[1])
     return zip(*(torch.split(tensor, rows) for tensor in (values_CV, *others)), strict=True)
 
 

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from tandem_protocol.config.learning import LoraConfig
 from tandem_rollout.errors import UserError
 
-from .safetensors_file import write_safetensors
+from .safetensors_file import write_files
 from .shards import gather, on_meta
 
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -129,19 +129,25 @@ def adapter_table(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tenso
     return {file_name(name): tensor.to(dtype) for name, tensor in on_meta(_adapter(model)).items()}
 
 
+def adapter_tensors(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield the adapter's complete tensors in the order of `adapter_table`. Every rank iterates at the same time."""
+    for name, tensor in _adapter(model).items():
+        yield file_name(name), gather(tensor.to(dtype))
+
+
 def write_adapter(model: PreTrainedModel, directory: Path, dtype: torch.dtype, *, is_main: bool) -> dict[str, str]:
     """Write the adapter as peft does. Every rank calls it at the same time, and the main process writes.
 
     Returns:
         File name → digest; empty on ranks that write nothing.
     """
-    tensors = (gather(tensor.to(dtype)) for tensor in _adapter(model).values())
+    tensors = adapter_tensors(model, dtype)
     try:
-        if not is_main:
-            return {}
-        directory.mkdir(parents=True, exist_ok=True)
-        save_adapter_config(model, directory)
-        return {ADAPTER_FILE: write_safetensors(directory / ADAPTER_FILE, adapter_table(model, dtype), tensors)}
+        if is_main:
+            directory.mkdir(parents=True, exist_ok=True)
+            save_adapter_config(model, directory)
+        files = {ADAPTER_FILE: adapter_table(model, dtype)} if is_main else {}
+        return write_files(directory, files, tensors)
     finally:
         for _ in tensors:  # gathering needs all ranks, even if the disk of one is full
             pass

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from queue import Queue
+from threading import Semaphore
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ DTYPES = {
 """The dtypes that can be written → their names in safetensors files."""
 
 
+CHUNK_BYTES = 1 << 20
+"""Bytes that are digested and written at once. They stay in the processor's cache in between."""
+
+
 def write_safetensors(path: Path, table: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> str:
     """Write `tensors`, which have the order of `table`, and flush them to disk. Returns the file's digest.
 
@@ -29,13 +34,74 @@ def write_safetensors(path: Path, table: Mapping[str, Tensor], tensors: Iterable
     Source: the format, in the README of huggingface/safetensors.
     """
     digest = Digest()
-    with path.open("wb") as file:
-        for data in chain[Any]([_header(table)], map(_bytes, tensors)):
-            digest.update(data)
-            file.write(data)
-        file.flush()
+    with path.open("wb", buffering=0) as file:
+
+        def write(data: memoryview) -> None:
+            for start in range(0, len(data), CHUNK_BYTES):
+                chunk = data[start : start + CHUNK_BYTES]
+                digest.update(chunk)
+                while chunk:  # a write may be short
+                    chunk = chunk[file.write(chunk) :]
+
+        write(memoryview(_header(table)))
+        for _ in map(write, map(_bytes, tensors)):  # keeps no tensor while it waits for the next
+            pass
         os.fsync(file.fileno())
     return digest.hexdigest()
+
+
+def write_files(
+    directory: Path, files: Mapping[str, Mapping[str, Tensor]], tensors: Iterable[tuple[str, Tensor]]
+) -> dict[str, str]:
+    """Write several safetensors files at the same time, each in a thread of its own, and flush them to disk.
+
+    At most twice as many complete tensors as files are in memory, counting the one that `tensors` makes.
+
+    Args:
+        files: File name → table: the names and shapes of its tensors, in the order in which they come.
+        tensors: Names and tensors. Those that are in no file are skipped. All are taken, even if a file cannot be
+            written, because other ranks may help to gather them.
+
+    Returns:
+        File name → digest.
+
+    Raises:
+        OSError: such as ENOSPC when the volume is full.
+    """
+    owner = {name: file for file, table in files.items() for name in table}
+    queues: dict[str, Queue[list[Tensor]]] = {file: Queue() for file in files}
+    room = Semaphore(2 * len(files) - 1 if files else 0)
+    with ThreadPoolExecutor(max(1, len(files))) as threads:
+        written = {
+            file: threads.submit(_write_all, directory / file, table, _taken(queues[file], room))
+            for file, table in files.items()
+        }
+        try:
+            for name, tensor in tensors:
+                if name in owner:
+                    room.acquire()
+                    queues[owner[name]].put([tensor])
+        finally:
+            for queue in queues.values():
+                queue.put([])
+            for _ in tensors:
+                pass
+    return {file: task.result() for file, task in written.items()}
+
+
+def _write_all(path: Path, table: Mapping[str, Tensor], tensors: Iterator[Tensor]) -> str:
+    try:
+        return write_safetensors(path, table, tensors)
+    finally:
+        for _ in tensors:  # otherwise there would be no room for those of the other files
+            pass
+
+
+def _taken(queue: Queue[list[Tensor]], room: Semaphore) -> Iterator[Tensor]:
+    """Yield the tensors of a file until an empty list comes. Each is written when the next one is asked for."""
+    while item := queue.get():
+        yield item.pop()
+        room.release()
 
 
 def _header(table: Mapping[str, Tensor]) -> bytes:
@@ -50,6 +116,6 @@ def _header(table: Mapping[str, Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensor: Tensor) -> Any:
+def _bytes(tensor: Tensor) -> memoryview:
     """The tensor's data as a buffer. A tensor on the CPU is not copied."""
-    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
-"""Write the model as safetensors files, one per rank, tensor by tensor.
+"""Write the model as safetensors files, one or more per rank, tensor by tensor.
 
-If the parameters are sharded, a rank holds only its part and at most two complete tensors: one that is being gathered
-and one that is being written.
+If the parameters are sharded, a rank holds only its part and few complete tensors: one that is being gathered, and at
+least one that is being written (`write_files`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from tandem_protocol.parameters import Shapes, own_tensors
 
-from .safetensors_file import write_safetensors
+from .safetensors_file import write_files
+
+MAX_FILES = 8
+"""The most files that a rank writes at the same time, each in a thread of its own."""
+MIN_FILE_BYTES = 32 << 20
+"""Smaller files are not worth a thread."""
 
 _CORRECTION = re.compile(r"\.(e_score_correction_bias|expert_bias)$")
 """What a mixture of experts adds to the scores of its experts. Rounding it would choose other experts."""
@@ -105,14 +110,20 @@ def write_part(
     Raises:
         OSError: such as ENOSPC when the volume is full.
     """
-    mine = partition(table, ranks)[rank]
-    part = (tensor for name, tensor in tensors if name in mine)
-    file = f"model-{rank + 1:05d}-of-{ranks:05d}.safetensors"
-    try:
-        return {file: write_safetensors(directory / file, mine, part)} if mine else {}
-    finally:
-        for _ in part:  # gathering needs all ranks, even if the disk of one is full
-            pass
+    return write_files(directory, part_files(table, rank=rank, ranks=ranks), tensors)
+
+
+def part_files(table: Mapping[str, Tensor], *, rank: int, ranks: int) -> dict[str, dict[str, Tensor]]:
+    """Return the files that a rank writes, and the table of each. There are none if there are too few tensors.
+
+    A rank writes several files if they are large, because a thread writes and another one verifies each of them.
+    """
+    size_bytes = sum(tensor.nbytes for tensor in table.values()) // ranks
+    per_rank = max(1, min(MAX_FILES, size_bytes // MIN_FILE_BYTES))
+    count = ranks * per_rank
+    parts = partition(table, count)
+    own = range(rank * per_rank, (rank + 1) * per_rank)
+    return {f"model-{i + 1:05d}-of-{count:05d}.safetensors": parts[i] for i in own if parts[i]}
 
 
 def partition(table: Mapping[str, Tensor], ranks: int) -> list[dict[str, Tensor]]:

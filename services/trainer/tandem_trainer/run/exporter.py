@@ -17,7 +17,10 @@ from tandem_protocol.config import is_authorized
 from tandem_rollout.errors import UserError
 
 PREFIX = "tandem_trainer_"
-LABELS = {"rewards": "function", "rewards_std": "function", "timings": "phase", "staleness": "versions"}
+LABELS = {
+    "rewards": "function", "rewards_std": "function", "timings": "phase", "publish_timings": "phase",
+    "staleness": "versions",
+}  # fmt: skip
 """Field of the record that is an object → the label for its keys."""
 TAIL_BYTES = 1 << 16
 """Number of bytes to read at the end of `metrics.jsonl`. More than any of its lines has."""

@@ -49,6 +49,8 @@ class RunLog:
         """The record of `step`."""
         self.checkpoint_failures = 0
         """Checkpoints that failed since the last one that was written."""
+        self._published: dict[str, Any] = {}
+        """The timings and the size of the version that was published last."""
         self._clock = StepClock()
         self._step_line = StepLine(config.max_steps)
         self._consecutive_skips = 0
@@ -70,6 +72,10 @@ class RunLog:
     def start_step(self) -> None:
         """Start measuring the first step. Loading the model and publishing the first version do not count."""
         self._clock.start_step()
+
+    def published(self, timings: Mapping[str, float], size_bytes: int) -> None:
+        """Put the timings of a version that is served into the next record that is written."""
+        self._published = {"publish_timings": timings, "publish_bytes": size_bytes}
 
     def alert_mismatch(self, message: str) -> None:
         self.journal.alert("mismatch", self.step, message)
@@ -116,7 +122,8 @@ class RunLog:
         if self._config.rollout.has_episodes:
             record["episodes_failed"] += self._episodes_failed
         record |= totals._asdict()
-        self.record = record | {"checkpoint_failures": 0} | self._clock.figures(record["rollout_tokens"])
+        record |= {"checkpoint_failures": 0} | self._published
+        self.record = record | self._clock.figures(record["rollout_tokens"])
         self.step = step  # set last, because a step without a record would be missing after a resume
         self.version = version
         self._consecutive_skips = 0
@@ -164,7 +171,7 @@ class RunLog:
     def log(self) -> None:
         """Write the step's record and some of its completions."""
         assert self.record is not None, "make_record comes first"
-        self.record |= {"checkpoint_failures": self.checkpoint_failures}
+        self.record |= self._published | {"checkpoint_failures": self.checkpoint_failures}
         self.record |= self._clock.figures(self.record["rollout_tokens"])
         self._clock.start_step()  # before writing, which counts for the next step, so that no time is lost
         self.journal.step(self.record)

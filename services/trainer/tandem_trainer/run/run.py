@@ -161,10 +161,13 @@ class Run(RunLog):
         """True if any rank was asked to stop."""
         return self.agree(self._stop.is_made)
 
-    def wait(self, task: Future[ResultT] | None) -> ResultT | None:
+    def wait(self, task: Future[ResultT] | None, *, behind: Future[None] | None = None) -> ResultT | None:
         """Wait for a background task, which has its own deadline, and return its result.
 
         Every rank calls it at the same time. One that has no task waits for the others.
+
+        Args:
+            behind: another task, whose error ends the wait.
 
         Raises:
             Stopped: the run was asked to stop, and a task of some rank was cancelled because it did not end soon.
@@ -173,7 +176,7 @@ class Run(RunLog):
 
         def result_or_stop() -> tuple[ResultT | None, bool]:
             try:
-                return (self._stop.wait(task) if task else None), False
+                return (self._stop.wait(task, behind) if task else None), False
             except Stopped:
                 return None, True
 

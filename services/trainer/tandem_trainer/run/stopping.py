@@ -62,15 +62,23 @@ class StopRequest:
     def is_made(self) -> bool:
         return self.signal is not None
 
-    def wait(self, task: Future[ResultT]) -> ResultT:
+    def wait(self, task: Future[ResultT], behind: Future[None] | None = None) -> ResultT:
         """Wait for a background task, which has its own deadline, and return its result.
+
+        Args:
+            behind: another task, without which this one may never end. If it fails, this one is cancelled, and the
+                error is raised.
 
         Raises:
             Stopped: the task was cancelled, because it did not end within STOP_GRACE_S of the stop request.
         """
-        while not task.done():
+        while True:
+            if behind and behind.done() and (error := behind.exception()):
+                task.cancel()
+                raise error
+            if task.done():
+                return task.result()
             if time.monotonic() > self._deadline:
                 task.cancel()
                 raise Stopped
             futures.wait([task], timeout=STOP_POLL_S)
-        return task.result()

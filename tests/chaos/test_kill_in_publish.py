@@ -1,0 +1,146 @@
+"""Trainer and generator are killed in every phase of a publish: no wrong weights are loaded, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from support import publish_faults
+from support.forked import start_trainer
+from support.generators import Generator
+from support.models import make_tiny_model
+from support.ports import free_port
+from support.projects import Project
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+
+STEPS = 30
+MAX_LAG = int(os.environ.get("TANDEM_CHAOS_MAX_LAG", "1"))
+"""With 1, versions are published behind the next update."""
+SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))
+TIMEOUT_S = 240.0
+KEEP = 2
+TESTS = str(Path(__file__).parents[1])
+PROGRAM = ("-c", f"import sys; sys.path.insert(0, {TESTS!r}); import support.publish_faults as f; f.run_generator()")
+
+
+class Lives:
+    """The trainer and the generator, which are started again when they have died, each time with the next fault."""
+
+    def __init__(self, folder: Path, max_lag: int) -> None:
+        print(f"TANDEM_CHAOS_SEED={SEED}")
+        self.chance = random.Random(SEED)
+        self.folder, self.port = folder, free_port()
+        self.published, self.loaded = folder / "published.jsonl", folder / "loaded.jsonl"
+        self.model = make_tiny_model(folder / "model", vocab=75)
+        (folder / "weights").mkdir()
+        self.trainer_places = self._faults(publish_faults.TRAINER, 3)
+        if max_lag == 0:  # no copy is made
+            self.trainer_places = [place for place in self.trainer_places if place[0] != "copied"]
+        self.generator_places = self._faults(publish_faults.GENERATOR, 3)
+        self.generator = self._start_generator()
+        self.project = Project(
+            folder / "project", self.model, self.generator, folder / "weights", max_steps=STEPS, max_lag=max_lag,
+            publish={"keep": KEEP}, checkpoint={"every_steps": 1},
+        )  # fmt: skip
+        self.trainer = self._start_trainer()
+
+    def _faults(self, places: tuple[str, ...], most: int) -> list[tuple[str, int]]:
+        """Every place once, in random order. The process dies at the n-th time that it comes there."""
+        return [(place, self.chance.randint(1, most)) for place in self.chance.sample(places, len(places))]
+
+    def _start_generator(self) -> Generator:
+        place, number = self.generator_places.pop() if self.generator_places else ("none", 0)
+        print(f"generator: {place} {number}")
+        arguments = (str(self.loaded), place, str(number))
+        return Generator(
+            "mock", self.model, self.folder / "weights", log=self.folder / "generator.log", port=self.port,
+            program=(*PROGRAM, *arguments),
+        )  # fmt: skip
+
+    def _start_trainer(self) -> object:
+        place, number = self.trainer_places.pop() if self.trainer_places else (None, 0)
+        print(f"trainer: {place} {number}")
+        prepare = partial(publish_faults.arm_trainer, self.published, place, number)
+        config = self.project.directory / "config.yaml"
+        return start_trainer(config, self.project.directory / "trainer.log", prepare)
+
+    def run(self) -> None:
+        """Run until the trainer has finished, and every fault has happened."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.trainer.exitcode is None or self.trainer.exitcode < 0:
+            assert time.monotonic() < deadline, self.log
+            if self.trainer.exitcode is not None:
+                assert self.trainer.exitcode == -signal.SIGKILL, self.log
+                self._check_latest()
+                self.trainer = self._start_trainer()
+            if (status := self.generator.process.poll()) is not None:
+                assert status == -signal.SIGKILL, (self.folder / "generator.log").read_text()[-3000:]
+                self.generator = self._start_generator()
+            time.sleep(0.01)
+        assert self.trainer.exitcode == 0, self.log
+        assert (self.trainer_places, self.generator_places) == ([], []), "every fault has happened"
+
+    def _check_latest(self) -> None:
+        """What a generator would load now is whole, and was published."""
+        store = WeightStore(self.folder / "weights")
+        if latest := store.latest():
+            store.verify(store.read(latest)[0])
+
+    @property
+    def log(self) -> str:
+        return (self.project.directory / "trainer.log").read_text()[-3000:]
+
+    def close(self) -> None:
+        self.trainer.kill()
+        self.generator.kill()
+        self.generator.client.close()
+
+
+@pytest.fixture(scope="module")
+def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
+    lives = Lives(tmp_path_factory.mktemp("lives"), MAX_LAG)
+    try:
+        lives.run()
+        yield lives
+    finally:
+        lives.close()
+
+
+def test_no_generator_loads_other_weights_than_the_trainer_published(lives: Lives) -> None:
+    published = publish_faults.noted(lives.published)
+    loaded = publish_faults.noted(lives.loaded)
+    assert len(dict(published)) == len(set(published)), "a version has one meaning"
+    assert len({version for version, _ in loaded}) > STEPS // 2
+    assert set(loaded) <= set(published)
+    sampled = {version for line in lives.project.lines("rollouts.jsonl") for version in line["versions"]}
+    assert sampled <= {version for version, _ in loaded}
+    assert str(lives.generator.served.version) == loaded[-1][0] == published[-1][0]
+
+
+def test_every_step_is_learned_once(lives: Lives) -> None:
+    assert lives.project.steps == [*range(1, STEPS + 1)]
+    lags = [line["lag_max"] for line in lives.project.lines("metrics.jsonl")]
+    assert max(lags) <= lives.project.max_lag
+
+
+def test_the_store_holds_whole_versions_and_nothing_else(lives: Lives) -> None:
+    store = WeightStore(lives.folder / "weights")
+    versions = store.versions()
+    assert store.latest() == versions[-1] == Version(STEPS, versions[-1].attempt)
+    for version in versions:
+        store.verify(store.read(version)[0])
+    assert len(versions) == KEEP
+    assert sorted(path.name for path in store.root.iterdir()) == ["LATEST", "WRITER", "served", "versions"]
+    assert sorted(path.name for path in (store.root / "versions").iterdir()) == [
+        store.directory(version).name for version in versions
+    ]
+    (lease,) = (store.root / "served").iterdir()
+    assert lease.suffix == ".json"

@@ -1,0 +1,171 @@
+"""Kill this process with SIGKILL at one place of a publish, and note which weights it publishes or loads."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import xxhash
+
+from tandem_protocol import store
+from tandem_protocol.version import Version
+
+ItemT = TypeVar("ItemT")
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _in(owner: Any, name: str, when: str) -> Callable[[int], None]:
+    """A fault `when` ("before" or "after") the n-th call of a function, or "within" the iterable that is its last
+    argument or its result."""
+
+    def arm(number: int) -> None:
+        original, calls = getattr(owner, name), count(1)
+
+        def call(*args: Any, **options: Any) -> Any:
+            is_it = next(calls) == number
+            if is_it and when == "before":
+                _kill()
+            if is_it and when == "within" and args and isinstance(args[-1], Iterable):
+                args = (*args[:-1], _killing(args[-1]))
+            result = original(*args, **options)
+            if is_it and when == "within":
+                return _killing(result) if inspect.isgenerator(result) else result
+            if is_it and when == "after":
+                if not inspect.isawaitable(result):
+                    _kill()
+                return _killing_when_done(result)
+            return result
+
+        setattr(owner, name, call)
+
+    return arm
+
+
+def _killing(items: Iterable[ItemT]) -> Iterator[ItemT]:
+    for number, item in enumerate(items):
+        if number == 5:  # of about 20 tensors
+            _kill()
+        yield item
+
+
+async def _killing_when_done(result: Any) -> None:
+    await result
+    _kill()
+
+
+def _torn(number: int) -> None:
+    """Die while a small file is replaced: the manifest, `LATEST` or a lease."""
+    original, calls = store._replace, count(1)
+
+    def call(path: Path, data: bytes) -> None:
+        if next(calls) == number:
+            path.with_name(f".{path.name}.{os.getpid()}").write_bytes(data[: len(data) // 2])
+            _kill()
+        original(path, data)
+
+    store._replace = call
+
+
+def _removing(number: int) -> None:
+    """Die before the store removes a folder."""
+    store.shutil = SimpleNamespace(**vars(shutil))  # type: ignore[assignment]  # not for other modules
+    _in(store.shutil, "rmtree", "before")(number)
+
+
+def _trainer_places() -> dict[str, Callable[[int], None]]:
+    from tandem_rollout.client import GeneratorClient
+    from tandem_trainer import publication, publish
+    from tandem_trainer.devices import HostMemory
+
+    return {
+        "gather": _in(publish, "model_tensors", "within"),
+        "copied": _in(HostMemory, "wait", "after"),
+        "write": _in(publication, "write_files", "within"),
+        "commit torn": _torn,
+        "committed": _in(store, "_replace", "after"),
+        "served": _in(GeneratorClient, "set_weights", "after"),
+        "retain": _removing,
+    }
+
+
+def _generator_places() -> dict[str, Callable[[int], None]]:
+    from tandem_generator.engines import mock
+    from tandem_generator.stored_versions import StoredVersions
+
+    return {
+        "visible": _in(StoredVersions, "read", "before"),
+        "lease torn": _torn,
+        "verified": _in(store, "verify_files", "after"),
+        "pause": _in(mock.MockEngine, "pause", "after"),
+        "load": _in(mock, "read_header", "after"),
+        "resume": _in(mock.MockEngine, "resume", "after"),
+    }
+
+
+TRAINER, GENERATOR = tuple(_trainer_places()), tuple(_generator_places())
+
+
+def digest(tensors: Mapping[str, Any]) -> str:
+    """Digest of numpy arrays with their names."""
+    hasher = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        hasher.update(name.encode())
+        hasher.update(tensors[name].tobytes())
+    return hasher.hexdigest()
+
+
+def note(file: Path, version: Version, tensors: Mapping[str, Any]) -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps([str(version), digest(tensors)]) + "\n")
+
+
+def noted(file: Path) -> list[tuple[str, str]]:
+    return [tuple(json.loads(line)) for line in file.read_text().splitlines()]
+
+
+def arm_trainer(file: Path, place: str | None, number: int) -> None:
+    """Note in `file` what this trainer publishes, and die at the `number`-th time that it comes to `place`."""
+    from tandem_trainer import publish
+
+    model_tensors, call = publish.model_tensors, publish.Publisher.__call__
+
+    def publishing(self: Any, model: Any, step: int, **options: Any) -> Version:
+        tensors = {name: tensor.numpy() for name, tensor in model_tensors(model, self._dtype)}
+        note(file, Version(step, self._attempt), tensors)
+        return call(self, model, step, **options)
+
+    publish.Publisher.__call__ = publishing  # type: ignore[method-assign]
+    if place:
+        _trainer_places()[place](number)
+
+
+def run_generator() -> None:
+    """A mock generator that notes what it loads. Its arguments: file, place, number, and those of the generator."""
+    from safetensors.numpy import load_file
+
+    from tandem_generator.__main__ import main
+    from tandem_generator.engines.mock import MockEngine
+
+    file, place, number, *arguments = sys.argv[1:]
+    load_weights = MockEngine.load_weights
+
+    async def loading(self: Any, version: Version, files: Any) -> None:
+        note(Path(file), version, {name: array for one in files for name, array in load_file(one).items()})
+        await load_weights(self, version, files)
+
+    MockEngine.load_weights = loading  # type: ignore[method-assign]
+    if place != "none":
+        _generator_places()[place](int(number))
+    sys.exit(main(arguments))
