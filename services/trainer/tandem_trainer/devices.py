@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import os
+import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -19,6 +21,8 @@ from tandem_protocol.ports import LOOPBACK_ONLY
 
 from .environment import check_environment
 from .run import trackers
+
+log = logging.getLogger(__name__)
 
 ALIGNMENT_BYTES = 64
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
@@ -95,6 +99,30 @@ def copies_before_writing(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def _pin(flat_N: Tensor, *, owner: object) -> None:
+    """Pin the memory of a tensor for as long as `owner` exists. Without the right to, copies to it are slower.
+
+    The pinned memory that torch allocates is rounded up to a power of 2, so it is not used.
+    """
+    cuda = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch's
+    try:
+        torch.cuda.check_error(int(cuda.cudaHostRegister(flat_N.data_ptr(), flat_N.nbytes, 0)))
+    except torch.cuda.CudaError as error:
+        log.warning(
+            "%d bytes of host memory cannot be pinned: %s. Weights leave the GPU more slowly. Fix: raise the limit of "
+            "locked memory (ulimit -l) of this process.", flat_N.nbytes, error,
+        )  # fmt: skip
+        with suppress(RuntimeError):  # CUDA also reports the error to the next kernel that starts
+            torch.zeros(1, device="cuda")
+        return
+    # If memory is freed while it is pinned, CUDA copies from where it was, also for the tensors that come next.
+    weakref.finalize(owner, _unpin, flat_N)
+
+
+def _unpin(flat_N: Tensor) -> None:
+    torch.cuda.cudart().cudaHostUnregister(flat_N.data_ptr())  # type: ignore[no-untyped-call]  # torch's
+
+
 class HostMemory:
     """Host memory for a copy of the tensors that a rank publishes. Each copy takes the place of the one before.
 
@@ -114,9 +142,7 @@ class HostMemory:
             size_bytes += -(-tensor.nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         flat_N = torch.empty(size_bytes, dtype=torch.uint8)
         if self._stream and size_bytes:
-            # The pinned memory that torch allocates is rounded up to a power of 2.
-            cuda = torch.cuda.cudart()  # type: ignore[no-untyped-call]  # torch's
-            torch.cuda.check_error(int(cuda.cudaHostRegister(flat_N.data_ptr(), size_bytes, 0)))
+            _pin(flat_N, owner=self)
         self._tensors = {
             name: flat_N[start : start + table[name].nbytes].view(table[name].dtype).view(table[name].shape)
             for name, start in places.items()
