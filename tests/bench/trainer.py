@@ -41,6 +41,15 @@ MODELS: dict[str, dict[str, int]] = {
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
     },
+    # So small that the interpreter, and not arithmetic, takes most of the time, as when a GPU computes.
+    "tiny": {
+        "vocab_size": 8192,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    },
     # The shape of SmolLM2-135M, with random weights.
     "135m": {
         "vocab_size": 49152,

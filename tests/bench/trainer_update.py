@@ -10,6 +10,7 @@ import json
 import random
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +79,8 @@ class Stopwatch:
         return Measured(statistics.median(wall), statistics.median(cpu), peak_mb, peak_mb - self._before_mb, values)
 
 
-def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: dict[str, Any]) -> Measured:
+def make_update(model_dir: Path, rows: list[Row], learner: dict[str, Any]) -> Callable[[], dict[str, float]]:
+    """Return a function that makes one update of Tandem's learner, and returns its metrics."""
     from accelerate import Accelerator
     from transformers import AutoTokenizer
 
@@ -105,10 +107,8 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: dict[str
         SharedConfig(model=str(model_dir)), config, tokenizer, Accelerator(cpu=True), needs_reference=False
     )
     algorithm = Grpo(config)
-    watch = Stopwatch()
-    values = []
-    for _ in range(updates):
-        watch.begin()
+
+    def update() -> dict[str, float]:
         trained = batch.pad(
             [
                 batch.Row(
@@ -130,7 +130,18 @@ def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: dict[str
             trajectory_total=len(rows),
             token_total=sum(len(row.completion) for row in rows),
         )
-        stats = policy.update(trained, algorithm)
+        return policy.update(trained, algorithm)
+
+    return update
+
+
+def run_tandem(model_dir: Path, rows: list[Row], updates: int, learner: dict[str, Any]) -> Measured:
+    update = make_update(model_dir, rows, learner)
+    watch = Stopwatch()
+    values = []
+    for _ in range(updates):
+        watch.begin()
+        stats = update()
         watch.end()
         values.append([stats["loss"], stats["grad_norm"], stats["entropy"]])
     return watch.measured(values)

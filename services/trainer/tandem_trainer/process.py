@@ -52,6 +52,9 @@ from .volumes import check_size, wait_until_writable
 log = logging.getLogger(__name__)
 
 INFO_TIMEOUT_S = 30.0
+SWITCH_INTERVAL_S = 50e-6
+"""How long the learner waits for the interpreter while the rollout side computes in another thread. With Python's 5 ms,
+an update was 6 % slower beside 256 episodes (ADR 6)."""
 NOT_HERE = (AssertionError, OSError, RuntimeError)
 """What a project's module raises if it needs a GPU or a network at import, which the place of the check may lack."""
 
@@ -144,6 +147,7 @@ def run_trainer(settings: TrainerSettings, resolved: str) -> int:
     accelerator = make_accelerator(settings.trainer)
     accelerators = all_accelerators(accelerator)
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // accelerator.num_processes))
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     set_seed(settings.trainer.seed)
     store = WeightStore(settings.shared.weights_dir)
     holder = f"run {settings.trainer.run_name}, pid {os.getpid()} on {socket.gethostname()}"
