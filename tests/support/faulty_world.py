@@ -131,8 +131,12 @@ class World:
 
     def __init__(self, chances: Chances, max_lag: int, portal: BlockingPortal, folder: Path, ports: list[int]) -> None:
         self.chances, self.chance, self.max_lag, self.portal = chances, chances.chance, max_lag, portal
-        self.config = RolloutConfig(
-            num_prompts=chances.batch, num_generations=2, max_completion_length=12, refill=chances.refill
+        self.config = RolloutConfig(  # a batch that does not come is an error with the client's reasons
+            num_prompts=chances.batch,
+            num_generations=2,
+            max_completion_length=12,
+            refill=chances.refill,
+            timeout_s=TIMEOUT_S / 2,
         )
         self.store = WeightStore(folder)
         faults = [chances.faults(i) for i in range(chances.replicas)]

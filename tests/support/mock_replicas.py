@@ -6,6 +6,7 @@ import asyncio
 import random
 import socket
 from contextlib import suppress
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -55,7 +56,16 @@ class Replica:
             return
         app = FastAPI()
         app.include_router(build_router(self.switcher, self._model))
-        self._server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None, log_level="critical"))
+        self._killed = killed = asyncio.Event()
+
+        async def until_killed(scope: Any, receive: Any, send: Any) -> None:
+            if killed.is_set():  # on a connection that was accepted while the server was killed
+                raise ConnectionAbortedError
+            await app(scope, receive, send)
+
+        self._server = uvicorn.Server(
+            uvicorn.Config(until_killed, lifespan="off", log_config=None, log_level="critical")
+        )
         self._socket = socket.create_server(("127.0.0.1", self.port))
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
         while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
@@ -63,6 +73,7 @@ class Replica:
 
     async def kill(self) -> None:
         """End without an answer to any request."""
+        self._killed.set()
         for connection in [*self._server.server_state.connections]:
             connection.transport.abort()
         self._serving.cancel()

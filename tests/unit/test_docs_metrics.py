@@ -127,6 +127,13 @@ def test_every_field_of_metrics_jsonl_is_explained_and_no_other_is(folders: dict
     assert written == _explained("metrics.jsonl")
 
 
+def test_the_real_line_has_the_fields_of_a_line_of_this_release(folders: dict[str, Path]) -> None:
+    shown = json.loads(PAGE.partition("## A real line\n")[2].partition("```json\n")[2].partition("```")[0])
+    (written,) = _lines(folders["dapo"] / "metrics.jsonl")
+    assert list(shown) == list(written)
+    assert list(shown["timings"]) == list(written["timings"])
+
+
 def test_every_field_of_eval_jsonl_is_explained_and_no_other_is(folders: dict[str, Path]) -> None:
     (record,) = _lines(folders["evaluation"] / "eval.jsonl")
     assert set(record) == _explained("eval.jsonl")
