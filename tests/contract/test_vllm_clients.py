@@ -172,12 +172,12 @@ def test_a_stop_string_cuts_a_rollout_where_vllm_ends_a_completion(served: Serve
     prompt = PROMPTS[0].token_ids
     tokenizer = AutoTokenizer.from_pretrained(name_of_model(served))
     (group,) = served.generator.rollouts(PROMPTS[0], **options)
-    stop = tokenizer.decode(group.completions[0].token_ids[begins:])[:2]
+    stop = tokenizer.decode(group.completions[0].token_ids[begins:], skip_special_tokens=True)[:2]
     body = {"model": name_of_model(served), "prompt": prompt, "stop": [stop, "??"], "return_token_ids": True} | options
     (choice,) = served.client.post("/v1/completions", json=body).raise_for_status().json()["choices"]
     found = StopStrings({"stop": [stop, "??"]}).cut(prompt, group.completions[0], tokenizer)
     assert list(found.token_ids) == choice["token_ids"]
-    assert len(found.token_ids) <= begins + 2 < 16
+    assert len(found.token_ids) < options["max_tokens"], "it has a stop string"
 
 
 def test_prompts_may_be_texts(served: Served) -> None:
