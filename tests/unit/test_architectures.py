@@ -25,7 +25,7 @@ REFUSED = dict.fromkeys(ENCODERS, "attend to later tokens|changes its logits aft
 }
 SPARSE = ("axk2", "deepseek_v32", "glm_moe_dsa")
 """Families that are not tested: in rows longer than `index_topk`, transformers 5.19 also chooses keys among later
-tokens. All of them are mixtures of experts, which the generator refuses."""
+tokens. All of them use multi-head latent attention, which the generator refuses."""
 
 
 @pytest.mark.parametrize("family", [family for family in TEXT_FAMILIES if family not in SPARSE])
