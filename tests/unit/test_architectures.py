@@ -41,7 +41,7 @@ LATENT = ("axk1", "deepseek_v2", "deepseek_v3", "glm4_moe_lite", "youtu")
 """Families with multi-head latent attention, in which each head has keys and values of its own."""
 SPARSE = ("axk2", "deepseek_v32", "glm_moe_dsa")
 """Families that are not tested: in rows longer than `index_topk`, transformers 5.19 also chooses keys among later
-tokens. All of them are mixtures of experts, which the generator refuses."""
+tokens. All of them use multi-head latent attention, which the generator refuses."""
 
 
 @pytest.mark.parametrize("family", [family for family in TEXT_FAMILIES if family not in SPARSE])

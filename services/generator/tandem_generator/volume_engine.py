@@ -48,7 +48,7 @@ class VolumeUpdateInfo(WeightTransferUpdateInfo):
     """What the workers get for each switch."""
 
     shards: list[str]
-    """Verified safetensors files of the version."""
+    """Verified safetensors files of the version. Empty: the weights that the model was loaded with."""
 
 
 class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo]):
@@ -138,7 +138,7 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
                 self.model,
                 spoil=lambda: self._load(_nan(init_info.table)),
                 process=process,
-                load=lambda: self._load(self._base(init_info.shards)),
+                load=lambda: self._load(self._source(init_info.shards)),
                 derived=_DERIVED,
             )
         if problem:
@@ -147,7 +147,8 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
                 "choose a shared.model of another architecture (docs/reference/architectures.md)"
             )
 
-    def _base(self, shards: list[str]) -> Iterable[tuple[str, torch.Tensor]]:
+    def _source(self, shards: list[str]) -> Iterable[tuple[str, torch.Tensor]]:
+        """Return the tensors of `shards`, or those of the model's own files, in any format, if there are none."""
         if shards:
             return _tensors(shards)
         loader = get_model_loader(self.vllm_config.load_config)
@@ -164,7 +165,7 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             ValueError: The shards do not contain all parameters of the model.
         """
         with set_current_vllm_config(self.vllm_config):
-            self._load(_tensors(update_info.shards))
+            self._load(self._source(update_info.shards))
 
     @torch.no_grad()
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -35,7 +35,8 @@ class EngineFacts(NamedTuple):
     vocab_size: int
     """Size of the vocabulary. Token ids must be smaller."""
     base_shards: tuple[Path, ...]
-    """Safetensors files of the base weights, to load again if the first switch fails. May be empty."""
+    """Safetensors files of the base weights, to load again if the first switch fails. Empty if they have another
+    format."""
     shapes: Mapping[str, tuple[int, ...]] | None
     """Parameter table with the names in a checkpoint, without tied copies. None: the engine computes without weights,
     and does not know the table, so any version fits."""

@@ -167,8 +167,6 @@ class VllmEngine:
             await self._load_adapter(files)
             await self._client.update_weight_version(str(version))
             return
-        if not files:
-            raise ValueError("the base weights cannot be loaded again, because they are not safetensors files")
         update = {"shards": [str(file.resolve()) for file in files]}
         await self._client.start_weight_update()
         await self._client.update_weights(WeightTransferUpdateRequest(update_info=update))
