@@ -28,7 +28,7 @@ from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import ServedWeights, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.learner.shards import model_table, model_tensors, write_part
+from tandem_trainer.learner.shards import MAX_FILES, model_table, model_tensors, write_part
 
 
 def make_model(folder: Path, hidden: int) -> LlamaForCausalLM:
@@ -55,7 +55,8 @@ def publish_and_switch(
     began = time.perf_counter()
     table = model_table(model, torch.float32)
     with store.staging(version, needs_bytes=sum(t.nbytes for t in table.values())) as staged:
-        digests = write_part(staged, table, model_tensors(model, torch.float32), rank=0, ranks=1)
+        tensors = model_tensors(model, torch.float32)
+        digests = write_part(staged, table, tensors, rank=0, ranks=1, max_files=MAX_FILES)
         written = time.perf_counter()
         ours = fingerprint(Path(model.name_or_path))
         _, digest = store.commit(staged, version, run="bench", fingerprint=ours, digests=digests)

@@ -21,7 +21,7 @@ from support.projects import Project
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-STEPS = 30
+STEPS = 24
 MAX_LAG = int(os.environ.get("TANDEM_CHAOS_MAX_LAG", "1"))
 """With 1, versions are published behind the next update."""
 SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))

@@ -93,7 +93,6 @@ def _trainer_places() -> dict[str, Callable[[int], None]]:
         "gather": _in(publish, "model_tensors", "within"),
         "copied": _in(HostMemory, "wait", "after"),
         "write": _in(publication, "write_files", "within"),
-        "commit torn": _torn,
         "committed": _in(store, "_replace", "after"),
         "served": _in(GeneratorClient, "set_weights", "after"),
         "retain": _removing,

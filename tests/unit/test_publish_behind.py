@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from support.models import make_tiny_model
+from support.run_folders import GROUPS, Saved, make_run
 from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.errors import StoreError, WeightsRefused
 from tandem_protocol.messages import ServedWeights, SetWeights, SwitchTimings
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer import publication
+from tandem_trainer import loop, publication
 from tandem_trainer.learner.lora import adapter_tensors, add_adapter
 from tandem_trainer.learner.shards import model_tensors
 from tandem_trainer.publish import Publisher, fingerprint_of
@@ -222,3 +224,21 @@ def test_the_report_has_the_time_of_each_phase_on_the_slowest_generator(here: Wo
     assert all(seconds > 0 for seconds in timings.values())
     assert sum(timings.values()) < total_s
     assert size_bytes == sum(tensor.nbytes for tensor in here.tensors(V1).values())
+
+
+def test_a_run_that_is_stopped_waits_for_its_last_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, calls = make_run(tmp_path), list[str]()
+    monkeypatch.setattr(run, "should_stop", lambda: "publish 1" in calls)
+    monkeypatch.setattr(run, "last_checkpoint", lambda *_: calls.append("checkpoint"))
+
+    def publish(step: int) -> Version:
+        calls.append(f"publish {step}")
+        return Version(step, 1)
+
+    saved: Any = Saved()
+    algorithm: Any = SimpleNamespace(make_batch=lambda *_: SimpleNamespace(has_signal=True))
+    loop.train(
+        run._config, run, saved, saved, algorithm, sample=lambda _: GROUPS, update=lambda *_: {"loss": 0.25},
+        publish=publish, published=lambda: calls.append("published"), evaluate=lambda *_: None,
+    )  # fmt: skip
+    assert calls == ["publish 0", "publish 1", "published", "checkpoint"]

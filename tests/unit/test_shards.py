@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from support.architectures import tiny_config, tiny_model
 from support.models import make_tiny_model
 from tandem_protocol.manifest import digest_file, read_header
-from tandem_trainer.learner.safetensors_file import write_safetensors
-from tandem_trainer.learner.shards import model_table, model_tensors, partition, write_part
+from tandem_trainer.learner import shards
+from tandem_trainer.learner.safetensors_file import write_files, write_safetensors
+from tandem_trainer.learner.shards import MAX_FILES, model_table, model_tensors, part_files, partition, write_part
 
 
 def _model(directory: Path, *, tied: bool = True) -> PreTrainedModel:
@@ -25,7 +28,8 @@ def _model(directory: Path, *, tied: bool = True) -> PreTrainedModel:
 def _written(model: PreTrainedModel, directory: Path, dtype: torch.dtype, ranks: int = 1) -> dict[str, Tensor]:
     table, digests = model_table(model, dtype), {}
     for rank in range(ranks):
-        digests |= write_part(directory, table, model_tensors(model, dtype), rank=rank, ranks=ranks)
+        tensors = model_tensors(model, dtype)
+        digests |= write_part(directory, table, tensors, rank=rank, ranks=ranks, max_files=MAX_FILES)
     assert digests == {path.name: digest_file(path) for path in directory.iterdir()}
     assert len({entry.name for path in directory.iterdir() for entry in read_header(path)}) == len(table)
     return {name: tensor for path in directory.iterdir() for name, tensor in load_file(path).items()}
@@ -80,3 +84,58 @@ def test_full_disk_raises_an_os_error():
     with pytest.raises(OSError, match="No space left") as error:
         write_safetensors(Path("/dev/full"), {"a": torch.empty(4, device="meta")}, [torch.zeros(4)])
     assert error.value.errno == errno.ENOSPC
+
+
+@pytest.fixture
+def many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MIN_FILE_BYTES", 1000)
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_rank_writes_several_files_if_they_are_large(tmp_path: Path):
+    model = _model(tmp_path / "model")
+    (tmp_path / "written").mkdir()
+    written = _written(model, tmp_path / "written", torch.float32, ranks=2)
+    files = sorted(path.name for path in (tmp_path / "written").iterdir())
+    assert files == [f"model-{i:05d}-of-{2 * MAX_FILES:05d}.safetensors" for i in range(1, 2 * MAX_FILES + 1)]
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert all(torch.equal(written[name], saved[name]) for name in saved)
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_file_that_cannot_be_written_raises_its_error_and_all_tensors_are_taken(tmp_path: Path):
+    """Other ranks gather with this one, so it takes all tensors. The other files must not wait for room either."""
+    model = _model(tmp_path / "model")
+    table = model_table(model, torch.float32)
+    files = part_files(table, rank=0, ranks=1)
+    (tmp_path / next(iter(files))).mkdir()
+    taken = []
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in model_tensors(model, torch.float32):
+            taken.append(name)
+            yield name, tensor
+
+    with pytest.raises(IsADirectoryError):
+        write_files(tmp_path, files, tensors())
+    assert taken == list(table)
+
+
+@pytest.mark.usefixtures("many_files")
+def test_few_tensors_are_in_memory_at_once(tmp_path: Path):
+    table = {str(i): torch.empty(300, device="meta") for i in range(40)}
+    files = part_files(table, rank=0, ranks=1)
+    made: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        nonlocal most
+        for name in table:
+            tensor = torch.full((300,), float(name))
+            made.append(weakref.ref(tensor))
+            most = max(most, sum(ref() is not None for ref in made))
+            yield name, tensor
+
+    write_files(tmp_path, files, tensors())
+    assert most <= 2 * len(files)
+    assert load_file(tmp_path / next(iter(files)))

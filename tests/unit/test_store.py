@@ -85,7 +85,7 @@ def test_a_writer_killed_at_any_moment_leaves_only_complete_versions(tmp_path: P
             publish(store, V3)
         assert store.latest() == V3
         assert_complete(store, V3)
-        assert not list((store.root / "versions").glob(".*"))
+        assert not list(store.root.glob(".*")) + list((store.root / "versions").glob(".*"))
         latest_seen.append(latest)
         if not died:
             break
@@ -188,6 +188,18 @@ def test_altered_weights_are_refused_with_the_file_and_the_fix(
     manifest, _ = store.read(V1)
     with pytest.raises(WeightsRefused, match=f"{message}.*old version is still served.*publish"):
         store.verify(manifest)
+
+
+def test_every_file_is_verified(store: WeightStore) -> None:
+    manifest, _ = publish(store, V1)
+    for file in manifest.files:
+        path = store.directory(V1) / file.name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + b"x")
+        with pytest.raises(WeightsRefused, match=file.name):
+            store.verify(manifest)
+        path.write_bytes(whole)
+    store.verify(manifest)
 
 
 @pytest.mark.parametrize(

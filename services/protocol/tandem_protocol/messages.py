@@ -214,7 +214,7 @@ class SwitchTimings(Message):
     @property
     def header(self) -> str:
         """The value of the header `Server-Timing`."""
-        return f"visible;dur={1000 * self.visible_s:.1f}"
+        return f"visible;dur={1000 * self.visible_s:.3f}"
 
     def with_header(self, header: str) -> SwitchTimings:
         """Add what the header `Server-Timing` says. It is empty in the answer of an earlier release."""

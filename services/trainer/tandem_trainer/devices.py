@@ -151,7 +151,7 @@ class HostMemory:
     def copy(self, name: str, tensor: Tensor) -> Tensor:
         """Copy a tensor into its place, and return that. It is complete after `wait`."""
         place = self._tensors[name]
-        if self._stream is None:
+        if self._stream is None or not tensor.is_cuda:
             return place.copy_(tensor)
         self._stream.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(self._stream):

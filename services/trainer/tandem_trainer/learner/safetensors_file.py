@@ -84,8 +84,6 @@ def write_files(
         finally:
             for queue in queues.values():
                 queue.put([])
-            for _ in tensors:
-                pass
     return {file: task.result() for file, task in written.items()}
 
 

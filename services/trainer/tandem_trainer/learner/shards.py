@@ -22,7 +22,7 @@ from tandem_protocol.parameters import Shapes, own_tensors
 from .safetensors_file import write_files
 
 MAX_FILES = 8
-"""The most files that a rank writes at the same time, each in a thread of its own."""
+"""The most files of a version that a rank writes at the same time, each in a thread of its own."""
 MIN_FILE_BYTES = 32 << 20
 """Smaller files are not worth a thread."""
 
@@ -97,12 +97,19 @@ def gather(tensor: Tensor) -> Tensor:
 
 
 def write_part(
-    directory: Path, table: Mapping[str, Tensor], tensors: Iterable[tuple[str, Tensor]], *, rank: int, ranks: int
+    directory: Path,
+    table: Mapping[str, Tensor],
+    tensors: Iterable[tuple[str, Tensor]],
+    *,
+    rank: int,
+    ranks: int,
+    max_files: int = 1,
 ) -> dict[str, str]:
     """Write this rank's part of `tensors` and flush it to disk. Every rank calls it at the same time.
 
     Args:
         table: `model_table`, with the same names as `tensors`.
+        max_files: see `part_files`.
 
     Returns:
         File name → digest; empty if there are more ranks than tensors and this one writes none.
@@ -110,16 +117,20 @@ def write_part(
     Raises:
         OSError: such as ENOSPC when the volume is full.
     """
-    return write_files(directory, part_files(table, rank=rank, ranks=ranks), tensors)
+    return write_files(directory, part_files(table, rank=rank, ranks=ranks, max_files=max_files), tensors)
 
 
-def part_files(table: Mapping[str, Tensor], *, rank: int, ranks: int) -> dict[str, dict[str, Tensor]]:
+def part_files(
+    table: Mapping[str, Tensor], *, rank: int, ranks: int, max_files: int = MAX_FILES
+) -> dict[str, dict[str, Tensor]]:
     """Return the files that a rank writes, and the table of each. There are none if there are too few tensors.
 
-    A rank writes several files if they are large, because a thread writes and another one verifies each of them.
+    Args:
+        max_files: a rank writes up to this many files, unless they would be small. A thread writes each, and a thread
+            of a generator verifies it.
     """
     size_bytes = sum(tensor.nbytes for tensor in table.values()) // ranks
-    per_rank = max(1, min(MAX_FILES, size_bytes // MIN_FILE_BYTES))
+    per_rank = max(1, min(max_files, size_bytes // MIN_FILE_BYTES))
     count = ranks * per_rank
     parts = partition(table, count)
     own = range(rank * per_rank, (rank + 1) * per_rank)
