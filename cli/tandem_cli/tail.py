@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import BinaryIO, Generic, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,11 +27,11 @@ class GrowingFile:
         """The bytes before `_offset`."""
 
     def poll(self) -> Iterator[bytes]:
-        """Yield the added lines, in a new `generation` those of the complete file. A missing file has none."""
+        """Yield the added lines, in a new `generation` those of the complete file. A missing file is an empty one."""
         try:
-            file = self._path.open("rb")
+            file: BinaryIO = self._path.open("rb")
         except FileNotFoundError:
-            return
+            file = io.BytesIO()
         with file:
             file.seek(self._offset - len(self._mark))
             if file.read(len(self._mark)) != self._mark:

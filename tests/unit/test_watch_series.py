@@ -110,6 +110,30 @@ def test_a_mark_before_the_offset_shows_that_a_file_was_replaced(tmp_path: Path)
     assert file.generation == 1
 
 
+@pytest.mark.parametrize("between", ["missing", "empty", "begun"])
+def test_a_run_that_begins_again_in_the_same_folder_replaces_the_earlier_one(tmp_path: Path, between: str) -> None:
+    metrics, events = tmp_path / "metrics.jsonl", tmp_path / "events.jsonl"
+    write(metrics, [{"step": n, "timings": {"checkpoint_s": 1.0}} for n in range(1, 4)])
+    write(events, [{"step": 3, "kind": "finished"}])
+    series, page = Series(metrics), Page()
+    timeline = Timeline(tmp_path, series)
+    page.take(series.read())
+    before = timeline.read()
+    assert len(before["events"]) == 4
+    for path in (metrics, events):
+        path.rename(f"{path}.1")
+        if between != "missing":
+            path.write_text("" if between == "empty" else '{"step": 1')
+    page.take(series.read(page.cursor))
+    assert page.columns == {}
+    assert timeline.read(before["cursor"])["events"] == []
+    for path in (metrics, events):
+        write(path, [{"step": n} for n in range(1, 6)], "w")
+    page.take(series.read(page.cursor))
+    assert page.columns == {"step": [1, 2, 3, 4, 5]}
+    assert [event["step"] for event in timeline.read()["events"]] == [1, 2, 3, 4, 5]
+
+
 def test_the_timeline_has_events_evaluations_and_checkpoints_by_step(tmp_path: Path) -> None:
     write(tmp_path / "metrics.jsonl", [{"step": n, "timings": {"checkpoint_s": 2.0 * (n == 2)}} for n in range(1, 5)])
     write(tmp_path / "eval.jsonl", [{"step": 3, "n": 8, "reward_mean": 0.25}, {"step": 4, "reward_mean": None}])

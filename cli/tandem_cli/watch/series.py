@@ -29,8 +29,9 @@ class Series:
         self.marks: deque[dict[str, Any]] = deque(maxlen=MAX_MARKS)
         """What the steps say about the course of the run: checkpoints, and where it was resumed."""
         self.marked = 0
-        """Number of marks so far, those included that `marks` has dropped."""
+        """Grows with every change of `marks`."""
         self._file = GrowingFile(path)
+        self._generation = 0
         self._columns: dict[str, array[float]] = {}
         self._rows = 0
         self._lock = Lock()
@@ -79,15 +80,20 @@ class Series:
         return values + [_MISSING] * (end - start - len(values))
 
     def _poll(self) -> None:
-        generation = self._file.generation
         for line in self._file.poll():
-            if self._file.generation != generation:
-                generation = self._file.generation
-                self._columns.clear()
-                self.marks.clear()
-                self._rows = 0
+            self._follow()
             if (record := parse(line)) is not None:
                 self._add(record)
+        self._follow()
+
+    def _follow(self) -> None:
+        """Forget everything if the file is read again from its beginning."""
+        if self._generation != self._file.generation:
+            self._generation = self._file.generation
+            self._columns.clear()
+            self.marks.clear()
+            self.marked += 1
+            self._rows = 0
 
     def _add(self, record: Mapping[str, Any]) -> None:
         for name, value in figures(record):

@@ -28,20 +28,26 @@ class _File:
     """The newest events of one file."""
 
     def __init__(self, path: Path, read: Callable[[Mapping[str, Any]], Event] = dict) -> None:
-        self.count = 0
+        self.changes = 0
         self.newest: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._file = GrowingFile(path)
+        self._generation = 0
         self._read = read
 
     def poll(self) -> None:
-        generation = self._file.generation
         for line in self._file.poll():
-            if self._file.generation != generation:
-                generation = self._file.generation
-                self.newest.clear()
+            self._follow()
             if (record := parse(line)) is not None:
                 self.newest.append(self._read(record))
-                self.count += 1
+                self.changes += 1
+        self._follow()
+
+    def _follow(self) -> None:
+        """Forget everything if the file is read again from its beginning."""
+        if self._generation != self._file.generation:
+            self._generation = self._file.generation
+            self.newest.clear()
+            self.changes += 1
 
 
 class Timeline:
@@ -55,7 +61,7 @@ class Timeline:
         with self._lock:
             for file in self._files:
                 file.poll()
-            cursor = ".".join(str(count) for count in (*(file.count for file in self._files), self._steps.marked))
+            cursor = ".".join(str(number) for number in (*(file.changes for file in self._files), self._steps.marked))
             if cursor == after:
                 return {"cursor": cursor, "events": None}
             events = [event for file in self._files for event in file.newest] + list(self._steps.marks)
