@@ -123,12 +123,17 @@ def test_a_command_whose_libraries_are_missing_says_what_to_install(hidden: set[
     assert "Fix: run `make setup`" in done.stderr
     done = tandem("demo", hidden={"matplotlib"}, folder=checkout)
     assert "got an installation without matplotlib" in done.stderr
+    done = tandem("watch", "runs/mine", hidden=hidden, folder=checkout)
+    assert (done.returncode, 'Fix: pip install "tandem-cli[watch]"' in done.stderr) == (2, True)
     done = run("import tandem_cli.testing", hidden, checkout)
     assert re.search(r"needs psutil, .* Fix: pip install \"tandem-cli\[testing\]\"", done.stderr)
 
 
 def test_the_extras_have_what_their_modules_import(checkout: Path) -> None:
     done = run("import tandem_cli.testing", not_declared(["testing"]), checkout)
+    assert done.returncode == 0, done.stderr
+    code = "import tandem_cli.watch.command, tandem_cli.watch.server"
+    done = run(code, not_declared(["watch"]), checkout)
     assert done.returncode == 0, done.stderr
     code = "import tandem_cli.demo, tandem_cli.service_commands, tandem_cli.summary, matplotlib.pyplot"
     done = run(code, not_declared(["demo"]), checkout)

@@ -69,7 +69,7 @@ def _text(record: Mapping[str, Any]) -> str:
 
 
 class Rollouts:
-    """Reads the file again for each answer, so that nothing is kept in memory. A missing file has no trajectories."""
+    """Opens the file for each answer and keeps nothing in memory. A missing file has no trajectories."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

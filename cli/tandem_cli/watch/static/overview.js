@@ -10,7 +10,7 @@ const TILES = {
   "eval.reward_mean": "Evaluation",
   kl_sampler: "KL of sampler",
   entropy: "Entropy",
-  completion_tokens_mean: "Tokens per completion",
+  completion_tokens_mean: "Completion length",
   truncated_fraction: "Truncated",
   groups_skipped: "Groups skipped",
   tokens_per_s: "Tokens per second",
