@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 
@@ -218,6 +219,16 @@ async def test_the_groups_of_a_request_decode_at_the_same_time_and_come_when_the
     groups = [group async for group in ask(engine(FaultsConfig(token_latency_s=0.005)), *range(0, 800, 100))]
     arrived = [lengths[group.prompt_index] for group in groups]
     assert arrived == sorted(lengths)
+
+
+async def test_a_request_whose_client_has_gone_does_not_delay_a_switch() -> None:
+    mock = engine(SLOW)
+    async with anyio.create_task_group() as tasks:  # as starlette cancels: at every await
+        tasks.start_soon(sample, mock, 1, 2)
+        await asyncio.sleep(0.01)
+        tasks.cancel_scope.cancel()
+    async with asyncio.timeout(60):
+        await mock.pause(SwitchMode.DRAIN)
 
 
 # -- faults ----------------------------------------------------------------------------------------------------------

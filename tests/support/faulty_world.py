@@ -8,7 +8,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as futures_wait
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,8 +160,10 @@ class World:
         chance = random.Random(seed)
         while not await self.ends_within(chance.expovariate(1 / MEAN_UPTIME_S)):
             torn = [replica for replica in self.replicas if replica.switcher.failed.is_set()]
-            if torn or self.chances.restarts:
-                await self.restart_replica(torn[0] if torn else chance.choice(self.replicas), chance)
+            replica = torn[0] if torn else chance.choice(self.replicas)
+            # On a slow machine, replicas that ended before they have answered would keep the trainer waiting for ever.
+            if torn or (self.chances.restarts and replica.answered):
+                await self.restart_replica(replica, chance)
         for replica in self.replicas:
             await replica.kill()
 
@@ -212,7 +214,9 @@ class World:
     def wait(self, task: Future[Any]) -> None:
         """Wait as a run does, and stop now and then."""
         seconds = self.chance.uniform(0.0, 0.1) if self.chance.random() < self.chances.stops else TIMEOUT_S
-        futures_wait([task], timeout=seconds)
+        futures_wait([task, self.restarting], timeout=seconds, return_when=FIRST_COMPLETED)
+        if self.restarting.done():
+            self.restarting.result()  # raises what has ended it
         if not task.done():
             task.cancel()
             assert seconds < TIMEOUT_S, "no batch has come"

@@ -56,19 +56,23 @@ class Replica:
             return
         app = FastAPI()
         app.include_router(build_router(self.switcher, self._model))
+        self.answered = 0
+        """Requests for rollouts that were answered completely since the start."""
         self._killed = killed = asyncio.Event()
 
         async def until_killed(scope: Any, receive: Any, send: Any) -> None:
             if killed.is_set():  # on a connection that was accepted while the server was killed
                 raise ConnectionAbortedError
             await app(scope, receive, send)
+            self.answered += scope["method"] == "POST"
 
         self._server = uvicorn.Server(
             uvicorn.Config(until_killed, lifespan="off", log_config=None, log_level="critical")
         )
         self._socket = socket.create_server(("127.0.0.1", self.port))
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        while not self._server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        while not self._server.started:
+            assert not self._serving.done(), "the server has ended"
             await asyncio.sleep(0.001)
 
     async def kill(self) -> None:
