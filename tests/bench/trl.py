@@ -4,8 +4,11 @@
 
 All use one vLLM generator, one after the other, with the same tiny model, prompts, batch and lengths, in float32. The
 generator and the trainers have a CPU each, if there are two. The sides alternate in rounds; a figure is the median over
-the steps of all rounds, without the first two steps of each. TRL's own client only samples: it sends weights over NCCL,
-which Tandem's generator refuses. So it is compared with Tandem's client without the time to publish, too.
+the steps of all rounds, without the first two steps of each. All sides send the same requests, and the generator's CPU
+time per step shows whether they cost it the same. Seconds per step also count the time that other programs took.
+
+TRL's own client only samples: it sends weights over NCCL, which Tandem's generator refuses. So it is compared with
+Tandem's client without the time to publish, too.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -112,6 +116,13 @@ def _records(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
+def cpu_s(generator: Generator) -> float:
+    """Return the CPU time of a generator and its processes, in seconds."""
+    process = psutil.Process(generator.process.pid)
+    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
+    return sum(time.user + time.system for time in times)
+
+
 def report(measured: dict[str, Steps]) -> None:
     """Print the medians, and the ratios of the first side to the others."""
     medians = {
@@ -149,7 +160,10 @@ def main(steps: int, rounds: int) -> None:
             measured: dict[str, Steps] = {name: [] for name in sides}
             for _ in range(rounds):
                 for name, side in sides.items():
-                    measured[name] += side()[WARM_UP:]
+                    before_s = cpu_s(generator)
+                    rows = side()
+                    generator_s = (cpu_s(generator) - before_s) / len(rows)
+                    measured[name] += [{**row, "generator_cpu_s": generator_s} for row in rows[WARM_UP:]]
             report(measured)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
 
 from support import models, podman, trl
 from support.helm import CHART, Object, render
@@ -29,14 +29,12 @@ def script_pods() -> None:
 
 
 def rendered() -> list[Object]:
-    values: dict[str, Any] = {
-        # ci/mock-values.yaml has a project of its own, whose keys are removed.
-        "config": {"shared": None, "trainer": {"max_steps": None}},
-        "project": {"files": {"train.py": trl.SCRIPT.read_text(), "prepare.py": PREPARE, "rewards.py": None}},
-        "trainer": {"script": "train.py --model model --out out", "image": {"tag": "trl-cpu"}},
-        "generator": {"replicas": 1},
-    }
-    return render(values, of=CHART / "ci/mock-values.yaml")
+    values = yaml.safe_load((CHART / "ci/mock-values.yaml").read_text())  # the sizes are those of this file
+    values["config"] = {"generator": {"engine": "mock"}}  # the script names the model
+    values["project"]["files"] = {"train.py": trl.SCRIPT.read_text(), "prepare.py": PREPARE}
+    values["trainer"] |= {"script": "train.py --model model --out out", "image": {"tag": "trl-cpu"}}
+    values["generator"]["replicas"] = 1
+    return render(values)
 
 
 def test_the_script_trains_in_its_pod_and_the_generator_serves_its_last_step(script_pods: None) -> None:
@@ -46,7 +44,7 @@ def test_the_script_trains_in_its_pod_and_the_generator_serves_its_last_step(scr
         assert run.end(timeout_s=TIMEOUT_S) == [0], run.logs()
         (generator,) = run.generators
         assert run.served(generator) == "3.1"
-        folder = made.folder("run-tandem-runs", "mock")
+        folder = made.folder("run-tandem-runs", "train")
         records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [record["step"] for record in records] == [1, 2, 3]
         assert (folder / "out/grpo/model.safetensors").exists()
