@@ -66,6 +66,22 @@ async def test_all_calls_that_wait_for_a_version_share_one_question_per_replica(
     assert fleet.refused.total() == before <= 200, "calls that came later asked nobody"
 
 
+async def test_calls_ask_nobody_for_a_version_that_is_on_its_way() -> None:
+    fleet = Fleet()
+    client = fleet.client()
+    await client.info(60)
+    await client.expect(V1)
+    calls = [asyncio.create_task(sample(client, turn())) for _ in range(20)]
+    await until(lambda: fleet.waited.total() == 2)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    fleet.serving.update(("replica0", "replica1"))
+    fleet.switched.set()
+    assert [len(got) for got in await asyncio.gather(*calls)] == [1] * 20
+    assert (fleet.refused, fleet.waited.total()) == ({}, 2)
+    await client.close()
+
+
 async def test_prompts_go_to_the_replicas_that_serve_the_version_already() -> None:
     fleet = Fleet("replica1")
     client = fleet.client()

@@ -154,7 +154,7 @@ class GeneratorClient:
 
     async def expect(self, version: Version) -> None:
         """Note that the replicas will serve `version` soon. Requests that need it wait for that, and ask nobody."""
-        for url in await self._replicas.now():
+        for url in await self._replicas.now(max_age_s=float("inf")):  # the trainer must not wait for DNS
             self._expect(url, version)
 
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
