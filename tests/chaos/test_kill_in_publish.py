@@ -25,7 +25,7 @@ STEPS = 24
 MAX_LAG = int(os.environ.get("TANDEM_CHAOS_MAX_LAG", "1"))
 """With 1, versions are published behind the next update."""
 SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))
-TIMEOUT_S = 240.0
+TIMEOUT_S = 500.0
 KEEP = 2
 TESTS = str(Path(__file__).parents[1])
 PROGRAM = ("-c", f"import sys; sys.path.insert(0, {TESTS!r}); import support.publish_faults as f; f.run_generator()")
