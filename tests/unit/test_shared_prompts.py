@@ -18,6 +18,7 @@ from support.architectures import tiny_config, tiny_model
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored, sequence, trajectory
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.learning import LearnerConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.trajectory import Group
 from tandem_trainer.algorithms.base import Algorithm
@@ -28,7 +29,7 @@ from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.logprobs import TokenLogprobs
 from tandem_trainer.learner.model import checkpoint_gradients
 from tandem_trainer.learner.prompt_cache import PromptCache
-from tandem_trainer.learner.shared_prompts import difference_when_shared
+from tandem_trainer.learner.shared_prompts import difference_when_shared, why_unshared
 
 WINDOW = 16
 """Sliding window of the tiny models that have one."""
@@ -214,6 +215,12 @@ def test_a_wrong_sliding_window_is_noticed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(DynamicSlidingWindowLayer, "get_mask_sizes", DynamicLayer.get_mask_sizes)
     policy = TokenLogprobs(_model("mistral"), temperature=1.0, chunk_size=50)
     assert difference_when_shared(policy) is not None
+
+
+def test_prompts_are_not_shared_if_a_row_beyond_the_sliding_window_is_too_long_to_check():
+    policy = TokenLogprobs(_model("mistral"), temperature=1.0, chunk_size=50)
+    config = LearnerConfig(max_tokens_per_micro_batch=20)
+    assert "sliding window" in (why_unshared(policy, config, torch.device("cpu"), is_sharded=False) or "")
 
 
 def test_a_cache_with_more_than_keys_and_values_is_refused():

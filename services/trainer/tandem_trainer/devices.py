@@ -25,6 +25,8 @@ from .run import trackers
 log = logging.getLogger(__name__)
 
 ALIGNMENT_BYTES = 64
+QUEUED_BYTES = 1 << 30
+"""Copies to host memory that may wait in a GPU's queue. What they copy stays in the GPU's memory until then."""
 CPU_MAX_TOKENS, GPU_MAX_TOKENS = 1024, 8192
 CPU_SOFTMAX_LOGITS, GPU_SOFTMAX_LOGITS = 2**22, 2**25
 
@@ -136,6 +138,7 @@ class HostMemory:
         """
         is_cuda = device.type == "cuda"
         self._stream = torch.cuda.Stream(device) if is_cuda else None  # type: ignore[no-untyped-call]  # torch's
+        self._queued_bytes = 0
         places, size_bytes = {}, 0
         for name, tensor in table.items():
             places[name] = size_bytes
@@ -157,12 +160,16 @@ class HostMemory:
         with torch.cuda.stream(self._stream):
             place.copy_(tensor, non_blocking=True)
         tensor.record_stream(self._stream)  # its memory may be freed before the copy is complete
+        self._queued_bytes += tensor.nbytes
+        if self._queued_bytes > QUEUED_BYTES:
+            self.wait()
         return place
 
     def wait(self) -> None:
         """Wait until all copies are complete."""
         if self._stream is not None:
             self._stream.synchronize()
+        self._queued_bytes = 0
 
 
 def train_on_cpu_without_accelerator() -> None:

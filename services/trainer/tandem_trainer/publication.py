@@ -7,6 +7,7 @@ tell the main process the digests of their files in the staging folder.
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -67,6 +68,8 @@ class Publication:
     """Gives the staging folder. Turns the error of a full volume into one that says how to enlarge it."""
     clock: PhaseClock = field(default_factory=PhaseClock)
     began_s: float = field(default_factory=time.monotonic)
+    is_given_up: threading.Event = field(default_factory=threading.Event)
+    """Set when nobody waits for the version any more, so that no thread does."""
 
     def write(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
         """Write this rank's files. Returns file name → digest.
@@ -92,6 +95,7 @@ class Publication:
             digests = self.write(tensors)
         except Exception:
             if rank:
+                self._remove_files()  # on a full volume, the announcement needs their space
                 self._announce(rank, None)
             else:
                 with suppress(StoreError):
@@ -101,6 +105,11 @@ class Publication:
             self._announce(rank, digests)
             return digests
         return digests | self._collect(ranks, timeout_s)
+
+    def _remove_files(self) -> None:
+        with self.staging() as staged:
+            for name in self.part.files:
+                (staged / name).unlink(missing_ok=True)
 
     def _announce(self, rank: int, digests: Mapping[str, str] | None) -> None:
         """Say that this rank's part is written, or with None that it could not be."""
@@ -126,7 +135,8 @@ class Publication:
                         f"into {staged} within {timeout_s:g} s. Fix: mount the same weights volume at "
                         "shared.weights_dir for all trainer processes, or raise trainer.publish.timeout_s."
                     )
-                time.sleep(POLL_S if missing else 0)
+                if missing and self.is_given_up.wait(POLL_S):
+                    raise StoreError(f"version {self.version} was given up before all of it was written")
         found: dict[str, str] = {}
         for rank, digests in parts.items():
             if digests is None:

@@ -73,6 +73,7 @@ class Publisher:
         self._is_tried = False
         self._memory: HostMemory | None = None
         self._task: Future[None] | None = None
+        self._publication: Publication | None = None
 
     @property
     def in_flight(self) -> Future[None] | None:
@@ -99,10 +100,7 @@ class Publisher:
             # An earlier run may have kept more versions, or have ended because the volume was full.
             self._store.retain(self._config.keep)
         with ExitStack() as stack:
-            publication = self._staged(version, self._part(model), stack)
-            if publication.part.kind == "lora" and self._accelerator.is_main_process:
-                with publication.staging() as staged:
-                    save_adapter_config(model, staged)
+            self._publication = publication = self._staged(version, model, stack)
             copies = behind or copies_before_writing(self._accelerator.device)
             write = self._copied(publication) if copies else self._written(publication)
             if behind:
@@ -122,12 +120,20 @@ class Publisher:
         if self._task is None:
             return
         task, self._task = self._task, None
-        self._wait(task)
+        try:
+            self._wait(task)
+        finally:  # a thread that still waits for other ranks must not, if this rank ends with an error
+            self._give_up()
 
     def close(self) -> None:
         """Give up the version in flight. If it is being written, the portal waits for that before it ends."""
+        self._give_up()
         if self._task is not None:
             self._task.cancel()
+
+    def _give_up(self) -> None:
+        if self._publication is not None:
+            self._publication.is_given_up.set()
 
     def _part(self, model: PreTrainedModel) -> Part:
         rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
@@ -139,15 +145,18 @@ class Publisher:
         files = part_files(table, rank=rank, ranks=ranks)
         return Part("full", files, model_tensors(model, self._dtype), _size_bytes(table))
 
-    def _staged(self, version: Version, part: Part, stack: ExitStack) -> Publication:
+    def _staged(self, version: Version, model: PreTrainedModel, stack: ExitStack) -> Publication:
         """Make the staging folder, until `stack` ends. The main process does it, and fails if the volume is full."""
+        part = self._part(model)
         needs_bytes = part.version_bytes + HEADER_BYTES
         fix = how_to_enlarge(needs_bytes, self._config.keep)
         staging = partial(self._store.staging, version, needs_bytes=needs_bytes, fix=fix)
 
         def stage() -> None:
             if self._accelerator.is_main_process:
-                stack.enter_context(staging())
+                folder = stack.enter_context(staging())
+                if part.kind == "lora":
+                    save_adapter_config(model, folder)
 
         together(self._accelerator, stage)
         return Publication(version, part, partial(staging, owner=False))

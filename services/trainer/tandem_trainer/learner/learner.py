@@ -70,7 +70,7 @@ class Learner:
         if not self._gets_weights_from_rank_0:
             check_logprobs(policy)
             check_causal(policy)
-        self.unshared_because = why_unshared(policy, config.learner, is_sharded=self._is_sharded)
+        self.unshared_because = why_unshared(policy, config.learner, accelerator.device, is_sharded=self._is_sharded)
         """Why prompts are computed once per row. None: once for all rows that begin with them."""
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # batches have different lengths

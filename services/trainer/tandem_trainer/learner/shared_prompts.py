@@ -12,6 +12,7 @@ from tandem_protocol.config.learning import LearnerConfig
 from tandem_protocol.problems import one_line
 
 from ..batch import SharedPrompts
+from ..devices import default_max_tokens
 from .logprobs import TokenLogprobs
 
 TOLERANCE = 1e-3
@@ -22,14 +23,24 @@ WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_w
 """Keys of a model's configuration for the number of tokens that the attention of a layer sees."""
 
 
-def why_unshared(policy: TokenLogprobs, config: LearnerConfig, *, is_sharded: bool) -> str | None:
-    """Return why each row has to compute its own prompt, or None if prompts can be computed once."""
+def why_unshared(policy: TokenLogprobs, config: LearnerConfig, device: torch.device, *, is_sharded: bool) -> str | None:
+    """Return why each row has to compute its own prompt, or None if prompts can be computed once.
+
+    To find out, the policy moves to `device`, where it is trained, and computes some rows.
+    """
     if config.shared_prompts == "never":
         return "trainer.learner.shared_prompts is never"
     if config.gradient_checkpointing:
         return "with trainer.learner.gradient_checkpointing, transformers ignores the cache that has the prompt"
     if is_sharded:
         return "with trainer.learner.parallelism: fsdp2, all processes have to call the model equally often"
+    most = config.max_tokens_per_micro_batch or default_max_tokens(device)
+    if (window := _window(policy)) and window + PROMPT + REST > most:
+        return (
+            f"a row that is longer than the sliding window of {window} tokens does not fit a micro-batch of {most}, so "
+            "the start cannot check that sharing changes nothing. Fix: raise trainer.learner.max_tokens_per_micro_batch"
+        )
+    policy.to(device)
     return difference_when_shared(policy)
 
 
