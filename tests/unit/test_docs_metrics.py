@@ -81,8 +81,8 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
     learner = Learner(shared, config, make_tokenizer(), accelerator, needs_reference=algorithm.needs_reference)
     with run.record_outcome():
         stats = learner.update(algorithm.make_batch(GROUPS, list), algorithm)
-        run.make_record(1, GROUPS, stats)
         run.published(PUBLICATION.timings([]), 1000)
+        run.make_record(1, GROUPS, stats)
         if config.eval:
             run.evaluated(_evaluate(config, run.dir))
         run.log()
