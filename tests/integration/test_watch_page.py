@@ -26,14 +26,15 @@ def append(file: Path, *records: dict[str, Any]) -> None:
 
 
 class World:
-    """A page of three runs: one with many rollouts, one with none, and one with damaged fields."""
+    """A page of runs: one with many rollouts, one with none, one with damaged fields, and one that grows."""
 
     def __init__(self, folder: Path) -> None:
-        self.full, self.without, self.odd = (folder / name for name in ("full", "without", "odd"))
+        self.full, self.without, self.odd, self.growing = (folder / name for name in ("a", "b", "c", "d"))
         append(self.full / "metrics.jsonl", *({"step": n, "reward_mean": n / 4} for n in (1, 2, 3, 4)))
         rows = [{"step": 2, "row": n, "completion": f"number {n}", "reward": n} for n in range(ROWS)]
         others = ({"step": n, "row": 0, "completion": f"of step {n}", "reward": 1} for n in (3, 4))
         append(self.full / "rollouts.jsonl", *rows, *others)
+        append(self.growing / "rollouts.jsonl", *rows[:600])
         append(self.without / "metrics.jsonl", {"step": 1, "reward_mean": 0.5})
         append(self.odd / "metrics.jsonl", {"reward_mean": 0.5})
         append(self.odd / "events.jsonl", {"step": 1, "kind": "odd", "message": "odd", "time_unix_s": 1e99})
@@ -48,7 +49,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("page")
     made = World(folder)
-    with watching(made.full, made.without, made.odd) as address, browser.chromium(folder / "profile") as tab:
+    with watching(made.full, made.without, made.odd, made.growing) as address, browser.chromium(folder / "t") as tab:
         yield made.open(tab, address)
 
 
@@ -103,6 +104,15 @@ def test_all_rollouts_of_a_large_step_can_be_shown_and_the_next_step_follows(wor
     page.wait(f"{HINT}.includes('1 logged rollout of step 3')")
 
 
+def test_what_is_shown_of_a_large_step_stays_while_it_grows(world: World) -> None:
+    page = world.page
+    page.go("#rollouts?run=3&step=2", ".row")
+    page.click(".pane > button")
+    page.wait("document.querySelectorAll('.row').length === 600")
+    append(world.growing / "rollouts.jsonl", {"step": 2, "row": 600, "completion": "new", "reward": 1})
+    page.wait("document.querySelectorAll('.row').length === 601")
+
+
 def test_a_run_without_rollouts_shows_none_of_another_run(world: World) -> None:
     page = world.page
     page.go("#rollouts?run=0&step=4", ".row")
@@ -128,6 +138,14 @@ def test_damaged_fields_and_unknown_addresses_do_not_end_the_news(world: World) 
     append(world.odd / "events.jsonl", {"step": 2, "kind": "later", "message": "the news"})
     page.wait("document.querySelector('.timeline').innerText.includes('the news')")
     assert page.problems() == []
+
+
+def test_an_error_of_the_page_is_shown_and_does_not_end_the_news(world: World) -> None:
+    page = world.page
+    page.tab.evaluate("void (document.querySelector('#runs').id = 'gone')")
+    page.wait("document.querySelector('#offline').innerText.includes('cannot show what the server has sent')")
+    page.tab.evaluate("void (document.querySelector('#gone').id = 'runs')")
+    page.wait("document.querySelector('#offline').hidden")
 
 
 def test_a_closed_chart_is_freed(world: World) -> None:
