@@ -32,7 +32,7 @@ def odd(completion_ids, **_):
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 """
 SCRIPT = "<img src=x onerror='window.hacked = 1'><script>window.hacked = 1</script><style>main {display: none}</style>"
-ANSI = "\x1b[31mred\x1b[0m\x07 and \u202ereversed\u202c, \u200bhidden"
+ANSI = "\x1b[31mred\x1b[0m\x07 and \u202ereversed\u202c, \u200b\u00ad\u061c\U000e0041hidden"
 ARABIC = "مرحبا بالعالم (1 + 2)"
 LONG = "word " * 20_000 + "END"
 HOSTILE = (SCRIPT, ANSI, ARABIC, LONG, "x" * 3000, "\ud800 half a surrogate pair")
@@ -113,11 +113,11 @@ def test_the_curves_of_a_running_run_appear_and_grow(world: World) -> None:
     assert {"Reward", "Entropy", "Gradient norm", "KL of sampler and trainer", "Where a step's time goes"} <= set(
         titles
     )
-    curve = "document.querySelector('.plot').data[0]"
-    page.wait(f"document.querySelector('.plot').data && {curve}.x.join() === '1,2'")
-    page.tab.evaluate("void (window.before = document.querySelector('.plot'))")
+    curve = "document.querySelector('.plot').data?.[0]"
+    page.wait(f"{curve}?.x.join() === '1,2'")
+    page.tab.evaluate("void (window.isSame = true)")
     world.reach("finished")
-    page.wait(f"{curve}.x.length === 4 && document.querySelector('.plot') === window.before")
+    page.wait(f"{curve}?.x.length === 4 && window.isSame")
     rewards = [line["reward_mean"] for line in world.project.lines("metrics.jsonl")]
     assert page.tab.evaluate(f"{curve}.y") == pytest.approx(rewards, abs=1e-6)
 
@@ -197,7 +197,7 @@ def test_hostile_text_is_shown_as_text(world: World, number: int) -> None:
     last = "Array.from(document.querySelectorAll('.turn.assistant')).at(-1)"
     text = page.tab.evaluate(f"{last}.querySelector('.text').textContent")
     expected = HOSTILE[number]
-    for sign in "\x1b\x07\u202e\u202c\u200b":
+    for sign in "\x1b\x07\u202e\u202c\u200b\u00ad\u061c\U000e0041":
         expected = expected.replace(sign, f"⟨U+{ord(sign):04X}⟩")
     assert text == expected or (text == f"{expected[:2000]}…" and len(expected) > 2000)
     assert page.widths() == [1280, 390]

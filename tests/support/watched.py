@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +22,18 @@ DEADLINE_S = 120.0
 def watching(*folders: Path) -> Iterator[str]:
     """Start the command. Yields the address that it prints."""
     command = [sys.executable, "-m", "tandem_cli", "watch", "--port", "0", *map(str, folders)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout
-        (address,) = re.findall(r"http://\S+", process.stdout.readline())
-        yield address
-    finally:
-        process.terminate()
-        process.communicate(timeout=DEADLINE_S)
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            assert process.stdout
+            ready, _, _ = select.select([process.stdout], [], [], DEADLINE_S)
+            found = re.search(r"http://\S+", process.stdout.readline() if ready else "")
+            errors.seek(0)
+            assert found, f"`tandem watch` printed no address within {DEADLINE_S} s: {errors.read()}"
+            yield found[0]
+        finally:
+            process.terminate()
+            process.communicate(timeout=DEADLINE_S)
 
 
 class Page:
@@ -39,9 +45,10 @@ class Page:
         tab.open(address)
 
     def go(self, view: str, found: str) -> None:
-        """Open a view, and wait until an element of it is there."""
-        self.tab.evaluate(f"location.hash = {view!r}")
-        self.wait(f"document.querySelector({found!r})")
+        """Open a view, and wait until it has replaced the one before, and an element of it is there."""
+        mark = f"location.hash !== {view!r} && document.querySelector('#main > *')?.setAttribute('data-before', '')"
+        self.tab.evaluate(f"void ({mark}, location.hash = {view!r})")
+        self.wait(f"!document.querySelector('[data-before]') && document.querySelector({found!r})")
 
     def wait(self, condition: str) -> Any:
         """Wait until a JavaScript expression is true."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from tandem_trainer.trl.last_step import LastStep
-from tandem_trainer.trl.recorder import evaluation
+from tandem_trainer.trl.recorder import Recorder, Tally, evaluation
 
 
 def logged(name: str, reward: float) -> dict[str, Any]:
@@ -27,3 +28,14 @@ def test_weights_are_sent_before_the_first_step_although_trl_0_16_takes_them_as_
     trainer = SimpleNamespace(_last_loaded_step=0)
     LastStep(trainer).on_train_begin(None, None, None)
     assert trainer._last_loaded_step != 0
+
+
+def test_a_script_that_begins_in_a_used_folder_sets_all_its_lines_aside(tmp_path: Path) -> None:
+    names = ("metrics", "rollouts", "eval", "events")
+    for name in names:
+        (tmp_path / f"{name}.jsonl").write_text('{"step": 9}\n')
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0)
+    Recorder(SimpleNamespace(), Tally(), tmp_path).on_train_begin(None, state, None)
+    for name in names:
+        assert (tmp_path / f"{name}.1.jsonl").read_text() == '{"step": 9}\n'
+        assert "9" not in "".join(file.read_text() for file in tmp_path.glob(f"{name}.jsonl"))

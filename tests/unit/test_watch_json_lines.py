@@ -97,6 +97,16 @@ def test_a_step_of_a_large_file_is_found_without_reading_the_file() -> None:
     assert file.bytes_read < 4_000_000
 
 
+def test_a_huge_line_is_read_only_a_few_times_while_a_step_is_looked_for() -> None:
+    huge = line(2, size=8_000_000) + b"\n"
+    file = Counted(line(1) + b"\n" + huge + line(3) + b"\n")
+    end = complete_end(file)
+    for step, expected in ((1, 0), (2, len(line(1)) + 1), (3, end - len(line(3)) - 1)):
+        file.bytes_read = 0
+        assert first_of_step(file, step, end) == expected
+        assert file.bytes_read < 3 * len(huge)
+
+
 @given(number=st.sampled_from(("NaN", "Infinity", "-Infinity", "1e999", "-1e999")))
 def test_numbers_that_json_cannot_express_become_null(number: str) -> None:
     assert parse(b'{"a": [%s, 1.5]}' % number.encode()) == {"a": [None, 1.5]}

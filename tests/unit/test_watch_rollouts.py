@@ -13,6 +13,12 @@ from tandem_cli.watch import rollouts
 from tandem_cli.watch.rollouts import MAX_MATCHES, MAX_ROWS, Moved, Query, Rollouts
 
 
+@pytest.fixture(autouse=True)
+def on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no answer end because it took long. Tests of that set `READ_S` themselves."""
+    monkeypatch.setattr(rollouts, "READ_S", 60.0)
+
+
 def record(step: int, reward: float | None, text: str = "four", **others: Any) -> dict[str, Any]:
     return {
         "step": step,
@@ -72,6 +78,9 @@ def test_a_large_step_and_a_long_search_come_in_parts(tmp_path: Path) -> None:
         ({"text": 'say "fünf"'}, [0.5]),
         ({"text": "ÜNF"}, [0.5]),
         ({"text": "calculate"}, [1.0]),
+        ({"text": '"x": "é"'}, [1.0]),
+        ({"text": "tool_calls"}, []),
+        ({"text": "role"}, []),
         ({"text": "timed out"}, [None]),
         ({"min_reward": 0.5}, [0.5, 1.0, 2.0]),
         ({"min_reward": 0.5, "max_reward": 1.0}, [0.5, 1.0]),
@@ -85,7 +94,8 @@ def test_a_large_step_and_a_long_search_come_in_parts(tmp_path: Path) -> None:
 def test_a_search_finds_what_fulfils_all_conditions(
     tmp_path: Path, query: dict[str, Any], expected: list[float | None]
 ) -> None:
-    calls = [{"role": "assistant", "tool_calls": [{"function": {"name": "calculate", "arguments": "{}"}}]}]
+    function = {"name": "calculate", "arguments": '{"x": "é"}'}
+    calls = [{"role": "assistant", "tool_calls": [{"function": function}]}]
     found = run(
         tmp_path,
         record(1, 0.0),
@@ -106,6 +116,29 @@ def test_an_answer_reads_a_bounded_part_of_the_file(tmp_path: Path, monkeypatch:
     assert len(found.of_step(1)["rows"]) < 20
 
 
+def test_each_answer_of_a_slow_search_reads_at_least_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(tmp_path, *(record(1, float(n)) for n in range(3)))
+    monkeypatch.setattr(rollouts, "READ_S", -1.0)
+    after, read = None, []
+    for _ in range(3):
+        answer = found.search(Query(after=after))
+        read += rewards(answer)
+        after = answer["next"]
+    assert (read, after) == ([0.0, 1.0, 2.0], None)
+
+
+def test_each_part_of_a_step_says_which_step_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rollouts, "MAX_ROWS", 2)
+    found = run(tmp_path, *(record(1, float(n)) for n in range(3)), record(4, 1.0), record(9, 1.0))
+    first = found.of_step(1)
+    second = found.of_step(1, first["next"])
+    assert [(len(part["rows"]), part["earlier"], part["later"]) for part in (first, second)] == [
+        (2, None, 4),
+        (1, None, 4),
+    ]
+    assert second["next"] is None
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     block = "".join(json.dumps(record(0, 0.5, "x" * 20_000)) + "\n" for _ in range(10))
     with (tmp_path / "rollouts.jsonl").open("w") as file:
@@ -122,6 +155,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 5_000_000
     finally:
         tracemalloc.stop()
+        (tmp_path / "rollouts.jsonl").unlink()  # pytest keeps the folders of its last runs
 
 
 def test_a_list_shows_only_the_beginning_of_a_long_text(tmp_path: Path) -> None:

@@ -95,6 +95,24 @@ def test_figures_have_the_names_of_their_fields_and_keys() -> None:
     assert str(dict(figures({"a": 10**400}))["a"]) == "nan"
 
 
+def test_two_figures_of_one_name_in_a_line_do_not_shift_the_column(tmp_path: Path) -> None:
+    write(tmp_path / "m", [{"step": n, "a.b": n, "a": {"b": -n}} for n in (1, 2, 3)])
+    assert Series(tmp_path / "m").read()["columns"]["a.b"]["mean"] == [1, 2, 3]
+
+
+def test_a_cursor_of_an_earlier_server_is_not_taken_for_one_of_this_server(tmp_path: Path) -> None:
+    page = Page()
+    for folder, offset in ((tmp_path / "a", 0), (tmp_path / "b", 100)):
+        folder.mkdir()
+        write(folder / "metrics.jsonl", [{"step": n + offset} for n in (1, 2, 3)])
+        write(folder / "events.jsonl", [{"step": 1, "kind": "finished"}])
+    page.take(Series(tmp_path / "a/metrics.jsonl").read())
+    page.take(Series(tmp_path / "b/metrics.jsonl").read(page.cursor))
+    assert page.columns == {"step": [101, 102, 103]}
+    first, second = (Timeline(folder, Series(folder / "metrics.jsonl")) for folder in (tmp_path / "a", tmp_path / "b"))
+    assert second.read(first.read()["cursor"])["events"]
+
+
 def test_the_number_of_figures_is_bounded(tmp_path: Path) -> None:
     write(tmp_path / "m", [{"step": n, "staleness": {str(n * 100 + i): 1 for i in range(100)}} for n in range(20)])
     assert len(Series(tmp_path / "m").read()["columns"]) == MAX_FIGURES

@@ -45,7 +45,10 @@ def test_nothing_is_answered_without_the_token(run_dir: Path, path: str) -> None
     stranger = client(run_dir, has_cookie=False)
     assert stranger.get(path).status_code == 403
     assert stranger.get(path, params={"token": "wrong"}).status_code == 403
-    stranger.cookies.set("tandem-watch-8600", "wrong")
+    stranger.get("/", params={"token": TOKEN})
+    assert stranger.get(path).status_code != 403
+    for name in list(stranger.cookies):
+        stranger.cookies.set(name, "wrong", domain="127.0.0.1")
     assert stranger.get(path).status_code == 403
 
 
@@ -54,6 +57,15 @@ def test_the_token_in_the_address_becomes_a_cookie_that_scripts_cannot_read(run_
     assert (answer.status_code, answer.headers["location"]) == (303, "/")
     assert {"HttpOnly", "SameSite=lax"} <= set(answer.headers["set-cookie"].split("; "))
     assert client(run_dir).get("/").status_code == 200
+
+
+def test_two_pages_of_a_host_do_not_log_each_other_out(run_dir: Path) -> None:
+    """Their ports are the same where they run, and different where they are forwarded to."""
+    one, other = client(run_dir), client(run_dir)
+    other.cookies.update(one.cookies)
+    one.cookies.update(other.cookies)
+    assert (one.get("/").status_code, other.get("/").status_code) == (200, 200)
+    assert len(one.cookies) == 2
 
 
 @pytest.mark.parametrize("path", ADDRESSES)
@@ -152,7 +164,7 @@ def test_runs_of_the_same_name_are_called_by_their_paths(tmp_path: Path) -> None
         (["runs/mine/metrics.jsonl"], "a file, expected the folder of a run. Fix: tandem watch runs/mine"),
         (["absent/runs/mine"], "the folder absent/runs does not exist"),
         (["runs/mine", "--port", "99999"], "--port 99999, which cannot be used"),
-        (["runs/mine", "--host", "192.0.2.1"], "--host 192.0.2.1"),
+        (["runs/mine", "--host", "a..b"], "--host a..b"),
     ],
     ids=str,
 )
@@ -160,6 +172,7 @@ def test_a_mistake_on_the_command_line_is_named(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
 ) -> None:
     monkeypatch.chdir(run_dir.parents[1])
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_, **__: pytest.fail("the page is served"))
     assert main(["watch", *words]) == 2
     assert expected in capsys.readouterr().err
 

@@ -55,7 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise ConfigError(
             f"got --host {host} --port {port}, which cannot be used: {error}. Fix: choose another port, such as "
             "--port 0 for a free one, or an address of this machine."

@@ -35,6 +35,8 @@ class Guard:
 
     def __init__(self, token: str, host: str) -> None:
         self._token = token
+        self._cookie = f"tandem-watch-{secrets.token_hex(8)}"
+        """Pages of a host share their cookies, whatever their ports are, so each start has a name of its own."""
         self._names = {"localhost", socket.gethostname().lower(), host.lower()}
 
     async def __call__(self, request: Request, call_next: Next) -> Response:
@@ -47,7 +49,7 @@ class Guard:
             return PlainTextResponse("This page can only be read.\n", 405, {"Allow": "GET"})
         if not self.is_own_name(request.headers.get("host", "")):
             return PlainTextResponse("The address has a name that is not one of this machine.\n", 403)
-        if not any(map(self._is_token, (request.query_params.get("token"), request.cookies.get(_cookie(request))))):
+        if not any(map(self._is_token, (request.query_params.get("token"), request.cookies.get(self._cookie)))):
             return PlainTextResponse(NO_TOKEN, 403)
         return None
 
@@ -57,7 +59,7 @@ class Guard:
             return None
         response = RedirectResponse("/", 303)
         # Not "strict": links in the terminal of a web IDE come from another site.
-        response.set_cookie(_cookie(request), self._token, httponly=True, samesite="lax")
+        response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
         return response
 
     def is_own_name(self, host: str) -> bool:
@@ -76,8 +78,3 @@ class Guard:
 
     def _is_token(self, given: str | None) -> bool:
         return secrets.compare_digest((given or "").encode(), self._token.encode())
-
-
-def _cookie(request: Request) -> str:
-    """Two pages on different ports of a host share their cookies, so each has a name of its own."""
-    return f"tandem-watch-{request.scope['server'][1]}"

@@ -129,10 +129,9 @@ def first_of_step(file: BinaryIO, step: int, end: int) -> int:
         at = None
         while start < found and (at := step_of(file, start)) is None:
             start = _behind_newline(file, start, end)
-        if at is None:
-            high = middle
-        elif at < step:
+        if at is not None and at < step:
             low = start + 1
-        else:
-            high, found = middle, start
+            continue
+        found = found if at is None else start
+        high = _after_newline_before(file, middle - 1) + 1 if middle else 0  # no other line starts up to `middle`
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -64,8 +63,20 @@ class Query(BaseModel):
 
 def _text(record: Mapping[str, Any]) -> str:
     """Return everything that a person reads in a trajectory."""
-    fields = (record.get(name) for name in ("prompt", "completion", "reason", "messages"))
-    return "\n".join(one if isinstance(one, str) else json.dumps(one, ensure_ascii=False) for one in fields if one)
+    return "\n".join(_strings([record.get(name) for name in ("prompt", "completion", "reason", "messages")]))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield the strings in a JSON value, in order. The keys of objects are left out."""
+    left = [value]
+    while left:
+        match left.pop():
+            case str(text):
+                yield text
+            case list(items):
+                left.extend(reversed(items))
+            case dict(fields):
+                left.extend(reversed(fields.values()))
 
 
 class Rollouts:
@@ -92,15 +103,13 @@ class Rollouts:
         Raises:
             Moved: `after` is not valid any more.
         """
-        page: dict[str, Any] = {"step": step, "rows": [], "next": None, "later": None}
+        page: dict[str, Any] = {"step": step, "rows": [], "next": None}
         with self._open() as (file, end):
-            first = first_of_step(file, step, end)
+            first, behind = (first_of_step(file, number, end) for number in (step, step + 1))
             start = first if after is None else _checked(file, after, end)
             page["earlier"] = _step_before(file, first)
-            for line in lines(file, start, end):
-                if (found := step_of(file, line.start)) not in (step, None):
-                    page["later"] = found
-                    break
+            page["later"] = step_of(file, behind) if behind < end else None
+            for line in lines(file, start, behind):
                 if len(page["rows"]) >= MAX_ROWS or line.start - start > READ_BYTES:
                     page["next"] = line.start
                     break
@@ -132,7 +141,8 @@ class Rollouts:
             )
             found: list[dict[str, Any]] = []
             for line in lines(file, start, end):
-                if len(found) >= MAX_MATCHES or line.start - start > READ_BYTES or time.monotonic() > deadline_s:
+                is_late = line.start > start and time.monotonic() > deadline_s  # each answer reads a line
+                if len(found) >= MAX_MATCHES or line.start - start > READ_BYTES or is_late:
                     return {"rows": found, "next": line.start, "read": line.start / end}
                 if query.to_step is not None and (step_of(file, line.start) or 0) > query.to_step:
                     break

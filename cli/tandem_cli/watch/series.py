@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from array import array
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,8 @@ class Series:
         """Grows with every change of `marks`."""
         self._file = GrowingFile(path)
         self._generation = 0
+        self._start = secrets.token_hex(4)
+        """Part of each cursor, so that one of an earlier server is not taken for one of this server."""
         self._columns: dict[str, array[float]] = {}
         self._rows = 0
         self._lock = Lock()
@@ -47,7 +50,7 @@ class Series:
             bucket = 1
             while self._rows > bucket * POINTS:
                 bucket *= 2
-            scale = f"{self._file.generation}.{bucket}"
+            scale = f"{self._start}.{self._file.generation}.{bucket}"
             start = int(after.rpartition(".")[2]) if after.rpartition(".")[0] == scale else 0
             edges = [*range(start * bucket, self._rows, bucket), self._rows]
             return {
@@ -102,6 +105,8 @@ class Series:
                 if len(self._columns) >= MAX_FIGURES:
                     continue
                 column = self._columns[name] = array("d")
+            if len(column) > self._rows:
+                continue  # `a.b` and the key `b` of the field `a` have the same name
             column.extend([_MISSING] * (self._rows - len(column)))
             column.append(value)
         self._mark(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,8 @@ class Timeline:
     def __init__(self, folder: Path, steps: Series) -> None:
         self._files = (_File(folder / "events.jsonl"), _File(folder / "eval.jsonl", _evaluated))
         self._steps = steps
+        self._start = secrets.token_hex(4)
+        """Part of each cursor, so that one of an earlier server is not taken for one of this server."""
         self._lock = Lock()
 
     def read(self, after: str = "") -> dict[str, Any]:
@@ -61,7 +64,8 @@ class Timeline:
         with self._lock:
             for file in self._files:
                 file.poll()
-            cursor = ".".join(str(number) for number in (*(file.changes for file in self._files), self._steps.marked))
+            changes = (*(file.changes for file in self._files), self._steps.marked)
+            cursor = ".".join(map(str, (self._start, *changes)))
             if cursor == after:
                 return {"cursor": cursor, "events": None}
             events = [event for file in self._files for event in file.newest] + list(self._steps.marks)

@@ -8,12 +8,16 @@ export const PLOTLY = "/plotly/plotly.min.js";
 const SPARSE = 30; // Fewer points are drawn as points, too.
 let loading = null;
 
-/** Load plotly.js once. It is large, so the page is shown before. */
+/** Load plotly.js once. Raises an error if the server does not send it. It is large, so the page is shown before. */
 export function plotly() {
   loading ??= new Promise((resolve, reject) => {
     const script = el("script", { src: PLOTLY });
     script.addEventListener("load", () => resolve(window.Plotly));
-    script.addEventListener("error", () => reject(new Error("plotly.js could not be loaded.")));
+    script.addEventListener("error", () => {
+      loading = null; // the next drawing tries again
+      script.remove();
+      reject(new Error("plotly.js could not be loaded."));
+    });
     document.head.append(script);
   });
   return loading;
@@ -32,17 +36,38 @@ export class Chart {
     this.plot = el("div", { class: "plot", "aria-hidden": "true" });
     const unit = chart.unit ? el("span", { class: "unit" }, chart.unit) : null;
     this.card = el("article", { class: "card", "aria-label": chart.title });
-    this.card.append(el("h3", {}, chart.title, unit), this.legend, this.plot);
+    this.problem = el("p", { class: "notice", role: "alert", hidden: true });
+    this.card.append(el("h3", {}, chart.title, unit), this.legend, this.problem, this.plot);
     if (chart.hint) this.card.append(el("p", { class: "hint" }, chart.hint));
     this.isVisible = false;
+    this.drawn = Promise.resolve();
   }
 
   /** Show the newest values, and draw the curves if the card is on the screen. */
-  async update() {
-    const curves = this.curves();
-    this.legend.replaceChildren(...curves.map((curve) => this.entry(curve)));
+  update() {
+    this.legend.replaceChildren(...this.curves().map((curve) => this.entry(curve)));
+    this.after(() => this.draw());
+  }
+
+  /** Free what plotly.js keeps for the card. */
+  close() {
+    this.isVisible = false;
+    this.after(() => this.clickable && window.Plotly.purge(this.plot));
+  }
+
+  /** Do something after the drawing that goes on: plotly.js draws one after the other. */
+  after(action) {
+    this.drawn = this.drawn.catch(() => {}).then(action);
+  }
+
+  async draw() {
     if (!this.isVisible) return;
-    const Plotly = await plotly();
+    const Plotly = await plotly().catch((error) => {
+      this.problem.textContent = `${error.message} The next step tries again.`;
+    });
+    this.problem.hidden = Boolean(Plotly);
+    if (!Plotly || !this.isVisible) return;
+    const curves = this.curves();
     await Plotly.react(this.plot, curves.flatMap((curve) => this.traces(curve, curves.length)), layout(curves), {
       displayModeBar: false,
       responsive: true,
@@ -123,7 +148,7 @@ function layout(curves) {
     font: { family: style("--font"), color: style("--muted") },
     showlegend: false,
     hovermode: "x unified",
-    hoverlabel: { bgcolor: style("--card"), bordercolor: style("--line"), font: { color: style("--text"), size: 12 } },
+    hoverlabel: { bgcolor: style("--card"), bordercolor: style("--line"), namelength: -1, font: { color: style("--text"), size: 12 } },
     dragmode: window.matchMedia("(pointer: fine)").matches ? "zoom" : false,
     xaxis: { ...line, nticks: 6, tickformat: ",d", hoverformat: ",d" },
     yaxis: { ...line, nticks: 5, tickformat: "~g", fixedrange: true, range: constantRange(curves) },

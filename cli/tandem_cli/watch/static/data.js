@@ -64,7 +64,7 @@ export function points(run, name) {
   const isEvaluation = name.startsWith("eval.");
   const { columns, bucket } = isEvaluation ? run.evaluations : run.steps;
   const column = columns[isEvaluation ? name.slice(5) : name];
-  if (!column?.mean.some((value) => value !== null)) return null;
+  if (!columns.step || !column?.mean.some((value) => value !== null)) return null;
   return { ...column, x: columns.step[bucket === 1 ? "mean" : "high"] }; // a point stands at the last of its steps
 }
 

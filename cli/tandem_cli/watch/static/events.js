@@ -45,7 +45,9 @@ export class Events {
 
   item({ step, kind, message, time_unix_s: time, run }) {
     const parameters = new URLSearchParams({ run: run.number, step });
-    const when = time ? el("time", { dateTime: new Date(time * 1000).toISOString() }, new Date(time * 1000).toLocaleString()) : null;
+    const date = new Date(time * 1000);
+    const isKnown = time && !Number.isNaN(date.getTime());
+    const when = isKnown ? el("time", { dateTime: date.toISOString() }, date.toLocaleString()) : null;
     const name = runs.length > 1 ? el("bdi", { class: "run-name" }, run.state.name) : null;
     if (name) name.style.color = color(run.number);
     return el(

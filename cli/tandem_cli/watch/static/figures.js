@@ -1,5 +1,8 @@
 // The charts of the overview: which figures of metrics.jsonl each shows, and what to look for.
-// `fields` are names; `prefix` stands for all figures whose names begin with it. A chart without data is left out.
+// `fields` are names; `match` stands for all figures with such a name, and its groups are what the curve is called.
+// A chart without data is left out.
+
+const words = (name) => name.replaceAll("_", " ");
 
 export const CHARTS = [
   {
@@ -10,7 +13,15 @@ export const CHARTS = [
         fields: { reward_mean: "training", "eval.reward_mean": "evaluation" },
         hint: "Mean over all completions. A training reward that rises while the evaluation does not is being exploited, or the prompts are learned by heart.",
       },
-      { title: "Reward by function", prefix: "rewards.", hint: "Before weights. One that rises while the one that you care about falls is being exploited: read completions." },
+      { title: "Reward by function", match: /^rewards\.(.+)$|^rewards\/(.+)\/mean$/, hint: "Before weights. One that rises while the one that you care about falls is being exploited: read completions." },
+      { title: "Evaluation by function", match: /^eval\.rewards\.(.+)$|^eval\.eval_rewards\/(.+)\/mean$/, hint: "The same for held-out prompts." },
+      { title: "Pass at k", match: /^eval\.pass_at\.(.+)$/, hint: "Probability that one of k completions is right, for each function and k." },
+      {
+        title: "Implicit rewards of pairs",
+        fields: { "rewards/margins": "margin", "rewards/chosen": "preferred", "rewards/rejected": "other" },
+        hint: "Of Online DPO. The margin starts at 0 and grows.",
+      },
+      { title: "Pairs in the right order", fields: { "rewards/accuracies": "share" }, hint: "Starts at 0.5 and rises." },
       { title: "Spread of rewards", fields: { reward_std: "standard deviation" }, hint: "Near 0, all completions score alike, and nothing can be learned from them." },
     ],
   },
@@ -24,7 +35,7 @@ export const CHARTS = [
       { title: "Gradient norm", fields: { grad_norm: "norm" }, hint: "Before clipping. Spikes now and then are harmless; steady growth is not." },
       { title: "Learning rate", fields: { learning_rate: "learning rate" } },
       { title: "KL to the start policy", fields: { kl_reference: "kl_reference" }, unit: "nats per token" },
-      { title: "Clipped tokens", prefix: "clip_ratio/", hint: "Share of tokens whose probability has already changed by the allowed amount." },
+      { title: "Clipped tokens", match: /^clip_ratio\/(.+)$/, hint: "Share of tokens whose probability has already changed by the allowed amount." },
     ],
   },
   {
@@ -32,9 +43,9 @@ export const CHARTS = [
     charts: [
       { title: "KL of sampler and trainer", fields: { kl_sampler: "kl_sampler" }, unit: "nats per token", hint: "Stays well below 0.1 and does not grow." },
       { title: "Numerical mismatch", fields: { mismatch: "mismatch" }, unit: "nats per token", hint: "With the same weights on both sides: below 0.001 in float32, below 0.05 otherwise." },
-      { title: "Importance ratio", prefix: "sampling/importance_sampling_ratio/", hint: "Trainer's probability ÷ sampler's probability. The mean is close to 1." },
+      { title: "Importance ratio", match: /^sampling\/importance_sampling_ratio\/(.+)$/, hint: "Trainer's probability ÷ sampler's probability. The mean is close to 1." },
       { title: "Oldest token", fields: { lag_max: "lag_max" }, unit: "versions", hint: "At most trainer.max_lag." },
-      { title: "Age of tokens", prefix: "staleness.", stacked: true, unit: "tokens by age in versions" },
+      { title: "Age of tokens", match: /^staleness\.(.+)$/, label: (age) => `age ${age}`, stacked: true, unit: "tokens by age in versions" },
     ],
   },
   {
@@ -53,15 +64,17 @@ export const CHARTS = [
   {
     group: "Speed",
     charts: [
-      { title: "Where a step's time goes", prefix: "timings.", stacked: true, unit: "seconds", hint: "Waiting for rollouts and the update are the large ones." },
+      { title: "Where a step's time goes", match: /^timings\.(.+?)(?:_s)?$/, label: words, stacked: true, unit: "seconds", hint: "Waiting for rollouts and the update are the large ones." },
+      { title: "Publishing a version", match: /^publish_timings\.(.+?)(?:_s)?$/, label: words, unit: "seconds", hint: "The parts of it, and the total until all generators serve the version." },
+      { title: "Size of a version", fields: { publish_bytes: "size" }, unit: "bytes" },
       { title: "Tokens per second", fields: { tokens_per_s: "tokens per second" }, hint: "Completion tokens, without evaluation and checkpoint." },
       { title: "Rollout tokens", fields: { rollout_tokens: "tokens" }, unit: "tokens per step" },
     ],
   },
 ];
 
-// Figures that are no curve, or that a chart above shows in another way.
-const NOT_SHOWN = /^(step|max_steps|attempt|reward|rewards_std\.|eval\.|checkpoint_failures$)/;
+// Figures that make no curve, or that a chart above shows in another way. TRL's `reward` is `reward_mean`.
+const NOT_SHOWN = /^(step|max_steps|attempt|reward|checkpoint_failures|eval\.(step|attempt|n|eval_reward))$|^rewards_std\.|^(eval\.eval_)?rewards\/.+\/std$/;
 
 /** Return the groups of charts with all names filled in. Figures without a chart, as of a project's own loss, get one each. */
 export function chartsOf(names) {
@@ -76,15 +89,9 @@ export function chartsOf(names) {
 
 function fieldsOf(chart, left) {
   const found = {};
-  for (const name of chart.prefix ? [...left].filter((name) => name.startsWith(chart.prefix)) : Object.keys(chart.fields)) {
-    if (!left.delete(name)) continue;
-    found[name] = chart.prefix ? labelOf(name.slice(chart.prefix.length), chart.prefix) : chart.fields[name];
+  const { fields, match, label = String } = chart;
+  for (const name of match ? [...left].filter((name) => match.test(name)) : Object.keys(fields)) {
+    if (left.delete(name)) found[name] = match ? label(match.exec(name).slice(1).find(Boolean)) : fields[name];
   }
   return found;
-}
-
-function labelOf(name, prefix) {
-  if (prefix === "timings.") return name.replace(/_s$/, "").replaceAll("_", " ");
-  if (prefix === "staleness.") return `age ${name}`;
-  return name;
 }

@@ -27,12 +27,13 @@ function route() {
   if (!runs.length || (view && window.location.hash === shown)) return;
   shown = window.location.hash;
   const [name, parameters] = shown.slice(1).split("?");
-  const known = VIEWS[name] ? name : "overview";
+  const known = Object.hasOwn(VIEWS, name) ? name : "overview";
   for (const link of document.querySelectorAll("nav a")) {
     if (link.hash === `#${known}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   view?.close();
+  view = null; // if the view cannot be made, the next look tries again
   document.title = `${known[0].toUpperCase()}${known.slice(1)} · ${runs.map((run) => run.state.name).join(", ")}`;
   view = new VIEWS[known](main, go, new URLSearchParams(parameters));
 }
@@ -54,20 +55,20 @@ function describe({ exists, phase, phase_s: since, step, max_steps: steps }) {
   return [progress, lasting].filter(Boolean).join(" · ");
 }
 
-/** Ask for news. The page stays as it is while the server does not answer. */
+/** Ask for news and show them. The page stays as it is while the server does not answer. */
 async function refresh() {
-  let isNew = false;
+  let problem = "No news from the server of this page";
   try {
-    isNew = await poll();
+    const isNew = await poll();
+    problem = "The page cannot show what the server has sent";
+    showRuns();
+    if (!view) route();
+    else if (isNew || view instanceof Rollouts) view.update();
     offline.hidden = true;
   } catch (error) {
-    offline.textContent = `No news from the server of this page: ${error.message}. It asks again.`;
+    offline.textContent = `${problem}: ${error.message}. It asks again.`;
     offline.hidden = false;
-    return;
   }
-  showRuns();
-  if (!view) route();
-  else if (isNew || view instanceof Rollouts) view.update();
 }
 
 async function run() {

@@ -41,6 +41,7 @@ export class Overview {
 
   close() {
     this.observer.disconnect();
+    this.cards.forEach((card) => card.close());
     this.scheme.removeEventListener("change", this.redraw);
   }
 
@@ -54,6 +55,7 @@ export class Overview {
   build(names) {
     this.names = names.join();
     this.observer.disconnect();
+    this.cards.forEach((card) => card.close());
     this.cards = [];
     const sections = chartsOf(names).map(({ group, charts }) => {
       const cards = charts.map((chart) => new Chart(chart, this.options, (run, step) => this.go("rollouts", { run, step })));

@@ -7,24 +7,27 @@ import { count, el, many } from "./text.js";
 
 const STATUSES = { "": "any status", finished: "finished", max_tokens: "cut off", max_turns: "out of turns", failed: "failed" };
 const ENOUGH = 50;
+const NOTHING = { rows: [], next: null };
 
 export class Rollouts {
   constructor(main, go, parameters) {
     this.go = go;
     this.run = runs[Number(parameters.get("run") ?? 0)] ?? runs[0];
-    this.found = { rows: [] };
+    this.found = NOTHING;
+    this.query = null;
+    this.at = -1;
     this.list = new List((row) => this.open(row), (direction) => this.turn(direction));
     this.detail = el("section", { class: "detail", "aria-label": "Rollout", "aria-live": "polite", tabIndex: -1 });
     this.message = el("p", { class: "hint", role: "status" });
-    this.more = el("button", { type: "button", hidden: true, onclick: () => this.search(this.found.next) }, "Search on");
+    this.more = el("button", { type: "button", hidden: true, onclick: () => this.goOn() });
     main.replaceChildren(
       el("h1", { class: "hidden" }, "Rollouts"),
       this.steps(),
       this.filters(),
       el("div", { class: "panes" }, el("div", { class: "pane" }, this.message, this.list.element, this.more), this.detail),
     );
-    const step = parameters.get("step");
-    this.show(step === null ? this.span.last : Number(step), Number(parameters.get("at") ?? -1));
+    const step = Number(parameters.get("step") ?? NaN);
+    this.show(Number.isInteger(step) ? step : this.span.last, Number(parameters.get("at") ?? -1));
   }
 
   close() {
@@ -100,6 +103,8 @@ export class Rollouts {
 
   switch(run) {
     this.run = run;
+    this.found = NOTHING;
+    this.list.show([], -1, false);
     this.show(this.span.last);
   }
 
@@ -108,35 +113,73 @@ export class Rollouts {
     if (next !== null && next !== undefined && next !== this.step) this.show(next);
   }
 
-  /** Show the trajectories of a step, and open the one at the offset `at`. */
+  /** Show the trajectories of a step, and open the one at the offset `at`. `quietly`: as many as before, or more. */
   async show(step, at = -1, quietly = false) {
-    if (step === null || Number.isNaN(step)) {
-      this.message.textContent = "No rollouts are logged yet. They appear here after the first step.";
-      return;
-    }
-    this.step = step;
-    this.input.value = step;
+    this.step = step ?? undefined;
+    this.input.value = step ?? "";
     this.query = null;
     this.more.hidden = true;
     this.showRange();
     const ticket = (this.ticket = {});
+    if (this.step === undefined) return this.showNothing();
     try {
-      const found = await ask(`/${this.run.number}/steps/${step}/rollouts`);
+      const found = await this.read(step, quietly ? this.found.rows.length : 1);
       if (ticket !== this.ticket || this.closed) return;
       this.found = found;
     } catch (error) {
-      this.message.textContent = error.message;
+      if (ticket === this.ticket) this.message.textContent = error.message;
       return;
     }
+    this.showStep(at);
+    if (quietly) return;
+    const chosen = this.found.rows.find((row) => row.at === at);
+    if (chosen) this.open(chosen);
+    else this.closeDetail();
+  }
+
+  /** Ask for the trajectories of a step, in parts, until there are `enough`. `found` has those that are known. */
+  async read(step, enough, found = NOTHING) {
+    do {
+      const part = await ask(`/${this.run.number}/steps/${step}/rollouts`, { after: found.next });
+      found = { ...part, rows: [...found.rows, ...part.rows] };
+    } while (found.next !== null && found.rows.length < enough);
+    return found;
+  }
+
+  showNothing() {
+    this.found = NOTHING;
+    this.list.show([], -1, false);
+    this.message.textContent = "No rollouts are logged yet. They appear here after the first step.";
+    this.closeDetail();
+  }
+
+  showStep(at) {
     const { rows, next, earlier, later } = this.found;
+    const step = this.step;
     this.message.textContent = rows.length
       ? `${next ? "The first " : ""}${many(rows.length, "logged rollout")} of step ${count(step)}`
       : `No rollouts of step ${count(step)} are logged. ${nearest(earlier, later)}`;
     this.list.show(rows, at, false);
-    if (quietly) return;
-    const chosen = rows.find((row) => row.at === at);
-    if (chosen) this.open(chosen);
-    else this.closeDetail();
+    this.offerMore("Show more");
+  }
+
+  offerMore(text) {
+    this.more.textContent = text;
+    this.more.hidden = this.found.next === null;
+  }
+
+  /** Show more of the step or of the search. */
+  async goOn() {
+    if (this.query) return this.search(this.found.next);
+    const ticket = (this.ticket = {});
+    try {
+      const found = await this.read(this.step, 0, this.found);
+      if (ticket !== this.ticket || this.closed) return;
+      this.found = found;
+      this.showStep(this.at);
+    } catch (error) {
+      if (ticket === this.ticket) this.message.textContent = error.message;
+    }
   }
 
   /** Show what the filters find, at first from the beginning, then behind `after`. */
@@ -150,7 +193,7 @@ export class Rollouts {
       max_reward: value("max"),
       tool_errors: this.form.querySelector("#errors").checked || "",
     };
-    if (!Object.values(query).some(Boolean)) return this.show(this.step);
+    if (this.step === undefined || !Object.values(query).some(Boolean)) return this.show(this.step);
     this.query = query;
     const ticket = (this.ticket = {});
     const rows = after === null ? [] : this.found.rows;
@@ -169,11 +212,11 @@ export class Rollouts {
         this.list.show(rows, this.at, !inStep);
       } while (next !== null && rows.length < enough);
     } catch (error) {
-      this.message.textContent = error.message;
+      if (ticket === this.ticket) this.message.textContent = error.message;
       return;
     }
     if (next === null) this.message.textContent = `${count(rows.length)} found ${inStep ? `in step ${count(this.step)}` : "in all steps"}`;
-    this.more.hidden = next === null;
+    this.offerMore("Search on");
   }
 
   clear() {
@@ -199,6 +242,7 @@ export class Rollouts {
       if (ticket !== this.opening || this.closed) return;
       this.detail.replaceChildren(record ? rollout(record) : el("p", {}, row.damaged));
     } catch (error) {
+      if (ticket !== this.opening) return;
       this.detail.replaceChildren(el("p", { class: "notice" }, error.message));
     }
     if (window.matchMedia("(max-width: 60rem)").matches) this.detail.scrollIntoView();
@@ -206,7 +250,8 @@ export class Rollouts {
 
   closeDetail() {
     this.at = -1;
-    this.go("rollouts", { run: this.run.number, step: this.step }, true);
+    this.opening = {}; // an answer that comes later is not shown
+    this.go("rollouts", { run: this.run.number, ...(this.step !== undefined && { step: this.step }) }, true);
     this.detail.replaceChildren(el("p", { class: "empty" }, "Choose a rollout. ↑ and ↓ go through the list, ← and → to other steps."));
   }
 }

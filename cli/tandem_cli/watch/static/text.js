@@ -1,7 +1,7 @@
 // Text of a model on the page. It is only ever put into text nodes, so HTML in it is shown and not interpreted.
 
 const FOLDED = 2000;
-const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+const CONTROL = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\u{e0000}-\u{e007f}]/gu;
 
 /** Make an element. `properties` are set on it: `class` and those with a dash are attributes, others are properties. */
 export function el(tag, properties = {}, ...children) {

@@ -96,7 +96,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         if not state.global_step:
-            for name in ("metrics.jsonl", "rollouts.jsonl", "eval.jsonl"):
+            for name in ("metrics.jsonl", "rollouts.jsonl", "eval.jsonl", "events.jsonl"):
                 set_aside(self._folder / name)
         self._journal = Journal(self._folder, is_main=True)
         self._journal.rewind(state.global_step, None)
