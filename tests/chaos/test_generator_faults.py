@@ -64,14 +64,15 @@ def test_nothing_is_lost_or_doubled_or_too_old_whatever_the_generators_do(
     def play(seed: int) -> Counter[str]:
         ports = free_ports.get()
         folder = tmp_path / str(seed)
-        world = World(Chances(seed, max_lag), max_lag, portal, folder, ports)
         try:
+            world = World(Chances(seed, max_lag), max_lag, portal, folder, ports)
             world.run()
         except BaseException as error:
             error.add_note(f"schedule {seed} at max_lag {max_lag}")
             raise
+        finally:
+            free_ports.put(ports)
         shutil.rmtree(folder)
-        free_ports.put(ports)
         return Counter(
             attempts=world.attempt,
             restarts=world.restarted,
@@ -85,3 +86,22 @@ def test_nothing_is_lost_or_doubled_or_too_old_whatever_the_generators_do(
     assert happened["attempts"] > SCHEDULES // len(LAGS), "trainers resumed"
     assert happened["restarts"] > 0
     assert happened["refilled"] > 0
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("name", ["publish", "stop"])
+def test_a_schedule_that_fails_ends_its_generators(
+    portal: BlockingPortal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    world = World(Chances(0, 0), 0, portal, tmp_path, [free_port() for _ in range(REPLICAS)])
+    original = getattr(World, name)
+
+    def failing(self: World) -> None:
+        if name == "stop":
+            original(self)
+        raise OSError("the volume is gone")
+
+    monkeypatch.setattr(World, name, failing)
+    with pytest.raises(OSError, match="the volume is gone"):
+        world.run()
+    assert world.restarting.done(), "otherwise the portal would wait for ever"

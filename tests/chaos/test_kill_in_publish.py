@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ class Lives:
         if max_lag == 0:  # no copy is made
             self.trainer_places = [place for place in self.trainer_places if place[0] != "copied"]
         self.generator_places = self._faults(publish_faults.GENERATOR, 3)
+        self.faults = Counter(trainer=len(self.trainer_places), generator=len(self.generator_places))
+        self.deaths = Counter[str]()
         self.generator = self._start_generator()
         self.project = Project(
             folder / "project", self.model, self.generator, folder / "weights", max_steps=STEPS, max_lag=max_lag,
@@ -79,14 +82,16 @@ class Lives:
             assert time.monotonic() < deadline, self.log
             if self.trainer.exitcode is not None:
                 assert self.trainer.exitcode == -signal.SIGKILL, self.log
+                self.deaths["trainer"] += 1
                 self._check_latest()
                 self.trainer = self._start_trainer()
             if (status := self.generator.process.poll()) is not None:
                 assert status == -signal.SIGKILL, (self.folder / "generator.log").read_text()[-3000:]
+                self.deaths["generator"] += 1
                 self.generator = self._start_generator()
             time.sleep(0.01)
         assert self.trainer.exitcode == 0, self.log
-        assert (self.trainer_places, self.generator_places) == ([], []), "every fault has happened"
+        assert self.deaths == self.faults, "every fault has happened"
 
     def _check_latest(self) -> None:
         """What a generator would load now is whole, and was published."""

@@ -221,6 +221,16 @@ async def test_the_groups_of_a_request_decode_at_the_same_time_and_come_when_the
     assert arrived == sorted(lengths)
 
 
+async def test_without_a_latency_a_group_comes_before_the_other_groups_of_its_request_are_sampled() -> None:
+    counted: list[int] = []
+    request = RolloutRequest(
+        prompts=tuple(Prompt(token_ids=(5,), seed=seed) for seed in range(100)),
+        sampling=Sampling(max_tokens=10, ignore_eos=True),
+    )
+    sampled = [len(counted) async for _ in engine().generate(request, counted.append)]
+    assert all(tokens <= 10 * (group + 5) for group, tokens in enumerate(sampled))
+
+
 async def test_a_request_whose_client_has_gone_does_not_delay_a_switch() -> None:
     mock = engine(SLOW)
     async with anyio.create_task_group() as tasks:  # as starlette cancels: at every await

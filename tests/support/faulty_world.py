@@ -152,7 +152,6 @@ class World:
         self.saved: tuple[int, int, int, str] | None = None
         self.ending = asyncio.Event()
         self.restarting = portal.start_task_soon(self.run_replicas, self.chance.getrandbits(32))
-        self.rollouts = self.start()
 
     async def run_replicas(self, seed: int) -> None:
         """Start the replicas, and restart them now and then. The trainer's chances do not depend on when."""
@@ -180,12 +179,12 @@ class World:
         await replica.start()
         self.restarted += 1
 
-    def start(self) -> Rollouts:
+    def start(self) -> None:
         """Start a trainer from its last checkpoint."""
         self.attempt += 1
         self.cursor = cursor()
         self.client = GeneratorClient([replica.url for replica in self.replicas], None, stall_timeout_s=TIMEOUT_S)
-        rollouts = Rollouts(
+        self.rollouts = Rollouts(
             rows=ROWS,
             cursor=self.cursor,
             sampler=NamingSampler(self.client, self.chances.has_signal),
@@ -198,12 +197,11 @@ class World:
         )
         self.step, used, counts, state = self.saved or (0, 0, 0, None)
         if state:
-            rollouts.load_state_dict(json.loads(state))
+            self.rollouts.load_state_dict(json.loads(state))
         del self.used[used:]
         del self.counts[counts:]
         self.publish()
-        rollouts.start(Version(self.step, self.attempt))
-        return rollouts
+        self.rollouts.start(Version(self.step, self.attempt))
 
     def publish(self) -> None:
         version = Version(self.step, self.attempt)
@@ -233,6 +231,7 @@ class World:
     def run(self) -> None:
         """Make steps, and end everything."""
         try:
+            self.start()
             while self.step < STEPS:
                 try:
                     self.make_step()
@@ -241,13 +240,19 @@ class World:
                     self.restart()
             self.check()
         finally:
+            self.end()
+
+    def end(self) -> None:
+        """End the trainer and the replicas. Otherwise the portal would wait for the replicas for ever."""
+        try:
             self.stop()
+        finally:
             self.portal.call(self.ending.set)
             self.restarting.result(TIMEOUT_S)
 
     def restart(self) -> None:
         self.stop()
-        self.rollouts = self.start()
+        self.start()
 
     def make_step(self) -> None:
         groups = self.rollouts.next(self.step - self.max_lag)

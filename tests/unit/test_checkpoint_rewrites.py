@@ -157,6 +157,46 @@ def test_a_second_write_that_fails_keeps_the_checkpoint_and_is_reported(
     assert files(tmp_path) == ["rollouts-0.2.json", "saved", "state.json"]
 
 
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_a_second_write_that_does_not_fit_leaves_the_space_to_the_alert(small_volume: Path, rewritten: bool) -> None:
+    queue: Any = Queue("first")
+    run = written(small_volume, queue)
+    if rewritten:
+        assert run.checkpoint(STEP, queue, queue)
+    before = files(small_volume)
+    assert before == [f"rollouts-0{'.1' if rewritten else ''}.json", "saved", "state.json"]
+    queue.groups.append("x" * (1 << 20))
+    assert run.checkpoint(STEP, queue, queue), "the step has a checkpoint"
+    assert files(small_volume) == before
+    assert events(small_volume) == [("checkpoint_failed", STEP)]
+    assert resumed(small_volume) == ["first"]
+
+
+def test_a_state_that_does_not_fit_is_deleted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue: Any = Queue("first")
+    run = written(tmp_path, queue)
+    before = files(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", Countdown(1, OSError).before(Path.write_text))
+        run.checkpoint(STEP, queue, queue)
+    assert files(tmp_path) == before
+    assert resumed(tmp_path) == ["first"]
+
+
+def test_a_second_write_that_fails_after_its_rename_keeps_the_new_rollouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue: Any = Queue("first")
+    run = written(tmp_path, queue)
+    queue.groups.append("later")
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint_module, "fsync", Countdown(2, OSError).before(checkpoint_module.fsync))
+        run.checkpoint(STEP, queue, queue)
+    assert events(tmp_path) == [("checkpoint_failed", STEP)]
+    assert files(tmp_path) == ["rollouts-0.1.json", "saved", "state.json"]
+    assert resumed(tmp_path) == ["first", "later"]
+
+
 def _write_twice(folder: Path) -> None:
     queue: Any = Queue("first")
     run = written(folder, queue)

@@ -15,6 +15,7 @@ from support.run_folders import GROUPS, Saved, Unsaved, events, make_run
 from tandem_protocol.lock import exclusive
 from tandem_trainer import volumes
 from tandem_trainer.ranks import PartFailed, do_together
+from tandem_trainer.run import checkpoint
 from tandem_trainer.run.checkpoint import CheckpointFailed
 from tandem_trainer.run.metrics import JsonLinesWriter
 from tandem_trainer.run.run import Run
@@ -109,6 +110,36 @@ def test_the_last_checkpoint_waits_for_space(tmp_path: Path, monkeypatch: pytest
     assert pauses == [volumes.DISK_PAUSE_S] * 2
     assert [path.name for path in (tmp_path / "default" / "checkpoints").iterdir()] == ["000009"]
     assert events(tmp_path) == [("checkpoint_failed", 9)] * 2
+
+
+@pytest.mark.parametrize("name", ["fsync", "rename"])
+def test_a_checkpoint_that_fails_after_its_rename_is_completed_by_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    run = make_run(tmp_path, checkpoint={"keep": 1})
+    saved: Any = Saved()
+    run.make_record(8, GROUPS, {"loss": 0.25})
+    assert run.checkpoint(8, saved, saved)
+    run.make_record(9, GROUPS, {"loss": 0.25})
+    failed: list[Path] = []
+
+    owner: Any = checkpoint if name == "fsync" else Path
+    function = getattr(owner, name)
+
+    def once(path: Path, *arguments: Any) -> Any:
+        if path.name == ("checkpoints" if name == "fsync" else "000008") and not failed:
+            failed.append(path)
+            raise OSError(28, "No space left on device")
+        return function(path, *arguments)
+
+    monkeypatch.setattr(owner, name, once)
+    monkeypatch.setattr("tandem_trainer.run.run.time.sleep", lambda _: None)
+    run.last_checkpoint(9, saved, saved)
+    assert failed
+    assert [path.name for path in (tmp_path / "default" / "checkpoints").iterdir()] == ["000009"]
+    again = make_run(tmp_path)
+    assert again.resume(saved, saved) == 9
+    assert saved.loaded
 
 
 @pytest.mark.parametrize("reason", ["deadline", "stop"])

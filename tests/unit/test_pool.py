@@ -13,7 +13,7 @@ from support.rollouts import completion, scored
 from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.errors import EngineFailed
 from tandem_protocol.version import Version
-from tandem_rollout.pool import REFILL_BATCHES, Pool
+from tandem_rollout.pool import REFILL_BATCHES, Counts, Pool
 from tandem_rollout.prompts import Draw, PromptCursor, PromptRow
 from tandem_rollout.queue import Rollouts
 from tandem_rollout.trajectory import Group
@@ -46,6 +46,28 @@ def test_after_the_last_refill_a_step_prefers_groups_with_signal_to_older_ones_w
     assert pool.counts.refilled == REFILL_BATCHES
     useful.put(group(1, rewards=(1.0, 0.0)))
     assert pool.batch(1) == [useful]
+
+
+def test_a_group_without_signal_that_is_too_old_as_well_is_replaced_and_not_asked_for_again() -> None:
+    """The last refill of a step leaves groups without signal, and later steps replace them."""
+    pool = Pool(1, 1, refill=True)
+    draw = iter(range(1000))
+
+    def further(count: int) -> list[Draw]:
+        return [Draw(row=0, seed=next(draw)) for _ in range(count)]
+
+    for _ in range(REFILL_BATCHES + 1):
+        pool.update(1, further)
+        useless, useful = pool.slots
+        useless.put(group(0))
+    useful.put(group(1, rewards=(1.0, 0.0)))
+    assert pool.batch(1) == [useful]
+    pool.hand_out([useful])
+    pool.forget_handed()
+    pool.take_counts()
+    pool.update(2, further)
+    assert useless not in pool.slots
+    assert pool.counts == Counts(refilled=1, reasked=0)
 
 
 class Cancelled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -119,3 +120,36 @@ async def test_an_older_release_that_takes_the_place_of_a_generator_unseen_gets_
         await client.rollouts(request, groups.append, timeout_s=60)
     await client.close()
     assert len(groups) == 2
+
+
+@pytest.mark.usefixtures("names")
+async def test_requests_that_are_refused_after_the_new_version_is_known_are_sent_again() -> None:
+    """Several requests were under way when the older release took the place of the generator."""
+    speaks = [PROTOCOL_VERSION]
+    under_way, known = asyncio.Event(), asyncio.Event()
+    refused: list[httpx.Request] = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/info":
+            return httpx.Response(200, content=DESCRIPTION.model_copy(update={"protocol": speaks[0]}).model_dump_json())
+        if speaks == [1] and "heartbeat_s" in json.loads(request.content):
+            refused.append(request)
+            if len(refused) == 3:
+                under_way.set()
+            await (under_way if refused[0] is request else known).wait()  # the other refusals come late
+            error = BadRequest("heartbeat_s: Extra inputs are not permitted")
+            return httpx.Response(error.status, content=error.body.model_dump_json())
+        if speaks == [1]:
+            known.set()
+        line = RolloutLine(group=Group(prompt_index=0, completions=(completion([3]),)))
+        return httpx.Response(200, content=line.model_dump_json(exclude_none=True))
+
+    client = GeneratorClient(["http://127.0.0.1:1"], None, transport=httpx.MockTransport(answer))
+    request = RolloutRequest(prompts=(Prompt(token_ids=(5,)),), sampling=Sampling(max_tokens=1))
+    groups: list[Group] = []
+    await client.rollouts(request, groups.append, timeout_s=60)
+    speaks[0] = 1
+    await asyncio.gather(*(client.rollouts(request, groups.append, timeout_s=60) for _ in range(3)))
+    await client.close()
+    assert len(refused) == 3
+    assert len(groups) == 4

@@ -196,6 +196,36 @@ def test_resume_with_other_rewards_scores_samples_again(portal: BlockingPortal):
     assert not {2, 3, 4, 5} & {*_requested_rows(generator)}, "samples are not requested again"
 
 
+def test_a_run_that_ends_before_it_has_scored_its_samples_again_keeps_them(portal: BlockingPortal):
+    stopped, _, _ = _resumed(portal, _queue_of_two_steps(portal), score_again=True)
+    state = json.loads(json.dumps(stopped.state_dict()))  # the checkpoint has the new settings now
+    rollouts, generator, _ = _resumed(portal, state)
+    for step, rows in [(1, [2, 3]), (2, [4, 5])]:
+        groups = rollouts.next(step - 2)
+        assert _rows(groups) == rows
+        assert [group.rewards for group in groups] == [(0.25, 1.0)] * 2
+    assert not {2, 3, 4, 5} & {*_requested_rows(generator)}, "samples are not requested again"
+
+
+def test_a_run_that_ends_while_it_scores_its_samples_again_keeps_them(portal: BlockingPortal):
+    class Endless(Scorer):
+        async def score(self, row: PromptRow, trajectories: Sequence[Trajectory]) -> tuple[Trajectory, ...]:
+            if row.index in (4, 5):
+                await asyncio.Event().wait()
+            return await super().score(row, trajectories)
+
+    stopped = _rollouts(portal, Generator(), max_lag=2, scorer=Endless(reward=0.25))
+    stopped.load_state_dict(_queue_of_two_steps(portal), score_again=True)
+    stopped.start(Version(0, 2))
+    assert _rows(stopped.next(-1)) == [2, 3]
+    state = json.loads(json.dumps(stopped.state_dict()))
+    stopped.close()
+    rollouts, generator, _ = _resumed(portal, state)
+    assert _rows(rollouts.next(-1)) == [2, 3]
+    assert _rows(rollouts.next(0)) == [4, 5]
+    assert not {2, 3, 4, 5} & {*_requested_rows(generator)}, "samples are not requested again"
+
+
 def test_resume_with_other_sampling_requests_everything_again(portal: BlockingPortal):
     state = _queue_of_two_steps(portal)
     for again in ({"sample_again": True}, {"sample_again": True, "score_again": True}):

@@ -114,12 +114,12 @@ class Pool:
 
     def update(self, step: int, draw: Callable[[int], Sequence[Draw]]) -> None:
         """Drop groups that `step` cannot use, and fill the pool with further rows."""
+        self._drop_without_signal()  # first: one that is too old as well is replaced, not asked for again
         for slot in self.slots:
             if slot.is_idle and slot.lag(step) > self._max_lag:
                 slot.forget()
                 slot.too_old_at = step
                 self.counts = self.counts._replace(reasked=self.counts.reasked + 1)
-        self._drop_without_signal()
         self.slots += map(Slot, draw(max(0, self._capacity - len(self.slots))))
 
     def _drop_without_signal(self) -> None:

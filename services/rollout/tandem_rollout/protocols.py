@@ -48,15 +48,17 @@ class Protocols:
             self._asking[url].add_done_callback(lambda task: self._ended(url, task))
         return await asyncio.shield(self._asking[url])
 
-    async def has_changed(self, url: str) -> bool:
-        """Ask a replica again, and return whether its version is another one than before.
+    async def has_changed(self, url: str, protocol: int) -> bool:
+        """Return whether a replica speaks another version now than `protocol`.
+
+        The replica is asked again, unless another request has learned its new version meanwhile.
 
         Raises:
             httpx.TransportError, EngineFailed: see `of`.
         """
-        before = self.known(url)
-        self.forget(url)
-        return await self.of(url) != before
+        if self._known.get(url) == protocol:
+            self.forget(url)
+        return await self.of(url) != protocol
 
     def close(self) -> None:
         """Stop asking."""

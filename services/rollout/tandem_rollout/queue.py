@@ -190,12 +190,18 @@ class Rollouts:
         """The cursor and the slots. A resumed run requests the missing groups again, with the same seeds."""
         with self._lock:
             cursor, counts = self._cursor.position, self._pool.counts
-            slots = [(slot.draw, slot.group, slot.too_old_at) for slot in self._pool.slots]
+            # `unscored` is read first: a group that is scored meanwhile is found in one of the two.
+            slots = [(slot.draw, slot.unscored, slot.group, slot.too_old_at) for slot in self._pool.slots]
         saved = {
-            "draws": [draw._asdict() for draw, _, _ in slots],
-            "prompts": [self._digest(draw) for draw, _, _ in slots],
-            "scored": {i: group.model_dump(mode="json") for i, (_, group, _) in enumerate(slots) if group},
-            "too_old_at": {i: step for i, (_, _, step) in enumerate(slots) if step is not None},
+            "draws": [draw._asdict() for draw, *_ in slots],
+            "prompts": [self._digest(draw) for draw, *_ in slots],
+            "scored": {i: group.model_dump(mode="json") for i, (_, _, group, _) in enumerate(slots) if group},
+            "unscored": {
+                i: unscored.model_dump(mode="json")
+                for i, (_, unscored, group, _) in enumerate(slots)
+                if unscored and not group
+            },
+            "too_old_at": {i: step for i, (*_, step) in enumerate(slots) if step is not None},
         }
         return {"cursor": cursor, "queue": [saved], "counts": counts._asdict()}
 
@@ -222,10 +228,11 @@ class Rollouts:
         slots = [Slot(Draw(**draw)) for draw in saved["draws"]]
         for i, step in saved.get("too_old_at", {}).items():
             slots[int(i)].too_old_at = step
-        for i, group in saved["scored"].items():
-            slot = slots[int(i)]
-            if saved["prompts"][int(i)] == self._digest(slot.draw):  # else the prompt or the template was edited
-                slot.put(Group.model_validate(group))
+        for scored, groups in ((True, saved["scored"]), (False, saved.get("unscored", {}))):
+            for i, group in groups.items():
+                slot = slots[int(i)]
+                if saved["prompts"][int(i)] == self._digest(slot.draw):  # else the prompt or the template was edited
+                    slot.put(Group.model_validate(group), scored=scored)
         return slots
 
     def _digest(self, draw: Draw) -> str:

@@ -61,7 +61,8 @@ class Streams:
         trouble = "the stream ended early"
         tokens_per_prompt = request.sampling.n * request.sampling.max_tokens
         with self._dispatch.sending(url, len(mine), tokens_per_prompt) as load:
-            content = self._body(request, mine, await self._protocols.of(url))
+            protocol = await self._protocols.of(url)
+            content = self._body(request, mine, protocol)
             stall = _Stall(self._stall_timeout_s)
             async with (
                 self._availability.watched(url, "rollouts") as heard,
@@ -69,7 +70,7 @@ class Streams:
             ):
                 if response.status_code != httpx.codes.OK:
                     await response.aread()
-                    if response.status_code == BadRequest.status and await self._protocols.has_changed(url):
+                    if response.status_code == BadRequest.status and await self._protocols.has_changed(url, protocol):
                         raise EngineFailed("another release of Tandem answers here now, which gets other requests")
                 async for text in checked(response).aiter_lines():
                     answer = read_line(text)

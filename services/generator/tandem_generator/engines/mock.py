@@ -159,8 +159,11 @@ class MockEngine:
         self._running += 1
         self._idle.clear()
         fault = self._fault()
+        is_instant = not (self._faults.latency_s or self._faults.token_latency_s)
+        # Without a latency nothing waits, so one group after the other: other tasks run in between.
+        turn = asyncio.Semaphore(1 if is_instant else len(request.prompts))
         decoding = [
-            asyncio.create_task(self._group(index, prompt, request.sampling, self._abort_epoch, on_tokens))
+            asyncio.create_task(self._group(index, prompt, request.sampling, self._abort_epoch, on_tokens, turn))
             for index, prompt in enumerate(request.prompts)
         ]
         try:
@@ -177,13 +180,22 @@ class MockEngine:
             if not self._running:
                 self._idle.set()
 
-    async def _group(self, index: int, prompt: Prompt, sampling: Sampling, epoch: int, on_tokens: OnTokens) -> Group:
-        for _ in range(index + 1 if self._faults.latency_s else 1):
-            if epoch == self._abort_epoch:
-                await asyncio.sleep(self._faults.latency_s)
-        await self._run.wait()
-        samples = (self._sample(prompt, sample, sampling, epoch, on_tokens) for sample in range(sampling.n))
-        return Group(prompt_index=index, completions=tuple(await asyncio.gather(*samples)))
+    async def _group(
+        self,
+        index: int,
+        prompt: Prompt,
+        sampling: Sampling,
+        epoch: int,
+        on_tokens: OnTokens,
+        turn: asyncio.Semaphore,
+    ) -> Group:
+        async with turn:
+            for _ in range(index + 1 if self._faults.latency_s else 1):
+                if epoch == self._abort_epoch:
+                    await asyncio.sleep(self._faults.latency_s)
+            await self._run.wait()
+            samples = (self._sample(prompt, sample, sampling, epoch, on_tokens) for sample in range(sampling.n))
+            return Group(prompt_index=index, completions=tuple(await asyncio.gather(*samples)))
 
     async def _sample(
         self, prompt: Prompt, sample: int, sampling: Sampling, epoch: int, on_tokens: OnTokens

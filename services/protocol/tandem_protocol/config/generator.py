@@ -24,7 +24,8 @@ class FaultsConfig(Section):
     latency_s: float = Field(0.0, ge=0.0)
     """Delay before each group, in seconds."""
     token_latency_s: float = Field(0.0, ge=0.0)
-    """Delay before each token, in seconds. Set it to more than 0 to test switches in the middle of a completion."""
+    """Delay before each token, in seconds. The groups of a request are sampled at the same time. Set it to more than 0
+    to test switches in the middle of a completion."""
     error_rate: float = Field(0.0, ge=0.0, le=1.0)
     """Probability that the answer ends early with an `engine_failed` line."""
     drop_rate: float = Field(0.0, ge=0.0, le=1.0)

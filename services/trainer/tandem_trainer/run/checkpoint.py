@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class CheckpointFailed(Exception):
     def __init__(self, step: int, run_dir: Path) -> None:
         super().__init__(
             f"the last checkpoint, of step {step}, cannot be written (see above). Fix: make {run_dir} writable, with "
-            "enough space, and run the same command again. It resumes from the previous checkpoint."
+            "enough space, and run the same command again. It resumes from the newest complete checkpoint."
         )
 
 
@@ -96,11 +96,15 @@ class Checkpoints:
         """Flush the staged files to disk and make them a checkpoint with one rename.
 
         Then delete the oldest checkpoints, so that `keep` remain. The checkpoint of step `best` is never deleted.
+        If an earlier try failed after its rename, its checkpoint stays, and only the rest is done.
         """
-        staging = self.staging(step)
-        for path in [*staging.rglob("*"), staging]:
-            fsync(path)
-        staging.rename(self.directory(step))
+        staging, directory = self.staging(step), self.directory(step)
+        if (directory / STATE_FILE).exists():
+            self.discard(step)
+        else:
+            for path in [*staging.rglob("*"), staging]:
+                fsync(path)
+            staging.rename(directory)
         fsync(self._root)
         for old in self._all()[: -self._keep]:
             if int(old.name) != best:
@@ -122,12 +126,29 @@ class Checkpoints:
         fsync(staged)
         staged.rename(directory / STATE_FILE)
         fsync(directory)
-        for file in directory.glob("rollouts-*"):
-            if file.name not in rollouts:
-                file.unlink(missing_ok=True)
+        _delete_other_rollouts(directory, rollouts)
+
+    def discard_rewrite(self, step: int, rollouts: Callable[[int], Sequence[str]]) -> None:
+        """Delete the files of a rewrite that failed. Those that the checkpoint of `step` uses stay.
+
+        Args:
+            rollouts: returns the names of the files with the rollouts after this many rewrites.
+        """
+        directory = self.directory(step)
+        with suppress(OSError, UserError):  # if the state cannot be read now, all files stay
+            rewrites = read_state(directory)["rewrites"]
+            (directory / f".{STATE_FILE}").unlink(missing_ok=True)
+            _delete_other_rollouts(directory, rollouts(rewrites))
 
     def _all(self) -> list[Path]:
         return sorted((path for path in self._root.glob("*") if path.name.isdigit()), key=lambda path: int(path.name))
+
+
+def _delete_other_rollouts(checkpoint: Path, rollouts: Sequence[str]) -> None:
+    """Delete the files with rollouts that are not in `rollouts`."""
+    for file in checkpoint.glob("rollouts-*"):
+        if file.name not in rollouts:
+            file.unlink(missing_ok=True)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -146,6 +146,8 @@ class Checkpointing:
     def _failed(self, step: int, error: PartFailed, needs_bytes: int, *, exists: bool) -> None:
         if self._accelerator.is_main_process:
             self._checkpoints.discard(step)  # on a full disk, the metrics need the space
+            if exists:
+                self._checkpoints.discard_rewrite(step, self._files)
         self._log.checkpoint_failures += 1
         is_full = free_bytes(self._log.dir) < needs_bytes
         self.may_pass = any_rank(self._accelerator, error.may_pass or is_full)
