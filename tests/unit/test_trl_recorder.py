@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tandem_trainer.trl.last_step import LastStep
 from tandem_trainer.trl.recorder import evaluation
 
@@ -23,7 +25,16 @@ def test_the_evaluations_of_several_data_sets_in_one_step_are_one_line() -> None
     assert "eval_a_reward" not in evaluation(both, 4, {"eval_reward": 1.0, "eval_runtime": 2.0})
 
 
+def last_loaded_at_the_start(release: str, last_loaded_step: int) -> int:
+    trainer = SimpleNamespace(_last_loaded_step=last_loaded_step)
+    LastStep(trainer, release).on_train_begin(None, None, None)
+    return trainer._last_loaded_step
+
+
 def test_weights_are_sent_before_the_first_step_although_trl_0_16_takes_them_as_sent() -> None:
-    trainer = SimpleNamespace(_last_loaded_step=0)
-    LastStep(trainer).on_train_begin(None, None, None)
-    assert trainer._last_loaded_step != 0
+    assert last_loaded_at_the_start("0.16.1", 0) == -1
+
+
+@pytest.mark.parametrize("release", ["0.17.0", "1.10.0", "1.16.0"])
+def test_weights_that_an_evaluation_has_sent_are_not_sent_again_before_the_first_step(release: str) -> None:
+    assert last_loaded_at_the_start(release, 0) == 0
