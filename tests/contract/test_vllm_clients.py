@@ -193,6 +193,11 @@ def test_prompts_may_be_texts(served: Served) -> None:
     [
         ("/v1/completions", {"prompt": [5], "stream": True}, "got stream, which the mock does not have"),
         ("/v1/completions", {"prompt": [5], "prompt_logprobs": 3}, "got prompt_logprobs, which the mock does not have"),
+        ("/v1/completions", {"prompt": [5], "stop": "x", "min_tokens": 2}, "got stop, min_tokens, which the mock"),
+        ("/v1/completions", {"prompt": [5], "structured_outputs": {"regex": "a"}}, "got structured_outputs, which"),
+        ("/v1/completions", {"prompt": [5], "frequency_penalty": -0.5}, "got frequency_penalty, which the mock does"),
+        ("/v1/completions", {"prompt": [5], "logit_bias": {"7": 9.0}}, "got logit_bias, which the mock does not have"),
+        ("/v1/completions", {"prompt": [5], "response_format": {"type": "json_object"}}, "got response_format, which"),
         ("/v1/completions", {"prompt": [5], "top_k": "all"}, "got top_k 'all', expected an integer"),
         ("/v1/completions", {}, "token_ids"),
         ("/v1/chat/completions", {"messages": []}, "token_ids"),
@@ -203,3 +208,11 @@ def test_what_the_mock_does_not_have_is_refused(served: Served, path: str, body:
     response = served.client.post(path, json=body)
     assert (response.status_code, response.json()["code"]) == (422, "bad_request")
     assert message in response.json()["message"]
+
+
+@pytest.mark.parametrize("served", ["mock"], indirect=True)
+@pytest.mark.parametrize("off", [None, [], {}, 0, 0.0, False])
+def test_an_option_that_is_off_is_accepted_by_the_mock(served: Served, off: object) -> None:
+    names = ("stop", "structured_outputs", "frequency_penalty", "presence_penalty", "logit_bias", "bad_words", "stream")
+    body = {"prompt": [5, 9], "response_format": {"type": "text"}} | dict.fromkeys(names, off)
+    assert served.client.post("/v1/completions", json=body).status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,18 @@ def test_another_version_is_refused_and_the_message_names_those_that_work(instal
         takeover.use()
 
 
+@pytest.mark.parametrize(("version", "warnings"), [("1.16.3", 0), ("1.17.0.dev0", 1), ("1.17.0", 1), ("2.0.0", 1)])
+def test_a_version_that_is_newer_than_the_tested_ones_is_accepted_with_one_warning_that_names_them(
+    install: Install, caplog: pytest.LogCaptureFixture, version: str, warnings: int
+):
+    install(version)
+    takeover.use()
+    takeover.use()
+    found = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(found) == warnings
+    assert all(f"got TRL {version}" in message and "0.16 to 0.22, or 1.1 to 1.16" in message for message in found)
+
+
 def test_a_later_version_whose_client_has_more_methods_is_refused(install: Install):
     install("1.99", CLIENT + "    def teleport(self): ...\n")
     with pytest.raises(ConfigError, match=r"got TRL 1.99, whose client has the methods teleport that Tandem lacks"):
@@ -89,6 +102,11 @@ def test_a_script_without_trl_is_told_to_install_it(install: Install, capsys: An
     sys.modules["trl"] = None  # type: ignore[assignment]  # its import fails
     assert program.main([str(script)]) == 2
     assert "Fix: pip install trl" in capsys.readouterr().err
+
+
+def test_neither_the_program_nor_the_package_imports_torch_before_a_script_runs():
+    code = "import sys, tandem_trainer.trl, tandem_trainer.trl.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_missing_script_is_a_user_error(capsys: Any):

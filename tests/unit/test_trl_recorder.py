@@ -6,6 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from tandem_trainer.trl.last_step import LastStep
 from tandem_trainer.trl.recorder import Recorder, Tally, evaluation
 
@@ -24,7 +26,14 @@ def test_the_evaluations_of_several_data_sets_in_one_step_are_one_line() -> None
     assert "eval_a_reward" not in evaluation(both, 4, {"eval_reward": 1.0, "eval_runtime": 2.0})
 
 
+def last_loaded_at_the_start(release: str, last_loaded_step: int) -> int:
+    trainer = SimpleNamespace(_last_loaded_step=last_loaded_step)
+    LastStep(trainer, release).on_train_begin(None, None, None)
+    return trainer._last_loaded_step
+
+
 def test_weights_are_sent_before_the_first_step_although_trl_0_16_takes_them_as_sent() -> None:
+<<<<<<< HEAD
     trainer = SimpleNamespace(_last_loaded_step=0)
     LastStep(trainer).on_train_begin(None, None, None)
     assert trainer._last_loaded_step != 0
@@ -39,3 +48,11 @@ def test_a_script_that_begins_in_a_used_folder_sets_all_its_lines_aside(tmp_path
     for name in names:
         assert (tmp_path / f"{name}.1.jsonl").read_text() == '{"step": 9}\n'
         assert "9" not in "".join(file.read_text() for file in tmp_path.glob(f"{name}.jsonl"))
+=======
+    assert last_loaded_at_the_start("0.16.1", 0) == -1
+
+
+@pytest.mark.parametrize("release", ["0.17.0", "1.10.0", "1.16.0"])
+def test_weights_that_an_evaluation_has_sent_are_not_sent_again_before_the_first_step(release: str) -> None:
+    assert last_loaded_at_the_start(release, 0) == 0
+>>>>>>> w16b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from starlette._utils import get_route_path  # the path by which the router finds a route: without `root_path`
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -34,7 +35,7 @@ class BearerAuth:
         self._token = token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan" or self._token is None or scope["path"] in OPEN:
+        if scope["type"] == "lifespan" or self._token is None or get_route_path(scope) in OPEN:
             return await self._app(scope, receive, send)
         got = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         if is_authorized(got.decode("latin-1"), self._token):
@@ -54,7 +55,7 @@ def _refusing(app: ASGIApp) -> ASGIApp:
     """Return `app` without the routes in `ROUND_THE_SWITCHER`."""
 
     async def refuse_or_call(scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"].rstrip("/") if scope["type"] == "http" else ""
+        path = get_route_path(scope).rstrip("/") if scope["type"] == "http" else ""
         if path not in ROUND_THE_SWITCHER and not path.startswith("/adapters/"):
             return await app(scope, receive, send)
         error = BadRequest(

@@ -21,8 +21,15 @@ from .weight_switcher import WeightSwitcher
 
 _DEFAULT_MAX_TOKENS = 16
 _SAMPLING = Sampling.model_fields.keys()
-_REFUSED = ("stream", "prompt_logprobs", "echo", "suffix")
-"""Options that change the form of an answer to one that the mock does not have."""
+_REFUSED = (
+    *("stream", "prompt_logprobs", "logprob_token_ids", "echo", "suffix", "stop", "min_tokens", "bad_words"),
+    *("structured_outputs", "response_format", "allowed_token_ids", "logit_bias", "repetition_detection"),
+    *("frequency_penalty", "presence_penalty", "watermarking", "use_beam_search"),
+    *("prompt_embeds", "truncate_prompt_tokens"),
+)
+"""Options of vLLM that change the form of an answer to one that the mock does not have, or which tokens it has."""
+_OFF = {"response_format": {"type": "text"}}
+"""Values that leave an option out, besides those that are false, such as None, 0 and []."""
 
 
 def build_mock_completions(switcher: WeightSwitcher, model: str) -> APIRouter:
@@ -96,7 +103,7 @@ def _request(body: dict[str, Any], rows: list[Any]) -> RolloutRequest:
     Raises:
         BadRequest: A value is invalid, or the mock does not have an option.
     """
-    if refused := [name for name in _REFUSED if body.get(name)]:
+    if refused := [name for name in _REFUSED if body.get(name) and body[name] != _OFF.get(name)]:
         raise BadRequest(f"got {', '.join(refused)}, which the mock does not have. Fix: leave it out, or use vLLM.")
     options = {name: value for name, value in body.items() if name in _SAMPLING and value is not None}
     limit = body.get("max_completion_tokens") or _DEFAULT_MAX_TOKENS

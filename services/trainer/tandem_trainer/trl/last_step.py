@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from packaging.specifiers import SpecifierSet
 from transformers import TrainerCallback
+
+TAKES_WEIGHTS_AS_SENT = SpecifierSet("<0.17")
+"""Versions of TRL that do not send the weights before the first step. The generators may have others."""
 
 
 class LastStep(TrainerCallback):  # type: ignore[misc] # transformers is not typed
     """Has TRL log the last step, and publishes its weights."""
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, release: str) -> None:
+        """Make the callback of a trainer of the version `release` of TRL."""
+        self._trainer, self._release = trainer, release
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Have TRL send the weights before the first step too. TRL 0.16 does not, and the server may have others."""
-        if hasattr(self._trainer, "_last_loaded_step"):
+        """Have TRL send the weights before the first step too, unless an evaluation has sent them."""
+        if TAKES_WEIGHTS_AS_SENT.contains(self._release, prereleases=True):
             self._trainer._last_loaded_step = -1
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -21,9 +21,10 @@ from tandem_protocol.messages import Completion
 from tandem_protocol.version import Version
 
 from ..run.clock import StepClock
-from ..run.journal import Journal
+from ..run.journal import FAILED, STOPPED, Journal
 from .client import TandemClient
 from .needs import announce
+from .stopping import is_stop
 
 LOGGED_COMPLETIONS = 4
 """Number of completions per line of `metrics.jsonl` that are written to `rollouts.jsonl`."""
@@ -121,6 +122,11 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
         """Write how the run ended. `LastStep` has published before."""
         if self._journal:
             self._journal.end(self._tally.version, finished=state.global_step >= state.max_steps)
+
+    def end_with(self, error: BaseException) -> None:
+        """Write that the run was stopped, or that it failed. `on_train_end` may not have been reached."""
+        if self._journal:
+            self._journal.status(STOPPED if is_stop(error) else FAILED, self._tally.version)
 
 
 def evaluation(earlier: Mapping[str, Any], step: int, logs: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,9 +48,13 @@ class Start:
             result = run(*args, **kwargs)
         except Stopped as error:
             assert stop.signal is not None, "it was asked to stop"
-            log.warning("stopped while waiting for a generator, without a new checkpoint")
+            if stopper.stopped_by:
+                log.warning("stopped with a checkpoint, but the generators do not serve its weights")
+            else:
+                log.warning("stopped while waiting for a generator, without a new checkpoint")
             raise SystemExit(exit_status(stop.signal)) from error
         finally:
+            stopper.leave_signals()
             trainer.remove_callback(stopper)
         if stopper.stopped_by:
             raise SystemExit(exit_status(stopper.stopped_by))

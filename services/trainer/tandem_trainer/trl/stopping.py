@@ -11,7 +11,7 @@ import torch
 from torch import distributed
 from transformers import TrainerCallback
 
-from ..run.stopping import StopRequest
+from ..run.stopping import STOPPED, StopRequest
 
 COMPLETE = "trainer_state.json"
 """The file that a checkpoint gets last."""
@@ -42,8 +42,8 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc] # transformers is no
             self.stopped_by = asked
             control.should_log = control.should_save = control.should_training_stop = True
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Leave signals to the script again."""
+    def leave_signals(self) -> None:
+        """Leave signals to the script again. The caller does so when training has ended, also with an error."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
@@ -51,6 +51,11 @@ class StopAfterStep(TrainerCallback):  # type: ignore[misc] # transformers is no
 def is_several() -> bool:
     """Whether this is one of several ranks."""
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def is_stop(error: BaseException) -> bool:
+    """Whether training was ended on purpose: by a signal, or by a `sys.exit` of the script that is not for an error."""
+    return isinstance(error, KeyboardInterrupt) or (isinstance(error, SystemExit) and error.code in (None, 0, *STOPPED))
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

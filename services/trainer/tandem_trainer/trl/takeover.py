@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import sys
 import weakref
 from pathlib import Path
@@ -29,7 +30,11 @@ GENERATION = "vllm_generation"
 """The module beside the client that makes it for most trainers. Some import it only after `Trainer.__init__`."""
 SUPPORTED = (SpecifierSet(">=0.16,<0.23"), SpecifierSet(">=1.1"))
 """The versions between them expect other answers, and some import vLLM also for the server mode."""
+TESTED = SpecifierSet("<1.17")
+"""A newer version is accepted with a warning."""
 EXPECTED = "0.16 to 0.22, or 1.1 to 1.16"
+
+log = logging.getLogger(__name__)
 
 _installed: list[type[RecordedClient]] = []
 
@@ -52,7 +57,7 @@ def use(weights_dir: str | Path | None = None, *, config: Path | None = None, st
         members = {"original": original, "__module__": __name__, "tally": Tally()}
         client = type("VLLMClient", (RecordedClient,), members | {"is_rehearsal": bool(start and start.is_rehearsal)})
         vars(sys.modules[name])["VLLMClient"] = client
-        _wrap_trainers(client, start)
+        _wrap_trainers(client, start, sys.modules["trl"].__version__)
         train_on_cpu_without_accelerator()
         _installed.append(client)
     _installed[0].settings = settings
@@ -82,10 +87,12 @@ def _find_client() -> tuple[str, type[Any]]:
         raise ConfigError(
             f"got TRL {version}, whose client has the methods {', '.join(unknown)} that Tandem lacks; {expected}."
         )
+    if not TESTED.contains(version, prereleases=True):
+        log.warning("got TRL %s, which is newer than the tested versions; %s, if something fails.", version, expected)
     return name, client
 
 
-def _wrap_trainers(client: type[RecordedClient], start: Start | None) -> None:
+def _wrap_trainers(client: type[RecordedClient], start: Start | None, release: str) -> None:
     """Change the base class of all trainers.
 
     A trainer of TRL makes its client after `Trainer.__init__`. By then, its modules are imported, so none has to be
@@ -100,13 +107,18 @@ def _wrap_trainers(client: type[RecordedClient], start: Start | None) -> None:
         init(self, *args, **kwargs)
         client.trainer = weakref.ref(self)
         if getattr(self.args, "use_vllm", False) and getattr(self.args, "vllm_mode", "server") == "server":
-            self.add_callback(LastStep(self))
+            self.add_callback(LastStep(self, release))
             self.add_callback(Recorder(self, client.tally, client.run_dir))
 
     @functools.wraps(train)
     def wrapped_train(self: Any, *args: Any, **kwargs: Any) -> Any:
         run = functools.partial(train, self)
-        return start.train(self, client.stop, run, *args, **kwargs) if start else run(*args, **kwargs)
+        try:
+            return start.train(self, client.stop, run, *args, **kwargs) if start else run(*args, **kwargs)
+        except BaseException as error:
+            for recorder in [found for found in self.callback_handler.callbacks if isinstance(found, Recorder)]:
+                recorder.end_with(error)
+            raise
 
     Trainer.__init__, Trainer.train = wrapped_init, wrapped_train
 
