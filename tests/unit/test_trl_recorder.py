@@ -33,10 +33,12 @@ def last_loaded_at_the_start(release: str, last_loaded_step: int) -> int:
 
 
 def test_weights_are_sent_before_the_first_step_although_trl_0_16_takes_them_as_sent() -> None:
-<<<<<<< HEAD
-    trainer = SimpleNamespace(_last_loaded_step=0)
-    LastStep(trainer).on_train_begin(None, None, None)
-    assert trainer._last_loaded_step != 0
+    assert last_loaded_at_the_start("0.16.1", 0) == -1
+
+
+@pytest.mark.parametrize("release", ["0.17.0", "1.10.0", "1.16.0"])
+def test_weights_that_an_evaluation_has_sent_are_not_sent_again_before_the_first_step(release: str) -> None:
+    assert last_loaded_at_the_start(release, 0) == 0
 
 
 def test_a_script_that_begins_in_a_used_folder_sets_all_its_lines_aside(tmp_path: Path) -> None:
@@ -48,11 +50,3 @@ def test_a_script_that_begins_in_a_used_folder_sets_all_its_lines_aside(tmp_path
     for name in names:
         assert (tmp_path / f"{name}.1.jsonl").read_text() == '{"step": 9}\n'
         assert "9" not in "".join(file.read_text() for file in tmp_path.glob(f"{name}.jsonl"))
-=======
-    assert last_loaded_at_the_start("0.16.1", 0) == -1
-
-
-@pytest.mark.parametrize("release", ["0.17.0", "1.10.0", "1.16.0"])
-def test_weights_that_an_evaluation_has_sent_are_not_sent_again_before_the_first_step(release: str) -> None:
-    assert last_loaded_at_the_start(release, 0) == 0
->>>>>>> w16b
