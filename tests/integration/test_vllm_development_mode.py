@@ -28,11 +28,12 @@ def answers(model: Path, monkeypatch: pytest.MonkeyPatch, development: str) -> d
     monkeypatch.setattr(TandemRoutes, "settings", settings, raising=False)
     monkeypatch.setattr(TandemRoutes, "switcher", None, raising=False)
     app = FastAPI()
+    app.state.args = Namespace()
     register_api_routers(Namespace(), app, ("generate",))
     plugin = TandemRoutes()
     plugin.attach_router(app)
     plugin.engine.facts = MockEngine(str(model), settings.generator.mock, None).facts
-    client = TestClient(app)
+    client = TestClient(app, raise_server_exceptions=False)  # there is no engine to ask whether it sleeps
     found = {path: client.get(path).json() for path in ("/get_world_size", "/get_world_size?include_dp=false")}
     for form in ("json", "text"):
         found[form] = client.get("/server_info", params={"config_format": form}).json()
