@@ -33,7 +33,7 @@ def answers(model: Path, monkeypatch: pytest.MonkeyPatch, development: str) -> d
     plugin = TandemRoutes()
     plugin.attach_router(app)
     plugin.engine.facts = MockEngine(str(model), settings.generator.mock, None).facts
-    client = TestClient(app, raise_server_exceptions=False)  # there is no engine to ask whether it sleeps
+    client = TestClient(app, raise_server_exceptions=False)  # /is_sleeping asks the engine, which is missing
     found = {path: client.get(path).json() for path in ("/get_world_size", "/get_world_size?include_dp=false")}
     for form in ("json", "text"):
         found[form] = client.get("/server_info", params={"config_format": form}).json()

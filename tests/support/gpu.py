@@ -1,6 +1,6 @@
 """The GPU that `tests/gpu` and `tests/bench/gpu.py` measure, or this machine's CPU in its place.
 
-Where there is no GPU, `TANDEM_GPU=cpu` runs both on the CPU, to try them.
+On a machine without a GPU, `TANDEM_GPU=cpu` runs both on the CPU, so that they can be tried.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _torn(number: int) -> None:
 
 def _removing(number: int) -> None:
     """Die before the store removes a folder."""
-    store.shutil = SimpleNamespace(**vars(shutil))  # type: ignore[assignment]  # not for other modules
+    store.shutil = SimpleNamespace(**vars(shutil))  # type: ignore[assignment]  # only the store gets this copy
     _in(store.shutil, "rmtree", "before")(number)
 
 
@@ -145,7 +145,7 @@ def arm_trainer(file: Path, place: str | None, number: int) -> None:
         note(file, Version(step, self._attempt), tensors)
         return call(self, model, step, **options)
 
-    publish.Publisher.__call__ = publishing  # type: ignore[method-assign]
+    publish.Publisher.__call__ = publishing  # type: ignore[method-assign]  # in this process only, which dies
     if place:
         _trainer_places()[place](number)
 
@@ -164,7 +164,7 @@ def run_generator() -> None:
         note(Path(file), version, {name: array for one in files for name, array in load_file(one).items()})
         await load_weights(self, version, files)
 
-    MockEngine.load_weights = loading  # type: ignore[method-assign]
+    MockEngine.load_weights = loading  # type: ignore[method-assign]  # in this process only, which dies
     if place != "none":
         _generator_places()[place](int(number))
     sys.exit(main(arguments))

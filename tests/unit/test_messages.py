@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tandem_protocol.messages import Completion, Group, Prompt, RolloutLine, RolloutRequest, Sampling, SetWeights
+from tandem_protocol.messages import (
+    Completion,
+    Group,
+    Prompt,
+    RolloutLine,
+    RolloutRequest,
+    Sampling,
+    SetWeights,
+    SwitchTimings,
+)
 from tandem_protocol.version import Version
 
 logprobs = st.floats(max_value=0.0, allow_nan=False, allow_infinity=False)
@@ -114,3 +123,10 @@ def test_unknown_keys_are_refused(model: Any) -> None:
 def test_a_message_cannot_be_changed_after_validation() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Sampling(max_tokens=8).n = 0
+
+
+def test_the_timing_in_the_header_of_a_switch_survives_the_wire_and_may_be_missing() -> None:
+    sent = SwitchTimings(visible_s=0.25, verify_s=1.0, pause_s=0.5, load_s=2.0, total_s=4.0)
+    received = SwitchTimings.model_validate_json(sent.model_dump_json())
+    assert received.with_header(sent.header) == sent
+    assert received.with_header("").visible_s == 0.0

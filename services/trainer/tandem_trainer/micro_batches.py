@@ -105,7 +105,7 @@ class _Block:
         return max(self._rows[row].end for row in unit)
 
     def _tokens(self, unit: list[int], others: int) -> int:
-        """Padded tokens of the unit and of so many rows that are not longer, without the prompts computed once."""
+        """Padded tokens of the unit and of `others` shorter rows. The prompts computed once do not count."""
         return (len(unit) + others) * (self._longest(unit) - self._length + self._length // CACHED)
 
 

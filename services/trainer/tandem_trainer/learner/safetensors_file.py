@@ -116,4 +116,4 @@ def _header(table: Mapping[str, Tensor]) -> bytes:
 
 def _bytes(tensor: Tensor) -> memoryview:
     """The tensor's data as a buffer. A tensor on the CPU is not copied."""
-    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
