@@ -50,4 +50,4 @@ def test_a_family_is_trained_with_the_right_probabilities_or_refused_with_the_re
         tolerance = ROUGHER.get(family.partition(", ")[0], TOLERANCE)
         assert got["before"] <= tolerance
         assert got["after"] <= tolerance
-        assert got["moved"] >= 100 * tolerance, "the update must be large enough to show weights that did not arrive"
+        assert got["moved"] >= 20 * tolerance, "the update must be large enough to show weights that did not arrive"
