@@ -31,6 +31,7 @@ from tandem_protocol.store import WeightStore
 from .plugin import TandemRoutes
 from .vllm_routes import MAX_LOGPROBS
 from .volume_engine import BACKEND
+from .worker import EXTENSION
 
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment variables that disable telemetry. Users can override them."""
@@ -187,6 +188,7 @@ def _arguments(settings: GeneratorSettings) -> list[str]:
         "logprobs-mode": "processed_logprobs",
         "max-logprobs": MAX_LOGPROBS,
         "weight-transfer-config": f'{{"backend": "{BACKEND}"}}',
+        "worker-extension-cls": EXTENSION,
         "middleware": "tandem_generator.auth.BearerAuth",
     }
     flags = {

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import vllm
 from pydantic import ValidationError
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
-from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader import get_model_cls
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -26,14 +24,15 @@ from tandem_protocol.parameters import Shapes, own_tensors
 from tandem_protocol.problems import one_line, summarize
 from tandem_protocol.version import BASE, Version
 
+from ..worker import adapter_request
 from .base import EngineFacts, OnTokens, no_count
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
-    from vllm.engine.protocol import EngineClient
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import CompletionOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
 
-_ADAPTER = "tandem"
 REHEARSED_TOKENS = (3, 20, 40)
 """Lengths of the prompts that are sampled as a test before the engine serves, in tokens."""
 TOKENS_PER_PART = 16
@@ -45,11 +44,9 @@ class VllmEngine:
     """Engine that uses vLLM's engine client. `attach` must be called first, when vLLM has started its engine."""
 
     facts: EngineFacts
-    _client: EngineClient
+    _client: AsyncLLM
 
-    def attach(
-        self, client: EngineClient, devices: tuple[str, ...], *, takes_seeds: bool, trust_remote_code: bool
-    ) -> None:
+    def attach(self, client: AsyncLLM, devices: tuple[str, ...], *, takes_seeds: bool, trust_remote_code: bool) -> None:
         """Use `client` from now on, and collect `facts`.
 
         Args:
@@ -97,10 +94,8 @@ class VllmEngine:
             "table": {name: list(shape) for name, shape in (facts.shapes or {}).items()},
             "shards": [str(file.resolve()) for file in facts.base_shards],
         }
-        try:
-            await self._client.init_weight_transfer_engine(WeightTransferInitRequest(init_info=info))
-        except Exception as error:
-            raise ConfigError(f"shared.model: {str(error).partition('method failed: ')[2] or error}") from error
+        if problem := await self._on_all_workers("tandem_prepare", info):
+            raise ConfigError(f"shared.model: {problem}")
         await self._client.update_weight_version(str(BASE))
         try:
             await self._rehearse()
@@ -165,21 +160,28 @@ class VllmEngine:
     async def load_weights(self, version: Version, files: Sequence[Path]) -> None:
         if "lora" in self.facts.kinds:
             await self._load_adapter(files)
-            await self._client.update_weight_version(str(version))
-            return
-        update = {"shards": [str(file.resolve()) for file in files]}
-        await self._client.start_weight_update()
-        await self._client.update_weights(WeightTransferUpdateRequest(update_info=update))
-        await self._client.finish_weight_update(str(version))
+        elif problem := await self._on_all_workers("tandem_load_weights", [str(file.resolve()) for file in files]):
+            raise ValueError(problem)
+        await self._client.update_weight_version(str(version))
 
     async def _load_adapter(self, files: Sequence[Path]) -> None:
         """Replace the adapter, also for running requests. Without an adapter in `files`, use the base weights."""
         self._adapter = None
         if config := next((file for file in files if file.name == ADAPTER_CONFIG_NAME), None):
             folder = str(config.parent.resolve())
-            if not await self._client.add_lora(LoRARequest(_ADAPTER, 1, folder, load_inplace=True)):
-                raise ValueError(f"vLLM did not load the adapter in {folder}; see its log")
-            self._adapter = LoRARequest(_ADAPTER, 1, folder)
+            if problem := await self._on_all_workers("tandem_load_adapter", folder):
+                raise ValueError(problem)
+            self._adapter = adapter_request(folder)
+
+    async def _on_all_workers(self, method: str, argument: object) -> str:
+        """Call a method of `TandemWorker` on all workers, and wait for all of them. Returns what went wrong first.
+
+        vLLM's own methods return the answers of the first engine only. With data parallelism, there are several.
+        """
+        answers = await self._client.engine_core.call_utility_all_async(
+            "collective_rpc", method, None, (argument,), None
+        )
+        return next((problem for engine in answers for problem in engine if problem), "")
 
     async def resume(self) -> None:
         await self._client.resume_generation()
@@ -245,7 +247,7 @@ def _sampled_logprobs(parts: Sequence[CompletionOutput]) -> tuple[float, ...]:
     return logprobs
 
 
-def _dtype(client: EngineClient) -> str:
+def _dtype(client: AsyncLLM) -> str:
     """Return the data type, such as `bfloat16` or `bfloat16 with a KV cache of fp8`."""
     config = client.vllm_config
     dtype = str(client.model_config.dtype).removeprefix("torch.")

@@ -40,6 +40,7 @@ _REASONS = {
         "Tandem uses it to load new weights into the engine. Fix: leave it out. `python -m tandem_trainer.trl` runs a "
         "TRL script without NCCL"
     ),
+    "worker_extension_cls": "Tandem uses it to load new weights into all workers",
     "hf_overrides": f"{_OTHER_MODEL}. Fix: change config.json of shared.model",
     "hf_config_path": f"{_OTHER_MODEL}. Fix: change config.json of shared.model",
     "model_class_overrides": _OTHER_MODEL,
