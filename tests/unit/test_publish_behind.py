@@ -30,7 +30,6 @@ from tandem_trainer import loop, publication
 from tandem_trainer.learner.lora import adapter_tensors, add_adapter
 from tandem_trainer.learner.shards import model_tensors
 from tandem_trainer.publish import Publisher, fingerprint_of
-from tandem_trainer.run.stopping import StopRequest
 
 TIMEOUT_S = 60.0
 V1, V2 = Version(1, 1), Version(2, 1)
@@ -198,18 +197,19 @@ def test_an_error_of_the_version_in_flight_is_raised_by_the_next_one(
     assert (V1 in here.store.versions()) == (place == "switch")
 
 
-def test_waiting_for_something_else_ends_with_the_error_of_the_version_in_flight() -> None:
+def test_waiting_for_something_else_ends_with_the_error_of_the_version_in_flight(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
     never: Future[None] = Future()
     publishing: Future[None] = Future()
     publishing.set_exception(WeightsRefused("a file is damaged"))
     with pytest.raises(WeightsRefused):
-        StopRequest().wait(never, behind=publishing)
+        run.wait(never, behind=publishing)
     assert never.cancelled()
     done: Future[int] = Future()
     done.set_result(5)
     served: Future[None] = Future()
     served.set_result(None)
-    assert StopRequest().wait(done, behind=served) == 5
+    assert run.wait(done, behind=served) == 5
 
 
 def test_the_report_has_the_time_of_each_phase_on_the_slowest_generator(here: World, model: PreTrainedModel) -> None:

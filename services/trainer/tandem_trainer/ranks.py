@@ -21,8 +21,13 @@ log = logging.getLogger(__name__)
 
 def any_rank(accelerator: Accelerator, flag: bool) -> bool:
     """True if `flag` is true on any rank."""
-    flags = torch.tensor([flag], dtype=torch.int32, device=accelerator.device)
-    return bool(accelerator.reduce(flags, reduction="sum").item())
+    return any_ranks(accelerator, flag)[0]
+
+
+def any_ranks(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """Return for each flag whether it is true on any rank."""
+    on_device = torch.tensor(flags, dtype=torch.int32, device=accelerator.device)
+    return [bool(ranks) for ranks in accelerator.reduce(on_device, reduction="sum").tolist()]
 
 
 class PartFailed(OSError):

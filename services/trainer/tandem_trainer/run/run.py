@@ -19,7 +19,7 @@ from tandem_rollout.queue import Rollouts
 
 from ..learner.learner import Learner
 from ..learner.mismatch import MismatchTooHigh
-from ..ranks import FailedTogether, any_rank, together
+from ..ranks import FailedTogether, any_rank, any_ranks, together
 from ..volumes import DISK_PAUSE_S, DISK_TIMEOUT_S
 from .checkpoint import CheckpointFailed
 from .checkpointing import Checkpointing
@@ -164,26 +164,35 @@ class Run(RunLog):
     def wait(self, task: Future[ResultT] | None, *, behind: Future[None] | None = None) -> ResultT | None:
         """Wait for a background task, which has its own deadline, and return its result.
 
-        Every rank calls it at the same time. One that has no task waits for the others.
+        Every rank calls it at the same time. One that has no task waits for the others. The ranks look at their tasks
+        together, again and again. A rank that waited alone would keep the others in a collective operation, which NCCL
+        ends after 10 minutes, and would not notice that another rank has failed.
 
         Args:
             behind: another task, whose error ends the wait.
 
         Raises:
-            Stopped: the run was asked to stop, and a task of some rank was cancelled because it did not end soon.
+            Stopped: the run was asked to stop, and the task of some rank did not end soon.
             FailedTogether: with several ranks, if the task of one failed. A single rank raises the task's error.
         """
 
-        def result_or_stop() -> tuple[ResultT | None, bool]:
+        def look() -> tuple[bool, bool]:
             try:
-                return (self._stop.wait(task, behind) if task else None), False
+                return task is not None and not self._stop.look(task, behind), False
             except Stopped:
-                return None, True
+                return False, True
 
-        result, is_stopped = together(self._accelerator, result_or_stop)
-        if self.agree(is_stopped):  # a rank that went on alone would wait for the others forever
-            raise Stopped
-        return result
+        is_waiting, is_stopped = True, False
+        try:
+            while is_waiting and not is_stopped:
+                is_waiting, is_stopped = any_ranks(self._accelerator, *together(self._accelerator, look))
+            if is_stopped:
+                raise Stopped
+        except BaseException:
+            if task is not None:
+                task.cancel()
+            raise
+        return task.result() if task else None
 
     @property
     def is_done(self) -> bool:

@@ -62,23 +62,36 @@ class StopRequest:
     def is_made(self) -> bool:
         return self.signal is not None
 
-    def wait(self, task: Future[ResultT], behind: Future[None] | None = None) -> ResultT:
-        """Wait for a background task, which has its own deadline, and return its result.
-
-        Args:
-            behind: another task, without which this one may never end. If it fails, this one is cancelled, and the
-                error is raised.
+    def wait(self, task: Future[ResultT]) -> ResultT:
+        """Wait for a background task, which has its own deadline, and return its result. Cancel it on a stop request.
 
         Raises:
-            Stopped: the task was cancelled, because it did not end within STOP_GRACE_S of the stop request.
+            Stopped: the task did not end within STOP_GRACE_S of the stop request.
         """
-        while True:
-            if behind and behind.done() and (error := behind.exception()):
-                task.cancel()
-                raise error
-            if task.done():
-                return task.result()
-            if time.monotonic() > self._deadline:
-                task.cancel()
-                raise Stopped
-            futures.wait([task], timeout=STOP_POLL_S)
+        try:
+            while not self.look(task):
+                pass
+        except Stopped:
+            task.cancel()
+            raise
+        return task.result()
+
+    def look(self, task: Future[ResultT], behind: Future[None] | None = None) -> bool:
+        """Return whether a background task, which has its own deadline, has ended: at once, or after STOP_POLL_S.
+
+        Args:
+            behind: another task, without which this one may never end. If it fails, its error is raised.
+
+        Raises:
+            Stopped: the task has not ended within STOP_GRACE_S of the stop request.
+            Exception: the error of the task.
+        """
+        if behind and behind.done() and (error := behind.exception()):
+            raise error
+        if not task.done() and time.monotonic() > self._deadline:
+            raise Stopped
+        futures.wait([task], timeout=STOP_POLL_S)
+        if not task.done():
+            return False
+        task.result()
+        return True
