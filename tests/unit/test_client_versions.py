@@ -12,6 +12,7 @@ from support.fake_generators import DESCRIPTION, URLS, V1, answer, groups, sampl
 from tandem_protocol.errors import StalePolicy
 from tandem_protocol.messages import ServedWeights
 from tandem_protocol.routes import INFO, WEIGHTS
+from tandem_rollout import awaited_versions
 from tandem_rollout.client import GeneratorClient
 
 pytestmark = pytest.mark.usefixtures("names")
@@ -103,4 +104,56 @@ async def test_a_call_that_waits_for_a_version_ends_at_its_deadline() -> None:
     client = Fleet().client()
     with pytest.raises(TimeoutError, match=r"1 of 1 groups are missing.*replica0.*StalePolicy: serves 0\.1"):
         await sample(client, turn(), timeout_s=0.2)
+    await client.close()
+
+
+async def test_a_version_on_its_way_is_waited_for_outside_the_deadline_until_the_first_replica_serves_it() -> None:
+    fleet = Fleet()
+    client = fleet.client()
+    await client.info(60)
+    await client.until_served(V1, timeout_s=60)
+    assert fleet.waited.total() == 0, "it is not on its way"
+    await client.expect(V1)
+    waiting = [asyncio.create_task(client.until_served(V1, timeout_s=60)) for _ in range(20)]
+    await until(lambda: fleet.waited.total() == 2)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not any(task.done() for task in waiting)
+    fleet.serving.add("replica1")
+    fleet.switched.set()
+    await asyncio.gather(*waiting)
+    await client.until_served(V1, timeout_s=60)
+    assert fleet.waited == {"replica0": 1, "replica1": 1}, "they share the questions"
+    await client.close()
+
+
+async def test_a_replica_that_cannot_say_when_it_serves_a_version_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(awaited_versions, "PAUSE_S", 0.001)
+    fleet = Fleet("replica0")
+    fails = 3
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal fails
+        if request.url.path == WEIGHTS and fails:
+            fails -= 1
+            return httpx.Response(StalePolicy.status, content=StalePolicy("serves 0.1").body.model_dump_json())
+        return await fleet(request)
+
+    client = GeneratorClient(URLS[:1], None, transport=httpx.MockTransport(answer))
+    await client.info(60)
+    await client.expect(V1)
+    await client.until_served(V1, timeout_s=60)
+    assert fleet.waited == {"replica0": 1}
+    await client.close()
+
+
+async def test_a_version_that_never_comes_is_waited_for_once() -> None:
+    fleet = Fleet()
+    client = fleet.client()
+    await client.info(60)
+    await client.expect(V1)
+    await client.until_served(V1, timeout_s=0.01)
+    await client.until_served(V1, timeout_s=3600)
     await client.close()

@@ -197,6 +197,25 @@ def test_an_error_of_the_version_in_flight_is_raised_by_the_next_one(
     assert (V1 in here.store.versions()) == (place == "switch")
 
 
+def test_old_versions_are_deleted_behind_the_update(
+    here: World, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, retain = [], here.store.retain
+
+    def recorded(keep: int) -> list[Version]:
+        threads.append(threading.current_thread())
+        return retain(keep)
+
+    monkeypatch.setattr(here.store, "retain", recorded)
+    here.may_write.set()
+    for step in range(1, 5):
+        here.publish(model, step, behind=True)
+    here.publish.wait()
+    assert len(threads) == 4
+    assert threading.current_thread() not in threads
+    assert here.store.versions() == [Version(3, 1), Version(4, 1)]
+
+
 def test_waiting_for_something_else_ends_with_the_error_of_the_version_in_flight(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     never: Future[None] = Future()

@@ -64,7 +64,13 @@ def portal() -> Iterator[BlockingPortal]:
 
 
 def _rollouts(
-    portal: BlockingPortal, generator: Any, max_lag: int, *, scorer: Any = None, rows: list[PromptRow] = ROWS
+    portal: BlockingPortal,
+    generator: Any,
+    max_lag: int,
+    *,
+    scorer: Any = None,
+    rows: list[PromptRow] = ROWS,
+    until_served: Any = None,
 ) -> Rollouts:
     return Rollouts(
         rows=rows,
@@ -75,6 +81,7 @@ def _rollouts(
         config=RolloutConfig(num_prompts=2, num_generations=2, max_completion_length=4),
         prompts_per_step=2,
         max_lag=max_lag,
+        until_served=until_served,
     )
 
 
@@ -91,6 +98,33 @@ def test_without_lag_rollouts_are_requested_after_the_newest_version_is_served(p
     assert len(generator.requests) == 1
     assert _rows(rollouts.next(1)) == [2, 3]
     assert [request.min_version for request in generator.requests] == [Version(0, 3), Version(1, 3)]
+
+
+def test_the_deadline_of_a_request_begins_when_its_version_is_served(portal: BlockingPortal):
+    generator, waited = Generator(), []
+    is_served = portal.call(asyncio.Event)
+
+    async def until_served(version: Version) -> None:
+        waited.append(version)
+        await is_served.wait()
+
+    rollouts = _rollouts(portal, generator, max_lag=1, until_served=until_served)
+    rollouts.start(Version(3, 2))
+    step = portal.start_task_soon(rollouts._next, 3)
+    portal.call(_passed, waited)
+    assert waited == [Version(3, 2)] * 4
+    assert generator.requests == [], "a request has a deadline"
+    portal.call(is_served.set)
+    assert len(step.result(60)) == 2
+    assert {request.min_version for request in generator.requests} == {Version(3, 2)}
+
+
+async def _passed(waited: list[Version]) -> None:
+    async with asyncio.timeout(60):
+        while len(waited) < 4:  # noqa: ASYNC110 - the queue has no event for it
+            await asyncio.sleep(0)
+    for _ in range(50):
+        await asyncio.sleep(0)
 
 
 def test_lag_k_keeps_k_more_steps_in_progress_and_no_rollout_becomes_older_than_k(portal: BlockingPortal):

@@ -23,6 +23,8 @@ class AwaitedVersions:
     """The replicas that have said that they serve an older version than a request needs."""
 
     def __init__(self, ask: Ask) -> None:
+        self.coming: Version | None = None
+        """The version that is being published, until a replica serves it."""
         self._ask = ask
         self._waiting: dict[tuple[str, Version], asyncio.Task[None]] = {}
 
@@ -43,6 +45,22 @@ class AwaitedVersions:
         if len(tasks) == len(urls):
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
 
+    async def until_served(
+        self, version: Version, behind: Callable[[], Awaitable[Sequence[str]]], timeout_s: float
+    ) -> None:
+        """Wait until a replica serves a version that is being published. After `timeout_s`, this waits no longer.
+
+        Args:
+            behind: returns the replicas that are asked when they serve it.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                while version == self.coming and (urls := await behind()):
+                    tasks = [self._waiting[url, version] for url in urls]
+                    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        except TimeoutError:
+            self.coming = None
+
     async def close(self) -> None:
         """Stop waiting."""
         tasks = list(self._waiting.values())
@@ -53,5 +71,7 @@ class AwaitedVersions:
     async def _wait(self, url: str, version: Version) -> None:
         try:
             await self._ask(url, version, WAIT_S)
+            if version == self.coming:
+                self.coming = None
         except (httpx.TransportError, TandemError):
             await asyncio.sleep(PAUSE_S)  # the next request to the replica reports what is wrong

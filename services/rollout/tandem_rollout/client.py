@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -38,6 +37,7 @@ from .dispatch import Dispatch
 from .protocols import Protocols
 from .replicas import Replicas
 from .streams import Streams
+from .tasks import task_group
 
 FIRST_PAUSE_S = 0.1
 """Pause after the first failure. It doubles with each further one."""
@@ -45,15 +45,6 @@ LONGEST_PAUSE_S = 5.0
 CONNECT_TIMEOUT_S = 10.0
 LOOKUP_S = 2.0
 """How old the list of replicas may be for a first request. After a failure it is looked up again."""
-DEAD_AFTER_S = 30
-"""A host that acknowledges nothing for so long is gone: without power, or cut off from the network."""
-KEEPALIVE = (
-    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_AFTER_S // 3),
-    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_AFTER_S // 6),
-    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_S * 1000),
-)
-"""Has the kernel ask an idle host whether it is there, also while a generator samples and sends nothing."""
 UNREACHABLE = (httpx.ConnectError, httpx.ConnectTimeout)
 UNREACHABLE_TRIES = 2
 """One refused connection may be an accident."""
@@ -86,7 +77,7 @@ class GeneratorClient:
             reports: Whether this process reports outages. Another one reports only what may concern it alone: an outage
                 of REPEAT_S while it waits for its own rollouts.
         """
-        transport = transport or Connections(socket_options=KEEPALIVE)
+        transport = transport or Connections()
         self._replicas = Replicas(urls)
         self._reports = reports
         self._availability = Availability(delay_s=0 if reports else REPEAT_S)
@@ -154,8 +145,17 @@ class GeneratorClient:
 
     async def expect(self, version: Version) -> None:
         """Note that the replicas will serve `version` soon. Requests that need it wait for that, and ask nobody."""
+        self._awaited.coming = version
         for url in await self._replicas.now(max_age_s=float("inf")):  # the trainer must not wait for DNS
             self._expect(url, version)
+
+    async def until_served(self, version: Version, *, timeout_s: float) -> None:
+        """Wait until a replica serves `version` if it is on its way (`expect`), but no longer than `timeout_s`."""
+
+        async def behind() -> list[str]:
+            return [url for url in await self._replicas.now(max_age_s=LOOKUP_S) if self._expect(url, version)]
+
+        await self._awaited.until_served(version, behind, timeout_s)
 
     async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
         """Divide `request` among the replicas, and call `on_group` exactly once for each group, as soon as it arrives.
@@ -330,16 +330,6 @@ class _Call:
         """Hand over a group."""
         del self.missing[group.prompt_index]
         self.on_group(group)
-
-
-@asynccontextmanager
-async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group that raises its first error itself instead of an `ExceptionGroup`, for a readable message."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            yield tasks
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors.exceptions[0].__cause__
 
 
 def _pauses() -> Iterator[float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -18,6 +19,15 @@ import httpx
 
 KEEP_ALIVE_S = 4.0
 """How long an unused connection is kept. Generators close theirs after five seconds."""
+DEAD_AFTER_S = 30
+"""A host that acknowledges nothing for so long is gone: without power, or cut off from the network."""
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, DEAD_AFTER_S // 3),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, DEAD_AFTER_S // 6),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER_S * 1000),
+)
+"""Has the kernel ask an idle host whether it is there, also while a generator samples and sends nothing."""
 _OTHER_FILES = 256
 """Open files that a process needs besides connections."""
 _MOST_FILES = 65_536
@@ -38,7 +48,7 @@ class Connections(httpx.AsyncBaseTransport):
         *,
         most: int | None = None,
         keep_alive_s: float = KEEP_ALIVE_S,
-        socket_options: Sequence[tuple[int, int, int]] = (),
+        socket_options: Sequence[tuple[int, int, int]] = KEEPALIVE,
     ) -> None:
         """
         Args:

@@ -10,10 +10,10 @@ from typing import Any, Protocol
 
 from tandem_protocol.messages import RolloutRequest
 
-from .client import task_group
 from .episode import Sample, Score
 from .prompts import PromptRow
 from .rewards.scoring import Scorer
+from .tasks import task_group
 from .trajectory import Group, Trajectory
 from .turn_sampler import Rollouts, TurnSampler
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future
 from threading import Lock
 from typing import Any
@@ -17,11 +17,11 @@ from tandem_protocol.manifest import digest_bytes
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
 
-from .client import task_group
 from .episode_sampler import EpisodeSampler
 from .pool import Counts, Pool, Slot
 from .prompts import Draw, PromptCursor, PromptRow
 from .sampler import Sampler, sampling
+from .tasks import task_group
 from .trajectory import Group
 
 
@@ -46,16 +46,19 @@ class Rollouts:
         prompts_per_step: int,
         max_lag: int,
         switches_abort: bool = False,
+        until_served: Callable[[Version], Awaitable[object]] | None = None,
     ) -> None:
         """
         Args:
             switches_abort: see `Pool`.
+            until_served: waits while a version is being published. That time does not count for the deadlines.
         """
         self._rows = rows
         self._cursor = cursor
         self._sampler = sampler
         self._portal = portal
         self._wait = wait
+        self._until_served = until_served
         self._config = config
         self._prompts_per_step = prompts_per_step
         self._max_lag = max_lag
@@ -152,13 +155,16 @@ class Rollouts:
 
     async def _request(self, slots: Sequence[Slot], step: int, timeout_s: float) -> None:
         """Request and score the groups of `slots` from the newest version."""
+        version = Version(max(step, self._first_version.step), self._first_version.attempt)
+        if self._until_served is not None:
+            await self._until_served(version)
         rows = [self._rows[slot.draw.row] for slot in slots]
         request = RolloutRequest(
             prompts=tuple(
                 Prompt(token_ids=row.token_ids, seed=slot.draw.seed) for row, slot in zip(rows, slots, strict=True)
             ),
             sampling=sampling(self._config),
-            min_version=Version(max(step, self._first_version.step), self._first_version.attempt),
+            min_version=version,
         )
 
         def keep(index: int, group: Group) -> None:

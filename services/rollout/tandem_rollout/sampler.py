@@ -11,10 +11,11 @@ from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.messages import Group as Answer
 from tandem_protocol.messages import RolloutRequest, Sampling
 
-from .client import GeneratorClient, task_group
+from .client import GeneratorClient
 from .completions import CompletionReader
 from .prompts import PromptRow
 from .rewards.scoring import Scorer
+from .tasks import task_group
 from .trajectory import Group
 
 UNSHAPED: dict[str, Any] = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}

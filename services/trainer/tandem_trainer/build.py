@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -186,6 +187,8 @@ def _rollouts(session: Session, sampler: AnySampler, publisher: Publisher) -> Ro
         prompts_per_step=config.rollout.num_prompts // processes,
         max_lag=config.max_lag,
         switches_abort=config.publish.mode is SwitchMode.ABORT,
+        # Twice: a version is written by all processes, and then loaded by all generators.
+        until_served=partial(session.client.until_served, timeout_s=2 * config.publish.timeout_s),
     )
 
 

@@ -96,7 +96,7 @@ class Publisher:
         self.wait()
         behind = behind and self._is_tried
         version = Version(step, self._attempt)
-        if self._accelerator.is_main_process:
+        if self._accelerator.is_main_process and not self._is_tried:
             # An earlier run may have kept more versions, or have ended because the volume was full.
             self._store.retain(self._config.keep)
         with ExitStack() as stack:

@@ -95,8 +95,8 @@ class RolloutConfig(Section):
     groups; then it learns from what it has, and `events.jsonl` says so. `refilled` in `metrics.jsonl` is the number of
     groups that were replaced."""
     timeout_s: float = Field(600.0, gt=0.0)
-    """How long the rollouts of one step may take, in seconds. Then the run stops with an error. The rewards may take as
-    long again."""
+    """How long the rollouts of one step may take after a generator serves their version, in seconds. Then the run stops
+    with an error. The rewards may take as long again."""
     stall_timeout_s: float = Field(300.0, gt=0.0)
     """How long a replica may sample no token, in seconds. Then the missing groups are requested from another replica.
     A group may take longer if its tokens grow. A generator of an older release does not report tokens: with it, this is

@@ -16,9 +16,9 @@ from tandem_protocol.manifest import digest_bytes
 from tandem_protocol.version import Version
 
 from ..calls import ProjectFunction, in_process
-from ..client import task_group
 from ..functions import CallFailed, load_function, plain
 from ..prompts import PromptRow
+from ..tasks import task_group
 from ..trajectory import Group, Trajectory
 from .scoring import as_in_prompt
 

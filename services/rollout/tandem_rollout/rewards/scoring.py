@@ -10,10 +10,10 @@ from typing import Any, Protocol
 from tandem_protocol.config.rollout import RewardConfig
 
 from ..calls import Caller, ProjectFunction, in_process
-from ..client import task_group
 from ..errors import UserError
 from ..functions import check_rewards, is_sandboxed, load_function
 from ..prompts import REWARD_ARGUMENTS, PromptRow
+from ..tasks import task_group
 from ..trajectory import Trajectory
 from .sandbox import Sandbox
 
