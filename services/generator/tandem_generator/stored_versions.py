@@ -53,8 +53,11 @@ class StoredVersions:
         left = [version for version in candidates if version not in but]
         return latest if latest in left else next(iter(left), None)
 
-    async def read(self, version: Version) -> tuple[Manifest, str]:
+    async def read(self, version: Version, *, if_latest: bool = False) -> tuple[Manifest, str]:
         """Return the manifest and its digest as soon as they appear on the shared volume.
+
+        Args:
+            if_latest: Wait only while `version` is `LATEST`. A newer one may have been published, and this one deleted.
 
         Raises:
             WeightsNotVisible: The version did not appear in time.
@@ -66,6 +69,8 @@ class StoredVersions:
                 return await asyncio.to_thread(self._store.read, version)
             except WeightsNotVisible:
                 if self._is_stopping() or time.monotonic() >= deadline:
+                    raise
+                if if_latest and await asyncio.to_thread(self._store.latest) != version:
                     raise
             await asyncio.sleep(_POLL_S)
 

@@ -126,7 +126,7 @@ class WeightSwitcher:
         while (version := await self._stored.newest(but=tried)) is not None:
             tried.add(version)
             try:
-                _, digest = await self._stored.read(version)
+                _, digest = await self._stored.read(version, if_latest=True)
                 await self.set(version, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
                 return
             except (WeightsNotVisible, WeightsRefused, SwitchFailed) as error:
