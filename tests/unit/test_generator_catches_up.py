@@ -1,4 +1,4 @@
-"""A generator that starts while a trainer publishes serves the newest version, also if older ones disappear meanwhile."""
+"""A generator that starts while a trainer publishes serves the newest version, also if older ones vanish meanwhile."""
 
 from __future__ import annotations
 
