@@ -191,11 +191,7 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
         vLLM would fill the rest of a layer with whatever is in memory. It does not know which layers have elements that
         no tensor fills, such as the rows that pad a vocabulary.
         """
-        filled = {
-            name: info.load_numel
-            for name, module in self.model.named_modules()
-            if (info := get_layerwise_info(module)).can_load() and info.load_numel
-        }
+        filled = _filled(self.model)
         if self._filled is None:
             self._filled = filled
         if different := sorted({name for name, _ in filled.items() ^ self._filled.items()}):
@@ -222,6 +218,22 @@ class RepackingVolumeWeightEngine(VolumeWeightEngine):
         for module in self.model.modules():
             if _kernel(module) is not None:
                 module.quant_method.moe_kernel = None
+
+
+def _filled(model: nn.Module) -> dict[str, int]:
+    """Return layer → number of elements that this load fills so far, for layers that have more.
+
+    Layers that share all parameters count as the first of them: a file may have tied embeddings once or twice.
+    """
+    filled: dict[str, int] = {}
+    names: dict[tuple[int, ...], str] = {}
+    for name, module in model.named_modules():
+        info = get_layerwise_info(module)
+        parameters = info.kernel_tensors[0] if info.kernel_tensors else module._parameters
+        first = names.setdefault(tuple(map(id, parameters.values())), name)
+        if info.can_load() and info.load_numel:
+            filled[first] = max(info.load_numel, filled.get(first, 0))
+    return filled
 
 
 def _kernel(module: nn.Module) -> Any:
