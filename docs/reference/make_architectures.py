@@ -40,7 +40,7 @@ MODELS = {
 """Family → well-known models."""
 
 REASONS = {
-    "uses multi-head latent attention": "vLLM computes other logprobs than transformers before any update",
+    "uses multi-head latent attention": "vLLM's CPU build computes other logprobs than transformers before any update",
     "cannot load": "vLLM's CPU build cannot load it",
     "its engine ended in the first rollouts": "vLLM's CPU build cannot compute it",
     "failed to be inspected": "vLLM imports torchvision for it, which its CPU build lacks",
@@ -72,14 +72,15 @@ The first row has the family's default, and the second has the other choice.
 - **refused**: a service stops when it starts, and says why. The last column has the reason in short.
 
 A family that is not in the table, such as one with its own code (`shared.trust_remote_code`), is tried as well. When it
-starts, the generator overwrites all weights, loads the model's own weights as it would load a version, and compares all
-bytes. It refuses a model that this does not restore, and names a parameter.
+starts, the generator overwrites all weights with NaN, loads the model's own weights as it would load a version, and
+compares each tensor: the sum of all bit patterns, and the bytes of about 4,096 of its elements. It refuses a model that
+this does not restore, and names a tensor. The comparison keeps no copy of the model; it needs 0.3 GB.
 
 - **Mixtures of experts** are trained like other models, except with LoRA: the generator refuses adapters for them. The
   loss of the router (`router_aux_loss_coef`) is not used.
 - **Quantized** models are refused, because vLLM converts their weights when it loads them.
-- **Multi-head latent attention** (DeepSeek-V2 and V3) is refused. Before any update, the logprobs of vLLM's CPU build
-  already differ from those of transformers.
+- **Multi-head latent attention** (DeepSeek-V2 and V3) is refused on all devices. Before any update, the logprobs of
+  vLLM's CPU build already differ from those of transformers. It has not been tried on GPUs.
 
 On a GPU, vLLM has kernels that its CPU build lacks (Mamba's, for example). So a family that is refused here for that
 reason may work there. The checks are the same, so a model that does not work is refused there too.

@@ -24,5 +24,5 @@ def test_multi_head_latent_attention_is_refused_before_the_generator_is_ready(tm
     assert ended.returncode == 2
     # On a busy machine, Python's resource tracker may add a warning at the very end.
     *_, last = (line for line in ended.stderr.splitlines() if " ERROR " in line)
-    assert f" ERROR    shared.model: '{model}' uses multi-head latent attention (DeepSeek-V2, V3). Before any" in last
+    assert f" ERROR    shared.model: '{model}' uses multi-head latent attention (DeepSeek-V2, V3). With vLLM's" in last
     assert "Fix: choose another shared.model" in last

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
 pytestmark = pytest.mark.vllm
@@ -27,8 +26,3 @@ def test_a_shared_parameter_is_reached_under_any_of_its_names(loaded: str) -> No
     model = nn.ModuleDict({"mlp": nn.ModuleDict({"experts": nn.ModuleDict({"gate": gate}), "gate": gate})})
     assert _missing(model, loaded) == []
     assert _missing(model) == ["mlp.experts.gate.weight"]
-
-
-def test_parameters_that_vllm_derives_for_latent_attention_are_not_missing() -> None:
-    model = nn.ModuleDict({"mla_attn": nn.ParameterDict({"W_UK_T": torch.zeros(2), "W_UV": torch.zeros(2)})})
-    assert _missing(model) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tandem_generator import switch_rehearsal
 from tandem_generator.switch_rehearsal import SAMPLED, rehearse
 
 
@@ -60,7 +60,6 @@ def rehearsed(
         spoil=spoil or (lambda: layer.weight.data.fill_(torch.nan)),
         process=layer.process,
         load=load or (lambda: layer.weight.data.copy_(base)),
-        derived=re.compile("^never$"),
     )
 
 
@@ -86,6 +85,19 @@ def test_one_element_that_is_not_loaded_is_found_in_a_large_tensor() -> None:
         layer.weight.data[-1, :3] = base[-1, :3]
 
     assert "1 of its tensors (attention.weight) differ" in rehearsed(layer, load=load)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (1,), (7, 5), (2, 3, 4)])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_a_tensor_is_read_in_parts_that_together_are_all_of_it(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], is_transposed: bool
+) -> None:
+    monkeypatch.setattr(switch_rehearsal, "_CHUNK", 10)
+    tensor = torch.randn(shape)
+    tensor = tensor.transpose(0, -1) if is_transposed and tensor.dim() else tensor
+    parts = list(switch_rehearsal._parts(tensor))
+    assert torch.equal(torch.cat(parts), tensor.reshape(-1))
+    assert all(part.numel() <= max(10, tensor[0].numel()) for part in parts if tensor.dim() and tensor.numel())
 
 
 def test_a_transposed_weight_is_named() -> None:

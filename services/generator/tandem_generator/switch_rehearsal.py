@@ -7,7 +7,6 @@ attention), or a buffer in another dtype.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 SAMPLED = 4096
 """Number of elements that are compared one by one per tensor, spread evenly over it."""
 _CHUNK = 1 << 24
-"""Number of elements that are added up at a time."""
+"""Number of elements that are looked at together."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Size of an element in bytes → type of its bit pattern."""
 
@@ -37,7 +36,6 @@ def rehearse(
     spoil: Callable[[], object],
     process: Callable[[], object],
     load: Callable[[], object],
-    derived: re.Pattern[str],
 ) -> str:
     """Overwrite all parameters with NaN, load the original weights again, and compare.
 
@@ -46,7 +44,6 @@ def rehearse(
         spoil: Loads a version whose elements are all NaN, as a switch does.
         process: Derives tensors from the parameters, as vLLM does after it has loaded a model.
         load: Loads the weights that `model` already has, as a switch does.
-        derived: Matches the names of parameters that are derived from others.
 
     Returns:
         What went wrong. Empty if `model` is unchanged.
@@ -56,7 +53,7 @@ def rehearse(
         spoil()
     except Exception as error:  # any type: the model's own code runs here
         return f"vLLM does not load the tensors that a trainer publishes ({type(error).__name__}: {error})"
-    if unreached := [name for name, it in model.named_parameters() if not derived.search(name) and _has_numbers(it)]:
+    if unreached := [name for name, it in model.named_parameters() if _has_numbers(it)]:
         return f"the tensors that a trainer publishes do not reach all elements of {_list(unreached)}"
     process()
     load()
@@ -76,8 +73,12 @@ def _has_numbers(parameter: Tensor) -> bool:
     """
     if not parameter.is_floating_point() or parameter.is_meta or not parameter.numel():
         return False
-    kept = parameter.detach().nan_to_num(0.0)
-    return bool(kept.any()) or not bool(parameter.isnan().any())
+    has_nan = False
+    for part_N in _parts(parameter.detach()):
+        if part_N.nan_to_num(0.0).any():
+            return True
+        has_nan = has_nan or bool(part_N.isnan().any())
+    return not has_nan
 
 
 def _marks(model: nn.Module) -> dict[str, _Mark]:
@@ -85,12 +86,20 @@ def _marks(model: nn.Module) -> dict[str, _Mark]:
 
 
 def _mark(tensor: Tensor) -> _Mark:
-    flat = tensor.reshape(-1)
-    bits = flat.view(_INTEGERS[flat.itemsize])
-    chunks = (bits[start : start + _CHUNK] for start in range(0, len(bits), _CHUNK))
-    total = sum(int(chunk.sum(dtype=torch.int64).item()) for chunk in chunks)
-    sample = bits[:: max(1, len(bits) // SAMPLED)].contiguous().cpu()
-    return _Mark(total, sample.numpy().tobytes())
+    total, sample = 0, b""
+    step = max(1, tensor.numel() // SAMPLED)
+    for part_N in _parts(tensor):
+        bits_N = part_N.view(_INTEGERS[part_N.itemsize])
+        total += int(bits_N.sum(dtype=torch.int64).item())
+        sample += bits_N[::step].contiguous().cpu().numpy().tobytes()
+    return _Mark(total, sample)
+
+
+def _parts(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield the elements of a tensor in parts, one after the other: whoever computes with all of them needs a copy."""
+    rows = max(1, _CHUNK * len(tensor) // tensor.numel()) if tensor.numel() and tensor.dim() else 1
+    for part in tensor.split(rows) if tensor.dim() else [tensor]:
+        yield part.reshape(-1)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

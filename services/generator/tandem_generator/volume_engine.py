@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,8 +26,6 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from .switch_rehearsal import rehearse
 
 BACKEND = "tandem_volume"
-_DERIVED = re.compile(r"\.(W_UK_T|W_UV)$")
-"""Parameters that vLLM computes from others, for multi-head latent attention. No file has them."""
 
 
 @dataclass
@@ -89,8 +86,8 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
             kind = "is quantized, expected a model without quantization. vLLM converts such weights when it loads them"
         elif any(isinstance(module, MLAAttention) for module in self.model.modules()):
             kind = (
-                "uses multi-head latent attention (DeepSeek-V2, V3). Before any update, vLLM's logprobs differ from "
-                "those of transformers, so it cannot be trained"
+                "uses multi-head latent attention (DeepSeek-V2, V3). With vLLM's CPU build, its logprobs differ from "
+                "those of transformers before any update. On GPUs it has not been tried"
             )
         elif self._has_experts and self.vllm_config.lora_config:
             kind = "is a mixture of experts, which cannot have adapters"
@@ -139,7 +136,6 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
                 spoil=lambda: self._load(_nan(init_info.table)),
                 process=process,
                 load=lambda: self._load(self._source(init_info.shards)),
-                derived=_DERIVED,
             )
         if problem:
             raise ValueError(
@@ -151,7 +147,14 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
         """Return the tensors of `shards`, or those of the model's own files, in any format, if there are none."""
         if shards:
             return _tensors(shards)
-        loader = get_model_loader(self.vllm_config.load_config)
+        config = self.vllm_config.load_config
+        loader = get_model_loader(config)
+        if not hasattr(loader, "get_all_weights"):
+            raise ValueError(
+                f"generator.vllm.load_format is {config.load_format!r}, with which vLLM cannot load the weights of "
+                f"{self.model_config.model!r} again, as after a switch that fails; expected safetensors files. Fix: "
+                "leave out generator.vllm.load_format, or choose a shared.model with safetensors files"
+            )
         base: Iterable[tuple[str, torch.Tensor]] = loader.get_all_weights(self.model_config, self.model)
         return base
 
@@ -169,7 +172,11 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
 
     @torch.no_grad()
     def _load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        loaded = self._load_layerwise(tensors) if self._has_experts else self.model.load_weights(tensors)
+        if self._has_experts:
+            loaded = self._load_layerwise(tensors)
+        else:
+            loaded = self.model.load_weights(tensors)
+            _refresh_attention(self.model, self.model_config.dtype)
         if missing := _not_in(loaded, self.model):
             raise ValueError(
                 f"{self.model_config.model!r} has {len(missing)} parameters that these weights do not reach, such as "
@@ -272,12 +279,19 @@ def _is_collecting(tensor: torch.Tensor | None) -> bool:
     return getattr(getattr(tensor, "weight_loader", None), "__name__", "") == "online_process_loader"
 
 
+def _refresh_attention(model: nn.Module, dtype: torch.dtype) -> None:
+    """Let vLLM's kernels for attention copy again what they keep in another type, such as the sinks on Blackwell."""
+    for module in model.modules():
+        if process := getattr(getattr(module, "impl", None), "process_weights_after_loading", None):
+            process(dtype)
+
+
 def _not_in(loaded: set[str], model: nn.Module) -> list[str]:
     """Return a name of each parameter that is not in `loaded`. Modules may share a parameter, under several names."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
-    return [min(of_one) for of_one in names.values() if not (_DERIVED.search(of_one[0]) or loaded & set(of_one))]
+    return [min(of_one) for of_one in names.values() if not loaded & set(of_one)]
 
 
 def _nan(table: Mapping[str, list[int]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import WeightsRefused
 from .manifest import ADAPTER_CONFIG_NAME, FileEntry, Manifest, TensorEntry, digest_file, read_header
 
-THREADS = 8
-"""Files that are read at the same time. A rank of the trainer writes at most as many."""
+THREADS = min(8, len(os.sched_getaffinity(0)))
+"""Files that are read at the same time. A rank of the trainer writes 8 at most."""
 
 
 def verify_files(directory: Path, manifest: Manifest) -> None:
