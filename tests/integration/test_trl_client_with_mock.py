@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,13 @@ class Original:
     def __init__(self, base_url=None, host="0.0.0.0", server_port=8000, group_port=51216, connection_timeout=0.0): ...
     def generate(self, prompts, n=1, max_tokens=16, temperature=1.0, logprobs=0, generation_kwargs=None): ...
     def chat(self, messages, n=1, max_tokens=16, logprobs=0, tools=None, chat_template_kwargs=None): ...
+
+
+class Trainer:
+    """Stands for TRL's trainer, whose callbacks name it."""
+
+    def __init__(self) -> None:
+        self.callbacks = [self]
 
 
 @pytest.fixture
@@ -252,6 +261,17 @@ def test_no_thread_is_left_after_the_end(make_client: Any):
     assert set(threading.enumerate()) - before
     client.close_communicator()
     client.close_communicator()
+    assert set(threading.enumerate()) - before == set()
+
+
+def test_no_thread_is_left_when_its_trainer_is_gone(make_client: Any, monkeypatch: pytest.MonkeyPatch):
+    before = set(threading.enumerate())
+    trainer = Trainer()
+    monkeypatch.setattr(TandemClient, "trainer", weakref.ref(trainer))
+    make_client()
+    assert set(threading.enumerate()) - before
+    del trainer
+    gc.collect()
     assert set(threading.enumerate()) - before == set()
 
 

@@ -36,7 +36,7 @@ class Model(nn.Module):
         self.step = 0
         self.at_step: dict[int, Callable[[], None]] = {}
 
-    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, x: torch.Tensor, return_loss: bool = True) -> dict[str, torch.Tensor]:
         self.step += 1
         self.at_step.get(self.step, lambda: None)()
         return {"loss": (self.weight * x).mean()}
@@ -55,18 +55,21 @@ def handlers() -> Iterator[dict[int, Any]]:
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: dict[int, Any]) -> Callable[[Start | None], Any]:
     """Return a function that makes a trainer. Its `_move_model_to_vllm` publishes, as in old versions of TRL."""
 
-    def make(start: Start | None) -> Any:
+    def make(start: Start | None, **options: Any) -> Any:
         for method in ("__init__", "train"):
             monkeypatch.setattr(Trainer, method, getattr(Trainer, method))
         members = {"original": object, "tally": Tally(), "run_dir": tmp_path / "run", "stop": StopRequest()}
         client = type("Client", (RecordedClient,), members)
         takeover._wrap_trainers(client, start, "1.16.0")
         args = TrainingArguments(
-            output_dir=str(tmp_path / "out"), max_steps=STEPS, per_device_train_batch_size=1, use_cpu=True,
-            report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True,
+            **{
+                "output_dir": str(tmp_path / "out"), "max_steps": STEPS, "per_device_train_batch_size": 1,
+                "use_cpu": True, "report_to": [], "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
+            } | options,
         )  # fmt: skip
         args.use_vllm = True  # type: ignore[attr-defined] # as TRL's arguments have it
-        trainer: Any = Trainer(Model(), args, train_dataset=[{"x": torch.ones(1)}] * STEPS)  # type: ignore[arg-type]
+        rows: Any = [{"x": torch.ones(1)}] * STEPS
+        trainer: Any = Trainer(Model(), args, train_dataset=rows, eval_dataset=rows)
         trainer.wait = client.stop.wait
         trainer._move_model_to_vllm = lambda: trainer.wait(done())
         return trainer
@@ -117,6 +120,31 @@ def test_an_error_in_a_step_is_the_last_status_and_leaves_the_signals_to_the_scr
 def test_training_that_reaches_its_end_is_finished(tmp_path: Path, make: Any) -> None:
     make(Start()).train()
     assert phase(tmp_path) == "finished"
+
+
+@pytest.mark.parametrize(("is_highest_best", "best_step"), [(True, 1), (False, STEPS)])
+def test_the_weights_of_the_best_checkpoint_are_the_last_that_are_published(
+    make: Any, is_highest_best: bool, best_step: int
+) -> None:
+    """The loss falls with each step. An evaluation publishes too, as TRL's does."""
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "greater_is_better": is_highest_best}
+    every_step = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    trainer = make(None, **best, **every_step, label_names=[], learning_rate=0.1, lr_scheduler_type="constant")
+    published, evaluate = [], trainer.evaluate
+
+    def publish() -> None:
+        published.append(trainer.model.weight.item())
+
+    def publish_and_evaluate(*arguments: Any, **options: Any) -> Any:
+        publish()
+        trainer._last_loaded_step = trainer.state.global_step
+        return evaluate(*arguments, **options)
+
+    trainer._move_model_to_vllm, trainer.evaluate = publish, publish_and_evaluate
+    trainer.train()
+    assert trainer.state.best_model_checkpoint.endswith(f"checkpoint-{best_step}")
+    assert published[-1] == trainer.model.weight.item() == published[best_step - 1]
+    assert len(published) == (STEPS if best_step == STEPS else STEPS + 1), "what is served is not published again"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

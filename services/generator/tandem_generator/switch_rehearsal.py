@@ -97,9 +97,11 @@ def _mark(tensor: Tensor) -> _Mark:
 
 def _parts(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the elements of a tensor in parts, one after the other: whoever computes with all of them needs a copy."""
-    rows = max(1, _CHUNK * len(tensor) // tensor.numel()) if tensor.numel() and tensor.dim() else 1
-    for part in tensor.split(rows) if tensor.dim() else [tensor]:
-        yield part.reshape(-1)
+    if not tensor.dim():
+        tensor = tensor.reshape(1)
+    rows = max(1, _CHUNK * len(tensor) // max(1, tensor.numel()))
+    for start in range(0, len(tensor), rows):
+        yield tensor[start : start + rows].reshape(-1)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -85,7 +86,8 @@ class TandemClient:
         thread.start()
         self._life = ExitStack()
         self._life.callback(self._stop, thread)
-        atexit.register(self.close_communicator)
+        # The thread ends with the trainer, or else with the process.
+        weakref.finalize((self._trainer and self._trainer()) or self, self._life.close)
         self.check_server(given["connection_timeout"])
         # Before `init_communicator`, some trainers ask torch for an accelerator, and fail where there is none.
         self._accelerator = self._life.enter_context(ExitStack())
@@ -324,13 +326,14 @@ class TandemClient:
         self._life.close()
 
     def _stop(self, thread: threading.Thread) -> None:
+        if thread is threading.current_thread():  # the trainer was collected as garbage here
+            return self._loop.stop()
         with suppress(Exception):  # the process ends, and a generator may be gone
             asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(_CLOSE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         thread.join(_CLOSE_TIMEOUT_S)
         if not thread.is_alive():
             self._loop.close()
-        atexit.unregister(self.close_communicator)
 
     async def _end(self) -> None:
         await self._client.close()

@@ -6,6 +6,7 @@ TRL sends weights only before it samples, and logs every few steps.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from packaging.specifiers import SpecifierSet
@@ -32,10 +33,21 @@ class LastStep(TrainerCallback):  # type: ignore[misc] # transformers is not typ
         control.should_log |= control.should_training_stop
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Publish the weights, unless an evaluation has done so. All ranks take part."""
+        """Publish the weights, unless an evaluation has done so. All ranks take part.
+
+        With `load_best_model_at_end`, the model has the weights of the best checkpoint by now.
+        """
         trainer = self._trainer
         generation = getattr(trainer, "vllm_generation", None)
         send = generation.sync_weights if generation else getattr(trainer, "_move_model_to_vllm", None)
-        if send and getattr(trainer, "_last_loaded_step", None) != state.global_step:
+        is_sent = getattr(trainer, "_last_loaded_step", None) == state.global_step
+        if send and (not is_sent or goes_back(args, state)):
             send()
             trainer._last_loaded_step = state.global_step
+
+
+def goes_back(args: Any, state: Any) -> bool:
+    """Whether the model has the weights of an earlier checkpoint, because that was the best."""
+    best: str | None = state.best_model_checkpoint
+    is_loaded = getattr(args, "load_best_model_at_end", False) and best is not None
+    return is_loaded and Path(best or "").name != f"checkpoint-{state.global_step}"
