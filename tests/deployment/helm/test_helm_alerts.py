@@ -36,7 +36,7 @@ class Case:
         return f"{self.alert}: {self.why}"
 
 
-STEP, KL = (f"tandem_trainer_{name}{{{TRAINER}}}" for name in ("step", "kl_sampler"))
+STEP, KL, LAG, BOUND = (f"tandem_trainer_{name}{{{TRAINER}}}" for name in ("step", "kl_sampler", "lag_max", "max_lag"))
 CHECKPOINTS = f"tandem_trainer_checkpoint_failures{{{TRAINER}}}"
 READY, UP = f"tandem_ready{{{GENERATOR}}}", f"up{{{GENERATOR}}}"
 STEPS, STUCK = {STEP: "1+1x60"}, {STEP: "7x60"}
@@ -90,8 +90,8 @@ CASES = [
     Case("TandemSwitchesFail", {FAILURES: "_x10 1x40"}, 11, True, "the first failure creates the series"),
     Case("TandemSwitchesFail", {FAILURES: "1x20 2x40"}, 22, True, "another failure"),
     Case("TandemSwitchesFail", {FAILURES: "_x10 1x40"}, 40, False, "a failure long ago"),
-    Case("TandemLagOverBound", {f"tandem_trainer_lag_max{{{TRAINER}}}": "2x60"}, 1, True, "more than max_lag"),
-    Case("TandemLagOverBound", {f"tandem_trainer_lag_max{{{TRAINER}}}": "1x60"}, 1, False, "max_lag"),
+    Case("TandemLagOverBound", {LAG: "4x60", BOUND: "3x60"}, 1, True, "more than max_lag"),
+    Case("TandemLagOverBound", {LAG: "3x60", BOUND: "3x60"}, 1, False, "max_lag"),
     Case("TandemSamplerDisagrees", {KL: "0.2x60"}, 20, True, "high for minutes"),
     Case("TandemSamplerDisagrees", {KL: "0.01x9 0.3 0.01x60"}, 20, False, "one high value"),
     Case("TandemCheckpointFails", {CHECKPOINTS: "1x60"}, 1, True, "a failure"),
