@@ -60,6 +60,8 @@ def compose_alerts() -> str:
         "trainer": labels.format("trainer"),
         "generator": labels.format("generator"),
         "job": 'namespace="compose"',
+        # When a run is over, both services have stopped, and Prometheus keeps the addresses that it last knew.
+        "unlessOver": f" unless on (namespace) up{{{labels.format('trainer')}}} == 0",
     }
     text = (CHART / "files/alerts.yaml").read_text()
     alerts = re.split(r"(?m)^(?=- alert:)", text)[1:]
