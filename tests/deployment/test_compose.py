@@ -59,7 +59,7 @@ def prometheus_image(tmp_path_factory: pytest.TempPathFactory) -> None:
         f"FROM {base}\nCOPY prometheus /bin/prometheus\nRUN install -d -o 65534 -g 65534 /prometheus\n"
         'ENTRYPOINT ["/bin/prometheus"]\n'
     )
-    docker.from_env(timeout=300).images.build(path=str(folder), tag=PROMETHEUS)
+    docker.from_env(timeout=300).images.build(path=str(folder), tag=PROMETHEUS, rm=True, forcerm=True)
 
 
 def test_a_run_ends_after_its_last_step_and_leaves_nothing_behind(project: Path) -> None:
@@ -159,7 +159,11 @@ def test_the_page_of_the_runs_is_on_this_host_only_and_can_only_read_them(endles
         origin = address.partition("/?")[0]
         assert browser.get(f"{origin}/api/runs").status_code == 403
         assert browser.get(address).status_code == 200
-        assert [run["name"] for run in browser.get(f"{origin}/api/runs").json()] == ["default"]
+        deadline = time.monotonic() + 120
+        while not (runs := browser.get(f"{origin}/api/runs").json()):  # the run has not begun yet
+            assert time.monotonic() < deadline, endless.logs("trainer")
+            time.sleep(0.2)
+        assert [run["name"] for run in runs] == ["default"]
     assert refusal(endless, "watch", "/runs/x") == "EROFS"
     assert refusal(endless, "watch", "/usr/x") == "EROFS"
     assert is_bound_to_this_host(endless, "watch")

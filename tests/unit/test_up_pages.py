@@ -67,6 +67,8 @@ def test_a_page_that_does_not_start_does_not_stop_the_run(tmp_path: Path) -> Non
     assert "warning: watch does not start" in done.stderr
     assert "set TANDEM_WATCH_PORT to a free one" in done.stderr
     assert "--progress plain up --detach" in calls
+    assert "--project-name mine stop prometheus grafana\n" in done.stdout
+    assert "watch:" not in done.stdout
 
 
 def test_make_passes_the_wish_for_pages_on(tmp_path: Path) -> None:
