@@ -67,7 +67,9 @@ up: export TANDEM_REVISION ?= $(shell git rev-parse --short HEAD 2>/dev/null)
 up down: export COMPOSE_PROJECT_NAME = $(NAME)
 up: export TANDEM_PROJECT = $(FOLDER_PATH)
 up: export TANDEM_SCRIPT ?= $(SCRIPT)
-up:  ## Train PROJECT, or its TRL script SCRIPT, in containers named NAME (NAME=tandem-digits; docs/deploy/containers.md)
+up: export TANDEM_WATCH ?= $(WATCH)
+up: export TANDEM_METRICS ?= $(METRICS)
+up:  ## Train PROJECT, or its TRL script SCRIPT, in containers named NAME (WATCH=1: with tandem watch, METRICS=1: with Grafana)
 	@scripts/say_build
 	scripts/up --build; status=$$?; \
 		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status

@@ -172,12 +172,13 @@ def check_devices(env: Mapping[str, str]) -> None:
 
 
 def make_token(path: Path) -> None:
-    """Create a bearer token, unless it exists. Only the services' user can read it."""
+    """Create a bearer token, unless it exists. Only the services' user and its group, for Prometheus, can read it."""
     if not path.exists():
         temporary = path.with_suffix(".new")
         temporary.touch(mode=0o600)
         temporary.write_text(secrets.token_urlsafe(32))
         temporary.replace(path)
+    path.chmod(0o640)
 
 
 def check_requirements() -> None:

@@ -1,4 +1,4 @@
-"""Write the chart's files that come from elsewhere: the demo, and the schema of `config` (`make docs`).
+"""Write the files that the chart shares with others: the demo, the schema of `config`, the alerts (`make docs`).
 
 They are copies, because helm prints a line for each link at every command.
 """
@@ -6,9 +6,12 @@ They are copies, because helm prints a line for each link at every command.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tandem_protocol.config.project import ProjectSettings
 
@@ -20,6 +23,7 @@ DROPPED = {"title", "description", "default", "format"}
 """Keywords that check nothing."""
 TEXTS = {"integer": r"^[+-]?[0-9]+$", "number": r"^[+-]?[0-9.]+([eE][+-]?[0-9]+)?$", "boolean": "^[A-Za-z]+$"}
 """The services also read these types from text in quotes."""
+ALERTS = ROOT / "docker/metrics/alerts.yaml"
 PREFIX = "config."
 WIDTH = 120
 
@@ -30,6 +34,7 @@ def main() -> None:
     properties, definitions = config_schema()
     config = {"properties": properties, "additionalProperties": False}
     (CHART / "files/config.schema.json").write_text(dumps({**config, "$defs": definitions}) + "\n")
+    ALERTS.write_text(compose_alerts())
     path = CHART / "values.schema.json"
     values = json.loads(path.read_text())
     # The demo's own configuration completes `config`. templates/_validate.tpl finds what is missing after that.
@@ -40,6 +45,31 @@ def main() -> None:
     own = {name: node for name, node in values["$defs"].items() if not name.startswith(PREFIX)}
     values["$defs"] = {**own, **definitions}
     path.write_text(dumps(values) + "\n")
+
+
+def compose_alerts() -> str:
+    """Return the rules for the Prometheus of compose.yaml: the chart's alerts with the default limits.
+
+    The labels are those that docker/metrics/prometheus.yaml sets. Alerts about Kubernetes alone are left out: nothing
+    there has their metrics.
+    """
+    limits = yaml.safe_load((CHART / "values.yaml").read_text())["monitoring"]["rules"]
+    labels = 'namespace="compose",pod=~"tandem-{}-.*"'
+    words = {
+        **{name: limits[name] for name in ("noStepMinutes", "notReadyMinutes", "klSamplerMax")},
+        "trainer": labels.format("trainer"),
+        "generator": labels.format("generator"),
+        "job": 'namespace="compose"',
+        # When a run is over, both services have stopped, and Prometheus keeps the addresses that it last knew.
+        "unlessOver": f" unless on (namespace) up{{{labels.format('trainer')}}} == 0",
+    }
+    text = (CHART / "files/alerts.yaml").read_text()
+    alerts = re.split(r"(?m)^(?=- alert:)", text)[1:]
+    kept = "".join(alert for alert in alerts if "tandem_" in alert)
+    filled = re.sub(r"@(\w+)@", lambda found: str(words[found[1]]), kept)
+    rules = "".join(f"      {line}\n" for line in filled.splitlines())
+    origin = "# helm/make_files.py writes this file from helm/tandem/files/alerts.yaml."
+    return f"{origin}\ngroups:\n  - name: tandem\n    rules:\n{rules}"
 
 
 def config_schema() -> tuple[dict[str, Any], dict[str, Any]]:

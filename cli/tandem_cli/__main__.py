@@ -84,7 +84,12 @@ def _watch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     require("tandem watch", "watch", libraries=("fastapi", "plotly", "uvicorn"))
     from .watch.command import watch
 
-    return watch(arguments.runs, host=arguments.host, port=arguments.port)
+    if bool(arguments.runs) == bool(arguments.parent):
+        raise ConfigError(
+            f"got {'--all and the' if arguments.runs else 'no --all and no'} folder of a run, expected one of the two. "
+            "Fix: tandem watch PROJECT/runs/NAME, or tandem watch --all PROJECT/runs"
+        )
+    return watch(arguments.runs, parent=arguments.parent, host=arguments.host, port=arguments.port, url=arguments.url)
 
 
 def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import docker
+import httpx
 import pytest
 
+from support.ports import free_port
 from support.projects import write_project
 from support.stack import Stack, set_steps, stack
 from tandem_cli.testing import IMAGES
@@ -17,6 +23,7 @@ from tandem_cli.testing import IMAGES
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
 
 SERVICES = ("generator", "trainer")
+PROMETHEUS = "tandem-test-prometheus:local"
 
 
 FIRST_CHECKPOINT = """
@@ -33,8 +40,26 @@ def endless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A running stack whose trainer trains until it is stopped."""
     project = write_project(tmp_path_factory.mktemp("endless") / "project")
     set_steps(project, 1_000_000)
-    with Stack(project) as made:
+    variables = {
+        "TANDEM_WATCH_PORT": str(free_port()),
+        "TANDEM_PROMETHEUS_PORT": str(free_port()),
+        "PROMETHEUS_IMAGE": PROMETHEUS,
+    }
+    with Stack(project, variables=variables) as made:
         yield made
+
+
+@pytest.fixture(scope="module")
+def prometheus_image(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Build an image like prom/prometheus with the program of this machine: no registry is needed."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    shutil.copy(shutil.which("prometheus") or "", folder / "prometheus")
+    base = os.environ.get("PYTHON_BASE", "python:3.11-slim-bookworm")
+    (folder / "Dockerfile").write_text(
+        f"FROM {base}\nCOPY prometheus /bin/prometheus\nRUN install -d -o 65534 -g 65534 /prometheus\n"
+        'ENTRYPOINT ["/bin/prometheus"]\n'
+    )
+    docker.from_env(timeout=300).images.build(path=str(folder), tag=PROMETHEUS, rm=True, forcerm=True)
 
 
 def test_a_run_ends_after_its_last_step_and_leaves_nothing_behind(project: Path) -> None:
@@ -124,6 +149,51 @@ def test_the_token_is_in_no_environment_and_the_generator_requires_it(endless: S
         "print(ask({}), ask({'Authorization': f'Bearer {token}'}))"
     )
     assert endless.python("trainer", ask).split() == ["401", "200"]
+
+
+def test_the_page_of_the_runs_is_on_this_host_only_and_can_only_read_them(endless: Stack) -> None:
+    endless.must("build", "watch", timeout_s=600)
+    endless.must("up", "--detach", "--no-deps", "watch")
+    address = endless.wait_for_log("watch", r"Open (http://127\.0\.0\.1:\d+/\?token=\S+)")
+    with httpx.Client(follow_redirects=True, timeout=60) as browser:
+        origin = address.partition("/?")[0]
+        assert browser.get(f"{origin}/api/runs").status_code == 403
+        assert browser.get(address).status_code == 200
+        deadline = time.monotonic() + 120
+        while not (runs := browser.get(f"{origin}/api/runs").json()):  # the run has not begun yet
+            assert time.monotonic() < deadline, endless.logs("trainer")
+            time.sleep(0.2)
+        assert [run["name"] for run in runs] == ["default"]
+    assert refusal(endless, "watch", "/runs/x") == "EROFS"
+    assert refusal(endless, "watch", "/usr/x") == "EROFS"
+    assert is_bound_to_this_host(endless, "watch")
+    assert [mount["Destination"] for mount in endless.container("watch").attrs["Mounts"]] == ["/runs"]
+    status = endless.python("watch", "print(open('/proc/1/status').read())")
+    assert re.findall(r"(?:Uid|CapBnd):\t(\S+)", status) == ["10001", "0" * 16]
+    (network,) = endless.container("watch").attrs["NetworkSettings"]["Networks"]
+    assert network == f"{endless.name}_pages", "not that of the services"
+    options = endless.engine.networks.get(network).attrs["Options"]
+    assert options["com.docker.network.bridge.enable_ip_masquerade"] == "false", "nothing leads to the internet"
+
+
+@pytest.mark.prometheus
+def test_prometheus_scrapes_both_services_with_their_token(endless: Stack, prometheus_image: None) -> None:
+    endless.must("up", "--detach", "--no-deps", "prometheus")
+    assert is_bound_to_this_host(endless, "prometheus")
+    port = endless.must("port", "prometheus", "9090").strip().rpartition(":")[2]
+    deadline, found = time.monotonic() + 120, {""}
+    while found != {"trainer", "generator"}:
+        assert time.monotonic() < deadline, (found, endless.logs("prometheus"))
+        time.sleep(1)
+        with suppress(httpx.TransportError):
+            query = {"query": "tandem_trainer_max_lag or tandem_ready"}
+            answer = httpx.get(f"http://127.0.0.1:{port}/api/v1/query", params=query, timeout=60).json()
+            found = {sample["metric"]["pod"].split("-")[1] for sample in answer.get("data", {}).get("result", ())}
+
+
+def is_bound_to_this_host(made: Stack, service: str) -> bool:
+    ports = made.container(service).attrs["NetworkSettings"]["Ports"].values()
+    return {binding["HostIp"] for bindings in ports for binding in bindings} == {"127.0.0.1"}
 
 
 def test_the_mock_image_is_small_and_has_neither_torch_nor_vllm() -> None:

@@ -19,10 +19,11 @@ OTHERS = {
     "kube_pod_info",
 }
 """Metrics of Prometheus itself, of the kubelet and of kube-state-metrics."""
-STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "completion_tokens_mean",
+STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", "max_lag", "completion_tokens_mean",
         "truncated_fraction", "groups_skipped", "step", "timings",
         "staleness", "checkpoint_failures"}  # fmt: skip
-"""Keys of metrics.jsonl that are watched. tests/integration/test_trainer_scraped.py finds each one in a real run."""
+"""Keys of metrics.jsonl that are watched, and the bound `max_lag`. tests/integration/test_trainer_scraped.py finds each
+one in a real run."""
 
 
 def generator_series() -> set[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,14 @@ class Stack(TandemStack):
     def python(self, service: str, code: str) -> str:
         """Run Python `code` in a running service and return what it prints."""
         return self.must("exec", "-T", service, "python3", "-c", code)
+
+    def wait_for_log(self, service: str, pattern: str) -> str:
+        """Wait until a service has logged a line with `pattern`, and return the pattern's first group."""
+        deadline = time.monotonic() + 60
+        while not (found := re.search(pattern, self.logs(service))):
+            assert time.monotonic() < deadline, f"no {pattern} in the log of {service}: {self.logs(service)}"
+            time.sleep(0.2)
+        return found[1]
 
     def use_project(self, project: Path) -> None:
         """Train another project from the next `up` on."""

@@ -104,6 +104,7 @@ VARIATIONS: dict[str, Values] = {
     **_combined(),
     "knobs": {"generator": KNOBS, "trainer": {**KNOBS, "suspend": True}},
     "environment": {"environment": {"enabled": True, "replicas": 2}},
+    "watch": {"watch": {"enabled": True}, **STORAGE["one-node"]},
     "environment, knobs": {
         "environment": {**KNOBS, "enabled": True, "egress": [{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}
     },

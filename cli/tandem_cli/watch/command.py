@@ -8,32 +8,46 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import uvicorn
 
-from tandem_protocol.config import ConfigError
+from tandem_protocol.config import ConfigError, read_token
 
-from .runs import find_runs
+from .runs import AllRuns, find_runs
 from .server import make_app
 
 SHUTDOWN_S = 5
+TOKEN_ENV = "TANDEM_WATCH_TOKEN"
 
 
-def watch(folders: Sequence[Path], *, host: str, port: int) -> int:
-    """Serve the page of some runs. Returns the exit code after Ctrl-C.
+def watch(folders: Sequence[Path], *, parent: Path | None, host: str, port: int, url: str | None) -> int:
+    """Serve the page of some runs, or of all runs in the folder `parent`. Returns the exit code after Ctrl-C.
+
+    Args:
+        folders: the folders of the runs, if `parent` is None.
+        parent: the folder of the runs, some of which may begin later.
+        host: the address to listen on.
+        port: the port to listen on. 0: a free one.
+        url: the address for browsers, if it is another one, as behind a proxy.
 
     Raises:
-        ConfigError: a folder is not the folder of a run, or the address cannot be used.
+        ConfigError: a folder is not the folder of a run, the address cannot be used, or the token cannot be read.
     """
-    runs = find_runs(folders)
+    runs = AllRuns(parent) if parent else find_runs(folders)
+    if url:
+        check_url(url)
+    given = read_token(variable=TOKEN_ENV, file_variable=f"{TOKEN_ENV}_FILE")
+    token = given or secrets.token_urlsafe(24)
     listener = listen(host, port)
-    token = secrets.token_urlsafe(24)
     for run in runs:
         if not run.state()["exists"]:
             print(f"note: {run.name} has not started yet; the page shows it as soon as it does", file=sys.stderr)
-    print(f"Open {address(listener)}/?token={token}\nCtrl-C ends the page. The run is not affected.", flush=True)
+    # A token that somebody has chosen stays out of the log.
+    where = f"{url or address(listener)}/?token={f'${TOKEN_ENV}' if given else token}"
+    print(f"Open {where}\nCtrl-C ends the page. The run is not affected.", flush=True)
     config = uvicorn.Config(
-        make_app(runs, token, host),
+        make_app(runs, token, host, url or ""),
         log_level="warning",
         access_log=False,  # its lines would hold the token
         timeout_graceful_shutdown=SHUTDOWN_S,
@@ -60,6 +74,20 @@ def listen(host: str, port: int) -> socket.socket:
             f"got --host {host} --port {port}, which cannot be used: {error}. Fix: choose another port, such as "
             "--port 0 for a free one, or an address of this machine."
         ) from error
+
+
+def check_url(url: str) -> None:
+    """Raise a ConfigError unless `url` is an address of a host, without a path."""
+    try:
+        parts = urlsplit(url)
+        is_fine = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        is_fine = False
+    if not is_fine or url != f"{parts.scheme}://{parts.netloc}":
+        raise ConfigError(
+            f"got --url {url}, expected http:// or https:// and a host, without a path or a slash at its end. Fix: an "
+            "address such as https://watch.example.com; the page must have a host name of its own."
+        )
 
 
 def address(listener: socket.socket) -> str:

@@ -33,11 +33,14 @@ Next = Callable[[Request], Awaitable[Response]]
 class Guard:
     """Checks each request before the routes see it, as the web server's middleware."""
 
-    def __init__(self, token: str, host: str) -> None:
+    def __init__(self, token: str, host: str, url: str = "") -> None:
+        """Create the guard of a page that listens on `host`, and that browsers may reach at `url` as well."""
+        outside = urlsplit(url)
         self._token = token
         self._cookie = f"tandem-watch-{secrets.token_hex(8)}"
         """Pages of a host share their cookies, whatever their ports are, so each start has a name of its own."""
-        self._names = {"localhost", socket.gethostname().lower(), host.lower()}
+        self._names = {"localhost", socket.gethostname().lower(), host.lower(), outside.hostname or "localhost"}
+        self._is_encrypted = outside.scheme == "https"
 
     async def __call__(self, request: Request, call_next: Next) -> Response:
         response = self._refusal(request) or self._with_cookie(request) or await call_next(request)
@@ -59,7 +62,7 @@ class Guard:
             return None
         response = RedirectResponse("/", 303)
         # Not "strict": links in the terminal of a web IDE come from another site.
-        response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax")
+        response.set_cookie(self._cookie, self._token, httponly=True, samesite="lax", secure=self._is_encrypted)
         return response
 
     def is_own_name(self, host: str) -> bool:

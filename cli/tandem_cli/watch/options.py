@@ -20,8 +20,15 @@ examples:
   # compare two runs
   tandem watch path/to/project/runs/mine path/to/project/runs/mine.1
 
+  # all runs of a project, also those that begin later
+  tandem watch --all path/to/project/runs
+
   # another port, if 8600 is in use
   tandem watch path/to/project/runs/mine --port 8601
+
+environment:
+  TANDEM_WATCH_TOKEN, TANDEM_WATCH_TOKEN_FILE
+       the token of the page, or a file with it (default: a new one at each start)
 
 exit codes:
   0    the page has ended
@@ -34,7 +41,14 @@ exit codes:
 def add_watch(commands: Commands) -> None:
     command = add(commands, "watch", "show runs in the browser: curves, rollouts, events", _WATCH, _EPILOG)
     command.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="folder of a run: PROJECT/runs/NAME (required)"
+        "runs", nargs="*", type=Path, metavar="RUN", help="folder of a run: PROJECT/runs/NAME (required without --all)"
+    )
+    command.add_argument(
+        "--all",
+        type=Path,
+        dest="parent",
+        metavar="FOLDER",
+        help="show all runs in this folder, and those that begin later (default: the runs that you name)",
     )
     command.add_argument(
         "--port", type=int, default=8600, metavar="PORT", help="port of the page; 0: a free one (default: %(default)s)"
@@ -45,4 +59,10 @@ def add_watch(commands: Commands) -> None:
         metavar="ADDRESS",
         help="address to listen on; any other than the default can be reached from other machines, without encryption "
         "(default: %(default)s, this machine only)",
+    )
+    command.add_argument(
+        "--url",
+        metavar="URL",
+        help="address at which browsers reach the page through a proxy or a published port, such as "
+        "https://watch.example.com; its name is accepted (default: that of --host and --port)",
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from tandem_protocol.config import ConfigError
 
@@ -60,8 +61,47 @@ class WatchedRun:
         return b""
 
 
+class AllRuns(Sequence[WatchedRun]):
+    """All runs in a folder: first those that are there, the newest first, then each that begins later.
+
+    A run keeps its place. To iterate looks for new runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Raise a ConfigError if `folder` is a run itself, or cannot hold one."""
+        if is_run(folder) or (folder.exists() and not folder.is_dir()) or not folder.parent.is_dir():
+            raise ConfigError(
+                f"got --all {folder}, expected a folder with runs in it, such as PROJECT/runs. Fix: correct the "
+                f"path; for one run: tandem watch {folder}"
+            )
+        self._folder = folder
+        self._runs: dict[str, WatchedRun] = {}
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[WatchedRun]:
+        with self._lock:
+            inside = (path for path in self._folder.glob("*") if path.name not in self._runs and is_run(path))
+            for path in sorted(inside, key=_changed_unix_s, reverse=True):
+                self._runs[path.name] = WatchedRun(path, path.name)
+            return iter(list(self._runs.values()))
+
+    def __len__(self) -> int:
+        return len(self._runs)
+
+    @overload
+    def __getitem__(self, index: int) -> WatchedRun: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[WatchedRun]: ...
+    def __getitem__(self, index: int | slice) -> WatchedRun | Sequence[WatchedRun]:
+        return list(self._runs.values())[index]
+
+
 def is_run(folder: Path) -> bool:
     return any((folder / name).exists() for name in FILES)
+
+
+def _changed_unix_s(folder: Path) -> float:
+    return max(file.stat().st_mtime for name in FILES if (file := folder / name).exists())
 
 
 def find_runs(folders: Sequence[Path]) -> list[WatchedRun]:

@@ -73,11 +73,11 @@ def _search(run: Chosen, query: Annotated[Query, Parameters()]) -> _Json:
     return _Json(run.rollouts.search(query))
 
 
-def make_app(runs: Sequence[WatchedRun], token: str, host: str) -> FastAPI:
+def make_app(runs: Sequence[WatchedRun], token: str, host: str, url: str = "") -> FastAPI:
     """Return the web application. It only reads, and only answers requests with the token."""
     app = FastAPI(openapi_url=None)
     app.state.runs = runs
-    app.middleware("http")(Guard(token, host))
+    app.middleware("http")(Guard(token, host, url))
     app.include_router(routes)
     app.mount("/plotly", StaticFiles(directory=plotly_folder()))
     app.mount("/", StaticFiles(directory=STATIC, html=True))

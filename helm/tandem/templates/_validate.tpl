@@ -102,10 +102,18 @@ environment.enabled: got true with config.trainer.rollout.agent {{ . }}, expecte
     {{- end }}
   {{- end }}
 {{- end }}
-{{- range $service := ternary (list "generator" "trainer" "environment") (list "generator" "trainer") .Values.environment.enabled }}
+{{- range $service := list "generator" "trainer" "environment" "watch" }}{{ if (get $.Values $service).enabled | default (not (hasKey (get $.Values $service) "enabled")) }}
   {{- with (get $.Values $service).image }}{{ if and (not .digest) (has .tag (list "" "latest")) }}
 {{ $service }}.image.tag: got {{ .tag | quote }}, expected a fixed version, because this tag can change between two pods. Fix: set another tag or {{ $service }}.image.digest
   {{- end }}{{ end }}
+{{- end }}{{ end }}
+{{- if .Values.watch.enabled }}
+  {{- if and (eq .Values.storage.runs.accessMode "ReadWriteOnce") (not (include "tandem.oneNode" .)) }}
+watch.enabled: got true with storage.runs.accessMode ReadWriteOnce, expected ReadWriteMany: the page and the trainer mount the claim, perhaps on two nodes. Fix: set storage.runs.accessMode=ReadWriteMany, or on a single node storage.weights.accessMode=ReadWriteOnce too
+  {{- end }}
+  {{- if and .Values.watch.ingress.enabled (not .Values.watch.ingress.host) }}
+watch.ingress.host: got an empty name with watch.ingress.enabled, expected the host name of the page. Fix: --set watch.ingress.host=watch.example.com
+  {{- end }}
 {{- end }}
 {{- $several := or (gt (int .Values.trainer.nodes) 1) (gt (int .Values.generator.nodesPerReplica) 1) }}
 {{- range $name, $storage := .Values.storage }}

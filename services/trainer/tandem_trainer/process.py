@@ -202,7 +202,8 @@ def train_run(
     stack.enter_context(run.record_outcome())
     signal.signal(signal.SIGTERM, raise_terminated)
     if settings.trainer.metrics_port and accelerator.is_main_process:
-        stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token()))
+        bounds = {"max_lag": settings.trainer.max_lag}
+        stack.enter_context(exported(run.dir, settings.trainer.metrics_port, read_token(), bounds))
     portal = stack.enter_context(start_blocking_portal())
     client = GeneratorClient(
         settings.shared.generators,

@@ -1,4 +1,4 @@
-"""Every query of the dashboard has data when a real Prometheus scrapes a real run."""
+"""Every query of the dashboard has data when a real Prometheus scrapes a real run, as compose.yaml configures it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ import pytest
 import yaml
 
 from support.generators import TOKEN
-from support.helm import CHART, one, render
+from support.helm import CHART, ROOT, one, render
 from support.models import make_tiny_model
 from support.ports import free_port
 from support.projects import Project, make_projects
 
 pytestmark = [pytest.mark.helm, pytest.mark.prometheus]
 
+METRICS = ROOT / "docker/metrics"
 TIMEOUT_S = 120.0
 FAULTS = ("--generator.mock.faults.load_failures", "1")
 """The first switch fails and is retried, so that failed switches are counted."""
@@ -35,7 +36,7 @@ def queries() -> dict[str, str]:
     ]
     panels = yaml.safe_load(text)["panels"]
     return {
-        f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$namespace", "rl")
+        f"{panel['title']}: {target['legendFormat']}": target["expr"].replace("$namespace", "compose")
         for panel in panels
         for target in panel["targets"]
     }
@@ -55,13 +56,16 @@ def started(*command: str, log: Path, cwd: Path) -> Iterator[subprocess.Popen[by
 
 
 def scraping(ports: dict[str, int]) -> dict[str, Any]:
-    """Return Prometheus' configuration. The operator sets the labels `namespace` and `pod`."""
-    targets = [
-        {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "rl", "pod": f"run-tandem-{name}-0"}}
-        for name, port in ports.items()
+    """Return the configuration of compose.yaml's Prometheus, with addresses of this machine and other intervals."""
+    config: dict[str, Any] = yaml.safe_load((METRICS / "prometheus.yaml").read_text())
+    (job,) = config["scrape_configs"]
+    assert {name for names in job.pop("dns_sd_configs") for name in names["names"]} == set(ports)
+    job["static_configs"] = [
+        {"targets": [f"127.0.0.1:{port}"], "labels": {"__meta_dns_name": name}} for name, port in ports.items()
     ]
-    job = {"job_name": "tandem", "authorization": {"credentials": TOKEN}, "static_configs": targets}
-    return {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]}
+    job["authorization"] = {"credentials": TOKEN}
+    intervals = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
+    return {**config, "global": intervals, "rule_files": [str(METRICS / name) for name in config["rule_files"]]}
 
 
 def result(url: str, expression: str) -> list[Any]:
@@ -103,6 +107,11 @@ def test_every_query_of_the_dashboard_has_data_of_a_real_run(tmp_path: Path) -> 
             assert time.monotonic() < deadline, f"no data for {empty}: {(tmp_path / 'prometheus.log').read_text()}"
             empty = {name: expression for name, expression in empty.items() if not result(url, expression)}
             time.sleep(0.5)
+        pods = {sample["metric"]["pod"] for sample in result(url, "tandem_trainer_step or tandem_ready")}
+        assert pods == {"tandem-trainer-127.0.0.1", "tandem-generator-127.0.0.1"}
+        groups = httpx.get(f"{url}/api/v1/rules", timeout=10).json()["data"]["groups"]
+        health = {rule["name"]: rule["health"] for group in groups for rule in group["rules"]}
+        assert set(health.values()) == {"ok"}, health
 
 
 def test_the_dashboard_has_a_query_for_each_panel() -> None:

@@ -70,7 +70,7 @@ def test_a_package_contains_the_demo_and_renders_the_same(tmp_path: Path) -> Non
     with tarfile.open(package) as archive:
         names = {name.removeprefix("tandem/files/") for name in archive.getnames() if "/files/" in name}
     demo = {f"digits/{name}" for name in ("config.yaml", "prepare.py", "rewards.py")}
-    assert names == {*demo, "check.py", "dashboard.json", "config.schema.json"}
+    assert names == {*demo, "alerts.yaml", "check.py", "dashboard.json", "config.schema.json"}
 
     own = {"token": {"existingSecret": "mine"}}
     shown = helm("template", "run", package, "--namespace", "rl", "--set", "token.existingSecret=mine")

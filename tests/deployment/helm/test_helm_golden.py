@@ -31,6 +31,20 @@ SETS = {
         "templates/job-trainer.yaml",
     ),
     "environment": ("--values", str(CHART / "ci/environment-values.yaml")),
+    "watch": (
+        "--values",
+        str(CHART / "ci/watch-values.yaml"),
+        *(
+            f"--show-only=templates/{name}-watch{rest}.yaml"
+            for name, rest in (
+                ("deployment", ""),
+                ("ingress", ""),
+                ("networkpolicy", ""),
+                ("secret", "-token"),
+                ("service", ""),
+            )
+        ),
+    ),
     "script": (
         "--set",
         SCRIPT,

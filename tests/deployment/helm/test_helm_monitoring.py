@@ -70,10 +70,8 @@ def test_the_values_set_the_thresholds_of_the_alerts() -> None:
         "project": {"configMap": "mine"},
         "monitoring": {"rules": {"enabled": True, "noStepMinutes": 7, "volumeFullPercent": 75, "klSamplerMax": 0.02}},
     }
-    values = {**values, "config": {**OWN["config"], "trainer": {**OWN["config"]["trainer"], "max_lag": 3}}}
     found = rules(values)
     assert found["TandemNoStep"]["for"] == "7m"
-    assert found["TandemLagOverBound"]["expr"].endswith("> 3")
     assert found["TandemSamplerDisagrees"]["expr"].endswith("> 0.02")
     assert found["TandemVolumeNearlyFull"]["expr"].endswith("> 0.75")
     assert "run-tandem-weights|run-tandem-runs" in found["TandemVolumeNearlyFull"]["expr"]

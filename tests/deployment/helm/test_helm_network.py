@@ -30,7 +30,7 @@ STRANGERS = {
     "api-server": Endpoint(address="10.96.0.1", is_pod=False),
     "cloud-metadata": Endpoint(address="169.254.169.254", is_pod=False),
 }
-PORTS = (22, 53, 80, 443, 3128, 6443, 8000, 8100, 9400, 29500, 45678)
+PORTS = (22, 53, 80, 443, 3128, 6443, 8000, 8100, 8600, 9400, 29500, 45678)
 Flow = tuple[str, str, int]
 
 

@@ -112,11 +112,12 @@ def test_a_typo_in_an_upgrade_leaves_the_running_job_alone(tmp_path: Path) -> No
 
 def test_the_schema_and_the_demo_in_the_chart_are_those_of_this_version(monkeypatch: pytest.MonkeyPatch) -> None:
     written: dict[str, str] = {}
-    monkeypatch.setattr(Path, "write_text", lambda path, text: written.update({str(path.relative_to(CHART)): text}))
-    monkeypatch.setattr("shutil.copyfile", lambda of, to: written.update({str(to.relative_to(CHART)): of.read_text()}))
+    monkeypatch.setattr(Path, "write_text", lambda path, text: written.update({str(path.relative_to(ROOT)): text}))
+    monkeypatch.setattr("shutil.copyfile", lambda of, to: written.update({str(to.relative_to(ROOT)): of.read_text()}))
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert written.keys() >= {"values.schema.json", "files/config.schema.json", "files/digits/config.yaml"}
-    stale = [name for name, text in written.items() if (CHART / name).read_text() != text]
+    names = ("values.schema.json", "files/config.schema.json", "files/digits/config.yaml")
+    assert written.keys() >= {"docker/metrics/alerts.yaml", *(f"helm/tandem/{name}" for name in names)}
+    stale = [name for name, text in written.items() if (ROOT / name).read_text() != text]
     assert not stale, f"run .venv/bin/python {SCRIPT.relative_to(ROOT)}"
 
 

@@ -44,6 +44,7 @@ function showRuns() {
     dot.style.background = color(number);
     return el("li", {}, dot, el("bdi", { class: "run-name" }, state.name), el("span", { class: "muted" }, describe(state)));
   });
+  if (!items.length) items.push(el("li", { class: "muted" }, "No run has started yet. The page shows it as soon as it does."));
   document.getElementById("runs").replaceChildren(...items);
 }
 

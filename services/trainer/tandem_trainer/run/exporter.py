@@ -27,8 +27,10 @@ TAIL_BYTES = 1 << 16
 
 
 @contextmanager
-def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
+def exported(run_dir: Path, port: int, token: str | None, bounds: Mapping[str, float] | None = None) -> Iterator[int]:
     """Answer scrapes in a background thread during the block, and yield the port.
+
+    `bounds` are settings of the run that alerts compare its metrics with. They become gauges too.
 
     A scrape must send the bearer token of the services.
 
@@ -52,7 +54,7 @@ def exported(run_dir: Path, port: int, token: str | None) -> Iterator[int]:
                 return self.send_error(HTTPStatus.NOT_FOUND)
             if not is_authorized(got, secret):
                 return self.send_error(HTTPStatus.UNAUTHORIZED)
-            body = exposition(newest(run_dir)).encode()
+            body = exposition({**newest(run_dir), **(bounds or {})}).encode()
             self.send_response(HTTPStatus.OK)
             self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
