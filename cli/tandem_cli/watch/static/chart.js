@@ -1,6 +1,6 @@
 // One chart: a card with a title, the newest values as text, and curves drawn by plotly.js.
 
-import { last, points, runs } from "./data.js";
+import { alerts, last, points, runs } from "./data.js";
 import { el, figure } from "./text.js";
 
 const DASHES = ["solid", "dot", "dash", "longdash", "dashdot"];
@@ -68,7 +68,8 @@ export class Chart {
     this.problem.hidden = Boolean(Plotly);
     if (!Plotly || !this.isVisible) return;
     const curves = this.curves();
-    await Plotly.react(this.plot, curves.flatMap((curve) => this.traces(curve, curves.length)), layout(curves), {
+    const traces = [...curves.flatMap((curve) => this.traces(curve, curves.length)), ...marks(curves)];
+    await Plotly.react(this.plot, traces, layout(curves), {
       displayModeBar: false,
       responsive: true,
     });
@@ -119,6 +120,22 @@ export class Chart {
   }
 }
 
+/** Small triangles below the curves at the steps of warnings and errors. They name what happened. */
+function marks(curves) {
+  return [...new Set(curves.map(({ run }) => run))].map(alerts).filter(({ x }) => x.length).map(({ run, x, text }) => ({
+    x,
+    y: x.map(() => 0),
+    yaxis: "y2",
+    text: text.map((kinds) => kinds.replaceAll("<", "&lt;")),
+    meta: run.number,
+    name: "alert",
+    mode: "markers",
+    cliponaxis: false,
+    marker: { symbol: "triangle-up", size: 8, color: style("--warn") },
+    hovertemplate: "%{text}<extra></extra>",
+  }));
+}
+
 /** Exponential moving average, corrected for its start at 0. */
 function smooth(values, weight) {
   let total = 0;
@@ -152,6 +169,7 @@ function layout(curves) {
     dragmode: window.matchMedia("(pointer: fine)").matches ? "zoom" : false,
     xaxis: { ...line, nticks: 6, tickformat: ",d", hoverformat: ",d" },
     yaxis: { ...line, nticks: 5, tickformat: "~g", fixedrange: true, range: constantRange(curves) },
+    yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     uirevision: "keep the zoom",
   };
 }
