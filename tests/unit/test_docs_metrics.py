@@ -21,6 +21,7 @@ from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.completions import CompletionReader
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.sampler import Sampler
 from tandem_rollout.trajectory import Trajectory
@@ -76,6 +77,8 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
     """Make one step of a run as the loop does, without generators."""
     run = make_run(folder, **options)
     run.token_texts = TokenTexts(make_tokenizer())
+    if "lora" in options:
+        run.loads = lambda: Loads({"http://generator": 100}, {"http://generator": 20})
     config = TrainerConfig.model_validate({"max_steps": 9, "rewards": [{"function": "rewards:r"}]} | options)
     algorithm = algorithms.build(config)
     shared = SharedConfig(model=str(model))

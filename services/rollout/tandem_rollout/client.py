@@ -34,7 +34,7 @@ from .answers import checked, read_message, read_served, reason_of
 from .availability import REPEAT_S, Availability
 from .awaited_versions import AwaitedVersions
 from .connections import Connections
-from .dispatch import Dispatch
+from .dispatch import Dispatch, Loads
 from .protocols import Protocols
 from .replicas import Replicas
 from .streams import Streams
@@ -114,6 +114,10 @@ class GeneratorClient:
         await self._awaited.close()
         self._protocols.close()
         await self._http.aclose()
+
+    async def loads(self) -> Loads:
+        """Return what each replica has sampled since the last call, and what is outstanding now."""
+        return self._dispatch.loads()
 
     async def wait_ready(self, timeout_s: float) -> None:
         """Wait until every replica is ready.

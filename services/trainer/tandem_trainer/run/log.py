@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from accelerate.utils import gather_object
 
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.version import Version
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.errors import UserError
 from tandem_rollout.pool import REFILL_BATCHES, Counts
 from tandem_rollout.trajectory import Group
@@ -18,7 +19,7 @@ from tandem_rollout.trajectory import Group
 from ..learner.trained_tokens import TrainedTokens
 from .clock import StepClock
 from .journal import Journal
-from .metrics import TrajectorySample, failures, samples, step_record, trajectory_records
+from .metrics import TrajectorySample, failures, load_fields, samples, step_record, trajectory_records
 from .step_line import StepLine
 from .token_log import TokenLog, TokenTexts
 from .trackers import scalars
@@ -27,6 +28,7 @@ MAX_CONSECUTIVE_SKIPS = 50
 MAX_CONSECUTIVE_FAILURES = 3
 """Batches of which every episode failed. One may be an accident: an environment that is restarted."""
 NO_COUNTS = Counts()
+NO_LOADS = Loads({}, {})
 
 
 def _sum(counts: Iterable[Counts]) -> Counts:
@@ -53,6 +55,8 @@ class RunLog:
         """Checkpoints that failed since the last one that was written."""
         self.token_texts: TokenTexts | None = None
         """Set once the tokenizer is loaded. Until then, no tokens are logged."""
+        self.loads: Callable[[], Loads] = lambda: NO_LOADS
+        """Returns the load of the generators. Set once there is a client."""
         self._published: dict[str, Any] = {}
         """The timings and the size of the version that was published last."""
         self._clock = StepClock()
@@ -132,6 +136,7 @@ class RunLog:
         if self._config.rollout.has_episodes:
             record["episodes_failed"] += self._episodes_failed
         record |= totals._asdict()
+        record |= load_fields(gather_object([self.loads()]))
         record |= {"checkpoint_failures": 0} | self._published
         self.record = record | self._clock.figures(record["rollout_tokens"])
         self.step = step  # set last, because a step without a record would be missing after a resume

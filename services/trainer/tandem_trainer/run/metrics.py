@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.version import Version
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.trajectory import ChatMessage, Group
 
 from .token_log import NO_TOKENS, TokenLog
@@ -124,6 +125,15 @@ def _of_episodes(rows: Sequence[TrajectorySample]) -> dict[str, Any]:
         "environment_s_mean": mean(row.environment_s for row in rows),
         "episodes_failed": sum(row.reason is not None for row in rows),
     }
+
+
+def load_fields(loads: Iterable[Loads]) -> dict[str, dict[str, int]]:
+    """Add up the loads of the generators that all ranks know. Returns nothing if there are none."""
+    sampled, outstanding = Counter[str](), Counter[str]()
+    for load in loads:
+        sampled.update(load.sampled)
+        outstanding.update(load.outstanding)
+    return {"replica_tokens": dict(sampled), "replica_outstanding": dict(outstanding)} if sampled else {}
 
 
 def failures(rows: Sequence[TrajectorySample]) -> str | None:
