@@ -129,6 +129,13 @@ def test_a_token_takes_about_30_bytes() -> None:
     assert len(json.dumps(record["spans"])) < 32 * 2048
 
 
+def test_a_trajectory_that_does_not_count_in_the_loss_has_no_advantage() -> None:
+    one, other = (single_turn([4], completion([5, 6])) for _ in range(2))
+    batch = pad([*rows_of(one, 1.0, in_loss=False), *rows_of(other, 2.0)], trajectory_total=1, token_total=1)
+    trained = TrainedTokens(batch, [batch], [batch.sampler_logprobs_BT])
+    assert [trained.advantage(one), trained.advantage(other)] == [0.0, 2.0]
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"))
