@@ -37,7 +37,7 @@ def test_a_line_that_is_too_long_is_skipped_and_read_once(tmp_path: Path, monkey
     path.write_bytes(b'{"step": 1}\n' + b"x" * 5000)
     lines = JsonLinesReader(path, Line)
     assert lines.poll() == [Line(step=1)]
-    path.write_bytes(path.read_bytes().replace(b"x" * 3000, b"y" * 3000) + b'x\n{"step": 2}\n{"st')
+    path.write_bytes(path.read_bytes().replace(b"x" * 3000, b"y" * 3000) + b'{"step": 9}\n{"step": 2}\n{"st')
     assert lines.poll() == [Line(step=2)], "its first part was not read again, although it has changed"
     path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
     assert lines.poll() == lines.records == [Line(step=1), Line(step=2)]

@@ -90,8 +90,8 @@ async def test_prompts_are_divided_among_replicas_and_keep_their_index():
 async def test_the_tokens_of_each_replica_are_counted_once_per_group():
     client = GeneratorClient(["http://replica0"], "secret", transport=speaking(lambda r: _answer(_lines(r) * 2)))
     await client.rollouts(REQUEST, lambda _: None, timeout_s=5.0)
-    assert (await client.loads()).sampled == {"http://replica0": 5}
-    assert (await client.loads()).sampled == {}
+    assert client.dispatch.loads().sampled == {"http://replica0": 5}
+    assert client.dispatch.loads().sampled == {}
     await client.close()
 
 
