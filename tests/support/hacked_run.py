@@ -111,7 +111,7 @@ def write(folder: Path, steps: int = STEPS, seed: int = 0) -> Path:
         files["rollouts"] += lines
         files["metrics"].append(metrics(dice, step, lines))
         if step % 20 == 0:
-            right = skill(step) * (1 - hack(step)) + dice.gauss(0, 0.01)
+            right = max(0.0, skill(step) * (1 - hack(step)) + dice.gauss(0, 0.01))
             files["eval"].append({"step": step, "version": f"{step}.1", "n": 256, "reward_mean": right,
                                   "rewards": {"rewards:exact_match": right}, "pass_at": {}})  # fmt: skip
     for name, records in files.items():
