@@ -247,7 +247,7 @@ def test_a_very_long_completion_is_shown_in_parts(world: World) -> None:
     page = world.page
     page.go("#rollouts?run=4&step=2", ".row")
     page.click(".row")
-    page.wait("document.querySelector('.tokens')")
+    page.wait("document.querySelector('.detail h2')?.innerText.includes('Step 2')")
     color_by(page, "gap")
     assert page.count(".tokens > span") == 2000
     page.click(".tokens + .unfold")
