@@ -11,12 +11,32 @@ from pydantic import BaseModel, ValidationError
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
+LINE_BYTES = 32 << 20
+"""A longer line is not read."""
+BLOCK_BYTES = 64 << 10
 _MARK_BYTES = 512
 """How much of what was read last is compared, to notice that a file has been written again."""
 
 
+def behind_newline(file: BinaryIO, offset: int, end: int) -> int:
+    """Return the offset behind the first newline at or after `offset`; `end` if there is none in front of it."""
+    file.seek(offset)
+    while offset < end:
+        block = file.read(BLOCK_BYTES)
+        if not block:
+            break
+        found = block.find(b"\n")
+        if found >= 0:
+            return min(offset + found + 1, end)
+        offset += len(block)
+    return end
+
+
 class GrowingFile:
-    """Reads the lines that another process adds to a file. A line is read once it ends with a newline."""
+    """Reads the lines that another process adds to a file. A line is read once it ends with a newline.
+
+    Lines of more than LINE_BYTES are skipped.
+    """
 
     def __init__(self, path: Path) -> None:
         self.generation = 0
@@ -25,6 +45,8 @@ class GrowingFile:
         self._offset = 0
         self._mark = b""
         """The bytes before `_offset`."""
+        self._is_too_long = False
+        """Whether `_offset` is within a line of more than LINE_BYTES. It is skipped, and not read twice."""
 
     def poll(self) -> Iterator[bytes]:
         """Yield the added lines, in a new `generation` those of the complete file. A missing file is an empty one."""
@@ -36,12 +58,17 @@ class GrowingFile:
             file.seek(self._offset - len(self._mark))
             if file.read(len(self._mark)) != self._mark:
                 self.generation += 1
-                self._offset, self._mark = 0, b""
+                self._offset, self._mark, self._is_too_long = 0, b"", False
                 file.seek(0)
-            while (line := file.readline()).endswith(b"\n"):
+            while line := file.readline(LINE_BYTES):
+                is_complete = line.endswith(b"\n")
+                if not (is_complete or self._is_too_long or len(line) == LINE_BYTES):
+                    return  # it is being written
                 self._offset += len(line)
                 self._mark = line[-_MARK_BYTES:]
-                yield line
+                if is_complete and not self._is_too_long:
+                    yield line
+                self._is_too_long = not is_complete
 
 
 class JsonLinesReader(Generic[RecordT]):

@@ -36,6 +36,18 @@ def trained(project: Project, **env: str) -> list[dict[str, Any]]:
     return project.lines("metrics.jsonl")
 
 
+def assert_tokens_are_logged(episodes: list[dict[str, Any]]) -> None:
+    """Every sampled token has its text and logprobs, beside the message that it is a part of."""
+    for one in episodes:
+        assert sum(len(span["text"]) for span in one["spans"]) == one["tokens"]
+        for span in one["spans"]:
+            assert len(span["sampler"]) == len(span["text"]) == sum(tokens for _, tokens in span["versions"])
+            assert one["advantage"] == 0 if span["trainer"] is None else len(span["trainer"]) == len(span["text"])
+            assert span["message"] is None or one["messages"][span["message"]]["role"] == "assistant"
+    assert any(span["trainer"] for one in episodes for span in one["spans"])
+    assert any(span["message"] for one in episodes for span in one["spans"])
+
+
 def test_tools_are_called_and_their_results_are_not_trained(make: Any) -> None:
     project = make(max_steps=2, log_completions=8, **settings(**TOOLS))
     metrics = trained(project)
@@ -53,6 +65,8 @@ def test_tools_are_called_and_their_results_are_not_trained(make: Any) -> None:
     assert {"error" in m["content"] for m in results if not m["content"].isdecimal()} <= {True}
     assert {one["status"] for one in episodes} <= {"finished", "max_tokens", "max_turns"}
     assert max(one["turns"] for one in episodes) > 1
+    assert_tokens_are_logged(episodes)
+    assert [sum(line["replica_tokens"].values()) >= line["rollout_tokens"] for line in metrics] == [True, True]
 
 
 def test_an_environment_answers_in_text_and_gives_the_only_rewards(make: Any) -> None:
@@ -127,6 +141,7 @@ def test_two_ranks_play_the_episodes_of_one_and_learn_the_same(make: Any) -> Non
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-6)
         for name in ("reward_mean", "grad_norm", "rollout_tokens", "turns_mean", "tool_calls", "episodes_failed"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-4, abs=1e-6), name
+    assert_tokens_are_logged(two.lines("rollouts.jsonl"))
     assert two.parameters(2).keys() == alone.parameters(2).keys()
     for name, theirs in alone.parameters(2).items():
         torch.testing.assert_close(two.parameters(2)[name], theirs, atol=1e-5, rtol=0)

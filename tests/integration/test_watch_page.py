@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 
-from support import browser
+from support import browser, hacked_run
 from support.watched import Page, watching
 
 pytestmark = pytest.mark.browser
 
 ROWS = 1100
 """Rollouts of step 2: more than two answers of the server have."""
+SIGNS = ("<img src=x onerror='window.hacked = 1'>", "\x1b[31m", "\u202eا", "", "😀", "\n", "<|im_end|>")
+"""Tokens that try to break the page. The fourth is a part of the fifth."""
+LONG = 30_000
 HINT = "document.querySelector('.pane .hint').innerText"
 
 
@@ -25,17 +28,71 @@ def append(file: Path, *records: dict[str, Any]) -> None:
         lines.writelines(json.dumps(record) + "\n" for record in records)
 
 
+ALERTS = (
+    {"step": 1, "kind": "checkpoint_failed", "message": "of an earlier release"},
+    {"step": 2, "kind": "entropy", "level": "warning", "message": "low", "page": "alerts.html#entropy-collapse"},
+    {"step": 3, "kind": "lost", "level": "error", "message": "gone", "page": "javascript:alert(1)"},
+    {"step": 3, "kind": "finished", "message": "done"},
+)
+DAMAGED_SPANS = [
+    5,
+    None,
+    {"text": "no list"},
+    {"text": [1]},
+    {"text": ["a"], "sampler": [None], "versions": [[1, 1e9], 2]},
+]
+
+
+def spoken() -> dict[str, Any]:
+    """An episode of two turns with a tool's result between them. The second turn has no trainer logprobs."""
+    call = {"id": "0", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    messages = [
+        {"role": "user", "content": "1+2?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "three"},
+        {"role": "assistant", "content": "It is 3, as a part of the text that has no logged tokens"},
+    ]
+    size = len(SIGNS)
+    spans = [
+        {
+            "message": 1, "text": [*SIGNS], "sampler": [-0.5] * size, "trainer": [-1.25, *[-0.5] * (size - 2), -0.25],
+            "versions": [["1.1", 2], ["2.1", size - 2]],
+        },
+        {"message": 3, "text": ["It", " is", " 3"], "sampler": [-0.1] * 3, "trainer": None, "versions": [["2.1", 3]]},
+    ]  # fmt: skip
+    return {"step": 1, "row": 0, "reward": 1, "advantage": -0.75, "tokens": 20, "messages": messages, "spans": spans}
+
+
+def long() -> dict[str, Any]:
+    text = [f" {n:05d}"[-4:] for n in range(LONG)]
+    logprobs = [-1.0] * LONG
+    span = {"message": None, "text": text, "sampler": logprobs, "trainer": logprobs, "versions": [["1.1", LONG]]}
+    return {
+        "step": 2,
+        "row": 0,
+        "reward": 1,
+        "advantage": 0.5,
+        "tokens": LONG,
+        "completion": "".join(text),
+        "spans": [span],
+    }
+
+
 class World:
     """A page of runs: one with many rollouts, one with none, one with damaged fields, and one that grows."""
 
     def __init__(self, folder: Path) -> None:
-        self.full, self.without, self.odd, self.growing = (folder / name for name in ("a", "b", "c", "d"))
+        self.full, self.without, self.odd, self.growing, self.tokens, self.hacked = (folder / name for name in "abcdef")
         append(self.full / "metrics.jsonl", *({"step": n, "reward_mean": n / 4} for n in (1, 2, 3, 4)))
         rows = [{"step": 2, "row": n, "completion": f"number {n}", "reward": n} for n in range(ROWS)]
         others = ({"step": n, "row": 0, "completion": f"of step {n}", "reward": 1} for n in (3, 4))
         append(self.full / "rollouts.jsonl", *rows, *others)
         append(self.growing / "rollouts.jsonl", *rows[:600])
         append(self.without / "metrics.jsonl", {"step": 1, "reward_mean": 0.5})
+        append(self.tokens / "metrics.jsonl", *({"step": n, "reward_mean": n, "rewards": {"r": n}} for n in (1, 2, 3)))
+        append(self.tokens / "rollouts.jsonl", spoken(), long(), spoken() | {"step": 3, "spans": DAMAGED_SPANS})
+        append(self.tokens / "events.jsonl", *ALERTS)
+        hacked_run.write(self.hacked, steps=150)
         append(self.odd / "metrics.jsonl", {"reward_mean": 0.5})
         append(self.odd / "events.jsonl", {"step": 1, "kind": "odd", "message": "odd", "time_unix_s": 1e99})
 
@@ -49,7 +106,8 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("page")
     made = World(folder)
-    with watching(made.full, made.without, made.odd, made.growing) as address, browser.chromium(folder / "t") as tab:
+    runs = (made.full, made.without, made.odd, made.growing, made.tokens, made.hacked)
+    with watching(*runs) as address, browser.chromium(folder / "t") as tab:
         yield made.open(tab, address)
 
 
@@ -129,6 +187,105 @@ def test_a_run_without_rollouts_shows_none_of_another_run(world: World) -> None:
     page.wait(f"{HINT}.includes('No rollouts are logged yet')")
     asked = [event["request"]["url"] for event in page.tab.reported("Network.requestWillBeSent")]
     assert not any("undefined" in url or "/1/search" in url for url in asked)
+
+
+def color_by(page: Page, kind: str) -> list[str]:
+    """Choose the colours of tokens. Returns the classes of the tokens of the first turn."""
+    change = f"choice.value = '{kind}', choice.dispatchEvent(new Event('change'))"
+    page.tab.evaluate(f"((choice) => void ({change}))(document.querySelector('#color'))")
+    return list(
+        page.tab.evaluate("Array.from(document.querySelector('.tokens')?.children ?? [], (one) => one.className)")
+    )
+
+
+def test_tokens_are_coloured_and_their_numbers_are_shown(world: World) -> None:
+    page = world.page
+    page.go("#rollouts?run=4&step=1", ".row")
+    assert "advantage −0.75" in page.text(".row")
+    page.click(".row")
+    page.wait("document.querySelectorAll('.tokens').length === 2")
+    assert color_by(page, "gap") == ["down3", *["same"] * 2, "same part", *["same"] * 2, "up2"]
+    assert color_by(page, "advantage")[0] == "down2"
+    assert color_by(page, "version") == [*["version0"] * 2, "version1", "version1 part", *["version1"] * 3]
+    assert "version 1.1" in page.text(".coloring .legend")
+    page.tab.evaluate("void document.querySelector('.tokens').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.press(key)
+    for shown in ("token 1 of 7", "sampler −0.5000", "trainer −1.2500", "gap −0.75", "advantage −0.75", "version 1.1"):
+        assert shown in page.text(".readout")
+    page.press("End")
+    assert "<|im_end|>" in page.text(".readout")
+    assert page.nameless() == []
+    assert page.widths() == [1280, 390]
+
+
+def test_tokens_are_text_and_the_conversation_stays_readable(world: World) -> None:
+    page = world.page
+    page.go("#rollouts?run=4&step=1", ".row")
+    page.click(".row")
+    page.wait("document.querySelectorAll('.tokens').length === 2")
+    color_by(page, "gap")
+    assert page.text(".turns").count("three") == 1
+    first, second = (page.text(f".turns .turn:nth-child({n})") for n in (2, 4))
+    assert SIGNS[0] in first and "⟨U+001B⟩[31m⟨U+202E⟩ا·😀↵" in first and "calls add" in first  # noqa: PT018 - one text
+    assert second.replace("\n", " ").endswith("It is 3 , as a part of the text that has no logged tokens")
+    assert "Only the first 10 of 20 tokens" in page.text(".coloring")
+    assert page.tab.evaluate("typeof window.hacked") == "undefined"
+    assert color_by(page, "none") == []
+    assert "It is 3, as a part" in page.text(".turns")
+    page.go("#rollouts?run=4&step=3", ".row")
+    page.click(".row")
+    page.wait("document.querySelector('.detail h2')?.innerText.includes('Step 3')")
+    page.go("#rollouts?run=0&step=4", ".row")
+    page.click(".row")
+    page.wait("document.querySelector('.detail h2')?.innerText.includes('Step 4')")
+    assert page.count("#color") == 0, "a file of an earlier release has no tokens"
+    assert page.problems() == []
+
+
+def test_a_very_long_completion_is_shown_in_parts(world: World) -> None:
+    page = world.page
+    page.go("#rollouts?run=4&step=2", ".row")
+    page.click(".row")
+    page.wait("document.querySelector('.detail h2')?.innerText.includes('Step 2')")
+    color_by(page, "gap")
+    assert page.count(".tokens > span") == 2000
+    page.click(".tokens + .unfold")
+    page.wait(f"document.querySelectorAll('.tokens > span').length === {LONG}")
+
+
+def test_events_have_levels_and_alerts_are_marked_in_the_charts(world: World) -> None:
+    page = world.page
+    page.go("#events", ".timeline .badge")
+    assert [page.count(f".timeline .{level}") for level in ("error", "warning")] == [1, 3]
+    assert "docs/train/alerts.md, “entropy collapse”" in page.text(".timeline .hint")
+    assert "javascript" not in page.text(".timeline")
+    change = "choice.value = 'error', choice.dispatchEvent(new Event('change'))"
+    page.tab.evaluate(f"((choice) => void ({change}))(document.querySelector('#level'))")
+    assert page.text(".timeline").split() == ["✕", "error", "step", "3", "lost", "e", "gone"]
+    assert page.nameless() == []
+    page.go("#overview", ".js-plotly-plot")
+    page.wait("document.querySelector('.js-plotly-plot').data?.some(({name}) => name === 'alert')")
+    marks = "document.querySelector('.js-plotly-plot').data.filter(({name, meta}) => name === 'alert' && meta === 4)"
+    assert page.tab.evaluate(f"{marks}.map(({{x, text}}) => [x, text])") == [
+        [[1, 2, 3], ["checkpoint failed", "entropy", "lost"]]
+    ]
+
+
+def test_an_exploited_reward_is_seen_in_the_curves_and_in_the_best_rollout(world: World) -> None:
+    page = world.page
+    page.go("#overview", ".js-plotly-plot")
+    page.wait("document.querySelector('.js-plotly-plot').data?.some(({meta}) => meta === 5)")
+    ends = "({y}) => [y.find((value) => value !== null), y.findLast((value) => value !== null)]"
+    rising, falling = page.tab.evaluate(
+        f"document.querySelector('.js-plotly-plot').data.filter(({{meta, fill}}) => meta === 5 && !fill).map({ends})"
+    )
+    assert rising[0] < 0.1 < 0.3 < rising[1]
+    assert falling[0] > 0.3 > 0.1 > falling[1]
+    page.go("#rollouts?run=5", ".row")
+    page.click("[aria-label='Open the rollout with the highest reward']")
+    page.wait("document.querySelector('.turns')")
+    assert page.text(".turns .assistant").count("The answer is") > 10
 
 
 def test_damaged_fields_and_unknown_addresses_do_not_end_the_news(world: World) -> None:

@@ -27,6 +27,7 @@ class Saved:
 
     loaded = False
     completed_updates: int | None = 3
+    trained = None
     checkpoint_bytes = 1000
 
     def save(self, directory: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from tandem_cli import tail
 from tandem_cli.progress import gauge
 from tandem_cli.tail import JsonLinesReader
 
@@ -27,6 +29,18 @@ def test_a_half_written_line_is_read_once_it_is_complete(tmp_path: Path) -> None
     assert lines.poll() == [Line(step=2)]
     assert lines.poll() == []
     assert lines.records == [Line(step=1), Line(step=2)]
+
+
+def test_a_line_that_is_too_long_is_skipped_and_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail, "LINE_BYTES", 1000)
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + b"x" * 5000)
+    lines = JsonLinesReader(path, Line)
+    assert lines.poll() == [Line(step=1)]
+    path.write_bytes(path.read_bytes().replace(b"x" * 3000, b"y" * 3000) + b'{"step": 9}\n{"step": 2}\n{"st')
+    assert lines.poll() == [Line(step=2)], "its first part was not read again, although it has changed"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    assert lines.poll() == lines.records == [Line(step=1), Line(step=2)]
 
 
 @given(cuts=st.lists(st.integers(1, 30), max_size=12))

@@ -87,6 +87,14 @@ async def test_prompts_are_divided_among_replicas_and_keep_their_index():
     assert sorted(requested) == [[10, 12, 14], [11, 13]]
 
 
+async def test_the_tokens_of_each_replica_are_counted_once_per_group():
+    client = GeneratorClient(["http://replica0"], "secret", transport=speaking(lambda r: _answer(_lines(r) * 2)))
+    await client.rollouts(REQUEST, lambda _: None, timeout_s=5.0)
+    assert client.dispatch.loads().sampled == {"http://replica0": 5}
+    assert client.dispatch.loads().sampled == {}
+    await client.close()
+
+
 async def test_short_requests_of_several_ranks_use_all_replicas():
     hosts: list[str] = []
 

@@ -77,6 +77,18 @@ def test_tokens_are_outstanding_until_their_group_arrives_or_the_request_ends(di
     assert dispatch.outstanding["http://a"] == 0
 
 
+def test_the_loads_are_the_tokens_since_the_last_call_and_those_outstanding_now(
+    dispatch: Dispatch, under_way: ExitStack
+) -> None:
+    dispatch.sampled.update({"http://a": 70, "http://b": 30})
+    with dispatch.sending("http://c", 1, 10):
+        under_way.enter_context(dispatch.sending("http://b", 2, 10))
+    sampled, outstanding = dispatch.loads()
+    assert sampled == {"http://a": 70, "http://b": 30}
+    assert outstanding == {"http://a": 0, "http://b": 20}
+    assert dispatch.loads() == ({"http://b": 0}, {"http://b": 20})
+
+
 def test_the_turns_of_a_session_stay_on_one_replica_whatever_its_load(dispatch: Dispatch, under_way: ExitStack) -> None:
     first = {session: send(dispatch, under_way, session) for session in ("x", "y", "z")}
     assert set(first.values()) == set(URLS)

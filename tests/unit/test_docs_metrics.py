@@ -21,6 +21,7 @@ from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.completions import CompletionReader
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.prompts import PromptRow
 from tandem_rollout.sampler import Sampler
 from tandem_rollout.trajectory import Trajectory
@@ -30,6 +31,7 @@ from tandem_trainer.evaluate import Evaluation
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.publication import Part, Publication
 from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED, Journal
+from tandem_trainer.run.token_log import TokenTexts
 
 ROOT = Path(__file__).parents[2]
 TRAINER = ROOT / "services/trainer/tandem_trainer"
@@ -74,6 +76,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
     """Make one step of a run as the loop does, without generators."""
     run = make_run(folder, **options)
+    run.token_texts = TokenTexts(make_tokenizer())
+    if "lora" in options:
+        run.loads = lambda: Loads({"http://generator": 100}, {"http://generator": 20})
     config = TrainerConfig.model_validate({"max_steps": 9, "rewards": [{"function": "rewards:r"}]} | options)
     algorithm = algorithms.build(config)
     shared = SharedConfig(model=str(model))
@@ -82,7 +87,7 @@ def _run(folder: Path, model: Path, options: dict[str, Any]) -> Path:
     with run.record_outcome():
         stats = learner.update(algorithm.make_batch(GROUPS, list), algorithm)
         run.published(PUBLICATION.timings([]), 1000)
-        run.make_record(1, GROUPS, stats)
+        run.make_record(1, GROUPS, stats, trained=learner.trained)
         if config.eval:
             run.evaluated(_evaluate(config, run.dir))
         run.log()
@@ -145,7 +150,8 @@ def test_every_field_of_eval_jsonl_is_explained_and_no_other_is(folders: dict[st
 def test_every_field_of_rollouts_jsonl_is_explained_and_no_other_is(folders: dict[str, Path]) -> None:
     for folder in folders.values():
         for record in _lines(folder / "rollouts.jsonl"):
-            assert set(record) == _explained("rollouts.jsonl")
+            fields = {f"spans.{name}" for span in record["spans"] for name in span}
+            assert {*record, *fields} == _explained("rollouts.jsonl")
 
 
 def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is(tmp_path: Path) -> None:

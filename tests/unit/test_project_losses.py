@@ -22,6 +22,7 @@ from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.learning import GrpoConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.version import Version
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.pool import Counts
 from tandem_rollout.trajectory import Group
 from tandem_trainer import algorithms
@@ -32,7 +33,7 @@ from tandem_trainer.algorithms.tokens import Pairs, Tokens
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.step_metrics import StepMetrics, update_metrics
 from tandem_trainer.run.clock import StepClock
-from tandem_trainer.run.metrics import samples, step_record
+from tandem_trainer.run.metrics import load_fields, samples, step_record
 
 RANDOM = json.loads((Path(__file__).parents[1] / "golden/trl-1.16-losses-random.json").read_text())
 EXACT = {"atol": 1e-12, "rtol": 0}
@@ -264,4 +265,5 @@ def test_the_fields_that_metrics_may_not_take_are_those_of_a_record() -> None:
     given = {"functions": ["rewards:r"], "groups_skipped": 0, "has_episodes": True}
     record = step_record(Version(1, 1), samples(_groups(), 1), stats, **given)
     record |= {"checkpoint_failures": 0, "eval": {}} | StepClock().figures(1) | Counts()._asdict()
+    record |= load_fields([Loads({"http://generator": 1}, {})])
     assert record.keys() == RECORD_FIELDS

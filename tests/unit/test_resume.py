@@ -80,7 +80,7 @@ OTHER: dict[str, Any] = {
         "eval": {
             "prompts": OTHER_PROMPTS, "every_steps": 5, "temperature": 1.0, "num_generations": 4, "pass_at": [1],
         },
-        "trackers": ["tensorboard"], "max_mismatch": 1.0, "log_completions": 0, "metrics_port": 9100,
+        "trackers": ["tensorboard"], "max_mismatch": 1.0, "log_completions": 0, "log_tokens": 0, "metrics_port": 9100,
         "start_timeout_s": 1.0,
     },
 }  # fmt: skip

@@ -90,7 +90,7 @@ def test_the_record_of_an_episode_has_its_turns_and_a_transcript():
         "prompt": "system: Be brief.\nuser: 1+2?",
         "completion": f"assistant: {json.dumps([call])}\ntool: 3\nassistant: It is 3.",
         "status": "max_turns", "reason": None, "turns": 2, "tool_calls": 1, "tool_errors": 0, "tokens": 4,
-        "versions": ["0.1", "2.1"], "messages": messages,
+        "versions": ["0.1", "2.1"], "messages": messages, "advantage": 0.0, "spans": [],
     }  # fmt: skip
     assert [(one.tokens, one.truncated, one.staleness) for one in samples([group], 3)] == [(4, True, {3: 3, 1: 1})] * 2
 

@@ -8,7 +8,9 @@ from typing import Any
 
 from support.rollouts import completion, scored, trajectory
 from support.run_folders import events, make_run
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.pool import Counts
+from tandem_trainer.run.metrics import load_fields
 
 PAIR = [completion([5, 6]), completion([7])]
 WITH, WITHOUT = scored([4], PAIR, [1.0, 0.0]), scored([4], PAIR, [1.0, 1.0])
@@ -26,6 +28,20 @@ def _record(folder: Path, counts: Counts) -> dict[str, Any]:
 def test_a_record_has_the_counts_of_its_step(tmp_path: Path) -> None:
     record = _record(tmp_path, Counts(refilled=3, reasked=2))
     assert (record["refilled"], record["reasked"]) == (3, 2)
+
+
+def test_a_record_has_the_load_of_the_generators_on_all_ranks(tmp_path: Path) -> None:
+    here, there = Loads({"http://a": 5, "http://b": 0}, {"http://a": 0, "http://b": 9}), Loads({"http://a": 2}, {})
+    assert load_fields([here, there]) == {
+        "replica_tokens": {"http://a": 7, "http://b": 0},
+        "replica_outstanding": {"http://a": 0, "http://b": 9},
+    }
+    run = make_run(tmp_path)
+    run.loads = lambda: here
+    run.make_record(1, [WITH], {})
+    assert run.record
+    assert run.record["replica_outstanding"] == here.outstanding
+    assert "replica_tokens" not in _record(tmp_path / "other", Counts()), "there is no generator"
 
 
 def test_a_batch_that_refill_could_not_fill_raises_an_alert(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tandem_trainer.trl.last_step import LastStep
-from tandem_trainer.trl.recorder import Recorder, Tally, evaluation
+from tandem_trainer.trl.recorder import Recorder, Tally, completion_rows, evaluation
 
 
 def logged(name: str, reward: float) -> dict[str, Any]:
@@ -50,3 +50,11 @@ def test_a_script_that_begins_in_a_used_folder_sets_all_its_lines_aside(tmp_path
     for name in names:
         assert (tmp_path / f"{name}.1.jsonl").read_text() == '{"step": 9}\n'
         assert "9" not in "".join(file.read_text() for file in tmp_path.glob(f"{name}.jsonl"))
+
+
+def test_logged_completions_have_the_advantages_that_trl_keeps() -> None:
+    texts = [f"text {number}" for number in range(6)]
+    logs = {"prompt": texts, "completion": texts, "rewards": {"r": [0.0] * 6}}
+    with_them = completion_rows(SimpleNamespace(_logs=logs | {"advantages": [0, 1, 2, 3, 4, 5]}), 1)
+    assert [(row["completion"], row["advantage"]) for row in with_them] == [(f"text {n}", n) for n in (2, 3, 4, 5)]
+    assert not any("advantage" in row for row in completion_rows(SimpleNamespace(_logs=logs), 1))

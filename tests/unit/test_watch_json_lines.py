@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem_cli.watch import json_lines
-from tandem_cli.watch.json_lines import complete_end, first_of_step, line_before, lines, parse
+from tandem_cli.watch.json_lines import Ends, after_newline_before, ends, first_of_step, lines, parse
 
 STEPS = st.lists(st.integers(0, 12), max_size=40).map(sorted)
 DAMAGED = (b"", b"\0\0\0", b'{"step": 1', b"[1]", b'{"ste{"step": 3}', b"1" * 5000, b'{"step": "x"}', b"[" * 100_000)
@@ -51,7 +51,7 @@ def test_the_first_line_of_a_step_is_found(
     for place, data in damaged:
         written.insert(place, data)
     file = io.BytesIO(b"".join(data + b"\n" for data in written) + torn)
-    end = complete_end(file)
+    end = ends(file, Ends()).complete
     assert end == sum(len(data) + 1 for data in written)
     undamaged = [(one.start, one.record["step"]) for one in lines(file, 0, end) if is_step(one.record)]
     assert [step for _, step in undamaged] == steps
@@ -67,19 +67,20 @@ def is_step(record: dict[str, Any] | None) -> bool:
 def test_lines_are_found_from_the_front_and_from_the_back(sizes: list[int]) -> None:
     written = [bytes([65 + n]) * size + b"\n" for n, size in enumerate(sizes)]
     file = io.BytesIO(b"".join(written))
-    end = complete_end(file)
+    end = ends(file, Ends()).complete
     assert [one.data for one in lines(file, 0, end)] == written
     backwards, start = [], end
-    while one := line_before(file, start):
-        backwards.append(one.data)
-        start = one.start
+    while start:
+        before = after_newline_before(file, start - 1)
+        backwards.append(file.getvalue()[before:start])
+        start = before
     assert backwards == written[::-1]
 
 
 def test_a_line_that_is_too_long_is_skipped_and_not_read(monkeypatch: Any) -> None:
     monkeypatch.setattr(json_lines, "LINE_BYTES", 1000)
     file = Counted(line(1) + b"\n" + line(2, size=300_000) + b"\n" + line(3) + b"\n")
-    found = list(lines(file, 0, complete_end(file)))
+    found = list(lines(file, 0, ends(file, Ends()).complete))
     assert [one.record and one.record["step"] for one in found] == [1, None, 3]
     assert max(len(one.data or b"") for one in found) < 1000
 
@@ -89,7 +90,7 @@ def test_a_step_of_a_large_file_is_found_without_reading_the_file() -> None:
     data = b"".join(block.replace(b'"step": 0', b'"step": %d' % step) for step in range(2000))
     file = Counted(data)
     assert len(data) > 200_000_000
-    found = first_of_step(file, 1234, complete_end(file))
+    found = first_of_step(file, 1234, ends(file, Ends()).complete)
     assert data[found:].startswith(b'{"step": 1234,')
     assert data[found - 2025 :].startswith(b'{"step": 1233,') or data[:found].rpartition(b'"step": ')[2].startswith(
         b"1233"
@@ -100,7 +101,7 @@ def test_a_step_of_a_large_file_is_found_without_reading_the_file() -> None:
 def test_a_huge_line_is_read_only_a_few_times_while_a_step_is_looked_for() -> None:
     huge = line(2, size=8_000_000) + b"\n"
     file = Counted(line(1) + b"\n" + huge + line(3) + b"\n")
-    end = complete_end(file)
+    end = ends(file, Ends()).complete
     for step, expected in ((1, 0), (2, len(line(1)) + 1), (3, end - len(line(3)) - 1)):
         file.bytes_read = 0
         assert first_of_step(file, step, end) == expected

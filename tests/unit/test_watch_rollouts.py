@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import tracemalloc
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tandem_cli.watch import rollouts
+from tandem_cli import tail
+from tandem_cli.watch import json_lines, rollouts
 from tandem_cli.watch.rollouts import MAX_MATCHES, MAX_ROWS, Moved, Query, Rollouts
 
 
@@ -49,6 +51,48 @@ def test_a_step_has_its_trajectories_and_its_neighbours(tmp_path: Path) -> None:
     assert (rewards(missing), missing["earlier"], missing["later"]) == ([], 4, 9)
     assert (rewards(found.of_step(9)), found.of_step(9)["later"]) == ([None], None)
     assert found.one(step["rows"][0]["at"]) == record(4, 0.5)
+
+
+class Counted(io.FileIO):
+    """A file that counts the bytes that are read of it."""
+
+    bytes_read = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size if size is not None else -1) or b""
+        Counted.bytes_read += len(data)
+        return data
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        start = self.tell()
+        data = self.read(size if size is not None else -1)
+        line, newline, _ = data.partition(b"\n")
+        self.seek(start + len(line + newline))
+        return line + newline
+
+
+@pytest.mark.parametrize("place", ["at the beginning", "at the end", "at the end, still being written"])
+def test_long_damaged_lines_are_not_read_again_when_the_page_asks_for_news(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page asks every two seconds."""
+    for module in (json_lines, tail):
+        monkeypatch.setattr(module, "LINE_BYTES", 1 << 20)
+    path = tmp_path / "rollouts.jsonl"
+    good, bad = [json.dumps(record(step, 1.0)) + "\n" for step in (1, 2)], "x" * (8 << 20)
+    path.write_text(
+        {"at the beginning": f"{bad}\n{good[0]}", "at the end": f"{good[0]}{bad}\n"}.get(place, good[0] + bad)
+    )
+    monkeypatch.setattr(Path, "open", lambda self, _: Counted(self))
+    found = Rollouts(path)
+    assert (found.span()["first"], found.span()["last"]) == (1, 1)
+    Counted.bytes_read = 0
+    for _ in range(3):
+        assert (found.span()["first"], found.span()["last"]) == (1, 1)
+    assert Counted.bytes_read < 2 << 20
+    with io.open(path, "a") as file:  # noqa: UP020 - Path.open is replaced
+        file.write("\n" + good[1])
+    assert (found.span()["first"], found.span()["last"]) == (1, 2)
 
 
 def test_a_run_without_rollouts_has_none(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, BinaryIO, NamedTuple
 
-LINE_BYTES = 32 << 20
-"""A longer line is not read. Its `record` is None."""
-_BLOCK_BYTES = 64 << 10
+from ..tail import BLOCK_BYTES, LINE_BYTES, behind_newline
+
 _STEP = re.compile(rb'\{"step": ?(\d{1,18})[,}]')
 """The beginning of a line, as the trainer writes it."""
 
@@ -31,13 +30,16 @@ class Line(NamedTuple):
         return None if self.data is None else parse(self.data)
 
 
-def parse(data: bytes) -> dict[str, Any] | None:
+def parse(data: bytes, *, checks_range: bool = True) -> dict[str, Any] | None:
     """Return the object of a line; None if it is not an object: a killed process has not completed it.
 
-    NaN, infinity and 1e999, which JSON cannot express, become None.
+    NaN and infinity, which JSON cannot express, become None.
+
+    Args:
+        checks_range: 1e999 becomes None too. Otherwise it is infinite, and parsing is faster.
     """
     with suppress(ValueError, RecursionError):
-        record = json.loads(data, parse_constant=lambda _: None, parse_float=_finite)
+        record = json.loads(data, parse_constant=lambda _: None, parse_float=_finite if checks_range else None)
         if isinstance(record, dict):
             return record
     return None
@@ -47,35 +49,37 @@ def _finite(text: str) -> float | None:
     return value if math.isfinite(value := float(text)) else None
 
 
-def complete_end(file: BinaryIO) -> int:
-    """Return the offset behind the last newline. What follows is a line that is being written."""
-    return _after_newline_before(file, file.seek(0, 2))
+class Ends(NamedTuple):
+    """Where a file ended when it was looked at."""
+
+    complete: int = 0
+    """The offset behind the last newline. What follows is a line that is being written."""
+    size: int = 0
 
 
-def _after_newline_before(file: BinaryIO, end: int) -> int:
-    """Return the offset behind the last newline in front of `end`, or 0."""
-    while end > 0:
-        start = max(0, end - _BLOCK_BYTES)
+def ends(file: BinaryIO, before: Ends) -> Ends:
+    """Look for the last newline. What follows a line that is too long is not read twice.
+
+    Args:
+        before: what the last look found.
+    """
+    size = file.seek(0, 2)
+    is_long = before.size - before.complete > LINE_BYTES and before.size <= size
+    if is_long and is_start(file, before.complete, size):
+        return Ends(after_newline_before(file, size, before.size) or before.complete, size)
+    return Ends(after_newline_before(file, size), size)
+
+
+def after_newline_before(file: BinaryIO, end: int, begin: int = 0) -> int:
+    """Return the offset behind the last newline between `begin` and `end`; 0 if there is none."""
+    while end > begin:
+        start = max(begin, end - BLOCK_BYTES)
         file.seek(start)
         found = file.read(end - start).rfind(b"\n")
         if found >= 0:
             return start + found + 1
         end = start
     return 0
-
-
-def _behind_newline(file: BinaryIO, offset: int, end: int) -> int:
-    """Return the offset behind the first newline at or after `offset`; `end` if there is none in front of it."""
-    file.seek(offset)
-    while offset < end:
-        block = file.read(_BLOCK_BYTES)
-        if not block:
-            break
-        found = block.find(b"\n")
-        if found >= 0:
-            return min(offset + found + 1, end)
-        offset += len(block)
-    return end
 
 
 def is_start(file: BinaryIO, offset: int, end: int) -> bool:
@@ -97,14 +101,9 @@ def lines(file: BinaryIO, start: int, end: int) -> Iterator[Line]:
         if data.endswith(b"\n"):
             yield Line(start, behind, data)
         else:
-            behind = _behind_newline(file, behind, end)
+            behind = behind_newline(file, behind, end)
             yield Line(start, behind, None)
         start = behind
-
-
-def line_before(file: BinaryIO, start: int) -> Line | None:
-    """Return the line in front of the one that starts at `start`; None if that is the first."""
-    return next(lines(file, _after_newline_before(file, start - 1), start), None) if start > 0 else None
 
 
 def step_of(file: BinaryIO, start: int) -> int | None:
@@ -125,13 +124,21 @@ def first_of_step(file: BinaryIO, step: int, end: int) -> int:
     low, high, found = 0, end, end  # lines in front of `low` are of earlier steps; `found` is of `step` or later
     while low < high:
         middle = (low + high) // 2
-        start = 0 if middle == 0 else _behind_newline(file, middle - 1, end)
+        start = 0 if middle == 0 else behind_newline(file, middle - 1, end)
         at = None
         while start < found and (at := step_of(file, start)) is None:
-            start = _behind_newline(file, start, end)
+            start = behind_newline(file, start, end)
         if at is not None and at < step:
             low = start + 1
             continue
         found = found if at is None else start
-        high = _after_newline_before(file, middle - 1) + 1 if middle else 0  # no other line starts up to `middle`
+        high = after_newline_before(file, middle - 1) + 1 if middle else 0  # no other line starts up to `middle`
     return found
+
+
+def first_undamaged(file: BinaryIO, end: int) -> int:
+    """Return the offset of the first line that has a step; `end` if there is none."""
+    start = 0
+    while start < end and step_of(file, start) is None:
+        start = behind_newline(file, start, end)
+    return start

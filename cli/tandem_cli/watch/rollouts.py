@@ -11,7 +11,17 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
-from .json_lines import Line, complete_end, first_of_step, is_start, line_before, lines, step_of
+from .json_lines import (
+    Ends,
+    Line,
+    after_newline_before,
+    ends,
+    first_of_step,
+    first_undamaged,
+    is_start,
+    lines,
+    step_of,
+)
 
 MAX_ROWS = 500
 """Trajectories of a step in one answer."""
@@ -80,18 +90,30 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 class Rollouts:
-    """Opens the file for each answer and keeps nothing in memory. A missing file has no trajectories."""
+    """Opens the file for each answer and keeps almost nothing in memory. A missing file has no trajectories."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._first = 0
+        """Offset of the first undamaged line, when it was last looked for."""
+        self._last: tuple[int, int | None] = 0, None
+        """Where the file ended when it was looked at, and its last step."""
+        self._ends = Ends()
 
     def span(self) -> dict[str, Any]:
-        """Return the first and the last step, and the size of the file."""
+        """Return the first and the last step, and the size of the file.
+
+        The page asks for it all the time. So damaged lines at either end, which may be long, are not read again.
+        """
         with self._open() as (file, end):
-            first = next(
-                (step for line in lines(file, 0, end) if (step := step_of(file, line.start)) is not None), None
-            )
-            return {"first": first, "last": _step_before(file, end), "size_bytes": end}
+            if not (self._first < end and is_start(file, self._first, end) and step_of(file, self._first) is not None):
+                self._first = first_undamaged(file, end)
+            known_end, last = self._last
+            if end != known_end:
+                last = _step_before(file, end)
+                self._last = end, last
+            first = step_of(file, self._first) if self._first < end else None
+            return {"first": first, "last": last, "size_bytes": end}
 
     def of_step(self, step: int, after: int | None = None) -> dict[str, Any]:
         """Return summaries of a step's trajectories, and the steps before and after it that have some.
@@ -158,7 +180,8 @@ class Rollouts:
         except FileNotFoundError:
             file = io.BytesIO()
         with file:
-            yield file, complete_end(file)
+            self._ends = found = ends(file, self._ends)
+            yield file, found.complete
 
 
 def _checked(file: BinaryIO, offset: int, end: int) -> int:
@@ -169,10 +192,10 @@ def _checked(file: BinaryIO, offset: int, end: int) -> int:
 
 def _step_before(file: BinaryIO, start: int) -> int | None:
     """Return the step of the last undamaged line in front of `start`."""
-    while line := line_before(file, start):
-        if (step := step_of(file, line.start)) is not None:
+    while start > 0:
+        start = after_newline_before(file, start - 1)
+        if (step := step_of(file, start)) is not None:
             return step
-        start = line.start
     return None
 
 

@@ -85,7 +85,7 @@ class Series:
     def _poll(self) -> None:
         for line in self._file.poll():
             self._follow()
-            if (record := parse(line)) is not None:
+            if (record := parse(line, checks_range=False)) is not None:
                 self._add(record)
         self._follow()
 
@@ -107,17 +107,18 @@ class Series:
                 column = self._columns[name] = array("d")
             if len(column) > self._rows:
                 continue  # `a.b` and the key `b` of the field `a` have the same name
-            column.extend([_MISSING] * (self._rows - len(column)))
+            if len(column) < self._rows:
+                column.extend([_MISSING] * (self._rows - len(column)))
             column.append(value)
         self._mark(record)
         self._rows += 1
 
     def _mark(self, record: Mapping[str, Any]) -> None:
         """Note what this line says, which `_add` has added to the columns."""
-        attempts, seconds = (self._columns.get(name, array("d")) for name in ("attempt", "timings.checkpoint_s"))
-        if self._rows and len(attempts) > self._rows and attempts[-1] > attempts[-2]:
+        attempts, seconds = (self._columns.get(name) for name in ("attempt", "timings.checkpoint_s"))
+        if attempts and self._rows and len(attempts) > self._rows and attempts[-1] > attempts[-2]:
             self._note(record.get("step"), "resumed", f"The run was resumed, attempt {attempts[-1]:.0f}.")
-        if len(seconds) > self._rows and seconds[-1] > 0:
+        if seconds and len(seconds) > self._rows and seconds[-1] > 0:
             self._note(record.get("step"), "checkpoint", f"A checkpoint was written in {seconds[-1]:.1f} s.")
 
     def _note(self, step: Any, kind: str, message: str) -> None:
@@ -131,9 +132,13 @@ def figures(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
     The attempt of `version` is the figure `attempt`. A null is left out.
     """
     for name, value in record.items():
-        if isinstance(value, Mapping):
+        kind = type(value)  # JSON has no other types, and this is faster than isinstance in a run of 10,000 steps
+        if kind is float:
+            if value - value == 0:  # not 1e999, which is infinite
+                yield f"{prefix}{name}", value
+        elif kind is dict:
             yield from figures(value, f"{prefix}{name}.")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
+        elif kind is int:
             yield f"{prefix}{name}", _float(value)
         elif name == "version" and not prefix:
             _, _, attempt = str(value).partition(".")

@@ -89,11 +89,11 @@ class GeneratorClient:
             trust_env=False,
         )
         self._protocols = Protocols(self._http)
-        self._dispatch = Dispatch(rank)
+        self.dispatch = Dispatch(rank)
         self._awaited = AwaitedVersions(self._wait_for_version)
         self._streams = Streams(
             self._http,
-            dispatch=self._dispatch,
+            dispatch=self.dispatch,
             protocols=self._protocols,
             availability=self._availability,
             connect_timeout_s=CONNECT_TIMEOUT_S,
@@ -197,7 +197,7 @@ class GeneratorClient:
                     if stale > 1:  # several replicas behind one URL may contradict each other
                         await asyncio.sleep(next(pauses))
                 else:
-                    self._dispatch.failed(url)
+                    self.dispatch.failed(url)
                     await asyncio.sleep(next(pauses))
             if mine:
                 (url,) = await self._divide(call.request, mine, together=True, max_age_s=0.0)
@@ -222,7 +222,7 @@ class GeneratorClient:
             await self._awaited.any(urls, version)
             urls = await self._replicas.now(max_age_s=max_age_s)
         tokens = request.sampling.n * request.sampling.max_tokens
-        parts = self._dispatch.divide(prompts, tokens, ahead if version else urls, together=together)
+        parts = self.dispatch.divide(prompts, tokens, ahead if version else urls, together=together)
         return {url: {index: prompts[index] for index in indices} for url, indices in parts.items()}
 
     def _expect(self, url: str, version: Version | None) -> bool:

@@ -11,6 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from tandem_protocol.messages import Prompt
 
@@ -19,6 +20,13 @@ FIRST_REST_S = 0.1
 LONGEST_REST_S = 5.0
 _REMEMBERED_SESSIONS = 65_536
 """Nobody says when a session ends, so the ones that were used last are remembered."""
+
+
+class Loads(NamedTuple):
+    """Tokens of each replica, by URL."""
+
+    sampled: dict[str, int]
+    outstanding: dict[str, int]
 
 
 class Load:
@@ -67,6 +75,8 @@ class Dispatch:
         """
         self.outstanding: Counter[str] = Counter()
         """URL → outstanding tokens of this process."""
+        self.sampled: Counter[str] = Counter()
+        """URL → tokens that it has sampled for this process since `loads` was called."""
         self._turn = first
         self._clock = clock
         self._sessions: OrderedDict[str, str] = OrderedDict()
@@ -103,6 +113,12 @@ class Dispatch:
             yield load
         finally:
             load.end()
+
+    def loads(self) -> Loads:
+        """Return what the replicas have sampled since the last call, and what is outstanding now."""
+        sampled = {url: self.sampled[url] for url in sorted({*self.sampled, *+self.outstanding})}
+        self.sampled.clear()
+        return Loads(sampled, {url: self.outstanding[url] for url in sampled})
 
     def failed(self, url: str) -> None:
         """Note that a request failed. Requests that fail at the same time count once."""

@@ -90,6 +90,7 @@ class Streams:
                     self._dispatch.works(url)
                     index = requested[answer.prompt_index]
                     if mine.pop(index, None) is not None:
+                        self._dispatch.sampled[url] += sum(len(one.token_ids) for one in answer.completions)
                         load.answered()
                         on_group(answer.model_copy(update={"prompt_index": index}))
         if mine:

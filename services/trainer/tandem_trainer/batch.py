@@ -121,6 +121,8 @@ class Batch:
     token_total: int
     shared: SharedPrompts | None = None
     """None: the prompt of each row is computed with the row."""
+    sequences: tuple[TokenSequence, ...] = ()
+    """The sequence of each row."""
 
     @property
     def num_units(self) -> int:
@@ -183,7 +185,8 @@ class Batch:
     def _select(self, units: list[list[int]]) -> Batch:
         """The rows of these units, without the padding that they do not need."""
         device = self.token_ids_BS.device
-        picked_B = torch.tensor([row for rows in units for row in rows], device=device)
+        picked = [row for rows in units for row in rows]
+        picked_B = torch.tensor(picked, device=device)
         starts_B = self.starts_B[picked_B]
         ends_B = self.ends_B[picked_B]
         length = int(ends_B.max())
@@ -201,6 +204,7 @@ class Batch:
             unit_B=torch.tensor([number for number, rows in enumerate(units) for _ in rows], device=device),
             trajectory_total=self.trajectory_total,
             token_total=self.token_total,
+            sequences=tuple(self.sequences[row] for row in picked),
         )
 
 
@@ -230,6 +234,7 @@ def pad(rows: Sequence[Row], *, trajectory_total: int, token_total: int) -> Batc
         unit_B=_unit_numbers([row.unit for row in rows]),
         trajectory_total=trajectory_total,
         token_total=token_total,
+        sequences=tuple(row.sequence for row in rows),
     )
 
 

@@ -38,6 +38,7 @@ from .learner.model_files import model_dir
 from .loop import train
 from .publish import Publisher, fingerprint_of
 from .run.run import Run
+from .run.token_log import TokenTexts
 
 
 class LoadedProject(NamedTuple):
@@ -66,6 +67,7 @@ def load_project(
     shared, config = settings.shared, settings.trainer
     with run.timer("start"):
         inputs = load_inputs(settings, accelerator.num_processes, portal.call, rank=accelerator.process_index)
+        run.token_texts = TokenTexts(inputs.tokenizer)
         algorithm = algorithms.load(config, accelerator.device)
         learner = Learner(shared, config, inputs.tokenizer, accelerator, needs_reference=algorithm.needs_reference)
         check_stop_tokens(config.rollout.stop_token_ids, learner.model.config)

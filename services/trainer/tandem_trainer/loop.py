@@ -48,7 +48,7 @@ def train(
                 continue
             stats = update(batch, algorithm)  # raises on NaN, before it changes the parameters
             step += 1
-            run.make_record(step, groups, stats, rollouts.learned())
+            run.make_record(step, groups, stats, rollouts.learned(), learner.trained)
             version = publish(step)
             run.evaluated(evaluate(step, version))
             if run.checkpoint_due(step):

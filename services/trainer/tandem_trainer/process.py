@@ -213,6 +213,7 @@ def train_run(
         reports=accelerator.is_local_main_process,
     )
     stack.callback(portal.call, client.close)
+    run.loads = lambda: portal.call(client.dispatch.loads)
     project = load_project(settings, accelerator, run, portal)
     if isinstance(project.scorer, Rewards):
         stack.callback(portal.call, project.scorer.close)

@@ -1,6 +1,6 @@
 // One chart: a card with a title, the newest values as text, and curves drawn by plotly.js.
 
-import { last, points, runs } from "./data.js";
+import { alerts, last, points, runs } from "./data.js";
 import { el, figure } from "./text.js";
 
 const DASHES = ["solid", "dot", "dash", "longdash", "dashdot"];
@@ -62,19 +62,29 @@ export class Chart {
 
   async draw() {
     if (!this.isVisible) return;
+    if (!window.Plotly) await this.sketch();
     const Plotly = await plotly().catch((error) => {
       this.problem.textContent = `${error.message} The next step tries again.`;
     });
     this.problem.hidden = Boolean(Plotly);
     if (!Plotly || !this.isVisible) return;
     const curves = this.curves();
-    await Plotly.react(this.plot, curves.flatMap((curve) => this.traces(curve, curves.length)), layout(curves), {
+    if (!this.clickable) this.plot.replaceChildren(); // the sketch
+    const traces = [...curves.flatMap((curve) => this.traces(curve, curves.length)), ...marks(curves)];
+    await Plotly.react(this.plot, traces, layout(curves), {
       displayModeBar: false,
       responsive: true,
     });
     if (this.clickable) return;
     this.clickable = true;
     this.plot.on("plotly_click", ({ points }) => this.choose(points[0].data.meta, points[0].x));
+  }
+
+  /** Draw plain curves, and let the browser show them, before it spends a second on plotly.js. */
+  async sketch() {
+    if (!this.chart.stacked) this.plot.replaceChildren(sketch(this.curves()));
+    await new Promise(requestAnimationFrame);
+    await new Promise((resolve) => setTimeout(resolve));
   }
 
   curves() {
@@ -84,7 +94,7 @@ export class Chart {
         .filter((name) => points(run, name))
         .map((name) => {
           const place = names.indexOf(name);
-          const label = [runs.length > 1 ? run.state.name : "", names.length > 1 ? this.chart.fields[name] : ""];
+          const label = [runs.length > 1 ? run.state.name : "", names.length > 1 || this.chart.match ? this.chart.fields[name] : ""];
           return {
             run,
             name,
@@ -117,6 +127,49 @@ export class Chart {
     const edge = { ...own, hoverinfo: "skip", line: { width: 0, color: shown } };
     return [{ ...edge, y: low }, { ...edge, y: high, fill: "tonexty", fillcolor: `${shown}28` }, named];
   }
+}
+
+/** The curves as a picture without axes. */
+function sketch(curves) {
+  const make = (tag, attributes, ...children) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    Object.entries(attributes).forEach(([name, value]) => element.setAttribute(name, value));
+    element.append(...children);
+    return element;
+  };
+  const drawn = curves.map((curve) => ({ ...curve, ...points(curve.run, curve.name) }));
+  const span = (values) => {
+    const known = values.filter((value) => value !== null);
+    const low = known.reduce((one, other) => Math.min(one, other), Infinity);
+    return { low, size: known.reduce((one, other) => Math.max(one, other), -Infinity) - low || 1 };
+  };
+  const [across, up] = [span(drawn.flatMap(({ x }) => x)), span(drawn.flatMap(({ mean }) => mean))];
+  const place = (x, y) => `${(1000 * (x - across.low)) / across.size},${100 - (100 * (y - up.low)) / up.size}`;
+  const lines = drawn.map(({ x, mean, color: stroke }) =>
+    make("polyline", {
+      points: mean.flatMap((y, index) => (y === null || x[index] === null ? [] : [place(x[index], y)])).join(" "),
+      stroke,
+      fill: "none",
+      "vector-effect": "non-scaling-stroke",
+    }),
+  );
+  return make("svg", { class: "sketch", viewBox: "0 0 1000 100", preserveAspectRatio: "none" }, ...lines);
+}
+
+/** Small triangles below the curves at the steps of warnings and errors. They name what happened. */
+function marks(curves) {
+  return [...new Set(curves.map(({ run }) => run))].map(alerts).filter(({ x }) => x.length).map(({ run, x, text }) => ({
+    x,
+    y: x.map(() => 0),
+    yaxis: "y2",
+    text: text.map((kinds) => kinds.replaceAll("<", "&lt;")),
+    meta: run.number,
+    name: "alert",
+    mode: "markers",
+    cliponaxis: false,
+    marker: { symbol: "triangle-up", size: 8, color: style("--warn") },
+    hovertemplate: "%{text}<extra></extra>",
+  }));
 }
 
 /** Exponential moving average, corrected for its start at 0. */
@@ -152,6 +205,7 @@ function layout(curves) {
     dragmode: window.matchMedia("(pointer: fine)").matches ? "zoom" : false,
     xaxis: { ...line, nticks: 6, tickformat: ",d", hoverformat: ",d" },
     yaxis: { ...line, nticks: 5, tickformat: "~g", fixedrange: true, range: constantRange(curves) },
+    yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     uirevision: "keep the zoom",
   };
 }

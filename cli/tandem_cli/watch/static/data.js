@@ -1,6 +1,15 @@
 // What the server has said so far about each run. Only what is new is asked for.
 
+import { visible } from "./text.js";
+
+const CALM = new Set(["finished", "evaluation", "checkpoint", "settings_changed", "resumed"]);
+
 export const runs = [];
+
+/** The level of an event: `info`, `warning` or `error`. Those of earlier releases have none; some kinds are calm. */
+export const levelOf = ({ level, kind }) => (["info", "warning", "error"].includes(level) ? level : CALM.has(kind) ? "info" : "warning");
+
+export const words = (kind) => visible(String(kind).replaceAll("_", " "));
 
 /** Ask the server for an address below /api/runs. Raises an error with the server's reason. */
 export async function ask(path, parameters = {}) {
@@ -51,6 +60,16 @@ async function pollEvents(run) {
   run.eventsCursor = answer.cursor;
   if (answer.events) run.events = answer.events;
   return Boolean(answer.events);
+}
+
+/** The steps of a run with warnings or errors, and what these are. */
+export function alerts(run) {
+  const kinds = new Map();
+  for (const event of run.events) {
+    const known = kinds.get(event.step) ?? new Set();
+    if (Number.isFinite(event.step) && levelOf(event) !== "info") kinds.set(event.step, known.add(words(event.kind)));
+  }
+  return { run, x: [...kinds.keys()], text: [...kinds.values()].map((names) => [...names].join(", ")) };
 }
 
 /** The names of all figures of a run. Those of an evaluation begin with `eval.`. */

@@ -68,6 +68,8 @@ export const CHARTS = [
       { title: "Publishing a version", match: /^publish_timings\.(.+?)(?:_s)?$/, label: words, unit: "seconds", hint: "The parts of it, and the total until all generators serve the version." },
       { title: "Size of a version", fields: { publish_bytes: "size" }, unit: "bytes" },
       { title: "Tokens per second", fields: { tokens_per_s: "tokens per second" }, hint: "Completion tokens, without evaluation and checkpoint." },
+      { title: "Tokens by generator", match: /^replica_tokens\.(.+)$/, stacked: true, unit: "tokens per step", hint: "What each replica has sampled since the step before. A replica whose share falls to 0 is gone, or slow." },
+      { title: "Load of generators", match: /^replica_outstanding\.(.+)$/, unit: "outstanding tokens", hint: "What each replica may still have to sample at the end of a step. A slow one gets fewer prompts." },
       { title: "Rollout tokens", fields: { rollout_tokens: "tokens" }, unit: "tokens per step" },
     ],
   },

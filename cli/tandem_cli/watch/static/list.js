@@ -1,6 +1,7 @@
 // The list of rollouts: by prompt, or in the order of their rewards. Arrow keys go through it.
 
 import { el, figure, line, many } from "./text.js";
+import { signed } from "./tokens.js";
 
 const ORDERS = { prompt: "by prompt", high: "highest reward first", low: "lowest reward first" };
 const WORDS = { max_tokens: "cut off", max_turns: "out of turns" };
@@ -58,6 +59,7 @@ export class List {
     const reward = el("span", { class: "reward" }, row.reward === undefined ? "–" : figure(row.reward));
     if (row.reward !== undefined && high > low) reward.style.setProperty("--share", `${Math.round((100 * (row.reward - low)) / (high - low))}%`);
     const facts = [
+      row.advantage === undefined ? "" : `advantage ${signed(row.advantage)}`,
       row.tokens === undefined ? "" : many(row.tokens, "token"),
       row.turns > 1 ? many(row.turns, "turn") : "",
       row.tool_calls ? many(row.tool_calls, "tool call") : "",

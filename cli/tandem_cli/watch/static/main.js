@@ -48,12 +48,12 @@ function showRuns() {
   document.getElementById("runs").replaceChildren(...items);
 }
 
-function describe({ exists, phase, phase_s: since, step, max_steps: steps }) {
+function describe({ exists, phase, phase_s: since, step, max_steps: steps, version }) {
   if (!exists) return "has not started yet";
   const progress = step === null ? "" : `step ${count(step)}${steps ? ` of ${count(steps)}` : ""}`;
   const doing = phase ? phase.replaceAll("_", " ") : "";
   const lasting = doing && !ENDED.has(phase) && since !== null ? `${doing} for ${duration(since)}` : doing;
-  return [progress, lasting].filter(Boolean).join(" · ");
+  return [progress, lasting, version ? `version ${version}` : ""].filter(Boolean).join(" · ");
 }
 
 /** Ask for news and show them. The page stays as it is while the server does not answer. */

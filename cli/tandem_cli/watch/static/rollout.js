@@ -1,20 +1,25 @@
 // One rollout: its rewards, and its conversation turn by turn.
 
 import { block, count, el, figure, visible } from "./text.js";
+import { signed, Tokens } from "./tokens.js";
 
 const TURNS = 100;
 const STATUS = { finished: "finished", max_tokens: "cut off at the token limit", max_turns: "out of turns", failed: "failed" };
 
 export function rollout(record) {
   const prompt = record.row === undefined ? "" : ` · prompt ${record.row}`;
-  return el("div", {}, el("h2", {}, `Step ${record.step}${prompt}`), facts(record), rewards(record), conversation(record));
+  const tokens = new Tokens(record);
+  const talk = el("div", {});
+  const draw = () => talk.replaceChildren(conversation(record, tokens));
+  draw();
+  return el("div", {}, el("h2", {}, `Step ${record.step}${prompt}`), facts(record), rewards(record), tokens.toolbar(draw), talk);
 }
 
 function facts(record) {
   const versions = Array.isArray(record.versions) ? [...new Set(record.versions)].join(", ") : null;
   const known = {
     Reward: figure(record.reward),
-    Advantage: record.advantage === undefined ? null : figure(record.advantage),
+    Advantage: typeof record.advantage === "number" ? signed(record.advantage) : null,
     Status: record.status ? (STATUS[record.status] ?? record.status) : null,
     Reason: record.reason,
     Tokens: record.tokens === undefined ? null : count(record.tokens),
@@ -39,12 +44,13 @@ function rewards({ rewards: given }) {
   return el("table", { class: "rewards" }, el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
-function conversation(record) {
+function conversation(record, tokens) {
   const messages = Array.isArray(record.messages) && record.messages.length ? record.messages : plain(record);
   const list = el("ol", { class: "turns" });
   const add = (start) => {
-    list.append(...messages.slice(start, start + TURNS).map(message));
+    list.append(...messages.slice(start, start + TURNS).map((one, place) => message(one, start + place, tokens)));
     const left = messages.length - start - TURNS;
+    if (left <= 0) list.append(...tokens.of(undefined).map((turn) => el("li", { class: "turn assistant" }, el("h3", {}, "sampled"), turn)));
     if (left <= 0) return;
     const more = el("li", {}, el("button", { type: "button" }, `Show more of the other ${count(left)} messages`));
     more.firstChild.addEventListener("click", () => {
@@ -63,14 +69,17 @@ const plain = ({ prompt, completion }) => [
   { role: "completion", content: completion },
 ];
 
-function message(given) {
+/** Message number `place`. What the policy sampled of it may be shown as tokens. */
+function message(given, place, tokens) {
   const { role, content, name, tool_calls: calls, ...others } = Object(given);
   const title = [role ?? "message", name].filter(Boolean).map(String).map(visible).join(" · ");
   const item = el("li", { class: `turn ${kindOf(role)}` }, el("h3", {}, title));
   const { tool_call_id: id, ...unknown } = others;
   if (id) item.firstChild.append(el("span", { class: "muted" }, ` answers ${visible(String(id))}`));
-  const text = textOf(content);
-  if (text || !calls) item.append(text ? block(text) : el("p", { class: "muted" }, "(empty)"));
+  const turns = tokens.of(place);
+  const text = turns.length ? tokens.rest(place, textOf(content)) : textOf(content);
+  item.append(...turns);
+  if (text || !(calls || turns.length)) item.append(text ? block(text) : el("p", { class: "muted" }, "(empty)"));
   for (const call of Array.isArray(calls) ? calls : []) item.append(toolCall(call));
   for (const [field, value] of Object.entries(unknown)) {
     if (value !== null) item.append(el("h4", {}, visible(field)), block(textOf(value), "text code"));

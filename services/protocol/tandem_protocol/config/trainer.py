@@ -140,6 +140,9 @@ class TrainerConfig(Section):
     cause before you raise it."""
     log_completions: int = Field(4, ge=0)
     """Number of completions per step that are written to `rollouts.jsonl`, with their rewards. 0: none."""
+    log_tokens: int = Field(2048, ge=0)
+    """Number of sampled tokens of each of them that are written with their logprobs: about 30 bytes per token. Further
+    tokens are only in the text. 0: none."""
     metrics_port: int | None = Field(None, ge=1, le=65535)
     """Port on which Prometheus can scrape the metrics of the newest step (`GET /metrics`, with the bearer token).
     `null`: no port."""

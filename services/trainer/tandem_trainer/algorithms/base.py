@@ -100,6 +100,7 @@ RECORD_FIELDS = frozenset({
     "step", "version", "reward_mean", "reward_std", "rewards", "rewards_std", "mismatch", "loss", "grad_norm",
     "learning_rate", "lag_max", "completion_tokens_mean", "truncated_fraction", "rollout_tokens", "groups_skipped",
     "checkpoint_failures", "timings", "tokens_per_s", "eval", "staleness", "turns_mean", "tool_calls", "tool_errors",
-    "environment_s_mean", "episodes_failed", "refilled", "reasked",
+    "environment_s_mean", "episodes_failed", "refilled", "reasked", "replica_tokens",
+    "replica_outstanding",
 })  # fmt: skip
 """Fields of `metrics.jsonl` that do not come from an algorithm. Its metrics have other names."""

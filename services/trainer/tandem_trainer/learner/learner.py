@@ -37,6 +37,7 @@ from .positions import fix_positions
 from .saving import Saver
 from .shared_prompts import why_unshared
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
+from .trained_tokens import TrainedTokens
 
 
 class Learner:
@@ -83,6 +84,8 @@ class Learner:
         self._reference = self._frozen_copy(shared) if needs_reference and not config.lora else None
         self.mismatch_check: MismatchCheck | None = None
         """Set once the dtypes of the generators are known."""
+        self.trained: TrainedTokens | None = None
+        """What the last update computed about its sequences. None before the first update."""
         self._is_within_update = False
 
     @property
@@ -129,6 +132,7 @@ class Learner:
         for iteration in range(algorithm.num_iterations):
             steps.append(self._step(micro_batches, algorithm, old_logprobs))
             self._is_within_update = iteration < algorithm.num_iterations - 1
+        self.trained = TrainedTokens(batch, micro_batches, old_logprobs)
         learning_rate = self._schedule.learning_rate
         self._schedule.advance()
         return update_metrics(steps, learning_rate)

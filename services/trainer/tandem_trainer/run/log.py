@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,20 +11,24 @@ from accelerate.utils import gather_object
 
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.version import Version
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.errors import UserError
 from tandem_rollout.pool import REFILL_BATCHES, Counts
 from tandem_rollout.trajectory import Group
 
+from ..learner.trained_tokens import TrainedTokens
 from .clock import StepClock
 from .journal import Journal
-from .metrics import TrajectorySample, failures, samples, step_record, trajectory_records
+from .metrics import TrajectorySample, failures, load_fields, samples, step_record, trajectory_records
 from .step_line import StepLine
+from .token_log import TokenLog, TokenTexts
 from .trackers import scalars
 
 MAX_CONSECUTIVE_SKIPS = 50
 MAX_CONSECUTIVE_FAILURES = 3
 """Batches of which every episode failed. One may be an accident: an environment that is restarted."""
 NO_COUNTS = Counts()
+NO_LOADS = Loads({}, {})
 
 
 def _sum(counts: Iterable[Counts]) -> Counts:
@@ -49,6 +53,10 @@ class RunLog:
         """The record of `step`."""
         self.checkpoint_failures = 0
         """Checkpoints that failed since the last one that was written."""
+        self.token_texts: TokenTexts | None = None
+        """Set once the tokenizer is loaded. Until then, no tokens are logged."""
+        self.loads: Callable[[], Loads] = lambda: NO_LOADS
+        """Returns the load of the generators. Set once there is a client."""
         self._published: dict[str, Any] = {}
         """The timings and the size of the version that was published last."""
         self._clock = StepClock()
@@ -90,7 +98,8 @@ class RunLog:
         self._groups_skipped += len(groups)
         self._consecutive_skips += 1
         upcoming = Version(self.step + 1, self.attempt)
-        self.journal.completions(trajectory_records(upcoming, groups, self._config.log_completions, skipped=True))
+        self._completions(upcoming, groups, skipped=True)
+        self.journal.completions(())
         rows = self._samples(groups)
         self._episodes_failed += sum(row.reason is not None for row in rows)
         self._report_failures(rows)
@@ -104,7 +113,12 @@ class RunLog:
             )
 
     def make_record(
-        self, step: int, groups: Sequence[Group], stats: Mapping[str, float], counts: Counts = NO_COUNTS
+        self,
+        step: int,
+        groups: Sequence[Group],
+        stats: Mapping[str, float],
+        counts: Counts = NO_COUNTS,
+        trained: TrainedTokens | None = None,
     ) -> None:
         """Make the step's record. `checkpoint` saves it, and `log` writes it with the timings."""
         version = Version(step, self.attempt)
@@ -122,15 +136,25 @@ class RunLog:
         if self._config.rollout.has_episodes:
             record["episodes_failed"] += self._episodes_failed
         record |= totals._asdict()
+        record |= load_fields(gather_object([self.loads()]))
         record |= {"checkpoint_failures": 0} | self._published
         self.record = record | self._clock.figures(record["rollout_tokens"])
         self.step = step  # set last, because a step without a record would be missing after a resume
         self.version = version
         self._consecutive_skips = 0
         self._groups_skipped = self._episodes_failed = 0
-        self.journal.keep(trajectory_records(version, groups, self._config.log_completions))
+        self._completions(version, groups, trained)
         self._report_failures(rows)
         self._report_refills(groups)
+
+    def _completions(
+        self, version: Version, groups: Sequence[Group], trained: TrainedTokens | None = None, *, skipped: bool = False
+    ) -> None:
+        """Keep some completions of this rank's groups for `rollouts.jsonl`. Only the main process makes lines."""
+        if self._accelerator.is_main_process:
+            tokens = TokenLog(self.token_texts, self._config.log_tokens, trained)
+            count = self._config.log_completions
+            self.journal.keep(trajectory_records(version, groups, count, skipped=skipped, tokens=tokens))
 
     def _samples(self, groups: Sequence[Group]) -> list[TrajectorySample]:
         """The trajectories of all ranks. Every rank calls it at the same time."""

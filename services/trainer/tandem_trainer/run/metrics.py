@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tandem_protocol.version import Version
+from tandem_rollout.dispatch import Loads
 from tandem_rollout.trajectory import ChatMessage, Group
+
+from .token_log import NO_TOKENS, TokenLog
 
 _SHOWN_REASONS = 3
 """How many different reasons of failures a message names."""
@@ -124,6 +127,15 @@ def _of_episodes(rows: Sequence[TrajectorySample]) -> dict[str, Any]:
     }
 
 
+def load_fields(loads: Iterable[Loads]) -> dict[str, dict[str, int]]:
+    """Add up the loads of the generators that all ranks know. Returns nothing if there are none."""
+    sampled, outstanding = Counter[str](), Counter[str]()
+    for load in loads:
+        sampled.update(load.sampled)
+        outstanding.update(load.outstanding)
+    return {"replica_tokens": dict(sampled), "replica_outstanding": dict(outstanding)} if sampled else {}
+
+
 def failures(rows: Sequence[TrajectorySample]) -> str | None:
     """Say how many episodes failed and why, the most frequent reasons first. None if none failed."""
     reasons = Counter(row.reason for row in rows if row.reason is not None)
@@ -135,7 +147,7 @@ def failures(rows: Sequence[TrajectorySample]) -> str | None:
 
 
 def trajectory_records(
-    version: Version, groups: Sequence[Group], count: int, *, skipped: bool = False
+    version: Version, groups: Sequence[Group], count: int, *, skipped: bool = False, tokens: TokenLog = NO_TOKENS
 ) -> list[dict[str, Any]]:
     """Make lines of `rollouts.jsonl` for `count` trajectories: first one of each group, then a second of each.
 
@@ -144,14 +156,15 @@ def trajectory_records(
     Args:
         version: the version that was trained on them, or would have been if they had not been skipped.
         skipped: the complete batch was skipped. In other batches, only groups with equal rewards are skipped.
+        tokens: makes the fields about advantage and tokens.
     """
     pairs = [(group, i) for i in range(len(groups[0].trajectories)) for group in groups]
     failed = [(group, i) for group, i in pairs[count:] if group.trajectories[i].status == "failed"]
     chosen = [*pairs[:count], *failed[:count]]
-    return [_record(version, group, i, skipped=skipped or not group.has_signal) for group, i in chosen]
+    return [_record(version, group, i, tokens, skipped=skipped or not group.has_signal) for group, i in chosen]
 
 
-def _record(version: Version, group: Group, index: int, *, skipped: bool) -> dict[str, Any]:
+def _record(version: Version, group: Group, index: int, tokens: TokenLog, *, skipped: bool) -> dict[str, Any]:
     trajectory = group.trajectories[index]
     spans = [span for sequence in trajectory.sequences for span in sequence.versions]
     return {
@@ -170,6 +183,7 @@ def _record(version: Version, group: Group, index: int, *, skipped: bool) -> dic
         "tokens": trajectory.num_sampled,
         "versions": [str(span.version) for span in spans],
         "messages": trajectory.messages,
+        **tokens.fields(trajectory),
     }
 
 

@@ -174,12 +174,14 @@ def completion_rows(trainer: Any, step: int) -> list[dict[str, Any]]:
     logs = getattr(trainer, "_logs", None) or getattr(trainer, "_textual_logs", None) or {}
     columns = {name: list(column) for name, column in (logs.get("rewards") or {}).items()}
     weights = [float(weight) for weight in getattr(trainer, "reward_weights", [1.0] * len(columns))]
+    advantages = list(logs.get("advantages") or ())
     rows = []
     newest = list(zip(logs.get("prompt", ()), logs.get("completion", ()), strict=False))[-LOGGED_COMPLETIONS:]
     for place, (prompt, completion) in enumerate(newest, start=-len(newest)):
         rewards = {name: column[place] for name, column in columns.items()}
         row = {"step": step, "prompt": text(prompt), "completion": text(completion)}
-        rows.append(row | {"reward": weighted(rewards.values(), weights), "rewards": rewards})
+        row |= {"reward": weighted(rewards.values(), weights), "rewards": rewards}
+        rows.append(row | ({"advantage": advantages[place]} if len(advantages) >= -place else {}))
     return rows
 
 
