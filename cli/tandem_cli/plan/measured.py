@@ -17,14 +17,14 @@ from tandem_protocol.config import ConfigError
 from .costs import HALF_SPEED_AT, make_costs
 from .simulation import Split, simulate
 
-FEWEST_STEPS = 3
+FEWEST_STEPS = 4
 IDLE_SHARE = 0.02
 """If a run waited for less of its time than this, it does not show how fast its generators are."""
 _SETTING = re.compile(r"^(\S+) +(.*)  # ", re.MULTILINE)
 _HALF_SPEEDS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1e9)
 _TOKEN_S = (1e-6, 10.0)
 _BISECTIONS = 14
-_STEPS = 15
+_STEPS = 30
 
 
 class Measured(NamedTuple):
@@ -49,13 +49,7 @@ def read_run(folder: Path, trainer_devices: int) -> Measured:
     Raises:
         ConfigError: it is not the folder of a run, or the run has too few steps.
     """
-    lines = [line for line in _lines(folder / "metrics.jsonl") if "update_s" in line.get("timings", {})]
-    steps = _usual(lines)
-    if len(steps) < FEWEST_STEPS:
-        raise ConfigError(
-            f"got {folder} with {len(lines)} steps in metrics.jsonl, expected the folder of a run, PROJECT/runs/NAME, "
-            "with 5 or more. Fix: train a little longer: --trainer.max_steps 20"
-        )
+    steps = _usual(_steps(folder))
     settings = _settings(folder)
     timings = {name: fmean(line["timings"][name] for line in steps) for name in steps[0]["timings"]}
     usual = ("wait_for_rollouts_s", "update_s", "publish_s", "other_s")
@@ -77,10 +71,35 @@ def read_run(folder: Path, trainer_devices: int) -> Measured:
     )
 
 
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl.
+
+    Raises:
+        ConfigError: see `read_run`.
+    """
+    lines = list(_lines(folder / "metrics.jsonl"))
+    if not lines:
+        raise ConfigError(
+            f"got {folder} without steps in metrics.jsonl, expected the folder of a run, PROJECT/runs/NAME"
+        )
+    steps = [line for line in lines if "update_s" in line.get("timings", {})]
+    if not steps:
+        raise ConfigError(
+            f"got {folder}, whose metrics.jsonl has no timings.update_s, expected a run of Tandem's trainer. A TRL "
+            "script does not measure its updates. Fix: write the costs into a file for --costs"
+        )
+    if len(steps) < FEWEST_STEPS:
+        raise ConfigError(
+            f"got {folder} with {len(steps)} steps, expected {FEWEST_STEPS} or more. Fix: train longer: "
+            "--trainer.max_steps=20"
+        )
+    return steps
+
+
 def _usual(lines: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out the first steps, and steps with a checkpoint or an evaluation and those after them."""
     rare = [line["timings"].get("evaluate_s", 0) + line["timings"].get("checkpoint_s", 0) > 0 for line in lines]
-    later = range(min(5, len(lines) // 4), len(lines))
+    later = range(min(5, len(lines) // 4), len(lines))  # the first ones warm up
     usual = [lines[i] for i in later if not rare[i] and not (i and rare[i - 1])]
     return usual if len(usual) >= FEWEST_STEPS else [lines[i] for i in later]
 
@@ -142,11 +161,15 @@ def generators_speed(runs: Sequence[Measured], known: dict[str, Any]) -> dict[st
 
 
 def _token_s(run: Measured, values: dict[str, Any]) -> float:
-    """Bisect the logarithm of `token_s`. The simulated wait grows with it."""
+    """Return the `token_s` with which the simulated run waits as long as the measured one."""
+
+    def wait_s(token_s: float) -> float:
+        return simulate(make_costs({**values, "token_s": token_s}, run.name), run.split, _STEPS).wait_s
+
+    if run.split.max_lag == 0:  # nothing else happens meanwhile, so the wait is in proportion
+        return max(1e-9, run.wait_s / wait_s(1.0))
     low, high = _TOKEN_S
     for _ in range(_BISECTIONS):
         middle = math.sqrt(low * high)
-        costs = make_costs({**values, "token_s": middle}, run.name)
-        is_slower = simulate(costs, run.split, _STEPS).wait_s > run.wait_s
-        low, high = (low, middle) if is_slower else (middle, high)
+        low, high = (low, middle) if wait_s(middle) > run.wait_s else (middle, high)
     return math.sqrt(low * high)
