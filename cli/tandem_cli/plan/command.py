@@ -30,10 +30,10 @@ def plan(arguments: argparse.Namespace) -> int:
     written = read_file(arguments.costs) if arguments.costs else {}
     costs = _costs(runs, written, arguments.costs)
 
-    def estimate(costs: Costs) -> list[Row]:
+    def estimate(costs: Costs, lags: Sequence[int]) -> list[Row]:
         return compare(costs, arguments.devices, arguments.devices_per_generator, lags)
 
-    rows = estimate(costs)
+    rows = estimate(costs, lags)
     notes = [*_idle(runs), *_other_speeds(runs, written, best(rows), estimate)]
     shown = _as_json if arguments.json else _as_text
     shown(costs, rows, notes, arguments.runs or [arguments.costs])
@@ -75,13 +75,16 @@ def _idle(runs: Sequence[Measured]) -> Iterator[str]:
 
 
 def _other_speeds(
-    runs: Sequence[Measured], written: dict[str, Any], chosen: Row, estimate: Callable[[Costs], list[Row]]
+    runs: Sequence[Measured],
+    written: dict[str, Any],
+    chosen: Row,
+    estimate: Callable[[Costs, Sequence[int]], list[Row]],
 ) -> Iterator[str]:
     """Say whether the recommendation depends on `half_speed_at`, if it was assumed. One run does not show it."""
     if len(runs) > 1 or "half_speed_at" in written:
         return
     for half in _OTHER_SPEEDS:
-        other = best(estimate(_costs(runs, written, None, half_speed_at=half)))
+        other = best(estimate(_costs(runs, written, None, half_speed_at=half), [chosen.split.max_lag]))
         if other.split[:2] != chosen.split[:2]:
             yield (
                 f"one run does not show how generators slow down with more completions. With half_speed_at {half:.0f} "

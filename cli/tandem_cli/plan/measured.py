@@ -24,7 +24,6 @@ _SETTING = re.compile(r"^(\S+) +(.*)  # ", re.MULTILINE)
 _HALF_SPEEDS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 1e9)
 _TOKEN_S = (1e-6, 10.0)
 _BISECTIONS = 14
-_STEPS = 30
 
 
 class Measured(NamedTuple):
@@ -164,7 +163,7 @@ def _token_s(run: Measured, values: dict[str, Any]) -> float:
     """Return the `token_s` with which the simulated run waits as long as the measured one."""
 
     def wait_s(token_s: float) -> float:
-        return simulate(make_costs({**values, "token_s": token_s}, run.name), run.split, _STEPS).wait_s
+        return simulate(make_costs({**values, "token_s": token_s}, run.name), run.split).wait_s
 
     if run.split.max_lag == 0:  # nothing else happens meanwhile, so the wait is in proportion
         return max(1e-9, run.wait_s / wait_s(1.0))

@@ -11,12 +11,13 @@ import math
 import random
 from collections import deque
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from .costs import Costs
 
-STEPS = 40
-"""Steps that are measured, after the first ones, in which the queue fills."""
+MOST_STEPS, FEWEST_STEPS, COMPLETIONS = 40, 6, 20_000
+"""Steps that are measured, after the first ones, in which the queue fills. Large batches vary less and need fewer."""
 PATIENCE = 4
 """The same as in the pool."""
 
@@ -76,26 +77,30 @@ class Replica:
     waiting: deque[tuple[float, int, Group]] = field(default_factory=deque)
     """(earliest start, length, group), in the order of the requests."""
     count: int = 0
+    due_s: float = math.inf
+    """When a completion ends or begins next."""
 
-    def ask(self, start_s: float, length: int, group: Group) -> None:
-        self.waiting.append((start_s, length, group))
+    def ask(self, now_s: float, start_s: float, group: Group) -> None:
+        """Sample a group from `start_s` on."""
+        self.advance(now_s)
+        self.waiting.extend((start_s, length, group) for length in group.lengths)
         self._admit()
 
     @property
     def load(self) -> int:
         return len(self.running) + len(self.waiting)
 
-    def next_s(self) -> float:
-        """When a completion ends or begins next."""
-        has_room = self.waiting and len(self.running) < self.costs.max_num_seqs
-        return min(self._end_s(), max(self.now_s, self.waiting[0][0]) if has_room else math.inf)
+    def set_pause(self, from_s: float, to_s: float) -> None:
+        """Do not decode for a time, which begins now or later."""
+        self.pause = (from_s, to_s)
+        self._admit()
 
     def advance(self, to_s: float) -> int:
         """Decode up to a time. Returns how many groups have ended."""
         ended = 0
-        while (next_s := self.next_s()) <= to_s:
-            is_end = next_s == self._end_s()
-            self._decode(next_s)
+        while self.due_s <= to_s:
+            is_end = self.due_s == self._end_s()
+            self._decode(self.due_s)
             if is_end:
                 self.decoded, _, group = heapq.heappop(self.running)
                 group.left -= 1
@@ -129,6 +134,12 @@ class Replica:
             _, length, group = self.waiting.popleft()
             self.count += 1
             heapq.heappush(self.running, (self.decoded + length, self.count, group))
+        has_room = self.waiting and len(self.running) < self.costs.max_num_seqs
+        self.due_s = min(self._end_s(), max(self.now_s, self.waiting[0][0]) if has_room else math.inf)
+
+
+_due_s = attrgetter("due_s")
+_load = attrgetter("load")
 
 
 class Queue:
@@ -154,8 +165,14 @@ class Queue:
             if batch := self._batch(step):
                 self._pool = [group for group in self._pool if group not in batch]
                 return batch
-            while not self.advance(min(replica.next_s() for replica in self.replicas)):
+            while not self._advance_one():
                 pass
+
+    def _advance_one(self) -> int:
+        """Let time pass until a completion ends or begins. The other replicas follow when they have to."""
+        replica = min(self.replicas, key=_due_s)
+        self.now_s = replica.due_s
+        return replica.advance(self.now_s)
 
     def advance(self, to_s: float) -> int:
         """Let time pass. Returns how many groups have ended."""
@@ -166,7 +183,7 @@ class Queue:
         """A version is served from `served_s` on. Generators pause before that."""
         self.served_s = served_s
         for replica in self.replicas:
-            replica.pause = (served_s - pause_s, served_s)
+            replica.set_pause(served_s - pause_s, served_s)
 
     def _update(self, step: int) -> None:
         for group in self._pool:
@@ -191,11 +208,12 @@ class Queue:
 
     def _ask(self, group: Group, step: int) -> None:
         group.asked_at, group.left = step, len(group.lengths)
-        replica = min(self.replicas, key=lambda one: one.load)
-        for length in group.lengths:
-            replica.ask(max(self.now_s, self.served_s), length, group)
+        replica = min(self.replicas, key=_load)
+        replica.ask(self.now_s, max(self.now_s, self.served_s), group)
 
     def _batch(self, step: int) -> list[Group] | None:
+        if sum(group.is_done for group in self._pool) < self._costs.num_prompts:
+            return None
         awaited = self._pool if self._lag == 0 else [group for group in self._pool if self._must_wait(group, step)]
         others = [group for group in self._pool if group.is_done and group not in awaited]
         others.sort(key=lambda group: group.asked_at or 0)
@@ -206,10 +224,12 @@ class Queue:
         return group.too_old_at is not None and group.asked_at is not None and step - group.asked_at >= self._lag
 
 
-def simulate(costs: Costs, split: Split, steps: int = STEPS, seed: int = 0) -> Result:
+def simulate(costs: Costs, split: Split, steps: int | None = None, seed: int = 0) -> Result:
     """Simulate a run and return the means of `steps` steps."""
     queue, lag = Queue(costs, split, seed), split.max_lag
     warm_up = 2 * (lag + 1) + 1
+    enough = COMPLETIONS // (costs.num_prompts * costs.num_generations)
+    steps = steps or min(MOST_STEPS, max(FEWEST_STEPS, enough))
     update_s = costs.update_on(split.trainer_devices)
     waits_s = publishes_s = busy_s = began_s = 0.0
     tokens = reasked = 0
