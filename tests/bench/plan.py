@@ -1,6 +1,6 @@
 """Compare the seconds per step that `tandem plan` predicts with those of real runs.
 
-    python tests/bench/plan.py [--engines mock vllm] [--steps 30]
+    python tests/bench/plan.py [--engines mock vllm] [--steps 20]
 
 The costs come from two runs with `max_lag` 0. With the mock, these have one and two replicas, and completions have a
 long tail. With vLLM, there is one generator, and the runs have 8 and 16 groups. The plan then predicts all runs.
@@ -116,7 +116,7 @@ def compare(engine: str, cases: list[Case], steps: int, folder: Path) -> Table:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--engines", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
     args = parser.parse_args()
     tables = []
     for engine in args.engines[:1] if args.quick else args.engines:

@@ -1,6 +1,6 @@
 """Measure the throughput of rollouts over HTTP, relative to the engine in its own process and to `vllm serve`.
 
-    python tests/bench/rollouts.py [--rounds 5] [--groups 1 8 64]
+    python tests/bench/rollouts.py [--rounds 3] [--groups 1 8 64]
 
 Our engine, our server and the in-process caller share one process. The HTTP client and `vllm serve` have their own. The
 three ways take turns, so that a slow phase of the machine affects all of them.
@@ -135,7 +135,7 @@ async def consume(client: object, token_ids: list[int], params: SamplingParams, 
 
 if __name__ == "__main__":
     parser = options(__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 8, 64])
     given = parser.parse_args()
     rounds, tokens = (1, QUICK_TOKENS) if given.quick else (given.rounds, TOKENS)

@@ -65,7 +65,7 @@ BENCHES = {
         "trainer.py",
         "One update beside TRL 1.16, with one thread and random weights. `trl` has TRL's defaults. `trl-cut` has one "
         "row per pass without checkpointing, as Tandem does.",
-        ("--models", "small", "--rounds", "2", "--shapes", "32+512", "256+128", "1024+128"),
+        ("--models", "small", "--rounds", "2", "--shapes", "32+512", "512+128"),
     ),
     "queue": Bench(
         "rollout_queue.py",

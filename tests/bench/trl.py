@@ -84,7 +84,7 @@ def smollm2(folder: Path, *, quick: bool) -> Task:
     (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     (folder / "rewards.py").write_text(REWARDS)
     rollout = {"num_prompts": 2, "num_generations": 4, "max_completion_length": 8 if quick else 128}
-    trainer = {"max_steps": 4 if quick else 6, "rollout": rollout, "optim": {"learning_rate": 1e-6}}
+    trainer = {"max_steps": 3 if quick else 4, "rollout": rollout, "optim": {"learning_rate": 1e-6}}
     return Task(model, folder / "prompts.jsonl", "distinct", trainer)
 
 
