@@ -29,6 +29,7 @@ from support.bench import Table
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs/benchmarks.md"
 TIMEOUT_S = 2400
+ESTIMATE = "about 40 minutes on two quiet cores"
 
 
 class Bench(NamedTuple):
@@ -131,13 +132,15 @@ def section(name: str, result: Run) -> str:
 
 def page(results: dict[str, Run]) -> str:
     """Return the page with the results that there are."""
+    is_complete = results.keys() == BENCHES.keys() and not any(result.quick for result in results.values())
     minutes = sum(result.seconds for result in results.values()) / 60
+    took = f"All of it took {minutes:.0f} minutes." if is_complete else f"All of it takes {ESTIMATE} (an estimate)."
     head = (
         "# Benchmarks\n\n"
         "Written by `make bench`, which runs the scripts in `tests/bench`. The sides of a comparison take turns in one "
         "run, and a ratio is one of medians. Other measurements, such as those on a GPU, are in "
         "[Measurements](reference/measured.md).\n\n"
-        f"All of it took {minutes:.0f} minutes on this machine.\n"
+        f"{took}\n"
     )
     return "\n".join([head, *(section(name, results[name]) for name in BENCHES if name in results)])
 
