@@ -7,35 +7,63 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.bench import Table, options, train, write
-from support.generators import Generator, running
+from support.generators import running
 from support.models import make_tiny_model
 
-IMPORT = "import resource, {modules}; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+IMPORT = "import {modules}; print(open('/proc/self/status').read())"
+POLL_S = 0.1
 
 
-def peak_mb(generator: Generator) -> float:
-    """Return the peak memory of a generator and its processes."""
-    process = psutil.Process(generator.process.pid)
-    pids = [process.pid, *(child.pid for child in process.children(recursive=True))]
-    texts = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
-    return sum(int(found[1]) for text in texts if (found := re.search(r"VmHWM:\s+(\d+)", text))) / 1024
+def peaks_mb(pids: Iterable[int]) -> float:
+    """Return the sum of the peak memory of processes. The kernel's `ru_maxrss` would count what started them, too."""
+    total = 0.0
+    for pid in pids:
+        with suppress(OSError):  # it has ended
+            total += peak_mb(Path(f"/proc/{pid}/status").read_text())
+    return total
+
+
+def peak_mb(status: str) -> float:
+    found = re.search(r"VmHWM:\s+(\d+)", status)
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def imported_mb(*modules: str) -> float:
     """Return the peak memory of a process that only imports modules."""
     command = [sys.executable, "-c", IMPORT.format(modules=", ".join(modules))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return int(done.stdout.splitlines()[-1]) / 1024
+    return peak_mb(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+
+
+@contextmanager
+def watched(word: str) -> Iterator[list[float]]:
+    """Read the peak memory of a child whose command line has `word`, until the end of the block."""
+    peaks, ended = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(POLL_S):
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    peaks.append(peaks_mb([child.pid]) if word in child.cmdline() else 0.0)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        ended.set()
+        thread.join()
 
 
 def measure(engine: str, steps: int, folder: Path) -> tuple[float, float]:
@@ -44,9 +72,13 @@ def measure(engine: str, steps: int, folder: Path) -> tuple[float, float]:
     rollout = {"num_prompts": 8, "num_generations": 8, "max_completion_length": 32}
     cpu = max(os.sched_getaffinity(0))
     with running(engine, model, folder / "weights", log=folder / "log") as generator:
-        train(folder / "run", model, folder / "weights", [generator.port], cpu=cpu, max_steps=steps, rollout=rollout)
-        # The trainer is the largest process that has ended.
-        return peak_mb(generator), resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        with watched("tandem_trainer") as peaks:
+            train(
+                folder / "run", model, folder / "weights", [generator.port], cpu=cpu, max_steps=steps, rollout=rollout
+            )
+        process = psutil.Process(generator.process.pid)
+        family = [process, *process.children(recursive=True)]
+        return peaks_mb(one.pid for one in family), max(peaks)
 
 
 def main() -> None:
@@ -57,7 +89,7 @@ def main() -> None:
     for engine, modules in (("mock", ["fastapi", "uvicorn"]), ("vllm", ["torch", "vllm.entrypoints.llm"])):
         with tempfile.TemporaryDirectory() as folder:
             generator_mb, trainer_mb = measure(engine, 1 if args.quick else args.steps, Path(folder))
-        if engine == "mock":  # later, other large processes have ended
+        if engine == "mock":  # the trainer is the same with both
             rows.append(["trainer", f"{trainer_mb:,.0f}", f"{imported_mb('torch', 'transformers', 'accelerate'):,.0f}"])
         rows.append([f"generator, {engine}", f"{generator_mb:,.0f}", f"{imported_mb(*modules):,.0f}"])
     columns = ["process", "peak, MB", "of which its libraries, MB"]
