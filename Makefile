@@ -44,8 +44,8 @@ docs: setup  ## Write the reference pages and build the documentation into site/
 docs-serve: setup  ## Show the documentation on http://127.0.0.1:8001 while you write it
 	$(MKDOCS) serve
 
-bench: setup  ## Measure performance and print ratios; never fails on a result
-	@for script in $(filter-out %/trainer.py %/trainer_update.py %/up.py %/gpu.py, $(wildcard tests/bench/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit; done
+bench: setup  ## Measure performance and write docs/benchmarks.md (BENCH=publishing for one; ARGS=--quick to try it)
+	$(BIN)/python tests/bench/suite.py $(if $(BENCH),--only $(BENCH)) $(ARGS)
 
 bench-gpu: setup  ## Measure updates and publishing on a GPU, with models of random weights (ARGS="--shapes 0.5B")
 	$(BIN)/python tests/bench/gpu.py $(ARGS)

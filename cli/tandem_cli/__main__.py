@@ -128,6 +128,13 @@ def _export(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return 0
 
 
+def _plan(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .plan.command import plan
+
+    _refuse(rest)
+    return plan(arguments)
+
+
 def _completion(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .completion import completion
 
@@ -159,6 +166,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "gpus": _gpus,
     "doctor": _doctor,
     "export": _export,
+    "plan": _plan,
     "completion": _completion,
 }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tandem_protocol.config.help import HelpFormatter
 
 from .completion import SHELLS
+from .plan.options import add_plan
 from .subcommands import Commands
 from .subcommands import add as _add
 from .watch.options import add_watch
@@ -21,6 +22,7 @@ examples:
   tandem gpus --generator 0-3 --trainer 4-7
   tandem doctor                            # will `docker compose up` work here?
   tandem export project/runs/mine --to model
+  tandem plan project/runs/mine --devices 8  # how to divide eight GPUs?
 
 `tandem COMMAND --help` explains a command.
 
@@ -186,6 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_gpus(commands)
     _add_doctor(commands)
     _add_export(commands)
+    add_plan(commands)
     _add_completion(commands)
     return parser
 

@@ -1,29 +1,33 @@
-"""Measure how long a weight version takes to publish and load, relative to writing and reading the same bytes.
+"""Measure how long a weight version takes to publish and load, relative to plain files and to vLLM's own reload.
 
-    python tests/bench/publish.py [--rounds 5] [--hidden 768] [--folder /dev/shm]
+    python tests/bench/publish.py [--shapes 1M 135M 0.5B] [--rounds 5] [--folder /dev/shm]
 
-A real vLLM on the CPU loads the version, and the trainer's own code writes it. The baseline writes the same bytes to
-one file with `write` and `fsync`, and reads them with `readinto` into memory that is already allocated. Both alternate
-in the same folder. The result is the median of the rounds' ratios.
+A real vLLM on the CPU loads the version, and the trainer's own code writes it. One baseline writes the same bytes to a
+file with `write` and `fsync`, and reads them with `readinto` into memory that is already allocated. The other one does
+without Tandem: `save_pretrained`, then `reload_weights` of a `vllm serve`, which checks nothing. All take turns.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import httpx
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.bench import Table, alternate, options, ratio, write
 from support.generators import Generator, running
 from support.models import make_tokenizer
+from support.vllm_serve import vllm_serve
 from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.messages import ServedWeights, SwitchMode
 from tandem_protocol.store import WeightStore
@@ -31,34 +35,45 @@ from tandem_protocol.version import Version
 from tandem_trainer.learner.shards import MAX_FILES, model_table, model_tensors, write_part
 
 
-def make_model(folder: Path, hidden: int) -> LlamaForCausalLM:
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=hidden,
-        intermediate_size=4 * hidden,
-        num_hidden_layers=8,
-        num_attention_heads=hidden // 64,
-        num_key_value_heads=hidden // 64,
-        max_position_embeddings=512,
-        eos_token_id=2,
-    )
-    model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    make_tokenizer().save_pretrained(folder)
+class Shape(NamedTuple):
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    dtype: torch.dtype = torch.float32
+
+
+SHAPES = {
+    "1M": Shape(2048, 128, 512, 4, 2, 1),
+    "135M": Shape(49152, 576, 1536, 30, 9, 3),  # SmolLM2-135M
+    "0.5B": Shape(151936, 896, 4864, 24, 14, 2, torch.bfloat16),  # Qwen2.5-0.5B
+}
+
+
+def make_model(shape: Shape, *folders: Path) -> LlamaForCausalLM:
+    """Write a model with random weights into the folders."""
+    sizes: dict[str, Any] = {name: size for name, size in shape._asdict().items() if name != "dtype"}
+    config = LlamaConfig(**sizes, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
+    model = LlamaForCausalLM(config).to(shape.dtype)
+    for folder in folders:
+        model.save_pretrained(folder)
+        make_tokenizer().save_pretrained(folder)
     return model
 
 
 def publish_and_switch(
-    model: LlamaForCausalLM, store: WeightStore, step: int, generator: Generator
+    model: LlamaForCausalLM, dtype: torch.dtype, folder: Path, store: WeightStore, step: int, generator: Generator
 ) -> dict[str, float]:
     version = Version(step, 1)
     began = time.perf_counter()
-    table = model_table(model, torch.float32)
+    table = model_table(model, dtype)
     with store.staging(version, needs_bytes=sum(t.nbytes for t in table.values())) as staged:
-        tensors = model_tensors(model, torch.float32)
+        tensors = model_tensors(model, dtype)
         digests = write_part(staged, table, tensors, rank=0, ranks=1, max_files=MAX_FILES)
         written = time.perf_counter()
-        ours = fingerprint(Path(model.name_or_path))
+        ours = fingerprint(folder)
         _, digest = store.commit(staged, version, run="bench", fingerprint=ours, digests=digests)
     committed = time.perf_counter()
     response = generator.put(version, digest, SwitchMode.IN_FLIGHT)
@@ -76,6 +91,14 @@ def publish_and_switch(
     }
 
 
+def save_and_reload(model: LlamaForCausalLM, folder: Path, server: httpx.Client) -> float:
+    began = time.perf_counter()
+    model.save_pretrained(folder)
+    response = server.post("/collective_rpc", json={"method": "reload_weights"})
+    assert response.status_code == 200, response.text
+    return time.perf_counter() - began
+
+
 def write_and_read(data: list[memoryview], path: Path, target: bytearray) -> float:
     began = time.perf_counter()
     with path.open("wb", buffering=0) as file:
@@ -89,34 +112,54 @@ def write_and_read(data: list[memoryview], path: Path, target: bytearray) -> flo
     return seconds
 
 
-def median(take: Callable[[int], float], rounds: int) -> float:
-    return statistics.median(take(i) for i in range(rounds))
+def measure(name: str, rounds: int, root: Path) -> list[str]:
+    """Measure one shape, and return its row."""
+    shape = SHAPES[name]
+    model = make_model(shape, root / "model", root / "served")
+    store = WeightStore(root / "weights")
+    (store.root / "versions").mkdir(parents=True)
+    data = [memoryview(t.view(torch.uint8).numpy()).cast("B") for _, t in model_tensors(model, shape.dtype)]
+    target = bytearray(sum(piece.nbytes for piece in data))
+    words = ("--max-model-len", "512", "--dtype", str(shape.dtype).removeprefix("torch."))
+    with (
+        running("vllm", root / "model", store.root, *words, log=root / "log") as generator,
+        vllm_serve(root / "served", *words, log=root / "serve.log") as server,
+    ):
+        steps = iter(range(1000))
+        ours: list[dict[str, float]] = []
+
+        def publish() -> float:
+            ours.append(publish_and_switch(model, shape.dtype, root / "model", store, next(steps), generator))
+            return ours[-1]["all"]
+
+        sides: dict[str, Callable[[], float]] = {
+            "plain": partial(write_and_read, data, root / "plain", target),
+            "publish": publish,
+            "reload": partial(save_and_reload, model, root / "served", server),
+        }
+        seconds = alternate(sides, rounds)
+    parts = [f"{statistics.median(one[part] for one in ours[-rounds:]):.3f}" for part in PARTS]
+    ratios = (ratio(seconds["publish"], seconds[other]) for other in ("plain", "reload"))
+    return [name, f"{len(target) / 1e6:,.0f}", *ratios, *parts]
 
 
-def main(rounds: int, hidden: int, folder: str) -> None:
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        root = Path(name)
-        model = make_model(root / "model", hidden)
-        store = WeightStore(root / "weights")
-        (store.root / "versions").mkdir(parents=True)
-        data = [memoryview(t.numpy()).cast("B") for _, t in model_tensors(model, torch.float32)]
-        target = bytearray(sum(piece.nbytes for piece in data))
-        with running("vllm", root / "model", store.root, "--max-model-len", "512", log=root / "log") as generator:
-            ours, plain = [], []
-            for step in range(rounds + 1):
-                plain.append(write_and_read(data, root / "plain", target))
-                ours.append(publish_and_switch(model, store, step, generator))
-    ours, plain = ours[1:], plain[1:]  # the first round warms up
-    ratio = statistics.median(o["all"] / p for o, p in zip(ours, plain, strict=True))
-    parts = ", ".join(f"{part} {median(lambda i, part=part: ours[i][part], rounds):.3f}" for part in ours[0])
-    print(f"{len(target) / 1e6:.0f} MB in {folder}: (publish + switch) ÷ (plain write + read) = {ratio:.2f}")
-    print(f"  seconds: {parts}; plain {statistics.median(plain):.3f}")
+PARTS = ("all", "write", "commit", "verify", "pause", "load")
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
+    args = parser.parse_args()
+    rows = []
+    for shape in ["1M"] if args.quick else args.shapes:
+        with tempfile.TemporaryDirectory(dir=args.folder) as name:
+            rows.append(measure(shape, 1 if args.quick else args.rounds, Path(name)))
+    columns = ["model", "MB", "÷ plain write + read", "÷ `save_pretrained` + reload", *(f"{part}, s" for part in PARTS)]
+    note = "Decoding stops for `pause` and `load`."
+    write([Table(title="A full version", columns=columns, rows=rows, note=note)], args.result)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--hidden", type=int, default=768)
-    parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
-    arguments = parser.parse_args()
-    main(arguments.rounds, arguments.hidden, arguments.folder)
+    main()

@@ -10,7 +10,6 @@ are the long ones. The fixed batches are the rule of the first queue: a step wai
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -27,6 +26,7 @@ from typing import Any, NamedTuple
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.bench import Table, options, write
 from support.generators import TOKEN, running
 from support.weights import publish
 from tandem_protocol.config.rollout import RolloutConfig
@@ -175,28 +175,26 @@ def measure(kind: str, generators: Generators, max_lag: int, steps: int, update_
     return Result(steps * BATCH * SAMPLES / seconds, reasked / (steps * BATCH))
 
 
-def main(steps: int, update_s: float) -> None:
-    for name, length in LENGTHS.items():
-        print(
-            f"{name}; {BATCH} groups of {SAMPLES}, {REPLICAS} replicas, {TOKEN_LATENCY_S} s per token, "
-            f"update {update_s} s"
-        )
-        with generators(length) as running_ones:
+def main(steps: int, update_s: float, names: Sequence[str]) -> list[Table]:
+    tables = []
+    for name in names:
+        rows = []
+        with generators(LENGTHS[name]) as running_ones:
             base = measure("continuous", running_ones, 0, steps, update_s)
             for max_lag in (0, 1, 4):
                 fixed = measure("fixed", running_ones, max_lag, steps, update_s)
                 new = measure("continuous", running_ones, max_lag, steps, update_s) if max_lag else base
-                print(
-                    f"max_lag {max_lag}: continuous {new.rate:6.0f} samples/s   fixed {fixed.rate:6.0f}   continuous ÷ "
-                    f"fixed = {new.rate / fixed.rate:.2f}   ÷ max_lag 0 = {new.rate / base.rate:.2f}   "
-                    f"asked again: {new.reasked:.1%} of the groups",
-                    flush=True,
-                )
+                ratios = (f"{new.rate / fixed.rate:.2f}", f"{new.rate / base.rate:.2f}", f"{new.reasked:.1%}")
+                rows.append([str(max_lag), f"{new.rate:.0f}", *ratios])
+        columns = ["`max_lag`", "samples/s", "÷ fixed batches", "÷ `max_lag: 0`", "asked for again"]
+        tables.append(Table(title=f"{name}; {BATCH} groups of {SAMPLES}", columns=columns, rows=rows))
+    return tables
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--update-s", type=float, default=0.1)
-    arguments = parser.parse_args()
-    main(arguments.steps, arguments.update_s)
+    given = parser.parse_args()
+    names = list(LENGTHS)[: 1 if given.quick else None]
+    write(main(4 if given.quick else given.steps, given.update_s, names), given.result)

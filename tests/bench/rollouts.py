@@ -1,14 +1,13 @@
-"""Measure the throughput of rollouts over HTTP, relative to calling the same vLLM engine in the same process.
+"""Measure the throughput of rollouts over HTTP, relative to the engine in its own process and to `vllm serve`.
 
-    python tests/bench/rollouts.py [--rounds 5]
+    python tests/bench/rollouts.py [--rounds 3] [--groups 1 8 64]
 
-The engine, the server and the in-process caller share one process; the HTTP client has its own. The three ways
-alternate, so that a slow phase of the machine affects all of them. The result is the median of the rounds' ratios.
+Our engine, our server and the in-process caller share one process. The HTTP client and `vllm serve` have their own. The
+three ways take turns, so that a slow phase of the machine affects all of them.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import multiprocessing
 import statistics
@@ -17,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -27,8 +27,10 @@ from vllm.entrypoints.launchers.app import build_app
 from vllm.sampling_params import SamplingParams
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.bench import Table, options, ratio, write
 from support.models import make_tiny_model
 from support.ports import free_port
+from support.vllm_serve import vllm_serve
 from tandem_generator.engines.vllm import sampling_params
 from tandem_generator.plugin import TandemRoutes
 from tandem_generator.vllm_server import parse_engine_args
@@ -36,35 +38,42 @@ from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.generator import GeneratorConfig, GeneratorSettings
 from tandem_protocol.messages import Prompt, RolloutRequest, Sampling
 
-PROMPTS, SAMPLES, TOKENS = 8, 8, 128
-SAMPLING = Sampling(n=SAMPLES, max_tokens=TOKENS, ignore_eos=True)
+SAMPLES, TOKENS, QUICK_TOKENS = 8, 128, 8
 
 
-def prompts(round_: int) -> list[list[int]]:
-    """Return different prompts in each round, so that the prefix cache does not help a later measurement."""
-    return [[3 + (round_ * 7 + index + position) % 50 for position in range(16)] for index in range(PROMPTS)]
+def sampling(tokens: int) -> Sampling:
+    return Sampling(n=SAMPLES, max_tokens=tokens, ignore_eos=True)
 
 
-def over_rollouts(url: str, token_ids: list[list[int]]) -> float:
-    request = RolloutRequest(prompts=tuple(Prompt(token_ids=p) for p in token_ids), sampling=SAMPLING)
+def prompts(number: int, groups: int) -> list[list[int]]:
+    """Return different prompts for each measurement, so that the prefix cache does not help a later one."""
+    return [[3 + (number * 7 + index * position + position) % 50 for position in range(16)] for index in range(groups)]
+
+
+def over_rollouts(url: str, token_ids: list[list[int]], tokens: int) -> float:
+    request = RolloutRequest(prompts=tuple(Prompt(token_ids=p) for p in token_ids), sampling=sampling(tokens))
     began = time.perf_counter()
     response = httpx.post(f"{url}/rollouts", json=request.model_dump(mode="json"), timeout=600)
-    assert response.text.count('"group"') == PROMPTS, response.text[:300]
+    assert response.text.count('"group"') == len(token_ids), response.text[:300]
     return time.perf_counter() - began
 
 
-def over_completions(url: str, model: str, token_ids: list[list[int]]) -> float:
+def over_completions(url: str, model: str, token_ids: list[list[int]], tokens: int) -> float:
     """Send what TRL's client sends: prompts as token ids, `n` samples, one logprob per token."""
-    body = {"model": model, "prompt": token_ids, "n": SAMPLES, "max_tokens": TOKENS, "ignore_eos": True}
+    body = {"model": model, "prompt": token_ids, "n": SAMPLES, "max_tokens": tokens, "ignore_eos": True}
     began = time.perf_counter()
     response = httpx.post(f"{url}/v1/completions", json=body | {"logprobs": 0, "return_token_ids": True}, timeout=600)
-    assert response.json()["usage"]["completion_tokens"] == PROMPTS * SAMPLES * TOKENS, response.text[:300]
+    used = response.json()["usage"]["completion_tokens"]
+    assert used == len(token_ids) * SAMPLES * tokens, response.text[:300]
     return time.perf_counter() - began
 
 
-async def main(rounds: int) -> None:
-    with tempfile.TemporaryDirectory() as folder, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+async def main(rounds: int, groups: list[int], tokens: int) -> Table:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
         model = str(make_tiny_model(Path(folder) / "model", max_position_embeddings=512))
+        served = stack.enter_context(vllm_serve(Path(model), log=Path(folder) / "serve.log"))
         port = free_port()
         settings = GeneratorSettings(
             shared=SharedConfig(model=model, weights_dir=Path(folder) / "weights"),
@@ -87,25 +96,36 @@ async def main(rounds: int) -> None:
             loop = asyncio.get_running_loop()
 
             async def in_process(token_ids: list[list[int]]) -> float:
-                params = sampling_params(SAMPLING, None)
+                params = sampling_params(sampling(tokens), None)
                 began = time.perf_counter()
                 await asyncio.gather(*(consume(client, p, params, f"{began}-{i}") for i, p in enumerate(token_ids)))
                 return time.perf_counter() - began
 
             ways: dict[str, Callable[[list[list[int]]], Awaitable[float]]] = {
+                "rollouts": lambda p: loop.run_in_executor(pool, over_rollouts, url, p, tokens),
                 "in process": in_process,
-                "POST /rollouts": lambda p: loop.run_in_executor(pool, over_rollouts, url, p),
-                "POST /v1/completions": lambda p: loop.run_in_executor(pool, over_completions, url, model, p),
+                "serve": lambda p: loop.run_in_executor(pool, over_completions, str(served.base_url), model, p, tokens),
             }
-            seconds: dict[str, list[float]] = {name: [] for name in ways}
-            for round_ in range(rounds + 1):
-                for place, (name, way) in enumerate(ways.items()):
-                    taken = await way(prompts(round_ * len(ways) + place))
-                    if round_:  # the first round warms up
-                        seconds[name].append(taken)
-            report(seconds)
+            rows = [await measure(ways, rounds, count, tokens) for count in groups]
             server.should_exit = True
             await serving
+    columns = ["groups at once", "`/rollouts`: tokens/s", "÷ engine in process", "÷ `vllm serve`"]
+    return Table(title=f"8 completions of {tokens} tokens per group", columns=columns, rows=rows)
+
+
+async def measure(
+    ways: dict[str, Callable[[list[list[int]]], Awaitable[float]]], rounds: int, groups: int, tokens: int
+) -> list[str]:
+    """Measure the ways in turns, and return a row of the table."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(rounds + 1):
+        for place, (name, way) in enumerate(ways.items()):
+            taken = await way(prompts(round_ * len(ways) + place, groups))
+            if round_:  # the first round warms up
+                seconds[name].append(taken)
+    rate = groups * SAMPLES * tokens / statistics.median(seconds["rollouts"])
+    ratios = (ratio(seconds[name], seconds["rollouts"]) for name in ("in process", "serve"))  # of rates
+    return [str(groups), f"{rate:,.0f}", *ratios]
 
 
 async def consume(client: object, token_ids: list[int], params: SamplingParams, request_id: str) -> None:
@@ -113,15 +133,10 @@ async def consume(client: object, token_ids: list[int], params: SamplingParams, 
         pass
 
 
-def report(seconds: dict[str, list[float]]) -> None:
-    tokens = PROMPTS * SAMPLES * TOKENS
-    base = seconds["in process"]
-    for name, taken in seconds.items():
-        ratio = statistics.median(b / t for b, t in zip(base, taken, strict=True))
-        print(f"{name:22} {tokens / statistics.median(taken):7.0f} tok/s   ÷ in process = {ratio:.3f}")
-
-
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    asyncio.run(main(parser.parse_args().rounds))
+    parser = options(__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--groups", type=int, nargs="+", default=[1, 8, 64])
+    given = parser.parse_args()
+    rounds, tokens = (1, QUICK_TOKENS) if given.quick else (given.rounds, TOKENS)
+    write([asyncio.run(main(rounds, given.groups, tokens))], given.result)

@@ -8,7 +8,6 @@ All sessions are played at once. The replicas have processes of their own, whose
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.bench import Table, options, write
 from support.chatml import make_chatml_model
 from support.episodes import ALL_TEMPLATES
 from support.generators import TOKEN, Generator, running
@@ -101,7 +101,7 @@ def sampled(replica: Generator) -> dict[str, int]:
     return {name: int(float(lines[series])) for name, series in names.items()}
 
 
-def main(sessions: int, turns: int) -> None:
+def main(sessions: int, turns: int) -> Table:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         root = Path(folder)
         model = make_chatml_model(root / "model")
@@ -118,17 +118,21 @@ def main(sessions: int, turns: int) -> None:
     episodes = [episode for group in groups for episode in group.trajectories]
     assert {episode.status for episode in episodes} <= {"finished", "max_turns"}, "every session is played to its end"
     count, played = len(episodes), sum(episode.turns for episode in episodes)
-    print(f"{count} sessions of {turns} turns, all at once, {REPLICAS} replicas: {wall_s:.1f} s")
-    print(f"sessions/s                       {count / wall_s:8.1f}")
-    print(f"CPU s per 1,000 sessions         {1000 * cpu_s / count:8.2f}   (rollout side)")
-    print(f"CPU s per 1,000 turns            {1000 * cpu_s / played:8.2f}")
-    for number, (old, new) in enumerate(zip(before, after, strict=True)):
-        print(f"replica {number}: {new['turns'] - old['turns']} turns, {new['tokens'] - old['tokens']} tokens")
+    shares = ", ".join(str(new["turns"] - old["turns"]) for old, new in zip(before, after, strict=True))
+    rows = [
+        ["sessions/s, with all processes on the same cores", f"{count / wall_s:.0f}"],
+        ["CPU s of the rollout side per 1,000 sessions", f"{1000 * cpu_s / count:.1f}"],
+        ["CPU s of the rollout side per 1,000 turns", f"{1000 * cpu_s / played:.2f}"],
+        ["turns per replica", shares],
+    ]
+    return Table(
+        title=f"{count:,} sessions of {turns} turns, {REPLICAS} replicas", columns=["what", "figure"], rows=rows
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--sessions", type=int, default=2000)
     parser.add_argument("--turns", type=int, default=4)
     given = parser.parse_args()
-    main(given.sessions, given.turns)
+    write([main(64 if given.quick else given.sessions, given.turns)], given.result)

@@ -16,7 +16,6 @@ sides alternate. A result is the median of the rounds' ratios. Losses, gradient 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -28,9 +27,13 @@ from pathlib import Path
 
 from trainer_update import Measured
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from support.bench import Table, options, write
+
 ROOT = Path(__file__).parents[2]
 SIDE = Path(__file__).with_name("trainer_update.py")
 TRL_PYTHON = ROOT / ".venv-trl/1.16.0/bin/python"
+FIELDS = Measured._fields[:4]
 SIDES = ("tandem", "tandem-unshared", "trl-cut", "trl")
 MODELS: dict[str, dict[str, int]] = {
     "small": {
@@ -65,7 +68,6 @@ MODELS: dict[str, dict[str, int]] = {
 def make_model(name: str, folder: Path) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sys.path.insert(0, str(ROOT / "tests"))
     from support.models import make_tokenizer
 
     shape = MODELS[name]
@@ -87,11 +89,12 @@ def measure(side: str, model_dir: Path, options: list[str]) -> Measured:
     return Measured(*json.loads(output.splitlines()[-1]))
 
 
-def compare(name: str, model_dir: Path, rounds: int, sides: list[str], options: list[str]) -> None:
+def compare(name: str, shape: str, model_dir: Path, rounds: int, sides: list[str], words: list[str]) -> Table:
+    """Measure the sides in turns. The first one is compared with each."""
     measured: dict[str, list[Measured]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side in sides:
-            measured[side].append(measure(side, model_dir, options))
+            measured[side].append(measure(side, model_dir, words))
             print(f"  {name} {side}: {measured[side][-1]._replace(values=[])}", file=sys.stderr)
     expected = measured[sides[-1]][0].values
     for side in sides:
@@ -99,28 +102,37 @@ def compare(name: str, model_dir: Path, rounds: int, sides: list[str], options: 
             assert all(abs(a - b) <= 1e-4 * max(1, abs(b)) for a, b in zip(ours, theirs, strict=True)), (
                 f"{side} has loss, gradient norm, entropy {ours}; {sides[-1]} has {theirs}"
             )
-    print(f"{name}: {' '.join(options)}; the same losses, gradient norms and entropies")
-    for side in sides:
-        median = {f: statistics.median(getattr(m, f) for m in measured[side]) for f in Measured._fields[:4]}
-        print(
-            "  {:15} {seconds:6.2f} s per update, {cpu_seconds:6.2f} s of CPU; peak {peak_mb:5.0f} MB, "
-            "{added_mb:5.0f} MB above the loaded model".format(side, **median)
-        )
-    for side in sides[1:]:
-        ratios = {
-            field: statistics.median(
-                getattr(a, field) / getattr(b, field) for a, b in zip(measured[sides[0]], measured[side], strict=True)
-            )
-            for field in Measured._fields[:4]
-        }
-        print(
-            "  {} ÷ {}: time {seconds:.2f}, CPU time {cpu_seconds:.2f}, peak memory {peak_mb:.2f}, "
-            "memory above the loaded model {added_mb:.2f}".format(sides[0], side, **ratios)
-        )
+    medians = {
+        side: Measured(*(statistics.median(getattr(one, field) for one in all_) for field in FIELDS), values=[])
+        for side, all_ in measured.items()
+    }
+    ours = medians[sides[0]]
+    rows = [
+        [
+            side,
+            f"{one.seconds:.2f}",
+            f"{one.cpu_seconds:.2f}",
+            f"{one.peak_mb:,.0f}",
+            *(f"{getattr(ours, field) / getattr(one, field):.2f}" for field in FIELDS),
+        ]
+        for side, one in medians.items()
+    ]
+    columns = [
+        "side",
+        "s",
+        "CPU s",
+        "peak MB",
+        "ours ÷ this: time",
+        "CPU time",
+        "peak",
+        "memory above the loaded model",
+    ]
+    note = "Losses, gradient norms and entropies agree to 1e-4."
+    return Table(title=f"{name}, prompt + completion {shape}", columns=columns, rows=rows, note=note)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=8)
@@ -131,19 +143,23 @@ def main() -> None:
     parser.add_argument("--learner", default="{}", help="trainer.learner of the configuration, as JSON")
     parser.add_argument("--profile", action="store_true", help="print the time per operator instead")
     args = parser.parse_args()
+    if args.quick:
+        args.models, args.rounds, args.rows, args.shapes = ["tiny"], 1, 2, ["32+32"]
+    tables = []
     subprocess.run([ROOT / "scripts/trl_environments"], check=True)
     with tempfile.TemporaryDirectory() as folder:
         for name, shape in itertools.product(args.models, args.shapes):
             model_dir = make_model(name, Path(folder))
             prompt, tokens = shape.split("+")
             numbers = {"rows": args.rows, "prompt": prompt, "tokens": tokens, "threads": args.threads}
-            options = [*(f"--{key}={number}" for key, number in numbers.items()), f"--learner={args.learner}"]
-            options += ["--ragged"] * args.ragged
+            words = [*(f"--{key}={number}" for key, number in numbers.items()), f"--learner={args.learner}"]
+            words += ["--ragged"] * args.ragged
             if args.profile:
                 for side in args.sides:
-                    measure(side, model_dir, [*options, "--profile"])
+                    measure(side, model_dir, [*words, "--profile"])
             else:
-                compare(name, model_dir, args.rounds, args.sides, options)
+                tables.append(compare(name, shape, model_dir, args.rounds, args.sides, words))
+    write(tables, args.result)
 
 
 if __name__ == "__main__":

@@ -1,175 +1,201 @@
-"""Compare seconds per step of a TRL script on Tandem's client, on TRL's own client, and of Tandem's own trainer.
+"""Compare the whole loop: Tandem's trainer at three lags, and TRL's GRPOTrainer with and without a vLLM server.
 
-    python tests/bench/trl.py [--steps 12] [--rounds 2]
+    python tests/bench/trl.py [--tasks digits smollm2] [--rounds 1]
 
-All use one vLLM generator, one after the other, with the same tiny model, prompts, batch and lengths, in float32. The
-generator and the trainers have a CPU each, if there are two. The sides alternate in rounds; a figure is the median over
-the steps of all rounds, without the first two steps of each. All sides send the same requests, and the generator's CPU
-time per step shows whether they cost it the same. Seconds per step also count the time that other programs took.
+All sides have the same model, prompts, rewards, batch, lengths, optimizer and float32. They take turns. A generator has
+one CPU and its trainer the other one. TRL without vLLM has both. "TRL with vLLM" is a TRL script on `trl.use()`: TRL's
+own server sends weights over NCCL, which needs GPUs.
 
-TRL's own client only samples: it sends weights over NCCL, which Tandem's generator refuses. So it is compared with
-Tandem's client without the time to publish, too.
+Times are means over all steps: a queue that fills at the beginning would flatter the later ones. They leave out
+evaluation, checkpoints, and what comes before the first step. The task "digits" also says how long it takes until the
+mean reward of five steps is 0.9.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support import trl
+from support.bench import REWARDS, ROWS, Table, options, records, run_on, train, write
 from support.generators import TOKEN, Generator, running
-from support.models import make_tiny_model
+from support.smollm2 import make_smollm2
 
-ROWS, GENERATIONS, LENGTH, WARM_UP = 64, 8, 64, 2
-SUPPORT = Path(trl.__file__).parent
+ROOT = Path(__file__).parents[2]
+SCRIPT = Path(trl.__file__).with_name("trl_timed.py")
+GOAL, WINDOW = 0.9, 5
 Steps = list[dict[str, float]]
-"""Step → what was measured: seconds, in all and per phase, and tokens per completion."""
+"""Step → seconds, reward and tokens per completion."""
 
 
-class Bench:
-    """A generator, and the ways to train with it. Each call has a folder of its own."""
+class Task(NamedTuple):
+    model: Path
+    data: Path
+    """prompts.jsonl, beside rewards.py."""
+    function: str
+    trainer: dict[str, Any]
+    """Settings of Tandem's trainer."""
 
-    def __init__(self, folder: Path, model: Path, generator: Generator, steps: int, cpu: int) -> None:
-        self._folder, self._model, self._generator, self._steps, self._cpu = folder, model, generator, steps, cpu
-        self._calls = 0
+    @property
+    def samples(self) -> int:
+        rollout = self.trainer["rollout"]
+        return int(rollout["num_prompts"] * rollout["num_generations"])
 
-    def script(self, launcher: Sequence[str]) -> Steps:
-        """Run the TRL script. With Tandem's client, the steps have its phases."""
-        folder = self._new_folder()
-        url = f"http://tandem:{TOKEN}@127.0.0.1:{self._generator.port}"
-        words = [self._model, url, folder / "out", self._steps, ROWS, LENGTH]
-        self._run(folder, [trl.NEWEST, *launcher, SUPPORT / "trl_timed.py", *words])
-        told = json.loads((folder / "out/steps.json").read_text())
-        steps = [dict(zip(("seconds", "tokens"), pair, strict=True)) for pair in zip(*told.values(), strict=True)]
-        phases = _records(folder / "runs/trl_timed") or [{"timings": {}}] * len(steps)
-        return [step | record["timings"] for step, record in zip(steps, phases, strict=True)]
-
-    def own_trainer(self, max_lag: int) -> Steps:
-        """Run Tandem's trainer."""
-        folder = self._new_folder()
-        rows = ({"prompt": f"{n}+{n}="} for n in range(10, 99))
-        (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        (folder / "rewards.py").write_text(
-            "def distinct(completions, **columns):\n    return [float(len(set(c))) for c in completions]\n"
-        )
-        rollout = {"num_prompts": ROWS // GENERATIONS, "num_generations": GENERATIONS, "max_completion_length": LENGTH}
-        config = {
-            "shared": {
-                "model": str(self._model),
-                "weights_dir": str(self._folder / "weights"),
-                "generators": [f"http://127.0.0.1:{self._generator.port}"],
-            },
-            "trainer": {
-                "max_steps": self._steps,
-                "max_lag": max_lag,
-                "rewards": [{"function": "rewards:distinct"}],
-                "rollout": rollout,
-                "checkpoint": {"every_steps": self._steps},
-            },
+    def trl_options(self) -> dict[str, Any]:
+        """The same settings for TRL. Its loss and its other defaults are ours."""
+        rollout = self.trainer["rollout"]
+        optim = {key: value for key, value in self.trainer["optim"].items() if key != "name"}
+        return {
+            "max_steps": self.trainer["max_steps"],
+            "per_device_train_batch_size": self.samples,
+            "num_generations": rollout["num_generations"],
+            "max_completion_length": rollout["max_completion_length"],
+            **optim,
         }
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        self._run(folder, [sys.executable, "-m", "tandem_trainer", "--config", folder / "config.yaml"])
+
+
+def digits(folder: Path, *, quick: bool) -> Task:
+    """examples/digits, without evaluation."""
+    example = ROOT / "examples/digits"
+    for name in ("prepare.py", "rewards.py"):
+        shutil.copy(example / name, folder)
+    subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, timeout=300)
+    settings = yaml.safe_load((example / "config.yaml").read_text())["trainer"]
+    trainer = {key: settings[key] for key in ("max_steps", "rollout", "optim")} | ({"max_steps": 4} if quick else {})
+    return Task(folder / "model", folder / "prompts.jsonl", "exact_match", trainer)
+
+
+def smollm2(folder: Path, *, quick: bool) -> Task:
+    """SmolLM2-135M with completions of up to 128 tokens."""
+    model = make_smollm2(folder)
+    (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    (folder / "rewards.py").write_text(REWARDS)
+    rollout = {"num_prompts": 2, "num_generations": 4, "max_completion_length": 8 if quick else 128}
+    trainer = {"max_steps": 3 if quick else 4, "rollout": rollout, "optim": {"learning_rate": 1e-6}}
+    return Task(model, folder / "prompts.jsonl", "distinct", trainer)
+
+
+TASKS = {"digits": digits, "smollm2": smollm2}
+
+
+class Sides:
+    """The ways to train on a task, with one generator. Each call has a folder of its own."""
+
+    def __init__(self, task: Task, folder: Path, generator: Generator, cpus: list[int]) -> None:
+        self._task, self._folder, self._generator, self._cpus = task, folder, generator, cpus
+        self._names = (folder / str(number) for number in count())
+        self.all: dict[str, Callable[[], Steps]] = {
+            "Tandem, `max_lag: 1`": partial(self.tandem, 1),
+            "Tandem, `max_lag: 0`": partial(self.tandem, 0),
+            "Tandem, `max_lag: 4`": partial(self.tandem, 4),
+            "TRL with vLLM": partial(self.trl, with_vllm=True),
+            "TRL without vLLM": partial(self.trl, with_vllm=False),
+        }
+
+    def tandem(self, max_lag: int) -> Steps:
+        task, ports = self._task, [self._generator.port]
+        trainer = {**task.trainer, "max_lag": max_lag}
+        run = train(
+            next(self._names),
+            task.model,
+            self._folder / "weights",
+            ports,
+            cpu=self._cpus[-1],
+            rewards=(task.data.parent / "rewards.py").read_text(),
+            function=task.function,
+            rows=[json.loads(line) for line in task.data.read_text().splitlines()],
+            **trainer,
+        )
         return [
             {
-                "seconds": sum(record["timings"].values()) - record["timings"]["checkpoint_s"],
-                "tokens": record["completion_tokens_mean"],
-                **record["timings"],
+                "seconds": sum(line["timings"].values()) - line["timings"]["checkpoint_s"],
+                "reward": line["reward_mean"],
+                "tokens": line["completion_tokens_mean"],
             }
-            for record in _records(folder / "runs/default")
+            for line in records(run)
         ]
 
-    def _new_folder(self) -> Path:
-        self._calls += 1
-        folder = self._folder / str(self._calls)
+    def trl(self, *, with_vllm: bool) -> Steps:
+        folder = next(self._names)
         folder.mkdir()
-        return folder
-
-    def _run(self, folder: Path, command: Sequence[object]) -> None:
-        environment = {"TANDEM_TOKEN": TOKEN, "TANDEM__SHARED__WEIGHTS_DIR": str(self._folder / "weights")}
-        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(
-            ["taskset", "--cpu-list", str(self._cpu), *map(str, command)],
-            cwd=folder,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
+        url = f"http://tandem:{TOKEN}@127.0.0.1:{self._generator.port}"
+        server = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url} if with_vllm else {}
+        task = self._task
+        given = {"model": task.model, "data": task.data, "function": task.function, "out": folder / "out"}
+        specification = json.dumps(
+            {key: str(value) for key, value in given.items()} | {"options": task.trl_options() | server}
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        launcher = ["-m", "tandem_trainer.trl"] if with_vllm else ["-P"]
+        cpus = self._cpus[-1:] if with_vllm else self._cpus
+        weights = str(self._folder / "weights")
+        run_on(cpus, [trl.NEWEST, *launcher, SCRIPT, specification], folder, TANDEM__SHARED__WEIGHTS_DIR=weights)
+        return list(json.loads((folder / "out/steps.json").read_text()))
 
 
-def _records(run_dir: Path) -> list[dict[str, Any]]:
-    file = run_dir / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def seconds_to_goal(steps: Steps) -> float | None:
+    """Return the seconds until the mean reward of WINDOW steps is GOAL. None: never."""
+    for end in range(WINDOW, len(steps) + 1):
+        if statistics.fmean(step["reward"] for step in steps[end - WINDOW : end]) >= GOAL:
+            return sum(step["seconds"] for step in steps[:end])
+    return None
 
 
-def cpu_s(generator: Generator) -> float:
-    """Return the CPU time of a generator and its processes, in seconds."""
-    process = psutil.Process(generator.process.pid)
-    times = [each.cpu_times() for each in (process, *process.children(recursive=True))]
-    return sum(time.user + time.system for time in times)
-
-
-def report(measured: dict[str, Steps]) -> None:
-    """Print the medians, and the ratios of the first side to the others."""
-    medians = {
-        name: {key: statistics.median(step[key] for step in steps) for key in steps[0]}
-        for name, steps in measured.items()
+def measure(name: str, rounds: int, folder: Path, *, quick: bool) -> Table:
+    """Measure all sides on a task, and return the table."""
+    (folder / "task").mkdir()
+    task = TASKS[name](folder / "task", quick=quick)
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cpus[:1])  # the generator inherits it
+    words = ("--max-model-len", "256", "--max-num-seqs", "256")
+    measured: dict[str, list[Steps]] = {}
+    with running("vllm", task.model, folder / "weights", *words, log=folder / "generator.log") as generator:
+        os.sched_setaffinity(0, cpus)
+        for _ in range(rounds):
+            for side, call in Sides(task, folder, generator, cpus).all.items():
+                measured.setdefault(side, []).append(call())
+    means = {
+        side: statistics.median(statistics.fmean(step["seconds"] for step in steps) for steps in runs)
+        for side, runs in measured.items()
     }
-    for name, median in medians.items():
-        phases = {key: value for key, value in median.items() if key.endswith("_s") and value >= 0.0005}
-        parts = ", ".join(f"{key.removesuffix('_s').replace('_', ' ')} {value:.3f}" for key, value in phases.items())
-        print(f"{name:24} {median['seconds']:.3f} s per step, {median['tokens']:.0f} tokens per completion; {parts}")
-    ours, own, *trainers = medians
-    sampling = medians[ours]["seconds"] - medians[ours]["publish_s"]
-    print(f"{ours} without publishing ÷ {own} = {sampling / medians[own]['seconds']:.2f}")
-    for name in trainers:
-        print(f"{ours} ÷ {name} = {medians[ours]['seconds'] / medians[name]['seconds']:.2f}")
+    first = next(iter(means))
+    rows = []
+    for side, runs in measured.items():
+        tokens = statistics.fmean(step["tokens"] for step in runs[0])
+        goals = [seconds_to_goal(steps) for steps in runs]
+        reached = [f"{one:.0f}" if one else "not reached" for one in goals] if name == "digits" else ["-"]
+        figures = (f"{means[side]:.2f}", f"{task.samples / means[side]:.1f}", f"{means[first] / means[side]:.2f}")
+        rows.append([side, *figures, f"{tokens:.0f}", ", ".join(reached)])
+    columns = ["side", "s per step", "samples/s", f"{first} ÷ this", "tokens per completion", "s to a reward of 0.9"]
+    title = f"{name}: {task.samples} samples of up to {task.trainer['rollout']['max_completion_length']} tokens"
+    return Table(title=title, columns=columns, rows=rows)
 
 
-def main(steps: int, rounds: int) -> None:
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--rounds", type=int, default=1)
+    args = parser.parse_args()
     if why := trl.missing():
-        print(f"left out: {why}")
-        return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = make_tiny_model(folder / "model", max_position_embeddings=512)
-        cpus = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, cpus[:1])  # the generator inherits it
-        with running("vllm", model, folder / "weights", log=folder / "generator.log") as generator:
-            bench = Bench(folder, model, generator, steps, cpus[-1])
-            sides: dict[str, Callable[[], Steps]] = {
-                "TRL, trl.use()": lambda: bench.script(["-m", "tandem_trainer.trl"]),
-                "TRL, its own client": lambda: bench.script(["-P", str(SUPPORT / "trl_without_nccl.py")]),
-                "Tandem, max_lag 0": lambda: bench.own_trainer(0),
-                "Tandem, max_lag 1": lambda: bench.own_trainer(1),
-            }
-            measured: dict[str, Steps] = {name: [] for name in sides}
-            for _ in range(rounds):
-                for name, side in sides.items():
-                    before_s = cpu_s(generator)
-                    rows = side()
-                    generator_s = (cpu_s(generator) - before_s) / len(rows)
-                    measured[name] += [{**row, "generator_cpu_s": generator_s} for row in rows[WARM_UP:]]
-            report(measured)
+        raise SystemExit(f"the environment of TRL is missing: {why}")
+    tables = []
+    for name in args.tasks:
+        with tempfile.TemporaryDirectory() as folder:
+            tables.append(measure(name, args.rounds, Path(folder), quick=args.quick))
+    write(tables, args.result)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--rounds", type=int, default=2)
-    given = parser.parse_args()
-    main(given.steps, given.rounds)
+    main()

@@ -1,5 +1,9 @@
-"""A plain TRL script that writes the seconds of each step into a file: trl_timed.py MODEL URL OUT STEPS ROWS LENGTH."""
+"""A plain TRL script that writes seconds and reward of each step into a file: trl_timed.py SPECIFICATION.
 
+SPECIFICATION is JSON: model, data (prompts.jsonl beside rewards.py), function, out, and the options of GRPOConfig.
+"""
+
+import importlib
 import json
 import sys
 import time
@@ -9,48 +13,47 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-model, url, out = sys.argv[1:4]
-steps, rows, length = map(int, sys.argv[4:])
+given = json.loads(sys.argv[1])
+data, out = Path(given["data"]), Path(given["out"])
+sys.path.insert(0, str(data.parent))
+reward = getattr(importlib.import_module("rewards"), given["function"])
 
 
 class Stopwatch(TrainerCallback):
     def __init__(self):
         self.ends = [time.monotonic()]
 
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.ends = [time.monotonic()]
+
     def on_step_end(self, args, state, control, **kwargs):
         self.ends.append(time.monotonic())
 
 
-def reward(completions, **kwargs):
-    return [float(len(set(completion))) for completion in completions]
-
-
 stopwatch = Stopwatch()
 trainer = GRPOTrainer(
-    model=model,
+    model=given["model"],
     reward_funcs=reward,
     args=GRPOConfig(
-        output_dir=out,
-        max_steps=steps,
-        use_vllm=True,
-        vllm_mode="server",
-        vllm_server_base_url=url,
-        per_device_train_batch_size=rows,
-        num_generations=8,
-        max_completion_length=length,
-        learning_rate=1e-6,
+        output_dir=str(out),
+        model_init_kwargs={"dtype": "float32"},
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
         save_strategy="no",
         logging_steps=1,
         report_to="none",
+        disable_tqdm=True,
+        **given["options"],
     ),
-    train_dataset=Dataset.from_dict({"prompt": [f"{n}+{n}=" for n in range(10, 99)]}),
+    train_dataset=Dataset.from_list([json.loads(line) for line in data.read_text().splitlines()]),
     callbacks=[stopwatch],
 )
 trainer.train()
-seconds = [after - before for before, after in zip(stopwatch.ends, stopwatch.ends[1:], strict=False)]
-tokens = [line["completions/mean_length"] for line in trainer.state.log_history if "completions/mean_length" in line]
-Path(out).mkdir(exist_ok=True)
-Path(out, "steps.json").write_text(json.dumps({"seconds": seconds, "tokens": tokens}))
+logs = [line for line in trainer.state.log_history if "completions/mean_length" in line]
+steps = [
+    {"seconds": after - before, "tokens": line["completions/mean_length"], "reward": line["reward"]}
+    for before, after, line in zip(stopwatch.ends, stopwatch.ends[1:], logs, strict=False)
+]
+out.mkdir(exist_ok=True)
+(out / "steps.json").write_text(json.dumps(steps))

@@ -116,6 +116,13 @@ def test_the_doctor_and_the_screen_work_with_the_declared_libraries(hidden: set[
     assert done.returncode == 0, done.stderr
 
 
+def test_a_plan_needs_only_the_declared_libraries(hidden: set[str], checkout: Path) -> None:
+    costs = "{num_prompts: 2, num_generations: 2, lengths: [8], token_s: 0.1, update_s: 1.0}"
+    (checkout / "costs.yaml").write_text(costs)
+    done = tandem("plan", "--costs", "costs.yaml", "--devices", "3", hidden=hidden | {"docker"}, folder=checkout)
+    assert "Recommended: 1 generator and 2 trainer devices" in done.stdout, done.stderr
+
+
 def test_a_command_whose_libraries_are_missing_says_what_to_install(hidden: set[str], checkout: Path) -> None:
     done = tandem("demo", hidden=hidden, folder=checkout)
     assert done.returncode == 2

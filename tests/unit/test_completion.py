@@ -41,6 +41,7 @@ TYPED = [
     ("demo --plain myp\t", "demo --plain myproject"),
     ("doctor --project myp\t", "doctor --project myproject"),
     ("export myproject/ru\t", "export myproject/runs"),
+    ("pl\tmyproject/ru\t", "plan myproject/runs"),
 ]
 """Words after `tandem`, with TAB, and the arguments that the command gets."""
 

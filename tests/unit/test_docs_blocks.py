@@ -30,6 +30,7 @@ from support.episode_blocks import EPISODES
 from support.models import make_tokenizer
 from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, read
+from tandem_cli.plan.costs import Costs
 from tandem_protocol.config import SECTIONS, load
 from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.config.rollout import RewardConfig
@@ -84,6 +85,8 @@ def _yaml(block: Block) -> None:
         helm.render(values if "config" in values else {**CHART_BASE, **values})
     elif "services" in values:
         _compose(block)
+    elif values.keys() <= Costs.model_fields.keys():
+        Costs.model_validate(values)
     elif values.keys() <= set(SECTIONS):
         above = [yaml.safe_load(b.text) for b in blocks(block.page, language="yaml") if b.line <= block.line]
         parts = [part for part in above if part.keys() <= set(SECTIONS)]
