@@ -87,6 +87,16 @@ def _watch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     return watch(arguments.runs, host=arguments.host, port=arguments.port)
 
 
+def _runs(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .run_list.command import compare_runs, list_runs
+    from .run_list.options import COMPARE
+
+    _refuse(rest)
+    if arguments.runs_command == COMPARE:
+        return compare_runs(arguments.runs, as_json=arguments.json, save=arguments.save)
+    return list_runs(arguments.folder, as_json=arguments.json)
+
+
 def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from .checkout import COMPOSE_FILES, find_checkout
     from .gpus import gpus
@@ -151,6 +161,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "demo": _demo,
     "run": _run,
     "watch": _watch,
+    "runs": _runs,
     "gpus": _gpus,
     "doctor": _doctor,
     "export": _export,

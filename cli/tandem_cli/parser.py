@@ -8,7 +8,8 @@ from pathlib import Path
 from tandem_protocol.config.help import HelpFormatter
 
 from .completion import SHELLS
-from .subcommands import Commands
+from .run_list.options import add_runs
+from .subcommands import CommandParser, Commands
 from .subcommands import add as _add
 from .watch.options import add_watch
 
@@ -17,6 +18,7 @@ _EPILOG = """
 examples:
   tandem demo                              # train examples/digits and watch it
   tandem run train.py                      # run a TRL script
+  tandem runs project                      # list its runs
   tandem watch project/runs/mine           # see a run in the browser
   tandem gpus --generator 0-3 --trainer 4-7
   tandem doctor                            # will `docker compose up` work here?
@@ -179,10 +181,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tandem", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter, allow_abbrev=False
     )
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=CommandParser)
     _add_demo(commands)
     _add_run(commands)
     add_watch(commands)
+    add_runs(commands)
     _add_gpus(commands)
     _add_doctor(commands)
     _add_export(commands)

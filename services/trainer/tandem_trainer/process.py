@@ -27,6 +27,7 @@ from tandem_protocol.folders import permission_problem, require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
 from tandem_protocol.once import first_to_say, warn_once
+from tandem_protocol.run_state import LOCK_FILE
 from tandem_protocol.store import WeightStore
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import ImportFailed, UserError
@@ -45,7 +46,7 @@ from .run import resume, trackers
 from .run.checkpoint import CheckpointFailed
 from .run.exporter import exported
 from .run.run import Run
-from .run.stopping import LOCK_FILE, raise_terminated
+from .run.stopping import raise_terminated
 from .supervise import newest_checkpoint
 from .volumes import check_size, wait_until_writable
 

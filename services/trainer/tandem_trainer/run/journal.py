@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tandem_protocol.run_state import FINISHED, STOPPED
 from tandem_protocol.secrets import mask
 from tandem_protocol.version import Version
 
@@ -18,9 +19,6 @@ log = logging.getLogger(__name__)
 
 REPEAT_S = 30.0
 """How often to report that a file cannot be written, while that lasts."""
-
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-"""The final phases of `status.json`."""
 
 
 class Journal:
