@@ -82,8 +82,13 @@ def _watch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     _refuse(rest)
     require("tandem watch", "watch", libraries=("fastapi", "plotly", "uvicorn"))
+    from tandem_protocol import logs
+    from tandem_protocol.printed import capture_output
+
     from .watch.command import watch
 
+    logs.configure()
+    capture_output()
     return watch(arguments.runs, host=arguments.host, port=arguments.port)
 
 

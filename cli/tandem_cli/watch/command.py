@@ -35,6 +35,7 @@ def watch(folders: Sequence[Path], *, host: str, port: int) -> int:
     config = uvicorn.Config(
         make_app(runs, token, host),
         log_level="warning",
+        log_config=None,  # through the root logger, in our format
         access_log=False,  # its lines would hold the token
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,
