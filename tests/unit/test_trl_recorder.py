@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tandem_cli.run_folder import RunFolder
 from tandem_trainer.trl.last_step import LastStep
 from tandem_trainer.trl.recorder import Recorder, Tally, evaluation
 
@@ -50,3 +51,21 @@ def test_a_script_that_begins_in_a_used_folder_sets_all_its_lines_aside(tmp_path
     for name in names:
         assert (tmp_path / f"{name}.1.jsonl").read_text() == '{"step": 9}\n'
         assert "9" not in "".join(file.read_text() for file in tmp_path.glob(f"{name}.jsonl"))
+
+
+def test_a_script_holds_the_lock_of_its_run_while_it_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=1)
+    first, second = (Recorder(SimpleNamespace(), Tally(), tmp_path / "run") for _ in range(2))
+    run = RunFolder(tmp_path / "run")
+    first.on_train_begin(None, state, None)
+    assert run.is_in_use
+    second.on_train_begin(None, state, None)  # a second script in the same folder is warned, as its lines mix
+    assert "is in use by a script, pid" in caplog.text
+    second.end_with(KeyboardInterrupt())
+    assert run.is_in_use
+    first.on_train_end(None, state, None)
+    assert not run.is_in_use
+    first.on_train_begin(None, state, None)  # a script may train more than once
+    assert run.is_in_use
+    first.end_with(ValueError())
+    assert not run.is_in_use
