@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tandem_cli.run_list.chart import chart
 from tandem_cli.run_list.compare import read_runs
 from tandem_protocol.config import format_resolved, load
 from tandem_protocol.config.project import ProjectSettings
-from tandem_protocol.lock import exclusive
+from tandem_protocol.lock import exclusive, has_owner, shared
 from tandem_protocol.run_state import LOCK_FILE
 
 Tandem = Callable[..., tuple[int, str, str]]
@@ -117,23 +118,14 @@ def test_a_real_run_is_running_until_its_trainer_is_killed(tandem: Tandem, tmp_p
     assert found["reward"] == pytest.approx(0.5)
 
 
-def test_a_look_at_a_lock_does_not_keep_a_trainer_out(tandem: Tandem, tmp_path: Path) -> None:
-    folder = make(tmp_path / "runs/mine", [0.1])
-    (folder / LOCK_FILE).touch()
-    looks = subprocess.Popen(
-        [sys.executable, "-c", "from pathlib import Path\nfrom tandem_protocol.lock import has_owner\n"
-         f"print(flush=True)\nwhile True: has_owner(Path({str(folder / LOCK_FILE)!r}))"],
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert looks.stdout
-        looks.stdout.readline()
-        for _ in range(50):
-            with exclusive(folder / LOCK_FILE, "a trainer"):
-                pass
-    finally:
-        looks.kill()
-        looks.communicate()
+def test_a_look_at_a_lock_does_not_keep_a_trainer_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / LOCK_FILE
+    file.touch()
+    with ExitStack() as look:
+        look.enter_context(shared(file))
+        monkeypatch.setattr("tandem_protocol.lock.time.sleep", lambda _: look.close())  # the look ends meanwhile
+        with exclusive(file, "a trainer"):
+            assert has_owner(file)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
