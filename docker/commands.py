@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+
+from tandem_protocol.printed import show
+
+log = logging.getLogger("tandem_preflight")
 
 KEPT_LINES = 15
 
@@ -43,7 +48,7 @@ def run_shown(what: str, command: Sequence[str], folder: Path, **env: str) -> No
     ) as process:  # fmt: skip
         assert process.stdout is not None, "it is a pipe"
         for line in process.stdout:
-            print(line, end="", flush=True)
+            show(log, line)
             kept.append(line.rstrip())
     if status := process.returncode:
         raise CommandFailed(what, status if status > 0 else 128 - status, [*kept])

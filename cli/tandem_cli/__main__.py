@@ -82,6 +82,9 @@ def _watch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     _refuse(rest)
     require("tandem watch", "watch", libraries=("fastapi", "plotly", "uvicorn"))
+    from tandem_protocol import logs
+    from tandem_protocol.printed import capture_output
+
     from .watch.command import watch
 
     if bool(arguments.runs) == bool(arguments.parent):
@@ -89,7 +92,19 @@ def _watch(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             f"got {'--all and the' if arguments.runs else 'no --all and no'} folder of a run, expected one of the two. "
             "Fix: tandem watch PROJECT/runs/NAME, or tandem watch --all PROJECT/runs"
         )
+    logs.configure()
+    capture_output()
     return watch(arguments.runs, parent=arguments.parent, host=arguments.host, port=arguments.port, url=arguments.url)
+
+
+def _runs(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from .run_list.command import compare_runs, list_runs
+    from .run_list.options import COMPARE
+
+    _refuse(rest)
+    if arguments.runs_command == COMPARE:
+        return compare_runs(arguments.runs, as_json=arguments.json, save=arguments.save)
+    return list_runs(arguments.folder, as_json=arguments.json)
 
 
 def _gpus(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -163,6 +178,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Sequence[str]], int]] = {
     "demo": _demo,
     "run": _run,
     "watch": _watch,
+    "runs": _runs,
     "gpus": _gpus,
     "doctor": _doctor,
     "export": _export,

@@ -9,7 +9,8 @@ from tandem_protocol.config.help import HelpFormatter
 
 from .completion import SHELLS
 from .plan.options import add_plan
-from .subcommands import Commands
+from .run_list.options import add_runs
+from .subcommands import CommandParser, Commands
 from .subcommands import add as _add
 from .watch.options import add_watch
 
@@ -18,6 +19,7 @@ _EPILOG = """
 examples:
   tandem demo                              # train examples/digits and watch it
   tandem run train.py                      # run a TRL script
+  tandem runs project                      # list its runs
   tandem watch project/runs/mine           # see a run in the browser
   tandem gpus --generator 0-3 --trainer 4-7
   tandem doctor                            # will `docker compose up` work here?
@@ -181,10 +183,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tandem", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=HelpFormatter, allow_abbrev=False
     )
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", parser_class=CommandParser)
     _add_demo(commands)
     _add_run(commands)
     add_watch(commands)
+    add_runs(commands)
     _add_gpus(commands)
     _add_doctor(commands)
     _add_export(commands)

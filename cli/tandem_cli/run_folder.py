@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tandem_protocol.config import ConfigError
 from tandem_protocol.folders import require_writable
+from tandem_protocol.lock import Held, exclusive, has_owner
+from tandem_protocol.run_state import LOCK_FILE
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 – mkdtemp creates the weight store's directory in it
 _STORE_TO_MODEL = 8
@@ -38,15 +39,28 @@ class RunFolder:
             ConfigError: another command holds the lock, or the run's folder cannot be written to.
         """
         require_writable(self.path.parent, "trainer.output_dir")
-        with self.path.with_name(f".{self.path.name}.lock").open("w") as file:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                stack.enter_context(exclusive(self._command_lock, "a `tandem` command"))
+            except Held as error:
                 raise ConfigError(
                     f"{self.path} is being written by another `tandem` command. Fix: end it, or give this run another "
                     "name: --trainer.run_name=NAME."
                 ) from error
             yield
+
+    @property
+    def _command_lock(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.lock")
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a trainer or a `tandem` command writes the run now.
+
+        Raises:
+            OSError: a lock cannot be read.
+        """
+        return has_owner(self.path / LOCK_FILE) or has_owner(self._command_lock)
 
     def set_aside(self) -> Path | None:
         """Rename the folder to the first free of `name.1`, `name.2` …, and return it.

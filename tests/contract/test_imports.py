@@ -30,6 +30,7 @@ ALLOWED = {
         "fastapi",
         "httpx",
         "matplotlib",
+        "plotly",
         "psutil",
         "pydantic",
         "rich",
@@ -60,6 +61,7 @@ ONLY_IN = {
         "tandem_rollout.environments.servers",
         "tandem_cli",
     },
+    "plotly": {"tandem_cli.run_list.picture"},
     "shtab": {"tandem_cli.completion"},
     "testcontainers": {"tandem_cli.testing"},
     "fastapi": {

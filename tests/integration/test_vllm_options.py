@@ -62,6 +62,15 @@ def test_lists_and_mappings_are_passed_on_to_vllm() -> None:
     assert words == ["--cudagraph-capture-sizes", "1", "2", "--compilation-config", '{"mode": 0}', "-O2"]
 
 
+@pytest.mark.parametrize(("log", "bars"), [("json", False), ("text", True), ("", True)])
+def test_vllm_draws_no_progress_bars_into_a_log_of_json(log: str, bars: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tandem_generator.vllm_server import parse_engine_args
+
+    monkeypatch.setenv("TANDEM_LOG", log)
+    options = parse(["--model", "m"])
+    assert parse_engine_args(options.settings, options.engine_args).use_tqdm_on_load is bars
+
+
 def test_a_port_in_use_is_reported_before_the_engine_starts(tmp_path: Path) -> None:
     from tandem_generator.vllm_server import serve_vllm
 

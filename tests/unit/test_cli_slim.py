@@ -84,6 +84,9 @@ def checkout(tmp_path: Path) -> Path:
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "examples/digits").mkdir(parents=True)
     shutil.copy(ROOT / "examples/digits/config.yaml", tmp_path / "examples/digits")
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "metrics.jsonl").write_text('{"step": 1, "reward_mean": 0.5}\n')
     return tmp_path
 
 
@@ -98,6 +101,8 @@ def test_the_command_line_alone_installs_none_of_the_heavy_libraries(hidden: set
         ("demo", "--help"),
         ("doctor", "--help"),
         ("completion", "bash"),
+        ("runs", "examples/digits"),
+        ("runs", "compare", "runs/a", "runs/b"),
         ("gpus", "--generator", "0", "--trainer", "1"),
     ],
     ids=" ".join,
@@ -132,6 +137,9 @@ def test_a_command_whose_libraries_are_missing_says_what_to_install(hidden: set[
     assert "got an installation without matplotlib" in done.stderr
     done = tandem("watch", "runs/mine", hidden=hidden, folder=checkout)
     assert (done.returncode, 'Fix: pip install "tandem-cli[watch]"' in done.stderr) == (2, True)
+    for suffix, extra in ((".html", "watch"), (".svg", "demo")):
+        done = tandem("runs", "compare", "runs/a", "runs/b", "--save", f"x{suffix}", hidden=hidden, folder=checkout)
+        assert (done.returncode, f'Fix: pip install "tandem-cli[{extra}]"' in done.stderr) == (2, True)
     done = run("import tandem_cli.testing", hidden, checkout)
     assert re.search(r"needs psutil, .* Fix: pip install \"tandem-cli\[testing\]\"", done.stderr)
 
@@ -139,7 +147,7 @@ def test_a_command_whose_libraries_are_missing_says_what_to_install(hidden: set[
 def test_the_extras_have_what_their_modules_import(checkout: Path) -> None:
     done = run("import tandem_cli.testing", not_declared(["testing"]), checkout)
     assert done.returncode == 0, done.stderr
-    code = "import tandem_cli.watch.command, tandem_cli.watch.server"
+    code = "import tandem_cli.watch.command, tandem_cli.watch.server, plotly.io"
     done = run(code, not_declared(["watch"]), checkout)
     assert done.returncode == 0, done.stderr
     code = "import tandem_cli.demo, tandem_cli.service_commands, tandem_cli.summary, matplotlib.pyplot"

@@ -37,6 +37,8 @@ TYPED = [
     ("comp\tfi\t", "completion fish"),
     ("demo --engine mo\t", "demo --engine mock"),
     ("gpus --driver c\t", "gpus --driver cdi"),
+    ("runs com\tmyp\t", "runs compare myproject"),
+    ("runs list myp\t", "runs list myproject"),
     ("demo myp\t", "demo myproject"),
     ("demo --plain myp\t", "demo --plain myproject"),
     ("doctor --project myp\t", "doctor --project myproject"),
@@ -114,7 +116,7 @@ def test_tab_completes_after_a_path_to_the_command(terminal: Terminal) -> None:
 def test_the_script_names_every_command_and_is_valid(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     script = capsys.readouterr().out
-    for command in ("demo", "gpus", "doctor", "export", "completion"):
+    for command in ("demo", "runs", "gpus", "doctor", "export", "completion"):
         assert command in script
     if shutil.which(shell):
         done = subprocess.run([shell, "-n"], input=script, capture_output=True, text=True, check=False)

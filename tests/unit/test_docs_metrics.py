@@ -19,6 +19,7 @@ from support.run_folders import make_run
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.messages import Group, RolloutRequest
+from tandem_protocol.run_state import FAILED, FINISHED, STOPPED
 from tandem_protocol.version import Version
 from tandem_rollout.completions import CompletionReader
 from tandem_rollout.dispatch import Loads
@@ -30,7 +31,7 @@ from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.evaluate import Evaluation
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.publication import Part, Publication
-from tandem_trainer.run.journal import FAILED, FINISHED, STOPPED, Journal
+from tandem_trainer.run.journal import Journal
 from tandem_trainer.run.token_log import TokenTexts
 
 ROOT = Path(__file__).parents[2]

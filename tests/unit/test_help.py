@@ -62,8 +62,8 @@ def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def commands_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    return dict(commands.choices)
+    found = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return {name: command for commands in found for name, command in commands.choices.items()}
 
 
 def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -72,15 +72,20 @@ def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
         parser = service._parser()
         service._list_keys(parser)
         yield parser.prog, parser
-    for name, command in commands_of(make_parser()).items():
-        yield f"tandem {name}", command
+    yield from subcommands("tandem", make_parser())
+
+
+def subcommands(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    for word, command in commands_of(parser).items():
+        yield f"{name} {word}", command
+        yield from subcommands(f"{name} {word}", command)
 
 
 OPTIONS = [
     pytest.param(action, id=f"{command} {max(action.option_strings or [action.dest], key=len)}")
     for command, parser in parsers()
     for action in parser._actions
-    if action.help is not argparse.SUPPRESS
+    if action.help is not argparse.SUPPRESS and not isinstance(action, argparse._SubParsersAction)
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tandem_cli.run_folder import RunFolder
 from tandem_trainer.trl.last_step import LastStep
 from tandem_trainer.trl.recorder import Recorder, Tally, completion_rows, evaluation
 
@@ -58,3 +59,21 @@ def test_logged_completions_have_the_advantages_that_trl_keeps() -> None:
     with_them = completion_rows(SimpleNamespace(_logs=logs | {"advantages": [0, 1, 2, 3, 4, 5]}), 1)
     assert [(row["completion"], row["advantage"]) for row in with_them] == [(f"text {n}", n) for n in (2, 3, 4, 5)]
     assert not any("advantage" in row for row in completion_rows(SimpleNamespace(_logs=logs), 1))
+
+
+def test_a_script_holds_the_lock_of_its_run_while_it_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=1)
+    first, second = (Recorder(SimpleNamespace(), Tally(), tmp_path / "run") for _ in range(2))
+    run = RunFolder(tmp_path / "run")
+    first.on_train_begin(None, state, None)
+    assert run.is_in_use
+    second.on_train_begin(None, state, None)  # a second script in the same folder is warned, as its lines mix
+    assert "is in use by a script, pid" in caplog.text
+    second.end_with(KeyboardInterrupt())
+    assert run.is_in_use
+    first.on_train_end(None, state, None)
+    assert not run.is_in_use
+    first.on_train_begin(None, state, None)  # a script may train more than once
+    assert run.is_in_use
+    first.end_with(ValueError())
+    assert not run.is_in_use

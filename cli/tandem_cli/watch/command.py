@@ -49,6 +49,7 @@ def watch(folders: Sequence[Path], *, parent: Path | None, host: str, port: int,
     config = uvicorn.Config(
         make_app(runs, token, host, url or ""),
         log_level="warning",
+        log_config=None,  # through the root logger, in our format
         access_log=False,  # its lines would hold the token
         timeout_graceful_shutdown=SHUTDOWN_S,
         server_header=False,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 
+from tandem_protocol.repeats import Repeats
 from tandem_protocol.store import LEASE_S, WeightStore
 from tandem_protocol.version import BASE, Version
 
-log = logging.getLogger(__name__)
+repeats = Repeats(logging.getLogger(__name__))
 
 
 class LeaseKeeper:
@@ -36,7 +37,5 @@ class LeaseKeeper:
             try:
                 await asyncio.to_thread(self._store.lease, self._generator_id, self._versions)
             except OSError as error:
-                log.warning(
-                    "cannot write the lease of this generator, so retention may delete the version that it serves: %s",
-                    error,
-                )
+                problem = "cannot write the lease of this generator, so retention may delete the version that it serves"
+                repeats.say(logging.WARNING, "lease", f"{problem}: {error}")

@@ -28,12 +28,13 @@ from tandem_protocol.messages import (
     SetWeights,
 )
 from tandem_protocol.problems import summarize
+from tandem_protocol.repeats import Repeats
 from tandem_protocol.version import Version
 
 from .progress import TokenCount, with_heartbeats
 from .weight_switcher import WeightSwitcher
 
-log = logging.getLogger(__name__)
+repeats = Repeats(logging.getLogger(__name__))
 
 
 class _ErrorBodyRoute(APIRoute):
@@ -52,7 +53,9 @@ class _ErrorBodyRoute(APIRoute):
             except HTTPException as error:
                 return _error(BadRequest(f"{error.detail}; expected JSON in UTF-8"))
             except Exception as error:
-                log.exception("%s %s", request.method, request.url.path)
+                what = f"{request.method} {request.url.path}"
+                kind = type(error).__name__
+                repeats.say(logging.ERROR, f"{what} {kind}", f"{what} failed: {kind}: {error}", traceback=True)
                 return _error(TandemError(f"{type(error).__name__} in the generator. See its log."))
 
         return answer

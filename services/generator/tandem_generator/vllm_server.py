@@ -23,6 +23,7 @@ from tandem_protocol.config import ConfigError
 from tandem_protocol.config.generator import GeneratorSettings
 from tandem_protocol.config.vllm_options import refuse_owned
 from tandem_protocol.errors import EngineFailed, TandemError
+from tandem_protocol.logs import JSON, LOG_ENV
 from tandem_protocol.ports import LOOPBACK_ONLY, listen
 from tandem_protocol.problems import summarize
 from tandem_protocol.quantization import quantization_problem
@@ -195,6 +196,7 @@ def _arguments(settings: GeneratorSettings) -> list[str]:
         "trust-remote-code": shared.trust_remote_code,
         "enforce-eager": config.enforce_eager,
         "enable-prefix-caching": config.enable_prefix_caching,
+        "use-tqdm-on-load": False if os.environ.get(LOG_ENV) == JSON else None,  # a progress bar is not JSON
     }
     words = [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
     return words + [f"--{'' if on else 'no-'}{name}" for name, on in flags.items() if on is not None]

@@ -22,6 +22,7 @@ from tandem_protocol.errors import (
     WeightsRefused,
 )
 from tandem_protocol.messages import Group, RolloutRequest, ServedWeights, SetWeights, SwitchMode, SwitchTimings
+from tandem_protocol.repeats import Repeats
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
@@ -59,6 +60,7 @@ class WeightSwitcher:
         self._lease = LeaseKeeper(store, self.generator_id)
         self._switching = asyncio.Lock()
         self._changes = Changes()
+        self._repeats = Repeats(log)
         self._failed_loads: Counter[tuple[Version, str | None]] = Counter()
         self._finished_groups = 0
         self._canary = Canary(
@@ -178,15 +180,29 @@ class WeightSwitcher:
 
     async def _stream(self, request: RolloutRequest, on_tokens: OnTokens) -> AsyncGenerator[Group, None]:
         metrics.REQUESTS_RUNNING.inc()
+        finished = 0
         try:
             async with contextlib.aclosing(self.engine.generate(request, on_tokens)) as groups:
                 async for group in groups:
+                    finished += 1
                     self._finished_groups += 1
                     metrics.ROLLOUT_COMPLETIONS.inc(len(group.completions))
                     metrics.ROLLOUT_TOKENS.inc(sum(len(completion.token_ids) for completion in group.completions))
                     yield group
+        except (asyncio.CancelledError, GeneratorExit):
+            self._lost(logging.INFO, "its client has left", finished, request)
+            raise
+        except TandemError as error:
+            self._lost(logging.WARNING, str(error), finished, request, error.code)
+            raise
         finally:
             metrics.REQUESTS_RUNNING.dec()
+
+    def _lost(self, level: int, reason: str, finished: int, request: RolloutRequest, code: str = "left") -> None:
+        """Log that a request ended before all of its groups were sampled."""
+        lost, groups = len(request.prompts) - finished, len(request.prompts)
+        message = f"lost {lost} of {groups} groups of a request for rollouts: {reason}"
+        self._repeats.say(level, code, message, lost=lost, groups=groups, reason=reason)
 
     def _admit(self, request: RolloutRequest) -> None:
         if self.not_ready:
@@ -226,6 +242,10 @@ class WeightSwitcher:
                 return await self._switch(version, request)
             except TandemError as error:
                 metrics.SWITCH_FAILURES.labels(error.code).inc()
+                message = f"version {version} is not served ({error.code}): {error}"
+                self._repeats.say(
+                    logging.WARNING, f"{version} {error.code}", message, version=str(version), code=error.code
+                )
                 raise
 
     async def _switch(self, version: Version, request: SetWeights) -> ServedWeights:

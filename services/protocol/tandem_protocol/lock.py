@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 PROJECT_LOCK_ENV = "TANDEM_PROJECT_LOCK"
 """Environment variable with the file that running services lock, so that nobody replaces their project."""
@@ -17,6 +19,10 @@ PROJECT_LOCK_ENV = "TANDEM_PROJECT_LOCK"
 
 class Held(Exception):
     """Another process holds the lock. The message is the name that it gave itself."""
+
+
+_ATTEMPTS, _PAUSE_S = 3, 0.05
+"""`has_owner` holds a lock for an instant, so `exclusive` tries again before it gives up."""
 
 
 @contextmanager
@@ -33,7 +39,7 @@ def exclusive(file: Path, holder: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a+") as opened:
         try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(opened)
         except BlockingIOError as error:
             opened.seek(0)
             raise Held(opened.read().strip() or "another process") from error
@@ -41,6 +47,29 @@ def exclusive(file: Path, holder: str) -> Iterator[None]:
             opened.truncate(0)
             os.write(opened.fileno(), f"{holder}\n".encode())
         yield
+
+
+def _lock(file: IO[str]) -> None:
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        time.sleep(_PAUSE_S)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def has_owner(file: Path) -> bool:
+    """Whether a process holds the lock alone. The file is only read, so it may be on a read-only mount.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    try:
+        with shared(file):
+            return False
+    except Held:
+        return True
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

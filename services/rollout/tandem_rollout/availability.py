@@ -1,4 +1,4 @@
-"""Report which generators cannot be used or are silent: when that changes, and every 30 seconds while it lasts."""
+"""Report which generators cannot be used or are silent: when that changes, and ever more rarely while it lasts."""
 
 from __future__ import annotations
 
@@ -10,22 +10,28 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from tandem_protocol.logs import fields
+from tandem_protocol.repeats import FIRST_PAUSE_S, pause_after
 
 log = logging.getLogger(__name__)
 
-REPEAT_S = 30.0
+REPEAT_S = FIRST_PAUSE_S
+"""After this time, an outage or a silence is reported again. The pauses then grow, up to ten minutes."""
 
 
 @dataclass
 class _Outage:
     since_s: float
     reported_s: float | None
+    pause_s: float
+    """Until it is reported again."""
 
 
 @dataclass
 class _Silence:
     since_s: float
+    pause_s: float
     requests: int = 0
+    reported_s: float | None = None
     watching: asyncio.TimerHandle | None = None
 
 
@@ -45,9 +51,9 @@ class Availability:
     def failed(self, url: str, reason: str) -> None:
         """Note that a request to `url` failed and will be tried again."""
         now_s = self._clock()
-        outage = self._outages.setdefault(url, _Outage(now_s, None))
+        outage = self._outages.setdefault(url, _Outage(now_s, None, REPEAT_S))
         waited_s = now_s - outage.since_s
-        if waited_s < self._delay_s or (outage.reported_s is not None and now_s - outage.reported_s < REPEAT_S):
+        if waited_s < self._delay_s or (outage.reported_s is not None and now_s - outage.reported_s < outage.pause_s):
             return
         so_far = f" after {waited_s:.0f} s" if waited_s else ""
         log.warning(
@@ -58,6 +64,8 @@ class Availability:
             reason,
             extra=fields(generator=url, reason=reason, waited_s=round(waited_s, 1)),
         )
+        if outage.reported_s is not None:
+            outage.pause_s = pause_after(outage.pause_s)
         outage.reported_s = now_s
 
     def answered(self, url: str) -> None:
@@ -81,7 +89,9 @@ class Availability:
 
     @asynccontextmanager
     async def watched(self, url: str, what: str = "") -> AsyncIterator[Callable[[], None]]:
-        """Report every 30 seconds that the requests to `url` in such blocks bring nothing: it works, or it hangs.
+        """Report after 30 seconds, and then ever more rarely, that the requests to `url` in such blocks bring nothing.
+
+        It works, or it hangs.
 
         Yields a function to call when something arrives.
 
@@ -90,13 +100,13 @@ class Availability:
         """
         silence = self._silences.get((url, what))
         if silence is None:
-            silence = self._silences[url, what] = _Silence(self._clock())
+            silence = self._silences[url, what] = _Silence(self._clock(), pause_s=REPEAT_S)
             watching = asyncio.get_running_loop().call_later(REPEAT_S, self._report_silence, url, what)
             silence.watching = watching
         silence.requests += 1
 
         def heard() -> None:
-            silence.since_s = self._clock()
+            silence.since_s, silence.reported_s, silence.pause_s = self._clock(), None, REPEAT_S
 
         try:
             yield heard
@@ -110,7 +120,11 @@ class Availability:
     def _report_silence(self, url: str, what: str) -> None:
         silence = self._silences[url, what]
         silence.watching = asyncio.get_running_loop().call_later(REPEAT_S, self._report_silence, url, what)
-        if (silent_s := self._clock() - silence.since_s) >= REPEAT_S:
+        now_s = self._clock()
+        reported_s = silence.since_s if silence.reported_s is None else silence.reported_s
+        if (silent_s := now_s - silence.since_s) >= REPEAT_S and now_s - reported_s >= silence.pause_s:
+            silence.pause_s = silence.pause_s if silence.reported_s is None else pause_after(silence.pause_s)
+            silence.reported_s = now_s
             log.info(
                 "generator %s has sent nothing new for %.0f s",
                 url,

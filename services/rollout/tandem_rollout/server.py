@@ -29,6 +29,7 @@ from tandem_protocol.config.trainer import TrainerConfig, TrainerSettings
 from tandem_protocol.end_file import EndFile
 from tandem_protocol.lock import project_in_use
 from tandem_protocol.ports import listen
+from tandem_protocol.printed import capture_output
 
 from .environments.classes import ClassEnvironments
 from .environments.loading import load_environments
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if known.check:
             print(format_resolved(settings, sources))
             return 0
+        capture_output()
         os.chdir(path.parent)  # imports and relative paths start at the project
         sys.path.insert(0, str(path.parent))
         if end_file:

@@ -23,12 +23,13 @@ from tandem_protocol.folders import require_writable
 from tandem_protocol.handover import PREFLIGHT_FILE, generator_failure, handed_over
 from tandem_protocol.lock import Held, exclusive, project_in_use
 from tandem_protocol.ports import listen
+from tandem_protocol.run_state import LOCK_FILE
 from tandem_protocol.script import script_command
 from tandem_protocol.store import WeightStore
 
 from . import script_run
 from .__main__ import parse
-from .run.stopping import LOCK_FILE, STOPPED
+from .run.stopping import STOPPED
 from .supervise import Supervisor, newest_checkpoint
 
 PREFIX = "TANDEM_TRAINER_"

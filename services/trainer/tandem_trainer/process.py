@@ -27,6 +27,8 @@ from tandem_protocol.folders import permission_problem, require_writable
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Info
 from tandem_protocol.once import first_to_say, warn_once
+from tandem_protocol.printed import capture_output
+from tandem_protocol.run_state import LOCK_FILE
 from tandem_protocol.store import WeightStore
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.errors import ImportFailed, UserError
@@ -45,7 +47,7 @@ from .run import resume, trackers
 from .run.checkpoint import CheckpointFailed
 from .run.exporter import exported
 from .run.run import Run
-from .run.stopping import LOCK_FILE, raise_terminated
+from .run.stopping import raise_terminated
 from .supervise import newest_checkpoint
 from .volumes import check_size, wait_until_writable
 
@@ -70,6 +72,7 @@ def train(settings: TrainerSettings, resolved: str, project: Path) -> int:
         SIGTERM or SIGINT stopped it with a checkpoint.
     """
     _configure_libraries()
+    capture_output()
     # Relative paths of the configuration start at the project, and so does the import of the reward functions.
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
@@ -112,6 +115,7 @@ def check_project(settings: TrainerSettings, project: Path) -> int:
         The exit status: 2 for a user's mistake, else 0, also if the functions can only be imported elsewhere.
     """
     _configure_libraries()
+    capture_output()
     os.chdir(project)
     sys.path.insert(0, str(Path.cwd()))
     processes = os.environ.get("TANDEM_TRAINER_PROCESSES") or "1"

@@ -17,7 +17,7 @@ from .bearer import (
 )
 from .loading import ENV_PREFIX, load
 from .overrides import parse_overrides
-from .resolved import Resolved, format_resolved, resolved
+from .resolved import Resolved, format_resolved, read_resolved, resolved
 from .sections import SECTIONS, ConfigError, Section, SharedConfig, SharedSettings
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "load",
     "parse_overrides",
     "read_environment_token",
+    "read_resolved",
     "read_token",
     "resolved",
 ]

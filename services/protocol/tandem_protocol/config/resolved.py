@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,9 @@ from pydantic import BaseModel
 from ..secrets import HIDDEN, is_secret, mask_forms
 from .schema import dotted
 from .sections import Section
+
+_ROW = re.compile(r"(\S+) +(.*)  # .*")
+"""A line of `format_resolved`."""
 
 
 class Resolved(Section):
@@ -57,6 +61,11 @@ def format_resolved(settings: BaseModel, sources: Mapping[str, str]) -> str:
     rows = resolved(settings, sources)
     width = max(len(row.key) for row in rows)
     return "\n".join(f"{row.key:<{width}}  {row.value!r}  # {row.source}" for row in rows)
+
+
+def read_resolved(text: str) -> dict[str, str]:
+    """Return the values in a text of `format_resolved`, as it shows them. Other lines are left out."""
+    return {found[1]: found[2] for line in text.splitlines() if (found := _ROW.fullmatch(line))}
 
 
 def _flatten(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tandem_protocol.errors import BadRequest, TandemError
+from tandem_protocol.repeats import Repeats
 
 from ..errors import UserError
 from ..tools import ToolCall
@@ -30,6 +31,7 @@ from .wire import (
 )
 
 log = logging.getLogger(__name__)
+repeats = Repeats(log)
 
 AnswerT = TypeVar("AnswerT")
 _CHECKS_PER_TIMEOUT = 10
@@ -163,7 +165,8 @@ class Sessions:
                     await asyncio.wait({session.task})
                 await session.environment.close(failed=failed)
         except Exception as error:  # the episode is over: nobody can use the answer
-            log.warning("session %s could not be closed: %s", name, error or type(error).__name__)
+            reason = str(error) or type(error).__name__
+            repeats.say(logging.WARNING, f"close {reason}", f"session {name} could not be closed: {reason}")
 
     async def close_of(self, owner: str | None = None) -> None:
         """Close all sessions of an owner. None: of every owner."""
@@ -237,7 +240,8 @@ class Sessions:
         except TimeoutError as error:
             raise EnvironmentFailedRemotely(f"no answer within {limit_s:g} s") from error
         except Exception as error:
-            log.exception("an environment has failed")
+            kind = type(error).__name__
+            repeats.say(logging.ERROR, kind, f"an environment has failed: {kind}: {error}", traceback=True)
             raise EnvironmentFailedRemotely(f"{type(error).__name__}: {error}") from error
 
 

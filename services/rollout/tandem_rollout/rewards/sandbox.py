@@ -25,14 +25,17 @@ from collections.abc import Awaitable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from tandem_protocol import logs
+from tandem_protocol.logs import LOG_ENV
 from tandem_protocol.once import warn_once
+from tandem_protocol.printed import capture_output
 from tandem_protocol.processes import die_with_parent
 
 from ..functions import CallFailed, check_rewards, describe_error, load_function
 
 log = logging.getLogger(__name__)
 
-ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR")
+ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TZ", "TMPDIR", LOG_ENV)
 """The only variables of the trainer's environment that the process gets."""
 LIMITS_BYTES = {resource.RLIMIT_AS: 4 << 30, resource.RLIMIT_FSIZE: 1 << 30, resource.RLIMIT_CORE: 0}
 """Address space of each process, size of each file it writes, core dumps."""
@@ -129,6 +132,9 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what the function prints goes to the trainer's log
+    if os.environ.get(LOG_ENV):
+        logs.configure()
+        capture_output()
     die_with_parent()
     for limit, size_bytes in LIMITS_BYTES.items():
         resource.setrlimit(limit, (size_bytes, size_bytes))

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tandem_protocol.repeats import Repeats
+from tandem_protocol.run_state import FINISHED, STOPPED
 from tandem_protocol.secrets import mask
 from tandem_protocol.version import Version
 
@@ -18,9 +20,6 @@ log = logging.getLogger(__name__)
 
 REPEAT_S = 30.0
 """How often to report that a file cannot be written, while that lasts."""
-
-FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"
-"""The final phases of `status.json`."""
 
 
 class Journal:
@@ -33,6 +32,7 @@ class Journal:
         self._completions = JsonLinesWriter(folder / "rollouts.jsonl")
         self._evaluations = JsonLinesWriter(folder / "eval.jsonl")
         self._events = JsonLinesWriter(folder / "events.jsonl")
+        self._repeats = Repeats(log)
         self._reported_s: dict[str, float] = {}
         """Name of a file → when it was last reported that it cannot be written."""
 
@@ -75,9 +75,9 @@ class Journal:
             log.info("%s", line)
 
     def alert(self, kind: str, step: int, message: str, **details: Any) -> None:
-        """Log an event that needs attention as a warning, and append it to `events.jsonl`."""
+        """Log an event that needs attention as a warning, unless it repeats, and append it to `events.jsonl`."""
         if self._is_main:
-            log.warning("%s", message)
+            self._repeats.say(logging.WARNING, kind, message, event=kind, step=step)
             self._event(kind, step, message, details)
 
     def _event(self, kind: str, step: int, message: str, details: Mapping[str, Any]) -> None:

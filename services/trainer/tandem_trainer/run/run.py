@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
 from tandem_protocol.config.trainer import TrainerConfig
+from tandem_protocol.run_state import FAILED, STOPPED
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.queue import Rollouts
@@ -23,7 +24,6 @@ from ..ranks import FailedTogether, any_rank, any_ranks, together
 from ..volumes import DISK_PAUSE_S, DISK_TIMEOUT_S
 from .checkpoint import CheckpointFailed
 from .checkpointing import Checkpointing
-from .journal import FAILED, STOPPED
 from .log import RunLog
 from .stopping import ResultT, Stopped, StopRequest, exit_status
 

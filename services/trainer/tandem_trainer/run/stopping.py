@@ -17,8 +17,6 @@ def exit_status(number: int) -> int:
 
 STOPPED = (exit_status(signal.SIGTERM), exit_status(signal.SIGINT))
 """Exit statuses of a run that was stopped. It has a checkpoint, and the same command resumes it."""
-LOCK_FILE = "LOCK"
-"""File in the run's folder that names the trainer at work there."""
 STOP_POLL_S = 0.2
 STOP_GRACE_S = 20.0
 """How long a run that was asked to stop waits for generators to finish its step. They may have stopped already."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from tandem_protocol import logs
 from tandem_protocol.config import ConfigError
 from tandem_protocol.errors import TandemError
+from tandem_protocol.printed import capture_output
 from tandem_protocol.processes import reporting
 from tandem_protocol.script import NEEDS_ENV
 
@@ -89,12 +90,17 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _show_log() -> None:
-    """Show what Tandem logs. The logging of the script stays as the script has it."""
-    for package in ("tandem_protocol", "tandem_rollout", "tandem_trainer"):
-        logger = logging.getLogger(package)
-        logger.setLevel(logging.INFO)
-        logger.handlers = list(logs.handlers(logs.make_formatter(os.environ)))
-        logger.propagate = False
+    """Show what Tandem logs. The logging of the script stays as the script has it; with JSON, its lines are records."""
+    formatter = logs.make_formatter({})
+    try:
+        formatter = logs.make_formatter(os.environ)
+    finally:
+        for package in ("tandem_protocol", "tandem_rollout", "tandem_trainer"):
+            logger = logging.getLogger(package)
+            logger.setLevel(logging.INFO)
+            logger.handlers = list(logs.handlers(formatter))
+            logger.propagate = False
+    capture_output()
 
 
 if __name__ == "__main__":

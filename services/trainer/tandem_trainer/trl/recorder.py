@@ -8,23 +8,30 @@ TRL does not know: versions, tokens, and where the time went.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers import TrainerCallback
 
+from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Completion
+from tandem_protocol.run_state import FAILED, LOCK_FILE, STOPPED
 from tandem_protocol.version import Version
 
 from ..run.clock import StepClock
-from ..run.journal import FAILED, STOPPED, Journal
+from ..run.journal import Journal
 from .client import TandemClient
 from .needs import announce
 from .stopping import is_stop
+
+log = logging.getLogger(__name__)
 
 LOGGED_COMPLETIONS = 4
 """Number of completions per line of `metrics.jsonl` that are written to `rollouts.jsonl`."""
@@ -90,12 +97,14 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
         self._trainer, self._tally, self._folder = trainer, tally, folder
         self._journal: Journal | None = None
         self._evaluation: dict[str, Any] = {}
+        self._lock = ExitStack()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Open the files. A run that resumes continues them, others rename the files that are there."""
         if not state.is_world_process_zero:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._hold()
         if not state.global_step:
             for name in ("metrics.jsonl", "rollouts.jsonl", "eval.jsonl", "events.jsonl"):
                 set_aside(self._folder / name)
@@ -122,11 +131,22 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
         """Write how the run ended. `LastStep` has published before."""
         if self._journal:
             self._journal.end(self._tally.version, finished=state.global_step >= state.max_steps)
+        self._lock.close()
 
     def end_with(self, error: BaseException) -> None:
         """Write that the run was stopped, or that it failed. `on_train_end` may not have been reached."""
         if self._journal:
             self._journal.status(STOPPED if is_stop(error) else FAILED, self._tally.version)
+        self._lock.close()
+
+    def _hold(self) -> None:
+        """Hold the lock of the run's folder until the training ends, so that readers see that the run goes on."""
+        try:
+            self._lock.enter_context(exclusive(self._folder / LOCK_FILE, f"a script, pid {os.getpid()}"))
+        except Held as error:
+            log.warning(
+                "%s is in use by %s too. Fix: give one of them another TANDEM__TRAINER__RUN_NAME.", self._folder, error
+            )
 
 
 def evaluation(earlier: Mapping[str, Any], step: int, logs: Mapping[str, Any]) -> dict[str, Any]:
