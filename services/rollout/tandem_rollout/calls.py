@@ -15,6 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import anyio.to_thread
 
+from tandem_protocol.logs import event
+
 from .errors import UserError
 from .functions import CallFailed, describe_error, is_asynchronous
 from .prompts import PromptRow
@@ -126,7 +128,11 @@ class ProjectFunction(Generic[AnswerT]):
         except (Exception, SystemExit) as error:
             message = f"{self._kind} {self.name} on {row.where}: {describe_error(error)}"
             if self._drop_errors and not isinstance(error, Hung | UserError):
-                log.warning("%s; the group is left out of the update (trainer.reward_errors: drop)", message)
+                log.warning(
+                    "%s; the group is left out of the update (trainer.reward_errors: drop)",
+                    message,
+                    extra=event("reward_failed", function=self.name),
+                )
                 return None
             fix = "" if "Fix: " in message else " Fix: correct the function, or set trainer.reward_errors: drop."
             raise UserError(f"{message}.{fix}") from error
