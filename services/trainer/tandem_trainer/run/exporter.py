@@ -19,7 +19,7 @@ from tandem_rollout.errors import UserError
 PREFIX = "tandem_trainer_"
 LABELS = {
     "rewards": "function", "rewards_std": "function", "timings": "phase", "publish_timings": "phase",
-    "staleness": "versions",
+    "staleness": "versions", "rewards_none_fraction": "function", "alerts": "name",
 }  # fmt: skip
 """Field of the record that is an object → the label for its keys."""
 TAIL_BYTES = 1 << 16
