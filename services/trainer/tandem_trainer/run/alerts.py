@@ -17,6 +17,8 @@ from .measures import WINDOW, Facts, Record, train_reward
 
 EVALUATIONS = 32
 """Number of evaluations that are kept."""
+COUNTED_STEPS = 16
+"""At least as many steps as an alert needs in a row to be raised or to end."""
 REWARD_STEPS = 10
 """The training reward at the time of an evaluation is a mean over this many steps."""
 PAGE = "alerts.html"
@@ -61,14 +63,16 @@ class Alerts:
 
     def resume(self, records: Iterable[Record]) -> None:
         """Continue after `records`, those of all steps so far. They raise no alerts again."""
+        newest: deque[Record] = deque(maxlen=WINDOW + COUNTED_STEPS)
         for record in records:
             self._add(record)
-        earlier, self._records = self._records, []
-        for record in earlier:
-            self._records.append(record)
+            newest.append(record)
+        self._records = []
+        for record in newest:
+            self._records = [*self._records[1 - WINDOW :], record]
             for name in self._limits:
                 self._count(name)
-        raised = (earlier[-1].get("alerts") if earlier else None) or {}
+        raised = (newest[-1].get("alerts") if newest else None) or {}
         self.active = {name: step for name, step in raised.items() if name in self._limits}
 
     def check(self, record: Record) -> Iterator[Change]:
@@ -109,7 +113,9 @@ class Alerts:
     def _raised(self, name: str, value: float, limit: float) -> Change:
         detector = DETECTORS[name]
         details = {"state": "raised", "value": value, "limit": limit, "page": page_of(name)}
-        return Change(name, detector.level, detector.message(value, limit, self._records, self.facts), details)
+        message = detector.message(value, limit, self._records, self.facts)
+        more = f"More: docs/train/{page_of(name).replace('.html', '.md')}"
+        return Change(name, detector.level, f"{message} {more}", details)
 
     def _ended(self, name: str, value: float) -> Change:
         since = self.active.pop(name)

@@ -22,7 +22,9 @@ class Detector(NamedTuple):
     raises_after: int = 1
     """How many steps in a row have to be beyond the limit."""
     ends_after: int = STEPS
-    """How many steps in a row have to be well within it: half as high, or twice as high for a lower limit."""
+    """How many steps in a row have to be well within it: see `calm`."""
+    calm: float = 0.5
+    """Share of the limit below which a figure is well within it. A lower limit is divided by it."""
     is_lower: bool = False
     """Values below the limit are beyond it."""
     level: Literal["warning", "error"] = "warning"
@@ -35,7 +37,7 @@ class Detector(NamedTuple):
 
     def is_within(self, value: float, limit: float) -> bool:
         """Whether the value is so far within the limit that the alert may end."""
-        return value > 2 * limit if self.is_lower else value < limit / 2
+        return value > limit / self.calm if self.is_lower else value < limit * self.calm
 
     def message(self, value: float, limit: float, records: Records, facts: Facts) -> str:
         words = {"value": f"{value:.3g}", "limit": f"{limit:g}", "of": self.of(records, facts)}
@@ -88,6 +90,7 @@ DETECTORS: dict[str, Detector] = {
         "less than {limit}",
         "check that its columns are in the data and that it can read the completions.",
         of=measures.most_silent,
+        calm=0.8,
     ),
     "truncated": Detector(
         measures.share("truncated_fraction", "completions/clipped_ratio"),
@@ -155,6 +158,7 @@ DETECTORS: dict[str, Detector] = {
         "A share of {value} of the tool calls is answered with an error, over the last 10 steps.",
         "less than {limit}",
         f"{READ}: what do the tools answer?",
+        calm=0.8,
     ),
     "evaluation_falls": Detector(
         measures.evaluation_fall,

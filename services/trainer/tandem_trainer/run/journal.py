@@ -196,11 +196,12 @@ class Journal:
         """
         self.flush()
         if self._is_main:
+            with suppress(OSError):  # the next line tries again
+                self._events.flush(is_end=True)
             if finished:
                 self._event("info", FINISHED, version.step, f"the run is finished at step {version.step}", {})
             else:
                 self._event("info", STOPPED, version.step, f"the run was asked to stop at step {version.step}", {})
-            self._events.flush(is_end=True)
         self.status(FINISHED if finished else STOPPED, version)
 
     def rewind(self, step: int, record: Mapping[str, Any] | None) -> None:

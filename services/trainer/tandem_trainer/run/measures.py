@@ -136,12 +136,12 @@ def length_growth(records: Records, _: Facts) -> float | None:
 
 
 def grad_norm_growth(records: Records, facts: Facts) -> float | None:
-    """The newest norm ÷ median of the 20 steps before. 0 if it is not even clipped."""
-    norm, before = records[-1].get("grad_norm"), numbers(records[-21:-1], "grad_norm")
-    if not is_number(norm) or len(before) < 5:
+    """The newest norm ÷ median of the 20 steps before. 0 if it is not clipped, or one of those was similar."""
+    norm, before = numbers(records[-1:], "grad_norm"), numbers(records[-21:-1], "grad_norm")
+    if not norm or len(before) < 10:
         return None
-    assert isinstance(norm, int | float)
-    return norm / max(statistics.median(before), 1e-9) if norm > facts.max_grad_norm else 0.0
+    is_spike = norm[0] > max(facts.max_grad_norm, 2 * max(before))
+    return norm[0] / max(statistics.median(before), 1e-9) if is_spike else 0.0
 
 
 def not_finite(records: Records, _: Facts) -> float:
