@@ -40,6 +40,8 @@ class _Repeats:
     pause_s: float = FIRST_PAUSE_S
     next_s: float = 0.0
     """When the next line may be written."""
+    last_s: float = 0.0
+    """When the newest event was added."""
     waiting: Event | None = None
     """The newest event that is not written yet."""
 
@@ -106,8 +108,9 @@ class Events:
         now_s = self._clock()
         subject = next((f"{name} {event[name]}" for name in SUBJECTS if event.get(name)), event["kind"])
         repeats = self._repeats.setdefault(subject, _Repeats())
-        if repeats.waiting is None and now_s >= repeats.next_s + repeats.pause_s:  # it was quiet for long
+        if repeats.waiting is None and now_s >= repeats.last_s + LONGEST_PAUSE_S:  # it was quiet for long
             repeats.written, repeats.pause_s = 0, FIRST_PAUSE_S
+        repeats.last_s = now_s
         count = repeats.waiting["repeats"] + 1 if repeats.waiting else 1
         if repeats.written < BURST:
             repeats.written += 1
@@ -146,12 +149,19 @@ class EventHandler(logging.Handler):
 
 @contextmanager
 def listening(handler: EventHandler) -> Iterator[None]:
-    """Hand the log records of Tandem's packages to `handler` during the block."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    for logger in loggers:
+    """Hand the log records of Tandem's packages to `handler` during the block.
+
+    A TRL script may not configure logging. That a generator is back must reach the handler all the same.
+    """
+    rollout, trainer = (logging.getLogger(name) for name in LOGGERS)
+    level = rollout.level
+    if not rollout.isEnabledFor(logging.INFO):
+        rollout.setLevel(logging.INFO)
+    for logger in (rollout, trainer):
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger in loggers:
+        for logger in (rollout, trainer):
             logger.removeHandler(handler)
+        rollout.setLevel(level)
