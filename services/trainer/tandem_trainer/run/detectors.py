@@ -121,7 +121,7 @@ DETECTORS: dict[str, Detector] = {
     ),
     "not_finite": Detector(
         measures.not_finite,
-        "The loss or the gradient is NaN or infinite, in {value} steps in a row.",
+        "The loss or the gradient is NaN or infinite. Steps in a row: {value}.",
         "finite numbers",
         "stop the run, lower the learning rate, or train in float32.",
         level="error",
