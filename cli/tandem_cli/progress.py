@@ -19,6 +19,7 @@ from .tail import JsonLinesReader
 PROBE_EVERY_S = 1.0
 _PROBE_TIMEOUT_S = 1.0
 _RECENT_STEPS = 20
+_RECENT_EVENTS = 3
 
 
 class Record(BaseModel):
@@ -39,6 +40,8 @@ class StepRow(Record):
     kl_sampler: float | None = None
     lag_max: int | None = None
     """None for a TRL script, as `kl_sampler`."""
+    alerts: dict[str, int] = {}
+    """The alerts that go on: name → the step at which each was raised."""
     completion_tokens_mean: float
     rollout_tokens: int
     timings: dict[str, float]
@@ -64,6 +67,17 @@ class CompletionRow(Record):
     prompt: str
     completion: str
     reward: float | None
+
+
+class EventRow(Record):
+    """A line of events.jsonl."""
+
+    step: int
+    kind: str
+    level: str = "info"
+    message: str
+    state: str | None = None
+    """`raised` or `ended` for an alert. None: it is not an alert."""
 
 
 class Status(Record):
@@ -117,6 +131,7 @@ class Progress:
         self.steps = JsonLinesReader(run_dir / "metrics.jsonl", StepRow)
         self.evals = JsonLinesReader(run_dir / "eval.jsonl", EvalResult)
         self.samples = JsonLinesReader(run_dir / "rollouts.jsonl", CompletionRow)
+        self.events = JsonLinesReader(run_dir / "events.jsonl", EventRow)
         self.status: Status | None = None
         self.generator = GeneratorState(False, "starting")
         self.was_ready = False
@@ -127,7 +142,7 @@ class Progress:
 
     def poll(self) -> None:
         """Read new records, and ask the generator once per `PROBE_EVERY_S`."""
-        for reader in (self.steps, self.evals, self.samples):
+        for reader in (self.steps, self.evals, self.samples, self.events):
             reader.poll()
         if self._status_file.exists():
             self.status = Status.model_validate_json(self._status_file.read_bytes())
@@ -152,6 +167,14 @@ class Progress:
     @property
     def eval_rewards(self) -> list[float]:
         return [result.reward_mean for result in self.evals.records if result.reward_mean is not None]
+
+    @property
+    def problems(self) -> list[EventRow]:
+        """The alerts that go on, and faults since the last complete step."""
+        active = self.steps.records[-1].alerts if self.steps.records else {}
+        raised = {event.kind: event for event in self.events.records if event.kind in active}
+        faults = [event for event in self.events.records[-_RECENT_EVENTS:] if event.state is None]
+        return [*raised.values(), *(one for one in faults if one.level != "info" and one.step >= self.step)]
 
     @property
     def remaining_s(self) -> float | None:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from tandem_protocol.durations import duration
 
-from .progress import EvalResult, Progress, StepRow
+from .progress import EvalResult, EventRow, Progress, StepRow
 
 _WIDTH = 96
 _ECHO_WIDTH = len("^C^C")
@@ -28,6 +28,7 @@ _SPARK_WIDTH = 40
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _COMPLETION_CHARS = 240
 _LABEL_WIDTH = 12
+_SHOWN_PROBLEMS = 3
 _LONG_PHASE_S = 2.0
 """A phase shows its duration once it has lasted this long. Shorter ones would only flicker."""
 
@@ -80,7 +81,7 @@ class PlainScreen:
         self._console = console
         self._header = header
         self._ready = False
-        self._steps = self._evals = 0
+        self._steps = self._evals = self._events = 0
         self._footer = ""
 
     def __enter__(self) -> PlainScreen:
@@ -95,7 +96,8 @@ class PlainScreen:
             self._print("generator ready")
         steps = progress.steps.records[self._steps :]
         evals = progress.evals.records[self._evals :]
-        records: list[StepRow | EvalResult] = [*steps, *evals]
+        events = [event for event in progress.events.records[self._events :] if event.level != "info" or event.state]
+        records: list[StepRow | EvalResult | EventRow] = [*steps, *evals, *events]
         for record in sorted(records, key=lambda record: record.step):  # stable: a step comes before its evaluation
             self._print(_line(record, progress.max_steps))
         if footer != self._footer:
@@ -104,12 +106,15 @@ class PlainScreen:
         self._footer = footer
         self._steps = len(progress.steps.records)
         self._evals = len(progress.evals.records)
+        self._events = len(progress.events.records)
 
     def _print(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _line(record: StepRow | EvalResult, max_steps: int | None) -> str:
+def _line(record: StepRow | EvalResult | EventRow, max_steps: int | None) -> str:
+    if isinstance(record, EventRow):
+        return f"{record.level} after step {record.step}: {printable(record.message)}"
     if isinstance(record, EvalResult):
         return f"eval after step {record.step}: {number(record.reward_mean)}"
     parts = [f"step {record.step}/{max_steps}", f"reward {number(record.reward_mean)}", f"version {record.version}"]
@@ -129,6 +134,7 @@ def render(progress: Progress, header: RunHeader, footer: str, elapsed_s: float,
             _learning(progress),
             Text(),
             _services(progress, header),
+            *_problems(progress),
             *_sample(progress),
         ),
         title=Text.assemble(("tandem", "bold"), f" · {header.project}"),
@@ -237,16 +243,31 @@ def _services(progress: Progress, header: RunHeader) -> RenderableType:
     return rows
 
 
+def _problems(progress: Progress) -> list[RenderableType]:
+    """The alerts that go on, and faults. Nothing if there are none."""
+    if not progress.problems:
+        return []
+    rows = _rows()
+    for event in progress.problems[-_SHOWN_PROBLEMS:]:
+        style = "red" if event.level == "error" else "yellow"
+        rows.add_row(Text(event.level, style=style), _shortened(printable(event.message)))
+    return [Text(), rows]
+
+
 def _sample(progress: Progress) -> list[RenderableType]:
     if not progress.samples.records:
         return []
     sample = progress.samples.records[-1]
     texts = (printable(text.strip()) for text in (sample.prompt, sample.completion))
-    prompt, completion = (t if len(t) <= _COMPLETION_CHARS else f"{t[:_COMPLETION_CHARS]}…" for t in texts)
+    prompt, completion = map(_shortened, texts)
     rows = _rows()
     rows.add_row("sampled", Text.assemble((prompt, "dim"), (" → ", "bright_black"), completion))
     rows.add_row("", Text(f"reward {number(sample.reward)}", style="dim"))
     return [Text(), rows]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _COMPLETION_CHARS else f"{text[:_COMPLETION_CHARS]}…"
 
 
 def arrow(values: Sequence[float]) -> Text:

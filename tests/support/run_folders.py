@@ -60,6 +60,8 @@ class Unsaved(Saved):
         super().save(directory)
 
 
+ROUTINE = {"checkpoint", "evaluation", "resumed"}
+"""Kinds of events that every run has."""
 IDENTITY = {"shared.model": "m", "the number of prompts": 4}
 
 
@@ -74,6 +76,10 @@ def make_run(
 
 
 def events(folder: Path) -> list[tuple[str, int]]:
-    """Kind and step of each line of `events.jsonl`."""
+    """Kind and step of each line of `events.jsonl` that is not ROUTINE."""
+    return [(event["kind"], event["step"]) for event in all_events(folder) if event["kind"] not in ROUTINE]
+
+
+def all_events(folder: Path) -> list[dict[str, Any]]:
     file = folder / "default" / "events.jsonl"
-    return [(event["kind"], event["step"]) for event in map(json.loads, file.read_text().splitlines())]
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -17,10 +17,14 @@ from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import answer, completion, scored
 from support.run_folders import make_run
 from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.alerts import AlertsConfig
 from tandem_protocol.config.trainer import TrainerConfig
+from tandem_protocol.errors import StalePolicy, SwitchFailed
 from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.run_state import FAILED, FINISHED, STOPPED
 from tandem_protocol.version import Version
+from tandem_rollout.answers import event_of
+from tandem_rollout.availability import BACK, LEFT, LOST
 from tandem_rollout.completions import CompletionReader
 from tandem_rollout.dispatch import Loads
 from tandem_rollout.prompts import PromptRow
@@ -31,11 +35,15 @@ from tandem_trainer.algorithms.objectives import LOSS_TYPES
 from tandem_trainer.evaluate import Evaluation
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.publication import Part, Publication
-from tandem_trainer.run.journal import Journal
+from tandem_trainer.run.alerts import Alerts
+from tandem_trainer.run.events import make_event
+from tandem_trainer.run.journal import EVALUATION, NOT_FINITE, Journal
+from tandem_trainer.run.measures import Facts
 from tandem_trainer.run.token_log import TokenTexts
 
 ROOT = Path(__file__).parents[2]
 TRAINER = ROOT / "services/trainer/tandem_trainer"
+ROLLOUT = ROOT / "services/rollout/tandem_rollout"
 PAGE = (ROOT / "docs/train/metrics.md").read_text()
 
 PAIR = [completion([6, 7, 8]), completion([9, 2])]
@@ -155,14 +163,17 @@ def test_every_field_of_rollouts_jsonl_is_explained_and_no_other_is(folders: dic
             assert {*record, *fields} == _explained("rollouts.jsonl")
 
 
-def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is(tmp_path: Path) -> None:
-    run = make_run(tmp_path)
-    run.journal.end(Version(9, 1), finished=True)
-    (event,) = _lines(run.dir / "events.jsonl")
-    sources = "".join(path.read_text() for path in TRAINER.rglob("*.py"))
-    kinds = set(re.findall(r"\.(?:alert|note)\(\s*\"(\w+)\"", sources))
-    assert len(kinds) >= 4, "the pattern finds the calls"
-    assert {*event, *kinds, FINISHED} == _explained("events.jsonl")
+def test_every_field_and_kind_of_events_jsonl_is_explained_and_no_other_is() -> None:
+    sources = "".join(path.read_text() for folder in (TRAINER, ROLLOUT) for path in folder.rglob("*.py"))
+    kinds = set(re.findall(r"(?:\.alert\(|\.note\(|\bevent\(|\bevent=)\s*\"(\w+)\"", sources))
+    assert len(kinds) >= 9, "the pattern finds the calls"
+    kinds |= {LOST, BACK, LEFT, EVALUATION, FINISHED, STOPPED, FAILED, NOT_FINITE}
+    kinds |= {event_of(StalePolicy("")), event_of(SwitchFailed(""))}
+    fields = make_event("kind", "info", 1, "m", {}).keys()
+    alerts = Alerts(AlertsConfig(learning_rate_zero=1), Facts())
+    changes = [*alerts.check({"step": 1, "learning_rate": 0}), *alerts.check({"step": 2, "learning_rate": 1})]
+    of_alerts = {name for change in changes for name in change.details}
+    assert {*fields, *of_alerts, *kinds} == _explained("events.jsonl")
 
 
 def test_every_field_and_phase_of_status_json_is_explained(folders: dict[str, Path]) -> None:

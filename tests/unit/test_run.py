@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from support.rollouts import sequence, trajectory
-from support.run_folders import GROUPS, IDENTITY, Saved, events, make_run
+from support.run_folders import GROUPS, IDENTITY, Saved, all_events, events, make_run
 from tandem_protocol.version import Version
 from tandem_rollout.errors import UserError
 from tandem_rollout.trajectory import Group
@@ -54,6 +54,9 @@ def test_step_record_holds_the_values_of_the_step():
         "staleness": {"0": 3, "1": 1, "2": 1},
         "completion_tokens_mean": 1.25,
         "truncated_fraction": 0.25,
+        "repetitive_fraction": 0.0,
+        "reward_none_fraction": 0.25,
+        "rewards_none_fraction": {"rewards:r": 0.25},
         "rollout_tokens": 5,
         "groups_skipped": 1,
     }
@@ -204,8 +207,8 @@ def test_changed_settings_are_reported_with_both_values(tmp_path: Path, caplog: 
     assert saved.again == {"sample_again": False, "score_again": False}
     message = "resumed from step 3; changed since: trainer.optim.learning_rate: 1e-06 → 1e-05"
     assert message in caplog.messages
-    (event,) = (tmp_path / "default" / "events.jsonl").read_text().splitlines()
-    assert json.loads(event)["changes"] == {"trainer.optim.learning_rate": [1e-6, 1e-5]}
+    (event,) = (event for event in all_events(tmp_path) if event["kind"] == "settings_changed")
+    assert event["changes"] == {"trainer.optim.learning_rate": [1e-6, 1e-5]}
     for key, expected in [("trainer.rewards", (False, True)), ("trainer.rollout.temperature", (True, False))]:
         changed = make_run(tmp_path, identity=facts | {key: "other"})
         changed.resume(saved, saved)

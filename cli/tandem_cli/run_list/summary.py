@@ -14,7 +14,8 @@ from tandem_protocol.config import read_resolved
 from tandem_protocol.run_state import FAILED, FINISHED, STOPPED
 
 from ..run_folder import RunFolder
-from ..watch.json_lines import LINE_BYTES, complete_end, line_before, parse
+from ..tail import LINE_BYTES
+from ..watch.json_lines import Ends, ends, line_before, parse
 from ..watch.runs import FILES
 
 RUNNING, DEAD, EMPTY, UNKNOWN = "running", "dead", "empty", "unknown"
@@ -140,7 +141,7 @@ def last_records(path: Path, count: int) -> tuple[list[dict[str, Any]], int]:
     records: list[dict[str, Any]] = []
     damaged = 0
     with suppress(FileNotFoundError), path.open("rb") as file:
-        start = complete_end(file)
+        start = ends(file, Ends()).complete
         while len(records) + damaged < count and (line := line_before(file, start)):
             record, start = line.record, line.start
             damaged += record is None

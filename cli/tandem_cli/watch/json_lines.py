@@ -106,6 +106,11 @@ def lines(file: BinaryIO, start: int, end: int) -> Iterator[Line]:
         start = behind
 
 
+def line_before(file: BinaryIO, start: int) -> Line | None:
+    """Return the line in front of the one that starts at `start`; None if that is the first."""
+    return next(lines(file, after_newline_before(file, start - 1), start), None) if start > 0 else None
+
+
 def step_of(file: BinaryIO, start: int) -> int | None:
     """Return the step of the line at `start`; None if the line is damaged. Usually reads only its beginning."""
     file.seek(start)

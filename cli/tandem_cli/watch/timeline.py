@@ -68,7 +68,10 @@ class Timeline:
             cursor = ".".join(map(str, (self._start, *changes)))
             if cursor == after:
                 return {"cursor": cursor, "events": None}
-            events = [event for file in self._files for event in file.newest] + list(self._steps.marks)
+            written, evaluated = (list(file.newest) for file in self._files)
+            kinds = {event.get("kind") for event in written}
+            # Runs of earlier releases have no events about evaluations, checkpoints and resumes.
+            events = written + [e for e in (*evaluated, *self._steps.marks) if e["kind"] not in kinds]
         return {"cursor": cursor, "events": sorted(events, key=_order)}
 
 

@@ -28,6 +28,8 @@ LOG_ENV = "TANDEM_LOG"
 TEXT, JSON = "text", "json"
 FIELDS = "tandem_fields"
 """Attribute of a log record with further fields for JSON. Pass it as `extra=fields(step=42)`."""
+EVENT = "event"
+"""Name of the field with the kind of an event: the trainer writes such a record to `events.jsonl`, too."""
 BUG = "unexpected error: %s: %s; this is a bug in Tandem or its libraries: please report it with this log"
 """The message of an exception that nothing catches: its type, and its own message in one line."""
 
@@ -136,6 +138,11 @@ def make_formatter(env: Mapping[str, str] = os.environ) -> logging.Formatter:
 def fields(**values: Any) -> dict[str, Any]:
     """`extra=` of a log call: fields that a JSON line has besides the message."""
     return {FIELDS: values}
+
+
+def event(kind: str, **values: Any) -> dict[str, Any]:
+    """`extra=` of a log call about something that belongs into the run's `events.jsonl`: its kind, and fields."""
+    return fields(**{EVENT: kind} | values)
 
 
 class TextFormatter(logging.Formatter):

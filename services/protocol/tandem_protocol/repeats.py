@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .logs import fields
+from .logs import EVENT, fields
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0
 
@@ -40,19 +40,25 @@ class Repeats:
         self._clock = clock
         self._kinds: dict[str, _Kind] = {}
 
-    def say(self, level: int, kind: str, message: str, *, traceback: bool = False, **values: Any) -> None:
+    def say(
+        self, level: int, kind: str, message: str, *, traceback: bool = False, event: str = "", **values: Any
+    ) -> None:
         """Log a message now, or count it, so that a later one of its kind says how many were left out.
 
         Args:
             kind: what the message is about, the same in each repetition.
+            event: the kind of the event that the message is, if it belongs into the run's `events.jsonl`.
             traceback: add the traceback of the exception that is handled now.
             values: further fields of a JSON line.
         """
         if (unsaid := self._unsaid(kind)) is None:
             return
         more = f" ({unsaid} more like this since the last such line)" if unsaid else ""
-        repeated = {"repeated": unsaid} if unsaid else {}
-        self._log.log(level, "%s%s", message, more, exc_info=traceback, extra=fields(**values, **repeated))
+        if unsaid:
+            values["repeated"] = unsaid
+        if event:
+            values[EVENT] = event
+        self._log.log(level, "%s%s", message, more, exc_info=traceback, extra=fields(**values))
 
     def _unsaid(self, kind: str) -> int | None:
         """Return how many messages were left out since the last line; None if this one is left out, too."""

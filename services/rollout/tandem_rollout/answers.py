@@ -7,9 +7,20 @@ from typing import TypeVar
 import httpx
 from pydantic import ValidationError
 
-from tandem_protocol.errors import EngineFailed, ErrorBody, TandemError, from_body, not_finite
+from tandem_protocol.errors import (
+    EngineFailed,
+    ErrorBody,
+    PolicyTorn,
+    StalePolicy,
+    SwitchFailed,
+    TandemError,
+    from_body,
+    not_finite,
+)
 from tandem_protocol.messages import Group, Message, Progress, RolloutLine, RolloutRequest, ServedWeights
 from tandem_protocol.problems import shorten, summarize
+
+from .availability import LOST
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -18,6 +29,13 @@ def reason_of(error: httpx.TransportError | TandemError) -> str:
     """Describe why a request failed. Some errors of httpx have no text."""
     silent = "no answer in time" if isinstance(error, httpx.TimeoutException) else "the connection broke"
     return f"{type(error).__name__}: {str(error) or silent}"
+
+
+def event_of(error: httpx.TransportError | TandemError) -> str:
+    """The kind of the event that a request failed: the generator is lost, or it serves other weights than expected."""
+    if isinstance(error, StalePolicy):
+        return "generator_stale"
+    return "switch_failed" if isinstance(error, SwitchFailed | PolicyTorn) else LOST
 
 
 def checked(response: httpx.Response) -> httpx.Response:

@@ -9,13 +9,15 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tandem_protocol.logs import fields
+from tandem_protocol.logs import event, fields
 from tandem_protocol.repeats import FIRST_PAUSE_S, pause_after
 
 log = logging.getLogger(__name__)
 
 REPEAT_S = FIRST_PAUSE_S
 """After this time, an outage or a silence is reported again. The pauses then grow, up to ten minutes."""
+LOST, BACK, LEFT = "generator_lost", "generator_back", "generator_left"
+"""Kinds of events."""
 
 
 @dataclass
@@ -24,6 +26,8 @@ class _Outage:
     reported_s: float | None
     pause_s: float
     """Until it is reported again."""
+    is_event: bool = False
+    """Whether it is an event. It is none if the generator has never answered: then it is still starting."""
 
 
 @dataclass
@@ -46,15 +50,24 @@ class Availability:
         self._clock = clock
         self._delay_s = delay_s
         self._outages: dict[str, _Outage] = {}
+        self._known: set[str] = set()
+        """Generators that have answered once."""
         self._silences: dict[tuple[str, str], _Silence] = {}
 
-    def failed(self, url: str, reason: str) -> None:
-        """Note that a request to `url` failed and will be tried again."""
+    def failed(self, url: str, reason: str, kind: str = LOST) -> None:
+        """Note that a request to `url` failed and will be tried again.
+
+        Args:
+            kind: of the event.
+        """
         now_s = self._clock()
         outage = self._outages.setdefault(url, _Outage(now_s, None, REPEAT_S))
         waited_s = now_s - outage.since_s
         if waited_s < self._delay_s or (outage.reported_s is not None and now_s - outage.reported_s < outage.pause_s):
             return
+        details = {"generator": url, "reason": reason, "waited_s": round(waited_s, 1)}
+        is_event = outage.reported_s is None and (kind != LOST or url in self._known)
+        outage.is_event |= is_event
         so_far = f" after {waited_s:.0f} s" if waited_s else ""
         log.warning(
             "%s for generator %s%s: %s",
@@ -62,7 +75,7 @@ class Availability:
             url,
             so_far,
             reason,
-            extra=fields(generator=url, reason=reason, waited_s=round(waited_s, 1)),
+            extra=event(kind, **details) if is_event else fields(**details),
         )
         if outage.reported_s is not None:
             outage.pause_s = pause_after(outage.pause_s)
@@ -70,22 +83,25 @@ class Availability:
 
     def answered(self, url: str) -> None:
         """Note that a request to `url` succeeded."""
+        self._known.add(url)
         outage = self._outages.pop(url, None)
         if outage and outage.reported_s is not None:
             waited_s = self._clock() - outage.since_s
+            details = {"generator": url, "waited_s": round(waited_s, 1)}
             log.info(
                 "generator %s answers again after %.0f s",
                 url,
                 waited_s,
-                extra=fields(generator=url, waited_s=round(waited_s, 1)),
+                extra=event(BACK, **details) if outage.is_event else fields(**details),
             )
 
     def gone(self, urls: set[str]) -> None:
         """Forget generators that are not among `urls`: their names no longer have these addresses."""
         for url in self._outages.keys() - urls:
+            self._known.discard(url)
             if self._outages.pop(url).reported_s is None:
                 continue
-            log.warning("generator %s has left", url, extra=fields(generator=url))
+            log.warning("generator %s has left", url, extra=event(LEFT, generator=url))
 
     @asynccontextmanager
     async def watched(self, url: str, what: str = "") -> AsyncIterator[Callable[[], None]]:

@@ -129,7 +129,8 @@ class ProjectFunction(Generic[AnswerT]):
             message = f"{self._kind} {self.name} on {row.where}: {describe_error(error)}"
             if self._drop_errors and not isinstance(error, Hung | UserError):
                 dropped = f"{message}; the group is left out of the update (trainer.reward_errors: drop)"
-                repeats.say(logging.WARNING, f"{self.name} {type(error).__name__}", dropped, function=self.name)
+                kind = f"{self.name} {type(error).__name__}"
+                repeats.say(logging.WARNING, kind, dropped, event="reward_failed", function=self.name)
                 return None
             fix = "" if "Fix: " in message else " Fix: correct the function, or set trainer.reward_errors: drop."
             raise UserError(f"{message}.{fix}") from error

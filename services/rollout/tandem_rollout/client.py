@@ -29,7 +29,7 @@ from tandem_protocol.parameters import Shapes
 from tandem_protocol.routes import INFO, PARAMETERS, READYZ, SET_WEIGHTS, WEIGHTS
 from tandem_protocol.version import Version
 
-from .answers import checked, read_message, read_served, reason_of
+from .answers import checked, event_of, read_message, read_served, reason_of
 from .availability import REPEAT_S, Availability
 from .awaited_versions import AwaitedVersions
 from .connections import Connections
@@ -78,7 +78,7 @@ class GeneratorClient:
                 of REPEAT_S while it waits for its own rollouts.
         """
         transport = transport or Connections()
-        self._replicas = Replicas(urls)
+        self._replicas = Replicas(urls, reports=reports)
         self._reports = reports
         self._availability = Availability(delay_s=0 if reports else REPEAT_S)
         self._http = httpx.AsyncClient(
@@ -312,7 +312,7 @@ class GeneratorClient:
             self._protocols.forget(url)
         reason = reason_of(error)
         if report:
-            self._availability.failed(url, reason)
+            self._availability.failed(url, reason, event_of(error))
         return reason
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import socket
 from collections.abc import Sequence
 from urllib.parse import urlsplit
+
+from tandem_protocol.logs import event
+
+log = logging.getLogger(__name__)
 
 
 class Replicas:
@@ -16,8 +21,13 @@ class Replicas:
     all running replicas. Replicas therefore need not be listed, and one that restarts with a new address is found.
     """
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], *, reports: bool = True) -> None:
+        """
+        Args:
+            reports: whether to log that the number of replicas has changed.
+        """
         self._urls = tuple(urls)
+        self._reports = reports
         self._found: tuple[str, ...] = ()
         self._looked_s = -1.0
         """When the last look-up began."""
@@ -38,8 +48,16 @@ class Replicas:
                 if not self._found or self._looked_s < oldest_s:
                     began_s = clock()
                     found = [await _addresses(url) for url in self._urls]
-                    self._found, self._looked_s = tuple(url for urls in found for url in urls), began_s
+                    before, self._found = self._found, tuple(url for urls in found for url in urls)
+                    self._looked_s = began_s
+                    self._report(len(before), len(self._found))
         return self._found
+
+    def _report(self, before: int, now: int) -> None:
+        if before and before != now and self._reports:
+            level = logging.WARNING if now < before else logging.INFO
+            details = event("replicas_changed", before=before, now=now)
+            log.log(level, "the number of generators is %d now; it was %d", now, before, extra=details)
 
 
 async def _addresses(url: str) -> list[str]:

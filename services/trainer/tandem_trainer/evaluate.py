@@ -17,6 +17,7 @@ from typing import Any
 from anyio.from_thread import BlockingPortal
 
 from tandem_protocol.config.trainer import TrainerConfig
+from tandem_protocol.logs import event
 from tandem_protocol.messages import Prompt, RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.episode_sampler import EpisodeSampler
@@ -80,7 +81,7 @@ class Evaluation:
         """Report the episodes that failed, and return their number for the record."""
         rows = samples(groups, version.step)
         if message := failures(rows):
-            log.warning("the evaluation at step %d: %s", version.step, message)
+            log.warning("the evaluation at step %d: %s", version.step, message, extra=event("evaluation_failed"))
         return {"episodes_failed": sum(row.reason is not None for row in rows)}
 
     async def _collect(self, version: Version) -> list[Group]:

@@ -51,6 +51,7 @@ def train(
             run.make_record(step, groups, stats, rollouts.learned(), learner.trained)
             version = publish(step)
             run.evaluated(evaluate(step, version))
+            run.check_alerts()
             if run.checkpoint_due(step):
                 run.checkpoint(step, learner, rollouts)
             run.log()

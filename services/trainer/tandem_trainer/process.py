@@ -204,6 +204,7 @@ def train_run(
         The exit status.
     """
     stack.enter_context(run.record_outcome())
+    stack.enter_context(run.journal.listening(lambda: run.step))
     signal.signal(signal.SIGTERM, raise_terminated)
     if settings.trainer.metrics_port and accelerator.is_main_process:
         bounds = {"max_lag": settings.trainer.max_lag}
@@ -225,7 +226,8 @@ def train_run(
         stack.callback(portal.call, project.episodes.close)
     with run.timer("wait_for_generators"):
         infos, max_model_len = meet_generators(settings, client, portal, project, accelerators)
-    project.learner.mismatch_check = MismatchCheck(settings.trainer, [info.dtype for info in infos], run.alert_mismatch)
+    check = MismatchCheck(settings.trainer, [info.dtype for info in infos])
+    project.learner.mismatch_check = run.mismatch_check = check
     facts = resume.describe(
         settings,
         processes=accelerator.num_processes,

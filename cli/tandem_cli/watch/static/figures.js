@@ -76,7 +76,7 @@ export const CHARTS = [
 ];
 
 // Figures that make no curve, or that a chart above shows in another way. TRL's `reward` is `reward_mean`.
-const NOT_SHOWN = /^(step|max_steps|attempt|reward|checkpoint_failures|eval\.(step|attempt|n|eval_reward))$|^rewards_std\.|^(eval\.eval_)?rewards\/.+\/std$/;
+const NOT_SHOWN = /^(step|max_steps|attempt|reward|checkpoint_failures|eval\.(step|attempt|n|eval_reward))$|^rewards_std\.|^alerts\.|^(eval\.eval_)?rewards\/.+\/std$/;
 
 /** Return the groups of charts with all names filled in. Figures without a chart, as of a project's own loss, get one each. */
 export function chartsOf(names) {

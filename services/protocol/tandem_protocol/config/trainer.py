@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ..messages import SwitchMode
+from .alerts import AlertsConfig
 from .learning import GrpoConfig, LearnerConfig, LoraConfig, OnlineDpoConfig, OptimConfig
 from .names import ProjectName, is_of_project, known_or_of_project
 from .rollout import PromptsConfig, RewardConfig, RolloutConfig
@@ -138,6 +139,8 @@ class TrainerConfig(Section):
     """Largest mean difference between the logprobs of trainer and generators for the same tokens and weights, in nats
     per token (a moving average). Above it the run stops, because the two sides compute different models. Look for the
     cause before you raise it."""
+    alerts: AlertsConfig | None = AlertsConfig()
+    """Limits of the alerts that a run raises about its own figures (docs/train/alerts.md). `null`: no alerts."""
     log_completions: int = Field(4, ge=0)
     """Number of completions per step that are written to `rollouts.jsonl`, with their rewards. 0: none."""
     log_tokens: int = Field(2048, ge=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from .alerts import AlertsConfig
 from .generator import GeneratorConfig
 from .rollout import RolloutConfig
 from .sections import Section, SharedConfig
@@ -23,6 +24,8 @@ class TrlTrainerConfig(Section, extra="ignore"):
     """Only the deadlines are used."""
     start_timeout_s: float = Field(0.0, ge=0.0)
     """How long to wait for the generators at least. The script's `vllm_server_timeout` may be longer."""
+    alerts: AlertsConfig | None = Field(default_factory=AlertsConfig)
+    """Limits of the alerts that a run raises about its own figures. `null`: no alerts."""
     output_dir: Path = Path("runs")
     """Folder of all runs."""
     run_name: str | None = Field(None, pattern=r"^\w[\w.-]*$")

@@ -6,7 +6,7 @@ weights make them differ, and training would then be biased without any error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_rollout.errors import UserError
@@ -32,21 +32,24 @@ class MismatchCheck:
     It counts only tokens that the current weights sampled, because an older policy has different probabilities anyway.
     """
 
-    def __init__(self, config: TrainerConfig, dtypes: Iterable[str | None], alert: Callable[[str], object]) -> None:
+    def __init__(self, config: TrainerConfig, dtypes: Iterable[str | None]) -> None:
         """
         Args:
             dtypes: dtypes of the generators' engines; None for an engine that does not run the model (the mock).
-            alert: called with a message when the average exceeds what the dtypes explain.
         """
         self._bound = config.max_mismatch
-        self._alert = alert
         self._dtypes = (config.learner.dtype, *dict.fromkeys(dtypes))
         exact = set(self._dtypes) == {"float32"}
         self._expected = EXPECTED_FLOAT32 if exact else EXPECTED_16_BIT
         is_reshaped = any(getattr(config.rollout, name) != value for name, value in UNSHAPED.items())
-        self._is_on = None not in self._dtypes and not is_reshaped
+        self.is_on = None not in self._dtypes and not is_reshaped
+        """Whether the probabilities of both sides compare."""
         self._sum = self._tokens = 0.0
-        self._is_high = False
+
+    @property
+    def excess(self) -> float | None:
+        """The average, as a multiple of what the dtypes explain. None if it is over too few tokens, or not checked."""
+        return self._sum / self._tokens / self._expected if self._tokens >= MIN_TOKENS else None
 
     def update(self, mismatch: float, tokens: float) -> None:
         """Add the mean mismatch over `tokens` tokens of one update, and check the average.
@@ -54,7 +57,7 @@ class MismatchCheck:
         Raises:
             MismatchTooHigh: the average is above `trainer.max_mismatch`.
         """
-        if not self._is_on or not tokens:
+        if not self.is_on or not tokens:
             return
         decay = DECAY if self._tokens >= MIN_TOKENS else 1.0  # so that short completions add up to MIN_TOKENS
         self._sum = decay * self._sum + mismatch * tokens
@@ -68,12 +71,11 @@ class MismatchCheck:
                 "from wrong probabilities. The parameters are as before this update. Fix the cause. Raise "
                 "trainer.max_mismatch only if the difference is intended."
             )
-        if average > self._expected and not self._is_high:
-            self._alert(
-                f"{self._describe(average)} Training continues, because it is below trainer.max_mismatch "
-                f"{self._bound:g}."
-            )
-        self._is_high = average > self._expected
+
+    @property
+    def description(self) -> str:
+        """What the average is, what was expected, and likely causes."""
+        return self._describe(self._sum / max(1.0, self._tokens))
 
     def _describe(self, average: float) -> str:
         trainer, *generators = self._dtypes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,9 @@ class Checkpointing:
         self._report_changes(self._step)
 
     def _report_changes(self, step: int) -> None:
+        attempt = self._log.attempt
+        self._log.journal.note("resumed", step, f"resumed from step {step}, attempt {attempt}", attempt=attempt)
         if not self._changes:
-            self._log.journal.progress(f"resumed from step {step}")
             return
         self._log.journal.note(
             "settings_changed",
@@ -96,6 +98,7 @@ class Checkpointing:
         A failure does not end the run. It raises an alert, and the next step tries again.
         """
         exists = step == self._step
+        began_s = time.monotonic()
         try:
             with self._log.timer("checkpoint"):
                 if exists:
@@ -107,6 +110,10 @@ class Checkpointing:
             return exists
         self._step = step
         self._log.checkpoint_failures = 0
+        if not exists:
+            self._log.journal.note(
+                "checkpoint", step, f"a checkpoint was written in {time.monotonic() - began_s:.1f} s"
+            )
         return True
 
     def _write(self, step: int, learner: Learner, rollouts: Rollouts) -> None:

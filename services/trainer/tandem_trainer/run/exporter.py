@@ -20,6 +20,7 @@ PREFIX = "tandem_trainer_"
 LABELS = {
     "rewards": "function", "rewards_std": "function", "timings": "phase", "publish_timings": "phase",
     "staleness": "versions", "replica_tokens": "replica", "replica_outstanding": "replica",
+    "rewards_none_fraction": "function", "alerts": "name",
 }  # fmt: skip
 """Field of the record that is an object → the label for its keys."""
 TAIL_BYTES = 1 << 16

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from tandem_protocol.repeats import Repeats
-from tandem_protocol.run_state import FINISHED, STOPPED
-from tandem_protocol.secrets import mask
+from tandem_protocol.run_state import FAILED, FINISHED, STOPPED
 from tandem_protocol.version import Version
 
+from .alerts import Change, without_later_alerts
+from .events import EventHandler, Events, listening, make_event
 from .metrics import JsonLinesWriter
 
 log = logging.getLogger(__name__)
 
 REPEAT_S = 30.0
 """How often to report that a file cannot be written, while that lasts."""
+
+EVALUATION = "evaluation"
+NOT_FINITE = "not_finite"
+"""The kind of the alert, and of the event if that ends the run."""
 
 
 class Journal:
@@ -31,7 +37,7 @@ class Journal:
         self._metrics = JsonLinesWriter(folder / "metrics.jsonl")
         self._completions = JsonLinesWriter(folder / "rollouts.jsonl")
         self._evaluations = JsonLinesWriter(folder / "eval.jsonl")
-        self._events = JsonLinesWriter(folder / "events.jsonl")
+        self._events = Events(folder / "events.jsonl")
         self._repeats = Repeats(log)
         self._reported_s: dict[str, float] = {}
         """Name of a file → when it was last reported that it cannot be written."""
@@ -67,7 +73,7 @@ class Journal:
         """Log an event, and append it to `events.jsonl`."""
         if self._is_main:
             log.info("%s", message)
-            self._event(kind, step, message, details)
+            self._event("info", kind, step, message, details)
 
     def progress(self, line: str) -> None:
         """Log one line about the run."""
@@ -75,18 +81,49 @@ class Journal:
             log.info("%s", line)
 
     def alert(self, kind: str, step: int, message: str, **details: Any) -> None:
-        """Log an event that needs attention as a warning, unless it repeats, and append it to `events.jsonl`."""
-        if self._is_main:
-            self._repeats.say(logging.WARNING, kind, message, event=kind, step=step)
-            self._event(kind, step, message, details)
+        """Log an event that needs attention as a warning, unless it repeats, and append it to `events.jsonl`.
 
-    def _event(self, kind: str, step: int, message: str, details: Mapping[str, Any]) -> None:
-        event = {"step": step, "time_unix_s": time.time(), "kind": kind, "message": mask(message), **details}
+        One that repeats is merged there with others of its kind: see `Events`.
+        """
+        if self._is_main:
+            self._repeats.say(logging.WARNING, kind, message, step=step)
+            self._event("warning", kind, step, message, details, may_repeat=True)
+
+    def changed(self, step: int, change: Change) -> None:
+        """Log an alert that was raised or has ended, and append it to `events.jsonl`."""
+        if self._is_main:
+            log.log(logging.getLevelNamesMapping()[change.level.upper()], "%s", change.message)
+            self._event(change.level, change.name, step, change.message, change.details, may_repeat=True)
+
+    def failed(self, step: int, error: BaseException) -> None:
+        """Append to `events.jsonl` that the run ended with an error, which somebody else reports."""
+        if self._is_main:
+            kind = NOT_FINITE if isinstance(error, FloatingPointError) else FAILED
+            message = " ".join(str(error).split()) or type(error).__name__
+            self._event("error", kind, step, message, {})
+
+    @contextmanager
+    def listening(self, step: Callable[[], int]) -> Iterator[None]:
+        """Append what Tandem's packages log as an event during the block, such as a generator that is lost.
+
+        Args:
+            step: returns the last finished step.
+        """
+
+        def write(kind: str, level: str, message: str, details: Mapping[str, Any]) -> None:
+            self._event(level, kind, step(), message, details, may_repeat=True)
+
+        with listening(EventHandler(write)) if self._is_main else nullcontext():
+            yield
+
+    def _event(
+        self, level: str, kind: str, step: int, message: str, details: Mapping[str, Any], *, may_repeat: bool = False
+    ) -> None:
         try:
-            self._events.append([event])
+            self._events.add(make_event(kind, level, step, message, details), may_repeat=may_repeat)
         except OSError as error:  # the event may be about a full disk
             if self._is_news("events.jsonl"):
-                log.warning("%s", _kept("events.jsonl", self._events, error))
+                log.warning("%s", _kept("events.jsonl", self._events.kept, error))
 
     def step(self, record: Mapping[str, Any]) -> None:
         """Append the record of a step. If the disk is full, it stays in memory and is written with the next one."""
@@ -95,7 +132,9 @@ class Journal:
                 self._metrics.append([record])
             except OSError as error:
                 if self._is_news("metrics.jsonl"):
-                    self.alert("metrics_failed", record["step"], _kept("metrics.jsonl", self._metrics, error))
+                    self.alert("metrics_failed", record["step"], _kept("metrics.jsonl", self._metrics.kept, error))
+            with suppress(OSError):  # `_event` reports it
+                self._events.flush()
 
     def complete(self, record: Mapping[str, Any] | None) -> None:
         """Append the record of the last step if it is missing, because the process ended before `step` was called."""
@@ -114,7 +153,7 @@ class Journal:
                 self._completions.append(records)
             except OSError as error:
                 if self._is_news("rollouts.jsonl"):
-                    log.warning("%s", _kept("rollouts.jsonl", self._completions, error))
+                    log.warning("%s", _kept("rollouts.jsonl", self._completions.kept, error))
 
     def evaluation(self, record: Mapping[str, Any]) -> None:
         """Append the record of an evaluation, in the place of an earlier one of the same step.
@@ -127,7 +166,10 @@ class Journal:
                 self._evaluations.append([record])
             except OSError as error:
                 if self._is_news("eval.jsonl"):
-                    self.alert("eval_failed", record["step"], _kept("eval.jsonl", self._evaluations, error))
+                    self.alert("eval_failed", record["step"], _kept("eval.jsonl", self._evaluations.kept, error))
+            reward, prompts = record.get("reward_mean"), f" on {record['n']} prompts" if "n" in record else ""
+            shown = "none" if reward is None else f"{reward:.4g}"
+            self._event("info", EVALUATION, record["step"], f"Reward {shown}{prompts}.", {})
 
     def _is_news(self, name: str) -> bool:
         """Whether it was not reported within the last REPEAT_S that this file cannot be written."""
@@ -143,8 +185,9 @@ class Journal:
         Raises:
             OSError: the disk is still full.
         """
-        for file in (self._metrics, self._completions, self._evaluations, self._events):
+        for file in (self._metrics, self._completions, self._evaluations):
             file.append(())
+        self._events.flush()
 
     def end(self, version: Version, *, finished: bool) -> None:
         """Write the lines that are still in memory, and how the run ended.
@@ -153,17 +196,39 @@ class Journal:
             OSError: the lines cannot be written.
         """
         self.flush()
-        if finished and self._is_main:
-            self._event(FINISHED, version.step, f"the run is finished at step {version.step}", {})
+        if self._is_main:
+            with suppress(OSError):  # the next line tries again
+                self._events.flush(is_end=True)
+            if finished:
+                self._event("info", FINISHED, version.step, f"the run is finished at step {version.step}", {})
+            else:
+                self._event("info", STOPPED, version.step, f"the run was asked to stop at step {version.step}", {})
         self.status(FINISHED if finished else STOPPED, version)
 
     def rewind(self, step: int, record: Mapping[str, Any] | None) -> None:
-        """Delete all lines about steps after `step`, and append `record`, the record of `step`, if it is missing."""
+        """Delete all lines about steps after `step`, and append `record`, the record of `step`, if it is missing.
+
+        Of the events, only alerts are deleted: they are about those lines. All else has happened.
+        """
         if self._is_main:
             for file in (self._metrics, self._completions):
                 file.forget_after(step)
             self.complete(record)
+            self._forget_alerts(step)
+
+    def _forget_alerts(self, step: int) -> None:
+        events = list(self._events.read())
+        left = without_later_alerts(events, step)
+        if len(left) < len(events):
+            try:
+                self._events.rewrite(left)
+            except OSError as error:
+                log.warning("events.jsonl has alerts of steps after %d, and cannot be written: %s", step, error)
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of the steps so far."""
+        return self._metrics.read()
 
 
-def _kept(name: str, file: JsonLinesWriter, error: OSError) -> str:
-    return f"{name} cannot be written: {error}. {len(file.kept)} lines are kept in memory until there is space."
+def _kept(name: str, kept: Sequence[Mapping[str, Any]], error: OSError) -> str:
+    return f"{name} cannot be written: {error}. {len(kept)} lines are kept in memory until there is space."

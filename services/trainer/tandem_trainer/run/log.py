@@ -16,9 +16,12 @@ from tandem_rollout.errors import UserError
 from tandem_rollout.pool import REFILL_BATCHES, Counts
 from tandem_rollout.trajectory import Group
 
+from ..learner.mismatch import MismatchCheck
 from ..learner.trained_tokens import TrainedTokens
+from .alerts import Alerts
 from .clock import StepClock
 from .journal import Journal
+from .measures import Facts
 from .metrics import TrajectorySample, failures, load_fields, samples, step_record, trajectory_records
 from .step_line import StepLine
 from .token_log import TokenLog, TokenTexts
@@ -42,6 +45,9 @@ class RunLog:
     def __init__(self, config: TrainerConfig, accelerator: Accelerator) -> None:
         self._config = config
         self._accelerator = accelerator
+        self.mismatch_check: MismatchCheck | None = None
+        """What compares trainer and generators. None until the generators are known."""
+        self.alerts = Alerts(config.alerts, Facts(config.rollout.num_prompts, config.optim.max_grad_norm))
         self.dir = config.run_dir
         self.dir.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(self.dir, is_main=accelerator.is_main_process)
@@ -85,8 +91,21 @@ class RunLog:
         """Put the timings of a version that is served into the next record that is written."""
         self._published = {"publish_timings": timings, "publish_bytes": size_bytes}
 
-    def alert_mismatch(self, message: str) -> None:
-        self.journal.alert("mismatch", self.step, message)
+    def check_alerts(self) -> None:
+        """Report the alerts that the step's record raises or ends, and put those that go on into the record."""
+        if self.record is not None and self._config.alerts:
+            self._check(self.record)
+            self.record["alerts"] = dict(self.alerts.active)
+
+    def _check(self, record: Mapping[str, Any]) -> None:
+        if not self._accelerator.is_main_process:
+            return
+        if check := self.mismatch_check:
+            self.alerts.facts = self.alerts.facts._replace(
+                compares=check.is_on, mismatch=check.excess, mismatch_text=check.description
+            )
+        for change in self.alerts.check(record):
+            self.journal.changed(record["step"], change)
 
     def skip(self, groups: Sequence[Group]) -> None:
         """Count groups without a learning signal, and write some of their completions.
@@ -102,6 +121,7 @@ class RunLog:
         self.journal.completions(())
         rows = self._samples(groups)
         self._episodes_failed += sum(row.reason is not None for row in rows)
+        self._check(self._step_record(upcoming, rows, {}, groups_skipped=len(groups)) | {"skipped": True})
         self._report_failures(rows)
         self._report_refills(groups)
         if self._consecutive_skips >= MAX_CONSECUTIVE_SKIPS:
@@ -125,19 +145,14 @@ class RunLog:
         rows = self._samples(groups)
         without_signal = sum(not group.has_signal for group in groups)
         totals = _sum(gather_object([counts]))
-        record = step_record(
-            version,
-            rows,
-            stats,
-            functions=self._config.scorers,
-            groups_skipped=sum(gather_object([self._groups_skipped + without_signal])),
-            has_episodes=self._config.rollout.has_episodes,
-        )
+        skipped = sum(gather_object([self._groups_skipped + without_signal]))
+        record = self._step_record(version, rows, stats, groups_skipped=skipped)
         if self._config.rollout.has_episodes:
             record["episodes_failed"] += self._episodes_failed
         record |= totals._asdict()
         record |= load_fields(gather_object([self.loads()]))
         record |= {"checkpoint_failures": 0} | self._published
+        record |= {"alerts": dict(self.alerts.active)} if self._config.alerts else {}
         self.record = record | self._clock.figures(record["rollout_tokens"])
         self.step = step  # set last, because a step without a record would be missing after a resume
         self.version = version
@@ -155,6 +170,18 @@ class RunLog:
             tokens = TokenLog(self.token_texts, self._config.log_tokens, trained)
             count = self._config.log_completions
             self.journal.keep(trajectory_records(version, groups, count, skipped=skipped, tokens=tokens))
+
+    def _step_record(
+        self, version: Version, rows: Sequence[TrajectorySample], stats: Mapping[str, float], *, groups_skipped: int
+    ) -> dict[str, Any]:
+        return step_record(
+            version,
+            rows,
+            stats,
+            functions=self._config.scorers,
+            groups_skipped=groups_skipped,
+            has_episodes=self._config.rollout.has_episodes,
+        )
 
     def _samples(self, groups: Sequence[Group]) -> list[TrajectorySample]:
         """The trajectories of all ranks. Every rank calls it at the same time."""

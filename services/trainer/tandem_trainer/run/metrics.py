@@ -18,6 +18,7 @@ from tandem_protocol.version import Version
 from tandem_rollout.dispatch import Loads
 from tandem_rollout.trajectory import ChatMessage, Group
 
+from .repetition import is_repetitive
 from .token_log import NO_TOKENS, TokenLog
 
 _SHOWN_REASONS = 3
@@ -38,6 +39,8 @@ class TrajectorySample(NamedTuple):
     tool_calls: int = 0
     tool_errors: int = 0
     environment_s: float = 0.0
+    is_repetitive: bool = False
+    """Whether the completion repeats the same text again and again."""
     reason: str | None = None
     """Why the episode failed. None if it did not."""
 
@@ -55,6 +58,7 @@ def samples(groups: Iterable[Group], step: int) -> list[TrajectorySample]:
             tool_calls=one.tool_calls,
             tool_errors=one.tool_errors,
             environment_s=one.timings.environment_s,
+            is_repetitive=is_repetitive(as_text(one.completion)),
             reason=one.reason,
         )
         for group in groups
@@ -104,9 +108,24 @@ def step_record(
         "staleness": _staleness(rows),
         "completion_tokens_mean": tokens / len(rows),
         "truncated_fraction": sum(row.truncated for row in rows) / len(rows),
+        "repetitive_fraction": sum(row.is_repetitive for row in rows) / len(rows),
+        **_without_rewards(rows, columns),
         "rollout_tokens": tokens,
         "groups_skipped": groups_skipped,
         **(_of_episodes(rows) if has_episodes else {}),
+    }
+
+
+def _without_rewards(rows: Sequence[TrajectorySample], columns: Mapping[str, list[float | None]]) -> dict[str, Any]:
+    """The shares of completions without a reward. Episodes that failed do not count: nothing scores them."""
+    scored = [i for i, row in enumerate(rows) if row.reason is None]
+
+    def share(values: Sequence[float | None]) -> float:
+        return sum(values[i] is None for i in scored) / max(1, len(scored))
+
+    return {
+        "reward_none_fraction": share([row.reward for row in rows]),
+        "rewards_none_fraction": {name: share(column) for name, column in columns.items()},
     }
 
 
@@ -259,6 +278,16 @@ class JsonLinesWriter:
             file.write(b"\n")
         else:
             file.truncate(size - len(last))
+
+    def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Replace all lines. The file is replaced atomically.
+
+        Raises:
+            OSError: the disk is full, for example. The file is as before.
+        """
+        temporary = self._path.with_name(f".{self._path.name}")
+        temporary.write_text("".join(json.dumps(_finite(record), allow_nan=False) + "\n" for record in records))
+        temporary.replace(self._path)
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield the record of every complete line."""

@@ -86,6 +86,7 @@ class Run(RunLog):
         """
         self._checkpointing.load(learner, rollouts)
         self.journal.rewind(self.step, self.record)
+        self.alerts.resume(self.journal.records())
         self.version = Version(self.step, self.attempt)
         rollouts.start(self.version)
         return self.step
@@ -210,6 +211,8 @@ class Run(RunLog):
         try:
             yield
         except BaseException as error:
+            if isinstance(error, Exception):
+                self.journal.failed(self.step, error)
             self.journal.status(STOPPED if isinstance(error, KeyboardInterrupt) else FAILED, self.version)
             raise
         self.journal.end(self.version, finished=self.is_done)

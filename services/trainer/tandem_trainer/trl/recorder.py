@@ -20,13 +20,17 @@ from typing import Any, ClassVar
 from torch import Tensor
 from transformers import TrainerCallback
 
+from tandem_protocol.config.alerts import AlertsConfig
 from tandem_protocol.lock import Held, exclusive
 from tandem_protocol.messages import Completion
 from tandem_protocol.run_state import FAILED, LOCK_FILE, STOPPED
 from tandem_protocol.version import Version
 
+from ..learner.mismatch import EXPECTED_16_BIT
+from ..run.alerts import Alerts
 from ..run.clock import StepClock
 from ..run.journal import Journal
+from ..run.measures import Facts
 from .client import TandemClient
 from .needs import announce
 from .stopping import is_stop
@@ -48,6 +52,10 @@ class Tally:
         self.clock = StepClock()
         self.version = Version(0, 0)
         """The version that was published last."""
+        self.alerts: AlertsConfig | None = AlertsConfig()
+        """Limits of the alerts."""
+        self.compares = False
+        """Whether all generators run the model. The mock does not."""
         self.start()
 
     def start(self) -> None:
@@ -77,6 +85,8 @@ class RecordedClient(TandemClient):
 
     def check_server(self, total_timeout: float = 0.0, retry_interval: float = 2.0) -> None:
         super().check_server(max(total_timeout, self.settings.trainer.start_timeout_s), retry_interval)
+        self.tally.alerts = self.settings.trainer.alerts
+        self.tally.compares = all(info.dtype for info in self._infos)
 
     def _publish(self, table: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> None:
         with self.tally.clock.phase("publish"):
@@ -95,6 +105,8 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
 
     def __init__(self, trainer: Any, tally: Tally, folder: Path) -> None:
         self._trainer, self._tally, self._folder = trainer, tally, folder
+        self._alerts = Alerts(None, Facts())
+        self._listening = ExitStack()
         self._journal: Journal | None = None
         self._evaluation: dict[str, Any] = {}
         self._lock = ExitStack()
@@ -110,6 +122,12 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
                 set_aside(self._folder / name)
         self._journal = Journal(self._folder, is_main=True)
         self._journal.rewind(state.global_step, None)
+        if state.global_step:
+            self._journal.note("resumed", state.global_step, f"resumed from step {state.global_step}")
+        self._alerts = Alerts(self._tally.alerts, Facts(max_grad_norm=getattr(args, "max_grad_norm", None) or 0.0))
+        self._alerts.resume(self._journal.records())
+        self._listening.close()
+        self._listening.enter_context(self._journal.listening(lambda: state.global_step))
         self._journal.status("training", self._tally.version)
         self._tally.start()
 
@@ -122,20 +140,41 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
             self._evaluation = evaluation(self._evaluation, step, logs)
             self._journal.evaluation(self._evaluation)
         elif "loss" in logs:
-            self._journal.step(record(self._tally, step, state.max_steps, logs))
+            line = record(self._tally, step, state.max_steps, logs)
+            self._journal.step(line | self._check(self._journal, line))
             self._journal.completions(completion_rows(self._trainer, step))
             self._journal.status("training", self._tally.version)
             self._tally.start()
 
+    def _check(self, journal: Journal, line: Mapping[str, Any]) -> dict[str, Any]:
+        """Report the alerts that a line raises or ends. Returns the field with those that go on."""
+        if self._tally.alerts is None:
+            return {}
+        difference = line["mismatch"]
+        excess = difference / EXPECTED_16_BIT if difference is not None else None
+        self._alerts.facts = self._alerts.facts._replace(compares=self._tally.compares, mismatch=excess)
+        for change in self._alerts.check(line):
+            journal.changed(line["step"], change)
+        return {"alerts": dict(self._alerts.active)}
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Note a checkpoint."""
+        if self._journal:
+            self._journal.note("checkpoint", state.global_step, "a checkpoint was written")
+
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Write how the run ended. `LastStep` has published before."""
+        self._listening.close()
         if self._journal:
             self._journal.end(self._tally.version, finished=state.global_step >= state.max_steps)
         self._lock.close()
 
     def end_with(self, error: BaseException) -> None:
         """Write that the run was stopped, or that it failed. `on_train_end` may not have been reached."""
+        self._listening.close()
         if self._journal:
+            if not is_stop(error):
+                self._journal.failed(self._trainer.state.global_step, error)
             self._journal.status(STOPPED if is_stop(error) else FAILED, self._tally.version)
         self._lock.close()
 
