@@ -15,7 +15,7 @@ REWARDS = '''
 def odd(completion_ids, **_):
     return [float(index) if index < 2 else None for index in range(len(completion_ids))]
 '''
-FAULTS = ("--generator.mock.faults.drop_rate", "0.5")
+FAULTS = ("--generator.mock.faults.drop_rate", "0.5", "--generator.mock.faults.load_failures", "1")
 
 
 def test_a_run_with_planted_faults_reports_each_of_them_once(make_project: Any) -> None:
@@ -45,9 +45,10 @@ def test_a_run_with_planted_faults_reports_each_of_them_once(make_project: Any) 
     kinds = Counter(event["kind"] for event in events)
     assert kinds >= Counter({"evaluation": 3, "resumed": 1, "settings_changed": 1, "finished": 2, "checkpoint": 2})
     assert kinds.keys() <= ROUTINE | {
-        "reward_missing", "truncated", "settings_changed", "finished", "generator_lost", "generator_back",
+        "reward_missing", "truncated", "settings_changed", "finished",
+        "generator_lost", "generator_back", "switch_failed",
     }  # fmt: skip
-    lost = [event for event in events if event["kind"] in ("generator_lost", "generator_back")]
-    assert {event["kind"] for event in lost} == {"generator_lost", "generator_back"}
-    assert len(lost) <= 2 * 4, "two starts, each with three lines and a last one"
-    assert lost[0]["generator"].startswith("http://")
+    faults = [event for event in events if "generator" in event]
+    assert [event["kind"] for event in faults[:3]] == ["switch_failed", "generator_back", "generator_lost"]
+    assert len(faults) <= 2 * 4, "two starts, each with three lines and a last one"
+    assert all(event["generator"].startswith("http://") for event in faults)
