@@ -3,7 +3,8 @@
 import { count, el, figure, visible } from "./text.js";
 
 const FOLDED = 2000;
-const PER_FRAME = 2000;
+const PER_FRAME = 1000;
+const PART = 500;
 const KINDS = { none: "nothing", gap: "logprob gap", advantage: "advantage", version: "version" };
 const GAPS = [0.02, 0.1, 0.5];
 const ADVANTAGES = [0.001, 0.5, 1.5];
@@ -59,8 +60,8 @@ export class Tokens {
 
   legend() {
     const of = (entries) => el("ul", { class: "legend" }, ...entries.map(([name, text]) => el("li", {}, el("i", { class: `sample ${name}` }, "ab"), text)));
-    if (this.kind === "gap") return of(scale(GAPS, "nats", "less likely for the trainer", "more likely for the trainer", "alike"));
-    if (this.kind === "advantage") return of(scale(ADVANTAGES, "", "made less likely", "made more likely", "no advantage"));
+    if (this.kind === "gap") return of(scale(GAPS, `less likely for the trainer by ${GAPS[0]} nats`, `more likely by ${GAPS[0]} nats`, "alike"));
+    if (this.kind === "advantage") return of(scale(ADVANTAGES, "made less likely", "made more likely", "no advantage"));
     if (this.kind !== "version") return null;
     return of(this.versions.map((version, number) => [`version${number % VERSION_COLORS}`, visible(`version ${version}`)]));
   }
@@ -76,30 +77,40 @@ export class Tokens {
 
   block(one) {
     const shown = el("div", { class: "text tokens", dir: "auto", tabIndex: 0, role: "group", "aria-label": `${count(one.text.length)} tokens` });
-    const add = (start, end) => shown.append(...one.text.slice(start, end).map((_, offset) => this.token(one, start + offset)));
-    add(0, FOLDED);
-    const point = (token) => {
-      shown.querySelector(".now")?.classList.remove("now");
-      token.classList.add("now");
-      token.title = this.readout.textContent = this.describe(one, token.index);
+    const tokens = [];
+    let now = -1;
+    const add = (end) => {
+      while (tokens.length < end) {
+        const part = el("div", {}); // the browser lays out each part by itself, so more parts take no longer
+        for (const stop = endOfPart(one.text, tokens.length, end); tokens.length < stop; ) {
+          tokens.push(this.token(one, tokens.length));
+          part.append(tokens.at(-1));
+        }
+        shown.append(part);
+      }
     };
-    shown.addEventListener("mouseover", ({ target }) => target.index !== undefined && point(target));
+    add(Math.min(FOLDED, one.text.length));
+    const point = (index) => {
+      tokens[now]?.classList.remove("now");
+      now = index;
+      tokens[now].classList.add("now");
+      tokens[now].title = this.readout.textContent = this.describe(one, index);
+    };
+    shown.addEventListener("mouseover", ({ target }) => target.index !== undefined && point(target.index));
     shown.addEventListener("keydown", (event) => {
-      const now = shown.querySelector(".now")?.index ?? -1;
-      const next = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: shown.children.length - 1 }[event.key];
-      const token = next === undefined ? null : shown.children[next];
-      if (!token) return;
+      const next = { ArrowRight: now + 1, ArrowLeft: now - 1, Home: 0, End: tokens.length - 1 }[event.key];
+      if (!tokens[next]) return;
       event.preventDefault();
-      point(token);
-      token.scrollIntoView({ block: "nearest" });
+      point(next);
+      tokens[next].scrollIntoView({ block: "nearest" });
     });
     if (one.text.length <= FOLDED) return shown;
     const unfold = el("button", { type: "button", class: "unfold" }, `Show all ${count(one.text.length)} tokens`);
     unfold.addEventListener("click", async () => {
       unfold.remove();
       shown.focus();
-      for (let start = FOLDED; start < one.text.length && shown.isConnected; start += PER_FRAME) {
-        add(start, start + PER_FRAME);
+      while (tokens.length < one.text.length && shown.isConnected) {
+        add(Math.min(tokens.length + PER_FRAME, one.text.length));
         await new Promise(requestAnimationFrame); // so that the page answers in between
       }
     });
@@ -157,6 +168,13 @@ function span(given) {
   };
 }
 
+/** Where a part of a long text ends: behind a line break, or after PART tokens. */
+function endOfPart(text, start, end) {
+  const latest = Math.min(start + PART, end);
+  const found = text.slice(start + PART / 2, latest).findIndex((token) => token.includes("\n"));
+  return found < 0 ? latest : start + PART / 2 + found + 1;
+}
+
 /** How much more likely the trainer finds a token than the sampler did, in nats. */
 const gap = ({ sampler, trainer }, index) =>
   trainer[index] === undefined || sampler[index] === undefined ? undefined : trainer[index] - sampler[index];
@@ -168,8 +186,9 @@ function tone(value, bounds) {
   return strength ? `${value > 0 ? "up" : "down"}${strength}` : "same";
 }
 
-function scale(bounds, unit, down, up, same) {
-  const entry = (sign, name) => bounds.map((bound, level) => [`${sign}${level + 1}`, `${level ? "" : `${name} by `}${bound}${level ? "" : ` ${unit}`}`.trim()]);
+/** Classes of colours and what they mean. The weakest says what its side is, the others from where on they begin. */
+function scale(bounds, down, up, same) {
+  const entry = (sign, name) => bounds.map((bound, level) => [`${sign}${level + 1}`, level ? String(bound) : name]);
   return [...entry("down", down).reverse(), ["same", same], ...entry("up", up)];
 }
 
