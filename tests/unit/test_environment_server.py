@@ -192,3 +192,12 @@ async def test_an_instance_is_used_again_unless_its_episode_has_failed() -> None
         await replica.client.delete(f"/v1/sessions/{name}", params={"failed": failed})
     assert used[0] is used[1]
     assert used[1] is not used[2]
+
+
+async def test_a_request_to_open_that_arrives_late_does_not_begin_the_episode_again() -> None:
+    replica = Replica(await started(CounterEnv))
+    await opened(replica)
+    await replica.client.put("/v1/sessions/a/steps/0", json=raise_by(2))
+    assert error(await replica.client.put("/v1/sessions/a", json={"owner": "rank-0"})) == (409, "out_of_turn")
+    taken = (await replica.client.put("/v1/sessions/a/steps/1", json=raise_by(2))).json()
+    assert taken["messages"][0]["content"] == "4"

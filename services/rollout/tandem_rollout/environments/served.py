@@ -92,6 +92,7 @@ class Sessions:
 
         Raises:
             SessionsFull: there are `max_sessions` already.
+            OutOfTurn: the episode has begun.
             BadRequest: the row does not fit the environment.
             EnvironmentFailedRemotely: the environment cannot begin.
         """
@@ -103,6 +104,10 @@ class Sessions:
                 )
             self._sessions[name] = _Session(self._environments.make(), request.owner, self._clock())
         session = self._sessions[name]
+        if session.request not in ("", "open"):
+            raise OutOfTurn(
+                f"got a request to open session {name}, expected step {session.steps}: the episode has begun"
+            )
 
         async def reset() -> SessionOpened:
             start = await session.environment.reset(RowOfRequest(request.prompt, request.columns))
