@@ -265,3 +265,17 @@ async def test_another_attempt_of_an_agent_samples_other_turns(proxy: Proxy) -> 
 
     await agents(run, proxy).play_group(Row(), 0, [sample])
     assert asked == [0, 1, 2, 3]
+
+
+async def test_the_prompt_is_that_of_the_longest_conversation_whoever_was_asked_first(proxy: Proxy) -> None:
+    async def run(row: dict[str, Any], client: AgentClient) -> None:
+        await ask(client, [{"role": "system", "content": "Plan."}, user("Be short."), user(row["prompt"])])
+        messages = [user(row["prompt"])]
+        for number in range(3):
+            answer = await ask(client, messages, tools=[ADD] if number == 1 else [])
+            messages += [answer.choices[0].message, user("Go  on.")]
+
+    trajectory = await agents(run, proxy).play(Row("What?"), Policy("I think so, yes."))
+    assert trajectory.reason is None
+    assert [m["content"] for m in trajectory.prompt] == ["What?"]
+    assert [m["role"] for m in trajectory.messages[1:]] == ["assistant", "user"] * 2 + ["assistant"]

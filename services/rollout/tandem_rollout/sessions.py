@@ -239,10 +239,9 @@ class Session:
         self.turns += 1
         self.tool_calls += len(answer.messages[-1].get("tool_calls", ()))
         self.recorder.record(answer.messages, answer.call.schemas, answer.prompt_ids, answer.completion)
-        if not self.messages:
-            self.num_prompt_messages = len(answer.messages) - 1
         if len(answer.messages) > len(self.messages):
             self.messages = answer.messages
+            self.num_prompt_messages = self.recorder.opening(answer.messages)
 
     async def _sampled(self, prompt: tuple[int, ...], room: int) -> Completion:
         turn, self.next_turn = self.next_turn, self.next_turn + 1
