@@ -145,6 +145,22 @@ async def test_an_idle_session_is_discarded_but_not_one_that_works() -> None:
     assert len(replica.sessions) == 1, "it has just been used"
 
 
+async def test_an_idle_session_that_cannot_be_closed_does_not_keep_the_places_of_others() -> None:
+    class Hangs(Scripted):
+        async def close(self, *, failed: bool) -> None:
+            await asyncio.sleep(60)
+
+    now_s = 0.0
+    replica = Replica(Made(Hangs), clock=lambda: now_s, idle_timeout_s=60, max_sessions=2)
+    for name in ("a", "b"):
+        await opened(replica, name)
+    now_s = 61.0
+    discarding = asyncio.create_task(replica.sessions.discard_idle())
+    await asyncio.sleep(0.01)
+    assert len(replica.sessions) == 0
+    discarding.cancel()
+
+
 async def test_a_session_that_is_closed_while_it_works_is_cancelled_and_not_used_again() -> None:
     replica = Replica(made := Made(Waits))
     await opened(replica)

@@ -178,16 +178,18 @@ class Sessions:
     async def discard_idle(self) -> None:
         """Close the sessions that have been idle for too long."""
         oldest_s = self._clock() - self._idle_timeout_s
-        for name, session in list(self._sessions.items()):
-            if not session.waiting and session.last_used_s < oldest_s:
-                log.warning(
-                    "session %s of %s is discarded: it had no request for %g s "
-                    "(trainer.rollout.environment_server.idle_timeout_s)",
-                    name,
-                    session.owner,
-                    self._idle_timeout_s,
-                )
-                await self.close(name, failed=True)
+        idle = {n: one for n, one in self._sessions.items() if not one.waiting and one.last_used_s < oldest_s}
+        for name, session in idle.items():
+            log.warning(
+                "session %s of %s is discarded: it had no request for %g s "
+                "(trainer.rollout.environment_server.idle_timeout_s)",
+                name,
+                session.owner,
+                self._idle_timeout_s,
+            )
+        await asyncio.gather(
+            *(self.close(name, failed=True) for name in idle)
+        )  # one that hangs must not hold up others
 
     async def watch(self) -> None:
         """Discard idle sessions, until cancelled."""
