@@ -6,8 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from support.agents import ADD, NAME, agents, ask, assert_trains_what_the_policy_said, user
@@ -195,6 +197,15 @@ async def test_the_clients_own_limit_cuts_its_answer_only(proxy: Proxy) -> None:
     trajectory = await agents(run, proxy).play(Row(), policy)
     assert (trajectory.status, len(trajectory.sequences)) == ("finished", 1)
     assert trajectory.sequences[0].sampled[0].size == 3
+
+
+@pytest.mark.parametrize("reward", [np.array(0.5), np.float32(0.5), Fraction(1, 2)], ids=lambda one: type(one).__name__)
+async def test_a_reward_may_be_a_number_of_any_library(proxy: Proxy, reward: Any) -> None:
+    async def run(row: Any, client: AgentClient) -> Any:
+        return reward
+
+    trajectory = await agents(run, proxy).play(Row(), Policy("One."))
+    assert (trajectory.reason, trajectory.reward) == (None, 0.5)
 
 
 async def breaks(row: Any, client: AgentClient) -> float:
