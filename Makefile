@@ -34,7 +34,7 @@ test: setup  ## Run the tests; prints which were skipped and why (TESTS=tests/un
 trl: setup  ## Build .venv-trl, the environments in which `make test` runs scripts of several versions of TRL
 	scripts/trl_environments
 
-agents: setup  ## Install the agent libraries that `make test` runs against the recording endpoint into .venv-agents
+agents: setup  ## Install the libraries of agents and environments that `make test` runs into .venv-agents
 	scripts/agent_libraries
 
 docs: setup  ## Write the reference pages and build the documentation into site/

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from support.agent_libraries import FOLDER
+from support.agent_libraries import AGENTS
 from support.agents import NAME, LosesAnswers, agents, assert_trains_what_the_policy_said
 from support.episodes import Policy, Row, called, renderer
 from tandem_rollout.agents import AgentClient
@@ -26,7 +26,7 @@ LOSSES = [pytest.param(0, id="no answer lost"), pytest.param(1, id="an answer lo
 
 @pytest.fixture(autouse=True)
 def libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(AGENTS))
     ADDED.clear()
     monkeypatch.setenv("OPENAI_AGENTS_DISABLE_TRACING", "1")
 

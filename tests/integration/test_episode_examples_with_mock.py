@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from support.agent_libraries import FOLDER
+from support.agent_libraries import AGENTS
 from support.demo import running_demo
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(FOLDER)]))
+PYTHONPATH = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(AGENTS)]))
 TIMEOUT_S = 300
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import httpx
 import pytest
 import torch
 
@@ -19,10 +20,12 @@ from support.reference_policy import ReferencePolicy
 from tandem_protocol.messages import Completion, Sampling, SetWeights, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+from tandem_rollout.agents import AgentClient, Agents, plain_messages
 from tandem_rollout.client import GeneratorClient
 from tandem_rollout.environments import ClassEnvironments
-from tandem_rollout.episode import Limits, Player
-from tandem_rollout.trajectory import Sequence
+from tandem_rollout.episode import Limits, Player, Sample
+from tandem_rollout.proxy import Proxy
+from tandem_rollout.trajectory import Sequence, Trajectory
 from tandem_rollout.turn_sampler import TurnSampler
 from tandem_rollout.turns import TurnReader
 
@@ -36,6 +39,9 @@ TURNS = (24, 256, 24)
 """Tokens of the turns of an episode. The second one is still being sampled when the weights are switched."""
 BEFORE_SWITCH = 32
 """Tokens of the second turn that are sampled before the switch, at least."""
+TOKENIZER = make_tokenizer(VOCAB)
+CHAT = renderer("", chat_template=CHAT_TEMPLATE, tokenizer=TOKENIZER)
+LIMITS = Limits(max_tokens=1000, max_turns=len(TURNS))
 TRIES = 4
 """How many episodes are played until the switch falls into the second turn. On a busy machine it may come too late."""
 
@@ -51,6 +57,9 @@ class Served(NamedTuple):
         policy = ReferencePolicy(self.model, WeightStore(self.weights_dir))
         policy.change(seed)
         return policy
+
+
+Play = Callable[[Sample], Awaitable[Trajectory]]
 
 
 class Chat:
@@ -91,10 +100,14 @@ def test_trainer_and_generator_agree_on_every_sampled_token_of_an_episode(served
     }  # fmt: skip
 
 
-async def test_a_switch_within_turn_2_leaves_each_token_the_logprob_of_its_own_version(served: Served) -> None:
+@pytest.mark.parametrize("who", ["an environment", "an agent"])
+async def test_a_switch_within_turn_2_leaves_each_token_the_logprob_of_its_own_version(
+    served: Served, who: str
+) -> None:
     """The KV cache of the old weights is dropped, so the new weights compute the tokens before the switch again."""
     old, new = served.policy(1), served.policy(2)
-    sequence, before, after = await _switched_in_turn_2(served.generator, old, new)
+    play = {"an environment": _with_environment, "an agent": _with_agent}[who]
+    sequence, before, after = await _switched_in_turn_2(play, served.generator, old, new)
 
     turns = [sequence.steps[span.start : span.end] for span in sequence.sampled]
     kept = turns[1].count(before.step)
@@ -114,7 +127,7 @@ async def test_a_switch_within_turn_2_leaves_each_token_the_logprob_of_its_own_v
 
 
 async def _switched_in_turn_2(
-    generator: Generator, old: ReferencePolicy, new: ReferencePolicy
+    play: Play, generator: Generator, old: ReferencePolicy, new: ReferencePolicy
 ) -> tuple[Sequence, Version, Version]:
     """Play an episode in which the weights are switched while the second turn is sampled.
 
@@ -125,14 +138,14 @@ async def _switched_in_turn_2(
         step, attempt = generator.served.version
         before, after = Version(step + 1, max(1, attempt)), Version(step + 2, max(1, attempt))
         assert generator.put(before, old.publish(before)).status_code == 200
-        sequence = await _played(generator, after, new.publish(after))
+        sequence = await _played(play, generator, after, new.publish(after))
         turn = sequence.sampled[1]
         if len({*sequence.steps[turn.start : turn.end]}) > 1:
             return sequence, before, after
     raise AssertionError(f"in {TRIES} episodes, the second turn ended before the switch")
 
 
-async def _played(generator: Generator, after: Version, digest: str) -> Sequence:
+async def _played(play: Play, generator: Generator, after: Version, digest: str) -> Sequence:
     """Play an episode. When some tokens of its second turn have been sampled, switch to the version `after`."""
     client = GeneratorClient([f"http://127.0.0.1:{generator.port}"], TOKEN)
     sampling = Sampling(max_tokens=1, temperature=TEMPERATURE, ignore_eos=True)
@@ -147,14 +160,44 @@ async def _played(generator: Generator, after: Version, digest: str) -> Sequence
             await client.set_weights(after, weights, timeout_s=60)
         return await asked
 
-    environments = ClassEnvironments(Chat, timeout_s=5, max_characters=100)
-    await environments.start()
-    tokenizer = make_tokenizer(VOCAB)
-    chat = renderer("", chat_template=CHAT_TEMPLATE, tokenizer=tokenizer)
-    player = Player(chat, TurnReader(tokenizer, chat), Limits(max_tokens=1000, max_turns=len(TURNS)))
     try:
-        group = await player.play_group(environments, Row(None), 0, [sample])
+        trajectory = await play(sample)
     finally:
         await client.close()
-    (sequence,) = group.trajectories[0].sequences
+    (sequence,) = trajectory.sequences
     return sequence
+
+
+async def _with_environment(sample: Sample) -> Trajectory:
+    environments = ClassEnvironments(Chat, timeout_s=5, max_characters=100)
+    await environments.start()
+    player = Player(CHAT, TurnReader(TOKENIZER, CHAT), LIMITS)
+    return (await player.play_group(environments, Row(None), 0, [sample])).trajectories[0]
+
+
+async def _with_agent(sample: Sample) -> Trajectory:
+    """An agent that talks to the recording endpoint."""
+
+    async def run(row: Any, client: AgentClient) -> None:
+        messages = [{"role": "user", "content": "Hi."}]
+        headers = {"Authorization": f"Bearer {client.api_key}"}
+        async with httpx.AsyncClient(base_url=client.base_url, headers=headers, timeout=120) as http:
+            for _ in TURNS:
+                answer = await http.post("/chat/completions", json={"messages": messages})
+                messages += [answer.json()["choices"][0]["message"], {"role": "user", "content": "Go on."}]
+
+    proxy = Proxy("policy")
+    async with proxy.serve():
+        player = Agents(
+            run=run,
+            name="agent",
+            proxy=proxy,
+            renderer=CHAT,
+            reader_for=lambda schemas: TurnReader(TOKENIZER, CHAT, schemas=schemas),
+            normalize=plain_messages,
+            limits=LIMITS,
+            timeout_s=300,
+        )
+        trajectory = await player.play(Row(), sample)
+    assert trajectory.reason is None
+    return trajectory

@@ -1,6 +1,12 @@
-"""A taskset of the real verifiers: sums."""
+"""A taskset of the real verifiers: sums. And a harness that asks once."""
 
+from typing import Any
+
+import httpx
 import verifiers.v1 as vf
+from verifiers.v1.configs.harness import HarnessConfig
+from verifiers.v1.harness import Harness
+from verifiers.v1.runtimes import ProgramResult
 
 
 class SumData(vf.TaskData):
@@ -19,4 +25,19 @@ class Sums(vf.Taskset[SumTask, vf.TasksetConfig]):
             yield SumTask(SumData(prompt=f"What is {number}+1?", answer=str(number + 1)), self.config.task)
 
 
-__all__ = ["Sums"]
+class AsksOnce(Harness[HarnessConfig]):
+    """Unlike those of verifiers, it installs nothing: they download packages when they start."""
+
+    NEEDS_CONTAINER = False
+
+    async def launch(
+        self, ctx: Any, trace: Any, runtime: Any, endpoint: str, secret: str, mcp_urls: Any, data: Any, **_: Any
+    ) -> ProgramResult:
+        body = {"model": ctx.model, "messages": [{"role": "user", "content": data.prompt}]}
+        headers = {"Authorization": f"Bearer {secret}"}
+        async with httpx.AsyncClient(base_url=endpoint, headers=headers, timeout=120) as http:
+            (await http.post("/chat/completions", json=body)).raise_for_status()
+        return ProgramResult(0, "", "")
+
+
+__all__ = ["AsksOnce", "Sums"]

@@ -6,8 +6,10 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 
 from support.agents import ADD, NAME, agents, ask, assert_trains_what_the_policy_said, user
@@ -197,6 +199,15 @@ async def test_the_clients_own_limit_cuts_its_answer_only(proxy: Proxy) -> None:
     assert trajectory.sequences[0].sampled[0].size == 3
 
 
+@pytest.mark.parametrize("reward", [np.array(0.5), np.float32(0.5), Fraction(1, 2)], ids=lambda one: type(one).__name__)
+async def test_a_reward_may_be_a_number_of_any_library(proxy: Proxy, reward: Any) -> None:
+    async def run(row: Any, client: AgentClient) -> Any:
+        return reward
+
+    trajectory = await agents(run, proxy).play(Row(), Policy("One."))
+    assert (trajectory.reason, trajectory.reward) == (None, 0.5)
+
+
 async def breaks(row: Any, client: AgentClient) -> float:
     await ask(client, [user("Hi.")])
     raise RuntimeError("no idea")
@@ -265,3 +276,17 @@ async def test_another_attempt_of_an_agent_samples_other_turns(proxy: Proxy) -> 
 
     await agents(run, proxy).play_group(Row(), 0, [sample])
     assert asked == [0, 1, 2, 3]
+
+
+async def test_the_prompt_is_that_of_the_longest_conversation_whoever_was_asked_first(proxy: Proxy) -> None:
+    async def run(row: dict[str, Any], client: AgentClient) -> None:
+        await ask(client, [{"role": "system", "content": "Plan."}, user("Be short."), user(row["prompt"])])
+        messages = [user(row["prompt"])]
+        for number in range(3):
+            answer = await ask(client, messages, tools=[ADD] if number == 1 else [])
+            messages += [answer.choices[0].message, user("Go  on.")]
+
+    trajectory = await agents(run, proxy).play(Row("What?"), Policy("I think so, yes."))
+    assert trajectory.reason is None
+    assert [m["content"] for m in trajectory.prompt] == ["What?"]
+    assert [m["role"] for m in trajectory.messages[1:]] == ["assistant", "user"] * 2 + ["assistant"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from support.agents import LosesAnswers, agents, ask, assert_trains_what_the_pol
 from support.episodes import Policy, Row
 from tandem_protocol.errors import EngineFailed
 from tandem_rollout.agents import AgentClient
+from tandem_rollout.errors import UserError
 from tandem_rollout.proxy import Proxy
 
 openai = pytest.importorskip("openai")
@@ -137,3 +139,44 @@ async def test_a_wrong_key_and_an_episode_that_is_over_are_refused(proxy: Proxy)
     with pytest.raises(openai.NotFoundError, match="the episode may be over"):
         await ask(kept[0], [user("Hi.")])
     assert policy.calls == []
+
+
+async def test_a_call_whose_body_arrives_after_the_episode_is_refused(proxy: Proxy) -> None:
+    policy = Policy("One.")
+    answers: list[httpx.Response] = []
+    over = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"messages": '
+        await over.wait()
+        yield b'[{"role": "user", "content": "Hi."}]}'
+
+    async def late(client: AgentClient) -> None:
+        headers = {"Authorization": f"Bearer {client.api_key}"}
+        async with httpx.AsyncClient(headers=headers, timeout=60) as http:
+            answers.append(await http.post(f"{client.base_url}/chat/completions", content=body()))
+
+    left: list[Any] = []
+
+    async def run(row: Any, client: AgentClient) -> None:
+        left.append(asyncio.create_task(late(client)))
+        await asyncio.sleep(0.1)  # its headers arrive
+
+    assert (await agents(run, proxy).play(Row(), policy)).turns == 0
+    over.set()
+    await asyncio.gather(*left)
+    assert (answers[0].status_code, policy.calls) == (404, [])
+
+
+async def test_an_error_of_the_tool_parser_is_not_the_agents(proxy: Proxy) -> None:
+    class Broken:
+        def read(self, *_: Any) -> Any:
+            raise UserError("tool parser project:parse has an error. Fix: correct the parser.")
+
+    async def run(row: Any, client: AgentClient) -> float:
+        await ask(client, [user("Hi.")])
+        return 1.0
+
+    one = dataclasses.replace(agents(run, proxy), reader_for=lambda schemas: Broken())
+    with pytest.raises(UserError, match="correct the parser"):
+        await one.play(Row(), Policy("One."))

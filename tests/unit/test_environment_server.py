@@ -145,6 +145,22 @@ async def test_an_idle_session_is_discarded_but_not_one_that_works() -> None:
     assert len(replica.sessions) == 1, "it has just been used"
 
 
+async def test_an_idle_session_that_cannot_be_closed_does_not_keep_the_places_of_others() -> None:
+    class Hangs(Scripted):
+        async def close(self, *, failed: bool) -> None:
+            await asyncio.sleep(60)
+
+    now_s = 0.0
+    replica = Replica(Made(Hangs), clock=lambda: now_s, idle_timeout_s=60, max_sessions=2)
+    for name in ("a", "b"):
+        await opened(replica, name)
+    now_s = 61.0
+    discarding = asyncio.create_task(replica.sessions.discard_idle())
+    await asyncio.sleep(0.01)
+    assert len(replica.sessions) == 0
+    discarding.cancel()
+
+
 async def test_a_session_that_is_closed_while_it_works_is_cancelled_and_not_used_again() -> None:
     replica = Replica(made := Made(Waits))
     await opened(replica)
@@ -192,3 +208,12 @@ async def test_an_instance_is_used_again_unless_its_episode_has_failed() -> None
         await replica.client.delete(f"/v1/sessions/{name}", params={"failed": failed})
     assert used[0] is used[1]
     assert used[1] is not used[2]
+
+
+async def test_a_request_to_open_that_arrives_late_does_not_begin_the_episode_again() -> None:
+    replica = Replica(await started(CounterEnv))
+    await opened(replica)
+    await replica.client.put("/v1/sessions/a/steps/0", json=raise_by(2))
+    assert error(await replica.client.put("/v1/sessions/a", json={"owner": "rank-0"})) == (409, "out_of_turn")
+    taken = (await replica.client.put("/v1/sessions/a/steps/1", json=raise_by(2))).json()
+    assert taken["messages"][0]["content"] == "4"

@@ -10,6 +10,7 @@ import pytest
 
 from support.queue_world import World, cursor, make_world, number
 from support.virtual_time import VirtualLoop
+from tandem_protocol.errors import EngineFailed
 from tandem_rollout.pool import PATIENCE, REFILL_BATCHES, Counts
 
 CALM = {"failures": 0.0, "kills": 0.0, "stops": 0.0, "useless": 0.0, "update_s": 0.0}
@@ -173,3 +174,19 @@ def test_the_queue_of_an_earlier_release_is_read(loop: VirtualLoop) -> None:
     assert step(world) == [2, 3]
     assert [3] not in world.requests
     assert step(world) == [4, 5]
+
+
+@pytest.mark.parametrize("max_lag", [0, 1])
+def test_a_step_does_not_wait_for_a_request_that_something_has_cancelled(loop: VirtualLoop, max_lag: int) -> None:
+    world = calm(loop, max_lag, {})
+    step(world)
+
+    def cancel_all(draw: int) -> float:
+        for slot in world.rollouts._pool.slots:
+            if slot.task:
+                slot.task.cancel()
+        return 1.0
+
+    world.schedule.duration_s = cancel_all  # type: ignore[method-assign]  # a function of the project
+    with pytest.raises(EngineFailed, match="without all groups"):
+        [step(world) for _ in range(3)]

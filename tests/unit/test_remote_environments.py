@@ -261,6 +261,7 @@ async def test_a_wrong_token_or_another_project_is_an_error_at_the_start() -> No
         ({"mesages": []}, "mesages"),
         ({"messages": [{"role": "tool", "content": "x" * 17_000_000}]}, "more than 16777216 bytes"),
         ("not JSON", "cannot read"),
+        (httpx.Response(200, headers={"content-encoding": "gzip"}, stream=httpx.ByteStream(b"{}")), "decompressed"),
     ],
 )
 async def test_whatever_a_server_in_another_language_answers_is_a_failed_episode(answer: Any, problem: str) -> None:
@@ -270,6 +271,8 @@ async def test_whatever_a_server_in_another_language_answers_is_a_failed_episode
         if request.url.path.endswith("/environment"):
             return httpx.Response(200, json={"protocol": 1, "schemas": [], "answers_in_text": True, "max_sessions": 1})
         if "/steps/" in request.url.path:
+            if isinstance(answer, httpx.Response):
+                return answer
             return httpx.Response(200, json=answer) if isinstance(answer, dict) else httpx.Response(200, text=answer)
         return httpx.Response(200, json={"messages": [{"role": "user", "content": "Hi."}]})
 

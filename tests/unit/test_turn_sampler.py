@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
 from support.episodes import Row, bpe_tokenizer, renderer
-from tandem_generator.engines.mock import MockEngine, MockPolicy
-from tandem_protocol.config.generator import MockConfig
-from tandem_protocol.messages import Group, RolloutRequest, Sampling, SwitchMode
+from support.mock_engine import SAMPLING, TEMPLATE, Engine, assert_logprobs_are_the_policys
+from tandem_protocol.messages import Group, RolloutRequest
 from tandem_protocol.version import Version
 from tandem_rollout.environments import ClassEnvironments
 from tandem_rollout.episode import Limits, Player
 from tandem_rollout.trajectory import Trajectory
 from tandem_rollout.turn_sampler import TurnSampler, turn_seed
 from tandem_rollout.turns import TurnReader
-
-TEMPLATE = "{% for m in messages %}{{ m.role + ':' + m.content + '<pad>' }}{% endfor %}assistant:"
-"""The mock ends its turns with token 0, which is `<pad>` in this tokenizer."""
-SAMPLING = Sampling(max_tokens=1, temperature=0.9)
-
-
-class Engine:
-    """The mock engine as the generators."""
-
-    def __init__(self, **faults: float) -> None:
-        config = MockConfig.model_validate({"vocab_size": len(bpe_tokenizer()), "faults": faults})
-        self.engine = MockEngine("", config, 4096)
-
-    async def rollouts(self, request: RolloutRequest, on_group: Callable[[Group], object], *, timeout_s: float) -> None:
-        async with asyncio.timeout(timeout_s):
-            async for group in self.engine.generate(request):
-                on_group(group)
-
-    async def switch(self, step: int) -> None:
-        await self.engine.pause(SwitchMode.IN_FLIGHT)
-        await self.engine.load_weights(Version(step, 1), [])
-        await self.engine.resume()
 
 
 class Chat:
@@ -71,19 +47,6 @@ async def play(generators: Engine, sampler: Any, environment: Any = Chat, **limi
 
 def sampler(generators: Engine, seed: int, min_version: Version | None = None) -> TurnSampler:
     return TurnSampler(generators, SAMPLING, seed=seed, min_version=min_version, timeout_s=20)
-
-
-def assert_logprobs_are_the_policys(trajectory: Trajectory) -> None:
-    """Recompute each sampled token's logprob from everything before it, under the version that is stamped on it."""
-    policy = MockPolicy(len(bpe_tokenizer()), 0)
-    for sequence in trajectory.sequences:
-        for place, step in enumerate(sequence.steps):
-            if step < 0:
-                continue
-            context = policy.context(sequence.token_ids[:place])
-            tokens, probabilities = policy.distribution(context, Version(step, 1), SAMPLING)
-            at = tokens.index(sequence.token_ids[place])
-            assert math.log(probabilities[at]) == sequence.logprobs[place]
 
 
 async def test_every_logprob_is_the_policys_given_all_tokens_before_it() -> None:

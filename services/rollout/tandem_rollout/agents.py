@@ -15,6 +15,7 @@ from typing import Any
 
 from .environments.base import Row
 from .episode import Limits, Sample, Score
+from .functions import plain
 from .proxy import Proxy
 from .recorder import History
 from .rendering import Renderer
@@ -136,6 +137,7 @@ class Agents:
 def _number(name: str, reward: Any) -> float | None:
     if reward is None:
         return None
+    reward = plain(reward)
     if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
         raise ValueError(f"{name} returned {reward!r}, expected a finite number, or None for no reward")
     return float(reward)

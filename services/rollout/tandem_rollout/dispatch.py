@@ -51,7 +51,8 @@ class Load:
 
 @dataclass
 class _Failures:
-    """Failures of a replica, since it last sampled something."""
+    """Failures of a replica, since it last sampled something. `availability.py` reports failures of any request, and
+    forgets them when any request is answered, such as one that sets weights."""
 
     in_a_row: int = 0
     rests_until_s: float = 0.0

@@ -88,20 +88,27 @@ class Player:
                 environment, the turns get other seeds, because the same ones would cause it again. After a lost
                 connection they get the same, so that the run does not depend on the network.
         """
-        opened: list[Environment] = []
-        failed: list[Environment] = []
+        opened: dict[Environment, bool] = {}
+        """Environments to close, and whether their episode has failed or has not ended."""
+
+        async def close(environment: Environment) -> None:
+            closing = environment.close(failed=opened.pop(environment))
+            await asyncio.gather(closing, return_exceptions=True)
 
         async def play(sample: Sample) -> tuple[Trajectory, Environment]:
             first_turn = 0
             for remaining in reversed(range(attempts)):
-                opened.append(environment := environments.make())
-                failed.append(environment)  # until the episode has ended
+                opened[environment := environments.make()] = True
                 episode = _Episode(self, environment, sample, first_turn)
                 trajectory = await episode.play(row)
                 first_turn += 0 if episode.lost else episode.turns
-                if trajectory.status != "failed":
-                    failed.remove(environment)
-                if trajectory.status != "failed" or not remaining:
+                opened[environment] = failed = trajectory.status == "failed"
+                is_last = not failed or not remaining
+                # Only the project's objects are scored. An environment that is kept without need takes a place on its
+                # server, and the other episodes of the group may wait for one.
+                if environment.instance is None or not is_last:
+                    await close(environment)
+                if is_last:
                     break
             return trajectory, environment
 
@@ -116,8 +123,7 @@ class Player:
         except ExceptionGroup as errors:  # its first error has a readable message
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
         finally:
-            closing = [environment.close(failed=environment in failed) for environment in opened]
-            await asyncio.gather(*closing, return_exceptions=True)
+            await asyncio.gather(*map(close, list(opened)))
 
 
 def _own_reward(trajectory: Trajectory) -> Trajectory:

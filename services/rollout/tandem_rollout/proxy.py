@@ -84,10 +84,10 @@ class Proxy:
         return JSONResponse({"object": "list", "data": [{"id": self.model, "object": "model", "owned_by": "tandem"}]})
 
     async def _chat(self, request: Request) -> Response:
-        session = self._find(request)
+        body = await request.body()
+        session = self._find(request)  # after the body, because the episode may end before its last byte arrives
         if isinstance(session, Response):
             return session
-        body = await request.body()
         try:
             call = ChatCall.model_validate_json(body)
         except ValidationError as error:

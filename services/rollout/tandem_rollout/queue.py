@@ -139,12 +139,15 @@ class Rollouts:
                         tasks.create_task(self._score_again(slot, slot.unscored))
                 if missing := [slot for slot in slots if not slot.unscored]:
                     tasks.create_task(self._request(missing, step, timeout_s))
-            if any(slot.group is None and slot.task is asyncio.current_task() for slot in slots):
-                raise EngineFailed("the request has ended without all groups. A reward function may have cancelled it.")
         except (Exception, BaseExceptionGroup) as error:
             for slot in slots:
                 slot.error = error if isinstance(error, Exception) else EngineFailed(str(error.exceptions[0]))
         finally:
+            for slot in slots:
+                if slot.group is None and slot.task is asyncio.current_task():
+                    slot.error = slot.error or EngineFailed(
+                        "the request has ended without all groups. A function of the project may have cancelled it."
+                    )
             self._progress.set()
 
     async def _score_again(self, slot: Slot, group: Group) -> None:

@@ -42,6 +42,8 @@ class Recorder:
         self._renderer = renderer
         self._history = history
         self._turns: dict[bytes, list[_Turn]] = {}
+        self._said: set[bytes] = set()
+        """Loose digests of conversations that end in a sampled turn, whatever tools they had."""
         self._joined = Joined()
 
     def prompt(self, messages: Conversation, tools: Sequence[Schema] = ()) -> tuple[int, ...]:
@@ -70,6 +72,13 @@ class Recorder:
         self._joined.add(prompt_ids, completion)
         *_, (exact, loose) = _digests(messages, tools)
         self._turns.setdefault(loose, []).append(_Turn(exact, (*prompt_ids, *completion.token_ids)))
+        *_, (_, said) = _digests(messages, ())
+        self._said.add(said)
+
+    def opening(self, messages: Conversation) -> int:
+        """Return how many messages of a conversation come before its first recorded turn."""
+        recorded = [loose in self._said for _, loose in _digests(messages, ())]
+        return recorded.index(True) if True in recorded else len(messages)
 
     def sequences(self) -> tuple[trajectory.Sequence, ...]:
         """Return what the learner trains on. Each sampled token is in it exactly once."""

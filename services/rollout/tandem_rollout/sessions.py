@@ -157,7 +157,7 @@ class Session:
         """What the agent authenticates with."""
         self.status: Status = "finished"
         self.error: Exception | None = None
-        """An error of the generators, which ends the run and not only the episode."""
+        """An error of the generators or of the tool parser, which ends the run and not only the episode."""
         self.turns = 0
         """Number of recorded turns."""
         self.tool_calls = 0
@@ -203,7 +203,23 @@ class Session:
             reader = self._reader_for(call.schemas)
         except Exception as error:  # a template can raise anything: it is a program by the model's authors
             raise CallRefused(str(error)) from error
-        sampled = await self._sampled(prompt, self._room(prompt, call))
+        room = self._room(prompt, call)
+        try:
+            return self._answer(identity, call, messages, prompt, reader, await self._sampled(prompt, room))
+        except Exception as error:
+            self.error = error
+            raise
+
+    def _answer(
+        self,
+        identity: str,
+        call: ChatCall,
+        messages: Conversation,
+        prompt: tuple[int, ...],
+        reader: TurnReader,
+        sampled: Completion,
+    ) -> Answer:
+        """Make an answer of what was sampled."""
         completion = stopped(sampled, call.stops, lambda count: self._renderer.decoded(sampled.token_ids[:count]))
         self._sampled_tokens += len(completion.token_ids)
         message = reader.read(completion.token_ids, prompt, call.schemas).message
@@ -223,10 +239,9 @@ class Session:
         self.turns += 1
         self.tool_calls += len(answer.messages[-1].get("tool_calls", ()))
         self.recorder.record(answer.messages, answer.call.schemas, answer.prompt_ids, answer.completion)
-        if not self.messages:
-            self.num_prompt_messages = len(answer.messages) - 1
         if len(answer.messages) > len(self.messages):
             self.messages = answer.messages
+            self.num_prompt_messages = self.recorder.opening(answer.messages)
 
     async def _sampled(self, prompt: tuple[int, ...], room: int) -> Completion:
         turn, self.next_turn = self.next_turn, self.next_turn + 1
@@ -234,9 +249,6 @@ class Session:
         begin_s = time.monotonic()
         try:
             return await self._sample(prompt, max_tokens=room, turn=turn)
-        except Exception as error:
-            self.error = error
-            raise
         finally:
             self._answering -= 1
             self.decode_s += time.monotonic() - begin_s

@@ -94,7 +94,7 @@ class Environment(Protocol):
         """
 
     async def close(self, *, failed: bool) -> None:
-        """End the episode. Called exactly once, after the rewards are computed.
+        """End the episode. Called exactly once: after the group is scored if there is an `instance`, or else before.
 
         Args:
             failed: the environment must not be used for another episode.

@@ -8,6 +8,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+from ..functions import plain
 from ..rendering import Conversation
 from ..text import cut, without_surrogates
 from ..turns import Turn
@@ -119,7 +120,7 @@ class ClassEnvironment:
     def _number(self, method: str, value: Any) -> float | None:
         if value is None:
             return None
-        value = value.tolist() if hasattr(value, "tolist") else value
+        value = plain(value)
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise self._wrong(method, value, "a finite number, or None for no reward")
         return float(value)

@@ -94,6 +94,7 @@ class Sessions:
 
         Raises:
             SessionsFull: there are `max_sessions` already.
+            OutOfTurn: the episode has begun.
             BadRequest: the row does not fit the environment.
             EnvironmentFailedRemotely: the environment cannot begin.
         """
@@ -105,6 +106,10 @@ class Sessions:
                 )
             self._sessions[name] = _Session(self._environments.make(), request.owner, self._clock())
         session = self._sessions[name]
+        if session.request not in ("", "open"):
+            raise OutOfTurn(
+                f"got a request to open session {name}, expected step {session.steps}: the episode has begun"
+            )
 
         async def reset() -> SessionOpened:
             start = await session.environment.reset(RowOfRequest(request.prompt, request.columns))
@@ -176,16 +181,18 @@ class Sessions:
     async def discard_idle(self) -> None:
         """Close the sessions that have been idle for too long."""
         oldest_s = self._clock() - self._idle_timeout_s
-        for name, session in list(self._sessions.items()):
-            if not session.waiting and session.last_used_s < oldest_s:
-                log.warning(
-                    "session %s of %s is discarded: it had no request for %g s "
-                    "(trainer.rollout.environment_server.idle_timeout_s)",
-                    name,
-                    session.owner,
-                    self._idle_timeout_s,
-                )
-                await self.close(name, failed=True)
+        idle = {n: one for n, one in self._sessions.items() if not one.waiting and one.last_used_s < oldest_s}
+        for name, session in idle.items():
+            log.warning(
+                "session %s of %s is discarded: it had no request for %g s "
+                "(trainer.rollout.environment_server.idle_timeout_s)",
+                name,
+                session.owner,
+                self._idle_timeout_s,
+            )
+        await asyncio.gather(
+            *(self.close(name, failed=True) for name in idle)
+        )  # one that hangs must not hold up others
 
     async def watch(self) -> None:
         """Discard idle sessions, until cancelled."""

@@ -200,14 +200,17 @@ class Servers:
 
         Raises:
             httpx.TransportError: the connection failed.
-            EnvironmentFailed: the answer is too long.
+            EnvironmentFailed: the answer is too long, or is not compressed as it says.
         """
         async with self._http.stream(method, url, content=content) as response:
             received = bytearray()
-            async for part in response.aiter_bytes():
-                received += part
-                if len(received) > MAX_ANSWER_BYTES:
-                    raise EnvironmentFailed(f"{url} answered more than {MAX_ANSWER_BYTES} bytes")
+            try:
+                async for part in response.aiter_bytes():
+                    received += part
+                    if len(received) > MAX_ANSWER_BYTES:
+                        raise EnvironmentFailed(f"{url} answered more than {MAX_ANSWER_BYTES} bytes")
+            except httpx.DecodingError as error:
+                raise EnvironmentFailed(f"{url} answered with a body that cannot be decompressed: {error}") from error
             return httpx.Response(response.status_code, content=bytes(received), request=response.request)
 
     async def _info(self, url: str, timeout_s: float) -> wire.EnvironmentInfo:
