@@ -31,6 +31,7 @@ from .changes import Changes
 from .compatibility import check_request_fits, check_version_fits
 from .engines.base import Engine, OnTokens, no_count
 from .lease import LeaseKeeper
+from .materializer import Materializer
 from .stored_versions import Loadable, StoredVersions
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class WeightSwitcher:
         self.generator_id = config.replica
         self.failed = asyncio.Event()
         self.stopping = False
-        self._stored = StoredVersions(store, config.visible_timeout_s, is_stopping=lambda: self.stopping)
+        materializer = Materializer(store, config.materialize_dir, self.generator_id)
+        self._stored = StoredVersions(store, materializer, config.visible_timeout_s, is_stopping=lambda: self.stopping)
         self._config = config
         self._serving = Loadable(BASE, None, ())
         self._not_loaded: str | None = "the engine is starting"
@@ -115,6 +117,7 @@ class WeightSwitcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._lease.hold()
         await self.engine.close()
+        await self._stored.close()
 
     async def _catch_up(self) -> None:
         """Serve `LATEST`, or the newest undamaged version if `LATEST` is damaged. An empty store changes nothing.
@@ -265,7 +268,8 @@ class WeightSwitcher:
         visible = time.monotonic()
         check_version_fits(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
-        return await self._stored.verify(manifest, digest), visible
+        in_use, one_host = self._serving.files, self.engine.facts.one_host
+        return await self._stored.verify(manifest, digest, in_use, one_host=one_host), visible
 
     async def _pause_load_resume(self, target: Loadable, mode: SwitchMode) -> tuple[float, float]:
         """Switch the engine to `target`. Returns the times of the pause and the load, in monotonic seconds."""
