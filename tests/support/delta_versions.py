@@ -24,7 +24,7 @@ class Trainer:
     """Publishes every version into `store`, and writes all of them in full into the folder `reference`."""
 
     def __init__(self, store: WeightStore, *, share: float = 0.02) -> None:
-        self.store, self.reference = store, store.root.with_name("reference")
+        self.store, self.reference = store, store.root / "reference"
         (store.root / "versions").mkdir(parents=True, exist_ok=True)
         self.share = share
         self.chance = torch.Generator().manual_seed(0)

@@ -122,20 +122,24 @@ class WeightSwitcher:
     async def _catch_up(self) -> None:
         """Serve `LATEST`, or the newest undamaged version if `LATEST` is damaged. An empty store changes nothing.
 
-        Falling back is safe: the trainer enforces `min_version`.
+        Falling back is safe: the trainer enforces `min_version`. If the files of deltas cannot be made, nothing is
+        loaded: the trainer completes the next version when this generator refuses it.
         """
         problems: list[TandemError] = []
         tried: set[Version] = set()
+        has_deltas = False
         while (version := await self._stored.newest(but=tried)) is not None:
             tried.add(version)
             try:
-                _, digest = await self._stored.read(version)
+                manifest, digest = await self._stored.read(version)
+                check_version_fits(manifest, self.engine.facts)
+                has_deltas = has_deltas or manifest.delta is not None
                 await self.set(version, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
                 return
             except (WeightsNotVisible, WeightsRefused, SwitchFailed) as error:
                 log.error("cannot start with version %s: %s", version, error)
                 problems.append(error)
-        if problems:
+        if problems and not has_deltas:
             raise WeightsRefused(
                 f"none of the {len(problems)} versions in {self._stored.root} can be served; the newest: {problems[0]} "
                 "If the store belongs to another model or run, set shared.weights_dir to a new folder. If its files "
