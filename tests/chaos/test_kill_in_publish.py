@@ -23,7 +23,7 @@ from tandem_protocol.chains import closure
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-STEPS = {"full": 24, "delta": 16}
+STEPS = {"full": 24, "delta": 12}
 MAX_LAG = int(os.environ.get("TANDEM_CHAOS_MAX_LAG", "1"))
 """With 1, versions are published behind the next update."""
 SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))
@@ -47,10 +47,10 @@ class Lives:
         is_full = kind == "full"
         trainer_places = publish_faults.TRAINER if is_full else publish_faults.DELTA_TRAINER
         generator_places = publish_faults.GENERATOR if is_full else publish_faults.DELTA_GENERATOR
-        self.trainer_places = self._faults(trainer_places, 3)
+        self.trainer_places = self._faults(trainer_places, 3 if is_full else 2)
         if max_lag == 0:  # no copy is made
             self.trainer_places = [place for place in self.trainer_places if place[0] != "copied"]
-        self.generator_places = self._faults(generator_places, 3)
+        self.generator_places = self._faults(generator_places, 3 if is_full else 2)
         self.faults = Counter(trainer=len(self.trainer_places), generator=len(self.generator_places))
         self.deaths = Counter[str]()
         self.generator = self._start_generator()

@@ -122,7 +122,7 @@ def _generator_places() -> dict[str, Callable[[int], None]]:
 TRAINER, GENERATOR = (tuple(name for name in places if "delta" not in name)
                       for places in (_trainer_places(), _generator_places()))  # fmt: skip
 DELTA_TRAINER = ("delta made", "delta written", "committed", "retain")
-DELTA_GENERATOR = ("delta space", "delta applied", "delta complete", "load")
+DELTA_GENERATOR = ("delta space", "delta applied", "delta complete")
 
 
 def digest(tensors: Mapping[str, bytes]) -> str:
