@@ -282,6 +282,16 @@ def test_a_complete_version_that_is_refused_ends_the_run(
     make: Make, model: PreTrainedModel, generators: Generators
 ) -> None:
     publish = make(model)
+    generators.refuses = WeightsRefused("another model")
+    with pytest.raises(WeightsRefused, match="another model"):
+        publish(model, 0)
+    assert generators.asked == [Version(0, 1)], "there is nothing to complete"
+
+
+def test_a_delta_that_is_refused_although_it_was_completed_ends_the_run(
+    make: Make, model: PreTrainedModel, generators: Generators
+) -> None:
+    publish = make(model)
     publish(model, 0)
     generators.refuses = WeightsRefused("another model")
     update(model)
