@@ -121,8 +121,11 @@ def _source(store: Reader, line: _Line, file: FileEntry, local: Local) -> Source
 
 
 def _is_there(store: Reader, manifest: Manifest, file: FileEntry) -> bool:
+    directory = store.directory(manifest.version)
     try:
-        return (store.directory(manifest.version) / file.name).stat().st_size == file.size_bytes
+        # List the directory: a network file system may cache that a file does not exist, and it may come later.
+        names = {path.name for path in directory.iterdir()}
+        return file.name in names and (directory / file.name).stat().st_size == file.size_bytes
     except OSError:
         return False
 
