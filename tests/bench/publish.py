@@ -5,6 +5,8 @@
 A real vLLM on the CPU loads the version, and the trainer's own code writes it. One baseline writes the same bytes to a
 file with `write` and `fsync`, and reads them with `readinto` into memory that is already allocated. The other one does
 without Tandem: `save_pretrained`, then `reload_weights` of a `vllm serve`, which checks nothing. All take turns.
+
+A second table compares versions of a bfloat16 model that are deltas with complete ones. It needs no engine.
 """
 
 from __future__ import annotations
@@ -28,11 +30,14 @@ from support.bench import Table, alternate, options, ratio, write
 from support.generators import Generator, running
 from support.models import make_tokenizer
 from support.vllm_serve import vllm_serve
+from tandem_generator.materializer import Materializer
 from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import ServedWeights, SwitchMode
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.learner.shards import MAX_FILES, model_table, model_tensors, write_part
+from tandem_trainer.learner.shards import MAX_FILES, model_table, model_tensors, part_files, write_part
+from tandem_trainer.published_copy import Plan, PublishedCopy
 
 
 class Shape(NamedTuple):
@@ -143,6 +148,56 @@ def measure(name: str, rounds: int, root: Path) -> list[str]:
     return [name, f"{len(target) / 1e6:,.0f}", *ratios, *parts]
 
 
+CHANGED = 0.01
+"""Fraction of the words that change, as usual learning rates change per step."""
+
+
+@torch.no_grad()
+def change(model: LlamaForCausalLM) -> None:
+    """Change a bit of some words, as an optimizer step does."""
+    for parameter in model.parameters():
+        words = parameter.view(torch.int16)
+        words ^= (torch.rand(words.shape) < CHANGED).to(torch.int16)
+
+
+def measure_deltas(name: str, rounds: int, root: Path) -> list[str]:
+    """Measure deltas of one shape and complete versions in turns, and return the row of the deltas."""
+    model = make_model(SHAPES[name]._replace(dtype=torch.bfloat16), root / "model")
+    ours, store = fingerprint(root / "model"), WeightStore(root / "weights")
+    (store.root / "versions").mkdir(parents=True)
+    files = part_files(model_table(model, torch.bfloat16), rank=0, ranks=1)
+    copy, materializer = PublishedCopy(files), Materializer(store, root / "made", "bench")
+    steps = iter(range(1000))
+    last: tuple[Manifest, str] | None = None
+    used: tuple[Path, ...] = ()
+
+    def publish(*, is_delta: bool) -> dict[str, float]:
+        nonlocal last, used
+        version, parent = Version(next(steps), 1), last if is_delta else None
+        change(model)
+        began = time.perf_counter()
+        with store.staging(version, needs_bytes=0) as staged:
+            plan = Plan(version, parent[0].version if parent else None)
+            digests = copy.write(staged, files, model_tensors(model, torch.bfloat16), plan=plan)
+            last = store.commit(staged, version, run="bench", fingerprint=ours, digests=digests, parent=parent)
+        written = time.perf_counter()
+        used = materializer.make(*last, used)
+        done = time.perf_counter()
+        size = sum(path.stat().st_size for path in store.directory(version).glob("*.safetensors*"))
+        store.retain(1)
+        return {"bytes": size, "write": written - began, "read": done - written}
+
+    sides = {"complete": partial(publish, is_delta=False), "delta": partial(publish, is_delta=True)}
+    measured = alternate(sides, rounds)
+    materializer.close()
+    complete, delta = (
+        {part: [one[part] for one in measured[side]] for part in ("bytes", "write", "read")} for side in sides
+    )
+    size_mb = f"{statistics.median(complete['bytes']) / 1e6:,.0f}"
+    return [name, size_mb, f"{100 * statistics.median(delta['bytes']) / statistics.median(complete['bytes']):.1f} %",
+            ratio(delta["write"], complete["write"]), ratio(delta["read"], complete["read"])]  # fmt: skip
+
+
 PARTS = ("all", "write", "commit", "verify", "pause", "load")
 
 
@@ -152,13 +207,20 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--folder", default="/dev/shm" if Path("/dev/shm").is_dir() else tempfile.gettempdir())
     args = parser.parse_args()
-    rows = []
+    rows: list[list[str]] = []
+    deltas: list[list[str]] = []
     for shape in ["1M"] if args.quick else args.shapes:
-        with tempfile.TemporaryDirectory(dir=args.folder) as name:
-            rows.append(measure(shape, 1 if args.quick else args.rounds, Path(name)))
+        rounds = 1 if args.quick else args.rounds
+        for table, bench in ((rows, measure), (deltas, measure_deltas)):
+            with tempfile.TemporaryDirectory(dir=args.folder) as name:
+                table.append(bench(shape, rounds, Path(name)))
     columns = ["model", "MB", "÷ plain write + read", "÷ `save_pretrained` + reload", *(f"{part}, s" for part in PARTS)]
     note = "Decoding stops for `pause` and `load`."
-    write([Table(title="A full version", columns=columns, rows=rows, note=note)], args.result)
+    full = Table(title="A full version", columns=columns, rows=rows, note=note)
+    columns = ["model, bfloat16", "MB, complete", "bytes", "write ÷ complete", "make and verify ÷ verify complete"]
+    note = f"{CHANGED:.0%} of the words have changed. The volume is in memory. Across nodes, the bytes decide."
+    delta = Table(title="A delta version", columns=columns, rows=deltas, note=note)
+    write([full, delta], args.result)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,11 @@ from support.generators import Generator
 from support.models import make_tiny_model
 from support.ports import free_port
 from support.projects import Project
+from tandem_protocol.chains import closure
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-STEPS = 24
+STEPS = {"full": 24, "delta": 12}
 MAX_LAG = int(os.environ.get("TANDEM_CHAOS_MAX_LAG", "1"))
 """With 1, versions are published behind the next update."""
 SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))
@@ -35,23 +36,29 @@ PROGRAM = ("-c", f"import sys; sys.path.insert(0, {TESTS!r}); import support.pub
 class Lives:
     """The trainer and the generator, which are started again when they have died, each time with the next fault."""
 
-    def __init__(self, folder: Path, max_lag: int) -> None:
+    def __init__(self, folder: Path, kind: str, max_lag: int) -> None:
         print(f"TANDEM_CHAOS_SEED={SEED}")
         self.chance = random.Random(SEED)
         self.folder, self.port = folder, free_port()
         self.published, self.loaded = folder / "published.jsonl", folder / "loaded.jsonl"
         self.model = make_tiny_model(folder / "model", vocab=75)
         (folder / "weights").mkdir()
-        self.trainer_places = self._faults(publish_faults.TRAINER, 3)
+        self.kind, self.steps = kind, STEPS[kind]
+        is_full = kind == "full"
+        trainer_places = publish_faults.TRAINER if is_full else publish_faults.DELTA_TRAINER
+        generator_places = publish_faults.GENERATOR if is_full else publish_faults.DELTA_GENERATOR
+        self.trainer_places = self._faults(trainer_places, 3 if is_full else 2)
         if max_lag == 0:  # no copy is made
             self.trainer_places = [place for place in self.trainer_places if place[0] != "copied"]
-        self.generator_places = self._faults(publish_faults.GENERATOR, 3)
+        self.generator_places = self._faults(generator_places, 3 if is_full else 2)
         self.faults = Counter(trainer=len(self.trainer_places), generator=len(self.generator_places))
         self.deaths = Counter[str]()
         self.generator = self._start_generator()
         self.project = Project(
-            folder / "project", self.model, self.generator, folder / "weights", max_steps=STEPS, max_lag=max_lag,
-            publish={"keep": KEEP}, checkpoint={"every_steps": 1},
+            folder / "project", self.model, self.generator, folder / "weights", max_steps=self.steps,
+            max_lag=max_lag, publish={"keep": KEEP, "delta": "never" if is_full else "always"},
+            learner={"dtype": "float32" if is_full else "bfloat16"},
+            optim={"learning_rate": 1e-3 if is_full else 5e-6}, checkpoint={"every_steps": 1},
         )  # fmt: skip
         self.trainer = self._start_trainer()
 
@@ -109,9 +116,9 @@ class Lives:
         self.generator.client.close()
 
 
-@pytest.fixture(scope="module")
-def lives(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lives]:
-    lives = Lives(tmp_path_factory.mktemp("lives"), MAX_LAG)
+@pytest.fixture(scope="module", params=STEPS)
+def lives(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lives]:
+    lives = Lives(tmp_path_factory.mktemp("lives"), request.param, MAX_LAG)
     try:
         lives.run()
         yield lives
@@ -123,7 +130,7 @@ def test_no_generator_loads_other_weights_than_the_trainer_published(lives: Live
     published = publish_faults.noted(lives.published)
     loaded = publish_faults.noted(lives.loaded)
     assert len(dict(published)) == len(set(published)), "a version has one meaning"
-    assert len({version for version, _ in loaded}) > STEPS // 2
+    assert len({version for version, _ in loaded}) > lives.steps // 2
     assert set(loaded) <= set(published)
     sampled = {version for line in lives.project.lines("rollouts.jsonl") for version in line["versions"]}
     assert sampled <= {version for version, _ in loaded}
@@ -131,7 +138,7 @@ def test_no_generator_loads_other_weights_than_the_trainer_published(lives: Live
 
 
 def test_every_step_is_learned_once(lives: Lives) -> None:
-    assert lives.project.steps == [*range(1, STEPS + 1)]
+    assert lives.project.steps == [*range(1, lives.steps + 1)]
     lags = [line["lag_max"] for line in lives.project.lines("metrics.jsonl")]
     assert max(lags) <= lives.project.max_lag
 
@@ -139,10 +146,11 @@ def test_every_step_is_learned_once(lives: Lives) -> None:
 def test_the_store_holds_whole_versions_and_nothing_else(lives: Lives) -> None:
     store = WeightStore(lives.folder / "weights")
     versions = store.versions()
-    assert store.latest() == versions[-1] == Version(STEPS, versions[-1].attempt)
+    assert store.latest() == versions[-1] == Version(lives.steps, versions[-1].attempt)
     for version in versions:
         store.verify(store.read(version)[0])
-    assert len(versions) == KEEP
+    assert set(versions) == closure(store, versions[-KEEP:])
+    assert any(store.read(version)[0].delta for version in versions) == (lives.kind == "delta")
     assert sorted(path.name for path in store.root.iterdir()) == ["LATEST", "WRITER", "served", "versions"]
     assert sorted(path.name for path in (store.root / "versions").iterdir()) == [
         store.directory(version).name for version in versions

@@ -20,7 +20,7 @@ PACKAGES = {
 }
 
 ALLOWED = {
-    "tandem_protocol": {"packaging", "pydantic", "pydantic_core", "yaml", "xxhash"},
+    "tandem_protocol": {"numpy", "packaging", "pydantic", "pydantic_core", "yaml", "xxhash"},
     "tandem_generator": {"tandem_protocol"},
     "tandem_rollout": {"tandem_protocol"},
     "tandem_trainer": {"tandem_protocol", "tandem_rollout"},
@@ -43,6 +43,7 @@ ALLOWED = {
 """Allowed imports: for protocol and CLI everything outside the standard library, for the services Tandem's packages."""
 
 ONLY_IN = {
+    "numpy": {"tandem_protocol.delta", "tandem_rollout", "tandem_trainer"},
     "vllm": {
         "tandem_generator.engines.vllm",
         "tandem_generator.vllm_server",

@@ -86,7 +86,7 @@ def _removing(number: int) -> None:
 
 def _trainer_places() -> dict[str, Callable[[int], None]]:
     from tandem_rollout.client import GeneratorClient
-    from tandem_trainer import publication, publish
+    from tandem_trainer import publication, publish, published_copy
     from tandem_trainer.devices import HostMemory
 
     return {
@@ -96,10 +96,13 @@ def _trainer_places() -> dict[str, Callable[[int], None]]:
         "committed": _in(store, "_replace", "after"),
         "served": _in(GeneratorClient, "set_weights", "after"),
         "retain": _removing,
+        "delta made": _in(published_copy, "encode", "after"),
+        "delta written": _in(published_copy.PublishedCopy, "_write", "after"),
     }
 
 
 def _generator_places() -> dict[str, Callable[[int], None]]:
+    from tandem_generator import materializer
     from tandem_generator.engines import mock
     from tandem_generator.stored_versions import StoredVersions
 
@@ -110,22 +113,28 @@ def _generator_places() -> dict[str, Callable[[int], None]]:
         "pause": _in(mock.MockEngine, "pause", "after"),
         "load": _in(mock, "read_header", "after"),
         "resume": _in(mock.MockEngine, "resume", "after"),
+        "delta space": _in(materializer.Materializer, "_space", "after"),
+        "delta applied": _in(materializer, "_apply", "after"),
+        "delta complete": _in(materializer.Materializer, "_made", "after"),
     }
 
 
-TRAINER, GENERATOR = tuple(_trainer_places()), tuple(_generator_places())
+TRAINER, GENERATOR = (tuple(name for name in places if "delta" not in name)
+                      for places in (_trainer_places(), _generator_places()))  # fmt: skip
+DELTA_TRAINER = ("delta made", "delta written", "committed", "retain")
+DELTA_GENERATOR = ("delta space", "delta applied", "delta complete")
 
 
-def digest(tensors: Mapping[str, Any]) -> str:
-    """Digest of numpy arrays with their names."""
+def digest(tensors: Mapping[str, bytes]) -> str:
+    """Digest of tensors' bytes with their names."""
     hasher = xxhash.xxh3_128()
     for name in sorted(tensors):
         hasher.update(name.encode())
-        hasher.update(tensors[name].tobytes())
+        hasher.update(tensors[name])
     return hasher.hexdigest()
 
 
-def note(file: Path, version: Version, tensors: Mapping[str, Any]) -> None:
+def note(file: Path, version: Version, tensors: Mapping[str, bytes]) -> None:
     with file.open("a") as lines:
         lines.write(json.dumps([str(version), digest(tensors)]) + "\n")
 
@@ -137,11 +146,12 @@ def noted(file: Path) -> list[tuple[str, str]]:
 def arm_trainer(file: Path, place: str | None, number: int) -> None:
     """Note in `file` what this trainer publishes, and die at the `number`-th time that it comes to `place`."""
     from tandem_trainer import publish
+    from tandem_trainer.learner.safetensors_file import data_of
 
     model_tensors, call = publish.model_tensors, publish.Publisher.__call__
 
     def publishing(self: Any, model: Any, step: int, **options: Any) -> Version:
-        tensors = {name: tensor.numpy() for name, tensor in model_tensors(model, self._dtype)}
+        tensors = {name: bytes(data_of(tensor)) for name, tensor in model_tensors(model, self._dtype)}
         note(file, Version(step, self._attempt), tensors)
         return call(self, model, step, **options)
 
@@ -152,7 +162,7 @@ def arm_trainer(file: Path, place: str | None, number: int) -> None:
 
 def run_generator() -> None:
     """A mock generator that notes what it loads. Its arguments: file, place, number, and those of the generator."""
-    from safetensors.numpy import load_file
+    from safetensors import deserialize
 
     from tandem_generator.__main__ import main
     from tandem_generator.engines.mock import MockEngine
@@ -161,7 +171,8 @@ def run_generator() -> None:
     load_weights = MockEngine.load_weights
 
     async def loading(self: Any, version: Version, files: Any) -> None:
-        note(Path(file), version, {name: array for one in files for name, array in load_file(one).items()})
+        tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]
+        note(Path(file), version, {name: bytes(content["data"]) for name, content in tensors})
         await load_weights(self, version, files)
 
     MockEngine.load_weights = loading  # type: ignore[method-assign]  # in this process only, which dies

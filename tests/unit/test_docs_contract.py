@@ -21,7 +21,7 @@ from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol import routes
 from tandem_protocol.config.generator import GeneratorConfig, MockConfig
 from tandem_protocol.errors import TandemError, _tree
-from tandem_protocol.manifest import Manifest
+from tandem_protocol.manifest import Changes, Manifest
 from tandem_protocol.messages import Info
 from tandem_protocol.store import Lease, WeightStore
 
@@ -135,7 +135,8 @@ def test_every_field_of_info_is_on_the_page() -> None:
 
 
 def test_the_stores_page_shows_a_manifest_and_a_lease_that_the_script_leaves(store: WeightStore) -> None:
-    shown, lease = (json.loads(block.text) for block in blocks(STORE, language="json"))
+    shown, delta, lease = (json.loads(block.text) for block in blocks(STORE, language="json"))
+    Changes.model_validate_json(json.dumps(delta["delta"]))
     Lease.model_validate(lease)
     manifest, digest = store.read(store.versions()[0])
     written = manifest.model_dump(mode="json")

@@ -170,6 +170,22 @@ def test_a_version_that_is_published_behind_an_update_is_in_the_hosts_memory() -
     assert trainer_bytes(laptop, lora={"r": 4}) == trainer_bytes(laptop, lora={"r": 4}, max_lag=0)
 
 
+def test_deltas_need_a_second_copy_in_the_trainer_and_two_versions_per_generator() -> None:
+    for facts in (on_cpus(), on_gpus()):
+        options: dict[str, Any] = {"learner": {"dtype": "bfloat16"}, "max_lag": 1}
+        with_delta = options | {"publish": {"delta": "auto"}}
+
+        def on_host(facts: MachineFacts = facts, **trainer: Any) -> int:
+            return memory.on_host_bytes(with_settings(facts, trainer=trainer))
+
+        replicas = facts.stack.services["generator"].replicas  # type: ignore[union-attr]
+        assert on_host(**with_delta) - on_host(**options) == 2_000 + replicas * 2 * 2_000
+        three = changed(facts, "generator", replicas=replicas + 1)
+        assert on_host(three, **with_delta) - on_host(three, **options) == 2_000 + (replicas + 1) * 2 * 2_000
+        full = {"learner": {"dtype": "float32"}, "publish": {"delta": "auto"}}
+        assert on_host(**full) == on_host(learner={"dtype": "float32"}), "float32 is never published as a delta"
+
+
 def test_generators_on_the_cpu_share_the_hosts_memory() -> None:
     laptop = on_cpus()
     assert memory.on_host_bytes(changed(laptop, "generator", replicas=3)) - memory.on_host_bytes(laptop) == 2 * int(

@@ -8,11 +8,14 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NamedTuple
 
+from tandem_protocol.chains import is_complete
 from tandem_protocol.errors import WeightsNotVisible, WeightsRefused
 from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import Kind
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+
+from .materializer import Materializer
 
 _POLL_S = 0.05
 """Pause between two looks for a version, in seconds. A network file system reports no changes."""
@@ -32,14 +35,22 @@ class StoredVersions:
 
     Args:
         store: The store.
+        materializer: Makes the files of delta versions.
         visible_timeout_s: How long to wait for a version that another host has written, in seconds.
         is_stopping: Whether the generator stops. It does not wait for a version then.
     """
 
-    def __init__(self, store: WeightStore, visible_timeout_s: float, is_stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: WeightStore,
+        materializer: Materializer,
+        visible_timeout_s: float,
+        is_stopping: Callable[[], bool],
+    ) -> None:
         self.root = store.root
         """Directory of the store."""
         self._store = store
+        self._materializer = materializer
         self._visible_timeout_s = visible_timeout_s
         self._is_stopping = is_stopping
 
@@ -89,13 +100,33 @@ class StoredVersions:
             )
         return manifest
 
-    async def verify(self, manifest: Manifest, digest: str) -> Loadable:
+    async def verify(self, manifest: Manifest, digest: str, in_use: Collection[Path], *, one_host: bool) -> Loadable:
         """Return a version whose files have been read and compared with their digests.
 
+        The files of a delta version are made on this host first, unless all of them are in the store.
+
+        Args:
+            manifest: Manifest of the version.
+            digest: Its digest.
+            in_use: The files that are served, which must not change.
+            one_host: Whether all workers of the engine can read files of this host.
+
         Raises:
-            WeightsRefused: A file is damaged.
+            WeightsRefused: A file is missing or damaged.
         """
+        if manifest.delta and one_host:
+            files = await asyncio.to_thread(self._materializer.make, manifest, digest, in_use)
+            return Loadable(manifest.version, digest, files, manifest.kind)
+        if manifest.delta and not await asyncio.to_thread(is_complete, self._store, manifest):
+            raise WeightsRefused(
+                f"version {manifest.version} is made out of deltas, which a replica on several hosts cannot load. Fix: "
+                "set trainer.publish.delta: never."
+            )
         await asyncio.to_thread(self._store.verify, manifest)
         directory = self._store.directory(manifest.version)
         files = tuple(directory / file.name for file in manifest.files)
         return Loadable(manifest.version, digest, files, manifest.kind)
+
+    async def close(self) -> None:
+        """Remove the files that were made on this host."""
+        await asyncio.to_thread(self._materializer.close)

@@ -32,6 +32,7 @@ from .changes import Changes
 from .compatibility import check_request_fits, check_version_fits
 from .engines.base import Engine, OnTokens, no_count
 from .lease import LeaseKeeper
+from .materializer import Materializer
 from .stored_versions import Loadable, StoredVersions
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ class WeightSwitcher:
         self.generator_id = config.replica
         self.failed = asyncio.Event()
         self.stopping = False
-        self._stored = StoredVersions(store, config.visible_timeout_s, is_stopping=lambda: self.stopping)
+        materializer = Materializer(store, config.materialize_dir, self.generator_id)
+        self._stored = StoredVersions(store, materializer, config.visible_timeout_s, is_stopping=lambda: self.stopping)
         self._config = config
         self._serving = Loadable(BASE, None, ())
         self._not_loaded: str | None = "the engine is starting"
@@ -117,24 +119,29 @@ class WeightSwitcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._lease.hold()
         await self.engine.close()
+        await self._stored.close()
 
     async def _catch_up(self) -> None:
         """Serve `LATEST`, or the newest undamaged version if `LATEST` is damaged. An empty store changes nothing.
 
-        Falling back is safe: the trainer enforces `min_version`.
+        Falling back is safe: the trainer enforces `min_version`. If the files of deltas cannot be made, nothing is
+        loaded: the trainer completes the next version when this generator refuses it.
         """
         problems: list[TandemError] = []
         tried: set[Version] = set()
+        has_deltas = False
         while (version := await self._stored.newest(but=tried)) is not None:
             tried.add(version)
             try:
-                _, digest = await self._stored.read(version, if_latest=True)
+                manifest, digest = await self._stored.read(version, if_latest=True)
+                check_version_fits(manifest, self.engine.facts)
+                has_deltas = has_deltas or manifest.delta is not None
                 await self.set(version, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
                 return
             except (WeightsNotVisible, WeightsRefused, SwitchFailed) as error:
                 log.error("cannot start with version %s: %s", version, error)
                 problems.append(error)
-        if problems:
+        if problems and not has_deltas:
             raise WeightsRefused(
                 f"none of the {len(problems)} versions in {self._stored.root} can be served; the newest: {problems[0]} "
                 "If the store belongs to another model or run, set shared.weights_dir to a new folder. If its files "
@@ -285,7 +292,8 @@ class WeightSwitcher:
         visible = time.monotonic()
         check_version_fits(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
-        return await self._stored.verify(manifest, digest), visible
+        in_use, one_host = self._serving.files, self.engine.facts.one_host
+        return await self._stored.verify(manifest, digest, in_use, one_host=one_host), visible
 
     async def _pause_load_resume(self, target: Loadable, mode: SwitchMode) -> tuple[float, float]:
         """Switch the engine to `target`. Returns the times of the pause and the load, in monotonic seconds."""

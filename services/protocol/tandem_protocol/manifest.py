@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import xxhash
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .messages import Kind, Message, ModelFingerprint
 from .version import Version
@@ -25,6 +25,8 @@ MAX_HEADER_BYTES = 100_000_000
 
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 """File name of an adapter's configuration, as peft writes it."""
+DELTA_SUFFIX = ".delta"
+"""What the name of a file's delta has after the name of the file."""
 
 
 class FileEntry(Message):
@@ -51,11 +53,38 @@ class TensorEntry(Message):
     """Name of the shard that contains the tensor."""
 
 
+class DeltaFile(Message):
+    """The file that says what changes in one file of the parent."""
+
+    file: str = Field(pattern=r"^[\w.-]+\.safetensors$")
+    """Name of the file that comes out. The delta lies beside it, as `FILE.delta`."""
+    size_bytes: int = Field(ge=0)
+    """Size of the delta."""
+    xxh3_128: str
+    """xxh3-128 digest of the delta, in hexadecimal."""
+
+    @property
+    def name(self) -> str:
+        """Name of the delta."""
+        return self.file + DELTA_SUFFIX
+
+
+class Changes(Message):
+    """How a version is made out of another one, its parent."""
+
+    parent: Version
+    """The parent."""
+    parent_digest: str
+    """Digest of the parent's manifest, in hexadecimal."""
+    files: tuple[DeltaFile, ...] = Field(min_length=1)
+    """The deltas. A file of the version without a delta lies in its directory."""
+
+
 class Manifest(Message):
     """Table of contents of a version. The digest of its bytes identifies the version."""
 
-    format: Literal[1] = 1
-    """Version of the manifest format."""
+    format: Literal[1, 2] = 1
+    """Version of the manifest format: 2 if there is a `delta`, else 1. Releases without deltas refuse 2."""
     run: str
     """Name of the training run that computed the version. It is for people who read the file."""
     version: Version
@@ -65,18 +94,34 @@ class Manifest(Message):
     fingerprint: ModelFingerprint
     """Fingerprint of the model. For an adapter, of its base model."""
     files: tuple[FileEntry, ...] = Field(min_length=1)
-    """All files of the version except the manifest."""
+    """All files of the version except the manifest. Sizes and digests are those of the complete files, also if only
+    their deltas are in the directory."""
     tensors: tuple[TensorEntry, ...] = Field(min_length=1)
     """All tensors of the version."""
+    delta: Changes | None = None
+    """How the version is made out of another one. None: all files are in its directory."""
+
+    @model_validator(mode="after")
+    def _format_says_whether_there_are_deltas(self) -> Manifest:
+        if (self.format == 2) != (self.delta is not None):
+            raise ValueError(f"got format {self.format}, expected 2 with delta, and 1 without")
+        if self.delta and not self.delta.parent < self.version:
+            raise ValueError(f"got parent {self.delta.parent}, expected one that is older than {self.version}")
+        return self
 
     def to_bytes(self) -> bytes:
         """Return the manifest as it is stored on disk."""
-        return self.model_dump_json(indent=1).encode()
+        return self.model_dump_json(indent=1, exclude=None if self.delta else {"delta"}).encode()
 
     @property
     def size_bytes(self) -> int:
         """Total size of all files, in bytes."""
         return sum(file.size_bytes for file in self.files)
+
+    @property
+    def deltas(self) -> dict[str, DeltaFile]:
+        """File name → its delta, for the files that have one."""
+        return {delta.file: delta for delta in self.delta.files} if self.delta else {}
 
     @property
     def lora_rank(self) -> int:

@@ -22,20 +22,14 @@ from pathlib import Path
 
 from pydantic import Field, ValidationError
 
+from .chains import closure
 from .errors import StoreError, StoreLocked, WeightsNotVisible, WeightsRefused
 from .folders import fsync
 from .lock import Held, exclusive
-from .manifest import (
-    ADAPTER_CONFIG_NAME,
-    MANIFEST_NAME,
-    FileEntry,
-    Manifest,
-    digest_bytes,
-    digest_file,
-    read_header,
-)
+from .manifest import MANIFEST_NAME, Manifest, digest_bytes
 from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
+from .staged_files import contents
 from .verification import verify_files
 from .version import Version
 
@@ -203,7 +197,9 @@ class WeightStore:
         return max((version.attempt for version in self.versions()), default=0) + 1
 
     @contextmanager
-    def staging(self, version: Version, *, needs_bytes: int, fix: str = ENLARGE, owner: bool = True) -> Iterator[Path]:
+    def staging(
+        self, version: Version, *, needs_bytes: int, fix: str = ENLARGE, owner: bool = True, completes: bool = False
+    ) -> Iterator[Path]:
         """Provide a directory for the shards of `version` during the `with` block, until `commit`.
 
         The directory is removed at the end of the block, in any case.
@@ -213,11 +209,12 @@ class WeightStore:
             needs_bytes: Expected size of the shards, which must be free.
             fix: What to do if the volume is full, for the message.
             owner: True in the process that holds `writer`. Others must enter after it, and leave before it commits.
+            completes: The files are added to a committed version, see `complete`.
 
         Raises:
             StoreError: The volume is full, either at the start or while the shards are written.
         """
-        directory = self._versions / f".staging-{version}"
+        directory = self._versions / f".staging-{version}{'-complete' if completes else ''}"
         if owner:
             free = shutil.disk_usage(self._versions).free
             if free < needs_bytes:
@@ -242,6 +239,7 @@ class WeightStore:
         fingerprint: ModelFingerprint,
         kind: Kind = "full",
         digests: Mapping[str, str] | None = None,
+        parent: tuple[Manifest, str] | None = None,
     ) -> tuple[Manifest, str]:
         """Turn the shards in `staged` into a version: flush them to disk, rename the directory, update `LATEST`.
 
@@ -252,7 +250,8 @@ class WeightStore:
             fingerprint: Fingerprint of the model. For an adapter, of its base model.
             kind: Whether this is a full model or an adapter.
             digests: File name → xxh3-128 digest, if the writers have computed them. Other files are read to compute
-                their digest.
+                their digest. It must have those of complete files of which only the delta is in `staged`.
+            parent: Manifest of the version that the deltas in `staged` apply to, and its digest.
 
         Returns:
             The manifest and its digest.
@@ -260,26 +259,18 @@ class WeightStore:
         Raises:
             StoreError: The version already exists, or a file in `digests` is missing from `staged`.
         """
-        digests = digests or {}
-        shards = sorted(staged.glob("*.safetensors"))
-        configs = [staged / ADAPTER_CONFIG_NAME] if kind == "lora" else []
-        if missing := digests.keys() - {shard.name for shard in shards}:
-            raise StoreError(
-                f"{min(missing)} of version {version} was written by another trainer process, but it is not in "
-                f"{staged}. Fix: mount the same weights volume at shared.weights_dir for all trainer processes."
-            )
-        for path in [*shards, *configs]:
+        parts = contents(staged, version, kind, digests or {}, parent)
+        for path in parts.paths:
             fsync(path)
         manifest = Manifest(
+            format=2 if parts.delta else 1,
             run=run,
             version=version,
             kind=kind,
             fingerprint=fingerprint,
-            files=tuple(
-                FileEntry(name=p.name, size_bytes=p.stat().st_size, xxh3_128=digests.get(p.name) or digest_file(p))
-                for p in [*shards, *configs]
-            ),
-            tensors=tuple(tensor for shard in shards for tensor in read_header(shard)),
+            files=parts.files,
+            tensors=parts.tensors,
+            delta=parts.delta,
         )
         data = manifest.to_bytes()
         _replace(staged / MANIFEST_NAME, data)
@@ -291,10 +282,31 @@ class WeightStore:
         _replace(self._latest, f"{version}\n".encode())
         return manifest, digest_bytes(data)
 
+    def is_being_completed(self, version: Version) -> bool:
+        """Whether complete files are being added to a version. Other processes than the writer ask this."""
+        return any(path.name == f".staging-{version}-complete" for path in self._versions.iterdir())
+
+    def complete(self, manifest: Manifest, staged: Path) -> None:
+        """Add complete files to a version that has deltas. Its manifest stays the same.
+
+        Args:
+            manifest: Manifest of the version.
+            staged: The directory from `staging`, with the files.
+        """
+        target = self.directory(manifest.version)
+        for path in sorted(staged.glob("*.safetensors")):
+            fsync(path)
+            path.rename(target / path.name)
+        fsync(target)
+
     def retain(self, keep: int) -> list[Version]:
-        """Delete old versions, except the newest `keep`, `LATEST` and leased ones. Returns the deleted versions."""
+        """Delete old versions, except the newest `keep`, `LATEST`, leased ones, and those that they are made out of.
+
+        Returns:
+            The deleted versions.
+        """
         versions = self.versions()
-        kept = {*versions[-keep:], *self.leased(), self.latest()}
+        kept = closure(self, {*versions[-keep:], *self.leased(), *filter(None, [self.latest()])})
         removed = [version for version in versions if version not in kept]
         for version in removed:
             # Rename first, so that readers see either the complete version or nothing.

@@ -7,34 +7,53 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .errors import WeightsRefused
-from .manifest import ADAPTER_CONFIG_NAME, FileEntry, Manifest, TensorEntry, digest_file, read_header
+from .manifest import ADAPTER_CONFIG_NAME, DeltaFile, FileEntry, Manifest, TensorEntry, digest_file, read_header
 
 THREADS = min(8, len(os.sched_getaffinity(0)))
 """Files that are read at the same time. A rank of the trainer writes 8 at most."""
 
 
 def verify_files(directory: Path, manifest: Manifest) -> None:
-    """Check that every file matches the manifest in size, digest and tensor table.
+    """Check that every file in the directory matches the manifest in size, digest and tensor table.
+
+    Of a file that is not there, its delta is checked. That does not show what the delta makes out of the parent.
 
     Raises:
         WeightsRefused: A file is missing or differs. The message has the file, the actual and the expected value.
     """
-    with ThreadPoolExecutor(min(len(manifest.files), THREADS)) as threads:
-        tables = threads.map(_verified, [directory / entry.name for entry in manifest.files], manifest.files)
+    deltas = manifest.deltas
+    absent = {name for name in deltas if not (directory / name).exists()}
+    entries = [*deltas.values(), *(file for file in manifest.files if file.name not in absent)]
+    with ThreadPoolExecutor(min(len(entries), THREADS)) as threads:
+        tables = threads.map(lambda entry: verified(directory / entry.name, entry), entries)
         found = [tensor for table in tables for tensor in table]
+    check_table(directory, found + [tensor for tensor in manifest.tensors if tensor.file in absent], manifest)
+
+
+def check_table(directory: Path, found: list[TensorEntry], manifest: Manifest) -> None:
+    """Check that the headers of the files have the manifest's tensor table.
+
+    Raises:
+        WeightsRefused: They have another one.
+    """
     if sorted(found, key=lambda t: t.name) != sorted(manifest.tensors, key=lambda t: t.name):
         raise _refused(directory, "another tensor table in the shards' headers", "the manifest's tensor table")
 
 
-def _verified(path: Path, entry: FileEntry) -> tuple[TensorEntry, ...]:
-    """Return the tensor table of a file that matches its entry."""
+def verified(path: Path, entry: FileEntry | DeltaFile) -> tuple[TensorEntry, ...]:
+    """Return the tensor table of a file that matches its entry. Other files have none.
+
+    Raises:
+        WeightsRefused: The file is missing or differs.
+    """
     try:
         size = path.stat().st_size
         if size != entry.size_bytes:
             raise _refused(path, f"{size} bytes", f"{entry.size_bytes}")
         if (digest := digest_file(path)) != entry.xxh3_128:
             raise _refused(path, f"xxh3-128 {digest}", entry.xxh3_128)
-        return () if path.name == ADAPTER_CONFIG_NAME else read_header(path)
+        is_shard = isinstance(entry, FileEntry) and entry.name != ADAPTER_CONFIG_NAME
+        return read_header(path) if is_shard else ()
     except (OSError, ValueError) as error:
         raise _refused(path, str(error), "the file that the manifest lists") from error
 

@@ -18,14 +18,20 @@ from typing import NamedTuple
 from torch import Tensor
 
 from tandem_protocol.errors import StoreError
+from tandem_protocol.manifest import DELTA_SUFFIX
 from tandem_protocol.messages import Kind, ServedWeights, SwitchTimings
 from tandem_protocol.version import Version
 
 from .learner.safetensors_file import write_files
+from .published_copy import Plan
 from .run.clock import PhaseClock
 
 POLL_S = 0.01
 """Pause between two looks for the other ranks' parts. A network file system reports no changes."""
+
+
+Writer = Callable[[Path, Mapping[str, Mapping[str, Tensor]], Iterable[tuple[str, Tensor]]], dict[str, str]]
+"""Writes tensors into the files of a folder. Takes and returns the same as `write_files`."""
 
 
 class Part(NamedTuple):
@@ -64,8 +70,12 @@ class Publication:
 
     version: Version
     part: Part
-    staging: Callable[[], AbstractContextManager[Path]]
+    staging: Callable[..., AbstractContextManager[Path]]
     """Gives the staging folder. Turns the error of a full volume into one that says how to enlarge it."""
+    plan: Plan | None = None
+    """What is written as a delta. None: nothing."""
+    writer: Writer | None = None
+    """What writes the files, if not `write_files`."""
     clock: PhaseClock = field(default_factory=PhaseClock)
     began_s: float = field(default_factory=time.monotonic)
     is_given_up: threading.Event = field(default_factory=threading.Event)
@@ -78,7 +88,7 @@ class Publication:
             StoreError: The volume is full.
         """
         with self.clock.phase("write"), self.staging() as staged:
-            return write_files(staged, self.part.files, tensors)
+            return (self.writer or write_files)(staged, self.part.files, tensors)
 
     def write_behind(
         self, tensors: Iterable[tuple[str, Tensor]], *, rank: int, ranks: int, timeout_s: float
@@ -110,6 +120,7 @@ class Publication:
         with self.staging() as staged:
             for name in self.part.files:
                 (staged / name).unlink(missing_ok=True)
+                (staged / f"{name}{DELTA_SUFFIX}").unlink(missing_ok=True)
 
     def _announce(self, rank: int, digests: Mapping[str, str] | None) -> None:
         """Say that this rank's part is written, or with None that it could not be."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,20 +20,27 @@ from anyio.from_thread import BlockingPortal
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tandem_protocol.chains import is_complete
 from tandem_protocol.config.trainer import PublishConfig
+from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.fingerprint import fingerprint
+from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import ModelFingerprint, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 
+from .deltas import Deltas
 from .devices import HostMemory, copies_before_writing
 from .learner.lora import ADAPTER_FILE, adapter_table, adapter_tensors, has_adapter, save_adapter_config
 from .learner.shards import model_shapes, model_table, model_tensors, part_files
 from .publication import Part, Publication
+from .published_copy import MAX_DELTA
 from .ranks import together
 from .volumes import how_to_enlarge
 
+STAND_BY_S = 0.2
+"""Pause between two looks whether complete files are needed. A network file system reports no changes."""
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
 
@@ -70,6 +78,7 @@ class Publisher:
         self._dtype = dtype
         self._accelerator = accelerator
         self._report = report
+        self._deltas = Deltas(config.delta, dtype, store, accelerator)
         self._is_tried = False
         self._memory: HostMemory | None = None
         self._task: Future[None] | None = None
@@ -103,6 +112,8 @@ class Publisher:
             self._publication = publication = self._staged(version, model, stack)
             copies = behind or copies_before_writing(self._accelerator.device)
             write = self._copied(publication) if copies else self._written(publication)
+            if publication.plan and not self._accelerator.is_main_process:
+                self._portal.start_task_soon(to_thread.run_sync, self._stand_by, publication)
             if behind:
                 self._portal.call(self._client.expect, version)
             self._task = self._portal.start_task_soon(self._finish, publication, write, stack.pop_all())
@@ -148,18 +159,21 @@ class Publisher:
     def _staged(self, version: Version, model: PreTrainedModel, stack: ExitStack) -> Publication:
         """Make the staging folder, until `stack` ends. The main process does it, and fails if the volume is full."""
         part = self._part(model)
+        plan = self._deltas.plan(version, part)
         needs_bytes = part.version_bytes + HEADER_BYTES
         fix = how_to_enlarge(needs_bytes, self._config.keep)
-        staging = partial(self._store.staging, version, needs_bytes=needs_bytes, fix=fix)
+        staging = partial(self._store.staging, version, fix=fix)
 
         def stage() -> None:
             if self._accelerator.is_main_process:
-                folder = stack.enter_context(staging())
+                delta_bytes = int(MAX_DELTA * part.version_bytes) if plan and plan.complete else 0
+                folder = stack.enter_context(staging(needs_bytes=needs_bytes + delta_bytes))
                 if part.kind == "lora":
                     save_adapter_config(model, folder)
 
         together(self._accelerator, stage)
-        return Publication(version, part, partial(staging, owner=False))
+        staging = partial(staging, needs_bytes=needs_bytes)
+        return Publication(version, part, partial(staging, owner=False), plan, self._deltas.writer(plan))
 
     def _written(self, publication: Publication) -> Callable[[], dict[str, str]]:
         """Write the version. Returns what gives the digests of all files."""
@@ -188,30 +202,70 @@ class Publisher:
 
     async def _finish(self, publication: Publication, write: Callable[[], dict[str, str]], staging: ExitStack) -> None:
         """Commit a version, have all generators serve it, and delete old ones. Other ranks only write their part."""
-        digest = await to_thread.run_sync(self._commit, publication, write, staging)
-        if not self._accelerator.is_main_process:
+        committed = await to_thread.run_sync(self._commit, publication, write, staging)
+        if committed is None:
             return
+        manifest, digest = committed
         weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
-        served = await self._client.set_weights(publication.version, weights, self._config.timeout_s)
-        self._report(publication.timings(served.values()), publication.part.version_bytes)
+        size_bytes = self._deltas.committed(manifest, digest, publication.clock.seconds["write"])
+        try:
+            served = await self._client.set_weights(publication.version, weights, self._config.timeout_s)
+        except WeightsRefused as error:
+            if is_complete(self._store, manifest):
+                raise
+            self._deltas.refused(manifest, error)
+            await to_thread.run_sync(self._complete, publication, manifest)
+            served = await self._client.set_weights(publication.version, weights, self._config.timeout_s)
+        self._report(
+            publication.timings(served.values()), size_bytes if publication.plan else publication.part.version_bytes
+        )
         await to_thread.run_sync(self._store.retain, self._config.keep)
 
-    def _commit(self, publication: Publication, write: Callable[[], dict[str, str]], staging: ExitStack) -> str:
-        """Commit the version when all ranks have written. Returns the digest of its manifest, "" on other ranks."""
+    def _commit(
+        self, publication: Publication, write: Callable[[], dict[str, str]], staging: ExitStack
+    ) -> tuple[Manifest, str] | None:
+        """Commit the version when all ranks have written. Returns its manifest and the digest, None on other ranks."""
         with staging:
             digests = write()
             if not self._accelerator.is_main_process:
-                return ""
+                return None
             with publication.clock.phase("commit"), publication.staging() as staged:
-                _, digest = self._store.commit(
+                return self._store.commit(
                     staged,
                     publication.version,
                     run=self._run_name,
                     fingerprint=self._fingerprint,
                     kind=publication.part.kind,
                     digests=digests,
+                    parent=self._deltas.parent(publication.plan),
                 )
-            return digest
+
+    def _completion(self, publication: Publication) -> Publication:
+        """The same version, whose complete files are added."""
+        return replace(
+            publication,
+            staging=partial(publication.staging, completes=True),
+            writer=lambda folder, *_: self._deltas.write_complete(folder),
+        )
+
+    def _complete(self, publication: Publication, manifest: Manifest) -> None:
+        """Add the complete files of all ranks to a version, for a generator that cannot make them out of deltas.
+
+        Raises:
+            StoreError: The volume is full, or another rank could not write its part.
+        """
+        completion = self._completion(publication)
+        with completion.staging(owner=True) as folder:
+            completion.write_behind((), rank=0, ranks=self._accelerator.num_processes, timeout_s=self._config.timeout_s)
+            self._store.complete(manifest, folder)
+
+    def _stand_by(self, publication: Publication) -> None:
+        """On other ranks: write the complete files if the main process asks for them, until nobody waits any more."""
+        while not publication.is_given_up.wait(STAND_BY_S):
+            if self._store.is_being_completed(publication.version):
+                rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
+                self._completion(publication).write_behind((), rank=rank, ranks=ranks, timeout_s=self._config.timeout_s)
+                return
 
 
 def _size_bytes(table: Mapping[str, Tensor]) -> int:

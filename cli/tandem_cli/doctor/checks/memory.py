@@ -168,15 +168,33 @@ def _shares_prompts(facts: MachineFacts) -> bool:
 
 
 def copy_bytes(facts: MachineFacts) -> int:
-    """Return the size of the copy of the weights from which a version is published.
+    """Return the size of the copies of the weights from which a version is published.
 
-    It is in the host's memory, also of a trainer on GPUs: P × 4, or P × 2 if learner.dtype is bfloat16, for all
-    processes together. A trainer on CPUs has none with max_lag 0. That of an adapter is small.
+    They are in the host's memory, also of a trainer on GPUs: P × 4, or P × 2 if learner.dtype is bfloat16, for all
+    processes together. A trainer on CPUs has no copy with max_lag 0. That of an adapter is small. With publish.delta,
+    there is also a copy of the version before.
     """
     config = known(facts.settings).trainer
-    if config.lora or (config.max_lag == 0 and not _on_gpu(facts, TRAINER)):
+    if config.lora:
         return 0
-    return known(facts.model).parameters * (4 if config.learner.dtype == "float32" else 2)
+    is_copied = config.max_lag > 0 or _on_gpu(facts, TRAINER)
+    width = 4 if config.learner.dtype == "float32" else 2
+    return known(facts.model).parameters * width * (is_copied + publishes_deltas(facts))
+
+
+def publishes_deltas(facts: MachineFacts) -> bool:
+    """Whether versions may be published as deltas, see `trainer.publish.delta`."""
+    config = known(facts.settings).trainer
+    return config.publish.delta != "never" and config.learner.dtype == "bfloat16" and not config.lora
+
+
+def made_bytes(facts: MachineFacts) -> int:
+    """Return the size of the files that the generators make out of deltas: two versions of P × 2 per replica.
+
+    They are in generator.materialize_dir, which is memory by default.
+    """
+    replicas = known(facts.stack).services[GENERATOR].replicas
+    return 2 * 2 * known(facts.model).parameters * replicas if publishes_deltas(facts) else 0
 
 
 def token_bytes(model: Model, learner: LearnerConfig) -> int:
@@ -204,12 +222,14 @@ def trainer_processes(facts: MachineFacts) -> int:
 
 
 def on_host_bytes(facts: MachineFacts) -> int:
-    """Return the host memory that all replicas of the services on the CPU need, and the copy of the weights."""
+    """Return the host memory for all replicas of the services on the CPU, and for copies of the weights."""
     services = known(facts.stack).services
     needs = {GENERATOR: generator_need, TRAINER: trainer_need}
     on_cpu = (name for name in needs if not _on_gpu(facts, name))
     copy = copy_bytes(facts) if _on_gpu(facts, TRAINER) else 0
-    return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu)) + copy
+    return (
+        int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu)) + copy + made_bytes(facts)
+    )
 
 
 def _on_gpu(facts: MachineFacts, service: str) -> bool:

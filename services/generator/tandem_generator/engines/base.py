@@ -52,6 +52,8 @@ class EngineFacts(NamedTuple):
     """Parameter table with the names of the model's modules, which an adapter's tensors use."""
     lora_heads: tuple[str, ...] | None = None
     """Names of the output embeddings that an adapter may change. None: no restriction."""
+    one_host: bool = True
+    """Whether all workers run on this host, and so can read its files."""
 
 
 class Engine(Protocol):

@@ -80,6 +80,7 @@ class VllmEngine:
             dtype=_dtype(client),
             layers=layers,
             lora_heads=_output_embeddings(model) if lora else (),
+            one_host=parallel.nnodes == 1 and parallel.data_parallel_size_local == parallel.data_parallel_size,
         )
 
     async def start(self) -> None:

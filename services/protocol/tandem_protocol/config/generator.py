@@ -78,6 +78,9 @@ class GeneratorConfig(Section):
     switch_timeout_s: float = Field(300.0, gt=0.0)
     """Time limit of a switch, in seconds: once for pausing the engine (with `drain`, until running requests have
     finished) and once for loading the weights. If it is exceeded, the old version stays."""
+    materialize_dir: Path | None = None
+    """Folder on this machine, best in memory, where the complete files of delta versions are made. It needs space for
+    two versions. None: the system's folder for temporary files. See `trainer.publish.delta`."""
     canary_every_s: float = Field(15.0, gt=0.0)
     """How often an idle engine must produce a token to stay ready, in seconds. After three failures in a row the
     generator restarts."""

@@ -43,8 +43,8 @@ def write_safetensors(path: Path, table: Mapping[str, Tensor], tensors: Iterable
                 while chunk:  # a write may be short
                     chunk = chunk[file.write(chunk) :]
 
-        write(memoryview(_header(table)))
-        for _ in map(write, map(_bytes, tensors)):  # keeps no tensor while it waits for the next
+        write(memoryview(header_of(table)))
+        for _ in map(write, map(data_of, tensors)):  # keeps no tensor while it waits for the next
             pass
         os.fsync(file.fileno())
     return digest.hexdigest()
@@ -102,7 +102,8 @@ def _taken(queue: Queue[list[Tensor]], room: Semaphore) -> Iterator[Tensor]:
         room.release()
 
 
-def _header(table: Mapping[str, Tensor]) -> bytes:
+def header_of(table: Mapping[str, Tensor]) -> bytes:
+    """The beginning of a safetensors file: everything before the data of its tensors."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in table.items():
@@ -114,6 +115,6 @@ def _header(table: Mapping[str, Tensor]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensor: Tensor) -> memoryview:
+def data_of(tensor: Tensor) -> memoryview:
     """The tensor's data as a buffer. A tensor on the CPU is not copied."""
     return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -1,0 +1,155 @@
+"""The copy of the version that was published last, in host memory. A delta says where the next version differs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tandem_protocol.delta import THREADS, changed_words, encode
+from tandem_protocol.manifest import DELTA_SUFFIX, Digest, digest_bytes
+from tandem_protocol.version import Version
+
+from .learner.safetensors_file import CHUNK_BYTES, data_of, header_of
+
+MAX_DELTA = 0.5
+"""A delta above this fraction of its file is not worth the work. The complete file is written instead."""
+_WORD_BYTES = 3
+"""Bytes that a changed word takes in a delta at least: two, and one for the gap before it."""
+
+Files = Mapping[str, Mapping[str, Tensor]]
+"""File name → its table: the names, dtypes and shapes of its tensors, in order."""
+
+
+class Plan(NamedTuple):
+    """What is written of a version."""
+
+    version: Version
+    """The version."""
+    parent: Version | None = None
+    """The version that deltas apply to. None: only complete files are written."""
+    complete: bool = False
+    """Write the complete files beside the deltas, so that nobody needs the parent."""
+
+
+class PublishedCopy:
+    """The bytes of the files that this rank has published last.
+
+    Args:
+        files: The files of every version. Other files need another copy.
+    """
+
+    def __init__(self, files: Files) -> None:
+        self.version: Version | None = None
+        """The version that the copy holds. None while it is being replaced, and if that failed."""
+        self._bytes: dict[str, NDArray[np.uint8]] = {}
+        self._places: dict[str, tuple[str, int]] = {}
+        for file, table in files.items():
+            header = header_of(table)
+            start = len(header)
+            for name, tensor in table.items():
+                self._places[name] = file, start
+                start += tensor.nbytes
+            self._bytes[file] = np.zeros(start, np.uint8)
+            self._bytes[file][: len(header)] = np.frombuffer(header, np.uint8)
+
+    def write(
+        self, directory: Path, files: Files, tensors: Iterable[tuple[str, Tensor]], *, plan: Plan
+    ) -> dict[str, str]:
+        """Replace the copy by `tensors`, write what is planned, and flush it to disk.
+
+        Args:
+            files: The files that the copy was made for.
+            tensors: All tensors, in any order. Those that are in no file are skipped. All are taken.
+
+        Returns:
+            File name → digest: of every complete file, also if only its delta is written, and of every delta.
+
+        Raises:
+            OSError: such as ENOSPC when the volume is full.
+        """
+        has_parent = plan.parent is not None and plan.parent == self.version
+        self.version = None
+        with ThreadPoolExecutor(THREADS) as pool:
+            changes = self._replace(tensors, pool, compare=has_parent)
+            parts = pool.map(lambda file: self._write(directory, file, changes.get(file), plan), files)
+            digests = {name: digest for part in parts for name, digest in part.items()}
+        self.version = plan.version
+        return digests
+
+    def write_complete(self, directory: Path) -> dict[str, str]:
+        """Write the complete files, and flush them to disk. Returns file name → digest.
+
+        Raises:
+            OSError: such as ENOSPC when the volume is full.
+        """
+        with ThreadPoolExecutor(THREADS) as pool:
+            digests = pool.map(lambda file: _write_file(directory / file, self._bytes[file]), self._bytes)
+            return dict(zip(self._bytes, digests, strict=True))
+
+    def _replace(
+        self, tensors: Iterable[tuple[str, Tensor]], pool: ThreadPoolExecutor, *, compare: bool
+    ) -> dict[str, NDArray[np.int64]]:
+        """Replace the copy. Returns file name → the positions of its changed words, for files with few of them."""
+        found: dict[str, list[NDArray[np.int64]]] = {file: [] for file in self._bytes} if compare else {}
+        for name, tensor in tensors:
+            if name not in self._places:
+                continue
+            file, start = self._places[name]
+            new = np.frombuffer(data_of(tensor), np.uint8)
+
+            def part(at: int, file: str = file, start: int = start, new: NDArray[np.uint8] = new) -> NDArray[np.int64]:
+                return _replaced(self._bytes[file], start + at, new[at : at + CHUNK_BYTES], compare=file in found)
+
+            positions = list(pool.map(part, range(0, len(new), CHUNK_BYTES)))
+            if file in found:
+                found[file] += positions
+                if sum(map(len, found[file])) * _WORD_BYTES > MAX_DELTA * len(self._bytes[file]):
+                    del found[file]
+        return {file: _sorted(parts) for file, parts in found.items()}
+
+    def _write(self, directory: Path, file: str, changed: NDArray[np.int64] | None, plan: Plan) -> dict[str, str]:
+        data = self._bytes[file]
+        delta = encode(changed, data) if changed is not None else None
+        if delta is None or len(delta) > MAX_DELTA * len(data):
+            return {file: _write_file(directory / file, data)}
+        name = file + DELTA_SUFFIX
+        (directory / name).write_bytes(delta)
+        full = _write_file(directory / file, data) if plan.complete else Digest(data.data).hexdigest()
+        return {name: digest_bytes(delta), file: full}
+
+
+def _replaced(file: NDArray[np.uint8], start: int, new: NDArray[np.uint8], *, compare: bool) -> NDArray[np.int64]:
+    """Replace bytes of a file from `start` on. Returns the positions of the words that differ, in words of the file."""
+    end = start + len(new)
+    if not compare:
+        file[start:end] = new
+        return np.empty(0, np.int64)
+    first, last = start - start % 2, min(end + end % 2, len(file))  # whole words
+    old = file[first:last].copy()
+    file[start:end] = new
+    return changed_words(old, file[first:last]) + first // 2
+
+
+def _sorted(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    positions = np.concatenate([np.empty(0, np.int64), *parts])
+    # Two tensors may share a word.
+    return positions if (np.diff(positions) > 0).all() else np.unique(positions)
+
+
+def _write_file(path: Path, data: NDArray[np.uint8]) -> str:
+    digest = Digest()
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, len(data), CHUNK_BYTES):
+            chunk = data[start : start + CHUNK_BYTES].data
+            digest.update(chunk)
+            while chunk:  # a write may be short
+                chunk = chunk[file.write(chunk) :]
+        os.fsync(file.fileno())
+    return digest.hexdigest()

@@ -1,0 +1,329 @@
+"""The trainer publishes deltas when it may, complete versions when it must, and the generators serve the same bytes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+from support.delta_versions import Replica
+from support.models import make_tiny_model
+from tandem_protocol.chains import is_complete
+from tandem_protocol.config.learning import LoraConfig
+from tandem_protocol.config.trainer import PublishConfig
+from tandem_protocol.errors import WeightsRefused
+from tandem_protocol.messages import ServedWeights, SetWeights
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+from tandem_trainer import deltas
+from tandem_trainer.learner.lora import add_adapter
+from tandem_trainer.learner.shards import model_tensors
+from tandem_trainer.publish import Publisher, fingerprint_of
+
+TIMEOUT_S = 60.0
+Make = Callable[..., Publisher]
+
+
+class Generators:
+    """Stands in for the client: replicas that make every version. One that is late begins with a later version."""
+
+    def __init__(self, store: WeightStore, folder: Path) -> None:
+        self.store, self.folder = store, folder
+        self.replicas = {"a": Replica(store, folder, "a")}
+        self.asked: list[Version] = []
+        self.refuses: Exception | None = None
+
+    def join(self, name: str) -> None:
+        self.replicas[name] = Replica(self.store, self.folder, name)
+
+    async def expect(self, version: Version) -> None: ...
+
+    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
+        self.asked.append(version)
+        manifest, digest = self.store.read(version)
+        assert digest == weights.manifest_digest
+        if self.refuses:
+            raise self.refuses
+        for replica in self.replicas.values():
+            replica.switch(manifest, digest)
+        return {}
+
+    def tensors(self, name: str = "a") -> dict[str, torch.Tensor]:
+        return {key: value for file in self.replicas[name].files for key, value in load_file(file).items()}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def model(model_dir: Path) -> PreTrainedModel:
+    return LlamaForCausalLM.from_pretrained(model_dir)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[WeightStore]:
+    store = WeightStore(tmp_path / "weights")
+    with store.writer("test"):
+        yield store
+
+
+@pytest.fixture
+def generators(store: WeightStore, tmp_path: Path) -> Generators:
+    return Generators(store, tmp_path / "local")
+
+
+@pytest.fixture
+def portal(monkeypatch: pytest.MonkeyPatch) -> Iterator[BlockingPortal]:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    with start_blocking_portal() as portal:
+        yield portal
+
+
+@pytest.fixture
+def reports() -> list[int]:
+    """The bytes of each version that is served."""
+    return []
+
+
+@pytest.fixture
+def make(
+    store: WeightStore, generators: Generators, portal: BlockingPortal, model_dir: Path, reports: list[int]
+) -> Make:
+    def make(
+        model: PreTrainedModel, *, dtype: torch.dtype = torch.bfloat16, attempt: int = 1, delta: str = "always"
+    ) -> Publisher:
+        client: Any = generators
+        return Publisher(
+            store=store, client=client, portal=portal, wait=lambda task: task and task.result(TIMEOUT_S),
+            config=PublishConfig.model_validate({"delta": delta}), run_name="r", attempt=attempt, dtype=dtype,
+            model_fingerprint=fingerprint_of(model, model_dir), accelerator=Accelerator(cpu=True),
+            report=lambda _, size_bytes: reports.append(size_bytes),
+        )  # fmt: skip
+
+    return make
+
+
+@torch.no_grad()
+def update(model: PreTrainedModel, share: float = 0.01) -> None:
+    for parameter in model.parameters():
+        mask = torch.rand(parameter.shape) < share
+        parameter[mask] = torch.randn(int(mask.sum()))
+
+
+def is_served(generators: Generators, model: PreTrainedModel, name: str = "a") -> bool:
+    served = generators.tensors(name)
+    expected = dict(model_tensors(model, torch.bfloat16))
+    return served.keys() == expected.keys() and all(
+        torch.equal(served[key].view(torch.int16), expected[key].view(torch.int16)) for key in expected
+    )
+
+
+def has_delta(store: WeightStore, version: Version) -> bool:
+    manifest, _ = store.read(version)
+    store.verify(manifest)
+    assert bool(manifest.delta) == (manifest.format == 2)
+    return manifest.delta is not None
+
+
+def needs_parent(store: WeightStore, version: Version) -> bool:
+    return not is_complete(store, store.read(version)[0])
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_versions_after_the_first_are_deltas_and_are_served_exactly(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, reports: list[int], behind: bool
+) -> None:
+    publish = make(model)
+    for step in range(5):
+        version = publish(model, step, behind=behind)
+        published = {name: tensor.clone() for name, tensor in model_tensors(model, torch.bfloat16)}
+        update(model)  # while it is written, if behind
+        publish.wait()
+        served = generators.tensors()
+        assert all(torch.equal(served[name], published[name]) for name in published)
+        assert has_delta(store, version) == needs_parent(store, version) == (step > 0)
+    assert len(reports) == 5
+    assert max(reports[1:]) < reports[0] / 10
+
+
+def test_a_delta_follows_on_a_complete_version_and_the_chain_is_bounded(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deltas, "MAX_LENGTH", 4)
+    publish = make(model)
+    kinds = []
+    for step in range(9):
+        version = publish(model, step)
+        kinds.append((has_delta(store, version), needs_parent(store, version)))
+        generators.join("late")
+        update(model, 0.001)
+    complete, delta, both = (False, False), (True, True), (True, False)
+    assert kinds == [complete, *[delta] * 3, both, *[delta] * 3, both]
+    assert len(store.versions()) <= 2 + 4
+
+
+def test_a_chain_is_bounded_by_its_bytes(make: Make, model: PreTrainedModel, store: WeightStore) -> None:
+    publish = make(model)
+    lengths, length = [], 0
+    for step in range(20):
+        version = publish(model, step)
+        length = length + 1 if needs_parent(store, version) else 0
+        lengths.append(length)
+        size = sum(f.stat().st_size for v in store.versions() for f in store.directory(v).iterdir())
+        assert size < 4 * publish._store.read(version)[0].size_bytes, "publish.keep + 2 versions"
+        update(model, 0.04)
+    assert 1 < max(lengths) < 8
+    assert lengths.count(0) > 2
+
+
+@pytest.mark.parametrize("case", ["never", "float32", "lora"])
+def test_what_cannot_be_a_delta_is_published_as_before(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, model_dir: Path, case: str
+) -> None:
+    generators.replicas.clear()
+    if case == "lora":
+        add_adapter(model, LoraConfig(r=4), str(model_dir))
+    publish = make(
+        model,
+        dtype=torch.float32 if case == "float32" else torch.bfloat16,
+        delta="never" if case == "never" else "always",
+    )
+    for step in range(3):
+        assert not has_delta(store, publish(model, step))
+
+
+def test_a_trainer_that_starts_again_publishes_a_complete_version_first(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
+) -> None:
+    first = make(model)
+    first(model, 0)
+    update(model)
+    first(model, 1)
+    again = make(model, attempt=2)
+    assert not has_delta(store, again(model, 1))
+    update(model)
+    assert has_delta(store, again(model, 2))
+    assert is_served(generators, model)
+
+
+def test_a_late_replica_whose_base_is_damaged_gets_the_same_version_in_full(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish = make(model)
+    for step in range(3):
+        publish(model, step)
+        update(model)
+    generators.join("late")
+    for file in store.directory(Version(0, 1)).glob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    generators.asked.clear()
+    with caplog.at_level(logging.WARNING):
+        version = publish(model, 3)
+    assert generators.asked == [version, version]
+    assert "Version 3.1 is now published in full" in caplog.text
+    assert is_served(generators, model, "a")
+    assert is_served(generators, model, "late")
+    assert not needs_parent(store, version)
+    update(model)
+    assert needs_parent(store, publish(model, 4)), "deltas go on"
+    assert is_served(generators, model, "late")
+
+
+def test_when_a_base_is_missing_the_next_version_has_its_complete_files(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
+) -> None:
+    publish = make(model)
+    publish(model, 0)
+    update(model)
+    publish(model, 1)
+    shutil.rmtree(store.directory(Version(0, 1)))
+    update(model)
+    assert not needs_parent(store, publish(model, 2))
+    generators.join("late")
+    update(model)
+    publish(model, 3)
+    assert is_served(generators, model, "late")
+
+
+def test_after_three_refusals_all_versions_are_complete(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
+) -> None:
+    publish = make(model)
+    publish(model, 0)
+    complete = store.complete
+
+    def served_at_last(*arguments: Any) -> None:
+        complete(*arguments)
+        generators.refuses = None
+
+    store.complete = served_at_last  # type: ignore[method-assign]
+    for step in range(1, 4):
+        update(model)
+        generators.refuses = WeightsRefused("this image has no numpy")
+        assert has_delta(store, publish(model, step))
+    update(model)
+    assert not has_delta(store, publish(model, 4))
+    assert is_served(generators, model)
+
+
+def test_a_complete_version_that_is_refused_ends_the_run(
+    make: Make, model: PreTrainedModel, generators: Generators
+) -> None:
+    publish = make(model)
+    generators.refuses = WeightsRefused("another model")
+    with pytest.raises(WeightsRefused, match="another model"):
+        publish(model, 0)
+    assert generators.asked == [Version(0, 1)], "there is nothing to complete"
+
+
+def test_a_delta_that_is_refused_although_it_was_completed_ends_the_run(
+    make: Make, model: PreTrainedModel, generators: Generators
+) -> None:
+    publish = make(model)
+    publish(model, 0)
+    generators.refuses = WeightsRefused("another model")
+    update(model)
+    with pytest.raises(WeightsRefused, match="another model"):
+        publish(model, 1)
+    assert generators.asked == [Version(0, 1), Version(1, 1), Version(1, 1)]
+
+
+@pytest.mark.parametrize(
+    ("file_system", "speed_bytes_per_s", "min_bytes", "expected"),
+    [
+        ("nfs4", 1e12, 1, [False, False, False, False, True, True]),
+        ("nfs4", 0.0, 1, [False] * 6),
+        ("nfs4", 1e12, 1 << 40, [False] * 6),
+        ("tmpfs", 1e12, 1, [False] * 6),
+    ],
+    ids=["slow", "fast", "small", "in memory"],
+)
+def test_auto_chooses_deltas_on_a_slow_volume_for_large_versions(
+    make: Make, model: PreTrainedModel, store: WeightStore, generators: Generators, monkeypatch: pytest.MonkeyPatch,
+    file_system: str, speed_bytes_per_s: float, min_bytes: int, expected: list[bool],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(deltas, "_file_system", lambda _: file_system)
+    monkeypatch.setattr(deltas, "SLOW_BYTES_PER_S", speed_bytes_per_s)
+    monkeypatch.setattr(deltas, "MIN_BYTES", min_bytes)
+    publish, found = make(model, delta="auto"), []
+    for step in range(6):
+        found.append(has_delta(store, publish(model, step)))
+        update(model)
+    assert found == expected
+
+
+def test_the_file_system_of_a_folder_is_that_of_the_longest_mount_point() -> None:
+    assert deltas._file_system(Path("/proc/self")) == "proc"
+    assert deltas._file_system(Path("/proc/../dev/shm")) == "tmpfs"

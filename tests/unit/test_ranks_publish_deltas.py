@@ -1,0 +1,106 @@
+"""Two ranks publish deltas: each makes that of its own part, and both write complete files when one is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from anyio.from_thread import start_blocking_portal
+from safetensors.torch import load_file, save_file
+
+from support.delta_versions import Replica
+from support.models import make_tiny_model, make_tokenizer
+from support.ranks import run_ranks
+from tandem_protocol.chains import is_complete
+from tandem_protocol.config import SharedConfig
+from tandem_protocol.config.trainer import PublishConfig, TrainerConfig
+from tandem_protocol.errors import WeightsRefused
+from tandem_protocol.messages import SetWeights
+from tandem_protocol.store import WeightStore
+from tandem_protocol.version import Version
+from tandem_trainer.learner.learner import Learner
+from tandem_trainer.learner.shards import model_tensors
+from tandem_trainer.publish import Publisher, fingerprint_of
+from tandem_trainer.ranks import together
+
+CASES = ("ddp", "fsdp2")
+STEPS = 4
+REFUSED = Version(2, 1)
+
+
+class Generator:
+    """Stands in for the client on the main process. Refuses the deltas of one version once."""
+
+    def __init__(self, store: WeightStore, folder: Path) -> None:
+        self.store, self.replica, self.asked = store, Replica(store, folder), []
+
+    async def expect(self, version: Version) -> None: ...
+
+    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, Any]:
+        self.asked.append(version)
+        manifest, digest = self.store.read(version)
+        if version == REFUSED and not is_complete(self.store, manifest):
+            raise WeightsRefused("a base is missing")
+        files = self.replica.switch(manifest, digest)
+        assert digest == weights.manifest_digest
+        served = {name: tensor for file in files for name, tensor in load_file(file).items()}
+        save_file(served, self.store.root / f"served-{version}.safetensors")
+        return {}
+
+
+def publish(model_dir: Path, out: Path) -> None:
+    """Run on each rank: publish, change a few parameters, and publish again behind that."""
+    accelerator = Accelerator(cpu=True)
+    for case in CASES:
+        options = {"max_steps": 1, "output_dir": out, "rewards": [{"function": "rewards:r"}],
+                   "learner": {"parallelism": case}}  # fmt: skip
+        torch.manual_seed(0)
+        config, shared = TrainerConfig.model_validate(options), SharedConfig(model=str(model_dir))
+        learner = Learner(shared, config, make_tokenizer(), accelerator, needs_reference=False)
+        store = WeightStore(out / case)
+        if accelerator.is_main_process:
+            (out / case / "versions").mkdir(parents=True)
+        client: Any = Generator(store, out / "local")
+        with start_blocking_portal() as portal:
+            publisher = Publisher(
+                store=store, client=client, portal=portal, wait=lambda task: together(accelerator, task.result, 60),
+                config=PublishConfig(keep=9, delta="always"), run_name="r", attempt=1,
+                model_fingerprint=fingerprint_of(learner.model, model_dir), dtype=torch.bfloat16,
+                accelerator=accelerator,
+            )  # fmt: skip # type: ignore[union-attr]
+            for step in range(STEPS):
+                expected = dict(model_tensors(learner.model, torch.bfloat16))  # every rank gathers
+                if accelerator.is_main_process:
+                    save_file(expected, out / case / f"expected-{step}.1.safetensors")
+                publisher(learner.model, step, behind=True)
+                for parameter in learner.model.parameters():
+                    local = getattr(parameter, "_local_tensor", parameter.data)
+                    local.view(-1)[:: 97 + step] += 1.0
+            publisher.wait()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("out")
+    run_ranks(2, publish, make_tiny_model(folder / "model"), folder)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_version_is_served_as_it_was_and_each_rank_has_its_delta(out: Path, case: str) -> None:
+    store = WeightStore(out / case)
+    for step in range(STEPS):
+        version = Version(step, 1)
+        expected = load_file(store.root / f"expected-{version}.safetensors")
+        served = load_file(store.root / f"served-{version}.safetensors")
+        assert served.keys() == expected.keys()
+        assert all(torch.equal(served[name], expected[name]) for name in expected)
+        manifest, _ = store.read(version)
+        store.verify(manifest)
+        assert len(manifest.files) == 2
+        assert len(manifest.deltas) == (2 if step else 0)
+        assert is_complete(store, manifest) == (step == 0 or version == REFUSED)
+    assert not list(store.root.glob("versions/.*")) + list(store.root.glob("versions/*/.*"))
