@@ -207,15 +207,14 @@ class WeightSwitcher:
 
     def _lost(self, level: int, reason: str, finished: int, request: RolloutRequest, code: str = "left") -> None:
         """Log that a request ended before all of its groups were sampled."""
-        lost, groups = len(request.prompts) - finished, len(request.prompts)
-        message = f"lost {lost} of {groups} groups of a request for rollouts: {reason}"
-        self._repeats.say(level, code, message, lost=lost, groups=groups, reason=reason)
+        groups = len(request.prompts)
+        if lost := groups - finished:
+            message = f"lost {lost} of {groups} groups of a request for rollouts: {reason}"
+            self._repeats.say(level, code, message, lost=lost, groups=groups, reason=reason)
 
     def _admit(self, request: RolloutRequest) -> None:
         if self.not_ready:
-            raise NotReady(
-                f"this generator is not ready: {self.not_ready}. Fix: try again later, or use another replica."
-            )
+            raise NotReady(f"this generator is not ready: {self.not_ready}. Fix: try later, or use another replica.")
         if request.min_version and self.version < request.min_version:
             raise StalePolicy(
                 f"got min_version {request.min_version}; this generator serves {self.version}. Fix: publish the "
@@ -250,9 +249,8 @@ class WeightSwitcher:
             except TandemError as error:
                 metrics.SWITCH_FAILURES.labels(error.code).inc()
                 message = f"version {version} is not served ({error.code}): {error}"
-                self._repeats.say(
-                    logging.WARNING, f"{version} {error.code}", message, version=str(version), code=error.code
-                )
+                name = str(version)
+                self._repeats.say(logging.WARNING, f"{name} {error.code}", message, version=name, code=error.code)
                 raise
 
     async def _switch(self, version: Version, request: SetWeights) -> ServedWeights:
