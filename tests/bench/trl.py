@@ -48,6 +48,7 @@ class Task(NamedTuple):
     function: str
     trainer: dict[str, Any]
     """Settings of Tandem's trainer."""
+    max_model_len: int
 
     @property
     def samples(self) -> int:
@@ -73,9 +74,10 @@ def digits(folder: Path, *, quick: bool) -> Task:
     for name in ("prepare.py", "rewards.py"):
         shutil.copy(example / name, folder)
     subprocess.run([sys.executable, "prepare.py"], cwd=folder, check=True, timeout=300)
-    settings = yaml.safe_load((example / "config.yaml").read_text())["trainer"]
+    config = yaml.safe_load((example / "config.yaml").read_text())
+    settings, max_model_len = config["trainer"], config["generator"]["max_model_len"]
     trainer = {key: settings[key] for key in ("max_steps", "rollout", "optim")} | ({"max_steps": 4} if quick else {})
-    return Task(folder / "model", folder / "prompts.jsonl", "exact_match", trainer)
+    return Task(folder / "model", folder / "prompts.jsonl", "exact_match", trainer, max_model_len)
 
 
 def smollm2(folder: Path, *, quick: bool) -> Task:
@@ -85,7 +87,7 @@ def smollm2(folder: Path, *, quick: bool) -> Task:
     (folder / "rewards.py").write_text(REWARDS)
     rollout = {"num_prompts": 2, "num_generations": 4, "max_completion_length": 8 if quick else 128}
     trainer = {"max_steps": 3 if quick else 4, "rollout": rollout, "optim": {"learning_rate": 1e-6}}
-    return Task(model, folder / "prompts.jsonl", "distinct", trainer)
+    return Task(model, folder / "prompts.jsonl", "distinct", trainer, max_model_len=256)
 
 
 TASKS = {"digits": digits, "smollm2": smollm2}
@@ -159,7 +161,7 @@ def measure(name: str, rounds: int, folder: Path, *, quick: bool) -> Table:
     task = TASKS[name](folder / "task", quick=quick)
     cpus = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cpus[:1])  # the generator inherits it
-    words = ("--max-model-len", "256", "--max-num-seqs", "256")
+    words = ("--max-model-len", str(task.max_model_len), "--max-num-seqs", "256")
     measured: dict[str, list[Steps]] = {}
     with running("vllm", task.model, folder / "weights", *words, log=folder / "generator.log") as generator:
         os.sched_setaffinity(0, cpus)
