@@ -75,7 +75,7 @@ up:  ## Train PROJECT, or its TRL script SCRIPT, in containers named NAME (WATCH
 		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status
 
 down:  ## Remove the containers of PROJECT but keep their volumes (docker compose down --volumes removes both)
-	docker compose down
+	docker compose --profile '*' down
 
 ps:  ## List what runs in containers, by NAME
 	docker compose ls --all --filter name=tandem

@@ -16,6 +16,8 @@ ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt PYTHONPATH=/usr/lib/tandem/
     PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 RUN --mount=type=bind,from=certs,target=/certs \
     find /certs -name '*.crt' -exec cat {} + >> /etc/ssl/certs/ca-certificates.crt
+# An empty volume gets the owner of this folder, so that the trainer can write it.
+RUN mkdir --mode=0755 /runs && chown 10001:10001 /runs
 ENV HOME=/tmp
 ENTRYPOINT ["python3", "-m", "tandem_cli"]
 CMD ["--help"]
@@ -27,8 +29,6 @@ RUN --mount=type=cache,target=/root/.cache \
     --mount=type=bind,source=docker/requirements/watch.txt,target=/lock.txt \
     python3 -m venv /usr/lib/tandem/venv && \
     HOME=/root PIP_CERT=$SSL_CERT_FILE PIP_FIND_LINKS=/wheels PIP_ROOT_USER_ACTION=ignore /install /lock.txt
-# An empty volume gets the owner of this folder, so that the trainer can write it.
-RUN mkdir --mode=0755 /runs && chown 10001:10001 /runs
 COPY services/protocol/tandem_protocol /usr/lib/tandem/source/tandem_protocol
 COPY cli/tandem_cli /usr/lib/tandem/source/tandem_cli
 USER 10001:10001

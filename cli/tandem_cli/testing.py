@@ -207,7 +207,7 @@ class TandemStack:
 
     def stop(self) -> None:
         """Remove its containers, networks and volumes."""
-        self.must("down", "--volumes", "--timeout", "5")
+        self.must("--profile", "*", "down", "--volumes", "--timeout", "5")
 
     def wait(self, timeout_s: float) -> int:
         """Wait until the trainer has ended and will not be restarted, and return its exit code.
