@@ -87,7 +87,6 @@ class Run(BaseModel):
     load: float
     """Load average when the bench began."""
     seconds: float
-    quick: bool
 
 
 def machine() -> str:
@@ -116,7 +115,6 @@ def run(name: str, folder: Path, *, quick: bool) -> Run:
         machine=machine(),
         load=load,
         seconds=time.monotonic() - began_s,
-        quick=quick,
     )
 
 
@@ -126,13 +124,16 @@ def section(name: str, result: Run) -> str:
         f"{result.date}, {result.machine}, load average {result.load:.1f} at the beginning, {result.seconds:.0f} s. "
         f"`make bench BENCH={name}`"
     )
-    warning = "**A try with `--quick`: the figures mean nothing yet.** " if result.quick else ""
-    return f"## {name.capitalize()}\n\n{BENCHES[name].text}\n\n{tables}\n{warning}{where}\n"
+    return f"## {name.capitalize()}\n\n{BENCHES[name].text}\n\n{tables}\n{where}\n"
+
+
+def missing(name: str) -> str:
+    return f"## {name.capitalize()}\n\n{BENCHES[name].text}\n\nNot measured yet: `make bench BENCH={name}`.\n"
 
 
 def page(results: dict[str, Run]) -> str:
     """Return the page with the results that there are."""
-    is_complete = results.keys() == BENCHES.keys() and not any(result.quick for result in results.values())
+    is_complete = results.keys() == BENCHES.keys()
     minutes = sum(result.seconds for result in results.values()) / 60
     took = f"All of it took {minutes:.0f} minutes." if is_complete else f"All of it takes {ESTIMATE} (an estimate)."
     head = (
@@ -142,7 +143,8 @@ def page(results: dict[str, Run]) -> str:
         "[Measurements](reference/measured.md).\n\n"
         f"{took}\n"
     )
-    return "\n".join([head, *(section(name, results[name]) for name in BENCHES if name in results)])
+    sections = (section(name, results[name]) if name in results else missing(name) for name in BENCHES)
+    return "\n".join([head, *sections])
 
 
 def read(path: Path) -> dict[str, Run]:
@@ -163,9 +165,8 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="try all, and print the figures instead of writing the page"
     )
-    parser.add_argument("--page", type=Path, help="the page to write (default: docs/benchmarks.md; with --quick: none)")
     args = parser.parse_args()
-    target: Path | None = args.page or (None if args.quick else PAGE)
+    target = None if args.quick else PAGE
     results = read(target.with_suffix(".json")) if target else {}
     with tempfile.TemporaryDirectory() as folder:
         for name in args.only:

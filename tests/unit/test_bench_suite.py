@@ -59,7 +59,6 @@ def test_the_page_has_each_bench_with_date_and_machine(suite: Any, monkeypatch: 
     assert suite.machine() in page
     (first, second) = json.loads(suite.PAGE.with_suffix(".json").read_text()).values()
     assert first["date"] in page
-    assert not first["quick"]
     assert f"{(first['seconds'] + second['seconds']) / 60:.0f} minutes" in page
 
 
