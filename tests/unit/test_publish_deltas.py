@@ -288,6 +288,26 @@ def test_a_complete_version_that_is_refused_ends_the_run(
     assert generators.asked == [Version(0, 1)], "there is nothing to complete"
 
 
+@pytest.mark.parametrize("delta", ["never", "always"])
+def test_a_version_without_deltas_of_which_a_file_is_lost_is_refused_at_once(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, delta: str,
+) -> None:  # fmt: skip
+    commit = store.commit
+
+    def loses(*arguments: Any, **options: Any) -> Any:
+        manifest, digest = commit(*arguments, **options)
+        (store.directory(manifest.version) / manifest.files[0].name).unlink()
+        return manifest, digest
+
+    monkeypatch.setattr(store, "commit", loses)
+    generators.refuses = WeightsRefused("a file is missing")
+    with pytest.raises(WeightsRefused, match="a file is missing"):
+        make(model, delta=delta)(model, 0)
+    assert generators.asked == [Version(0, 1)]
+    assert "deltas" not in caplog.text
+
+
 def test_a_delta_that_is_refused_although_it_was_completed_ends_the_run(
     make: Make, model: PreTrainedModel, generators: Generators
 ) -> None:

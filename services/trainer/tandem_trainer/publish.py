@@ -211,7 +211,7 @@ class Publisher:
         try:
             served = await self._client.set_weights(publication.version, weights, self._config.timeout_s)
         except WeightsRefused as error:
-            if is_complete(self._store, manifest):
+            if not manifest.delta or is_complete(self._store, manifest):
                 raise
             self._deltas.refused(manifest, error)
             await to_thread.run_sync(self._complete, publication, manifest)
