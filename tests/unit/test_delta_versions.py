@@ -134,6 +134,14 @@ def test_retention_keeps_everything_that_kept_and_leased_versions_are_made_out_o
     assert trainer.store.versions() == [Version(5, 1), Version(6, 1)]
 
 
+def test_retention_reads_no_manifest_of_complete_versions(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest of a model with thousands of tensors is large."""
+    for step in range(1, 4):
+        trainer.publish(Version(step, 1), full=True)
+    monkeypatch.setattr(trainer.store, "read", None)
+    assert trainer.store.retain(1) == [Version(1, 1), Version(2, 1)]
+
+
 def test_a_complete_version_needs_no_other_one(trainer: Trainer, tmp_path: Path) -> None:
     *_, (manifest, digest) = trainer.steps(2)
     trainer.complete(manifest)
