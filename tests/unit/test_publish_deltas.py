@@ -42,6 +42,7 @@ class Generators:
         self.replicas = {"a": Replica(store, folder, "a")}
         self.asked: list[Version] = []
         self.refuses: Exception | None = None
+        self.on_stale: Any = None
 
     def join(self, name: str) -> None:
         self.replicas[name] = Replica(self.store, self.folder, name)
@@ -239,6 +240,38 @@ def test_a_late_replica_whose_base_is_damaged_gets_the_same_version_in_full(
     update(model)
     assert needs_parent(store, publish(model, 4)), "deltas go on"
     assert is_served(generators, model, "late")
+
+
+@pytest.mark.parametrize("at_least", [Version(1, 1), Version(2, 1), Version(3, 1)])
+def test_the_current_version_is_sent_again_in_full_to_a_generator_that_starts_without_a_base(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, portal: BlockingPortal,
+    at_least: Version,
+) -> None:  # fmt: skip
+    publish = make(model)
+    for step in range(3):
+        version = publish(model, step, behind=True)
+        if step < 2:
+            update(model)
+    publish.wait()
+    shutil.rmtree(store.directory(Version(0, 1)))
+    generators.replicas.clear()
+    generators.join("a")
+
+    async def learns_that_it_is_stale() -> None:
+        for _ in range(3):
+            generators.on_stale(at_least)
+        if publish._again:
+            await publish._again
+
+    generators.asked.clear()
+    portal.call(learns_that_it_is_stale)
+    assert generators.asked == ([version, version] if at_least <= version else [])
+    assert is_complete(store, store.read(version)[0]) == bool(generators.tensors()) == (at_least <= version)
+    if at_least <= version:
+        assert is_served(generators, model)
+    update(model)
+    publish(model, 3)
+    assert is_served(generators, model)
 
 
 def test_when_a_base_is_missing_the_next_version_has_its_complete_files(
