@@ -90,6 +90,11 @@ class Replica:
         self.files = self.materializer.make(manifest, digest, self.files)
         return self.files
 
+    def kill(self) -> None:
+        """Leave everything as a process that is killed does: its files stay, and the kernel releases its lock."""
+        if self.materializer._unlock:
+            self.materializer._unlock()
+
 
 def everything(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())

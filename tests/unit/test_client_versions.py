@@ -12,6 +12,7 @@ from support.fake_generators import DESCRIPTION, URLS, V1, answer, groups, sampl
 from tandem_protocol.errors import StalePolicy
 from tandem_protocol.messages import ServedWeights
 from tandem_protocol.routes import INFO, WEIGHTS
+from tandem_protocol.version import Version
 from tandem_rollout import awaited_versions
 from tandem_rollout.client import GeneratorClient
 
@@ -65,6 +66,20 @@ async def test_all_calls_that_wait_for_a_version_share_one_question_per_replica(
     assert [len(got) for got in await asyncio.gather(*calls)] == [1] * 200
     assert fleet.waited == {"replica0": 1, "replica1": 1}
     assert fleet.refused.total() == before <= 200, "calls that came later asked nobody"
+
+
+async def test_whoever_publishes_learns_that_a_replica_serves_an_older_version_than_a_request_needs() -> None:
+    fleet, needed = Fleet(), []
+    client = fleet.client()
+
+    def send_again(version: Version) -> None:
+        needed.append(version)
+        fleet.serving.update(("replica0", "replica1"))
+        fleet.switched.set()
+
+    client.on_stale = send_again
+    assert len(await sample(client, turn())) == 1
+    assert needed == [V1]
 
 
 async def test_calls_ask_nobody_for_a_version_that_is_on_its_way() -> None:

@@ -6,6 +6,7 @@ import mmap
 import os
 import random
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -133,6 +134,14 @@ def test_retention_keeps_everything_that_kept_and_leased_versions_are_made_out_o
     assert trainer.store.versions() == [Version(5, 1), Version(6, 1)]
 
 
+def test_retention_reads_no_manifest_of_complete_versions(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A manifest of a model with thousands of tensors is large."""
+    for step in range(1, 4):
+        trainer.publish(Version(step, 1), full=True)
+    monkeypatch.setattr(trainer.store, "read", None)
+    assert trainer.store.retain(1) == [Version(1, 1), Version(2, 1)]
+
+
 def test_a_complete_version_needs_no_other_one(trainer: Trainer, tmp_path: Path) -> None:
     *_, (manifest, digest) = trainer.steps(2)
     trainer.complete(manifest)
@@ -158,6 +167,7 @@ def test_a_replica_that_starts_removes_what_a_killed_one_left(trainer: Trainer, 
     leftover.mkdir()
     (leftover / "torn").write_text("torn")
     replica.files[0].write_bytes(b"torn")
+    replica.kill()
     again = Replica(trainer.store, replica.files[0].parents[2])
     assert trainer.is_right(again.switch(*versions[3]), Version(4, 1))
     assert len([*again.files[0].parent.parent.iterdir()]) == 1
@@ -231,6 +241,8 @@ def test_flipped_bytes_anywhere_are_refused_and_a_complete_version_is_served_the
                 else:
                     assert trainer.is_right(files, last[0].version)
                     outcomes.add((maker is replica, "right"))
+                if maker is not replica:
+                    maker.materializer.close()
         path.write_bytes(original)
     assert outcomes == {(True, "refused"), (True, "right"), (False, "refused"), (False, "right")}
     for path in targets:
@@ -268,6 +280,42 @@ def test_without_space_for_the_files_the_version_is_refused(trainer: Trainer, sm
     (small_volume / "ballast").write_bytes(b"x" * 60_000)
     with pytest.raises(WeightsRefused, match=r"No space left.*generator\.materialize_dir"):
         Replica(trainer.store, small_volume).switch(*last)
+
+
+def test_two_processes_with_the_same_name_never_write_the_same_files(
+    trainer: Trainer, replica: Replica, tmp_path: Path
+) -> None:
+    versions = trainer.steps(2)
+    replica.switch(*versions[1])
+    second = Replica(trainer.store, tmp_path / "local")
+    with pytest.raises(WeightsRefused, match=r"another process uses the folder.*generator\.generator_id"):
+        second.switch(*versions[2])
+    assert trainer.is_right(replica.files, Version(2, 1))
+    replica.materializer.close()
+    assert trainer.is_right(second.switch(*versions[2]), Version(3, 1))
+
+
+def test_a_folder_of_another_user_is_not_used(
+    trainer: Trainer, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, last = trainer.steps(1)
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(WeightsRefused, match="another user owns the folder"):
+        replica.switch(*last)
+
+
+def test_without_numpy_deltas_are_refused_and_complete_files_are_served(
+    trainer: Trainer, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in the image of the mock."""
+    first, last = trainer.steps(1)
+    monkeypatch.delitem(sys.modules, "tandem_protocol.delta", raising=False)
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    assert trainer.is_right(replica.switch(*first), Version(1, 1))
+    with pytest.raises(WeightsRefused, match="numpy"):
+        replica.switch(*last)
+    trainer.complete(last[0])
+    assert trainer.is_right(replica.switch(*last), Version(2, 1))
 
 
 def test_a_folder_that_is_a_link_is_not_used(trainer: Trainer, tmp_path: Path) -> None:

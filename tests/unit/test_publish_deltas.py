@@ -42,6 +42,7 @@ class Generators:
         self.replicas = {"a": Replica(store, folder, "a")}
         self.asked: list[Version] = []
         self.refuses: Exception | None = None
+        self.on_stale: Any = None
 
     def join(self, name: str) -> None:
         self.replicas[name] = Replica(self.store, self.folder, name)
@@ -241,6 +242,38 @@ def test_a_late_replica_whose_base_is_damaged_gets_the_same_version_in_full(
     assert is_served(generators, model, "late")
 
 
+@pytest.mark.parametrize("at_least", [Version(1, 1), Version(2, 1), Version(3, 1)])
+def test_the_current_version_is_sent_again_in_full_to_a_generator_that_starts_without_a_base(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, portal: BlockingPortal,
+    at_least: Version,
+) -> None:  # fmt: skip
+    publish = make(model)
+    for step in range(3):
+        version = publish(model, step, behind=True)
+        if step < 2:
+            update(model)
+    publish.wait()
+    shutil.rmtree(store.directory(Version(0, 1)))
+    generators.replicas.clear()
+    generators.join("a")
+
+    async def learns_that_it_is_stale() -> None:
+        for _ in range(3):
+            generators.on_stale(at_least)
+        if publish._again:
+            await publish._again
+
+    generators.asked.clear()
+    portal.call(learns_that_it_is_stale)
+    assert generators.asked == ([version, version] if at_least <= version else [])
+    assert is_complete(store, store.read(version)[0]) == bool(generators.tensors()) == (at_least <= version)
+    if at_least <= version:
+        assert is_served(generators, model)
+    update(model)
+    publish(model, 3)
+    assert is_served(generators, model)
+
+
 def test_when_a_base_is_missing_the_next_version_has_its_complete_files(
     make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
 ) -> None:
@@ -286,6 +319,26 @@ def test_a_complete_version_that_is_refused_ends_the_run(
     with pytest.raises(WeightsRefused, match="another model"):
         publish(model, 0)
     assert generators.asked == [Version(0, 1)], "there is nothing to complete"
+
+
+@pytest.mark.parametrize("delta", ["never", "always"])
+def test_a_version_without_deltas_of_which_a_file_is_lost_is_refused_at_once(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, delta: str,
+) -> None:  # fmt: skip
+    commit = store.commit
+
+    def loses(*arguments: Any, **options: Any) -> Any:
+        manifest, digest = commit(*arguments, **options)
+        (store.directory(manifest.version) / manifest.files[0].name).unlink()
+        return manifest, digest
+
+    monkeypatch.setattr(store, "commit", loses)
+    generators.refuses = WeightsRefused("a file is missing")
+    with pytest.raises(WeightsRefused, match="a file is missing"):
+        make(model, delta=delta)(model, 0)
+    assert generators.asked == [Version(0, 1)]
+    assert "deltas" not in caplog.text
 
 
 def test_a_delta_that_is_refused_although_it_was_completed_ends_the_run(

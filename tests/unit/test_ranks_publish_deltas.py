@@ -1,4 +1,4 @@
-"""Two ranks publish deltas: each makes that of its own part, and both write complete files when one is refused."""
+"""Two ranks publish deltas: each makes that of its own part, and both write complete files when deltas are refused."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ from tandem_trainer.publish import Publisher, fingerprint_of
 from tandem_trainer.ranks import together
 
 CASES = ("ddp", "fsdp2")
-STEPS = 4
-REFUSED = Version(2, 1)
+REFUSED = [Version(step, 1) for step in (2, 3, 4)]
+"""After the third one, no version has deltas."""
+STEPS = 7
 
 
 class Generator:
-    """Stands in for the client on the main process. Refuses the deltas of one version once."""
+    """Stands in for the client on the main process. Refuses the deltas of some versions."""
 
     def __init__(self, store: WeightStore, folder: Path) -> None:
         self.store, self.replica, self.asked = store, Replica(store, folder), []
@@ -42,7 +43,7 @@ class Generator:
     async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, Any]:
         self.asked.append(version)
         manifest, digest = self.store.read(version)
-        if version == REFUSED and not is_complete(self.store, manifest):
+        if version in REFUSED and not is_complete(self.store, manifest):
             raise WeightsRefused("a base is missing")
         files = self.replica.switch(manifest, digest)
         assert digest == weights.manifest_digest
@@ -101,6 +102,6 @@ def test_every_version_is_served_as_it_was_and_each_rank_has_its_delta(out: Path
         manifest, _ = store.read(version)
         store.verify(manifest)
         assert len(manifest.files) == 2
-        assert len(manifest.deltas) == (2 if step else 0)
-        assert is_complete(store, manifest) == (step == 0 or version == REFUSED)
+        assert len(manifest.deltas) == (2 if 0 < step <= 4 else 0)
+        assert is_complete(store, manifest) == (step != 1)
     assert not list(store.root.glob("versions/.*")) + list(store.root.glob("versions/*/.*"))

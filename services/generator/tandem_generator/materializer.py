@@ -7,8 +7,8 @@ import os
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Collection
-from contextlib import suppress
 from pathlib import Path
 
 from tandem_protocol.chains import Source, sources
@@ -29,13 +29,13 @@ class Materializer:
     Args:
         store: The store.
         directory: Where to make files. None: the system's directory for temporary files.
-        generator_id: Name of the generator. Its files are in a directory of its own.
+        generator_id: Name of the generator. Its files are in a directory of its own, which it locks.
     """
 
     def __init__(self, store: WeightStore, directory: Path | None, generator_id: str) -> None:
         self._store = store
         self._folder = (directory or Path(tempfile.gettempdir())) / f"tandem-{generator_id}"
-        self._is_new = True
+        self._unlock: weakref.finalize[[int], Materializer] | None = None
         self._lock = threading.Lock()  # a switch that was given up may still be at work
 
     def make(self, manifest: Manifest, digest: str, in_use: Collection[Path]) -> tuple[Path, ...]:
@@ -64,21 +64,37 @@ class Materializer:
             raise WeightsRefused(
                 f"the files of version {manifest.version} could not be made out of its deltas in {self._folder}: "
                 f"{error}. The old version is still served. Fix: publish the step again in full; if there is no space, "
-                "set generator.materialize_dir to a folder with space for two versions."
+                "set generator.materialize_dir to a folder with space for two versions; if another process uses the "
+                "folder, give each generator its own generator.generator_id."
             ) from error
 
     def close(self) -> None:
         """Remove all files."""
-        if not self._is_new:
+        if self._unlock:
             shutil.rmtree(self._folder, ignore_errors=True)
+            self._unlock()
 
     def _open(self) -> None:
-        """Create the directory. What a process with the same name left there is removed."""
-        if self._is_new:
-            with suppress(FileNotFoundError):
-                shutil.rmtree(self._folder)  # fails if another user owns it, or if it is a link
-            self._folder.mkdir(parents=True, mode=0o700)
-            self._is_new = False
+        """Create and lock the directory. What a process with the same name left there is removed.
+
+        Two processes that wrote the same files would not notice it: a digest is that of the bytes that were written.
+
+        Raises:
+            OSError: Another process uses the directory, another user owns it, or it is a link.
+        """
+        if self._unlock:
+            return
+        self._folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        unlock = weakref.finalize(self, os.close, descriptor)
+        try:
+            _lock_folder(descriptor)
+            for path in self._folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        except OSError:
+            unlock()
+            raise
+        self._unlock = unlock
 
     def _directory(self, version: Version, digest: str) -> Path:
         return self._folder / f"{self._store.directory(version).name}-{digest}"
@@ -141,6 +157,16 @@ def _read(path: Path, delta: DeltaFile) -> bytes:
     if digest_bytes(data) != delta.xxh3_128:
         raise ValueError(f"{path} has xxh3-128 {digest_bytes(data)}, expected {delta.xxh3_128}")
     return data
+
+
+def _lock_folder(descriptor: int) -> None:
+    if os.fstat(descriptor).st_uid != os.geteuid():
+        raise PermissionError("another user owns the folder")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BlockingIOError("another process uses the folder") from None
+    os.fchmod(descriptor, 0o700)
 
 
 def _is_open(path: Path) -> bool:

@@ -125,7 +125,7 @@ class WeightSwitcher:
         """Serve `LATEST`, or the newest undamaged version if `LATEST` is damaged. An empty store changes nothing.
 
         Falling back is safe: the trainer enforces `min_version`. If the files of deltas cannot be made, nothing is
-        loaded: the trainer completes the next version when this generator refuses it.
+        loaded: the trainer sends the version again when it learns that, and completes it if this generator refuses it.
         """
         problems: list[TandemError] = []
         tried: set[Version] = set()

@@ -139,7 +139,7 @@ Digest = xxhash.xxh3_128
 """Incremental digest for data that arrives in chunks. Its `hexdigest` gives the value of `FileEntry.xxh3_128`."""
 
 
-def digest_bytes(data: bytes) -> str:
+def digest_bytes(data: bytes | memoryview) -> str:
     """Return the xxh3-128 digest of `data`, in hexadecimal."""
     return Digest(data).hexdigest()
 

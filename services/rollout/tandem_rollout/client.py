@@ -90,6 +90,8 @@ class GeneratorClient:
         )
         self._protocols = Protocols(self._http)
         self.dispatch = Dispatch(rank)
+        self.on_stale: Callable[[Version], object] | None = None
+        """Called when a replica serves an older version than a request needs."""
         self._awaited = AwaitedVersions(self._wait_for_version)
         self._streams = Streams(
             self._http,
@@ -194,6 +196,8 @@ class GeneratorClient:
                 call.reasons[url] = self._retryable(url, error)
                 if isinstance(error, StalePolicy) and self._expect(url, call.request.min_version):
                     stale += 1
+                    if self.on_stale and call.request.min_version:
+                        self.on_stale(call.request.min_version)
                     if stale > 1:  # several replicas behind one URL may contradict each other
                         await asyncio.sleep(next(pauses))
                 else:

@@ -52,7 +52,7 @@ class Deltas:
     def __init__(self, mode: str, dtype: torch.dtype, store: WeightStore, accelerator: Accelerator) -> None:
         self._store = store
         self._accelerator = accelerator
-        self._is_off = mode == "never" or dtype.itemsize != 2
+        self._is_off = mode == "never" or dtype.itemsize != 2  # the same on every rank
         self._is_measured = mode == "auto"
         self._speeds_bytes_per_s: list[float] = []
         self._copy: PublishedCopy | None = None
@@ -110,8 +110,7 @@ class Deltas:
         """Note that a generator could not make the complete files. They are added to the version."""
         self._completed()
         self._refusals += 1
-        self._is_off = self._refusals >= MAX_REFUSALS
-        more = " From now on, all versions are published in full." if self._is_off else ""
+        more = " From now on, all versions are published in full." if self._refusals >= MAX_REFUSALS else ""
         log.warning("Version %s is now published in full, because a generator refused its deltas: %s%s",
                     manifest.version, error, more)  # fmt: skip
 
@@ -119,7 +118,7 @@ class Deltas:
         self._chain_bytes = self._chain_length = 0
 
     def _plan(self, version: Version, version_bytes: int) -> Plan | None:
-        if self._is_measured and not self._gains(version_bytes):
+        if self._refusals >= MAX_REFUSALS or (self._is_measured and not self._gains(version_bytes)):
             return None
         if self._last is None:
             return Plan(version)

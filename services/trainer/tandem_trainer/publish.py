@@ -5,6 +5,8 @@ All of that may run behind the next update. Only a copy of the tensors in host m
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -22,10 +24,10 @@ from transformers import PreTrainedModel
 
 from tandem_protocol.chains import is_complete
 from tandem_protocol.config.trainer import PublishConfig
-from tandem_protocol.errors import WeightsRefused
+from tandem_protocol.errors import TandemError, WeightsRefused
 from tandem_protocol.fingerprint import fingerprint
 from tandem_protocol.manifest import Manifest
-from tandem_protocol.messages import ModelFingerprint, SetWeights
+from tandem_protocol.messages import ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
@@ -38,6 +40,8 @@ from .publication import Part, Publication
 from .published_copy import MAX_DELTA
 from .ranks import together
 from .volumes import how_to_enlarge
+
+log = logging.getLogger(__name__)
 
 STAND_BY_S = 0.2
 """Pause between two looks whether complete files are needed. A network file system reports no changes."""
@@ -83,6 +87,9 @@ class Publisher:
         self._memory: HostMemory | None = None
         self._task: Future[None] | None = None
         self._publication: Publication | None = None
+        self._again: asyncio.Task[None] | None = None
+        self._current: tuple[Publication, Manifest, SetWeights] | None = None
+        client.on_stale = self.send_again
 
     @property
     def in_flight(self) -> Future[None] | None:
@@ -103,6 +110,7 @@ class Publisher:
             TimeoutError: a generator did not serve it in time.
         """
         self.wait()
+        self._portal.call(self._forget)
         behind = behind and self._is_tried
         version = Version(step, self._attempt)
         if self._accelerator.is_main_process and not self._is_tried:
@@ -141,6 +149,7 @@ class Publisher:
         self._give_up()
         if self._task is not None:
             self._task.cancel()
+        self._portal.call(self._forget)
 
     def _give_up(self) -> None:
         if self._publication is not None:
@@ -208,18 +217,49 @@ class Publisher:
         manifest, digest = committed
         weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
         size_bytes = self._deltas.committed(manifest, digest, publication.clock.seconds["write"])
-        try:
-            served = await self._client.set_weights(publication.version, weights, self._config.timeout_s)
-        except WeightsRefused as error:
-            if is_complete(self._store, manifest):
-                raise
-            self._deltas.refused(manifest, error)
-            await to_thread.run_sync(self._complete, publication, manifest)
-            served = await self._client.set_weights(publication.version, weights, self._config.timeout_s)
+        served = await self._serve(publication, manifest, weights)
+        if self._accelerator.num_processes == 1:  # with several, nobody stands by any more
+            self._current = publication, manifest, weights
         self._report(
             publication.timings(served.values()), size_bytes if publication.plan else publication.part.version_bytes
         )
         await to_thread.run_sync(self._store.retain, self._config.keep)
+
+    async def _serve(
+        self, publication: Publication, manifest: Manifest, weights: SetWeights
+    ) -> dict[str, ServedWeights]:
+        """Have all generators serve a version. If one refuses its deltas, add its complete files first."""
+        timeout_s = self._config.timeout_s
+        try:
+            return await self._client.set_weights(publication.version, weights, timeout_s)
+        except WeightsRefused as error:
+            if not manifest.delta or is_complete(self._store, manifest):
+                raise
+            self._deltas.refused(manifest, error)
+            await to_thread.run_sync(self._complete, publication, manifest)
+            return await self._client.set_weights(publication.version, weights, timeout_s)
+
+    def send_again(self, at_least: Version) -> None:
+        """Send the version that is served again, for a generator that has started, and could not load it.
+
+        Nothing happens if it is older than `at_least`, or while a version is on its way.
+        """
+        is_idle = self._again is None or self._again.done()
+        if self._current and self._current[0].version >= at_least and is_idle:
+            self._again = asyncio.create_task(self._serve_again(*self._current))
+
+    async def _serve_again(self, publication: Publication, manifest: Manifest, weights: SetWeights) -> None:
+        try:
+            await self._serve(publication, manifest, weights)
+        except (TandemError, TimeoutError, OSError) as error:  # other generators may serve it
+            log.warning("Version %s was sent again, but not every generator serves it: %s", manifest.version, error)
+
+    async def _forget(self) -> None:
+        """Do not send the version again, because the copy of its files is about to change."""
+        self._current = None
+        if self._again:
+            self._again.cancel()
+            await asyncio.wait([self._again])
 
     def _commit(
         self, publication: Publication, write: Callable[[], dict[str, str]], staging: ExitStack

@@ -120,9 +120,8 @@ class PublishedCopy:
         if delta is None or len(delta) > MAX_DELTA * len(data):
             return {file: _write_file(directory / file, data)}
         name = file + DELTA_SUFFIX
-        (directory / name).write_bytes(delta)
-        full = _write_file(directory / file, data) if plan.complete else Digest(data.data).hexdigest()
-        return {name: digest_bytes(delta), file: full}
+        full = _write_file(directory / file, data) if plan.complete else digest_bytes(data.data)
+        return {name: _write_file(directory / name, np.frombuffer(delta, np.uint8)), file: full}
 
 
 def _replaced(file: NDArray[np.uint8], start: int, new: NDArray[np.uint8], *, compare: bool) -> NDArray[np.int64]:
