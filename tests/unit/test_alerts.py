@@ -161,6 +161,13 @@ def test_a_mismatch_is_an_alert_of_the_first_step(excess: float) -> None:
     assert all("Likely causes: x." in change.message for _, change in found)
 
 
+def test_batches_that_are_skipped_do_not_hide_an_entropy_collapse() -> None:
+    steps = [healthy(step) | {"entropy": 0.004} for step in range(1, 20)]
+    skipped = [{"step": step["step"], "skipped": True, "reward_mean": 0.5, "reward_std": 0.4} for step in steps]
+    records = [record for both in zip(skipped, steps, strict=True) for record in both]
+    assert "entropy_collapse" in {change.name for _, change in changes(Alerts(AlertsConfig(), Facts()), records)}
+
+
 def test_a_solved_task_is_no_entropy_collapse() -> None:
     records = [healthy(step) | {"entropy": 0.001, "reward_mean": 0.99, "reward_std": 0.05} for step in range(1, 50)]
     assert changes(Alerts(AlertsConfig(), FACTS), records) == []
@@ -198,6 +205,7 @@ def test_figures_of_a_trl_script_raise_the_same_alerts() -> None:
     [
         ("The answer is 101. " * 30, True),
         ("42 " * 100, True),
+        ("\ud83d" * 300, True),
         ("42 " * 20, False),
         ("x" * 100_000, True),
         (Path(__file__).read_text(), False),

@@ -87,8 +87,11 @@ def kl_sampler(records: Records, facts: Facts) -> float | None:
 
 
 def entropy(records: Records, _: Facts) -> float | None:
-    """Mean over 10 steps. Infinite if rewards hardly differ: a policy that has solved its task may be sure."""
-    recent = records[-10:]
+    """Mean over 10 steps. Infinite if rewards hardly differ: a policy that has solved its task may be sure.
+
+    Batches that were skipped have no entropy. They are frequent when a policy collapses.
+    """
+    recent = [record for record in records if is_number(record.get("entropy"))][-10:]
     values, means, stds = (numbers(recent, name) for name in ("entropy", "reward_mean", "reward_std"))
     if not is_number(records[-1].get("entropy")) or len(values) < 10:
         return None
