@@ -47,8 +47,8 @@ def test_a_run_that_breaks_off_writes_what_was_in_memory(
     error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path)
+    fill(run.journal, monkeypatch)
     with pytest.raises(type(error)), run.record_outcome():
-        fill(run.journal, monkeypatch)
         raise error
     check(run.dir)
 
