@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from support.rollouts import completion, scored
 from support.run_folders import GROUPS, Saved, all_events, make_run
@@ -159,6 +160,16 @@ def test_a_mismatch_is_an_alert_of_the_first_step(excess: float) -> None:
     found = changes(alerts, [healthy(step) for step in range(1, 9)])
     assert [(step, change.name) for step, change in found] == ([(1, "mismatch")] if excess > 1 else [])
     assert all("Likely causes: x." in change.message for _, change in found)
+
+
+@pytest.mark.parametrize("name", ["rewards_equal", "not_finite", "learning_rate_zero"])
+def test_the_longest_row_that_a_limit_may_name_is_seen(name: str) -> None:
+    record = {"frac_reward_zero_std": 1, "reward_mean": 0.5, "loss": None, "learning_rate": 0}
+    config = AlertsConfig(**{name: 64})  # type: ignore[arg-type]  # of three fields with the same type
+    found = changes(Alerts(config, Facts()), [record | {"step": step} for step in range(1, 70)])
+    assert (64, name) in [(step, change.name) for step, change in found]
+    with pytest.raises(ValidationError):
+        AlertsConfig(**{name: 65})  # type: ignore[arg-type]
 
 
 def test_batches_that_are_skipped_do_not_hide_an_entropy_collapse() -> None:

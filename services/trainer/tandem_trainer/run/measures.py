@@ -11,10 +11,12 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tandem_protocol.config.alerts import MAX_IN_A_ROW
+
 Record = Mapping[str, Any]
 Records = Sequence[Record]
 
-WINDOW = 64
+WINDOW = MAX_IN_A_ROW
 """Number of records that the measures get."""
 STEPS = 5
 """A figure of a single step has to be beyond its limit this often in a row."""
