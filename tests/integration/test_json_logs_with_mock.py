@@ -1,8 +1,10 @@
-"""With TANDEM_LOG=json, every line that a process writes is a record, whatever the project and libraries print."""
+"""With TANDEM_LOG=json, every line that a process writes is a record, whatever the project and libraries print.
+
+test_quiet_with_mock.py and test_trl_with_mock.py hold the same for two ranks and for TRL scripts, in their own runs.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -10,19 +12,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 import yaml
 
-from support import trl
 from support.environment_servers import TOKEN as ENVIRONMENT_TOKEN
 from support.generators import TOKEN, running
+from support.json_logs import messages, records
 from support.ports import free_port
 from support.projects import Project
 
-LEVELS = {"debug", "info", "warning", "error", "critical"}
 DEADLINE_S = 120.0
 NOISE = """
 import logging, sys, warnings
@@ -67,37 +67,18 @@ class Talk:
 SAID = ("printed on", "two lines", "without an end", "written", "warned on two lines", "logged on", "root", "progress")
 
 
-def records(*texts: str) -> list[dict[str, Any]]:
-    """Return the records of a log. A line that is not one fails the test."""
-    found = []
-    for line in "".join(texts).splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            pytest.fail(f"not JSON: {line!r}")
-        assert {"time", "level", "logger", "message"} <= record.keys()
-        assert record["level"] in LEVELS
-        found.append(record)
-    assert found
-    return found
-
-
-def messages(found: list[dict[str, Any]]) -> str:
-    return "\n".join(record["message"] for record in found)
-
-
 @pytest.fixture(autouse=True)
 def _json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TANDEM_LOG", "json")
 
 
-def test_launcher_trainers_sandbox_and_generator_log_only_records(make_project: Callable[..., Project]) -> None:
+def test_launcher_trainer_sandbox_and_generator_log_only_records(make_project: Callable[..., Project]) -> None:
     rewards = [{"function": "odd_rewards:odd"}, {"function": "odd_rewards:sandboxed", "sandbox": True}]
     project = make_project(faults=("--generator.visible_timeout_s", "0.1"), rewards=rewards, max_steps=2)
     (project.directory / "odd_rewards.py").write_text(REWARDS)
     (project.directory / "noise.py").write_text(NOISE)
     project.generator.put("1.1", "0" * 16)  # type: ignore[arg-type]  # a version that is not in the store
-    done = project.train(ranks=2)
+    done = project.train()
     found = records(done.stdout, done.stderr)
     assert done.returncode == 0, messages(found)
     said = messages(found)
@@ -162,27 +143,6 @@ def test_the_page_of_runs_logs_only_records(tmp_path: Path) -> None:
     said = messages(records(output.read_text()))
     assert "Open http://127.0.0.1:" in said
     assert "mine has not started yet" in said
-
-
-@pytest.mark.trl
-def test_a_trl_script_logs_only_records(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "weights").mkdir()
-    readable = trl.make_readable(model)
-    with running("mock", readable, tmp_path / "weights", log=tmp_path / "log") as generator:
-        words = [
-            "--model",
-            str(readable),
-            "--out",
-            str(tmp_path / "out"),
-            "--port",
-            str(generator.port),
-            "--steps",
-            "1",
-        ]
-        environment = {"TANDEM__TRAINER__OUTPUT_DIR": str(tmp_path / "runs")}
-        status, output = trl.run(trl.NEWEST, tmp_path / "weights", *words, environment=environment)
-    records(output)
-    assert status == 0
 
 
 @pytest.mark.parametrize(

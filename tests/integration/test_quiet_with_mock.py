@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from support.json_logs import records
 from support.projects import Project
 
 
@@ -22,7 +23,9 @@ def test_a_successful_run_writes_nothing_to_stderr(
     make_project: Callable[..., Project], ranks: int, runs: list[int], trainer: dict[str, Any]
 ) -> None:
     project = make_project(**trainer)
-    for steps in runs:
-        done = project.train(f"--trainer.max_steps={steps}", ranks=ranks)
+    for steps, form in zip(runs, ("text", "json"), strict=False):
+        done = project.train(f"--trainer.max_steps={steps}", ranks=ranks, TANDEM_LOG=form)
         assert (done.returncode, done.stderr) == (0, "")
+    if form == "json":
+        assert {record["logger"].partition(".")[0] for record in records(done.stdout)} == {"tandem_trainer"}
     assert project.steps == [1, 2]

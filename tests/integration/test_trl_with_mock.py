@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from support import trl
 from support.generators import Generator, running
+from support.json_logs import records
 from support.ports import free_port
 from support.served import wait_until
 from tandem_protocol.store import WeightStore
@@ -62,8 +63,10 @@ def test_the_trainers_of_one_script_publish_every_step_each_with_an_attempt_of_i
     weights = tmp_path / "weights"
     with running("mock", model, weights, log=tmp_path / "generator.log") as generator:
         given = arguments(tmp_path, model, generator, "--trainers", "rloo", "online_dpo", "lora")
-        status, output = trl.run(trl.NEWEST, weights, *given, environment={"TANDEM__TRAINER__PUBLISH__KEEP": "99"})
+        variables = {"TANDEM__TRAINER__PUBLISH__KEEP": "99", "TANDEM_LOG": "json"}
+        status, output = trl.run(trl.NEWEST, weights, *given, environment=variables)
         assert status == 0, output
+    records(output)  # a line that is not one fails the test
     store = WeightStore(weights)
     assert store.versions() == [Version(step, attempt) for attempt in (1, 2, 3) for step in range(4)]
     for attempt, trainer in enumerate(("rloo", "online_dpo"), start=1):

@@ -24,6 +24,8 @@ STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", 
         "staleness", "checkpoint_failures"}  # fmt: skip
 """Keys of metrics.jsonl that are watched, and the bound `max_lag`. tests/integration/test_trainer_scraped.py finds each
 one in a real run."""
+WHILE_IT_LASTS = {"alerts"}
+"""A key that a run has only while an alert goes on. tests/unit/test_alerts.py looks for it."""
 
 
 def generator_series() -> set[str]:
@@ -34,7 +36,7 @@ def generator_series() -> set[str]:
 
 
 def known(series: str) -> bool:
-    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP}
+    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP | WHILE_IT_LASTS}
 
 
 def used(expression: str) -> set[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from support.rollouts import completion, scored
 from support.run_folders import GROUPS, Saved, all_events, make_run
@@ -161,6 +162,23 @@ def test_a_mismatch_is_an_alert_of_the_first_step(excess: float) -> None:
     assert all("Likely causes: x." in change.message for _, change in found)
 
 
+@pytest.mark.parametrize("name", ["rewards_equal", "not_finite", "learning_rate_zero"])
+def test_the_longest_row_that_a_limit_may_name_is_seen(name: str) -> None:
+    record = {"frac_reward_zero_std": 1, "reward_mean": 0.5, "loss": None, "learning_rate": 0}
+    config = AlertsConfig(**{name: 64})  # type: ignore[arg-type]  # of three fields with the same type
+    found = changes(Alerts(config, Facts()), [record | {"step": step} for step in range(1, 70)])
+    assert (64, name) in [(step, change.name) for step, change in found]
+    with pytest.raises(ValidationError):
+        AlertsConfig(**{name: 65})  # type: ignore[arg-type]
+
+
+def test_batches_that_are_skipped_do_not_hide_an_entropy_collapse() -> None:
+    steps = [healthy(step) | {"entropy": 0.004} for step in range(1, 20)]
+    skipped = [{"step": step["step"], "skipped": True, "reward_mean": 0.5, "reward_std": 0.4} for step in steps]
+    records = [record for both in zip(skipped, steps, strict=True) for record in both]
+    assert "entropy_collapse" in {change.name for _, change in changes(Alerts(AlertsConfig(), Facts()), records)}
+
+
 def test_a_solved_task_is_no_entropy_collapse() -> None:
     records = [healthy(step) | {"entropy": 0.001, "reward_mean": 0.99, "reward_std": 0.05} for step in range(1, 50)]
     assert changes(Alerts(AlertsConfig(), FACTS), records) == []
@@ -198,6 +216,7 @@ def test_figures_of_a_trl_script_raise_the_same_alerts() -> None:
     [
         ("The answer is 101. " * 30, True),
         ("42 " * 100, True),
+        ("\ud83d" * 300, True),
         ("42 " * 20, False),
         ("x" * 100_000, True),
         (Path(__file__).read_text(), False),

@@ -143,6 +143,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a folder in place of a file": lambda folder: [
         (folder / name).mkdir() for name in ("metrics.jsonl", "eval.jsonl", "status.json", "config.resolved", LOCK_FILE)
     ],
+    "numbers without an end": lambda folder: (folder / "metrics.jsonl").write_text(
+        f'{{"step": 1e999, "reward_mean": {"9" * 400}, "timings": {{"update_s": 1e999}}}}\n'
+    ),
     "only logs": lambda folder: (folder / "logs").mkdir(),
     "nothing": lambda folder: None,
 }

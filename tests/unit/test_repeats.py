@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from pathlib import Path
 
 import pytest
 
+from tandem_protocol.logs import TextFormatter, handlers
 from tandem_protocol.repeats import FIRST_PAUSE_S, LONGEST_PAUSE_S, Repeats
+from tandem_protocol.version import Version
 from tandem_rollout.availability import Availability
 from tandem_trainer.run.journal import Journal
 
@@ -76,11 +80,42 @@ def test_a_night_without_a_generator_is_a_page_of_lines(caplog: pytest.LogCaptur
     assert caplog.messages[-1].startswith("still waiting for generator http://generator:8000 after 30 s")
 
 
-def test_an_alert_of_every_step_is_logged_now_and_then_and_each_is_an_event(
-    tmp_path: object, caplog: pytest.LogCaptureFixture
+def test_a_fault_of_every_step_is_logged_now_and_then_and_each_counts_as_an_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    journal = Journal(tmp_path, is_main=True)  # type: ignore[arg-type]
+    journal = Journal(tmp_path, is_main=True)
     for step in range(50):
         journal.alert("episodes_failed", step, f"{step + 1} of 64 episodes failed")
+    journal.end(Version(50, 1), finished=True)
     assert caplog.messages == ["1 of 64 episodes failed"]
-    assert len([*journal._events.read()]) == 50
+    assert count(tmp_path, "episodes_failed") == 50
+
+
+def test_a_fault_that_the_rollouts_log_now_and_then_counts_as_an_event_each_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal, repeats = Journal(tmp_path, is_main=True), Repeats(log)
+    with journal.listening(lambda: 7):
+        for _ in range(50):
+            repeats.say(logging.WARNING, "a", "it failed", event="reward_failed", function="f")
+    repeats.say(logging.WARNING, "a", "nobody listens", event="reward_failed", function="f")
+    journal.end(Version(7, 1), finished=True)
+    assert [record.getMessage() for record in caplog.records if record.name == log.name] == ["it failed"]
+    assert count(tmp_path, "reward_failed") == 50
+
+
+def test_events_that_the_log_leaves_out_reach_no_output(capfd: pytest.CaptureFixture[str]) -> None:
+    before = logging.root.handlers[:]
+    logging.root.handlers[:] = handlers(TextFormatter())
+    try:
+        repeats = Repeats(logging.getLogger("tandem_protocol.another_test"))
+        for _ in range(3):
+            repeats.say(logging.WARNING, "a", "it failed", event="reward_failed")
+    finally:
+        logging.root.handlers[:] = before
+    assert capfd.readouterr() == ("", "it failed\n")
+
+
+def count(folder: Path, kind: str) -> int:
+    events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+    return sum(event.get("repeats", 1) for event in events if event["kind"] == kind)

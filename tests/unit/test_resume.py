@@ -12,6 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from support.project_code import write_module
+from tandem_protocol.config.alerts import AlertsConfig
 from tandem_protocol.config.rollout import RolloutConfig
 from tandem_protocol.config.trainer import TrainerSettings
 from tandem_rollout.errors import UserError
@@ -76,9 +77,13 @@ OTHER: dict[str, Any] = {
         },
         "lora": {"r": 4, "alpha": 1.0, "target_modules": ["q_proj"]},
         "checkpoint": {"every_steps": 1, "keep": 5, "keep_best": True},
-        "publish": {"mode": "drain", "keep": 5, "timeout_s": 1.0},
+        "publish": {"mode": "drain", "delta": "always", "keep": 5, "timeout_s": 1.0},
         "eval": {
             "prompts": OTHER_PROMPTS, "every_steps": 5, "temperature": 1.0, "num_generations": 4, "pass_at": [1],
+        },
+        "alerts": {
+            name: limit + 1 if isinstance(limit, int) else limit / 2
+            for name, limit in AlertsConfig().model_dump().items()
         },
         "trackers": ["tensorboard"], "max_mismatch": 1.0, "log_completions": 0, "log_tokens": 0, "metrics_port": 9100,
         "start_timeout_s": 1.0,

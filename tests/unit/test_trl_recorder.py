@@ -63,7 +63,7 @@ def test_logged_completions_have_the_advantages_that_trl_keeps() -> None:
 
 def test_a_script_holds_the_lock_of_its_run_while_it_trains(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     state = SimpleNamespace(is_world_process_zero=True, global_step=0, max_steps=1)
-    first, second = (Recorder(SimpleNamespace(), Tally(), tmp_path / "run") for _ in range(2))
+    first, second = (Recorder(SimpleNamespace(state=state), Tally(), tmp_path / "run") for _ in range(2))
     run = RunFolder(tmp_path / "run")
     first.on_train_begin(None, state, None)
     assert run.is_in_use

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterable, Mapping
@@ -158,16 +159,20 @@ def total_s(path: Path) -> float:
 
 def _seconds(timings: bytes) -> float:
     with suppress(ValueError):
-        return sum(map(float, _SECONDS.findall(timings)))
+        return sum(filter(math.isfinite, map(float, _SECONDS.findall(timings))))
     return 0.0
 
 
 def number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Return a finite number as it is, and None for all else."""
+    with suppress(OverflowError):  # of an integer with hundreds of digits
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    return None
 
 
 def _integer(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    return None if number(value) is None else int(value)
 
 
 def _stat(path: Path) -> Any:

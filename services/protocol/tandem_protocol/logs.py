@@ -30,6 +30,11 @@ FIELDS = "tandem_fields"
 """Attribute of a log record with further fields for JSON. Pass it as `extra=fields(step=42)`."""
 EVENT = "event"
 """Name of the field with the kind of an event: the trainer writes such a record to `events.jsonl`, too."""
+EVENTS = logging.getLogger("tandem_events")
+"""Logger of events that the log says now and then only. The trainer listens to it; it writes nothing itself."""
+EVENTS.propagate = False
+EVENTS.setLevel(logging.INFO)
+EVENTS.addHandler(logging.NullHandler())
 BUG = "unexpected error: %s: %s; this is a bug in Tandem or its libraries: please report it with this log"
 """The message of an exception that nothing catches: its type, and its own message in one line."""
 

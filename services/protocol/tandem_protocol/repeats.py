@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .logs import EVENT, fields
+from .logs import EVENTS, fields
+from .logs import event as make_event
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 30.0, 600.0
 
@@ -47,17 +48,18 @@ class Repeats:
 
         Args:
             kind: what the message is about, the same in each repetition.
-            event: the kind of the event that the message is, if it belongs into the run's `events.jsonl`.
+            event: the kind of the event that the message is, if it belongs into the run's `events.jsonl`. There, each
+                counts, also those that the log leaves out.
             traceback: add the traceback of the exception that is handled now.
             values: further fields of a JSON line.
         """
+        if event:
+            EVENTS.log(level, "%s", message, extra=make_event(event, **values))
         if (unsaid := self._unsaid(kind)) is None:
             return
         more = f" ({unsaid} more like this since the last such line)" if unsaid else ""
         if unsaid:
             values["repeated"] = unsaid
-        if event:
-            values[EVENT] = event
         self._log.log(level, "%s%s", message, more, exc_info=traceback, extra=fields(**values))
 
     def _unsaid(self, kind: str) -> int | None:

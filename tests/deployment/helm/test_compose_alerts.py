@@ -28,6 +28,7 @@ STEP, KL, LAG, BOUND, CHECKPOINTS = (
     f"tandem_trainer_{name}{TRAINER}" for name in ("step", "kl_sampler", "lag_max", "max_lag", "checkpoint_failures")
 )
 TRAINER_UP, GENERATOR_UP, READY = f"up{TRAINER}", f"up{GENERATOR}", f"tandem_ready{GENERATOR}"
+RAISED = f"tandem_trainer_alerts{TRAINER}"
 FAILURES = f"tandem_switch_failures_total{GENERATOR}"
 CASES = [
     Case("TandemNoStep", {STEP: "7x60"}, 40, True, "the step does not change"),
@@ -45,6 +46,8 @@ CASES = [
     Case("TandemSamplerDisagrees", {KL: "0.01x60"}, 20, False, "low"),
     Case("TandemCheckpointFails", {CHECKPOINTS: "1x60"}, 1, True, "a failure"),
     Case("TandemCheckpointFails", {CHECKPOINTS: "0x60"}, 1, False, "written"),
+    Case("TandemRunAlert", {RAISED: "_x3 4x60"}, 4, True, "it was raised at step 4"),
+    Case("TandemRunAlert", {RAISED: "4x5 _x60"}, 20, False, "it has ended"),
 ]
 
 

@@ -38,6 +38,7 @@ class Case:
 
 STEP, KL, LAG, BOUND = (f"tandem_trainer_{name}{{{TRAINER}}}" for name in ("step", "kl_sampler", "lag_max", "max_lag"))
 CHECKPOINTS = f"tandem_trainer_checkpoint_failures{{{TRAINER}}}"
+RAISED = f'tandem_trainer_alerts{{{TRAINER},name="truncated"}}'
 READY, UP = f"tandem_ready{{{GENERATOR}}}", f"up{{{GENERATOR}}}"
 STEPS, STUCK = {STEP: "1+1x60"}, {STEP: "7x60"}
 ACTIVE = {f"kube_job_status_active{{{JOB}}}": "1x60"}
@@ -96,6 +97,9 @@ CASES = [
     Case("TandemSamplerDisagrees", {KL: "0.01x9 0.3 0.01x60"}, 20, False, "one high value"),
     Case("TandemCheckpointFails", {CHECKPOINTS: "1x60"}, 1, True, "a failure"),
     Case("TandemCheckpointFails", {CHECKPOINTS: "1 0x60"}, 2, False, "written again"),
+    Case("TandemRunAlert", {RAISED: "_x3 4x60"}, 4, True, "it was raised at step 4"),
+    Case("TandemRunAlert", {RAISED: "4x5 _x60"}, 20, False, "it has ended"),
+    Case("TandemRunAlert", {RAISED.replace("run-", "ran-"): "4x60"}, 4, False, "another release"),
     Case("TandemVolumeNearlyFull", usage("runs", 95), 10, True, "95 %"),
     Case("TandemVolumeNearlyFull", usage("weights", 95), 10, True, "95 % of the other claim"),
     Case("TandemVolumeNearlyFull", usage("runs", 80), 10, False, "80 %"),

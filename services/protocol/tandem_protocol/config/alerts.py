@@ -6,6 +6,9 @@ from pydantic import Field
 
 from .sections import Section
 
+MAX_IN_A_ROW = 64
+"""The trainer looks at this many records. It would never see a longer row."""
+
 
 class AlertsConfig(Section):
     """Limits of the alerts that a run raises about its own figures. `null` switches one off."""
@@ -18,7 +21,7 @@ class AlertsConfig(Section):
     entropy_collapse: float | None = Field(0.01, gt=0.0)
     """Lowest entropy in nats per token, a mean over 10 steps. Rewards that are nearly all equal raise no alert: the
     task is solved."""
-    rewards_equal: int | None = Field(5, ge=1)
+    rewards_equal: int | None = Field(5, ge=1, le=MAX_IN_A_ROW)
     """Batches in a row in which each group has equal rewards."""
     reward_missing: float | None = Field(0.5, gt=0.0, le=1.0)
     """Share of completions for which no function gave a reward."""
@@ -32,9 +35,9 @@ class AlertsConfig(Section):
     """Share of completions that repeat the same text again and again."""
     grad_norm_spike: float | None = Field(10.0, gt=1.0)
     """Norm of the gradient, as a multiple of the median of the 20 steps before."""
-    not_finite: int | None = Field(1, ge=1)
+    not_finite: int | None = Field(1, ge=1, le=MAX_IN_A_ROW)
     """Steps in a row whose loss or gradient is NaN or infinite."""
-    learning_rate_zero: int | None = Field(5, ge=1)
+    learning_rate_zero: int | None = Field(5, ge=1, le=MAX_IN_A_ROW)
     """Steps in a row with a learning rate of 0."""
     clipped: float | None = Field(0.5, gt=0.0, le=1.0)
     """Share of tokens whose probability ratio is clipped."""

@@ -1,7 +1,7 @@
 """The file `events.jsonl`: what happened in a run besides its steps.
 
 The parts of the program that know about a fault, such as the client of the generators, know nothing of this file. They
-log it with `extra=event("generator_lost", generator=url)`, and `EventHandler` writes it here.
+log it with `extra=event("generator_lost", generator=url)`, or with `Repeats.say`, and `EventHandler` writes it here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from tandem_protocol.logs import EVENT, FIELDS
+from tandem_protocol.logs import EVENT, EVENTS, FIELDS
 from tandem_protocol.secrets import mask
 
 from .metrics import JsonLinesWriter
@@ -25,7 +25,6 @@ BURST = 3
 FIRST_PAUSE_S = 60.0
 """After a burst, events are merged into one line for this long. The pause doubles with each line."""
 LONGEST_PAUSE_S = 3600.0
-LOGGERS = ("tandem_rollout", "tandem_trainer")
 SUBJECTS = ("generator", "function")
 """Fields that say what an event is about. A generator that is lost and back again and again is one such thing."""
 
@@ -111,7 +110,7 @@ class Events:
         if repeats.waiting is None and now_s >= repeats.last_s + LONGEST_PAUSE_S:  # it was quiet for long
             repeats.written, repeats.pause_s = 0, FIRST_PAUSE_S
         repeats.last_s = now_s
-        count = (repeats.waiting["repeats"] if repeats.waiting else 0) + event.get("repeats", 1)
+        count = (repeats.waiting["repeats"] if repeats.waiting else 0) + 1
         if repeats.written < BURST:
             repeats.written += 1
             repeats.next_s = now_s + repeats.pause_s
@@ -144,8 +143,6 @@ class EventHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         details = dict(getattr(record, FIELDS, {}))
         if kind := details.pop(EVENT, None):
-            if unsaid := details.pop("repeated", 0):  # the log has left out some of the same kind
-                details["repeats"] = unsaid + 1
             self._write(kind, record.levelname.lower(), record.getMessage(), details)
 
 
@@ -155,15 +152,15 @@ def listening(handler: EventHandler) -> Iterator[None]:
 
     A TRL script may not configure logging. That a generator is back must reach the handler all the same.
     """
-    rollout, trainer = (logging.getLogger(name) for name in LOGGERS)
+    rollout, trainer = logging.getLogger("tandem_rollout"), logging.getLogger("tandem_trainer")
     level = rollout.level
     if not rollout.isEnabledFor(logging.INFO):
         rollout.setLevel(logging.INFO)
-    for logger in (rollout, trainer):
+    for logger in (rollout, trainer, EVENTS):
         logger.addHandler(handler)
     try:
         yield
     finally:
-        for logger in (rollout, trainer):
+        for logger in (rollout, trainer, EVENTS):
             logger.removeHandler(handler)
         rollout.setLevel(level)

@@ -189,6 +189,14 @@ class Journal:
             file.append(())
         self._events.flush()
 
+    def save(self) -> None:
+        """Write what is in memory, as far as the disk takes it: the run ends with an error, or at once."""
+        for file in (self._metrics, self._completions, self._evaluations):
+            with suppress(OSError):
+                file.append(())
+        with suppress(OSError):
+            self._events.flush(is_end=True)
+
     def end(self, version: Version, *, finished: bool) -> None:
         """Write the lines that are still in memory, and how the run ended.
 

@@ -11,10 +11,12 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tandem_protocol.config.alerts import MAX_IN_A_ROW
+
 Record = Mapping[str, Any]
 Records = Sequence[Record]
 
-WINDOW = 64
+WINDOW = MAX_IN_A_ROW
 """Number of records that the measures get."""
 STEPS = 5
 """A figure of a single step has to be beyond its limit this often in a row."""
@@ -87,8 +89,11 @@ def kl_sampler(records: Records, facts: Facts) -> float | None:
 
 
 def entropy(records: Records, _: Facts) -> float | None:
-    """Mean over 10 steps. Infinite if rewards hardly differ: a policy that has solved its task may be sure."""
-    recent = records[-10:]
+    """Mean over 10 steps. Infinite if rewards hardly differ: a policy that has solved its task may be sure.
+
+    Batches that were skipped have no entropy. They are frequent when a policy collapses.
+    """
+    recent = [record for record in records if is_number(record.get("entropy"))][-10:]
     values, means, stds = (numbers(recent, name) for name in ("entropy", "reward_mean", "reward_std"))
     if not is_number(records[-1].get("entropy")) or len(values) < 10:
         return None

@@ -15,5 +15,5 @@ _HEADER_BYTES = 8
 
 def is_repetitive(text: str) -> bool:
     """Whether the end of `text` repeats itself."""
-    end = text[-LONGEST:].encode()
+    end = text[-LONGEST:].encode(errors="replace")  # a tool may answer with half a surrogate pair
     return len(text) >= SHORTEST and len(end) >= COMPRESSION * (len(zlib.compress(end, 1)) - _HEADER_BYTES)

@@ -211,6 +211,7 @@ class Run(RunLog):
         try:
             yield
         except BaseException as error:
+            self.journal.save()
             if isinstance(error, Exception):
                 self.journal.failed(self.step, error)
             self.journal.status(STOPPED if isinstance(error, KeyboardInterrupt) else FAILED, self.version)

@@ -173,6 +173,7 @@ class Recorder(TrainerCallback):  # type: ignore[misc] # transformers is not typ
         """Write that the run was stopped, or that it failed. `on_train_end` may not have been reached."""
         self._listening.close()
         if self._journal:
+            self._journal.save()
             if not is_stop(error):
                 self._journal.failed(self._trainer.state.global_step, error)
             self._journal.status(STOPPED if is_stop(error) else FAILED, self._tally.version)
