@@ -21,7 +21,7 @@ _INCOMPLETE = "�"
 _LONGEST_CHARACTER = 8
 """Tokens of bytes that never become a character are shown as they are after this number of them."""
 TEXT_LENGTH = 128
-"""Characters of a token's text that are logged. A tokenizer may have tokens that are much longer."""
+"""Longest text of a token, in characters. A tokenizer may have tokens of any length."""
 
 
 class TokenTexts:
