@@ -53,4 +53,4 @@ def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy all tensors to the host's memory at once, because each copy waits for the device."""
     flat_N = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
     sizes = [tensor.numel() for tensor in tensors]
-    return [part_N.view_as(tensor) for part_N, tensor in zip(flat_N.split(sizes), tensors, strict=True)]
+    return [part_N.view_as(tensor) for part_N, tensor in zip(torch.split(flat_N, sizes), tensors, strict=True)]
