@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored, sequence, single_turn, trajectory
@@ -26,7 +27,7 @@ from tandem_trainer.batch import pad, rows_of
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.trained_tokens import TrainedTokens
 from tandem_trainer.run.metrics import trajectory_records
-from tandem_trainer.run.token_log import TokenLog, TokenTexts
+from tandem_trainer.run.token_log import TEXT_LENGTH, TokenLog, TokenTexts
 
 TEXTS = TokenTexts(make_tokenizer())
 BYTES = list(range(256))
@@ -66,6 +67,29 @@ def test_the_last_token_of_a_character_has_it() -> None:
     assert BYTE_TEXTS(list("aé😀".encode())) == ["a", "", "é", "", "", "", "😀"]
     assert BYTE_TEXTS(list("é".encode()[:1])) == ["�"]
     assert len(BYTE_TEXTS([0x80] * 20 + [65])) == 21
+
+
+def test_a_token_behind_an_incomplete_character_keeps_its_text() -> None:
+    assert BYTE_TEXTS([*"😀".encode()[:2], *b"abc"]) == ["", "", "�a", "b", "c"]
+    assert BYTE_TEXTS([0, 27, 0xFF, 10]) == ["\0", "\x1b", "", "�\n"]
+
+
+class OddTexts(TokenTexts):
+    """A tokenizer whose tokens are all as long as a page."""
+
+    def __init__(self, sign: str) -> None:
+        self._text = sign * 10_000
+
+    def __call__(self, token_ids: Sequence[int]) -> list[str]:
+        return [self._text] * len(token_ids)
+
+
+@pytest.mark.parametrize("sign", ["a", "\0", "😀", "\ud800"])
+def test_the_size_of_a_line_is_bounded_for_any_tokens(sign: str) -> None:
+    (span,) = of(single_turn([4], completion([5] * 2048)), texts=OddTexts(sign), limit=2048)["spans"]
+    assert {len(text) for text in span["text"]} == {TEXT_LENGTH}
+    assert span["text"][0].endswith("…")
+    assert len(json.dumps(span)) < 3_300_000
 
 
 def test_spaces_between_words_are_kept() -> None:
@@ -170,11 +194,22 @@ def test_the_trainers_logprobs_and_the_advantages_are_those_of_the_same_trajecto
     assert advantages[1, 0.5] > 0 > advantages[1, 0.0]
     assert advantages[2, 0.5] == 0
     assert [span["trainer"] for span in by_row[2, 0.5]["spans"]] == [None], "nothing was learned from it"
-    whole, _ = learned(model, LEARNED[:1])
-    for line, one in zip(small[:1], LEARNED[0].trajectories[:1], strict=True):
-        (expected,) = whole.trained.logprobs(one.sequences[0]) or []
-        assert line["spans"][0]["trainer"] == pytest.approx(expected, abs=1e-4)
-        assert len(set(line["spans"][0]["trainer"])) == 5
+    for one, line in zip([group.trajectories[0] for group in LEARNED[:2]], small, strict=False):
+        assert_computed_by_the_model(model, one, line)
+
+
+def assert_computed_by_the_model(model: Path, one: Trajectory, line: dict[str, Any]) -> None:
+    """The trainer's logprobs are those that the untrained model itself gives the tokens of each span."""
+    untrained = AutoModelForCausalLM.from_pretrained(model)
+    expected = []
+    for own in one.sequences:
+        tokens_S = torch.tensor(own.token_ids)
+        logprobs_SV = untrained(tokens_S[None]).logits[0].log_softmax(-1)
+        expected += [
+            logprobs_SV[range(span.start - 1, span.end - 1), tokens_S[span.start : span.end]].tolist()
+            for span in own.sampled
+        ]
+    assert [span["trainer"] for span in line["spans"]] == [pytest.approx(each, abs=2e-4) for each in expected]
 
 
 @pytest.mark.parametrize("iterations", [1, 3])
@@ -184,10 +219,12 @@ def test_the_trainers_logprobs_are_from_before_the_first_optimizer_step(model: P
     assert [line["spans"] for line in lines] == [line["spans"] for line in untouched]
 
 
-def test_all_sequences_of_an_episode_have_the_trainers_logprobs(model: Path) -> None:
+def test_all_turns_of_an_episode_have_the_trainers_logprobs_of_their_tokens(model: Path) -> None:
     won, lost = episode("2", "45", "3"), episode("2", "45", "3").model_copy(update={"reward": 0.0})
-    _, lines = learned(model, [Group(row=0, trajectories=(won, lost))])
+    _, lines = learned(model, [Group(row=0, trajectories=(won, lost))], optim={"learning_rate": 1.0})
     assert [len(span["trainer"]) for span in lines[0]["spans"]] == [1, 2, 1]
+    for one, line in zip((won, lost), lines, strict=True):
+        assert_computed_by_the_model(model, one, line)
 
 
 def test_of_a_pair_the_preferred_completion_has_the_advantage_1(model: Path) -> None:

@@ -85,7 +85,7 @@ class Learner:
         self.mismatch_check: MismatchCheck | None = None
         """Set once the dtypes of the generators are known."""
         self.trained: TrainedTokens | None = None
-        """What the last update computed about its sequences. None before the first update."""
+        """What the last update computed about its sequences. None before its end."""
         self._is_within_update = False
 
     @property
@@ -126,6 +126,7 @@ class Learner:
             FloatingPointError: loss or gradient is not finite. The parameters are as before that optimizer step.
             UserError: the mismatch is too high. The parameters are as before this update.
         """
+        self.trained = None  # its sequences need memory
         micro_batches = self._micro_batches(batch)
         old_logprobs: list[Tensor] = []
         steps = []

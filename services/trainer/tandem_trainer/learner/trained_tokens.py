@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from tandem_rollout.trajectory import Sequence as TokenSequence
@@ -31,9 +32,8 @@ class TrainedTokens:
         learned = zip(batch.sequences, counts_B.tolist(), batch.advantages_B.tolist(), strict=True)
         self._advantages = {id(sequence): advantage for sequence, counts, advantage in learned if counts}
         self._rows: dict[int, Tensor] = {}
-        for micro_batch, logprobs_BT in zip(micro_batches, logprobs, strict=True):
-            rows = zip(map(id, micro_batch.sequences), logprobs_BT.cpu(), strict=True)
-            self._rows.update(rows)
+        for micro_batch, logprobs_BT in zip(micro_batches, _on_host(logprobs), strict=True):
+            self._rows.update(zip(map(id, micro_batch.sequences), logprobs_BT, strict=True))
 
     def advantage(self, trajectory: Trajectory) -> float:
         """What the loss multiplied the tokens with. 0 if nothing was learned from the trajectory."""
@@ -47,3 +47,10 @@ class TrainedTokens:
             return None
         first = sequence.sampled[0].start
         return [row_T[span.start - first : span.end - first].tolist() for span in sequence.sampled]
+
+
+def _on_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy all tensors to the host's memory at once, because each copy waits for the device."""
+    flat_N = torch.cat([tensor.flatten() for tensor in tensors]).cpu()
+    sizes = [tensor.numel() for tensor in tensors]
+    return [part_N.view_as(tensor) for part_N, tensor in zip(torch.split(flat_N, sizes), tensors, strict=True)]

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 import statistics
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,8 @@ from tandem_rollout.trajectory import ChatMessage, Group
 from .repetition import is_repetitive
 from .token_log import NO_TOKENS, TokenLog
 
+_STEP = re.compile(rb'\{"step": (\d{1,18}),')
+"""The beginning of a line, as `JsonLinesWriter` writes it."""
 _SHOWN_REASONS = 3
 """How many different reasons of failures a message names."""
 
@@ -331,6 +334,9 @@ def _finite(value: Any) -> Any:
 
 
 def _step(line: bytes) -> float:
+    """The step of a line; infinite if it is damaged. A complete line may be long, so only its beginning is read."""
+    if line.endswith(b"}\n") and (found := _STEP.match(line)):
+        return int(found[1])
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

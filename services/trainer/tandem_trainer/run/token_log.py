@@ -20,6 +20,8 @@ _INCOMPLETE = "�"
 """Stands in a decoded text for bytes that are not a complete character."""
 _LONGEST_CHARACTER = 8
 """Tokens of bytes that never become a character are shown as they are after this number of them."""
+TEXT_LENGTH = 128
+"""Longest text of a token, in characters. A tokenizer may have tokens of any length."""
 
 
 class TokenTexts:
@@ -41,7 +43,7 @@ class TokenTexts:
             if pending or _INCOMPLETE in text:
                 pending.append(token)
                 text = self._decoded(pending)
-                if _INCOMPLETE in text and len(pending) < _LONGEST_CHARACTER:
+                if text.endswith(_INCOMPLETE) and len(pending) < _LONGEST_CHARACTER:
                     texts.append("")
                     continue
                 pending = []
@@ -101,7 +103,7 @@ class TokenLog(NamedTuple):
         texts = self.texts(sequence.token_ids[span.start : span.end])
         return {
             "message": messages.index_of("".join(texts)),
-            "text": texts,
+            "text": [_shortened(text) for text in texts],
             "sampler": _rounded(sequence.logprobs[span.start : span.end]),
             "trainer": None if of_trainer is None else _rounded(of_trainer[: span.size]),
         }
@@ -144,6 +146,10 @@ def _counted(versions: Iterable[str], limit: int) -> list[list[Any]]:
         else:
             counted.append([version, 1])
     return counted
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= TEXT_LENGTH else f"{text[: TEXT_LENGTH - 1]}…"
 
 
 def _rounded(logprobs: Sequence[float]) -> list[float]:
