@@ -28,6 +28,7 @@ class Transfer:
     def __init__(self) -> None:
         self.holds: list[str] = []
         self.failures = 0
+        self.error = "the device is lost"
 
     def init_transfer_engine(self, _: object) -> None:
         self._fail_if_due("this kind of model")
@@ -37,7 +38,7 @@ class Transfer:
 
     def update_weights(self, update: dict[str, list[str]]) -> None:
         self.holds = []  # a load that breaks leaves a mixture
-        self._fail_if_due("the device is lost")
+        self._fail_if_due(self.error)
         self.holds = update["shards"]
 
     def _fail_if_due(self, message: str) -> None:

@@ -57,6 +57,31 @@ async def test_errors_of_the_generators_are_not_the_environments() -> None:
     assert [one.closed for one in environments.environments] == [[True]] * 3
 
 
+async def test_an_environment_is_closed_also_if_another_episode_breaks_the_group_meanwhile() -> None:
+    closing = asyncio.Event()
+
+    class Remote(Scripted):
+        async def rewards(self) -> dict[str, float | None]:
+            self.instance = None
+            return {}
+
+        async def close(self, *, failed: bool) -> None:
+            closing.set()
+            await asyncio.sleep(0.01)
+            await super().close(failed=failed)
+
+    async def breaks(*_: Any, **__: Any) -> Any:
+        await closing.wait()
+        raise EngineFailed("out of memory")
+
+    environments = Made(Remote)
+    with pytest.raises(EngineFailed, match="out of memory"):
+        await player(environments, name="ChatML").play_group(
+            environments, Row(), 0, [Policy("Hi.", name="ChatML"), breaks]
+        )
+    assert [one.closed for one in environments.environments] == [[False], [True]]
+
+
 async def test_a_group_is_scored_together_and_its_environments_are_closed_afterwards() -> None:
     environments = Made(Scripted)
     seen: list[Any] = []

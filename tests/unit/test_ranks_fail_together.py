@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from support.ranks import run_ranks
 from support.run_folders import GROUPS, Saved, make_run
+from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.errors import StoreError
 from tandem_protocol.version import Version
 from tandem_trainer import loop, publication
@@ -100,7 +101,7 @@ def _publish(folder: Path) -> None:
     publish = Publisher(
         store=SimpleNamespace(retain=lambda _: None, staging=staging), client=SimpleNamespace(set_weights=None),
         portal=SimpleNamespace(start_task_soon=lambda *_: "a task"), wait=wait,
-        config=SimpleNamespace(keep=2, mode="drain", timeout_s=1), run_name="r", attempt=1, model_fingerprint=None,
+        config=PublishConfig(timeout_s=1), run_name="r", attempt=1, model_fingerprint=None,
         dtype=torch.float32, accelerator=accelerator,
     )  # fmt: skip # type: ignore[arg-type]
     for place, error, main_fails in (

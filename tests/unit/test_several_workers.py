@@ -87,6 +87,17 @@ async def test_all_workers_hold_the_old_version_after_a_load_that_fails_on_some(
     assert held(client, store) == {store.directory(V3).name}
 
 
+async def test_an_error_without_a_message_is_an_error(client: SeveralEngines, tmp_path: Path) -> None:
+    store = WeightStore(tmp_path)
+    switcher = switcher_of(client, store)
+    await put(switcher, V1, publish(store, V1)[1])
+    for transfer in transfers(client):
+        transfer.failures, transfer.error = 1, ""
+    with pytest.raises(SwitchFailed, match=r"2\.1 failed half-way \(ValueError:\)"):
+        await put(switcher, V2, publish(store, V2)[1])
+    assert held(client, store) == {store.directory(V1).name}
+
+
 @pytest.mark.parametrize("fails", FAILS)
 async def test_a_rollback_that_fails_on_some_workers_ends_the_generator(
     client: SeveralEngines, tmp_path: Path, fails: Fails

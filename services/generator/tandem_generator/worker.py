@@ -67,7 +67,7 @@ def _problem(do: Callable[[WorkerBase, Any], None], worker: WorkerBase, argument
     try:
         do(worker, argument)
     except ValueError as error:
-        return str(error)
+        return str(error) or one_line(error)
     except Exception as error:  # any type: vLLM's and the model's own code run here
         log.exception("%s failed", do.__name__)
         return one_line(error)

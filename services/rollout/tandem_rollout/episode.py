@@ -90,10 +90,12 @@ class Player:
         """
         opened: dict[Environment, bool] = {}
         """Environments to close, and whether their episode has failed or has not ended."""
+        closing: list[asyncio.Task[None]] = []
+        """They go on if another episode of the group fails."""
 
-        async def close(environment: Environment) -> None:
-            closing = environment.close(failed=opened.pop(environment))
-            await asyncio.gather(closing, return_exceptions=True)
+        def close(environment: Environment) -> asyncio.Task[None]:
+            closing.append(asyncio.create_task(environment.close(failed=opened.pop(environment))))
+            return closing[-1]
 
         async def play(sample: Sample) -> tuple[Trajectory, Environment]:
             first_turn = 0
@@ -107,7 +109,7 @@ class Player:
                 # Only the project's objects are scored. An environment that is kept without need takes a place on its
                 # server, and the other episodes of the group may wait for one.
                 if environment.instance is None or not is_last:
-                    await close(environment)
+                    await asyncio.wait({close(environment)})
                 if is_last:
                     break
             return trajectory, environment
@@ -123,7 +125,9 @@ class Player:
         except ExceptionGroup as errors:  # its first error has a readable message
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
         finally:
-            await asyncio.gather(*map(close, list(opened)))
+            for environment in list(opened):
+                close(environment)
+            await asyncio.gather(*closing, return_exceptions=True)
 
 
 def _own_reward(trajectory: Trajectory) -> Trajectory:

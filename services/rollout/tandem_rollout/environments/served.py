@@ -190,9 +190,8 @@ class Sessions:
                 session.owner,
                 self._idle_timeout_s,
             )
-        await asyncio.gather(
-            *(self.close(name, failed=True) for name in idle)
-        )  # one that hangs must not hold up others
+        closing = [self.close(name, failed=True) for name in idle]
+        await asyncio.gather(*closing)  # at the same time, because one may hang
 
     async def watch(self) -> None:
         """Discard idle sessions, until cancelled."""

@@ -49,5 +49,6 @@ class LastStep(TrainerCallback):  # type: ignore[misc] # transformers is not typ
 def goes_back(args: Any, state: Any) -> bool:
     """Whether the model has the weights of an earlier checkpoint, because that was the best."""
     best: str | None = state.best_model_checkpoint
-    is_loaded = getattr(args, "load_best_model_at_end", False) and best is not None
-    return is_loaded and Path(best or "").name != f"checkpoint-{state.global_step}"
+    if best is None or not getattr(args, "load_best_model_at_end", False):
+        return False
+    return Path(best).name != f"checkpoint-{state.global_step}"
