@@ -24,6 +24,8 @@ STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", 
         "staleness", "checkpoint_failures"}  # fmt: skip
 """Keys of metrics.jsonl that are watched, and the bound `max_lag`. tests/integration/test_trainer_scraped.py finds each
 one in a real run."""
+SOMETIMES = {"alerts", "replica_tokens"}
+"""Keys of metrics.jsonl that are watched too, but have no series in some steps."""
 
 
 def generator_series() -> set[str]:
@@ -34,7 +36,7 @@ def generator_series() -> set[str]:
 
 
 def known(series: str) -> bool:
-    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP}
+    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP | SOMETIMES}
 
 
 def used(expression: str) -> set[str]:
