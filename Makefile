@@ -74,7 +74,7 @@ up:  ## Train PROJECT, or its TRL script SCRIPT, in containers named NAME (WATCH
 	scripts/up --build; status=$$?; \
 		echo "Copy the results into ./runs: docker compose --project-name $(NAME) cp trainer:/runs ."; exit $$status
 
-down:  ## Remove the containers of PROJECT but keep their volumes (docker compose down --volumes removes both)
+down:  ## Remove the containers of PROJECT but keep their volumes (docker compose --profile '*' down --volumes: both)
 	docker compose --profile '*' down
 
 ps:  ## List what runs in containers, by NAME

@@ -39,7 +39,7 @@ def claim(
         raise ConfigError(
             f"got the project {name}, but the Compose project {stack} belongs to {_holder(file)}. Fix: give {name} a "
             "name of its own, `docker compose --project-name OTHER up --build`, or remove the other project with its "
-            f"results, `docker compose --project-name {stack} down --volumes`"
+            f"results, `docker compose --project-name {stack} --profile '*' down --volumes`"
         )
     try:
         held.enter_context(exclusive(file, name))

@@ -47,8 +47,8 @@ def check_options(command: Command) -> None:
 def _subcommand(words: list[str]) -> list[str]:
     """Return the subcommand: `compose up` of `docker compose -f compose.yaml up`."""
     nested = {"compose": 2, "create": 2}
-    with_values = ("-f", "-n", "--project-name", "--profile")
-    names = [word for before, word in pairwise(words) if word[0] != "-" and before not in with_values]
+    with_value = ("-f", "-n", "--profile", "--project-name")
+    names = [word for before, word in pairwise(words) if word[0] != "-" and before not in with_value]
     return names[: nested.get(names[0], 1)]
 
 

@@ -24,8 +24,8 @@ STEP = {"reward_mean", "rewards", "loss", "grad_norm", "kl_sampler", "lag_max", 
         "staleness", "checkpoint_failures"}  # fmt: skip
 """Keys of metrics.jsonl that are watched, and the bound `max_lag`. tests/integration/test_trainer_scraped.py finds each
 one in a real run."""
-WHILE_IT_LASTS = {"alerts"}
-"""A key that a run has only while an alert goes on. tests/unit/test_alerts.py looks for it."""
+SOMETIMES = {"alerts", "replica_tokens"}
+"""Keys of metrics.jsonl that are watched too, but have no series in some steps."""
 
 
 def generator_series() -> set[str]:
@@ -36,7 +36,7 @@ def generator_series() -> set[str]:
 
 
 def known(series: str) -> bool:
-    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP | WHILE_IT_LASTS}
+    return series in OTHERS | generator_series() | {PREFIX + key for key in STEP | SOMETIMES}
 
 
 def used(expression: str) -> set[str]:
