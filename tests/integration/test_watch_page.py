@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from support import browser, hacked_run
+from support import browser
 from support.watched import Page, watching
 
 pytestmark = pytest.mark.browser
@@ -82,7 +82,7 @@ class World:
     """A page of runs: one with many rollouts, one with none, one with damaged fields, and one that grows."""
 
     def __init__(self, folder: Path) -> None:
-        self.full, self.without, self.odd, self.growing, self.tokens, self.hacked = (folder / name for name in "abcdef")
+        self.full, self.without, self.odd, self.growing, self.tokens = (folder / name for name in "abcde")
         append(self.full / "metrics.jsonl", *({"step": n, "reward_mean": n / 4} for n in (1, 2, 3, 4)))
         rows = [{"step": 2, "row": n, "completion": f"number {n}", "reward": n} for n in range(ROWS)]
         others = ({"step": n, "row": 0, "completion": f"of step {n}", "reward": 1} for n in (3, 4))
@@ -92,7 +92,6 @@ class World:
         append(self.tokens / "metrics.jsonl", *({"step": n, "reward_mean": n, "rewards": {"r": n}} for n in (1, 2, 3)))
         append(self.tokens / "rollouts.jsonl", spoken(), long(), spoken() | {"step": 3, "spans": DAMAGED_SPANS})
         append(self.tokens / "events.jsonl", *ALERTS)
-        hacked_run.write(self.hacked, steps=150)
         append(self.odd / "metrics.jsonl", {"reward_mean": 0.5})
         append(self.odd / "events.jsonl", {"step": 1, "kind": "odd", "message": "odd", "time_unix_s": 1e99})
 
@@ -106,7 +105,7 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("page")
     made = World(folder)
-    runs = (made.full, made.without, made.odd, made.growing, made.tokens, made.hacked)
+    runs = (made.full, made.without, made.odd, made.growing, made.tokens)
     with watching(*runs) as address, browser.chromium(folder / "t") as tab:
         yield made.open(tab, address)
 
@@ -205,7 +204,8 @@ def test_tokens_are_coloured_and_their_numbers_are_shown(world: World) -> None:
     page.go("#rollouts?run=4&step=1", ".row")
     assert "advantage −0.75" in page.text(".row")
     page.click(".row")
-    page.wait("document.querySelectorAll('.tokens').length === 2")
+    page.wait("document.querySelector('#color')")
+    assert page.count(".tokens") == 0
     assert color_by(page, "gap") == ["down3", *["same"] * 2, "same part", *["same"] * 2, "up2"]
     assert color_by(page, "advantage")[0] == "down2"
     assert color_by(page, "version") == [*["version0"] * 2, "version1", "version1 part", *["version1"] * 3]
@@ -225,7 +225,7 @@ def test_tokens_are_text_and_the_conversation_stays_readable(world: World) -> No
     page = world.page
     page.go("#rollouts?run=4&step=1", ".row")
     page.click(".row")
-    page.wait("document.querySelectorAll('.tokens').length === 2")
+    page.wait("document.querySelector('#color')")
     color_by(page, "gap")
     assert page.text(".turns").count("three") == 1
     first, second = (page.text(f".turns .turn:nth-child({n})") for n in (2, 4))
@@ -272,22 +272,6 @@ def test_events_have_levels_and_alerts_are_marked_in_the_charts(world: World) ->
     assert page.tab.evaluate(f"{marks}.map(({{x, text}}) => [x, text])") == [
         [[1, 2, 3], ["checkpoint failed", "entropy", "lost"]]
     ]
-
-
-def test_an_exploited_reward_is_seen_in_the_curves_and_in_the_best_rollout(world: World) -> None:
-    page = world.page
-    page.go("#overview", ".js-plotly-plot")
-    page.wait("document.querySelector('.js-plotly-plot').data?.some(({meta}) => meta === 5)")
-    ends = "({y}) => [y.find((value) => value !== null), y.findLast((value) => value !== null)]"
-    rising, falling = page.tab.evaluate(
-        f"document.querySelector('.js-plotly-plot').data.filter(({{meta, fill}}) => meta === 5 && !fill).map({ends})"
-    )
-    assert rising[0] < 0.1 < 0.3 < rising[1]
-    assert falling[0] > 0.3 > 0.1 > falling[1]
-    page.go("#rollouts?run=5", ".row")
-    page.click("[aria-label='Open the rollout with the highest reward']")
-    page.wait("document.querySelector('.turns')")
-    assert page.text(".turns .assistant").count("The answer is") > 10
 
 
 def test_damaged_fields_and_unknown_addresses_do_not_end_the_news(world: World) -> None:

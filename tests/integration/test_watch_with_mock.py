@@ -134,8 +134,8 @@ def test_a_rollout_is_shown_with_its_rewards_and_turns(world: World) -> None:
     page = world.reach("finished")
     page.go("#rollouts?run=0&step=3", ".row")
     page.click(".row")
-    page.wait("document.querySelector('.detail .turn')")
     first = next(row for row in world.project.lines("rollouts.jsonl") if row["step"] == 3)
+    page.wait(f"document.querySelector('.detail h2')?.innerText.includes('prompt {first['row']}')")
     shown = page.text(".detail")
     assert f"Step 3 · prompt {first['row']}" in shown
     assert "odd_rewards:odd" in shown
@@ -160,8 +160,8 @@ def test_best_and_worst_open_the_extremes_of_the_step(world: World) -> None:
     page = world.reach("finished")
     page.go("#rollouts?run=0&step=4", ".row")
     rewards = [row["reward"] for row in world.project.lines("rollouts.jsonl") if row["step"] == 4]
-    for label, expected in (("highest", max(rewards)), ("lowest", min(rewards))):
-        page.click(f"[aria-label='Open the rollout with the {label} reward']")
+    for label, expected in (("Best", max(rewards)), ("Worst", min(rewards))):
+        page.click(f"[aria-label^='{label}']")
         page.wait(f"document.querySelector('.detail dd')?.innerText === String({expected:.4g})")
 
 

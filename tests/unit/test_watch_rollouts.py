@@ -202,10 +202,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
         (tmp_path / "rollouts.jsonl").unlink()  # pytest keeps the folders of its last runs
 
 
-def test_a_list_shows_only_the_beginning_of_a_long_text(tmp_path: Path) -> None:
-    found = run(tmp_path, record(1, 1.0, "y" * 1_000_000))
+def test_a_list_shows_the_beginning_and_the_end_of_a_long_text(tmp_path: Path) -> None:
+    found = run(tmp_path, record(1, 1.0, "y" * 999_999 + "z"))
     (row,) = found.of_step(1)["rows"]
     assert len(json.dumps(row)) < 1000
+    assert (row["completion"][0], row["completion_end"][-2:]) == ("y", "yz")
     assert len(found.one(row["at"])["completion"]) == 1_000_000
 
 

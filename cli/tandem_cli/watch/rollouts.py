@@ -32,6 +32,8 @@ READ_BYTES = 64 << 20
 READ_S = 0.5
 _SHOWN = 240
 """Characters of a prompt and a completion in a list."""
+_END_SHOWN = 80
+"""Characters of the end of a longer completion. Completions to one prompt often begin alike."""
 _NUMBERS = ("step", "row", "reward", "advantage", "turns", "tool_calls", "tool_errors", "tokens")
 
 
@@ -213,6 +215,7 @@ def summary(line: Line) -> dict[str, Any]:
         "status": _start(record.get("status")),
         "prompt": _start(record.get("prompt")),
         "completion": _start(record.get("completion")),
+        "completion_end": _end(record.get("completion")),
     }
 
 
@@ -222,3 +225,7 @@ def _is_number(value: Any) -> bool:
 
 def _start(value: Any) -> str:
     return value[:_SHOWN] if isinstance(value, str) else ""
+
+
+def _end(value: Any) -> str:
+    return value[-_END_SHOWN:] if isinstance(value, str) and len(value) > _SHOWN else ""

@@ -1,7 +1,7 @@
 // One chart: a card with a title, the newest values as text, and curves drawn by plotly.js.
 
-import { alerts, last, points, runs } from "./data.js";
-import { el, figure } from "./text.js";
+import { alerts, last, namesOf, points, runs } from "./data.js";
+import { amount, el, isBytes, isShare } from "./text.js";
 
 const DASHES = ["solid", "dot", "dash", "longdash", "dashdot"];
 export const PLOTLY = "/plotly/plotly.min.js";
@@ -71,13 +71,13 @@ export class Chart {
     const curves = this.curves();
     if (!this.clickable) this.plot.replaceChildren(); // the sketch
     const traces = [...curves.flatMap((curve) => this.traces(curve, curves.length)), ...marks(curves)];
-    await Plotly.react(this.plot, traces, layout(curves), {
+    await Plotly.react(this.plot, traces, layout(curves, Object.keys(this.chart.fields)), {
       displayModeBar: false,
       responsive: true,
     });
     if (this.clickable) return;
     this.clickable = true;
-    this.plot.on("plotly_click", ({ points }) => this.choose(points[0].data.meta, points[0].x));
+    this.plot.on("plotly_click", ({ points }) => this.choose(points[0].data.meta, points[0].x, points.map(({ data }) => data.legendgroup ?? "")));
   }
 
   /** Draw plain curves, and let the browser show them, before it spends a second on plotly.js. */
@@ -94,7 +94,7 @@ export class Chart {
         .filter((name) => points(run, name))
         .map((name) => {
           const place = names.indexOf(name);
-          const label = [runs.length > 1 ? run.state.name : "", names.length > 1 || this.chart.match ? this.chart.fields[name] : ""];
+          const label = [runs.length > 1 ? run.state.name : "", names.length > 1 || this.chart.match ? this.chart.fields[name] : "", this.functions(run, name)];
           return {
             run,
             name,
@@ -106,18 +106,25 @@ export class Chart {
     );
   }
 
+  /** The reward functions behind a figure, if they are known and few. */
+  functions(run, name) {
+    const match = this.chart.functions?.[name];
+    const found = match ? namesOf(run).flatMap((one) => match.exec(one)?.slice(1).filter(Boolean) ?? []) : [];
+    return found.length <= 3 ? found.map((one) => one.split(":").at(-1)).join(" + ") : "";
+  }
+
   entry({ run, name, label, color: shown, dash }) {
     const line = el("i", { class: `swatch is-${dash}` });
     line.style.borderColor = shown;
-    return el("li", {}, line, label ? el("bdi", {}, label) : null, el("b", {}, figure(last(run, name))));
+    return el("li", {}, line, label ? el("bdi", {}, label) : null, el("b", {}, amount(name, last(run, name))));
   }
 
   traces({ run, name, label, color: shown, dash }, curves) {
     const { x, mean, low, high } = points(run, name);
-    const own = { x, y: mean, meta: run.number, name: (label || this.chart.title).replaceAll("<", "&lt;"), mode: "lines", connectgaps: true };
+    const own = { x, y: mean, meta: run.number, legendgroup: name, name: (label || this.chart.title).replaceAll("<", "&lt;"), mode: "lines", connectgaps: true };
     const sparse = mean.filter((value) => value !== null).length < SPARSE;
     const line = { color: shown, width: 1.75, dash };
-    const named = { ...own, line, hovertemplate: "%{y:.4~g}", ...(sparse && { mode: "lines+markers", marker: { size: 5 } }) };
+    const named = { ...own, line, hovertemplate: isShare(name) ? "%{y:.3~%}" : isBytes(name) ? "%{y:.3~s}B" : "%{y:.4~g}", ...(sparse && { mode: "lines+markers", marker: { size: 5 } }) };
     if (this.chart.stacked) return [{ ...named, stackgroup: String(run.number), fillcolor: `${shown}90`, line: { color: shown, width: 0.5 } }];
     if (this.options.smoothing && !sparse) {
       const faint = { ...own, opacity: 0.3, line: { color: shown, width: 1 }, hoverinfo: "skip" };
@@ -191,7 +198,14 @@ function constantRange(curves) {
   return values.size === 1 && value !== 0 ? [Math.min(0, 2 * value), Math.max(0, 2 * value)] : undefined;
 }
 
-function layout(curves) {
+/** How the numbers at the y axis are written. */
+function ticks(names) {
+  if (names.every(isShare)) return { tickformat: "~%" };
+  if (names.every(isBytes)) return { tickformat: "~s", ticksuffix: "B" };
+  return names.includes("learning_rate") ? { exponentformat: "e" } : { tickformat: "~g" };
+}
+
+function layout(curves, names) {
   const line = { gridcolor: style("--grid"), zeroline: false, tickfont: { size: 11 }, linecolor: style("--grid") };
   return {
     height: 190,
@@ -204,7 +218,7 @@ function layout(curves) {
     hoverlabel: { bgcolor: style("--card"), bordercolor: style("--line"), namelength: -1, font: { color: style("--text"), size: 12 } },
     dragmode: window.matchMedia("(pointer: fine)").matches ? "zoom" : false,
     xaxis: { ...line, nticks: 6, tickformat: ",d", hoverformat: ",d" },
-    yaxis: { ...line, nticks: 5, tickformat: "~g", fixedrange: true, range: constantRange(curves) },
+    yaxis: { ...line, nticks: 5, ...ticks(names), automargin: true, fixedrange: true, range: constantRange(curves) },
     yaxis2: { overlaying: "y", range: [0, 1], visible: false, fixedrange: true },
     uirevision: "keep the zoom",
   };

@@ -89,3 +89,12 @@ export function points(run, name) {
 
 /** The newest value of a figure, and null if there is none. */
 export const last = (run, name) => points(run, name)?.mean.findLast((value) => value !== null) ?? null;
+
+/** The highest value of a figure and its step, and null if there is none. */
+export function best(run, name) {
+  const found = points(run, name);
+  if (!found) return null;
+  const values = found.high ?? found.mean;
+  const place = values.reduce((most, value, index) => (value !== null && (most < 0 || value > values[most]) ? index : most), -1);
+  return place < 0 ? null : { value: values[place], step: found.x[place], isExact: !found.high };
+}

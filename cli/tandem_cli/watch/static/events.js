@@ -56,7 +56,7 @@ export class Events {
   item(event) {
     const { step, kind, message, time_unix_s: time, page, run } = event;
     const level = levelOf(event);
-    const parameters = new URLSearchParams({ run: run.number, step });
+    const parameters = new URLSearchParams({ run: run.number, step, ...(kind === "evaluation" && { from: "evaluation" }) });
     const date = new Date(time * 1000);
     const isKnown = time && !Number.isNaN(date.getTime());
     const when = isKnown ? el("time", { dateTime: date.toISOString() }, date.toLocaleString()) : null;

@@ -11,7 +11,8 @@ export const CHARTS = [
       {
         title: "Reward",
         fields: { reward_mean: "training", "eval.reward_mean": "evaluation" },
-        hint: "Mean over all completions. A training reward that rises while the evaluation does not is being exploited, or the prompts are learned by heart.",
+        functions: { reward_mean: /^rewards\.(.+)$|^rewards\/(.+)\/mean$/, "eval.reward_mean": /^eval\.rewards\.(.+)$/ },
+        hint: "Mean over all completions. If training and evaluation use different functions, compare where they go, not their values. A training reward that rises while the evaluation does not is being exploited, or the prompts are learned by heart.",
       },
       { title: "Reward by function", match: /^rewards\.(.+)$|^rewards\/(.+)\/mean$/, hint: "Before weights. One that rises while the one that you care about falls is being exploited: read completions." },
       { title: "Evaluation by function", match: /^eval\.rewards\.(.+)$|^eval\.eval_rewards\/(.+)\/mean$/, hint: "The same for held-out prompts." },
@@ -30,7 +31,8 @@ export const CHARTS = [
     charts: [
       { title: "Entropy", fields: { entropy: "entropy" }, unit: "nats per token", hint: "Falls while the policy gets sure. Near 0 with a low reward, it has stopped exploring." },
       { title: "Completion length", fields: { completion_tokens_mean: "mean" }, unit: "tokens", hint: "If it grows with the reward, the task needs it, or the reward favours length." },
-      { title: "Truncated completions", fields: { truncated_fraction: "share" }, hint: "Cut off at max_completion_length or max_turns. Below 0.1 is usual." },
+      { title: "Truncated completions", fields: { truncated_fraction: "share" }, hint: "Cut off at max_completion_length or max_turns. Below 10 % is usual." },
+      { title: "Repetitive completions", fields: { repetitive_fraction: "share" }, hint: "They repeat the same text again and again. Near 0 is usual." },
       { title: "Loss", fields: { loss: "loss" }, hint: "Near 0 in GRPO. It does not measure progress; the reward does." },
       { title: "Gradient norm", fields: { grad_norm: "norm" }, hint: "Before clipping. Spikes now and then are harmless; steady growth is not." },
       { title: "Learning rate", fields: { learning_rate: "learning rate" } },
@@ -54,7 +56,7 @@ export const CHARTS = [
       {
         title: "Groups without use",
         fields: { groups_skipped: "skipped", refilled: "refilled", reasked: "asked again", episodes_failed: "episodes failed" },
-        hint: "Skipped groups have equal rewards. They become more as the task is solved.",
+        hint: "All completions of a skipped group have the same reward, so nothing is learned from it. If more and more are skipped, read them: the task is solved, too hard, or the reward no longer tells good from bad.",
       },
       { title: "Turns", fields: { turns_mean: "mean" } },
       { title: "Tool calls", fields: { tool_calls: "calls", tool_errors: "errors" } },
@@ -66,7 +68,7 @@ export const CHARTS = [
     charts: [
       { title: "Where a step's time goes", match: /^timings\.(.+?)(?:_s)?$/, label: words, stacked: true, unit: "seconds", hint: "Waiting for rollouts and the update are the large ones." },
       { title: "Publishing a version", match: /^publish_timings\.(.+?)(?:_s)?$/, label: words, unit: "seconds", hint: "The parts of it, and the total until all generators serve the version." },
-      { title: "Size of a version", fields: { publish_bytes: "size" }, unit: "bytes" },
+      { title: "Size of a version", fields: { publish_bytes: "size" } },
       { title: "Tokens per second", fields: { tokens_per_s: "tokens per second" }, hint: "Completion tokens, without evaluation and checkpoint." },
       { title: "Tokens by generator", match: /^replica_tokens\.(.+)$/, stacked: true, unit: "tokens per step", hint: "What each replica has sampled since the step before. A replica whose share falls to 0 is gone, or slow." },
       { title: "Load of generators", match: /^replica_outstanding\.(.+)$/, unit: "outstanding tokens", hint: "What each replica may still have to sample at the end of a step. A slow one gets fewer prompts." },

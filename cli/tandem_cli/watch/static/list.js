@@ -4,6 +4,8 @@ import { el, figure, line, many } from "./text.js";
 import { signed } from "./tokens.js";
 
 const ORDERS = { prompt: "by prompt", high: "highest reward first", low: "lowest reward first" };
+const SHORT = 120; // characters; a longer completion is shown as its start and its end
+const END = 80;
 const WORDS = { max_tokens: "cut off", max_turns: "out of turns" };
 
 export class List {
@@ -56,7 +58,8 @@ export class List {
   }
 
   button(row, low, high) {
-    const reward = el("span", { class: "reward" }, row.reward === undefined ? "–" : figure(row.reward));
+    const title = "Reward. The bar compares it with the others of this list: empty is the lowest, full the highest.";
+    const reward = el("span", { class: "reward", title }, row.reward === undefined ? "–" : figure(Number(row.reward.toPrecision(3))));
     if (row.reward !== undefined && high > low) reward.style.setProperty("--share", `${Math.round((100 * (row.reward - low)) / (high - low))}%`);
     const facts = [
       row.advantage === undefined ? "" : `advantage ${signed(row.advantage)}`,
@@ -67,8 +70,7 @@ export class List {
       this.order.value !== "prompt" && this.hasSteps ? `step ${row.step}` : "",
     ];
     const badge = row.status && row.status !== "finished" ? el("span", { class: "badge" }, WORDS[row.status] ?? row.status) : null;
-    const text = el("span", { class: "snippet" }, row.damaged ?? line(row.completion || "(empty)"));
-    const button = el("button", { type: "button", class: "row", onclick: () => this.choose(row) }, reward, text);
+    const button = el("button", { type: "button", class: "row", onclick: () => this.choose(row) }, reward, preview(row));
     button.append(el("span", { class: "facts" }, badge, facts.filter(Boolean).join(" · ")));
     this.buttons.set(row.at, button);
     return button;
@@ -95,4 +97,12 @@ export class List {
     else if (target === undefined) return;
     event.preventDefault();
   }
+}
+
+/** The start of a completion and, below it, its end: completions to one prompt often begin alike. */
+function preview({ damaged, completion, completion_end: end }) {
+  if (damaged || !completion) return el("span", { class: "snippet" }, damaged ?? "(empty)");
+  if (completion.length <= SHORT) return el("span", { class: "snippet whole" }, line(completion));
+  const last = [...(end || completion)].slice(-END).join("").replace(/^\S{1,12}\s+/, "");
+  return el("span", { class: "preview" }, el("span", { class: "snippet" }, line(completion)), el("span", { class: "ending" }, "… ", line(last)));
 }

@@ -1,9 +1,9 @@
 // The overview: the newest figures of each run, and the curves of all of them.
 
 import { Chart } from "./chart.js";
-import { last, namesOf, runs } from "./data.js";
+import { best, last, namesOf, runs } from "./data.js";
 import { chartsOf } from "./figures.js";
-import { el, figure } from "./text.js";
+import { amount, count, el, figure } from "./text.js";
 
 const TILES = {
   reward_mean: "Reward",
@@ -16,6 +16,9 @@ const TILES = {
   tokens_per_s: "Tokens per second",
 };
 
+const HAS_BEST = new Set(["reward_mean", "eval.reward_mean"]);
+const OF = { completion_tokens_mean: "tokens, newest step", truncated_fraction: "of completions, newest step", groups_skipped: "groups, newest step" };
+
 export class Overview {
   constructor(main, go) {
     this.go = go;
@@ -24,7 +27,7 @@ export class Overview {
     this.charts = el("div", { class: "charts" });
     const choice = el("select", { id: "smoothing", onchange: () => this.smooth(Number(choice.value)) });
     choice.append(...Object.entries({ 0: "none", 0.8: "light", 0.95: "strong" }).map(([value, text]) => el("option", { value }, text)));
-    const hint = el("p", { class: "hint" }, "Click a curve to read the rollouts of its step. Drag to zoom, double-click to zoom out.");
+    const hint = el("p", { class: "hint" }, "Click a curve to read the training rollouts of its step. Drag to zoom, double-click to zoom out.");
     main.replaceChildren(
       el("h1", { class: "hidden" }, "Overview"),
       this.tiles,
@@ -58,13 +61,18 @@ export class Overview {
     this.cards.forEach((card) => card.close());
     this.cards = [];
     const sections = chartsOf(names).map(({ group, charts }) => {
-      const cards = charts.map((chart) => new Chart(chart, this.options, (run, step) => this.go("rollouts", { run, step })));
+      const cards = charts.map((chart) => new Chart(chart, this.options, (run, step, names) => this.open(run, step, names)));
       this.cards.push(...cards);
       return el("section", {}, el("h2", {}, group), el("div", { class: "grid" }, ...cards.map(({ card }) => card)));
     });
     const empty = el("p", { class: "empty" }, "No step is finished yet. The curves appear here after the first one.");
     this.charts.replaceChildren(...(sections.length ? sections : [empty]));
     this.cards.forEach(({ card }) => this.observer.observe(card));
+  }
+
+  /** Open the rollouts of a step. They say so if the reader has asked for those of an evaluation. */
+  open(run, step, names) {
+    this.go("rollouts", { run, step, ...(names.some((name) => name.startsWith("eval.")) && { from: "evaluation" }) });
   }
 
   seen(entries) {
@@ -86,7 +94,14 @@ export class Overview {
 function tiles(run) {
   const shown = Object.entries(TILES).filter(([name]) => last(run, name) !== null);
   const list = el("dl", { class: "tiles" });
-  list.append(...shown.map(([name, title]) => el("div", {}, el("dt", {}, title), el("dd", {}, figure(last(run, name))))));
+  list.append(...shown.map(([name, title]) => el("div", {}, el("dt", {}, title), el("dd", {}, amount(name, last(run, name))), note(run, name))));
   const name = runs.length > 1 ? el("h2", {}, el("bdi", {}, run.state.name)) : null;
   return el("section", { "aria-label": `Newest figures of ${run.state.name}` }, name, list);
+}
+
+/** Below a figure: the best one so far, or what it counts. */
+function note(run, name) {
+  const top = HAS_BEST.has(name) ? best(run, name) : null;
+  const text = top ? `best ${figure(Number(top.value.toPrecision(3)))} ${top.isExact ? "at" : "near"} step ${count(top.step)}` : OF[name];
+  return text ? el("dd", { class: "note" }, text) : null;
 }

@@ -6,6 +6,11 @@ import { signed, Tokens } from "./tokens.js";
 const TURNS = 100;
 const STATUS = { finished: "finished", max_tokens: "cut off at the token limit", max_turns: "out of turns", failed: "failed" };
 
+const TITLES = {
+  Version: "The weights that sampled the tokens: step.attempt. 224.1 is what step 224 published, in the first start of the run.",
+  Advantage: "How much better the reward is than that of the other completions of the prompt. Above 0, the tokens are made more likely.",
+};
+
 export function rollout(record) {
   const prompt = record.row === undefined ? "" : ` · prompt ${record.row}`;
   const tokens = new Tokens(record);
@@ -31,7 +36,8 @@ function facts(record) {
   };
   const list = el("dl", { class: "facts" });
   for (const [name, value] of Object.entries(known)) {
-    if (value !== null && value !== undefined) list.append(el("div", {}, el("dt", {}, name), el("dd", { dir: "auto" }, visible(String(value)))));
+    if (value === null || value === undefined) continue;
+    list.append(el("div", { title: TITLES[name] ?? "" }, el("dt", {}, name), el("dd", { dir: "auto" }, visible(String(value)))));
   }
   return list;
 }

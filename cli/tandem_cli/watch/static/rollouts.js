@@ -1,12 +1,14 @@
 // Rollouts: a step's trajectories on the left, the chosen one on the right. Filters search the step, or all steps.
 
 import { ask, runs } from "./data.js";
+import { highlight } from "./highlight.js";
 import { List } from "./list.js";
 import { rollout } from "./rollout.js";
 import { count, el, many } from "./text.js";
 
 const STATUSES = { "": "any status", finished: "finished", max_tokens: "cut off", max_turns: "out of turns", failed: "failed" };
 const ENOUGH = 50;
+const WIDE = window.matchMedia("(min-width: 60.01rem)");
 const NOTHING = { rows: [], next: null };
 
 export class Rollouts {
@@ -18,13 +20,14 @@ export class Rollouts {
     this.at = -1;
     this.list = new List((row) => this.open(row), (direction) => this.turn(direction));
     this.detail = el("section", { class: "detail", "aria-label": "Rollout", "aria-live": "polite", tabIndex: -1 });
+    this.note = el("p", { class: "note", hidden: parameters.get("from") !== "evaluation" }, "Completions of evaluations are not logged. These are the training rollouts of the step.");
     this.message = el("p", { class: "hint", role: "status" });
     this.more = el("button", { type: "button", hidden: true, onclick: () => this.goOn() });
     main.replaceChildren(
       el("h1", { class: "hidden" }, "Rollouts"),
       this.steps(),
       this.filters(),
-      el("div", { class: "panes" }, el("div", { class: "pane" }, this.message, this.list.element, this.more), this.detail),
+      el("div", { class: "panes" }, el("div", { class: "pane" }, this.note, this.message, this.list.element, this.more), this.detail),
     );
     const step = Number(parameters.get("step") ?? NaN);
     this.show(Number.isInteger(step) ? step : this.span.last, Number(parameters.get("at") ?? -1));
@@ -42,7 +45,8 @@ export class Rollouts {
     const button = (text, onclick, label) => el("button", { type: "button", onclick, "aria-label": label ?? text }, text);
     const choice = el("select", { "aria-label": "Run", onchange: () => this.switch(runs[choice.value]) });
     choice.append(...runs.map((run) => el("option", { value: run.number, selected: run === this.run }, run.state.name)));
-    this.input = el("input", { type: "number", id: "step", min: 0, onchange: () => this.show(Number(this.input.value)) });
+    const chosen = () => this.show(this.input.value === "" ? this.step : Number(this.input.value));
+    this.input = el("input", { type: "number", id: "step", min: 0, onchange: chosen });
     this.earlier = button("◀", () => this.turn(-1), "Earlier step");
     this.later = button("▶", () => this.turn(1), "Later step");
     this.range = el("span", { class: "muted" });
@@ -54,8 +58,8 @@ export class Rollouts {
       this.range,
       button("Newest", () => this.show(this.span.last)),
       el("span", { class: "space" }),
-      button("Best", () => this.extreme(1), "Open the rollout with the highest reward"),
-      button("Worst", () => this.extreme(-1), "Open the rollout with the lowest reward"),
+      button("Best", () => this.extreme(1), "Best: open the rollout with the highest reward"),
+      button("Worst", () => this.extreme(-1), "Worst: open the rollout with the lowest reward"),
       this.list.order,
     );
   }
@@ -105,6 +109,7 @@ export class Rollouts {
     this.run = run;
     this.found = NOTHING;
     this.list.show([], -1, false);
+    this.closeDetail(); // another run may have a rollout at the same offset
     this.show(this.span.last);
   }
 
@@ -115,9 +120,12 @@ export class Rollouts {
 
   /** Show the trajectories of a step, and open the one at the offset `at`. `quietly`: as many as before, or more. */
   async show(step, at = -1, quietly = false) {
+    if (this.step !== undefined && step !== this.step) this.note.hidden = true;
     this.step = step ?? undefined;
+    this.input.placeholder = "";
     this.input.value = step ?? "";
     this.query = null;
+    highlight(this.detail, ".text", "");
     this.more.hidden = true;
     this.showRange();
     const ticket = (this.ticket = {});
@@ -130,9 +138,9 @@ export class Rollouts {
       if (ticket === this.ticket) this.message.textContent = error.message;
       return;
     }
-    this.showStep(at);
-    if (quietly) return;
-    const chosen = this.found.rows.find((row) => row.at === at);
+    if (quietly) return this.showStep(at);
+    const chosen = this.found.rows.find((row) => row.at === at) ?? (WIDE.matches ? this.best(1) : undefined);
+    this.showStep(chosen?.at ?? -1);
     if (chosen) this.open(chosen);
     else this.closeDetail();
   }
@@ -195,6 +203,10 @@ export class Rollouts {
     };
     if (this.step === undefined || !Object.values(query).some(Boolean)) return this.show(this.step);
     this.query = query;
+    this.note.hidden = true;
+    this.input.value = inStep ? this.step : "";
+    this.input.placeholder = inStep ? "" : "all";
+    if (after === null) this.closeDetail();
     const ticket = (this.ticket = {});
     const rows = after === null ? [] : this.found.rows;
     const enough = rows.length + ENOUGH;
@@ -207,8 +219,10 @@ export class Rollouts {
         if (ticket !== this.ticket || this.closed) return;
         rows.push(...answer.rows);
         next = answer.next;
-        this.message.textContent = `${count(rows.length)} found, ${Math.round(100 * answer.read)} % of the file searched`;
+        const shown = rows.length ? `First ${count(rows.length)} shown` : "Nothing found yet";
+        this.message.textContent = `${shown}, ${percent(answer.read)} searched so far`;
         this.found = { ...this.found, rows, next };
+        if (this.at < 0 && rows.length && WIDE.matches) this.open(rows[0]);
         this.list.show(rows, this.at, !inStep);
       } while (next !== null && rows.length < enough);
     } catch (error) {
@@ -216,7 +230,7 @@ export class Rollouts {
       return;
     }
     if (next === null) this.message.textContent = `${count(rows.length)} found ${inStep ? `in step ${count(this.step)}` : "in all steps"}`;
-    this.offerMore("Search on");
+    this.offerMore("Show more");
   }
 
   clear() {
@@ -226,13 +240,17 @@ export class Rollouts {
 
   /** Open the rollout with the highest (1) or lowest (-1) reward of those on the list. */
   extreme(direction) {
+    const found = this.best(direction);
+    if (found) this.list.choose(found);
+  }
+
+  best(direction) {
     const scored = this.found.rows.filter(({ reward }) => reward !== undefined);
-    if (!scored.length) return;
-    const best = scored.reduce((one, other) => (direction * (other.reward - one.reward) > 0 ? other : one));
-    this.list.choose(best);
+    return scored.length ? scored.reduce((one, other) => (direction * (other.reward - one.reward) > 0 ? other : one)) : undefined;
   }
 
   async open(row) {
+    if (row.at === this.at && this.opening === null) return this.reveal(); // it is on the screen
     this.at = row.at;
     const step = row.step ?? this.step;
     this.go("rollouts", { run: this.run.number, step, at: row.at }, true);
@@ -241,20 +259,30 @@ export class Rollouts {
       const record = row.damaged ? null : await ask(`/${this.run.number}/rollouts/${row.at}`);
       if (ticket !== this.opening || this.closed) return;
       this.detail.replaceChildren(record ? rollout(record) : el("p", {}, row.damaged));
+      this.opening = null;
+      highlight(this.detail, ".turns .text", this.query?.text ?? "");
     } catch (error) {
       if (ticket !== this.opening) return;
       this.detail.replaceChildren(el("p", { class: "notice" }, error.message));
     }
-    if (window.matchMedia("(max-width: 60rem)").matches) this.detail.scrollIntoView();
+    this.reveal();
+  }
+
+  /** In a narrow window, the rollout is below the list. */
+  reveal() {
+    if (!WIDE.matches) this.detail.scrollIntoView();
   }
 
   closeDetail() {
     this.at = -1;
     this.opening = {}; // an answer that comes later is not shown
     this.go("rollouts", { run: this.run.number, ...(this.step !== undefined && { step: this.step }) }, true);
-    this.detail.replaceChildren(el("p", { class: "empty" }, "Choose a rollout. ↑ and ↓ go through the list, ← and → to other steps."));
+    this.detail.replaceChildren(el("p", { class: "empty" }, "Choose a rollout. While the list has the focus, ↑ and ↓ go through it, ← and → to other steps."));
   }
 }
+
+/** A share of the file that is above 0 is never called 0. */
+const percent = (share) => (share < 0.01 ? "less than 1 %" : `${Math.round(100 * share)} %`) + " of the file";
 
 function nearest(earlier, later) {
   const known = [earlier, later].filter((step) => step !== null && step !== undefined).map(count);

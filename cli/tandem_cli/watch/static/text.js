@@ -55,6 +55,22 @@ export function figure(value) {
   return String(Number(value.toPrecision(4)));
 }
 
+/** A figure in its unit: a share as percent, a size in bytes with a prefix. */
+export function amount(name, value) {
+  if (value === null || value === undefined) return "–";
+  if (isShare(name)) return `${figure(Number((100 * value).toPrecision(3)))} %`;
+  return isBytes(name) ? size(value) : figure(value);
+}
+
+export const isShare = (name) => /_fraction$|clipped_ratio|^clip_ratio\/|^rewards\/accuracies$/.test(name);
+export const isBytes = (name) => /_bytes$/.test(name);
+
+/** A number of bytes, such as `1.5 GB`. */
+function size(bytes) {
+  const prefix = Math.min(4, Math.max(0, Math.floor(Math.log10(Math.abs(bytes) || 1) / 3)));
+  return `${Number((bytes / 1000 ** prefix).toPrecision(3))} ${["", "k", "M", "G", "T"][prefix]}B`;
+}
+
 /** A duration, such as `2 h 5 min`. */
 export function duration(seconds) {
   if (seconds < 60) return `${Math.round(seconds)} s`;

@@ -19,7 +19,7 @@ export class Tokens {
     this.hasGap = this.spans.some(({ trainer }) => trainer.length);
     this.versions = [...new Set(this.spans.flatMap(({ versions }) => versions.map(([version]) => version)))];
     this.kinds = Object.keys(KINDS).filter((kind) => ({ gap: this.hasGap, advantage: record.advantage !== undefined })[kind] ?? true);
-    this.kind = this.kinds.includes(chosen) ? chosen : this.hasGap ? "gap" : "none";
+    this.kind = this.kinds.includes(chosen) ? chosen : "none";
     this.readout = el("p", { class: "readout", role: "status" });
   }
 
@@ -40,7 +40,7 @@ export class Tokens {
     if (!this.spans.length) return null;
     const legend = el("div", {});
     const show = () => {
-      const hint = "Point at a token for its numbers, or go through the tokens with ← and →.";
+      const hint = "Point at a token for its numbers. While the text has the focus, ← and → go from token to token.";
       this.readout.textContent = hint;
       this.readout.hidden = this.kind === "none";
       legend.replaceChildren(...[this.legend(), this.note()].filter(Boolean));
