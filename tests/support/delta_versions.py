@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from support.weights import FINGERPRINT
 from tandem_generator.materializer import Materializer
 from tandem_protocol.manifest import Manifest
+from tandem_protocol.messages import ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.learner.safetensors_file import write_files
@@ -98,3 +101,32 @@ class Replica:
 
 def everything(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+class Generators:
+    """Stands in for the client: replicas that make every version. One that is late begins with a later version."""
+
+    def __init__(self, store: WeightStore, folder: Path) -> None:
+        self.store, self.folder = store, folder
+        self.replicas = {"a": Replica(store, folder, "a")}
+        self.asked: list[Version] = []
+        self.refuses: Exception | None = None
+        self.on_stale: Any = None
+
+    def join(self, name: str) -> None:
+        self.replicas[name] = Replica(self.store, self.folder, name)
+
+    async def expect(self, version: Version) -> None: ...
+
+    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
+        self.asked.append(version)
+        manifest, digest = self.store.read(version)
+        assert digest == weights.manifest_digest
+        if self.refuses:
+            raise self.refuses
+        for replica in self.replicas.values():
+            replica.switch(manifest, digest)
+        return {}
+
+    def tensors(self, name: str = "a") -> dict[str, torch.Tensor]:
+        return {key: value for file in self.replicas[name].files for key, value in load_file(file).items()}

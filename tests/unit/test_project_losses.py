@@ -264,6 +264,6 @@ def test_the_fields_that_metrics_may_not_take_are_those_of_a_record() -> None:
     stats = update_metrics([StepMetrics(0.0, 0.0, [{}], mismatch=0.0)], learning_rate=1.0)
     given = {"functions": ["rewards:r"], "groups_skipped": 0, "has_episodes": True}
     record = step_record(Version(1, 1), samples(_groups(), 1), stats, **given)
-    record |= {"checkpoint_failures": 0, "eval": {}} | StepClock().figures(1) | Counts()._asdict()
+    record |= {"checkpoint_failures": 0, "alerts": {}, "eval": {}} | StepClock().figures(1) | Counts()._asdict()
     record |= load_fields([Loads({"http://generator": 1}, {})])
     assert record.keys() == RECORD_FIELDS

@@ -13,16 +13,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from anyio.from_thread import BlockingPortal, start_blocking_portal
-from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from support.delta_versions import Replica
+from support.delta_versions import Generators
 from support.models import make_tiny_model
 from tandem_protocol.chains import is_complete
 from tandem_protocol.config.learning import LoraConfig
 from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.errors import WeightsRefused
-from tandem_protocol.messages import ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer import deltas
@@ -32,35 +30,6 @@ from tandem_trainer.publish import Publisher, fingerprint_of
 
 TIMEOUT_S = 60.0
 Make = Callable[..., Publisher]
-
-
-class Generators:
-    """Stands in for the client: replicas that make every version. One that is late begins with a later version."""
-
-    def __init__(self, store: WeightStore, folder: Path) -> None:
-        self.store, self.folder = store, folder
-        self.replicas = {"a": Replica(store, folder, "a")}
-        self.asked: list[Version] = []
-        self.refuses: Exception | None = None
-        self.on_stale: Any = None
-
-    def join(self, name: str) -> None:
-        self.replicas[name] = Replica(self.store, self.folder, name)
-
-    async def expect(self, version: Version) -> None: ...
-
-    async def set_weights(self, version: Version, weights: SetWeights, timeout_s: float) -> dict[str, ServedWeights]:
-        self.asked.append(version)
-        manifest, digest = self.store.read(version)
-        assert digest == weights.manifest_digest
-        if self.refuses:
-            raise self.refuses
-        for replica in self.replicas.values():
-            replica.switch(manifest, digest)
-        return {}
-
-    def tensors(self, name: str = "a") -> dict[str, torch.Tensor]:
-        return {key: value for file in self.replicas[name].files for key, value in load_file(file).items()}
 
 
 @pytest.fixture(scope="module")
@@ -377,6 +346,5 @@ def test_auto_chooses_deltas_on_a_slow_volume_for_large_versions(
     assert found == expected
 
 
-def test_the_file_system_of_a_folder_is_that_of_the_longest_mount_point() -> None:
-    assert deltas._file_system(Path("/proc/self")) == "proc"
-    assert deltas._file_system(Path("/proc/../dev/shm")) == "tmpfs"
+def test_the_file_system_is_that_of_the_longest_mount_point() -> None:
+    assert [deltas._file_system(Path(name)) for name in ("/proc/self", "/proc/../dev/shm")] == ["proc", "tmpfs"]

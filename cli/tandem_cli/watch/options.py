@@ -28,7 +28,7 @@ examples:
 
 environment:
   TANDEM_WATCH_TOKEN, TANDEM_WATCH_TOKEN_FILE
-       the token of the page, or a file with it (default: a new one at each start)
+       the token of the page, or a file with it (default: a new one per start)
 
 exit codes:
   0    the page has ended

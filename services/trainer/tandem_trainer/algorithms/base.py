@@ -101,6 +101,6 @@ RECORD_FIELDS = frozenset({
     "learning_rate", "lag_max", "completion_tokens_mean", "truncated_fraction", "rollout_tokens", "groups_skipped",
     "checkpoint_failures", "timings", "tokens_per_s", "eval", "staleness", "turns_mean", "tool_calls", "tool_errors",
     "environment_s_mean", "episodes_failed", "refilled", "reasked", "replica_tokens",
-    "replica_outstanding",
+    "replica_outstanding", "reward_none_fraction", "rewards_none_fraction", "repetitive_fraction", "alerts",
 })  # fmt: skip
 """Fields of `metrics.jsonl` that do not come from an algorithm. Its metrics have other names."""
