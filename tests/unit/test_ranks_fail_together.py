@@ -100,7 +100,7 @@ def _publish(folder: Path) -> None:
     publication.write_files = write  # type: ignore[assignment]
     publish = Publisher(
         store=SimpleNamespace(retain=lambda _: None, staging=staging), client=SimpleNamespace(set_weights=None),
-        portal=SimpleNamespace(start_task_soon=lambda *_: "a task"), wait=wait,
+        portal=SimpleNamespace(start_task_soon=lambda *_: "a task", call=lambda *_: None), wait=wait,
         config=PublishConfig(timeout_s=1), run_name="r", attempt=1, model_fingerprint=None,
         dtype=torch.float32, accelerator=accelerator,
     )  # fmt: skip # type: ignore[arg-type]

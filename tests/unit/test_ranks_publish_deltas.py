@@ -64,7 +64,7 @@ def publish(model_dir: Path, out: Path) -> None:
         store = WeightStore(out / case)
         if accelerator.is_main_process:
             (out / case / "versions").mkdir(parents=True)
-        client: Any = Generator(store, out / "local")
+        client: Any = Generator(store, out / f"local-{case}")
         with start_blocking_portal() as portal:
             publisher = Publisher(
                 store=store, client=client, portal=portal, wait=lambda task: together(accelerator, task.result, 60),
