@@ -41,7 +41,7 @@ def test_an_exploited_reward_is_seen_in_the_curves_and_in_the_best_rollout(page:
     page.wait("document.querySelector('.js-plotly-plot').data?.some(({meta}) => meta === 0)")
     ends = "({y}) => [y.find((value) => value !== null), y.findLast((value) => value !== null)]"
     rising, falling = page.tab.evaluate(
-        f"document.querySelector('.js-plotly-plot').data.filter(({{meta, fill}}) => meta === 0 && !fill).map({ends})"
+        f"document.querySelector('.js-plotly-plot').data.filter(({{name}}) => name !== 'alert').map({ends})"
     )
     assert rising[0] < 0.1 < 0.3 < rising[1]
     assert falling[0] > 0.3 > 0.1 > falling[1]
@@ -67,10 +67,10 @@ def test_a_search_shows_what_it_has_found_and_marks_it(page: Page) -> None:
 
 def test_the_rollouts_of_an_evaluation_are_said_to_be_those_of_training(page: Page) -> None:
     page.go("#rollouts?step=20&from=evaluation", ".row")
-    assert "not logged" in page.text(".pane .note")
+    assert not page.tab.evaluate("document.querySelector('.pane .note').hidden")
     page.click("[aria-label='Later step']")
     page.wait(f"{HINT}.includes('step 21')")
-    assert page.text(".pane .note") == ""
+    assert page.tab.evaluate("document.querySelector('.pane .note').hidden")
 
 
 def test_tiles_say_how_good_it_was_and_in_which_unit(page: Page) -> None:
