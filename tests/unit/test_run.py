@@ -205,7 +205,7 @@ def test_changed_settings_are_reported_with_both_values(tmp_path: Path, caplog: 
     again = make_run(tmp_path, identity=facts | {"trainer.optim.learning_rate": 1e-5})
     again.resume(saved, saved)
     assert saved.again == {"sample_again": False, "score_again": False}
-    message = "resumed from step 3; changed since: trainer.optim.learning_rate: 1e-06 → 1e-05"
+    message = "changed since step 3: trainer.optim.learning_rate: 1e-06 → 1e-05"
     assert message in caplog.messages
     (event,) = (event for event in all_events(tmp_path) if event["kind"] == "settings_changed")
     assert event["changes"] == {"trainer.optim.learning_rate": [1e-6, 1e-5]}

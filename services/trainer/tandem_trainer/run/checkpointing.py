@@ -78,7 +78,7 @@ class Checkpointing:
         self._log.journal.note(
             "settings_changed",
             step,
-            f"resumed from step {step}; changed since: {'; '.join(map(str, self._changes))}",
+            f"changed since step {step}: {'; '.join(map(str, self._changes))}",
             changes={change.key: [change.before, change.now] for change in self._changes},
         )
 
