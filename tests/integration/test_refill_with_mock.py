@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.projects import Project, make_projects
+from support.projects import Project, course, make_projects
 
 REWARDS = """
 from odd_rewards import odd
@@ -38,8 +38,7 @@ def make_project(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Itera
 
 
 def _records(project: Project) -> list[dict[str, Any]]:
-    timed = {"timings", "publish_timings", "tokens_per_s", "version"}
-    return [{key: value for key, value in line.items() if key not in timed} for line in project.lines("metrics.jsonl")]
+    return course(project.lines("metrics.jsonl"))
 
 
 def _check(project: Project) -> None:

@@ -19,15 +19,11 @@ from support import models, probes
 from support.helm import Object, one
 from support.podman import Cluster
 from support.pods import Pod, lift
-from support.projects import write_project
+from support.projects import course, write_project
 
 REACH_TIMEOUT_S = 120.0
 POLL_S = 0.2
 PREPARE = f"{Path(models.__file__).read_text()}\n\nmake_tiny_model(Path('model'))\n"
-
-
-TIMED = {"timings", "publish_timings", "tokens_per_s", "version"}
-"""Figures of a step that differ between two runs with the same results."""
 
 
 def upgraded(objects: Sequence[Object], to: Sequence[Object]) -> list[Object]:
@@ -152,7 +148,7 @@ class Run:
 
 def results(run: Run) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """Return what two runs with the same results share: the figures of all steps, and the last parameters."""
-    steps = [{key: value for key, value in line.items() if key not in TIMED} for line in run.metrics()]
+    steps = course(run.metrics())
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     model = {file.name: file.read_bytes() for file in (run.checkpoint(len(steps)) / "model").glob("*.safetensors")}
     assert model
