@@ -93,7 +93,8 @@ def make(kind):
 
     options = {
         "output_dir": f"{args.out}/{kind}", "max_steps": args.steps, "per_device_train_batch_size": 4, "use_cpu": True,
-        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "bf16": False, "report_to": [], "save_strategy": "no", "logging_steps": 1,
+        "learning_rate": 1e-2, "lr_scheduler_type": "constant", "bf16": False, "logging_steps": 1,
+        "report_to": [], "save_strategy": "no",
         "use_vllm": True, "vllm_mode": args.mode, "vllm_server_host": "127.0.0.1", "vllm_server_port": args.port,
         "max_completion_length": args.length or 12, "max_new_tokens": 12, "temperature": 0.9,
         "generation_kwargs": {"ignore_eos": bool(args.length)},
