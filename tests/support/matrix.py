@@ -33,6 +33,7 @@ from tandem_generator.server import build_app
 from tandem_generator.vllm_server import parse_engine_args, start_errors
 from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol.config import ConfigError, SharedConfig
+from tandem_protocol.config.alerts import AlertsConfig
 from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import Group, Prompt, RolloutRequest
@@ -173,9 +174,7 @@ class _Trainer:
             list(infos.values()), list(infos), ours=self.fingerprint, model=self._shared.model,
             max_completion_length=self._config.rollout.max_completion_length, accelerators=[],
         )  # fmt: skip
-        self.learner.mismatch_check = MismatchCheck(
-            self._config, [info.dtype for info in infos.values()], self.alerts.append
-        )
+        self.learner.mismatch_check = MismatchCheck(self._config, [info.dtype for info in infos.values()])
 
     def rollouts(self) -> Batch:
         generator = torch.Generator().manual_seed(0)
@@ -203,6 +202,9 @@ class _Trainer:
     def update(self, batch: Batch, step: int) -> None:
         """Check the mismatch, update the policy and publish it."""
         self.learner.update(batch, self._grpo)
+        check = self.learner.mismatch_check
+        if check and (check.excess or 0) > AlertsConfig.model_fields["mismatch"].default:
+            self.alerts.append(check.description)
         with self._store.writer("the matrix"):
             Publisher(
                 store=self._store, client=self._client, portal=self._portal, wait=lambda task: task.result(),
