@@ -49,7 +49,7 @@ ONLY_IN = {
         "tandem_generator.vllm_server",
         "tandem_generator.plugin",
         "tandem_generator.volume_engine",
-        "tandem_generator.worker",
+        "tandem_generator.vllm_worker",
     },
     "httpx": {
         "tandem_rollout.adapters.openenv",

@@ -17,7 +17,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
 from vllm.v1.worker import gpu_worker
 
 from tandem_generator.engines.vllm import VllmEngine
-from tandem_generator.worker import TandemWorker
+from tandem_generator.vllm_worker import TandemWorker
 
 from .engines import FACTS
 

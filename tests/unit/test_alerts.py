@@ -165,11 +165,11 @@ def test_a_mismatch_is_an_alert_of_the_first_step(excess: float) -> None:
 @pytest.mark.parametrize("name", ["rewards_equal", "not_finite", "learning_rate_zero"])
 def test_the_longest_row_that_a_limit_may_name_is_seen(name: str) -> None:
     record = {"frac_reward_zero_std": 1, "reward_mean": 0.5, "loss": None, "learning_rate": 0}
-    config = AlertsConfig(**{name: 64})  # type: ignore[arg-type]  # of three fields with the same type
+    config = AlertsConfig.model_validate({name: 64})
     found = changes(Alerts(config, Facts()), [record | {"step": step} for step in range(1, 70)])
     assert (64, name) in [(step, change.name) for step, change in found]
     with pytest.raises(ValidationError):
-        AlertsConfig(**{name: 65})  # type: ignore[arg-type]
+        AlertsConfig.model_validate({name: 65})
 
 
 def test_batches_that_are_skipped_do_not_hide_an_entropy_collapse() -> None:

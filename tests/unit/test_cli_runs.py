@@ -106,7 +106,10 @@ def test_a_real_run_is_running_until_its_trainer_is_killed(tandem: Tandem, tmp_p
     run.make_record(1, GROUPS, {"loss": 0.5})
     run.log()
     with run.timer("update"):
-        code = f"import time\nfrom tandem_protocol.lock import exclusive\nwith exclusive(__import__('pathlib').Path({str(run.dir / LOCK_FILE)!r}), 'x'): print(flush=True); time.sleep(600)"  # noqa: E501
+        code = (
+            "import pathlib, time\nfrom tandem_protocol.lock import exclusive\n"
+            f"with exclusive(pathlib.Path({str(run.dir / LOCK_FILE)!r}), 'x'):\n print(flush=True)\n time.sleep(600)"
+        )
         trainer = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert trainer.stdout
         trainer.stdout.readline()
@@ -268,7 +271,7 @@ def test_the_settings_that_differ_are_shown_without_those_that_name_places(tande
     assert json.loads(out)["settings"] == {"trainer.optim.learning_rate": ["1e-05", "2e-05", None]}
     _, table, _ = tandem("runs", "compare", "a", "b", "script")
     assert re.search(r"trainer\.optim\.learning_rate +1e-05 +2e-05 +–", table)
-    assert "No settings are known of script" in table
+    assert "The settings of script are not known" in table
 
 
 def test_the_chart_has_each_run_where_its_rewards_are(tmp_path: Path) -> None:

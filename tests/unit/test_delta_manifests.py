@@ -46,5 +46,6 @@ def test_a_delta_without_a_parent_is_not_committed(trainer: Trainer) -> None:
     version = Version(3, 1)
     with trainer.store.staging(version, needs_bytes=0) as staged:
         (staged / "model-00001-of-00002.safetensors.delta").write_bytes(b"x")
+        assert trainer.last
         with pytest.raises(StoreError, match="expected a parent with that file"):
-            trainer.store.commit(staged, version, run="test", fingerprint=trainer.last[0].fingerprint)  # type: ignore[index]
+            trainer.store.commit(staged, version, run="test", fingerprint=trainer.last[0].fingerprint)

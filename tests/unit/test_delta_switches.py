@@ -26,7 +26,7 @@ class LoadingEngine(ScriptedEngine):
         self.facts = self.facts._replace(shapes=SHAPES)
         self.loaded: tuple[Path, ...] = ()
 
-    async def load_weights(self, version: Version, files: tuple[Path, ...]) -> None:  # type: ignore[override]
+    async def load_weights(self, version: Version, files: tuple[Path, ...]) -> None:  # type: ignore[override]  # narrower: the switcher passes a tuple
         await super().load_weights(version, files)
         self.loaded = files
 

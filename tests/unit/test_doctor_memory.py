@@ -178,7 +178,7 @@ def test_deltas_need_a_second_copy_in_the_trainer_and_two_versions_per_generator
         def on_host(facts: MachineFacts = facts, **trainer: Any) -> int:
             return memory.on_host_bytes(with_settings(facts, trainer=trainer))
 
-        replicas = facts.stack.services["generator"].replicas  # type: ignore[union-attr]
+        replicas = facts.stack.services["generator"].replicas  # type: ignore[union-attr]  # the facts have a stack
         assert on_host(**with_delta) - on_host(**options) == 2_000 + replicas * 2 * 2_000
         three = changed(facts, "generator", replicas=replicas + 1)
         assert on_host(three, **with_delta) - on_host(three, **options) == 2_000 + (replicas + 1) * 2 * 2_000

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -197,7 +197,9 @@ async def test_a_reward_function_that_fails_is_an_event_if_the_run_goes_on(journ
     async def call(_: Mapping[str, Any]) -> Any:
         raise KeyError("answer")
 
-    check: Callable[[Any, int], Any] = lambda answer, _: answer  # noqa: E731
+    def check(answer: Any, size: int) -> Any:
+        return answer
+
     function: Any = ProjectFunction("reward", "rewards:r", print, call, check, drop_errors=True)
     row: Any = SimpleNamespace(prompt="1+1", columns={}, where="prompts.jsonl, line 1")
     with journal.listening(lambda: 2):

@@ -41,7 +41,7 @@ def test_a_record_has_the_load_of_the_generators_on_all_ranks(tmp_path: Path) ->
     run.make_record(1, [WITH], {})
     assert run.record
     assert run.record["replica_outstanding"] == here.outstanding
-    assert "replica_tokens" not in _record(tmp_path / "other", Counts()), "there is no generator"
+    assert "replica_tokens" not in _record(tmp_path / "other", Counts()), "the run has no generator"
 
 
 def test_a_batch_that_refill_could_not_fill_raises_an_alert(tmp_path: Path) -> None:

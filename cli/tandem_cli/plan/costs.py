@@ -44,7 +44,7 @@ class Costs(Section):
     token_s: float = Field(gt=0.0)
     """Seconds per token of a completion that decodes alone."""
     half_speed_at: float = Field(HALF_SPEED_AT, gt=0.0)
-    """With so many completions beside it, a completion decodes at half the speed."""
+    """Number of other completions beside which a completion decodes at half the speed."""
     max_num_seqs: PositiveInt = 256
     """Completions that a generator decodes side by side. The others wait."""
     update_s: Seconds

@@ -76,7 +76,9 @@ def _print_comparison(compared: Sequence[Compared], settings: dict[str, list[str
         console.print(settings_table(compared, settings))
     without = [run.label for run in compared if not run.settings]
     if without:
-        console.print(Text(f"No settings are known of {', '.join(without)}: there is no config.resolved.", style="dim"))
+        console.print(
+            Text(f"The settings of {', '.join(without)} are not known: config.resolved is missing.", style="dim")
+        )
     console.print(chart(compared, min(_CHART_WIDTH, console.width), _CHART_HEIGHT))
 
 

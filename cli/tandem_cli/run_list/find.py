@@ -51,7 +51,7 @@ def find_run(run: Path) -> Path:
     """Return the folder of a run that is given by its folder or its name.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: no folder of a run has this path or name.
     """
     named: list[Path] = []
     if run.parent == Path():  # a name

@@ -47,7 +47,7 @@ class Materializer:
             in_use: Files that must not change, because they are served and may be loaded again.
 
         Raises:
-            WeightsRefused: A file that is needed is missing or damaged, or there is no space.
+            WeightsRefused: A required file is missing or damaged, or the folder has too little space.
         """
         try:
             with self._lock:
@@ -63,7 +63,7 @@ class Materializer:
         except (ImportError, OSError, ValueError) as error:
             raise WeightsRefused(
                 f"the files of version {manifest.version} could not be made out of its deltas in {self._folder}: "
-                f"{error}. The old version is still served. Fix: publish the step again in full; if there is no space, "
+                f"{error}. The old version is still served. Fix: publish the step in full; if the folder is full, "
                 "set generator.materialize_dir to a folder with space for two versions; if another process uses the "
                 "folder, give each generator its own generator.generator_id."
             ) from error

@@ -31,8 +31,8 @@ from tandem_protocol.store import WeightStore
 
 from .plugin import TandemRoutes
 from .vllm_routes import MAX_LOGPROBS
+from .vllm_worker import EXTENSION
 from .volume_engine import BACKEND
-from .worker import EXTENSION
 
 _OFFLINE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment variables that disable telemetry. Users can override them."""

@@ -28,7 +28,7 @@ MAX_CHAIN = 0.5
 MAX_LENGTH = 32
 """The most deltas after a complete version. A replica that starts reads all of them."""
 MAX_REFUSALS = 3
-"""After so many refused deltas, the run publishes complete versions only."""
+"""After this number of refused deltas, the run publishes complete versions only."""
 SLOW_BYTES_PER_S = 500e6
 """`auto`: Volumes that are written more slowly than this get deltas."""
 MIN_BYTES = 64 << 20

@@ -24,7 +24,7 @@ from tandem_protocol.parameters import Shapes, own_tensors
 from tandem_protocol.problems import one_line, summarize
 from tandem_protocol.version import BASE, Version
 
-from ..worker import adapter_request
+from ..vllm_worker import adapter_request
 from .base import EngineFacts, OnTokens, no_count
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from tandem_protocol.secrets import mask
 from .metrics import JsonLinesWriter
 
 BURST = 3
-"""So many events of one kind, about the same thing, are written at once."""
+"""This number of events about the same thing is written at once."""
 FIRST_PAUSE_S = 60.0
 """After a burst, events are merged into one line for this long. The pause doubles with each line."""
 LONGEST_PAUSE_S = 3600.0
