@@ -104,7 +104,7 @@ class SeveralEngines:
 
     def __init__(self, engines: int, workers: int) -> None:
         self.workers = [[Worker(rank) for rank in range(workers)] for _ in range(engines)]
-        self.engine_core = self
+        self.engine_core = self.renderer = self
         self.version = ""
         self._executors = [executor(of_one) for of_one in self.workers]
 
@@ -118,7 +118,9 @@ class SeveralEngines:
     async def update_weight_version(self, version: str) -> None:
         self.version = version
 
-    async def pause_generation(self, **_: object) -> None: ...
+    async def clear_mm_cache_async(self) -> None: ...
+
+    async def pause_scheduler_async(self, **_: object) -> None: ...
 
     async def resume_generation(self) -> None: ...
 

@@ -22,13 +22,15 @@ def tensors(step: int) -> dict[str, np.ndarray]:
     return {"embed.weight": np.full((8, 4), step, np.float32), "norm.weight": np.full(4, step, np.float32)}
 
 
-def publish(store: WeightStore, version: Version, *, run: str = "test") -> tuple[Manifest, str]:
+def publish(
+    store: WeightStore, version: Version, *, run: str = "test", digests: Mapping[str, str] | None = None
+) -> tuple[Manifest, str]:
     """Commit `tensors(version.step)` as `version`, one shard per tensor. Needs no writer lock."""
     (store.root / "versions").mkdir(parents=True, exist_ok=True)
     with store.staging(version, needs_bytes=1 << 12) as staged:
         for number, (name, tensor) in enumerate(tensors(version.step).items()):
             save_file({name: tensor}, staged / f"shard-{number:05d}.safetensors")
-        return store.commit(staged, version, run=run, fingerprint=FINGERPRINT)
+        return store.commit(staged, version, run=run, fingerprint=FINGERPRINT, digests=digests)
 
 
 def publish_adapter(store: WeightStore, version: Version, *, rank: int) -> tuple[Manifest, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,7 @@ def test_the_current_version_is_sent_again_in_full_to_a_generator_that_starts_wi
     assert is_served(generators, model)
 
 
-def test_when_a_base_is_missing_the_next_version_has_its_complete_files(
+def test_when_a_base_is_missing_the_version_after_the_next_has_its_complete_files(
     make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
 ) -> None:
     publish = make(model)
@@ -252,11 +253,33 @@ def test_when_a_base_is_missing_the_next_version_has_its_complete_files(
     publish(model, 1)
     shutil.rmtree(store.directory(Version(0, 1)))
     update(model)
-    assert not needs_parent(store, publish(model, 2))
+    assert needs_parent(store, publish(model, 2)), "the replica that runs does not need the base"
+    update(model)
+    assert not needs_parent(store, publish(model, 3))
     generators.join("late")
     update(model)
-    publish(model, 3)
+    publish(model, 4)
     assert is_served(generators, model, "late")
+
+
+def test_the_chain_of_deltas_is_not_read_in_the_learners_time(
+    make: Make, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readers: list[threading.Thread] = []
+    find = deltas.sources
+
+    def watched(*arguments: Any) -> Any:
+        readers.append(threading.current_thread())
+        return find(*arguments)
+
+    monkeypatch.setattr(deltas, "sources", watched)
+    publish = make(model)
+    for step in range(3):
+        publish(model, step, behind=True)
+        publish.wait()
+        update(model)
+    assert len(readers) == 3
+    assert threading.main_thread() not in readers
 
 
 def test_after_three_refusals_all_versions_are_complete(

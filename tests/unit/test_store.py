@@ -106,6 +106,21 @@ def test_a_published_version_is_readable_and_latest(store: WeightStore) -> None:
     assert store.next_attempt() == 3
 
 
+def test_every_file_is_flushed_once_before_the_version_is_visible(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[str] = []
+    monkeypatch.setattr("tandem_protocol.store.fsync", lambda path: flushed.append(path.name))
+    publish(store, V1)
+    monkeypatch.undo()
+    shards = [file.name for file in store.read(V1)[0].files]
+    assert flushed[: flushed.index("versions")] == [*shards, ".staging-1.1"]
+    flushed.clear()
+    monkeypatch.setattr("tandem_protocol.store.fsync", lambda path: flushed.append(path.name))
+    publish(store, V2, digests={shards[0]: "of a writer that has flushed it"})
+    assert flushed[: flushed.index("versions")] == [*shards[1:], ".staging-2.1"]
+
+
 def test_a_version_is_never_overwritten(store: WeightStore) -> None:
     publish(store, V1)
     with pytest.raises(StoreError, match=r"version 1\.1 already exists"):

@@ -1,15 +1,15 @@
-"""A completion that vLLM reports in parts is the same as one that it reports at its end. vLLM's engine is a fake."""
+"""How the generator uses vLLM's client: completions in parts, and the pause for a switch. vLLM's engine is a fake."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tandem_protocol.messages import Completion, Prompt, RolloutRequest, Sampling, VersionSpan
+from tandem_protocol.messages import Completion, Prompt, RolloutRequest, Sampling, SwitchMode, VersionSpan
 from tandem_protocol.version import Version
 
 pytestmark = pytest.mark.vllm
@@ -92,3 +92,42 @@ def test_only_a_request_with_heartbeats_costs_reports_of_parts() -> None:
     asyncio.run(_sampled(client, None))
     asyncio.run(_sampled(client, 1.0))
     assert client.intervals == [None, TOKENS_PER_PART]
+
+
+class Pausing:
+    """The parts of vLLM's client that stop decoding. Notes their calls."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.renderer = SimpleNamespace(clear_mm_cache_async=self._note("clear_mm_cache"))
+        self.engine_core = SimpleNamespace(pause_scheduler_async=self._note("pause_scheduler"))
+
+    def _note(self, name: str) -> Callable[..., Any]:
+        async def call(**options: Any) -> None:
+            self.calls.append((name, options))
+
+        return call
+
+
+@pytest.mark.parametrize("mode", SwitchMode)
+def test_a_pause_is_that_of_vllm_without_its_sleep(mode: SwitchMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from tandem_generator.engines.vllm import _PAUSE_MODES, VllmEngine
+
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def noted(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", noted)
+    theirs: Any = Pausing()
+    asyncio.run(AsyncLLM.pause_generation(theirs, mode=_PAUSE_MODES[mode], clear_cache=True))
+    assert slept == [0.02]
+    engine = VllmEngine()
+    engine._client = ours = Pausing()  # type: ignore[assignment]
+    asyncio.run(engine.pause(mode))
+    assert ours.calls == theirs.calls
+    assert slept == [0.02], "ours does not sleep"

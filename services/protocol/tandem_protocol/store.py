@@ -249,8 +249,9 @@ class WeightStore:
             run: Name of the training run.
             fingerprint: Fingerprint of the model. For an adapter, of its base model.
             kind: Whether this is a full model or an adapter.
-            digests: File name → xxh3-128 digest, if the writers have computed them. Other files are read to compute
-                their digest. It must have those of complete files of which only the delta is in `staged`.
+            digests: File name → xxh3-128 digest, of the files that their writers have digested and flushed to disk.
+                Other files are read and flushed here. It must have the digests of complete files of which only the
+                delta is in `staged`.
             parent: Manifest of the version that the deltas in `staged` apply to, and its digest.
 
         Returns:
@@ -259,9 +260,11 @@ class WeightStore:
         Raises:
             StoreError: The version already exists, or a file in `digests` is missing from `staged`.
         """
-        parts = contents(staged, version, kind, digests or {}, parent)
+        digests = digests or {}
+        parts = contents(staged, version, kind, digests, parent)
         for path in parts.paths:
-            fsync(path)
+            if path.name not in digests:
+                fsync(path)
         manifest = Manifest(
             format=2 if parts.delta else 1,
             run=run,
@@ -291,11 +294,10 @@ class WeightStore:
 
         Args:
             manifest: Manifest of the version.
-            staged: The directory from `staging`, with the files.
+            staged: The directory from `staging`, with the files. Their writers have flushed them to disk.
         """
         target = self.directory(manifest.version)
         for path in sorted(staged.glob("*.safetensors")):
-            fsync(path)
             path.rename(target / path.name)
         fsync(target)
 

@@ -16,14 +16,15 @@ THREADS = min(8, len(os.sched_getaffinity(0)))
 def verify_files(directory: Path, manifest: Manifest) -> None:
     """Check that every file in the directory matches the manifest in size, digest and tensor table.
 
-    Of a file that is not there, its delta is checked. That does not show what the delta makes out of the parent.
+    Of a file that is not there, its delta is checked. That does not show what the delta makes out of the parent. The
+    delta of a file that is there is not read, because nobody needs it.
 
     Raises:
         WeightsRefused: A file is missing or differs. The message has the file, the actual and the expected value.
     """
     deltas = manifest.deltas
     absent = {name for name in deltas if not (directory / name).exists()}
-    entries = [*deltas.values(), *(file for file in manifest.files if file.name not in absent)]
+    entries = [deltas[file.name] if file.name in absent else file for file in manifest.files]
     with ThreadPoolExecutor(min(len(entries), THREADS)) as threads:
         tables = threads.map(lambda entry: verified(directory / entry.name, entry), entries)
         found = [tensor for table in tables for tensor in table]

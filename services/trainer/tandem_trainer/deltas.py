@@ -58,6 +58,7 @@ class Deltas:
         self._copy: PublishedCopy | None = None
         self._files: list[str] = []
         self._last: tuple[Manifest, str] | None = None
+        self._is_whole = True
         self._chain_bytes = self._chain_length = self._delta_bytes = self._refusals = 0
 
     def plan(self, version: Version, part: Part) -> Plan | None:
@@ -106,6 +107,21 @@ class Deltas:
         self._chain_length += 1
         return delta_bytes + whole
 
+    def look(self) -> None:
+        """Look whether the store has all files that the last version is made out of, for a generator that starts.
+
+        If a file is missing, the next version has its complete files. This reads the manifests of the chain, so it
+        must not run in the learner's time.
+        """
+        if self._last is None:
+            return
+        try:
+            sources(self._store, self._last[0])
+        except TandemError:
+            self._is_whole = False
+        else:
+            self._is_whole = True
+
     def refused(self, manifest: Manifest, error: Exception) -> None:
         """Note that a generator could not make the complete files. They are added to the version."""
         self._completed()
@@ -125,7 +141,7 @@ class Deltas:
         is_long = (
             self._chain_length + 1 >= MAX_LENGTH or self._chain_bytes + self._delta_bytes > MAX_CHAIN * version_bytes
         )
-        return Plan(version, self._last[0].version, complete=is_long or not self._can_be_made(self._last[0]))
+        return Plan(version, self._last[0].version, complete=is_long or not self._is_whole)
 
     def _gains(self, version_bytes: int) -> bool:
         """The rule of `auto`."""
@@ -133,14 +149,6 @@ class Deltas:
         if version_bytes < MIN_BYTES or len(speeds) < TRIED or _file_system(self._store.root) in IN_MEMORY:
             return False
         return max(speeds) < SLOW_BYTES_PER_S
-
-    def _can_be_made(self, manifest: Manifest) -> bool:
-        """Whether the store has everything that a generator without local files needs."""
-        try:
-            sources(self._store, manifest)
-        except TandemError:
-            return False
-        return True
 
     def _make_copy(self, files: Files) -> None:
         if self._copy is None or self._files != [*files]:

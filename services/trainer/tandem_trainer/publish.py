@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +31,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
 
+from .completion import Completion
 from .deltas import Deltas
 from .devices import HostMemory, copies_before_writing
 from .learner.lora import ADAPTER_FILE, adapter_table, adapter_tensors, has_adapter, save_adapter_config
@@ -43,8 +43,6 @@ from .volumes import how_to_enlarge
 
 log = logging.getLogger(__name__)
 
-STAND_BY_S = 0.2
-"""Pause between two looks whether complete files are needed. A network file system reports no changes."""
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
 
@@ -87,6 +85,7 @@ class Publisher:
         self._memory: HostMemory | None = None
         self._task: Future[None] | None = None
         self._publication: Publication | None = None
+        self._completion: Completion | None = None
         self._again: asyncio.Task[None] | None = None
         self._current: tuple[Publication, Manifest, SetWeights] | None = None
         client.on_stale = self.send_again
@@ -110,7 +109,7 @@ class Publisher:
             TimeoutError: a generator did not serve it in time.
         """
         self.wait()
-        self._portal.call(self._forget)
+        together(self._accelerator, self._forget)
         behind = behind and self._is_tried
         version = Version(step, self._attempt)
         if self._accelerator.is_main_process and not self._is_tried:
@@ -120,8 +119,9 @@ class Publisher:
             self._publication = publication = self._staged(version, model, stack)
             copies = behind or copies_before_writing(self._accelerator.device)
             write = self._copied(publication) if copies else self._written(publication)
+            self._completion = self._completion_of(publication)
             if publication.plan and not self._accelerator.is_main_process:
-                self._portal.start_task_soon(to_thread.run_sync, self._stand_by, publication)
+                self._portal.start_task_soon(to_thread.run_sync, self._completion.stand_by)
             if behind:
                 self._portal.call(self._client.expect, version)
             self._task = self._portal.start_task_soon(self._finish, publication, write, stack.pop_all())
@@ -141,15 +141,16 @@ class Publisher:
         task, self._task = self._task, None
         try:
             self._wait(task)
-        finally:  # a thread that still waits for other ranks must not, if this rank ends with an error
-            self._give_up()
+        except BaseException:
+            self._give_up()  # a thread that still waits for other ranks must not, if this rank ends with an error
+            raise
 
     def close(self) -> None:
         """Give up the version in flight. If it is being written, the portal waits for that before it ends."""
         self._give_up()
         if self._task is not None:
             self._task.cancel()
-        self._portal.call(self._forget)
+        self._portal.call(self._stop_sending)
 
     def _give_up(self) -> None:
         if self._publication is not None:
@@ -218,12 +219,13 @@ class Publisher:
         weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
         size_bytes = self._deltas.committed(manifest, digest, publication.clock.seconds["write"])
         served = await self._serve(publication, manifest, weights)
-        if self._accelerator.num_processes == 1:  # with several, nobody stands by any more
-            self._current = publication, manifest, weights
+        self._current = publication, manifest, weights
         self._report(
             publication.timings(served.values()), size_bytes if publication.plan else publication.part.version_bytes
         )
         await to_thread.run_sync(self._store.retain, self._config.keep)
+        if publication.plan:
+            await to_thread.run_sync(self._deltas.look)
 
     async def _serve(
         self, publication: Publication, manifest: Manifest, weights: SetWeights
@@ -233,10 +235,10 @@ class Publisher:
         try:
             return await self._client.set_weights(publication.version, weights, timeout_s)
         except WeightsRefused as error:
-            if not manifest.delta or is_complete(self._store, manifest):
+            if not manifest.delta or not self._completion or is_complete(self._store, manifest):
                 raise
             self._deltas.refused(manifest, error)
-            await to_thread.run_sync(self._complete, publication, manifest)
+            await to_thread.run_sync(self._completion.add, manifest)
             return await self._client.set_weights(publication.version, weights, timeout_s)
 
     def send_again(self, at_least: Version) -> None:
@@ -254,8 +256,14 @@ class Publisher:
         except (TandemError, TimeoutError, OSError) as error:  # other generators may serve it
             log.warning("Version %s was sent again, but not every generator serves it: %s", manifest.version, error)
 
-    async def _forget(self) -> None:
-        """Do not send the version again, because the copy of its files is about to change."""
+    def _forget(self) -> None:
+        """Neither send the last version again nor write its files, because their copy is about to change."""
+        self._give_up()
+        self._portal.call(self._stop_sending)
+        if self._completion is not None:
+            self._completion.end()
+
+    async def _stop_sending(self) -> None:
         self._current = None
         if self._again:
             self._again.cancel()
@@ -280,32 +288,15 @@ class Publisher:
                     parent=self._deltas.parent(publication.plan),
                 )
 
-    def _completion(self, publication: Publication) -> Publication:
-        """The same version, whose complete files are added."""
-        return replace(
+    def _completion_of(self, publication: Publication) -> Completion:
+        return Completion(
             publication,
-            staging=partial(publication.staging, completes=True),
-            writer=lambda folder, *_: self._deltas.write_complete(folder),
+            self._store,
+            self._deltas.write_complete,
+            rank=self._accelerator.process_index,
+            ranks=self._accelerator.num_processes,
+            timeout_s=self._config.timeout_s,
         )
-
-    def _complete(self, publication: Publication, manifest: Manifest) -> None:
-        """Add the complete files of all ranks to a version, for a generator that cannot make them out of deltas.
-
-        Raises:
-            StoreError: The volume is full, or another rank could not write its part.
-        """
-        completion = self._completion(publication)
-        with completion.staging(owner=True) as folder:
-            completion.write_behind((), rank=0, ranks=self._accelerator.num_processes, timeout_s=self._config.timeout_s)
-            self._store.complete(manifest, folder)
-
-    def _stand_by(self, publication: Publication) -> None:
-        """On other ranks: write the complete files if the main process asks for them, until nobody waits any more."""
-        while not publication.is_given_up.wait(STAND_BY_S):
-            if self._store.is_being_completed(publication.version):
-                rank, ranks = self._accelerator.process_index, self._accelerator.num_processes
-                self._completion(publication).write_behind((), rank=rank, ranks=ranks, timeout_s=self._config.timeout_s)
-                return
 
 
 def _size_bytes(table: Mapping[str, Tensor]) -> int:
