@@ -107,12 +107,11 @@ class Materializer:
         target = self._directory(manifest.version, digest)
         bases = {source.base for source in plan}
         partial = self._space({*in_use, *bases}, {source.file.name for source in plan if source.deltas})
-        tables: list[TensorEntry] = []
+        found = verified([(source.base, source.file) for source in plan if not source.deltas])
         for source in plan:
-            tables += (
-                _apply(source, partial / source.file.name) if source.deltas else verified(source.base, source.file)
-            )
-        check_table(partial, tables, manifest)
+            if source.deltas:
+                found += _apply(source, partial / source.file.name)
+        check_table(partial, found, manifest)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)

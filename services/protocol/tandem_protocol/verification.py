@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,9 +26,7 @@ def verify_files(directory: Path, manifest: Manifest) -> None:
     deltas = manifest.deltas
     absent = {name for name in deltas if not (directory / name).exists()}
     entries = [deltas[file.name] if file.name in absent else file for file in manifest.files]
-    with ThreadPoolExecutor(min(len(entries), THREADS)) as threads:
-        tables = threads.map(lambda entry: verified(directory / entry.name, entry), entries)
-        found = [tensor for table in tables for tensor in table]
+    found = verified([(directory / entry.name, entry) for entry in entries])
     check_table(directory, found + [tensor for tensor in manifest.tensors if tensor.file in absent], manifest)
 
 
@@ -41,12 +40,19 @@ def check_table(directory: Path, found: list[TensorEntry], manifest: Manifest) -
         raise _refused(directory, "another tensor table in the shards' headers", "the manifest's tensor table")
 
 
-def verified(path: Path, entry: FileEntry | DeltaFile) -> tuple[TensorEntry, ...]:
-    """Return the tensor table of a file that matches its entry. Other files have none.
+def verified(files: Collection[tuple[Path, FileEntry | DeltaFile]]) -> list[TensorEntry]:
+    """Return the tensors in files that match their entries. They are read by several threads.
 
     Raises:
-        WeightsRefused: The file is missing or differs.
+        WeightsRefused: A file is missing or differs.
     """
+    with ThreadPoolExecutor(max(1, min(len(files), THREADS))) as threads:
+        return [tensor for table in threads.map(_verified, files) for tensor in table]
+
+
+def _verified(file: tuple[Path, FileEntry | DeltaFile]) -> tuple[TensorEntry, ...]:
+    """Return the tensor table of a file that matches its entry. Other files than shards have none."""
+    path, entry = file
     try:
         size = path.stat().st_size
         if size != entry.size_bytes:

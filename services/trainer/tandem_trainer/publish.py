@@ -82,6 +82,7 @@ class Publisher:
         self._report = report
         self._deltas = Deltas(config.delta, dtype, store, accelerator)
         self._is_tried = False
+        self._table: dict[str, Tensor] | None = None
         self._memory: HostMemory | None = None
         self._task: Future[None] | None = None
         self._publication: Publication | None = None
@@ -162,7 +163,7 @@ class Publisher:
             table = adapter_table(model, self._dtype)
             files = {ADAPTER_FILE: table} if self._accelerator.is_main_process else {}
             return Part("lora", files, adapter_tensors(model, self._dtype), _size_bytes(table))
-        table = model_table(model, self._dtype)
+        self._table = table = self._table or model_table(model, self._dtype)
         files = part_files(table, rank=rank, ranks=ranks)
         return Part("full", files, model_tensors(model, self._dtype), _size_bytes(table))
 

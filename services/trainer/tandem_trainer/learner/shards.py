@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ MAX_FILES = 8
 MIN_FILE_BYTES = 32 << 20
 """Smaller files are not worth a thread."""
 
+_separable: WeakKeyDictionary[PreTrainedModel, tuple[Mapping[str, torch.Size], bool]] = WeakKeyDictionary()
+"""Model → the shapes of its parameters, and whether each can be converted on its own."""
 _CORRECTION = re.compile(r"\.(e_score_correction_bias|expert_bias)$")
 """What a mixture of experts adds to the scores of its experts. Rounding it would choose other experts."""
 
@@ -83,8 +86,18 @@ def _dtypes(model: PreTrainedModel, state: Mapping[str, Tensor], dtype: torch.dt
 
 
 def _is_separable(model: PreTrainedModel, state: Mapping[str, Tensor]) -> bool:
-    """True if each parameter can be converted to checkpoint tensors on its own."""
-    meta = on_meta(state)
+    """True if each parameter can be converted to checkpoint tensors on its own.
+
+    The answer is kept with the model, because finding it takes about as long as writing 100 MB.
+    """
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    known = _separable.get(model)
+    if known is None or known[0] != shapes:
+        known = _separable[model] = shapes, _converts_separately(model, on_meta(state))
+    return known[1]
+
+
+def _converts_separately(model: PreTrainedModel, meta: dict[str, Tensor]) -> bool:
     separate = [pair for name in meta for pair in revert_weight_conversion(model, {name: meta[name]}).items()]
     separate_shapes = {name: tensor.shape for name, tensor in separate}
     joint_shapes = {name: tensor.shape for name, tensor in revert_weight_conversion(model, meta).items()}
