@@ -58,14 +58,14 @@ SHAPES = {
 
 
 def make_model(shape: Shape, *folders: Path) -> LlamaForCausalLM:
-    """Write a model with random weights into the folders."""
+    """Write a model with random weights into the folders, and load it from there as the trainer does."""
     sizes: dict[str, Any] = {name: size for name, size in shape._asdict().items() if name != "dtype"}
     config = LlamaConfig(**sizes, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2)
     model = LlamaForCausalLM(config).to(shape.dtype)
     for folder in folders:
         model.save_pretrained(folder)
         make_tokenizer().save_pretrained(folder)
-    return model
+    return LlamaForCausalLM.from_pretrained(folders[0], dtype=shape.dtype)
 
 
 def publish_and_switch(

@@ -25,7 +25,6 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.bench import Table, alternate, options, ratio, write
-from tandem_generator.shard_files import tensors_of
 from tandem_protocol.manifest import Digest, digest_file
 from tandem_protocol.verification import THREADS
 from tandem_trainer.learner.safetensors_file import CHUNK_BYTES, header_of
@@ -45,7 +44,7 @@ def write_one(path: Path, data: memoryview, *, allocates: bool, unnamed: bool, t
         os.write(descriptor, data[start : start + CHUNK_BYTES])
     os.fsync(descriptor)
     if unnamed:
-        os.link(f"/proc/self/fd/{descriptor}", path, follow_symlinks=True)
+        os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)  # with a folder, Python follows the link
     if twice:
         os.fsync(descriptor)
     os.close(descriptor)
@@ -74,11 +73,25 @@ def load(model: Mapping[str, Tensor], tensors: Iterator[tuple[str, Tensor]]) -> 
         model[name].copy_(tensor)
 
 
-def without_reading_ahead(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
+def tensors_of(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
     for path in paths:
         with safe_open(path, framework="pt", device="cpu") as file:
             for name in file.keys():  # noqa: SIM118 - not a mapping
                 yield name, file.get_tensor(name)
+
+
+def reading_ahead(paths: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """The same, while a thread has the kernel read the next file."""
+    with ThreadPoolExecutor(1) as reader:
+        for path, following in zip(paths, [*paths[1:], None], strict=True):
+            if following is not None:
+                reader.submit(read_ahead, following)
+            yield from tensors_of([path])
+
+
+def read_ahead(path: Path) -> None:
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
 def verify_and_load_one_mapping(
@@ -97,7 +110,7 @@ def verify_and_load_one_mapping(
 
 def verify_and_load(model: Mapping[str, Tensor], paths: list[Path]) -> None:
     verify(paths, digest_file)
-    load(model, tensors_of([str(path) for path in paths]))
+    load(model, tensors_of(paths))
 
 
 def timed(action: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
@@ -127,7 +140,6 @@ def measure(folder: Path, megabytes: int, rounds: int) -> list[list[str]]:
     bodies = [torch.randn(count, *MATRIX).view(torch.uint8).numpy().tobytes() for _ in range(FILES)]
     data = [memoryview(header_of(table) + body) for table, body in zip(tables, bodies, strict=True)]
     paths = [folder / f"{number}.safetensors" for number in range(FILES)]
-    texts = [str(path) for path in paths]
     steps: dict[str, dict[str, Callable[[], float]]] = {"write": {}}
     options_of = {"now": "", "posix_fallocate": "allocates", "O_TMPFILE": "unnamed", "second fsync": "twice"}
     for way, option in options_of.items():
@@ -141,8 +153,8 @@ def measure(folder: Path, megabytes: int, rounds: int) -> list[list[str]]:
             "of a mapping": partial(timed, partial(verify, paths, digest_mapped), before),
         }
         steps[f"load{state}"] = {
-            "now": partial(timed, lambda: load(model, tensors_of(texts)), before),
-            "without reading ahead": partial(timed, lambda: load(model, without_reading_ahead(paths)), before),
+            "now": partial(timed, lambda: load(model, tensors_of(paths)), before),
+            "reading ahead": partial(timed, lambda: load(model, reading_ahead(paths)), before),
         }
         steps[f"verify and load{state}"] = {
             "now": partial(timed, partial(verify_and_load, model, paths), before),
@@ -162,12 +174,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folders", nargs="+", default=["/dev/shm", tempfile.gettempdir()])
     args = parser.parse_args()
-    tables = []
+    tables, megabytes = [], 32 if args.quick else args.megabytes
     for root in args.folders:
         with tempfile.TemporaryDirectory(dir=root) as name:
-            rows = measure(Path(name), 32 if args.quick else args.megabytes, 1 if args.quick else args.rounds)
+            rows = measure(Path(name), megabytes, 1 if args.quick else args.rounds)
         columns = ["step: way", "÷ as Tandem does it", "as Tandem does it, s"]
-        tables.append(Table(title=f"{root}, {args.megabytes} MB in {FILES} files", columns=columns, rows=rows))
+        tables.append(Table(title=f"{root}, {megabytes} MB in {FILES} files", columns=columns, rows=rows))
     write(tables, args.result)
 
 

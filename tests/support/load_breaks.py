@@ -152,12 +152,12 @@ def instrument(point: Point) -> Mapping[str, Counted]:
         return counted[name]
 
     read = wrap("tensor", lambda pair: pair)
-    tensors = volume_engine.tensors_of
+    tensors = volume_engine._tensors
 
     def broken(shards: list[str]) -> Iterable[tuple[str, torch.Tensor]]:
         return map(read, tensors(shards))
 
-    volume_engine.tensors_of = broken
+    volume_engine._tensors = broken
     for name in LAYERWISE:
         setattr(layerwise, name, wrap(name, getattr(layerwise, name)))
     for method in processing():

@@ -139,3 +139,37 @@ def test_few_tensors_are_in_memory_at_once(tmp_path: Path):
     write_files(tmp_path, files, tensors())
     assert most <= 2 * len(files)
     assert load_file(tmp_path / next(iter(files)))
+
+
+def test_a_model_is_converted_by_transformers_only_once_if_nothing_but_names_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    model, calls = _model(tmp_path / "model"), []
+    revert = shards.revert_weight_conversion
+
+    def counted(*arguments: object) -> dict[str, Tensor]:
+        calls.append(arguments)
+        return revert(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "revert_weight_conversion", counted)
+    table = model_table(model, torch.float32)
+    assert calls
+    calls.clear()
+    assert dict(model_tensors(model, torch.float32)).keys() == table.keys()
+    assert calls == []
+    model.register_buffer("odd", torch.tensor([True]))
+    assert "odd" in model_table(model, torch.float32)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "mixtral", "gpt_neox"])
+def test_tensors_have_the_names_and_values_that_transformers_saves(family: str, tmp_path: Path):
+    model = tiny_model(tiny_config(family))
+    (tmp_path / "written").mkdir()
+    model.save_pretrained(tmp_path / "saved")
+    for _ in range(2):
+        written = _written(model, tmp_path / "written", torch.float32)
+        saved = load_file(tmp_path / "saved" / "model.safetensors")
+        assert written.keys() == saved.keys()
+        assert all(torch.equal(written[name], saved[name]) for name in saved)
+        for path in (tmp_path / "written").iterdir():
+            path.unlink()

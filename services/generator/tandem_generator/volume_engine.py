@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
@@ -22,7 +23,6 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.model_executor.model_loader.utils import process_weights_after_loading
 
-from .shard_files import tensors_of
 from .switch_rehearsal import rehearse
 
 BACKEND = "tandem_volume"
@@ -146,7 +146,7 @@ class VolumeWeightEngine(WeightTransferEngine[VolumeInitInfo, VolumeUpdateInfo])
     def _source(self, shards: list[str]) -> Iterable[tuple[str, torch.Tensor]]:
         """Return the tensors of `shards`, or those of the model's own files, in any format, if there are none."""
         if shards:
-            return tensors_of(shards)
+            return _tensors(shards)
         config = self.vllm_config.load_config
         loader = get_model_loader(config)
         if not hasattr(loader, "get_all_weights"):
@@ -298,3 +298,10 @@ def _nan(table: Mapping[str, list[int]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield a version whose elements are all NaN. It takes no memory."""
     for name, shape in table.items():
         yield name, torch.tensor(torch.nan).expand(shape)
+
+
+def _tensors(shards: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for path in shards:
+        with safe_open(path, framework="pt", device="cpu") as shard:
+            for name in shard.keys():  # noqa: SIM118 - not a mapping
+                yield name, shard.get_tensor(name)
