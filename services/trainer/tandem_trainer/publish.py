@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 STAND_BY_S = 0.2
 """Pause between two looks whether complete files are needed. A network file system reports no changes."""
+VISIBLE_S, VISIBLE_PAUSE_S = 60.0, 2.0
+"""How long a generator may refuse a version whose complete files were added, and the pause between two requests. A
+network file system shows added files late."""
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
 
@@ -237,7 +241,14 @@ class Publisher:
                 raise
             self._deltas.refused(manifest, error)
             await to_thread.run_sync(self._complete, publication, manifest)
-            return await self._client.set_weights(publication.version, weights, timeout_s)
+        deadline = time.monotonic() + VISIBLE_S
+        while True:
+            try:
+                return await self._client.set_weights(publication.version, weights, timeout_s)
+            except WeightsRefused:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(VISIBLE_PAUSE_S)
 
     def send_again(self, at_least: Version) -> None:
         """Send the version that is served again, for a generator that has started, and could not load it.
