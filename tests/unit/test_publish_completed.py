@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from support.delta_versions import Generators
 from support.models import make_tiny_model
 from tandem_protocol.chains import is_complete
 from tandem_protocol.config.trainer import PublishConfig
-from tandem_protocol.errors import WeightsRefused
+from tandem_protocol.errors import StoreError, WeightsRefused
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer import publish as publish_module
@@ -82,6 +84,26 @@ def test_complete_files_that_a_generators_volume_shows_late_are_waited_for(
     assert is_complete(store, store.read(V1)[0])
     served, expected = generators.tensors(), dict(model_tensors(model, torch.bfloat16))
     assert all(torch.equal(served[name], expected[name]) for name in expected)
+
+
+def test_a_version_that_vanishes_from_the_store_is_not_waited_for(
+    publish: Callable[[int], Version], generators: Generators, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish_module, "LOOK_S", 0.001)
+    publish(0)
+    left = []
+
+    async def never(version: Version, *_: object) -> None:
+        shutil.rmtree(store.directory(version))
+        try:
+            await asyncio.sleep(TIMEOUT_S)
+        finally:
+            left.append(version)
+
+    monkeypatch.setattr(generators, "set_weights", never)
+    with pytest.raises(StoreError, match=r"version 1\.1 is not in .* any more.*same command again"):
+        publish(1)
+    assert left == [V1]
 
 
 def test_a_version_that_is_refused_although_it_was_completed_ends_the_run(

@@ -267,8 +267,10 @@ class WeightStore:
             The manifest and its digest.
 
         Raises:
-            StoreError: The version already exists, or a file in `digests` is missing from `staged`.
+            StoreError: The version already exists, or a file in `digests` is missing from `staged`, or the volume is
+                another one than at the start.
         """
+        check_lock(self._lock, self._writer)
         parts = contents(staged, version, kind, digests or {}, parent)
         for path in parts.paths:
             fsync(path)

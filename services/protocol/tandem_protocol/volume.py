@@ -30,6 +30,14 @@ def failed(root: Path, version: Version, error: OSError, needs_bytes: int, fix: 
     )
 
 
+def vanished(root: Path, version: Version) -> StoreError:
+    """Return the error of a version that is gone before the generators have loaded it."""
+    return StoreError(
+        f"version {version} is not in {root} any more, so no generator can load it. The weights volume was emptied or "
+        "mounted again. Fix: run the same command again. It resumes from the last checkpoint."
+    )
+
+
 def check_lock(locked: IO[str] | None, file: Path) -> None:
     """Check that a writer still holds the lock that other writers look at.
 
