@@ -46,6 +46,8 @@ REASONS = {
     "failed to be inspected": "vLLM imports torchvision for it, which its CPU build lacks",
     "cannot be switched while it is loaded": "vLLM does not load all of its published weights",
     "Trainer and generators differ": "transformers and vLLM's CPU build compute different logprobs",
+    "validate_layer_type": "vLLM's check of its configuration refuses what transformers writes",
+    "--mamba-block-size can only be set": "vLLM sets options for it that exclude each other",
     "changes its logits after the output embedding": "the trainer does not know what its head does",
     "separate output embedding": "transformers does not tell its head from its body",
 }

@@ -3,8 +3,9 @@
     python tests/bench/gpu.py [--shapes 0.5B 1.5B 7B] [--folder /dev/shm] [--seconds 240] [--only profile] [--tiny]
 
 Models have the shapes of Qwen2.5 and random weights. An update trains on 8 prompts with 8 completions each: 128 + 256
-tokens. A publish writes a full version to a folder in memory, and a mock generator verifies and serves it. Each case
-prints one row of a table and one line of JSON as soon as it is measured. With OUT=folder, they go into files as well.
+tokens. A publish writes a full version, or a delta, to a folder in memory, and a mock generator verifies and serves it.
+Each case prints one row of a table and one line of JSON as soon as it is measured. With OUT=folder, they go into files
+as well.
 
 `make bench-gpu` runs this. `--tiny` tries it with a model of 100,000 parameters, on any machine.
 """
@@ -23,10 +24,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from support import gpu, gpu_bench_publish, gpu_bench_update, gpu_profile
+from support import gpu, gpu_bench_delta, gpu_bench_publish, gpu_bench_update, gpu_profile
 from support.gpu_report import Report
 
-CASES = {"profile": gpu_profile.cases, "update": gpu_bench_update.cases, "publish": gpu_bench_publish.cases}
+CASES = {
+    "profile": gpu_profile.cases, "update": gpu_bench_update.cases, "publish": gpu_bench_publish.cases,
+    "delta": gpu_bench_delta.cases,
+}  # fmt: skip
 
 
 def machine(folder: Path) -> dict[str, object]:

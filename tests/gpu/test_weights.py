@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from support import gpu
+from support.delta_versions import Replica
+from support.gpu_bench_delta import change
 from support.gpu_publish import mock_missing, publisher
 from support.gpu_updates import config_of, learner_of, random_groups
 from tandem_protocol.config.trainer import TrainerConfig
@@ -35,6 +37,25 @@ def test_published_bytes_are_the_parameters_in_the_published_dtype(model_dir: Pa
         published = _publish(learner, model_dir, tmp_path, accelerator)
         expected = {name: tensor.to(getattr(torch, dtype)).cpu() for name, tensor in own_tensors(learner.model).items()}
     _assert_same_bits(published, expected)
+
+
+def test_deltas_make_the_parameters_from_before_the_update(model_dir: Path, tmp_path: Path):
+    """As a generator makes them. The versions are published behind a change of the parameters."""
+    options = {"dtype": torch.bfloat16, "delta": "always"}
+    with (
+        _trained(model_dir, learner={"dtype": "bfloat16"}) as (learner, accelerator),
+        publisher(learner.model, model_dir, tmp_path, accelerator, **options) as (publish, store),
+    ):
+        replica = Replica(store, tmp_path / "made")
+        for step in range(4):
+            expected = {name: tensor.bfloat16().cpu() for name, tensor in own_tensors(learner.model).items()}
+            version = publish(learner.model, step, behind=True)
+            change(learner.model, step)
+            publish.wait()
+            manifest, digest = store.read(version)
+            assert bool(manifest.delta) == (step > 0)
+            files = replica.switch(manifest, digest)
+            _assert_same_bits({name: t for file in files for name, t in load_file(file).items()}, expected)
 
 
 def test_published_adapter_is_the_trained_one(model_dir: Path, tmp_path: Path):

@@ -67,10 +67,12 @@ def test_each_case_is_measured_with_the_packages_of_a_bundle(tmp_path: Path):
     done = _run("-S", *bench, tmp_path=tmp_path, PYTHONPATH=path)  # -S: without the packages of this Python
     assert done.returncode == 0, done.stderr[-3000:]
     cases = [json.loads(line) for line in (tmp_path / "bench-gpu.jsonl").read_text().splitlines()]
-    expected = ["machine", "phases", "compare", "profile", *["update"] * 6, "publish"]
+    expected = ["machine", "phases", "compare", "profile", *["update"] * 6, "publish", "delta"]
     assert [case["case"].split()[0] for case in cases] == expected
     assert not [case for case in cases if case.keys() & {"failed", "skipped"}], done.stderr[-3000:]
-    published = cases[-1]
+    published, delta = cases[-2:]
+    assert delta["generator"] == "mock"
+    assert 0 < delta["delta_bytes_per_bytes"] < 0.05
     assert published["generator"] == "mock"
     for kind in ("", "behind_"):
         phases = ("gather", "copy", "write", "commit", "visible", "verify", "pause", "load")

@@ -59,7 +59,7 @@ def _measure(shape: str, folder: Path) -> dict[str, object]:
         return {"skipped": f"{folder} has {free / 1e9:.0f} GB free, expected {2.2 * size / 1e9:.0f} GB"}
     without_mock = mock_missing()
     buffer = memoryview(torch.randint(0, 255, (min(size, BUFFER_BYTES),), dtype=torch.uint8).numpy())
-    rounds = _Rounds(model)
+    rounds = Rounds(model)
     config = config_of(learner={"dtype": "bfloat16"})
     with (
         gpu.accelerator(config) as accelerator,
@@ -77,16 +77,19 @@ def _measure(shape: str, folder: Path) -> dict[str, object]:
     return _figures(size, rounds.seconds) | {"generator": f"none: {without_mock}" if without_mock else "mock"}
 
 
-class _Rounds:
+class Rounds:
     """The seconds of the phases of each publish, as the trainer measures them, by kind of publish."""
 
     def __init__(self, model: Any) -> None:
         self.seconds: dict[str, list[float]] = defaultdict(list)
+        self.sizes: dict[str, list[int]] = defaultdict(list)
+        """Kind → the bytes that were written, of each publish."""
         self._model = model
         self._kind = ""
         self._step = 0
 
-    def reported(self, timings: dict[str, float], _size: int) -> None:
+    def reported(self, timings: dict[str, float], size: int) -> None:
+        self.sizes[self._kind].append(size)
         for phase, value in timings.items():
             self.seconds[f"{self._kind} {phase.removesuffix('_s')}".strip()].append(value)
 

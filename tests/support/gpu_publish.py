@@ -52,12 +52,13 @@ def publisher(
     dtype: torch.dtype,
     mock: bool = False,
     keep: int = 1,
+    delta: str = "never",
     report: Callable[[dict[str, float], int], object] = lambda _timings, _bytes: None,
 ) -> Iterator[tuple[Publisher, WeightStore]]:
     """Yield the trainer's publisher and its store, in the new folder `root`.
 
     Args:
-        mock: start a mock generator, which verifies each version and serves it.
+        mock: start a mock generator, which verifies each version and serves it. It makes the files of deltas in `root`.
         report: receives the seconds of each phase of a publish, and its bytes.
     """
     store = WeightStore(root / "weights")
@@ -68,7 +69,8 @@ def publisher(
         if mock:
             from support.generators import TOKEN, running
 
-            generator = stack.enter_context(running("mock", model_dir, store.root, log=root / "mock.log"))
+            made = f"--generator.materialize_dir={root / 'made'}"
+            generator = stack.enter_context(running("mock", model_dir, store.root, made, log=root / "mock.log"))
             url = f"http://127.0.0.1:{generator.port}"
             client = portal.call(lambda: GeneratorClient([url], TOKEN))  # type: ignore[arg-type,return-value]  # the client has to be made in the loop
         stack.callback(lambda: portal.call(client.close))
@@ -78,7 +80,7 @@ def publisher(
                 client=client,
                 portal=portal,
                 wait=_wait,
-                config=PublishConfig(keep=keep, timeout_s=TIMEOUT_S),
+                config=PublishConfig.model_validate({"keep": keep, "timeout_s": TIMEOUT_S, "delta": delta}),
                 run_name="gpu",
                 attempt=1,
                 model_fingerprint=fingerprint_of(model, model_dir),

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import xxhash
 
-from tandem_protocol import store
+from tandem_protocol import retired, store
 from tandem_protocol.version import Version
 
 ItemT = TypeVar("ItemT")
@@ -79,9 +79,9 @@ def _torn(number: int) -> None:
 
 
 def _removing(number: int) -> None:
-    """Die before the store removes a folder."""
-    store.shutil = SimpleNamespace(**vars(shutil))  # type: ignore[assignment]  # only the store gets this copy
-    _in(store.shutil, "rmtree", "before")(number)
+    """Die before an old version is removed."""
+    retired.shutil = SimpleNamespace(**vars(shutil))  # type: ignore[assignment]  # only this module gets this copy
+    _in(retired.shutil, "rmtree", "before")(number)
 
 
 def _trainer_places() -> dict[str, Callable[[int], None]]:

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from support.delta_versions import Replica, Trainer, everything
+from support.delta_versions import SHAPES, Replica, Trainer, everything
 from tandem_protocol.chains import closure, is_complete
 from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.manifest import MANIFEST_NAME
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer.published_copy import Plan
+from tandem_trainer.published_copy import Plan, PublishedCopy
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +100,18 @@ def test_one_file_may_be_complete_while_another_has_a_delta(trainer: Trainer, re
     trainer.update()
     assert trainer.is_right(replica.switch(*trainer.publish(Version(3, 1))), Version(3, 1))
     assert closure(trainer.store, [Version(3, 1)]) == {Version(1, 1), Version(2, 1), Version(3, 1)}
+
+
+def test_a_trainer_with_another_number_of_ranks_has_other_files(trainer: Trainer, replica: Replica) -> None:
+    for version in trainer.steps(2):
+        replica.switch(*version)
+    again = Trainer(trainer.store)
+    again.files = {f"model-{rank:05d}-of-00004.safetensors": {name: table[name]} for table in trainer.files.values()
+                   for rank, name in enumerate(SHAPES, 1) if name in table}  # fmt: skip
+    again.copy = PublishedCopy(again.files)
+    for manifest, digest in again.steps(3, attempt=2):
+        assert len(manifest.deltas) == (4 if manifest.version.step > 1 else 0)
+        assert again.is_right(replica.switch(manifest, digest), manifest.version)
 
 
 def test_a_copy_that_was_replaced_only_in_part_is_no_base(trainer: Trainer, replica: Replica) -> None:

@@ -333,18 +333,6 @@ def test_a_version_without_deltas_of_which_a_file_is_lost_is_refused_at_once(
     assert "deltas" not in caplog.text
 
 
-def test_a_delta_that_is_refused_although_it_was_completed_ends_the_run(
-    make: Make, model: PreTrainedModel, generators: Generators
-) -> None:
-    publish = make(model)
-    publish(model, 0)
-    generators.refuses = WeightsRefused("another model")
-    update(model)
-    with pytest.raises(WeightsRefused, match="another model"):
-        publish(model, 1)
-    assert generators.asked == [Version(0, 1), Version(1, 1), Version(1, 1)]
-
-
 @pytest.mark.parametrize(
     ("file_system", "speed_bytes_per_s", "min_bytes", "expected"),
     [

@@ -22,7 +22,7 @@ from tandem_protocol.manifest import MANIFEST_NAME
 from tandem_protocol.store import LEASE_S, WeightStore
 from tandem_protocol.version import Version
 
-FILE_MODULES = {"store", "pathlib", "shutil", "numpy"}  # the last is safetensors.numpy
+FILE_MODULES = {"store", "retired", "pathlib", "shutil", "numpy"}  # the last is safetensors.numpy
 V1, V2, V3 = Version(1, 1), Version(2, 1), Version(3, 1)
 
 

@@ -26,8 +26,8 @@ _ATTEMPTS, _PAUSE_S = 3, 0.05
 
 
 @contextmanager
-def exclusive(file: Path, holder: str) -> Iterator[None]:
-    """Hold a lock during the `with` block.
+def exclusive(file: Path, holder: str) -> Iterator[IO[str]]:
+    """Hold a lock during the `with` block, and yield the locked file.
 
     Args:
         file: The lock file. It is created if it is missing.
@@ -46,7 +46,7 @@ def exclusive(file: Path, holder: str) -> Iterator[None]:
         with suppress(OSError):  # on a full disk the lock has no name, but it is held
             opened.truncate(0)
             os.write(opened.fileno(), f"{holder}\n".encode())
-        yield
+        yield opened
 
 
 def _lock(file: IO[str]) -> None:

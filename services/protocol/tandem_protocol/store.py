@@ -11,7 +11,6 @@ version or nothing, even if the writer is killed.
 
 from __future__ import annotations
 
-import errno
 import glob
 import os
 import shutil
@@ -19,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from pydantic import Field, ValidationError
 
@@ -29,13 +29,16 @@ from .lock import Held, exclusive
 from .manifest import MANIFEST_NAME, Manifest, digest_bytes
 from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
+from .retired import RETIRED, delete
 from .staged_files import contents
 from .verification import verify_files
 from .version import Version
+from .volume import check_lock, failed, full
 
 ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
 LEASE_S = 120.0
-"""Lifetime of a lease, in seconds. A lease that has not been renewed for this long is ignored."""
+"""Lifetime of a lease, in seconds. A lease that was written longer ago is ignored, and so is one that is written this
+far in the future: after a clock has gone back, it would never expire."""
 
 
 class Lease(Message):
@@ -48,7 +51,7 @@ class Lease(Message):
 
 
 class WeightStore:
-    """Reads and writes a weight store. It keeps no state except the path, so creating one is cheap.
+    """Reads and writes a weight store. Its only state is the path and the writer's lock, so creating one is cheap.
 
     Args:
         root: Directory of the store (`shared.weights_dir`).
@@ -59,6 +62,9 @@ class WeightStore:
         self._versions = root / "versions"
         self._served = root / "served"
         self._latest = root / "LATEST"
+        self._writer = root / "WRITER"
+        self._lock: IO[str] | None = None
+        """The file that this process has locked as the writer."""
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -156,12 +162,12 @@ class WeightStore:
             path.unlink(missing_ok=True)
 
     def leased(self) -> set[Version]:
-        """Return all versions that are named in a lease younger than `LEASE_S`."""
+        """Return all versions that are named in a lease that was written less than `LEASE_S` ago."""
         leased: set[Version] = set()
         for path in self._served.glob("*.json"):
             with suppress(FileNotFoundError, ValidationError):  # removed since the listing, or not a lease
                 lease = Lease.model_validate_json(path.read_bytes())
-                if time.time() - lease.renewed_unix_s < LEASE_S:
+                if abs(time.time() - lease.renewed_unix_s) < LEASE_S:
                     leased.update(lease.versions)
         return leased
 
@@ -182,14 +188,15 @@ class WeightStore:
         self._versions.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
-                stack.enter_context(exclusive(self.root / "WRITER", holder))
+                self._lock = stack.enter_context(exclusive(self._writer, holder))
             except Held as error:
                 raise StoreLocked(
                     f"{self.root} is being written by {error}; {holder} cannot write it too. Fix: stop that trainer, "
                     "or give this run its own shared.weights_dir."
                 ) from error
+            stack.callback(setattr, self, "_lock", None)
             for leftover in self._versions.glob(".staging-*"):
-                shutil.rmtree(leftover)
+                delete(leftover)
             yield
 
     def next_attempt(self) -> int:
@@ -212,20 +219,23 @@ class WeightStore:
             completes: The files are added to a committed version, see `complete`.
 
         Raises:
-            StoreError: The volume is full, either at the start or while the shards are written.
+            StoreError: The volume is full, either at the start or while the shards are written. Or it has failed, or is
+                another one than at the start.
+            PermissionError: This user may not write to it.
         """
         directory = self._versions / f".staging-{version}{'-complete' if completes else ''}"
-        if owner:
-            free = shutil.disk_usage(self._versions).free
-            if free < needs_bytes:
-                raise _full(self.root, version, f"{free / 1e6:.1f} MB free", f"{needs_bytes / 1e6:.1f} MB", fix)
-            directory.mkdir(exist_ok=True)
         try:
+            if owner:
+                check_lock(self._lock, self._writer)
+                free = shutil.disk_usage(self._versions).free
+                if free < needs_bytes:
+                    raise full(self.root, version, f"{free / 1e6:.1f} MB free", needs_bytes, fix)
+                directory.mkdir(exist_ok=True)
             yield directory
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise _full(self.root, version, str(error), f"{needs_bytes / 1e6:.1f} MB", fix) from error
-            raise
+            if error.errno is None or isinstance(error, PermissionError):
+                raise
+            raise failed(self.root, version, error, needs_bytes, fix) from error
         finally:
             if owner:
                 shutil.rmtree(directory, ignore_errors=True)
@@ -258,8 +268,10 @@ class WeightStore:
             The manifest and its digest.
 
         Raises:
-            StoreError: The version already exists, or a file in `digests` is missing from `staged`.
+            StoreError: The version already exists, or a file in `digests` is missing from `staged`, or the volume is
+                another one than at the start.
         """
+        check_lock(self._lock, self._writer)
         digests = digests or {}
         parts = contents(staged, version, kind, digests, parent)
         for path in parts.paths:
@@ -310,19 +322,9 @@ class WeightStore:
         versions = self.versions()
         kept = closure(self, {*versions[-keep:], *self.leased(), *filter(None, [self.latest()])})
         removed = [version for version in versions if version not in kept]
-        for version in removed:
-            # Rename first, so that readers see either the complete version or nothing.
-            hidden = self._versions / f".staging-retired-{version}"
-            self.directory(version).rename(hidden)
-            shutil.rmtree(hidden)
+        for directory in [*self._versions.glob(f"{RETIRED}*"), *map(self.directory, removed)]:
+            delete(directory)
         return removed
-
-
-def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> StoreError:
-    return StoreError(
-        f"cannot publish version {version} into {root}: got {got}, expected {expected}. Existing versions are "
-        f"unchanged. Fix: {fix}."
-    )
 
 
 def _replace(path: Path, data: bytes) -> None:

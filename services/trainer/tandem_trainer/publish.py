@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+from tandem_protocol.volume import vanished
 from tandem_rollout.client import GeneratorClient
 
 from .completion import Completion
@@ -43,6 +45,11 @@ from .volumes import how_to_enlarge
 
 log = logging.getLogger(__name__)
 
+VISIBLE_S, VISIBLE_PAUSE_S = 60.0, 2.0
+"""How long a generator may refuse a version whose complete files were added, and the pause between two requests. A
+network file system shows added files late."""
+LOOK_S = 1.0
+"""Pause between two looks whether a version that generators do not serve yet is still in the store."""
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
 
@@ -232,15 +239,33 @@ class Publisher:
         self, publication: Publication, manifest: Manifest, weights: SetWeights
     ) -> dict[str, ServedWeights]:
         """Have all generators serve a version. If one refuses its deltas, add its complete files first."""
-        timeout_s = self._config.timeout_s
         try:
-            return await self._client.set_weights(publication.version, weights, timeout_s)
+            return await self._send(publication.version, weights)
         except WeightsRefused as error:
             if not manifest.delta or not self._completion or is_complete(self._store, manifest):
                 raise
             self._deltas.refused(manifest, error)
             await to_thread.run_sync(self._completion.add, manifest)
-            return await self._client.set_weights(publication.version, weights, timeout_s)
+        deadline = time.monotonic() + VISIBLE_S
+        while True:
+            try:
+                return await self._send(publication.version, weights)
+            except WeightsRefused:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(VISIBLE_PAUSE_S)
+
+    async def _send(self, version: Version, weights: SetWeights) -> dict[str, ServedWeights]:
+        """Have all generators serve a version, as long as it is in the store. They would wait for one that vanished."""
+        sending = asyncio.create_task(self._client.set_weights(version, weights, self._config.timeout_s))
+        try:
+            while not (await asyncio.wait([sending], timeout=LOOK_S))[0]:
+                if not await to_thread.run_sync(self._store.directory(version).exists):
+                    raise vanished(self._store.root, version)
+            return sending.result()
+        finally:
+            sending.cancel()
+            await asyncio.wait([sending])
 
     def send_again(self, at_least: Version) -> None:
         """Send the version that is served again, for a generator that has started, and could not load it.

@@ -1,0 +1,31 @@
+"""Delete the directories of a weight store. What cannot be deleted at once is hidden, and deleted later."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from .repeats import Repeats
+
+RETIRED = ".staging-retired-"
+"""The beginning of the name of a directory that is being deleted. Readers ignore it."""
+
+repeats = Repeats(logging.getLogger(__name__))
+
+
+def delete(directory: Path) -> None:
+    """Hide a directory from readers, and delete it. What is left of it does not end the run.
+
+    For example, a network file system keeps a file that a process still has open, and so its directory too. The name is
+    free for another directory in any case.
+    """
+    if not directory.name.startswith(RETIRED):
+        # Rename first, so that readers see either all of it or nothing.
+        name = f"{RETIRED}{directory.name.removeprefix('.staging-')}.{time.monotonic_ns()}"
+        directory = directory.rename(directory.with_name(name))
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():
+        message = f"{directory} cannot be deleted completely now. The trainer tries again after the next publication."
+        repeats.say(logging.WARNING, "delete", message)
