@@ -36,6 +36,9 @@ from .version import Version
 ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
 LEASE_S = 120.0
 """Lifetime of a lease, in seconds. A lease that has not been renewed for this long is ignored."""
+_GONE_S = 3600.0
+"""A lease that has not been renewed for this long is removed. A generator that was paused may still renew one that has
+only expired."""
 
 
 class Lease(Message):
@@ -302,9 +305,12 @@ class WeightStore:
     def retain(self, keep: int) -> list[Version]:
         """Delete old versions, except the newest `keep`, `LATEST`, leased ones, and those that they are made out of.
 
+        Leases of generators that are gone are deleted too. A new container of a generator may have another name.
+
         Returns:
             The deleted versions.
         """
+        self._remove_old_leases()
         versions = self.versions()
         kept = closure(self, {*versions[-keep:], *self.leased(), *filter(None, [self.latest()])})
         removed = [version for version in versions if version not in kept]
@@ -314,6 +320,13 @@ class WeightStore:
             self.directory(version).rename(hidden)
             shutil.rmtree(hidden)
         return removed
+
+    def _remove_old_leases(self) -> None:
+        for pattern in ("*.json", ".*.json.*"):  # the second are of generators that were killed while they wrote
+            for path in self._served.glob(pattern):
+                with suppress(OSError):  # it stays, which costs a few bytes
+                    if time.time() - path.stat().st_mtime > _GONE_S:
+                        path.unlink()
 
 
 def _full(root: Path, version: Version, got: str, expected: str, fix: str) -> StoreError:
