@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -21,7 +22,20 @@ TOKEN = "a-token-for-tests"
 START_TIMEOUT_S = 180.0
 SAMPLING_TIMEOUT_S = 60.0
 _VLLM_ARGUMENTS = ["--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-num-seqs", "64"]
-_VLLM_ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TANDEM_TOKEN": TOKEN}
+
+
+def spawn(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a process in its own session. Its output replaces the content of `log`."""
+    with log.open("w") as file:
+        return subprocess.Popen(
+            command,
+            env=os.environ | ENV,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 class Generator:
@@ -36,21 +50,14 @@ class Generator:
         log: Path,
         port: int | None = None,
         program: Sequence[str] = ("-m", "tandem_generator"),
+        spawn: Callable[[Sequence[str], Path], Any] = spawn,
     ) -> None:
         self.port = port or free_port()
         self.log = log
         command = [sys.executable, *program, "--engine", engine, "--model", str(model)]
         command += ["--port", str(self.port), "--weights-dir", str(weights_dir)]
         command += _VLLM_ARGUMENTS if engine == "vllm" else []
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [*command, *arguments],
-                env={**os.environ, **_VLLM_ENV, "TANDEM_TOKEN": TOKEN},
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = spawn([*command, *arguments], log)
         self.client = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120
         )

@@ -1,4 +1,7 @@
-"""Kill this process with SIGKILL at one place of a publish, and note which weights it publishes or loads."""
+"""Kill this process with SIGKILL at one place of a publish, and note which weights it publishes or loads.
+
+At the place "broken", a load raises an error instead.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,13 +24,25 @@ from tandem_protocol import retired, store
 from tandem_protocol.version import Version
 
 ItemT = TypeVar("ItemT")
+Arm = Callable[[int], None]
+"""Takes a number n. The process dies at the n-th time that it comes to the place."""
+
+
+_is_generator = False
 
 
 def _kill() -> None:
+    """Kill this process. A generator has a session of its own, and dies with its engine's process as in a container."""
+    if _is_generator:
+        os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _in(owner: Any, name: str, when: str) -> Callable[[int], None]:
+def _break() -> None:
+    raise RuntimeError("a fault that a test has injected")
+
+
+def _in(owner: Any, name: str, when: str, fault: Callable[[], None] = _kill) -> Arm:
     """A fault `when` ("before" or "after") the n-th call of a function, or "within" the iterable that is its last
     argument or its result."""
 
@@ -36,16 +52,16 @@ def _in(owner: Any, name: str, when: str) -> Callable[[int], None]:
         def call(*args: Any, **options: Any) -> Any:
             is_it = next(calls) == number
             if is_it and when == "before":
-                _kill()
+                fault()
             if is_it and when == "within" and args and isinstance(args[-1], Iterable):
-                args = (*args[:-1], _killing(args[-1]))
+                args = (*args[:-1], _failing(args[-1], fault))
             result = original(*args, **options)
             if is_it and when == "within":
-                return _killing(result) if inspect.isgenerator(result) else result
+                return _failing(result, fault) if inspect.isgenerator(result) else result
             if is_it and when == "after":
                 if not inspect.isawaitable(result):
-                    _kill()
-                return _killing_when_done(result)
+                    fault()
+                return _failing_when_done(result, fault)
             return result
 
         setattr(owner, name, call)
@@ -53,16 +69,16 @@ def _in(owner: Any, name: str, when: str) -> Callable[[int], None]:
     return arm
 
 
-def _killing(items: Iterable[ItemT]) -> Iterator[ItemT]:
+def _failing(items: Iterable[ItemT], fault: Callable[[], None]) -> Iterator[ItemT]:
     for number, item in enumerate(items):
         if number == 5:  # of about 20 tensors
-            _kill()
+            fault()
         yield item
 
 
-async def _killing_when_done(result: Any) -> None:
+async def _failing_when_done(result: Any, fault: Callable[[], None]) -> None:
     await result
-    _kill()
+    fault()
 
 
 def _torn(number: int) -> None:
@@ -84,7 +100,7 @@ def _removing(number: int) -> None:
     _in(retired.shutil, "rmtree", "before")(number)
 
 
-def _trainer_places() -> dict[str, Callable[[int], None]]:
+def _trainer_places() -> dict[str, Arm]:
     from tandem_rollout.client import GeneratorClient
     from tandem_trainer import publication, publish, published_copy
     from tandem_trainer.devices import HostMemory
@@ -101,18 +117,34 @@ def _trainer_places() -> dict[str, Callable[[int], None]]:
     }
 
 
-def _generator_places() -> dict[str, Callable[[int], None]]:
+def _engine(name: str) -> tuple[Any, Callable[..., Arm]]:
+    """The class of an engine, and what makes a fault in the middle of its n-th load."""
+    if name == "mock":
+        from tandem_generator.engines import mock
+
+        return mock.MockEngine, partial(_in, mock, "read_header", "after")
+    from tandem_generator import volume_engine
+    from tandem_generator.engines.vllm import VllmEngine
+
+    def in_load(**options: Any) -> Arm:
+        arm = _in(volume_engine, "_tensors", "within", **options)
+        return lambda number: arm(number + 1)  # the first load is the rehearsal's
+
+    return VllmEngine, in_load
+
+
+def _generator_places(engine_name: str) -> dict[str, Arm]:
     from tandem_generator import materializer
-    from tandem_generator.engines import mock
     from tandem_generator.stored_versions import StoredVersions
 
+    engine, in_load = _engine(engine_name)
     return {
         "visible": _in(StoredVersions, "read", "before"),
         "lease torn": _torn,
         "verified": _in(store, "verify_files", "after"),
-        "pause": _in(mock.MockEngine, "pause", "after"),
-        "load": _in(mock, "read_header", "after"),
-        "resume": _in(mock.MockEngine, "resume", "after"),
+        "pause": _in(engine, "pause", "after"),
+        "load": in_load(),
+        "resume": _in(engine, "resume", "after"),
         "delta space": _in(materializer.Materializer, "_space", "after"),
         "delta applied": _in(materializer, "_apply", "after"),
         "delta complete": _in(materializer.Materializer, "_made", "after"),
@@ -120,7 +152,7 @@ def _generator_places() -> dict[str, Callable[[int], None]]:
 
 
 TRAINER, GENERATOR = (tuple(name for name in places if "delta" not in name)
-                      for places in (_trainer_places(), _generator_places()))  # fmt: skip
+                      for places in (_trainer_places(), _generator_places("mock")))  # fmt: skip
 DELTA_TRAINER = ("delta made", "delta written", "committed", "retain")
 DELTA_GENERATOR = ("delta space", "delta applied", "delta complete")
 
@@ -143,16 +175,23 @@ def noted(file: Path) -> list[tuple[str, str]]:
     return [tuple(json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def arm_trainer(file: Path, place: str | None, number: int) -> None:
-    """Note in `file` what this trainer publishes, and die at the `number`-th time that it comes to `place`."""
+def arm_trainer(file: Path, place: str | None, number: int, policies: Path | None = None) -> None:
+    """Note in `file` what this trainer publishes, and die at the `number`-th time that it comes to `place`.
+
+    With `policies`, the tensors of each version are saved into this folder as well.
+    """
+    from support.published_policies import save
     from tandem_trainer import publish
     from tandem_trainer.learner.safetensors_file import data_of
 
     model_tensors, call = publish.model_tensors, publish.Publisher.__call__
 
     def publishing(self: Any, model: Any, step: int, **options: Any) -> Version:
-        tensors = {name: bytes(data_of(tensor)) for name, tensor in model_tensors(model, self._dtype)}
-        note(file, Version(step, self._attempt), tensors)
+        version = Version(step, self._attempt)
+        tensors = dict(model_tensors(model, self._dtype))
+        if policies:
+            save(policies, version, tensors)
+        note(file, version, {name: bytes(data_of(tensor)) for name, tensor in tensors.items()})
         return call(self, model, step, **options)
 
     publish.Publisher.__call__ = publishing  # type: ignore[method-assign]  # in this process only, which dies
@@ -161,21 +200,26 @@ def arm_trainer(file: Path, place: str | None, number: int) -> None:
 
 
 def run_generator() -> None:
-    """A mock generator that notes what it loads. Its arguments: file, place, number, and those of the generator."""
+    """A generator that notes what it loads. Its arguments: file, place, number, and those of the generator."""
     from safetensors import deserialize
 
     from tandem_generator.__main__ import main
-    from tandem_generator.engines.mock import MockEngine
 
+    global _is_generator
+    _is_generator = True
     file, place, number, *arguments = sys.argv[1:]
-    load_weights = MockEngine.load_weights
+    engine_name = arguments[arguments.index("--engine") + 1]
+    engine, in_load = _engine(engine_name)
+    load_weights = engine.load_weights
 
     async def loading(self: Any, version: Version, files: Any) -> None:
         tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]
         note(Path(file), version, {name: bytes(content["data"]) for name, content in tensors})
         await load_weights(self, version, files)
 
-    MockEngine.load_weights = loading  # type: ignore[method-assign]  # in this process only, which dies
-    if place != "none":
-        _generator_places()[place](int(number))
+    engine.load_weights = loading  # in this process only, which dies
+    if place == "broken":
+        in_load(fault=_break)(int(number))
+    elif place != "none":
+        _generator_places(engine_name)[place](int(number))
     sys.exit(main(arguments))

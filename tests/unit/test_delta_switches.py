@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from support.delta_versions import SHAPES, Trainer
+from support.delta_versions import SHAPES, Replica, Trainer
 from support.engines import ScriptedEngine, Start, WatchedStore, put
 from tandem_generator.weight_switcher import WeightSwitcher
 from tandem_protocol.errors import SwitchFailed, WeightsRefused
@@ -93,6 +93,30 @@ async def test_its_files_are_gone_when_it_has_ended(
     assert [*(tmp_path / "local").iterdir()]
     await switcher.close()
     assert not [*(tmp_path / "local").iterdir()]
+
+
+async def test_a_generator_that_starts_removes_what_a_killed_one_of_the_same_name_has_left(
+    start: Start, trainer: Trainer, settings: dict[str, Path], tmp_path: Path
+) -> None:
+    left = tmp_path / "local/tandem-g/000003.1-0123"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"left")
+    trainer.publish(Version(1, 1), full=True)
+    switcher = await start(**settings)
+    assert switcher.version == V1, "a complete version, for which no files are made"
+    assert not left.exists()
+
+
+async def test_a_generator_that_starts_leaves_the_files_of_another_that_runs_and_says_so(
+    start: Start, trainer: Trainer, settings: dict[str, Path], store: WatchedStore, tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    running = Replica(store, tmp_path / "local")
+    for manifest, digest in trainer.steps(1):
+        running.switch(manifest, digest)
+    assert await start(**settings)
+    assert trainer.is_right(running.files, V2)
+    assert "tandem-g cannot be removed: another process uses the folder" in caplog.text
 
 
 async def test_a_generator_that_starts_without_the_base_serves_the_complete_files_when_they_come(

@@ -284,6 +284,18 @@ def test_a_lease_that_is_not_renewed_expires(store: WeightStore, monkeypatch: py
     assert store.leased() == set()
 
 
+def test_leases_of_generators_that_are_gone_are_removed(store: WeightStore) -> None:
+    publish(store, V1)
+    for name in ("here", "gone", "paused"):
+        store.lease(name, (V1,))
+    (store.root / "served/.killed.json.7").write_text("{")
+    for name, hours in (("gone.json", 2.0), (".killed.json.7", 2.0), ("paused.json", 0.5)):
+        long_ago = time.time() - 3600 * hours
+        os.utime(store.root / "served" / name, (long_ago, long_ago))
+    store.retain(1)
+    assert {path.name for path in (store.root / "served").iterdir()} == {"here.json", "paused.json"}
+
+
 def test_a_full_volume_is_reported_before_anything_is_written(small_volume: Path) -> None:
     store = WeightStore(small_volume)
     publish(store, V1)

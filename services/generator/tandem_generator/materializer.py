@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import tempfile
@@ -17,6 +18,8 @@ from tandem_protocol.manifest import DeltaFile, Manifest, TensorEntry, digest_by
 from tandem_protocol.store import WeightStore
 from tandem_protocol.verification import check_table, verified
 from tandem_protocol.version import Version
+
+log = logging.getLogger(__name__)
 
 _PARTIAL = ".partial"
 
@@ -67,6 +70,23 @@ class Materializer:
                 "set generator.materialize_dir to a folder with space for two versions; if another process uses the "
                 "folder, give each generator its own generator.generator_id."
             ) from error
+
+    def clear(self) -> None:
+        """Remove what a killed process of the same name has left. It may take as much memory as two versions.
+
+        Without this, it would stay until the next delta version, which may never come.
+        """
+        try:
+            with self._lock:
+                if self._folder.exists():
+                    self._open()
+        except OSError as error:
+            log.warning(
+                "%s cannot be removed: %s. If no other process uses it, remove it, because it may take the space of "
+                "two versions.",
+                self._folder,
+                error,
+            )
 
     def close(self) -> None:
         """Remove all files."""

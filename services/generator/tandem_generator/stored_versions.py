@@ -127,6 +127,10 @@ class StoredVersions:
         files = tuple(directory / file.name for file in manifest.files)
         return Loadable(manifest.version, digest, files, manifest.kind)
 
-    async def close(self) -> None:
+    async def clear(self) -> None:
+        """Remove the files that a killed generator of the same name has made on this host."""
+        await asyncio.to_thread(self._materializer.clear)
+
+    def close(self) -> None:
         """Remove the files that were made on this host."""
-        await asyncio.to_thread(self._materializer.close)
+        self._materializer.close()

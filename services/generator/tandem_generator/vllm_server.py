@@ -74,6 +74,9 @@ def serve_vllm(settings: GeneratorSettings, engine_args: Sequence[str]) -> bool:
             uvloop.run(run_server(args))
     except KeyboardInterrupt:  # SIGTERM before the server was up
         return True
+    finally:
+        if hasattr(TandemRoutes, "switcher"):
+            TandemRoutes.switcher.stored.close()
     WeightStore(settings.shared.weights_dir).lease(settings.generator.replica, ())
     return TandemRoutes.switcher.stopping
 

@@ -46,7 +46,7 @@ class WeightSwitcher:
 
     Only `set` calls the engine's `pause`, `load_weights` and `resume`. While it runs, further calls are refused instead
     of queued. `rollouts` may be called at any time. `failed` is set when the process must restart; the server waits
-    for it. `stopping` is True after `stop`.
+    for it. `stopping` is True after `stop`. `stored` must be closed at the end, which `close` does.
     """
 
     def __init__(self, engine: Engine, store: WeightStore, config: GeneratorConfig) -> None:
@@ -55,7 +55,7 @@ class WeightSwitcher:
         self.failed = asyncio.Event()
         self.stopping = False
         materializer = Materializer(store, config.materialize_dir, self.generator_id)
-        self._stored = StoredVersions(store, materializer, config.visible_timeout_s, is_stopping=lambda: self.stopping)
+        self.stored = StoredVersions(store, materializer, config.visible_timeout_s, is_stopping=lambda: self.stopping)
         self._config = config
         self._serving = Loadable(BASE, None, ())
         self._not_loaded: str | None = "the engine is starting"
@@ -100,6 +100,7 @@ class WeightSwitcher:
         """
         await self.engine.start()
         self._serving = Loadable(BASE, None, self.engine.facts.base_shards)
+        await self.stored.clear()
         await self._catch_up()
         self._not_loaded = None
         self._changes.notify()
@@ -119,7 +120,7 @@ class WeightSwitcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._lease.hold()
         await self.engine.close()
-        await self._stored.close()
+        self.stored.close()
 
     async def _catch_up(self) -> None:
         """Serve `LATEST`, or the newest undamaged version if `LATEST` is damaged. An empty store changes nothing.
@@ -130,10 +131,10 @@ class WeightSwitcher:
         problems: list[TandemError] = []
         tried: set[Version] = set()
         has_deltas = False
-        while (version := await self._stored.newest(but=tried)) is not None:
+        while (version := await self.stored.newest(but=tried)) is not None:
             tried.add(version)
             try:
-                manifest, digest = await self._stored.read(version, if_latest=True)
+                manifest, digest = await self.stored.read(version, if_latest=True)
                 check_version_fits(manifest, self.engine.facts)
                 has_deltas = has_deltas or manifest.delta is not None
                 await self.set(version, SetWeights(manifest_digest=digest, mode=SwitchMode.ABORT))
@@ -143,9 +144,9 @@ class WeightSwitcher:
                 problems.append(error)
         if problems and not has_deltas:
             raise WeightsRefused(
-                f"none of the {len(problems)} versions in {self._stored.root} can be served; the newest: {problems[0]} "
+                f"none of the {len(problems)} versions in {self.stored.root} can be served; the newest: {problems[0]} "
                 "If the store belongs to another model or run, set shared.weights_dir to a new folder. If its files "
-                f"are damaged, delete {self._stored.root}: a resumed trainer publishes its weights again."
+                f"are damaged, delete {self.stored.root}: a resumed trainer publishes its weights again."
             )
 
     async def wait_for(self, at_least: Version, timeout_s: float) -> ServedWeights:
@@ -240,9 +241,7 @@ class WeightSwitcher:
             PolicyTorn: Loading failed, and so did loading the old version again. The process must restart.
         """
         if self._switching.locked():
-            raise SwitchInProgress(
-                f"got PUT of version {version} while another switch is running. Fix: try again later."
-            )
+            raise SwitchInProgress(f"got PUT of version {version} during another switch. Fix: try again later.")
         async with self._switching:
             try:
                 return await self._switch(version, request)
@@ -286,12 +285,12 @@ class WeightSwitcher:
         Returns:
             The version, and when its manifest was visible, in monotonic seconds.
         """
-        manifest = await self._stored.manifest(version, digest)
+        manifest = await self.stored.manifest(version, digest)
         visible = time.monotonic()
         check_version_fits(manifest, self.engine.facts)
         await self._lease.hold(version, self.version)
         in_use, one_host = self._serving.files, self.engine.facts.one_host
-        return await self._stored.verify(manifest, digest, in_use, one_host=one_host), visible
+        return await self.stored.verify(manifest, digest, in_use, one_host=one_host), visible
 
     async def _pause_load_resume(self, target: Loadable, mode: SwitchMode) -> tuple[float, float]:
         """Switch the engine to `target`. Returns the times of the pause and the load, in monotonic seconds."""

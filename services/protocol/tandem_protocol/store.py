@@ -39,6 +39,9 @@ ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
 LEASE_S = 120.0
 """Lifetime of a lease, in seconds. A lease that was written longer ago is ignored, and so is one that is written this
 far in the future: after a clock has gone back, it would never expire."""
+_GONE_S = 3600.0
+"""A lease that has not been renewed for this long is removed. A generator that was paused may still renew one that has
+only expired."""
 
 
 class Lease(Message):
@@ -316,15 +319,25 @@ class WeightStore:
     def retain(self, keep: int) -> list[Version]:
         """Delete old versions, except the newest `keep`, `LATEST`, leased ones, and those that they are made out of.
 
+        Leases of generators that are gone are deleted too. A new container of a generator may have another name.
+
         Returns:
             The deleted versions.
         """
+        self._remove_old_leases()
         versions = self.versions()
         kept = closure(self, {*versions[-keep:], *self.leased(), *filter(None, [self.latest()])})
         removed = [version for version in versions if version not in kept]
         for directory in [*self._versions.glob(f"{RETIRED}*"), *map(self.directory, removed)]:
             delete(directory)
         return removed
+
+    def _remove_old_leases(self) -> None:
+        for pattern in ("*.json", ".*.json.*"):  # the second are of generators that were killed while they wrote
+            for path in self._served.glob(pattern):
+                with suppress(OSError):  # it stays, which costs a few bytes
+                    if time.time() - path.stat().st_mtime > _GONE_S:
+                        path.unlink()
 
 
 def _replace(path: Path, data: bytes) -> None:
