@@ -1,16 +1,20 @@
-"""Delete the directories of a weight store. What cannot be deleted at once is hidden, and deleted later."""
+"""Delete old directories and leases of a weight store. A directory that cannot be deleted at once is hidden, and deleted later."""
 
 from __future__ import annotations
 
 import logging
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from .repeats import Repeats
 
 RETIRED = ".staging-retired-"
 """The beginning of the name of a directory that is being deleted. Readers ignore it."""
+_GONE_S = 3600.0
+"""A lease that has not been renewed for this long is removed. A generator that was paused may still renew one that has
+only expired."""
 
 repeats = Repeats(logging.getLogger(__name__))
 
@@ -29,3 +33,11 @@ def delete(directory: Path) -> None:
     if directory.exists():
         message = f"{directory} cannot be deleted completely now. The trainer tries again after the next publication."
         repeats.say(logging.WARNING, "delete", message)
+
+
+def delete_old_leases(folder: Path) -> None:
+    """Delete the leases of generators that are gone, and what they left when they were killed while writing one."""
+    for path in (*folder.glob("*.json"), *folder.glob(".*.json.*")):
+        with suppress(OSError):  # it stays, which costs a few bytes
+            if time.time() - path.stat().st_mtime > _GONE_S:
+                path.unlink()

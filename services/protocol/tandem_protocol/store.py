@@ -29,7 +29,7 @@ from .lock import Held, exclusive
 from .manifest import MANIFEST_NAME, Manifest, digest_bytes
 from .messages import Kind, Message, ModelFingerprint
 from .problems import summarize
-from .retired import RETIRED, delete
+from .retired import RETIRED, delete, delete_old_leases
 from .staged_files import contents
 from .verification import verify_files
 from .version import Version
@@ -39,9 +39,6 @@ ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
 LEASE_S = 120.0
 """Lifetime of a lease, in seconds. A lease that was written longer ago is ignored, and so is one that is written this
 far in the future: after a clock has gone back, it would never expire."""
-_GONE_S = 3600.0
-"""A lease that has not been renewed for this long is removed. A generator that was paused may still renew one that has
-only expired."""
 
 
 class Lease(Message):
@@ -324,20 +321,13 @@ class WeightStore:
         Returns:
             The deleted versions.
         """
-        self._remove_old_leases()
+        delete_old_leases(self._served)
         versions = self.versions()
         kept = closure(self, {*versions[-keep:], *self.leased(), *filter(None, [self.latest()])})
         removed = [version for version in versions if version not in kept]
         for directory in [*self._versions.glob(f"{RETIRED}*"), *map(self.directory, removed)]:
             delete(directory)
         return removed
-
-    def _remove_old_leases(self) -> None:
-        for pattern in ("*.json", ".*.json.*"):  # the second are of generators that were killed while they wrote
-            for path in self._served.glob(pattern):
-                with suppress(OSError):  # it stays, which costs a few bytes
-                    if time.time() - path.stat().st_mtime > _GONE_S:
-                        path.unlink()
 
 
 def _replace(path: Path, data: bytes) -> None:
