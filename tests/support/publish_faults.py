@@ -80,8 +80,9 @@ def _torn(number: int) -> None:
 
 def _removing(number: int) -> None:
     """Die before the store removes a folder."""
-    store.shutil = SimpleNamespace(**vars(shutil))  # type: ignore[assignment]  # only the store gets this copy
-    _in(store.shutil, "rmtree", "before")(number)
+    copy: Any = SimpleNamespace(**vars(shutil))
+    vars(store)["shutil"] = copy  # only the store gets this copy
+    _in(copy, "rmtree", "before")(number)
 
 
 def _trainer_places() -> dict[str, Callable[[int], None]]:
@@ -147,8 +148,9 @@ def arm_trainer(file: Path, place: str | None, number: int) -> None:
     """Note in `file` what this trainer publishes, and die at the `number`-th time that it comes to `place`."""
     from tandem_trainer import publish
     from tandem_trainer.learner.safetensors_file import data_of
+    from tandem_trainer.learner.shards import model_tensors
 
-    model_tensors, call = publish.model_tensors, publish.Publisher.__call__
+    call = publish.Publisher.__call__
 
     def publishing(self: Any, model: Any, step: int, **options: Any) -> Version:
         tensors = {name: bytes(data_of(tensor)) for name, tensor in model_tensors(model, self._dtype)}
@@ -171,7 +173,7 @@ def run_generator() -> None:
     load_weights = MockEngine.load_weights
 
     async def loading(self: Any, version: Version, files: Any) -> None:
-        tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]
+        tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]  # type: ignore[no-untyped-call]  # safetensors'
         note(Path(file), version, {name: bytes(content["data"]) for name, content in tensors})
         await load_weights(self, version, files)
 

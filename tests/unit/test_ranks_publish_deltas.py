@@ -36,7 +36,8 @@ class Generator:
     """Stands in for the client on the main process. Refuses the deltas of some versions."""
 
     def __init__(self, store: WeightStore, folder: Path) -> None:
-        self.store, self.replica, self.asked = store, Replica(store, folder), []
+        self.store, self.replica = store, Replica(store, folder)
+        self.asked: list[Any] = []
 
     async def expect(self, version: Version) -> None: ...
 
@@ -67,11 +68,12 @@ def publish(model_dir: Path, out: Path) -> None:
         client: Any = Generator(store, out / f"local-{case}")
         with start_blocking_portal() as portal:
             publisher = Publisher(
-                store=store, client=client, portal=portal, wait=lambda task: together(accelerator, task.result, 60),
+                store=store, client=client, portal=portal,
+                wait=lambda task: together(accelerator, task.result, 60),  # type: ignore[union-attr]  # the task exists on every rank
                 config=PublishConfig(keep=9, delta="always"), run_name="r", attempt=1,
                 model_fingerprint=fingerprint_of(learner.model, model_dir), dtype=torch.bfloat16,
                 accelerator=accelerator,
-            )  # fmt: skip # type: ignore[union-attr]
+            )  # fmt: skip
             for step in range(STEPS):
                 expected = dict(model_tensors(learner.model, torch.bfloat16))  # every rank gathers
                 if accelerator.is_main_process:

@@ -14,7 +14,7 @@ from tandem_trainer.run.metrics import load_fields
 
 PAIR = [completion([5, 6]), completion([7])]
 WITH, WITHOUT = scored([4], PAIR, [1.0, 0.0]), scored([4], PAIR, [1.0, 1.0])
-REFILL = {"rollout": {"refill": True}}
+REFILL: dict[str, Any] = {"rollout": {"refill": True}}
 
 
 def _record(folder: Path, counts: Counts) -> dict[str, Any]:
