@@ -292,7 +292,8 @@ def test_skipped_batches_raise_alerts_before_the_first_step(tmp_path: Path) -> N
 def test_a_run_without_alerts_has_none(tmp_path: Path) -> None:
     run = make_run(tmp_path, alerts=None)
     steps(run, 6)
-    assert "alerts" not in (run.record or {})
+    assert run.record is not None
+    assert "alerts" not in run.record
     assert not (run.dir / "events.jsonl").exists()
 
 
