@@ -105,14 +105,14 @@ def compare(name: str, shape: str, model_dir: Path, rounds: int, sides: list[str
         side: Measured(*(statistics.median(getattr(one, field) for one in all_) for field in FIELDS), [])
         for side, all_ in measured.items()
     }
-    ours = medians[sides[0]]
+    first = medians[sides[0]]
     rows = [
         [
             side,
             f"{one.seconds:.2f}",
             f"{one.cpu_seconds:.2f}",
             f"{one.peak_mb:,.0f}",
-            *(f"{getattr(ours, field) / getattr(one, field):.2f}" for field in FIELDS),
+            *(f"{getattr(first, field) / getattr(one, field):.2f}" for field in FIELDS),
         ]
         for side, one in medians.items()
     ]

@@ -53,7 +53,7 @@ class Transfer:
     def reset_weight_update_target(self) -> None: ...
 
 
-class Worker(gpu_worker.Worker, TandemWorker):  # type: ignore[misc]  # vLLM ships no types
+class Worker(gpu_worker.Worker, TandemWorker):
     """vLLM's worker without a device."""
 
     def __init__(self, rank: int) -> None:

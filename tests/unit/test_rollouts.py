@@ -197,7 +197,7 @@ def _queue_of_two_steps(portal: BlockingPortal) -> dict[str, Any]:
     rollouts.start(Version(0, 1))
     rollouts.next(-2)
     _finish(rollouts)
-    return json.loads(json.dumps(rollouts.state_dict()))  # type: ignore[no-any-return]  # as it is read from a checkpoint
+    return json.loads(json.dumps(rollouts.state_dict()))  # as it is read from a checkpoint
 
 
 def _resumed(

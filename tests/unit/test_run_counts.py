@@ -22,7 +22,7 @@ def _record(folder: Path, counts: Counts) -> dict[str, Any]:
     run.make_record(1, [WITH], {}, counts)
     run.log()
     (line,) = (run.dir / "metrics.jsonl").read_text().splitlines()
-    return json.loads(line)  # type: ignore[no-any-return]  # a line of JSON
+    return json.loads(line)  # a line of JSON
 
 
 def test_a_record_has_the_counts_of_its_step(tmp_path: Path) -> None:
