@@ -52,7 +52,7 @@ def claim(
 def is_in_use(env: Mapping[str, str] = os.environ) -> bool:
     """Whether services or another preflight hold the lock."""
     lock = env.get(PROJECT_LOCK_ENV)
-    return bool(lock) and is_held(Path(lock))
+    return bool(lock and is_held(Path(lock)))
 
 
 def _holder(lock: Path) -> str:

@@ -18,7 +18,7 @@ from tandem_protocol.config.project import ProjectSettings
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "helm/tandem"
 DEMO = ("config.yaml", "prepare.py", "rewards.py")
-SECTIONS = {name: field.annotation for name, field in ProjectSettings.model_fields.items()}
+SECTIONS: dict[str, Any] = {name: field.annotation for name, field in ProjectSettings.model_fields.items()}
 DROPPED = {"title", "description", "default", "format"}
 """Keywords that check nothing."""
 TEXTS = {"integer": r"^[+-]?[0-9]+$", "number": r"^[+-]?[0-9.]+([eE][+-]?[0-9]+)?$", "boolean": "^[A-Za-z]+$"}
@@ -98,7 +98,7 @@ def _simplified(node: Any, *, is_names: bool = False) -> Any:
         return made
     if "$ref" in made:
         return {"$ref": made["$ref"].replace("#/$defs/", f"#/$defs/{PREFIX}")}
-    if (text := TEXTS.get(made.get("type"))) and "enum" not in made:
+    if (text := TEXTS.get(made.get("type", ""))) and "enum" not in made:
         made |= {"type": [made["type"], "string"], "pattern": text}
     if "properties" in made:
         made["type"] = ["object", "null"]  # an empty section has its defaults

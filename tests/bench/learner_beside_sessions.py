@@ -33,9 +33,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sessions import GENERATIONS, LIMIT_S, Unscored, sampled
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.sessions import GENERATIONS, LIMIT_S, Unscored, sampled
 from support.chatml import make_chatml_model
 from support.episodes import ALL_TEMPLATES
 from support.generators import TOKEN, Generator, running
@@ -254,8 +253,9 @@ def _update(name: str, folder: Path, tokens: int) -> Callable[[], object]:
     if name == IDLE:
         return functools.partial(time.sleep, 1.0)
     import torch
-    from trainer import make_model
-    from trainer_update import make_rows, make_update
+
+    from bench.trainer import make_model
+    from bench.trainer_update import make_rows, make_update
 
     torch.set_num_threads(1)
     update = make_update(make_model(name, folder), make_rows(ROWS, tokens, PROMPT_TOKENS, ragged=False), {})

@@ -17,7 +17,7 @@ import tempfile
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from support.bench import Table, options, train, write
@@ -88,7 +88,7 @@ def run_cases(engine: str, cases: list[Case], steps: int, folder: Path) -> list[
                     "max_completion_length": LONGEST,
                 }
                 name = folder / f"run-{next(numbers)}"
-                limits = {"max_steps": steps, "max_lag": case.max_lag}
+                limits: dict[str, Any] = {"max_steps": steps, "max_lag": case.max_lag}
                 runs.append(
                     train(name, model, weights, ports, cpu=cpus[-1], rollout=rollout, log_completions=16, **limits)
                 )

@@ -129,7 +129,7 @@ def measure(name: str, rounds: int, root: Path) -> list[str]:
     model = make_model(shape, root / "model", root / "served")
     store = WeightStore(root / "weights")
     (store.root / "versions").mkdir(parents=True)
-    data = [memoryview(t.view(torch.uint8).numpy()).cast("B") for _, t in model_tensors(model, shape.dtype)]
+    data = [memoryview(t.view(torch.uint8).numpy().data).cast("B") for _, t in model_tensors(model, shape.dtype)]
     target = bytearray(sum(piece.nbytes for piece in data))
     of_model = fingerprint(root / "model")
     words = ("--max-model-len", "512", "--dtype", str(shape.dtype).removeprefix("torch."))

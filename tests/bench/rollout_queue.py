@@ -103,7 +103,7 @@ def generators(length: Callable[[random.Random], float]) -> Iterator[Generators]
         root, chance = Path(folder), random.Random(0)
         lengths = [min(LONGEST - 1, max(1, round(length(chance)))) for _ in range(SCRIPTED)]
         (root / "script.jsonl").write_text(json.dumps({"samples": [[[200] * one] for one in lengths]}) + "\n")
-        options = ("--generator.mock.script", str(root / "script.jsonl"))
+        options: tuple[str, ...] = ("--generator.mock.script", str(root / "script.jsonl"))
         options += ("--generator.mock.faults.token_latency_s", str(TOKEN_LATENCY_S))
         urls = []
         for number in range(REPLICAS):

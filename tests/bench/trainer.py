@@ -25,9 +25,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from trainer_update import Measured
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.trainer_update import Measured
 from support.bench import Table, options, write
 
 ROOT = Path(__file__).parents[2]
@@ -81,7 +80,7 @@ def make_model(name: str, folder: Path) -> Path:
 def measure(side: str, model_dir: Path, options: list[str]) -> Measured:
     python = TRL_PYTHON if side.startswith("trl") else ROOT / ".venv/bin/python"
     # -P: or Python would import the script trl.py beside this one as TRL.
-    command = [python, "-P", SIDE, "--side", side, "--model-dir", model_dir, *options]
+    command = [str(python), "-P", str(SIDE), "--side", side, "--model-dir", str(model_dir), *options]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ).stdout
     if "--profile" in options:
         print(output, end="")
@@ -103,17 +102,17 @@ def compare(name: str, shape: str, model_dir: Path, rounds: int, sides: list[str
                 f"{side} has loss, gradient norm, entropy {ours}; {sides[-1]} has {theirs}"
             )
     medians = {
-        side: Measured(*(statistics.median(getattr(one, field) for one in all_) for field in FIELDS), values=[])
+        side: Measured(*(statistics.median(getattr(one, field) for one in all_) for field in FIELDS), [])
         for side, all_ in measured.items()
     }
-    ours = medians[sides[0]]
+    first = medians[sides[0]]
     rows = [
         [
             side,
             f"{one.seconds:.2f}",
             f"{one.cpu_seconds:.2f}",
             f"{one.peak_mb:,.0f}",
-            *(f"{getattr(ours, field) / getattr(one, field):.2f}" for field in FIELDS),
+            *(f"{getattr(first, field) / getattr(one, field):.2f}" for field in FIELDS),
         ]
         for side, one in medians.items()
     ]

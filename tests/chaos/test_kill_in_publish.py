@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ class Lives:
             program=(*PROGRAM, *arguments),
         )  # fmt: skip
 
-    def _start_trainer(self) -> object:
+    def _start_trainer(self) -> ForkServerProcess:
         place, number = self.trainer_places.pop() if self.trainer_places else (None, 0)
         print(f"trainer: {place} {number}")
         prepare = partial(publish_faults.arm_trainer, self.published, place, number)

@@ -114,7 +114,7 @@ async def test_logprobs_match_the_sampled_distribution(
     mock = engine()
     await mock.load_weights(V1, ())
     policy = MockPolicy(VOCAB, EOS)
-    sampling = Sampling(max_tokens=50, **filters)  # type: ignore[arg-type]  # top_k is an int
+    sampling = Sampling(max_tokens=50, **filters)
     for completion in await sample(mock, 1, 2, 3, n=4, **filters):
         context = [5, 9]
         for token, logprob in zip(completion.token_ids, completion.logprobs, strict=True):

@@ -106,7 +106,8 @@ def test_every_route_of_vllm_that_changes_something_is_known() -> None:
     """A new version of vLLM may have further ones. Then add them to `ROUND_THE_SWITCHER`, or to `HARMLESS` here."""
     found = importlib.util.find_spec("vllm.entrypoints")
     assert found is not None
-    (folder,) = found.submodule_search_locations or ()
+    assert found.submodule_search_locations
+    (folder,) = found.submodule_search_locations
     sources = [file.read_text() for file in Path(folder).rglob("*.py")]
     decorators = [re.findall(r'@\w+\.(?:post|put|patch|delete|api_route)\(\s*"([^"]+)"', source) for source in sources]
     routes = {path for paths in decorators for path in paths}

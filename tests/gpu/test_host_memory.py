@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from support import gpu
-from tandem_trainer import devices
 from tandem_trainer.devices import HostMemory
 
 pytestmark = pytest.mark.gpu
@@ -36,7 +35,7 @@ def test_memory_that_cannot_be_pinned_is_used_as_it_is(
     flat_N = torch.empty(source.nbytes, dtype=torch.uint8)
     torch.cuda.check_error(int(torch.cuda.cudart().cudaHostRegister(flat_N.data_ptr(), flat_N.nbytes, 0)))
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(devices.torch, "empty", lambda *_args, **_kwargs: flat_N)
+        patch.setattr(torch, "empty", lambda *_args, **_kwargs: flat_N)
         memory = HostMemory({"w": source}, gpu.device())
     torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(flat_N.data_ptr())))
     assert "cannot be pinned" in caplog.text

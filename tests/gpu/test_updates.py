@@ -116,7 +116,7 @@ def _update(model_dir: Path, config: TrainerConfig, groups: list[Group], *, cpu:
         torch.manual_seed(0)  # for the adapter's random weights
         learner = learner_of(model_dir, config, accelerator, reference=algorithm.needs_reference)
         before = _trained(learner.model)
-        metrics = learner.update(algorithm.make_batch(groups), algorithm)
+        metrics = learner.update(algorithm.make_batch(groups, list), algorithm)
         return Update(metrics, before - _trained(learner.model))
 
 

@@ -88,7 +88,7 @@ async def test_openai_agents_streams_two_sub_agents_in_parallel(proxy: Proxy) ->
                     pass
                 return str(streamed.final_output)
 
-            assert await asyncio.gather(ask("Ada"), ask("Bob")) == ["I think so."] * 2
+            assert [*await asyncio.gather(ask("Ada"), ask("Bob"))] == ["I think so."] * 2
 
     one = await play(run, proxy, Policy("I think so."))
     assert (one.turns, len(one.sequences)) == (2, 2)

@@ -275,17 +275,17 @@ def test_a_killed_environment_server_is_waited_for_and_an_episode_that_loses_it_
     tmp_path: Path, model: Path
 ) -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    rows = [
+    cases: list[dict[str, Any]] = [
         {"killed": "once", "scored": None},
         {"killed": "never", "scored": None},
         {"killed": "always", "scored": None},
         {"killed": "never", "scored": "scored-in-step-2"},
     ]
-    rows = [{"prompt": f"case {number}=", **row} for number, row in enumerate(rows)]
-    remote = {"environment": "faults:Killed", "environment_urls": [url]}
+    rows = [{"prompt": f"case {number}=", **row} for number, row in enumerate(cases)]
+    remote: dict[str, Any] = {"environment": "faults:Killed", "environment_urls": [url]}
     with made(tmp_path, model, rows, [{"turns": ["ok"]}], **remote) as project:
         server = (sys.executable, "-m", "tandem_rollout.server", "--config", str(project.directory / "config.yaml"))
-        token = {"TANDEM_ENVIRONMENT_TOKEN": TOKEN}
+        token: dict[str, Any] = {"TANDEM_ENVIRONMENT_TOKEN": TOKEN}
         with kept_running(*server, f"--trainer.rollout.environment_server.port={url.rpartition(':')[2]}", **token):
             ended = project.train(**token)
     assert ended.returncode == 0, ended.stderr

@@ -30,7 +30,7 @@ def make(tmp_path: Path, chat_model: Path) -> Iterator[Any]:
         yield lambda name="project", **trainer: with_code(make_project(name, **trainer))
 
 
-def trained(project: Project, **env: str) -> list[dict[str, Any]]:
+def trained(project: Project, **env: Any) -> list[dict[str, Any]]:
     ended = project.train(**env)
     assert ended.returncode == 0, ended.stderr
     return project.lines("metrics.jsonl")

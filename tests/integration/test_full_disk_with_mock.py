@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_a_failed_preflight_is_the_trainers_message_and_status(
     [(("--trainer.max_stepss=5",), {}), ((), {"TANDEM_TRAINER_PROCESSES": "x"}), ((), {"TANDEM_LOG": "xml"})],
 )
 def test_a_mistake_in_what_the_supervisor_reads_ends_the_run(
-    make_project: Callable[..., Project], tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, str]
+    make_project: Callable[..., Project], tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, Any]
 ) -> None:
     end_file = tmp_path / "run-over"
     project = make_project()

@@ -88,7 +88,8 @@ def test_a_pair_is_two_whole_episodes_of_a_row_and_the_judged_one_becomes_more_l
 def logprob_of(model: Path, opening: str, episode: list[tuple[str, str]]) -> float:
     """Return the sum of the logprobs of the sampled tokens of an episode."""
     tokenizer = make_tokenizer(VOCAB)
-    ids, sampled = tokenizer(opening).input_ids, []
+    ids = tokenizer(opening).input_ids
+    sampled: list[Any] = []
     for read, said in episode:
         ids += tokenizer(read).input_ids
         turn = [*tokenizer(said).input_ids, tokenizer.eos_token_id]

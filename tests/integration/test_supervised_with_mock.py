@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from support.projects import Project, assert_same_course
 from tandem_protocol.lock import exclusive
 
-RETRIES = "TANDEM_TRAINER_RETRIES"
+ONCE: dict[str, Any] = {"TANDEM_TRAINER_RETRIES": "1"}
 
 
 @pytest.fixture
@@ -26,7 +27,7 @@ def test_a_trainer_killed_again_and_again_finishes_the_same_run_and_ends_its_gen
     monkeypatch.setenv("TANDEM_END_FILE", str(end_file))
     killed = make_project("killed")
     # Every process dies at its fifth reward call, in its third step. Until then it has written a checkpoint.
-    ended = killed.train(ACTION="SIGKILL", AT_CALL="5", TANDEM_TRAINER_END_FILE=str(end_file), **{RETRIES: "1"})
+    ended = killed.train(ACTION="SIGKILL", AT_CALL="5", TANDEM_TRAINER_END_FILE=str(end_file), **ONCE)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("ended with exit status 137; starting it again") == 2
     assert_same_course(killed, undisturbed)
@@ -36,14 +37,14 @@ def test_a_trainer_killed_again_and_again_finishes_the_same_run_and_ends_its_gen
 
 def test_a_mistake_is_not_retried_and_is_the_end(make_project: Callable[..., Project], end_file: Path) -> None:
     project = make_project(rewards=[{"function": "absent:reward"}])
-    ended = project.train(TANDEM_TRAINER_END_FILE=str(end_file), **{RETRIES: "1"})
+    ended = project.train(TANDEM_TRAINER_END_FILE=str(end_file), **ONCE)
     assert ended.returncode == 2
     assert ended.stderr.count(" ERROR ") == 1
     assert end_file.exists()
 
 
 def test_a_wrong_configuration_is_one_message(make_project: Callable[..., Project]) -> None:
-    ended = make_project().train("--trainer.max_stepss=5", **{RETRIES: "1"})
+    ended = make_project().train("--trainer.max_stepss=5", **ONCE)
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1
 
@@ -53,7 +54,7 @@ def test_a_second_trainer_does_not_end_the_generators_of_the_first(
 ) -> None:
     project = make_project()
     with exclusive(project.run_dir / "LOCK", "the first trainer"):
-        ended = project.train(TANDEM_TRAINER_END_FILE=str(end_file), **{RETRIES: "1"})
+        ended = project.train(TANDEM_TRAINER_END_FILE=str(end_file), **ONCE)
     assert ended.returncode == 2
     assert "is in use by the first trainer" in ended.stderr
     assert not end_file.exists()
@@ -72,7 +73,7 @@ def test_a_mistake_of_one_of_several_processes_has_the_status_2(
 
 def test_a_trainer_that_was_stopped_is_not_started_again(make_project: Callable[..., Project], end_file: Path) -> None:
     project = make_project()
-    ended = project.train(ACTION="SIGTERM", AT_CALL="3", TANDEM_TRAINER_END_FILE=str(end_file), **{RETRIES: "1"})
+    ended = project.train(ACTION="SIGTERM", AT_CALL="3", TANDEM_TRAINER_END_FILE=str(end_file), **ONCE)
     assert ended.returncode == 143
     assert "stopped at step 2 with a checkpoint. The same command resumes the run." in ended.stdout
     assert "starting it again" not in ended.stderr

@@ -74,7 +74,8 @@ def test_a_run_writes_metrics_completions_evaluations_and_weight_versions(make_p
         None if e is None else {k: v for k, v in e.items() if k not in ("step", "version")}
         for e in (None, evals[1], None, evals[2])
     ]
-    assert _tracked(project, "reward_mean") == [(m["step"], pytest.approx(m["reward_mean"])) for m in metrics]
+    expected: list[Any] = [(m["step"], pytest.approx(m["reward_mean"])) for m in metrics]
+    assert _tracked(project, "reward_mean") == expected
     assert [step for step, _ in _tracked(project, "eval/pass_at/odd_rewards:odd/4")] == [2, 4]
     status = json.loads((project.run_dir / "status.json").read_text())
     assert (status["phase"], status["step"], status["version"]) == ("finished", 4, "4.1")

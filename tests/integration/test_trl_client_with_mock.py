@@ -216,7 +216,7 @@ def test_a_stop_string_ends_completions_at_the_token_that_completes_it(model: Pa
     trainer = SimpleNamespace(processing_class=tokenizer, state=SimpleNamespace(global_step=0))
     client = make_client()
     client._trainer = lambda: trainer
-    options = {"n": 4, "max_tokens": 30, "generation_kwargs": {"ignore_eos": True, "seed": 3}}
+    options: dict[str, Any] = {"n": 4, "max_tokens": 30, "generation_kwargs": {"ignore_eos": True, "seed": 3}}
     prompts = [[5, 9, 13], [7, 7]]
     complete = client.generate(prompts, **options)
     stop = tokenizer.decode(complete["completion_ids"][5][10:12])

@@ -54,7 +54,7 @@ def test_a_script_with_the_one_line_trains_and_an_evaluation_before_it_takes_no_
         "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     with running("mock", trl.make_readable(model), weights, log=tmp_path / "generator.log") as generator:
-        words = [trl.NEWEST, "train.py", str(model), str(generator.port), "out"]
+        words = [str(trl.NEWEST), "train.py", str(model), str(generator.port), "out"]
         process = subprocess.run(
             words, cwd=tmp_path, env=os.environ | variables, capture_output=True, text=True, timeout=240, check=False
         )

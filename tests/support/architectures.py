@@ -181,7 +181,7 @@ def tiny_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
 @torch.no_grad()
 def _flatten(model: PreTrainedModel) -> None:
     """Scale the embeddings down until the mean entropy per token is half of the possible maximum."""
-    embeddings = {id(layer.weight): layer.weight for layer in _embeddings(model)}.values()
+    embeddings: Any = {id(layer.weight): layer.weight for layer in _embeddings(model)}.values()
     token_ids_BS = torch.arange(3, VOCAB)[None]
     for weight in embeddings:
         weight.normal_(0, 1)

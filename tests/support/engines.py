@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from pathlib import Path
+from typing import Any
 
 from support.weights import FINGERPRINT, tensors
 from tandem_generator.engines.base import EngineFacts, OnTokens, no_count
@@ -24,7 +25,7 @@ from tandem_protocol.messages import (
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import BASE, Version
 
-Start = Callable[..., Awaitable[WeightSwitcher]]
+Start = Callable[..., Coroutine[Any, Any, WeightSwitcher]]
 """Takes settings of GeneratorConfig, and returns a started switcher."""
 
 FACTS = EngineFacts(

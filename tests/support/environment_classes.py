@@ -6,7 +6,7 @@ import random
 from typing import Any, Literal
 
 from support.episodes import Policy, Row, bpe_tokenizer, renderer
-from tandem_rollout.environments import ClassEnvironments
+from tandem_rollout.environments import ClassEnvironments, Environments
 from tandem_rollout.episode import Limits, Player
 from tandem_rollout.trajectory import Group, Trajectory
 from tandem_rollout.turns import TurnReader
@@ -18,14 +18,14 @@ async def started(factories: Any, **options: Any) -> ClassEnvironments:
     return environments
 
 
-def player(environments: ClassEnvironments, **limits: Any) -> Player:
+def player(environments: Environments, **limits: Any) -> Player:
     given = {"max_tokens": 3000, "max_turns": 10} | limits
     one = renderer("Qwen 3")
     return Player(one, TurnReader(bpe_tokenizer(), one, schemas=environments.schemas), Limits(**given))
 
 
 async def play(
-    environments: ClassEnvironments,
+    environments: Environments,
     *texts: str,
     row: Row | None = None,
     size: int = 1,

@@ -102,7 +102,7 @@ async def ask_twice(row, client):
     return len(said["content"]) / 10
 '''
 PROMPTS = {"chat_template_kwargs": {"chat_template": CHAT_TEMPLATE}}
-TOOLS = {"tools": ["episodes:count"], "tool_parser": "episodes:calls"}
+TOOLS: dict[str, Any] = {"tools": ["episodes:count"], "tool_parser": "episodes:calls"}
 
 
 def rollout(**settings: Any) -> dict[str, Any]:

@@ -96,6 +96,8 @@ class Scorer:
 class NamingSampler(Sampler):
     """The real sampler. It notes the number of the draw as a reward, and whether the group has signal."""
 
+    _has_signal: Callable[[int], bool]
+
     def __init__(self, generators: GeneratorClient, has_signal: Callable[[int], bool]) -> None:
         tokenizer: Any = SimpleNamespace(batch_decode=lambda ids, **_: [str(one) for one in ids])
         scorer: Any = Scorer()

@@ -58,7 +58,7 @@ def _measure(shape: str, folder: Path) -> dict[str, object]:
     if free < 2.2 * size:
         return {"skipped": f"{folder} has {free / 1e9:.0f} GB free, expected {2.2 * size / 1e9:.0f} GB"}
     without_mock = mock_missing()
-    buffer = memoryview(torch.randint(0, 255, (min(size, BUFFER_BYTES),), dtype=torch.uint8).numpy())
+    buffer = memoryview(torch.randint(0, 255, (min(size, BUFFER_BYTES),), dtype=torch.uint8).numpy().data)
     rounds = Rounds(model)
     config = config_of(learner={"dtype": "bfloat16"})
     with (

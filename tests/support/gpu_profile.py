@@ -13,7 +13,7 @@ from unittest import mock
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch exports it without saying so
 from torch.profiler import profile
 
 from support import gpu

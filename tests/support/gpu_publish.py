@@ -72,7 +72,7 @@ def publisher(
             made = f"--generator.materialize_dir={root / 'made'}"
             generator = stack.enter_context(running("mock", model_dir, store.root, made, log=root / "mock.log"))
             url = f"http://127.0.0.1:{generator.port}"
-            client = portal.call(lambda: GeneratorClient([url], TOKEN))  # type: ignore[arg-type,return-value]  # the client has to be made in the loop
+            client = portal.call(lambda: GeneratorClient([url], TOKEN))  # the client has to be made in the loop
         stack.callback(lambda: portal.call(client.close))
         yield (
             Publisher(

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def instrument(point: Point) -> Mapping[str, Counted]:
     read = wrap("tensor", lambda pair: pair)
     tensors = volume_engine._tensors
 
-    def broken(shards: list[str]) -> Iterable[tuple[str, torch.Tensor]]:
+    def broken(shards: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
         return map(read, tensors(shards))
 
     volume_engine._tensors = broken
@@ -172,7 +172,7 @@ def processing() -> list[Any]:
     return sorted(found, key=lambda cls: cls.__name__)
 
 
-def _subclasses(cls: type) -> Iterator[Any]:
+def _subclasses(cls: Any) -> Iterator[Any]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)
@@ -186,9 +186,9 @@ def report_rehearsal(
     family: str, way: str, engine: RepackingVolumeWeightEngine, table: dict[str, list[int]], folder: Path
 ) -> None:
     if way == "without new kernels":
-        engine._before_layerwise = lambda: None
+        engine._before_layerwise = lambda: None  # type: ignore[method-assign]  # this way breaks it
     if way == "in place":
-        engine._load_layerwise = engine.model.load_weights
+        engine._load_layerwise = engine.model.load_weights  # type: ignore[method-assign]  # this way breaks it
     if way.startswith("without tensor "):
         table = {name: shape for name, shape in table.items() if way.rpartition(" ")[2] not in name}
     info = VolumeInitInfo(switches=True, table=table, shards=[str(folder / "base/model.safetensors")])

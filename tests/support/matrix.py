@@ -207,7 +207,8 @@ class _Trainer:
             self.alerts.append(check.description)
         with self._store.writer("the matrix"):
             Publisher(
-                store=self._store, client=self._client, portal=self._portal, wait=lambda task: task.result(),
+                store=self._store, client=self._client, portal=self._portal,
+                wait=lambda task: task.result(),  # type: ignore[union-attr]  # this rank has a task
                 config=self._config.publish, run_name="matrix", attempt=1, model_fingerprint=self.fingerprint,
                 dtype=torch.float32, accelerator=self._accelerator,
             )(self.learner.model, step)  # fmt: skip

@@ -91,8 +91,8 @@ def _is_port(ports: Sequence[Object] | None, target: Endpoint, port: int, protoc
     for of in ports:
         if of.get("protocol", "TCP") != protocol:
             continue
-        first = target.ports.get(of["port"]) if isinstance(of.get("port"), str) else of.get("port", port)
-        if first is not None and first <= port <= of.get("endPort", first):
+        first: int | None = target.ports.get(of["port"]) if isinstance(of.get("port"), str) else of.get("port", port)
+        if first is not None and first <= port <= (of.get("endPort") or first):
             return True
     return False
 

@@ -81,7 +81,9 @@ class Cluster:
 
     def scratch(self, name: str, size: str, group: int) -> str:
         """Create a volume for an emptyDir. It is in memory, so that its size is enforced."""
-        number, unit = re.fullmatch(r"(\d+)([KMG])i", size).groups()
+        matched = re.fullmatch(r"(\d+)([KMG])i", size)
+        assert matched, f"got {size}, expected a size such as 64Mi"
+        number, unit = matched.groups()
         pages = int(number) * 1024 ** (1 + "KMG".index(unit)) // PAGE_BYTES
         self._volume(name, "type=tmpfs", "device=tmpfs", f"o=nr_blocks={pages},mode=2777,uid=0,gid={group}")
         return self.own(name)

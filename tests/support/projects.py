@@ -143,7 +143,7 @@ class Project:
         """Return the rollouts of rank 0 in the checkpoint of `step`."""
         checkpoint = self.run_dir / "checkpoints" / f"{step:06d}"
         name = rollouts_file(0, read_state(checkpoint)["rewrites"])
-        return json.loads((checkpoint / name).read_text())  # type: ignore[no-any-return]  # it is an object
+        return json.loads((checkpoint / name).read_text())  # it is an object
 
     def parameters(self, step: int) -> dict[str, Tensor]:
         """Return the parameters in the checkpoint of `step`."""

@@ -96,8 +96,9 @@ def _torn(number: int) -> None:
 
 def _removing(number: int) -> None:
     """Die before an old version is removed."""
-    retired.shutil = SimpleNamespace(**vars(shutil))  # type: ignore[assignment]  # only this module gets this copy
-    _in(retired.shutil, "rmtree", "before")(number)
+    copy: Any = SimpleNamespace(**vars(shutil))
+    vars(retired)["shutil"] = copy  # only this module gets this copy
+    _in(copy, "rmtree", "before")(number)
 
 
 def _trainer_places() -> dict[str, Arm]:
@@ -183,8 +184,9 @@ def arm_trainer(file: Path, place: str | None, number: int, policies: Path | Non
     from support.published_policies import save
     from tandem_trainer import publish
     from tandem_trainer.learner.safetensors_file import data_of
+    from tandem_trainer.learner.shards import model_tensors
 
-    model_tensors, call = publish.model_tensors, publish.Publisher.__call__
+    call = publish.Publisher.__call__
 
     def publishing(self: Any, model: Any, step: int, **options: Any) -> Version:
         version = Version(step, self._attempt)
@@ -213,7 +215,7 @@ def run_generator() -> None:
     load_weights = engine.load_weights
 
     async def loading(self: Any, version: Version, files: Any) -> None:
-        tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]
+        tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]  # type: ignore[no-untyped-call]  # safetensors'
         note(Path(file), version, {name: bytes(content["data"]) for name, content in tensors})
         await load_weights(self, version, files)
 

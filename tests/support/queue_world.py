@@ -145,7 +145,7 @@ class World:
         rollouts.start(self.version)
         return rollouts
 
-    def wait(self, task: asyncio.Task[Any]) -> None:
+    def wait(self, task: Any) -> None:
         """Wait as a run does, and stop now and then."""
         if self.schedule.chance.random() < self.schedule.stops:
             self.loop.pass_time(self.schedule.chance.random())

@@ -22,7 +22,7 @@ def completion(token_ids: Sequence[int], *, finish: str = "stop", version: Versi
     return Completion(
         token_ids=tuple(token_ids),
         logprobs=tuple(-0.5 * (i + 1) for i in range(len(token_ids))),
-        finish_reason=finish,  # type: ignore[arg-type]  # pydantic checks it
+        finish_reason=finish,
         versions=(VersionSpan(version=version, tokens=len(token_ids)),),
     )
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 from vllm.v1.executor.multiproc_executor import MultiprocExecutor, WorkerProc
@@ -53,7 +53,7 @@ class Transfer:
     def reset_weight_update_target(self) -> None: ...
 
 
-class Worker(gpu_worker.Worker, TandemWorker):  # type: ignore[misc]  # vLLM ships no types
+class Worker(gpu_worker.Worker, TandemWorker):
     """vLLM's worker without a device."""
 
     def __init__(self, rank: int) -> None:
@@ -125,7 +125,7 @@ class SeveralEngines:
     async def resume_generation(self) -> None: ...
 
 
-def engine_of(client: SeveralEngines, *, kind: str = "full") -> VllmEngine:
+def engine_of(client: SeveralEngines, *, kind: Literal["full", "lora"] = "full") -> VllmEngine:
     """Return the engine under test. Its rehearsal of rollouts is left out."""
     engine = VllmEngine()
     engine._client, engine._adapter, engine._takes_seeds = client, None, False

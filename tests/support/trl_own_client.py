@@ -7,7 +7,7 @@ import json
 import sys
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch exports it without saying so
 from trl.generation import vllm_client
 
 

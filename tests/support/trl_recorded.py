@@ -28,7 +28,7 @@ def sample(client, prompts, given):
     return completions
 
 
-TandemClient._sample = sample
+TandemClient._sample = sample  # type: ignore[method-assign]  # in this process only
 file = Path(sys.argv[1])
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -11,7 +11,7 @@ from support.helm import CI_VALUES
 
 Values = dict[str, Any]
 
-OWN = {"config": {"shared": {"model": "m"}, "trainer": {"max_steps": 1, "rewards": [{"function": "r:f"}]}}}
+OWN: Values = {"config": {"shared": {"model": "m"}, "trainer": {"max_steps": 1, "rewards": [{"function": "r:f"}]}}}
 PROJECTS: dict[str, Values] = {
     "demo": {},
     "files": {**OWN, "project": {"files": {"r.py": "def f(): ..."}}},

@@ -20,7 +20,7 @@ class SumTask(vf.Task[SumData]):
 
 
 class Sums(vf.Taskset[SumTask, vf.TasksetConfig]):
-    def load(self):  # type: ignore[no-untyped-def]  # written as verifiers documents it
+    def load(self):  # written as verifiers documents it
         for number in range(3):
             yield SumTask(SumData(prompt=f"What is {number}+1?", answer=str(number + 1)), self.config.task)
 

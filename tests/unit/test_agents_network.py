@@ -177,6 +177,6 @@ async def test_an_error_of_the_tool_parser_is_not_the_agents(proxy: Proxy) -> No
         await ask(client, [user("Hi.")])
         return 1.0
 
-    one = dataclasses.replace(agents(run, proxy), reader_for=lambda schemas: Broken())
+    one = dataclasses.replace(agents(run, proxy), reader_for=lambda schemas: Broken())  # type: ignore[arg-type,return-value]  # it reads no turn
     with pytest.raises(UserError, match="correct the parser"):
         await one.play(Row(), Policy("One."))

@@ -252,7 +252,7 @@ def alerts_of(folder: Path) -> list[tuple[str, int, str]]:
     return [(event["kind"], event["step"], event["state"]) for event in all_events(folder) if "state" in event]
 
 
-STRICT = {"alerts": {"truncated": 0.25, "reward_missing": 0.25}}
+STRICT: dict[str, Any] = {"alerts": {"truncated": 0.25, "reward_missing": 0.25}}
 
 
 def test_alerts_are_events_and_a_resumed_run_neither_doubles_nor_forgets_them(tmp_path: Path) -> None:
@@ -292,6 +292,7 @@ def test_skipped_batches_raise_alerts_before_the_first_step(tmp_path: Path) -> N
 def test_a_run_without_alerts_has_none(tmp_path: Path) -> None:
     run = make_run(tmp_path, alerts=None)
     steps(run, 6)
+    assert run.record is not None
     assert "alerts" not in run.record
     assert not (run.dir / "events.jsonl").exists()
 

@@ -10,6 +10,7 @@ import pytest
 
 from support.ranks import run_ranks
 from support.run_folders import GROUPS, Saved, events, make_run
+from tandem_protocol.folders import fsync
 from tandem_trainer.learner.mismatch import MismatchTooHigh
 from tandem_trainer.run import checkpoint as checkpoint_module
 from tandem_trainer.run.run import Run
@@ -103,7 +104,7 @@ def test_a_kill_at_any_moment_of_the_second_write_leaves_the_old_or_the_new_roll
             left = Countdown(calls)
             for name in ("write_text", "rename", "unlink"):
                 patched.setattr(Path, name, left.before(getattr(Path, name)))
-            patched.setattr(checkpoint_module, "fsync", left.before(checkpoint_module.fsync))
+            patched.setattr(checkpoint_module, "fsync", left.before(fsync))
             try:
                 run.checkpoint(STEP, queue, queue)
             except Killed:
@@ -190,7 +191,7 @@ def test_a_second_write_that_fails_after_its_rename_keeps_the_new_rollouts(
     run = written(tmp_path, queue)
     queue.groups.append("later")
     with monkeypatch.context() as patched:
-        patched.setattr(checkpoint_module, "fsync", Countdown(2, OSError).before(checkpoint_module.fsync))
+        patched.setattr(checkpoint_module, "fsync", Countdown(2, OSError).before(fsync))
         run.checkpoint(STEP, queue, queue)
     assert events(tmp_path) == [("checkpoint_failed", STEP)]
     assert files(tmp_path) == ["rollouts-0.1.json", "saved", "state.json"]

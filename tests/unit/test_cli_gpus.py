@@ -23,7 +23,7 @@ class Overriding(yaml.SafeLoader):
     """Reads compose's `!override`."""
 
 
-Overriding.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))
+Overriding.add_constructor("!override", lambda loader, node: loader.construct_sequence(node, deep=True))  # type: ignore[arg-type]  # all are lists
 
 CONFIG = """\
 shared: {{model: {model}}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
-from tandem_cli import processes, project, run_folder
+from tandem_cli import processes, run_folder
 from tandem_cli.processes import describe_exit, split_cpus
 from tandem_cli.project import Project, choose_engine
 from tandem_protocol.config import ConfigError, load, parse_overrides
@@ -42,7 +44,7 @@ def test_hardware_threads_of_one_core_stay_together(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_mock_engine_replaces_a_missing_vllm_with_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(project.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     engine, note = choose_engine("vllm")
     assert engine == "mock"
     assert note is not None
@@ -51,7 +53,7 @@ def test_the_mock_engine_replaces_a_missing_vllm_with_a_note(monkeypatch: pytest
 
 
 def test_vllm_is_used_if_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(project.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert choose_engine("vllm") == ("vllm", None)
 
 
@@ -123,7 +125,7 @@ def test_weights_are_in_memory_only_if_they_fit(
         folder.mkdir(parents=True)
     (tmp_path / "model" / "model.safetensors").write_bytes(bytes(1000))
     monkeypatch.setattr(run_folder, "_MEMORY", memory)
-    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free_bytes))
     with demo.run.weights_dir(tmp_path / "model") as directory:
         assert (directory.parent == memory) is in_memory
         assert directory.is_dir()

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib.metadata import packages_distributions, requires
 from pathlib import Path
+from typing import Any
 
 import pytest
 from packaging.markers import default_environment
@@ -47,10 +48,10 @@ def declared(distribution: str, extras: Iterable[str] = ()) -> set[str]:
         texts = [*project["dependencies"], *(t for e in extras for t in project["optional-dependencies"][e])]
     else:
         texts = requires(name) or []
-    found = {name}
+    found: set[str] = {name}
     for requirement in map(Requirement, texts):
-        environments = [default_environment() | {"extra": extra} for extra in (*extras, "")]
-        if not requirement.marker or any(requirement.marker.evaluate(dict(env)) for env in environments):
+        environments: list[dict[str, Any]] = [default_environment() | {"extra": extra} for extra in (*extras, "")]
+        if not requirement.marker or any(requirement.marker.evaluate(env) for env in environments):
             found |= declared(requirement.name, requirement.extras)
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -129,7 +130,7 @@ def test_other_text_needs_no_quotes(tmp_path: Path, word: str) -> None:
 # -- mappings that take anything --------------------------------------------------------------------------------------
 
 
-FREE = [
+FREE: list[tuple[str, Any]] = [
     ("1e-5", 1e-5),
     ("1e5", 1e5),
     (".5", 0.5),

@@ -147,7 +147,8 @@ def test_reward_functions_get_messages_of_the_same_shape(tmp_path: Path):
     template = TEMPLATES["Qwen 2.5"][0]
     for shape in ("JSON text", "two text parts", "ShareGPT's keys", "a message whose other keys are null"):
         assert _load(tmp_path, SHAPES[shape][0], template).prompt == USER
-    (_, call, answer) = _load(tmp_path, TOOLS, template).prompt
+    prompt: Any = _load(tmp_path, TOOLS, template).prompt
+    (_, call, answer) = prompt
     assert call == {"role": "assistant", "content": "", "tool_calls": [{"id": "abcdefghi", **CALL}]}
     assert answer == TOOLS[2]
 

@@ -168,7 +168,7 @@ def _python(block: Block) -> None:
         return
     module = sys.modules[MODULE]
     if "tandem_rollout.adapters" in block.text:  # needs another library; tests/unit/test_adapters.py has a stand-in
-        imports = [node for node in ast.parse(block.text).body if isinstance(node, ast.ImportFrom)]
+        imports: list[ast.stmt] = [node for node in ast.parse(block.text).body if isinstance(node, ast.ImportFrom)]
         exec(compile(ast.Module(imports, []), str(block), "exec"), module.__dict__)
         _check_calls(block, module.__dict__)
         return

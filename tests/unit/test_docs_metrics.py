@@ -111,7 +111,7 @@ def _evaluate(config: TrainerConfig, folder: Path) -> dict[str, Any] | None:
             sampler=Sampler(generator, CompletionReader(make_tokenizer()), generator),
             win_rate=None,
             portal=portal,
-            wait=lambda task: task.result(),
+            wait=lambda task: task.result(),  # type: ignore[union-attr]  # this rank has a task
             config=config,
             write=Journal(folder, is_main=True).evaluation,
             is_main=True,

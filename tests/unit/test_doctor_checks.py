@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from support.facts import GIB, QWEN, UUIDS, a_stack, an_image, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import CHECKS, GPU_CHECKS, examine
 from tandem_cli.doctor.checks.images import REVISION
-from tandem_cli.doctor.facts import Access, Devices, Gpu, MachineFacts, Nvidia, Port, Process, Stack, Volume
+from tandem_cli.doctor.facts import (
+    Access,
+    Devices,
+    DockerEngine,
+    Gpu,
+    MachineFacts,
+    Nvidia,
+    Port,
+    Process,
+    Stack,
+    Volume,
+)
 from tandem_cli.doctor.finding import Finding
 from tandem_cli.doctor.unknown import Refused, Unknown
 
@@ -25,9 +37,14 @@ def with_process(facts: MachineFacts, pid: int) -> MachineFacts:
     return replace(facts, nvidia=replace(facts.nvidia, gpus=(*gpus, *facts.nvidia.gpus[5:])))
 
 
+def with_engine(facts: MachineFacts, **changes: Any) -> MachineFacts:
+    assert isinstance(facts.engine, DockerEngine)
+    return replace(facts, engine=replace(facts.engine, **changes))
+
+
 def with_driver(facts: MachineFacts, *cuda: int) -> MachineFacts:
     assert isinstance(facts.nvidia, Nvidia)
-    return replace(facts, nvidia=replace(facts.nvidia, cuda=cuda))
+    return replace(facts, nvidia=replace(facts.nvidia, cuda=(cuda[0], cuda[1])))
 
 
 def with_size(facts: MachineFacts, size: str, created: str | None = None) -> MachineFacts:
@@ -44,7 +61,7 @@ REFUSED: list[tuple[str, MachineFacts, str]] = [
         "got 1.0 MiB (tandem_weights was created with this size; 1.0 GiB is configured now)",
     ),
     ("engine", replace(LAPTOP, engine=NO_ENGINE), "no Docker engine answers: connection refused"),
-    ("engine", replace(LAPTOP, engine=replace(LAPTOP.engine, version="24.0.7")), "24.0.7, expected 25.0"),
+    ("engine", with_engine(LAPTOP, version="24.0.7"), "24.0.7, expected 25.0"),
     ("compose", replace(LAPTOP, compose_version="v2.23.3-desktop.2"), "2.23.3-desktop.2, expected 2.24"),
     ("compose", replace(LAPTOP, compose_version=Unknown("docker compose does not run", "install it")), "not run"),
     (
@@ -74,7 +91,7 @@ REFUSED: list[tuple[str, MachineFacts, str]] = [
     ("CPU sets", changed(LAPTOP, "trainer", cpuset="4-"), "got the devices '4-'"),
     (
         "GPU access",
-        replace(GPUS, engine=replace(GPUS.engine, has_nvidia_toolkit=False)),
+        with_engine(GPUS, has_nvidia_toolkit=False),
         "expected an engine that has NVIDIA's container toolkit",
     ),
     ("GPU access", changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=4",)),)), "CDI is off"),
@@ -86,9 +103,9 @@ REFUSED: list[tuple[str, MachineFacts, str]] = [
     ("GPU ids", changed(GPUS, "trainer", devices=(Devices("nvidia", count=9),)), "got GPU 8"),
     (
         "GPU ids",
-        replace(
+        with_engine(
             changed(GPUS, "trainer", devices=(Devices("cdi", ("nvidia.com/gpu=4",)),)),
-            engine=replace(GPUS.engine, cdi_devices=frozenset({"nvidia.com/gpu=0"})),
+            cdi_devices=frozenset({"nvidia.com/gpu=0"}),
         ),
         "got GPU nvidia.com/gpu=4",
     ),
@@ -115,7 +132,7 @@ REFUSED: list[tuple[str, MachineFacts, str]] = [
     ("weight store", with_size(LAPTOP, "much"), "got 'much' as the size of the volume tandem_weights"),
     (
         "host memory",
-        replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=2 * GIB)),
+        with_engine(LAPTOP, memory_bytes=2 * GIB),
         "got 2.0 GiB, expected at least 1.0 GiB tmpfs + 2.0 GiB shm",
     ),
     ("host memory", replace(LAPTOP, settings=settings()), "GiB services"),
@@ -177,7 +194,7 @@ WARNED: list[tuple[str, MachineFacts, str]] = [
     ("host memory", with_size(LAPTOP, "much"), "not checked: got 'much'"),
     ("trainer fits", changed(GPUS, "trainer", devices=(Devices("nvidia", ("MIG-1",)),)), "lists none of the trainer's"),
     ("generator fits", replace(LAPTOP, settings=settings()), "vLLM takes 0.92 of all memory"),
-    ("trainer fits", replace(LAPTOP, engine=replace(LAPTOP.engine, memory_bytes=64 << 20)), "tight"),
+    ("trainer fits", with_engine(LAPTOP, memory_bytes=64 << 20), "tight"),
     (
         "weight store",
         with_size(LAPTOP, "2g", created="1g"),

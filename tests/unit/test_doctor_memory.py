@@ -182,7 +182,7 @@ def test_deltas_need_a_second_copy_in_the_trainer_and_two_versions_per_generator
         assert on_host(**with_delta) - on_host(**options) == 2_000 + replicas * 2 * 2_000
         three = changed(facts, "generator", replicas=replicas + 1)
         assert on_host(three, **with_delta) - on_host(three, **options) == 2_000 + (replicas + 1) * 2 * 2_000
-        full = {"learner": {"dtype": "float32"}, "publish": {"delta": "auto"}}
+        full: dict[str, Any] = {"learner": {"dtype": "float32"}, "publish": {"delta": "auto"}}
         assert on_host(**full) == on_host(learner={"dtype": "float32"}), "float32 is never published as a delta"
 
 

@@ -23,7 +23,7 @@ async def test_trl_counter_finds_its_own_task_and_rewards_itself() -> None:
     assert wrong.rewards == {"CounterEnv": 0.0}
 
 
-def reward_func(environments, **kwargs) -> list[float]:  # type: ignore[no-untyped-def]
+def reward_func(environments, **kwargs) -> list[float]:
     return [env.reward for env in environments]
 
 

@@ -174,7 +174,7 @@ async def test_a_policy_that_samples_anything_breaks_no_episode() -> None:
     environments = loops()
     one = player(environments, max_turns=4, max_tokens=300)
     for seed in range(60):
-        policy = Random(seed)
+        policy = Random(seed=seed)
         trajectory = await one.play(environments.make(), Row(), policy)
         assert_is_what_the_policy_saw(trajectory, policy)
         assert trajectory.status in ("finished", "max_turns", "max_tokens")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,7 +198,7 @@ def test_a_run_with_a_checkpoint_waits_until_its_folder_has_space(
             raise OSError(f"{key}: no space")
 
     monkeypatch.setattr(volumes, "require_writable", full_at_first)
-    monkeypatch.setattr(volumes.time, "sleep", lambda _: None)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
     if resumes:
         volumes.wait_until_writable(tmp_path, "trainer.output_dir", resumes=True)
     else:

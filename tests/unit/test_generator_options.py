@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tandem_generator.__main__ import USER_ERROR, main
+from tandem_generator.__main__ import main
 from tandem_generator.options import Options, parse
 from tandem_protocol.config import ConfigError
+from tandem_protocol.processes import USER_ERROR
 
 
 @pytest.fixture(autouse=True)

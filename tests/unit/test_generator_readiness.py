@@ -87,7 +87,7 @@ async def test_a_hung_engine_is_not_ready_until_it_recovers(start: Start, engine
     switcher = await start(canary_every_s=0.2, canary_timeout_s=0.02)
     engine.computes.clear()
     await until(lambda: switcher.not_ready is not None)
-    assert switcher.not_ready.startswith("the engine did not produce a token, ")
+    assert (switcher.not_ready or "").startswith("the engine did not produce a token, ")
     with pytest.raises(NotReady, match="did not produce a token"):
         switcher.rollouts(request())
     engine.computes.set()

@@ -21,7 +21,7 @@ from tandem_trainer.algorithms.tokens import Tokens
 GOLDEN_DIR = Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((GOLDEN_DIR / "trl-1.16-losses.json").read_text())
 RANDOM = json.loads((GOLDEN_DIR / "trl-1.16-losses-random.json").read_text())
-EXACT = {"atol": 1e-9, "rtol": 0}
+EXACT: dict[str, Any] = {"atol": 1e-9, "rtol": 0}
 
 Loss = tuple[Tensor, Tensor, dict[str, Tensor]]
 """Loss, its gradient, and the metrics."""

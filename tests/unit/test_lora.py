@@ -17,7 +17,8 @@ from support.models import make_tiny_model, make_tokenizer
 from support.rollouts import completion, scored
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import TrainerConfig
-from tandem_protocol.fingerprint import checkpoint_shapes, parameters_digest
+from tandem_protocol.fingerprint import checkpoint_shapes
+from tandem_protocol.manifest import parameters_digest
 from tandem_rollout.errors import UserError
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.learner.learner import Learner

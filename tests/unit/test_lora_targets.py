@@ -151,7 +151,7 @@ def test_generator_that_cannot_serve_the_adapter_is_named_at_the_start(
     changes: dict[str, Any], r: int | None, head: str | None, words: str
 ):
     with pytest.raises(UserError, match=words):
-        _handshake(INFO.model_copy(update=changes), r and LoraConfig(r=r), head)
+        _handshake(INFO.model_copy(update=changes), LoraConfig(r=r) if r else None, head)
 
 
 def test_generator_that_serves_the_adapter_is_accepted():

@@ -80,5 +80,5 @@ def test_the_digest_of_a_file_is_the_digest_of_its_bytes(
 def test_the_parameter_digest_depends_on_names_and_shapes_but_not_on_order() -> None:
     same = parameters_digest(dict(reversed(SHAPES.items())))
     assert parameters_digest(SHAPES) == same
-    others = [{"a": (3, 2), "b": (4,)}, {"a": (2, 3)}, {"a": (2, 3), "c": (4,)}]
+    others: list[dict[str, tuple[int, ...]]] = [{"a": (3, 2), "b": (4,)}, {"a": (2, 3)}, {"a": (2, 3), "c": (4,)}]
     assert same not in {parameters_digest(other) for other in others}

@@ -122,7 +122,7 @@ def test_unknown_keys_are_refused(model: Any) -> None:
 
 def test_a_message_cannot_be_changed_after_validation() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Sampling(max_tokens=8).n = 0
+        Sampling(max_tokens=8).n = 0  # type: ignore[misc]  # it is read-only
 
 
 def test_the_timing_in_the_header_of_a_switch_survives_the_wire_and_may_be_missing() -> None:

@@ -37,7 +37,7 @@ def test_mismatch_within_rounding_is_a_fraction_of_what_the_dtypes_explain():
     check.update(5e-4, 100)
     bf16 = _check("bfloat16")
     bf16.update(0.04, 100)
-    assert (check.excess, bf16.excess) == (pytest.approx(0.5), pytest.approx(0.8))
+    assert (check.excess, bf16.excess) == pytest.approx((0.5, 0.8))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from support.models import make_tiny_model
-from tandem_generator.__main__ import USER_ERROR, main
+from tandem_generator.__main__ import main
 from tandem_protocol.config import ConfigError
 from tandem_protocol.model_directory import check_model_directory
+from tandem_protocol.processes import USER_ERROR
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from tandem_protocol.config.trainer import TrainerConfig
 from tandem_protocol.fingerprint import fingerprint
 from tandem_rollout.errors import UserError
 from tandem_trainer.algorithms.grpo import Grpo
-from tandem_trainer.learner import save_rehearsal
 from tandem_trainer.learner.learner import Learner
 
 IDS = torch.tensor([[4, 5, 6, 7]])
@@ -273,7 +272,7 @@ def test_too_small_disk_is_refused(model: Path, tmp_path: Path, monkeypatch: pyt
     def disk_usage(folder: Path) -> Any:
         return usage(folder)._replace(free=1000) if place in folder.parts else usage(folder)
 
-    monkeypatch.setattr(save_rehearsal.shutil, "disk_usage", disk_usage)
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
     with pytest.raises(UserError, match=f"{place}.* has 0.0 MB free, but {what}"):
         learner.rehearse()
 

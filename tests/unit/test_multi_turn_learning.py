@@ -26,7 +26,7 @@ TRAJECTORIES = (trajectory([WITH_TOOL], 1.0), trajectory(REWRITTEN, 0.0), trajec
 GROUP = Group(row=0, trajectories=TRAJECTORIES)
 ADVANTAGES = (1.0 - 3.5 / 3, -3.5 / 3, 2.5 - 3.5 / 3)
 TRAJECTORY_COUNT, TOKEN_COUNT, LONGEST = 3, 12, 20
-EXACT = {"atol": 1e-6, "rtol": 1e-5}
+EXACT: dict[str, Any] = {"atol": 1e-6, "rtol": 1e-5}
 
 
 @pytest.fixture(scope="module")

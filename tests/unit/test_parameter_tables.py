@@ -79,7 +79,7 @@ def test_both_sides_derive_the_same_table_with_and_without_an_adapter(name: str,
     AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(tmp_path)
     table = _trainer(tmp_path)
     assert describe_differences(table, _vllm(tmp_path)) == ""
-    assert describe_differences(table, _mock(tmp_path)) == ""
+    assert describe_differences(table, _mock(tmp_path) or {}) == ""
     assert describe_differences(_trainer(tmp_path, adapted=True), table) == ""
 
 
@@ -88,7 +88,7 @@ def test_table_lists_each_expert_on_both_sides(tmp_path: Path):
     AutoModelForCausalLM.from_config(EXPERTS).save_pretrained(tmp_path)
     table = _trainer(tmp_path)
     assert table["model.layers.1.block_sparse_moe.experts.0.w1.weight"] == (64, 32)
-    assert describe_differences(table, _vllm(tmp_path)) == describe_differences(table, _mock(tmp_path)) == ""
+    assert describe_differences(table, _vllm(tmp_path)) == describe_differences(table, _mock(tmp_path) or {}) == ""
 
 
 @pytest.mark.vllm
@@ -174,7 +174,7 @@ def test_layout_of_the_files_does_not_change_the_table(write: Callable[[Path], N
     table = _trainer(make_tiny_model(tmp_path))
     write(tmp_path)
     assert describe_differences(table, _trainer(tmp_path)) == ""
-    assert describe_differences(table, _mock(tmp_path)) == ""
+    assert describe_differences(table, _mock(tmp_path) or {}) == ""
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_published_names_do_not_depend_on_names_in_the_files(name: str, old: str
     save_file(renamed, tmp_path / "model.safetensors", {"format": "pt"})
     assert describe_differences(table, _trainer(tmp_path)) == ""
     if not new:
-        assert describe_differences(table, _mock(tmp_path)) == ""
+        assert describe_differences(table, _mock(tmp_path) or {}) == ""
 
 
 def test_mock_does_not_know_weights_that_are_not_safetensors(tmp_path: Path):

@@ -63,7 +63,7 @@ class World:
     ) -> None:
         async def one(index: int, number: int) -> None:
             await asyncio.sleep(max(0.0, self.served_s - self.loop.time()) + TOKEN_S * max(self.lengths[number]))
-            tokens = [completion([1], version=request.min_version) for _ in self.lengths[number]]
+            tokens = [completion([1], version=request.min_version or Version(0, 1)) for _ in self.lengths[number]]
             keep(index, scored(rows[index].token_ids, tokens, [0.0, 1.0], row=rows[index].index))
 
         await asyncio.gather(*(one(i, NUMBERS[prompt.seed or 0]) for i, prompt in enumerate(request.prompts)))

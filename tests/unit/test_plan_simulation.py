@@ -24,7 +24,7 @@ def make(**changes: Any) -> Costs:
 def test_without_lag_a_step_takes_the_sum_of_its_phases() -> None:
     result = simulate(make(publish_s=0.25, copy_s=0.2, pause_s=0.1, other_s=0.125), Split(1, 1, 0))
     assert result.step_s == pytest.approx(GENERATION_S + 0.5 + 0.25 + 0.125)
-    assert (result.wait_s, result.publish_s) == (pytest.approx(GENERATION_S), 0.25)
+    assert (result.wait_s, result.publish_s) == pytest.approx((GENERATION_S, 0.25))
     assert result.generators_busy == pytest.approx(GENERATION_S / result.step_s)
     assert result.tokens == 8 * LENGTH
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tandem_generator.__main__ import USER_ERROR, main
+from tandem_generator.__main__ import main
 from tandem_protocol import ports
 from tandem_protocol.config import ConfigError
+from tandem_protocol.processes import USER_ERROR
 from tandem_rollout.errors import UserError
 from tandem_trainer.run.exporter import exported
 

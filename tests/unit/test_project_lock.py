@@ -13,8 +13,8 @@ from tandem_protocol.config import ConfigError
 from tandem_protocol.lock import exclusive, project_in_use
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "docker"))
-from project_files import changes, identify, is_free_for, refresh  # type: ignore[import-not-found]
-from project_lock import claim  # type: ignore[import-not-found]
+from project_files import changes, identify, is_free_for, refresh
+from project_lock import claim
 
 
 class Volume:

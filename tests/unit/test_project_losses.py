@@ -36,7 +36,7 @@ from tandem_trainer.run.clock import StepClock
 from tandem_trainer.run.metrics import load_fields, samples, step_record
 
 RANDOM = json.loads((Path(__file__).parents[1] / "golden/trl-1.16-losses-random.json").read_text())
-EXACT = {"atol": 1e-12, "rtol": 0}
+EXACT: dict[str, Any] = {"atol": 1e-12, "rtol": 0}
 CPU = torch.device("cpu")
 LOSSES = """
     import torch
@@ -96,7 +96,8 @@ def _losses(options: dict[str, Any], inputs: dict[str, Any], rows: int) -> tuple
         if name != "max_completion_length"
     }
     totals = StepTotals(len(tensors["mask"]), int(tensors["mask"].sum()), None, RANDOM["max_completion_length"])
-    losses, gradients = [], []
+    losses: list[Any] = []
+    gradients: list[Any] = []
     for start in range(0, len(tensors["mask"]), rows):
         part = {name: value[start : start + rows] for name, value in tensors.items()}
         logprobs_BT = part["logps"].clone().requires_grad_()
@@ -262,7 +263,7 @@ def test_every_built_in_loss_passes(config: Callable[[int], TrainerConfig], size
 
 def test_the_fields_that_metrics_may_not_take_are_those_of_a_record() -> None:
     stats = update_metrics([StepMetrics(0.0, 0.0, [{}], mismatch=0.0)], learning_rate=1.0)
-    given = {"functions": ["rewards:r"], "groups_skipped": 0, "has_episodes": True}
+    given: dict[str, Any] = {"functions": ["rewards:r"], "groups_skipped": 0, "has_episodes": True}
     record = step_record(Version(1, 1), samples(_groups(), 1), stats, **given)
     record |= {"checkpoint_failures": 0, "alerts": {}, "eval": {}} | StepClock().figures(1) | Counts()._asdict()
     record |= load_fields([Loads({"http://generator": 1}, {})])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ FILE = "model-00002-of-00002.safetensors"
 @pytest.fixture
 def published(tmp_path: Path) -> Publication:
     part = Part("full", {FILE: {"w": torch.empty(4)}}, iter(()), 16)
-    return Publication(Version(1, 1), part, partial(nullcontext, tmp_path))
+    return Publication(Version(1, 1), part, lambda: nullcontext(tmp_path))
 
 
 def test_a_process_that_finds_the_volume_full_makes_room_for_saying_so(

@@ -28,6 +28,7 @@ from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer import loop, publication
 from tandem_trainer.learner.lora import adapter_tensors, add_adapter
+from tandem_trainer.learner.safetensors_file import write_files
 from tandem_trainer.learner.shards import model_tensors
 from tandem_trainer.publish import Publisher, fingerprint_of
 
@@ -94,7 +95,7 @@ def world(
     folder: Path, model: PreTrainedModel, model_dir: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> Iterator[World]:
     store, may_write = WeightStore(folder / "weights"), threading.Event()
-    generators, write_files = Generators(store), publication.write_files
+    generators = Generators(store)
 
     def write(directory: Path, files: Mapping[str, Mapping[str, Tensor]], tensors: Any) -> dict[str, str]:
         assert may_write.wait(TIMEOUT_S)

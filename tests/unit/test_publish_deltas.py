@@ -293,7 +293,7 @@ def test_after_three_refusals_all_versions_are_complete(
         complete(*arguments)
         generators.refuses = None
 
-    store.complete = served_at_last  # type: ignore[method-assign]  # of this test's store only
+    store.complete = served_at_last  # type: ignore[method-assign,assignment]  # of this test's store only
     for step in range(1, 4):
         update(model)
         generators.refuses = WeightsRefused("this image has no numpy")

@@ -95,21 +95,24 @@ def _publish(folder: Path) -> None:
             raise OSError("the disk is broken")
         return {}
 
-    publishing.model_table = lambda *_: {}  # type: ignore[assignment]  # in this process only
-    publishing.model_tensors = lambda *_: iter(())  # type: ignore[assignment]
-    publication.write_files = write  # type: ignore[assignment]
+    vars(publishing).update(model_table=lambda *_: {}, model_tensors=lambda *_: iter(()))  # in this process only
+    vars(publication).update(write_files=write)
+    stand_ins: dict[str, Any] = {
+        "store": SimpleNamespace(retain=lambda _: None, staging=staging),
+        "client": SimpleNamespace(set_weights=None),
+        "portal": SimpleNamespace(start_task_soon=lambda *_: "a task", call=lambda *_: None),
+        "model_fingerprint": None,
+    }
     publish = Publisher(
-        store=SimpleNamespace(retain=lambda _: None, staging=staging), client=SimpleNamespace(set_weights=None),
-        portal=SimpleNamespace(start_task_soon=lambda *_: "a task", call=lambda *_: None), wait=wait,
-        config=PublishConfig(timeout_s=1), run_name="r", attempt=1, model_fingerprint=None,
-        dtype=torch.float32, accelerator=accelerator,
-    )  # fmt: skip # type: ignore[arg-type]
+        wait=wait, config=PublishConfig(timeout_s=1), run_name="r", attempt=1,
+        dtype=torch.float32, accelerator=accelerator, **stand_ins,
+    )  # fmt: skip
     for place, error, main_fails in (
         ("stage", StoreError, True), ("write", OSError, False), ("switch", TimeoutError, True),
     ):  # fmt: skip
         fault.place = place
         with pytest.raises(FailedTogether) as failed:
-            publish(torch.nn.Linear(1, 1), 1)  # type: ignore[arg-type]
+            publish(torch.nn.Linear(1, 1), 1)
         assert isinstance(failed.value.__cause__, error) == (accelerator.is_main_process == main_fails)
 
 

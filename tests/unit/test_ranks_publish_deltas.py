@@ -40,7 +40,8 @@ class Generator:
     """Stands in for the client on the main process. Refuses the deltas of some versions."""
 
     def __init__(self, store: WeightStore, folder: Path) -> None:
-        self.store, self.folder, self.replica, self.asked = store, folder, Replica(store, folder), []
+        self.store, self.folder, self.replica = store, folder, Replica(store, folder)
+        self.asked: list[Any] = []
         self.on_stale: Any = None
 
     async def expect(self, version: Version) -> None: ...

@@ -53,7 +53,7 @@ def learn(model_dir: Path, out: Path) -> None:
         shares = learner.unshared_because is None
         algorithm = Grpo(config)
         batch = algorithm.make_batch(_groups(rank))
-        sizes = []
+        sizes: list[int] = []
         embedding = learner.model.get_input_embeddings()
         hook = embedding.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(inputs[0].numel()))
         stats = [learner.update(batch, algorithm) for _ in range(2)]

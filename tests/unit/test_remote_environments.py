@@ -15,7 +15,7 @@ from support.environment_classes import CodeEnv, CounterEnv, GridEnv, WordEnv, p
 from support.environment_servers import Network, Replica, connected, remote
 from support.episodes import Policy, Row, called
 from support.play import add, loops
-from tandem_rollout.environments import Done, EnvironmentFailed, EnvironmentLost, servers
+from tandem_rollout.environments import Done, EnvironmentFailed, EnvironmentLost, servers, wire
 from tandem_rollout.errors import UserError
 from tandem_rollout.tools import ToolCall
 from tandem_rollout.trajectory import Group, Trajectory
@@ -286,7 +286,7 @@ async def test_whatever_a_server_in_another_language_answers_is_a_failed_episode
 
 
 async def test_a_server_that_does_not_answer_fails_the_episode(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers.wire, "MARGIN_S", 0.05)
+    monkeypatch.setattr(wire, "MARGIN_S", 0.05)
     replica = Replica(await started(SlowEnv))
     environments, _ = await connected(replica, timeout_s=0.1)
     SlowEnv.ended.clear()

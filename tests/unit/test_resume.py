@@ -135,7 +135,7 @@ def _with(key: str) -> dict[str, Any]:
 def _described(tree: dict[str, Any], rows: list[PromptRow] = ROWS, eval_rows: list[PromptRow] = ROWS) -> dict[str, Any]:
     settings = TrainerSettings.model_validate(tree)
     facts = describe(settings, processes=1, fingerprint={"config": "a"}, rows=rows, eval_rows=eval_rows)
-    return json.loads(json.dumps(facts))  # type: ignore[no-any-return]  # as read from a checkpoint
+    return json.loads(json.dumps(facts))  # as read from a checkpoint
 
 
 @pytest.mark.parametrize("key", [*_leaves(TrainerSettings)])

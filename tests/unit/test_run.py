@@ -99,7 +99,11 @@ def test_the_record_of_an_episode_has_its_turns_and_a_transcript():
 
 
 def test_a_step_record_has_the_rewards_of_environments_behind_those_of_functions():
-    rewards = [{"Game": 1.0, "rewards:r": 0.5}, {"rewards:r": 1.5}, {"Cards": 2.0, "rewards:r": None}]
+    rewards: list[dict[str, float | None]] = [
+        {"Game": 1.0, "rewards:r": 0.5},
+        {"rewards:r": 1.5},
+        {"Cards": 2.0, "rewards:r": None},
+    ]
     rows = [TrajectorySample(1.0, one, tokens=3, truncated=False, staleness={0: 3}) for one in rewards]
     record = step_record(Version(1, 1), rows, {}, functions=["rewards:r"], groups_skipped=0)
     assert list(record["rewards"].items()) == [("rewards:r", 1.0), ("Cards", 2.0), ("Game", 1.0)]

@@ -14,7 +14,7 @@ from tandem_trainer.run.metrics import load_fields
 
 PAIR = [completion([5, 6]), completion([7])]
 WITH, WITHOUT = scored([4], PAIR, [1.0, 0.0]), scored([4], PAIR, [1.0, 1.0])
-REFILL = {"rollout": {"refill": True}}
+REFILL: dict[str, Any] = {"rollout": {"refill": True}}
 
 
 def _record(folder: Path, counts: Counts) -> dict[str, Any]:
@@ -22,7 +22,7 @@ def _record(folder: Path, counts: Counts) -> dict[str, Any]:
     run.make_record(1, [WITH], {}, counts)
     run.log()
     (line,) = (run.dir / "metrics.jsonl").read_text().splitlines()
-    return json.loads(line)  # type: ignore[no-any-return]  # a line of JSON
+    return json.loads(line)  # a line of JSON
 
 
 def test_a_record_has_the_counts_of_its_step(tmp_path: Path) -> None:

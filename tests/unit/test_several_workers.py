@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 
@@ -60,7 +60,7 @@ def held(client: SeveralEngines, store: WeightStore) -> set[str]:
     return {Path(path).relative_to(store.root / "versions").parts[0] if path else "" for path in paths}
 
 
-def switcher_of(client: SeveralEngines, store: WeightStore, kind: str = "full") -> WeightSwitcher:
+def switcher_of(client: SeveralEngines, store: WeightStore, kind: Literal["full", "lora"] = "full") -> WeightSwitcher:
     from support.several_workers import engine_of
 
     config = GeneratorConfig(generator_id="g", visible_timeout_s=5.0, switch_timeout_s=60.0)

@@ -26,7 +26,8 @@ def _model(directory: Path, *, tied: bool = True) -> PreTrainedModel:
 
 
 def _written(model: PreTrainedModel, directory: Path, dtype: torch.dtype, ranks: int = 1) -> dict[str, Tensor]:
-    table, digests = model_table(model, dtype), {}
+    table = model_table(model, dtype)
+    digests: dict[str, str] = {}
     for rank in range(ranks):
         tensors = model_tensors(model, dtype)
         digests |= write_part(directory, table, tensors, rank=rank, ranks=ranks, max_files=MAX_FILES)

@@ -97,7 +97,8 @@ def test_spaces_between_words_are_kept() -> None:
 
 
 def of(one: Trajectory, **given: Any) -> dict[str, Any]:
-    return TokenLog(**{"texts": TEXTS, "limit": 100} | given).fields(one)
+    settings: dict[str, Any] = {"texts": TEXTS, "limit": 100} | given
+    return TokenLog(**settings).fields(one)
 
 
 def test_a_span_has_the_texts_the_rounded_logprobs_and_the_versions() -> None:

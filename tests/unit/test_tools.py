@@ -75,7 +75,7 @@ def test_the_schema_comes_from_types_and_docstring() -> None:
         }
 
 
-def untyped(a) -> None:  # type: ignore[no-untyped-def]
+def untyped(a) -> None:
     """Do it.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -103,7 +104,7 @@ def test_matching_generators_return_the_shortest_of_their_lengths():
         ({"generator_id": "g"}, "expected a different name for each"),
     ],
 )
-def test_a_generator_that_does_not_match_is_named(changes: dict[str, object], words: str):
+def test_a_generator_that_does_not_match_is_named(changes: dict[str, Any], words: str):
     with pytest.raises(UserError, match=words):
         _check(**changes)
 

@@ -45,7 +45,7 @@ class Model(nn.Module):
 @pytest.fixture
 def handlers() -> Iterator[dict[int, Any]]:
     """Return the handlers of signals. They are restored after the test."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield before
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -59,7 +59,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: dict[int, An
         for method in ("__init__", "train"):
             monkeypatch.setattr(Trainer, method, getattr(Trainer, method))
         members = {"original": object, "tally": Tally(), "run_dir": tmp_path / "run", "stop": StopRequest()}
-        client = type("Client", (RecordedClient,), members)
+        client: Any = type("Client", (RecordedClient,), members)
         takeover._wrap_trainers(client, start, "1.16.0")
         args = TrainingArguments(
             **{
@@ -67,7 +67,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: dict[int, An
                 "use_cpu": True, "report_to": [], "logging_steps": 1, "save_strategy": "no", "disable_tqdm": True,
             } | options,
         )  # fmt: skip
-        args.use_vllm = True  # type: ignore[attr-defined] # as TRL's arguments have it
+        args.use_vllm = True
         rows: Any = [{"x": torch.ones(1)}] * STEPS
         trainer: Any = Trainer(Model(), args, train_dataset=rows, eval_dataset=rows)
         trainer.wait = client.stop.wait

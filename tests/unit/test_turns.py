@@ -163,7 +163,7 @@ def test_a_parser_of_the_project_is_used_even_if_there_is_a_response_template() 
 
 def test_an_error_of_the_projects_parser_is_not_blamed_on_the_policy() -> None:
     def parse(text: str) -> Any:
-        return {}["x"]
+        return {"a": text}["x"]
 
     with pytest.raises(UserError, match="tool_parser parse: KeyError: 'x'"):
         read(reader(tool_parser=parse), "Hi.")

@@ -33,9 +33,9 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sinks = nn.Parameter(SINKS.clone(), requires_grad=False)
-        self.attention = nn.Module()
+        self.attention: Any = nn.Module()
         self.attention.impl = Kernel(self.sinks)
-        self.linear = nn.Module()
+        self.linear: Any = nn.Module()
         self.linear.impl = "of another kind"
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

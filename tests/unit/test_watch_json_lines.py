@@ -53,7 +53,7 @@ def test_the_first_line_of_a_step_is_found(
     file = io.BytesIO(b"".join(data + b"\n" for data in written) + torn)
     end = ends(file, Ends()).complete
     assert end == sum(len(data) + 1 for data in written)
-    undamaged = [(one.start, one.record["step"]) for one in lines(file, 0, end) if is_step(one.record)]
+    undamaged = [(one.start, one.record["step"]) for one in lines(file, 0, end) if one.record and is_step(one.record)]
     assert [step for _, step in undamaged] == steps
     for step in range(14):
         assert first_of_step(file, step, end) == next((start for start, found in undamaged if found >= step), end)

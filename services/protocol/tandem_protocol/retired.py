@@ -1,4 +1,7 @@
-"""Delete old directories and leases of a weight store. A directory that cannot be deleted at once is hidden, and deleted later."""
+"""Delete old directories and leases of a weight store.
+
+A directory that cannot be deleted at once is hidden, and deleted later.
+"""
 
 from __future__ import annotations
 

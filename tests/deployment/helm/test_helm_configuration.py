@@ -40,7 +40,7 @@ def test_both_services_accept_the_configuration_and_the_variables_of_the_chart(
     for template in (pod for thing in objects if thing["kind"] != "Pod" for pod in pod_templates(thing)):
         (container,) = template["spec"]["containers"]
         env = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-        settings = {
+        settings: dict[str, Any] = {
             "generator": tandem_protocol.config.generator.GeneratorSettings,
             "trainer": tandem_protocol.config.trainer.TrainerSettings,
             "environment": tandem_protocol.config.trainer.TrainerSettings,

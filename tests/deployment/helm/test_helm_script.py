@@ -10,7 +10,7 @@ from support.helm import one, refusal, render
 
 pytestmark = pytest.mark.helm
 
-SCRIPT = {
+SCRIPT: dict[str, Any] = {
     "project": {"configMap": "mine"},
     "trainer": {"script": "train.py --max_steps 3", "image": {"tag": "trl-cpu"}},
 }

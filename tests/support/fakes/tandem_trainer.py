@@ -29,7 +29,7 @@ def wait_for_generator() -> None:
             time.sleep(0.02)
 
 
-def append(name: str, record: dict) -> None:
+def append(name: str, record: dict[str, object]) -> None:
     with (RUN / name).open("a") as file:
         file.write(json.dumps(record) + "\n")
 
