@@ -102,7 +102,7 @@ def compare(name: str, shape: str, model_dir: Path, rounds: int, sides: list[str
                 f"{side} has loss, gradient norm, entropy {ours}; {sides[-1]} has {theirs}"
             )
     medians = {
-        side: Measured(*(statistics.median(getattr(one, field) for one in all_) for field in FIELDS), [])
+        side: Measured(**{field: statistics.median(getattr(one, field) for one in all_) for field in FIELDS}, values=[])
         for side, all_ in measured.items()
     }
     first = medians[sides[0]]

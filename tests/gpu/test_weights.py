@@ -41,7 +41,7 @@ def test_published_bytes_are_the_parameters_in_the_published_dtype(model_dir: Pa
 
 def test_deltas_make_the_parameters_from_before_the_update(model_dir: Path, tmp_path: Path):
     """As a generator makes them. The versions are published behind a change of the parameters."""
-    options = {"dtype": torch.bfloat16, "delta": "always"}
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "delta": "always"}
     with (
         _trained(model_dir, learner={"dtype": "bfloat16"}) as (learner, accelerator),
         publisher(learner.model, model_dir, tmp_path, accelerator, **options) as (publish, store),

@@ -58,7 +58,7 @@ def train_disturbed(project: Project, disturb: Callable[[], None], **env: str) -
 
     thread = threading.Thread(target=wait_and_disturb)
     thread.start()
-    ended = project.train(**env)
+    ended = project.train(ranks=1, **env)
     thread.join()
     print(ended.stderr)
     assert "Traceback" not in ended.stderr

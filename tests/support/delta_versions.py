@@ -11,6 +11,7 @@ from torch import Tensor
 
 from support.weights import FINGERPRINT
 from tandem_generator.materializer import Materializer
+from tandem_protocol.chains import is_complete
 from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
@@ -130,3 +131,14 @@ class Generators:
 
     def tensors(self, name: str = "a") -> dict[str, torch.Tensor]:
         return {key: value for file in self.replicas[name].files for key, value in load_file(file).items()}
+
+
+def has_delta(store: WeightStore, version: Version) -> bool:
+    manifest, _ = store.read(version)
+    store.verify(manifest)
+    assert bool(manifest.delta) == (manifest.format == 2)
+    return manifest.delta is not None
+
+
+def needs_parent(store: WeightStore, version: Version) -> bool:
+    return not is_complete(store, store.read(version)[0])

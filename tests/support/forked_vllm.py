@@ -90,7 +90,7 @@ def main() -> None:
     for module in MODULES:
         importlib.import_module(module)
     # vLLM would spawn the engine's process. That takes longer, and it would not have the faults.
-    sys.modules["vllm.v1.engine.utils"].get_mp_context = partial(multiprocessing.get_context, "fork")
+    vars(sys.modules["vllm.v1.engine.utils"])["get_mp_context"] = partial(multiprocessing.get_context, "fork")
     for line in sys.stdin:
         log, *arguments = json.loads(line)
         if (child := os.fork()) == 0:

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -47,7 +48,7 @@ def _measure(shape: str, folder: Path) -> dict[str, object]:
     if free < COPIES * size:
         return {"skipped": f"{folder} has {free / 1e9:.0f} GB free, expected {COPIES * size / 1e9:.0f} GB"}
     without_mock, rounds = mock_missing(), Rounds(model)
-    options = {"dtype": DTYPE, "mock": not without_mock, "report": rounds.reported, "delta": "always"}
+    options: dict[str, Any] = {"dtype": DTYPE, "mock": not without_mock, "report": rounds.reported, "delta": "always"}
     with (
         gpu.accelerator(config_of(learner={"dtype": "bfloat16"})) as accelerator,
         publisher(model, config_dir, folder, accelerator, **options) as (publish, _),

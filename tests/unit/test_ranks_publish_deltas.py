@@ -74,10 +74,11 @@ def publish(model_dir: Path, out: Path) -> None:
         with start_blocking_portal() as portal:
             make = partial(
                 Publisher,
-                store=store, client=client, portal=portal, wait=lambda task: together(accelerator, task.result, 60),
+                store=store, client=client, portal=portal,
+                wait=lambda task: task and together(accelerator, task.result, 60),
                 config=PublishConfig(keep=9, delta="always"), run_name="r", dtype=torch.bfloat16,
                 model_fingerprint=fingerprint_of(learner.model, model_dir), accelerator=accelerator,
-            )  # fmt: skip # type: ignore[union-attr]
+            )  # fmt: skip
             publish_steps(make(attempt=1), learner, store)
             publish_for_one_that_starts_again(make(attempt=2), learner, client, portal)
 

@@ -127,7 +127,7 @@ def test_a_pause_is_that_of_vllm_without_its_sleep(mode: SwitchMode, monkeypatch
     asyncio.run(AsyncLLM.pause_generation(theirs, mode=_PAUSE_MODES[mode], clear_cache=True))
     assert slept == [0.02]
     engine = VllmEngine()
-    engine._client = ours = Pausing()  # type: ignore[assignment]
+    engine._client = ours = Pausing()
     asyncio.run(engine.pause(mode))
     assert ours.calls == theirs.calls
     assert slept == [0.02], "ours does not sleep"

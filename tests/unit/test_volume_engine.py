@@ -33,10 +33,10 @@ class Model(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.sinks = nn.Parameter(SINKS.clone(), requires_grad=False)
-        self.attention: Any = nn.Module()
-        self.attention.impl = Kernel(self.sinks)
-        self.linear: Any = nn.Module()
-        self.linear.impl = "of another kind"
+        self.attention = nn.Module()
+        vars(self.attention)["impl"] = Kernel(self.sinks)
+        self.linear = nn.Module()
+        vars(self.linear)["impl"] = "of another kind"
 
     def load_weights(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         for _, tensor in tensors:
@@ -60,7 +60,7 @@ def engine_of(model: nn.Module, load_format: str = "auto") -> Any:
 
 
 def test_what_a_kernel_for_attention_keeps_in_another_type_is_loaded_too() -> None:
-    model = Model()
+    model: Any = Model()
     engine_of(model)._load([("sinks", 2 * SINKS)])
     assert torch.equal(model.attention.impl.sinks, 2 * SINKS.float())
 
