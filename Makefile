@@ -57,9 +57,11 @@ bench-trainer: setup  ## Compare time and memory of one update with TRL (creates
 reliability: setup  ## Cause faults in a run under Compose and write docs/reliability.md (ARGS="--hours 3 --fault-every-s 120")
 	$(BIN)/python tests/chaos/reliability.py $(ARGS)
 
-# By default, generator and trainer get half of the cores each.
-up: export TANDEM_GENERATOR_CPUS ?= $(shell echo 0-$$(($$(nproc) / 2 - 1)))
-up: export TANDEM_TRAINER_CPUS ?= $(shell echo $$(($$(nproc) / 2))-$$(($$(nproc) - 1)))
+# By default, generator and trainer get half of the cores each. With `max_lag: 0` and for a script, they take turns, and
+# both get all.
+TAKE_TURNS = $(or $(SCRIPT),$(shell sed -n 's/^[^\#]*\bmax_lag: *0\b.*/yes/p' '$(FOLDER_PATH)/config.yaml' 2>/dev/null))
+up: export TANDEM_GENERATOR_CPUS ?= $(if $(TAKE_TURNS),0-$(shell echo $$(($$(nproc) - 1))),$(shell echo 0-$$(($$(nproc) / 2 - 1))))
+up: export TANDEM_TRAINER_CPUS ?= $(shell echo $(if $(TAKE_TURNS),0,$$(($$(nproc) / 2)))-$$(($$(nproc) - 1)))
 # Neither service may use more than 80 % of the memory, so that a leak ends a process and not the host.
 up: export TANDEM_GENERATOR_MEMORY ?= $(shell awk '/MemTotal/ {print int($$2 * 0.8) "k"}' /proc/meminfo)
 up: export TANDEM_TRAINER_MEMORY ?= $(TANDEM_GENERATOR_MEMORY)

@@ -32,7 +32,7 @@ from tandem_protocol.config import (
     SharedSettings,
     load,
 )
-from tandem_protocol.device_sets import check_disjoint, parse_devices
+from tandem_protocol.device_sets import check_disjoint, parse_devices, take_turns
 from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.handover import PREFLIGHT_FILE, Failure, hand_over
 from tandem_protocol.problems import first_few
@@ -159,7 +159,7 @@ def fail(failure: Failure) -> int:
 
 
 def check_devices(env: Mapping[str, str]) -> None:
-    """Refuse CPU sets or GPUs that overlap. A set that is not configured is not checked.
+    """Refuse GPUs that overlap, and CPU sets that do but are not equal. A set that is not configured is not checked.
 
     Raises:
         ConfigError: the sets overlap, or are not lists of devices.
@@ -168,6 +168,8 @@ def check_devices(env: Mapping[str, str]) -> None:
         generator, trainer = (
             parse_devices(env.get(f"TANDEM_{service}_{kind.upper()}", "")) for service in ("GENERATOR", "TRAINER")
         )
+        if kind == "CPUs" and take_turns(generator, trainer):
+            continue
         check_disjoint(generator, trainer, kind=kind, fix=fix)
 
 

@@ -96,6 +96,16 @@ def describe_exit(exit_code: int | None) -> str:
         return f"ended with exit code {exit_code}"
 
 
+def choose_cpus(cpus: Sequence[int], *, take_turns: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the CPUs of the generator and those of the trainer.
+
+    Args:
+        take_turns: One of the two waits while the other works, as with `max_lag: 0`. Then both use all CPUs. If they
+            work at the same time, each has CPUs of its own: threads that wait for each other's cores would be slower.
+    """
+    return (tuple(cpus), tuple(cpus)) if take_turns else split_cpus(cpus)
+
+
 def split_cpus(cpus: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Divide CPUs into disjoint halves for generator and trainer, the larger one first. A single CPU is shared.
 

@@ -18,7 +18,7 @@ from tandem_protocol.processes import USER_ERROR
 from tandem_protocol.script import NEEDS_ENV, SCRIPT_ENV, ScriptNeeds
 
 from .guard import adopt_orphans, end_descendants
-from .processes import ServiceFailed, ServiceProcess, split_cpus
+from .processes import ServiceFailed, ServiceProcess, choose_cpus
 from .screen import RunHeader, shown
 from .script import Script
 from .service_commands import environment, free_port, start_preparation
@@ -36,7 +36,9 @@ class ScriptServices:
             cleanup: gets callbacks that kill the services.
         """
         self.generator: ServiceProcess | None = None
-        self.generator_cpus, trainer_cpus = split_cpus(sorted(os.sched_getaffinity(0)))
+        # A script waits for its completions. On GPUs the CPUs are not what limits it.
+        cpus = sorted(os.sched_getaffinity(0))
+        self.generator_cpus, trainer_cpus = choose_cpus(cpus, take_turns=not script.gpus.trainer)
         self.token = secrets.token_urlsafe(32)
         has_port = "generator.port" in script.sources
         self._port = script.settings.generator.port if has_port else free_port()

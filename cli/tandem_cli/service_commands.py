@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tandem_protocol.config import TOKEN_ENV, TOKEN_FILE_ENV
 
-from .processes import ServiceProcess, split_cpus
+from .processes import ServiceProcess, choose_cpus
 from .project import EngineName, Project
 from .run_folder import RunFolder
 
@@ -41,7 +41,8 @@ def start(project: Project, engine: EngineName, weights_dir: Path, cleanup: Exit
     Args:
         cleanup: gets a callback that kills the services.
     """
-    generator_cpus, trainer_cpus = split_cpus(sorted(os.sched_getaffinity(0)))
+    take_turns = project.settings.trainer.max_lag == 0
+    generator_cpus, trainer_cpus = choose_cpus(sorted(os.sched_getaffinity(0)), take_turns=take_turns)
     has_chosen_port = "generator.port" in project.overrides
     port = project.settings.generator.port if has_chosen_port else free_port()
     token = secrets.token_urlsafe(32)

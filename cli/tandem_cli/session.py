@@ -66,7 +66,7 @@ class Session:
         """
         probe = GeneratorProbe(services.url, services.token)
         progress = Progress(self.folder.path, self.max_steps, probe)
-        if set(self.header.generator_cpus) & set(self.header.trainer_cpus):
+        if len({*self.header.generator_cpus, *self.header.trainer_cpus}) == 1:
             console.print("Only one CPU is available: generator and trainer take turns on it.")
         screen: Screen = LiveScreen(console, self.header) if console.is_terminal else PlainScreen(console, self.header)
 

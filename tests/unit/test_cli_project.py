@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tandem_protocol.config.generator
 import tandem_protocol.config.trainer
 from tandem_cli import processes, run_folder
-from tandem_cli.processes import describe_exit, split_cpus
+from tandem_cli.processes import choose_cpus, describe_exit, split_cpus
 from tandem_cli.project import Project, choose_engine
 from tandem_protocol.config import ConfigError, load, parse_overrides
 
@@ -36,6 +36,11 @@ def test_the_cpu_sets_are_disjoint_and_use_every_cpu(cpus: set[int]) -> None:
 
 def test_a_single_cpu_is_shared() -> None:
     assert split_cpus([3]) == ((3,), (3,))
+
+
+def test_services_that_take_turns_use_all_cpus() -> None:
+    assert choose_cpus([0, 1, 2], take_turns=True) == ((0, 1, 2), (0, 1, 2))
+    assert choose_cpus([0, 1, 2], take_turns=False) == split_cpus([0, 1, 2])
 
 
 def test_hardware_threads_of_one_core_stay_together(monkeypatch: pytest.MonkeyPatch) -> None:

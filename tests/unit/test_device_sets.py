@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.device_sets import check_disjoint, identity, parse_devices, repeated_devices, shared_devices
+from tandem_protocol.device_sets import (
+    check_disjoint,
+    identity,
+    parse_devices,
+    repeated_devices,
+    shared_devices,
+    take_turns,
+)
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
 
@@ -52,3 +59,11 @@ def test_overlapping_sets_are_refused_and_both_are_listed() -> None:
     message = "got the GPUs 0, 1 for the generator and 1, 2 for the trainer, which share 1, expected .*: do this"
     with pytest.raises(ConfigError, match=message):
         check_disjoint(("0", "1"), ("1", "2"), kind="GPUs", fix="do this")
+
+
+@pytest.mark.parametrize(
+    ("generator", "trainer", "expected"),
+    [("0-3", "0-3", True), ("0-3", "3,2,1,0", True), ("0-3", "3-7", False), ("0", "0", False), ("", "", False)],
+)
+def test_only_equal_sets_of_several_cpus_are_shared_on_purpose(generator: str, trainer: str, expected: bool) -> None:
+    assert take_turns(parse_devices(generator), parse_devices(trainer)) is expected

@@ -87,6 +87,14 @@ def shared_devices(
     return tuple(device for device in ours if identity(device, uuids) in taken)
 
 
+def take_turns(generator: Sequence[str], trainer: Sequence[str]) -> bool:
+    """Whether the services have the same CPUs on purpose: `0-3` and `0-3`, but not `0-3` and `3-7`, or `0` and `0`.
+
+    That is faster if one of them waits while the other works, as with `max_lag: 0`.
+    """
+    return len(generator) > 1 and set(generator) == set(trainer)
+
+
 def check_disjoint(
     generator: Sequence[str], trainer: Sequence[str], *, kind: str, fix: str, uuids: Mapping[str, str] | None = None
 ) -> None:

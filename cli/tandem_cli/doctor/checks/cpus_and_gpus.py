@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.device_sets import identity, parse_devices, repeated_devices, shared_devices
+from tandem_protocol.device_sets import identity, parse_devices, repeated_devices, shared_devices, take_turns
 
 from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Gpu, Image, MachineFacts, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
@@ -24,14 +24,18 @@ TURN_CDI_ON = (
 
 
 def cpus(facts: MachineFacts) -> Finding:
-    """Check that the CPU sets are disjoint and exist here: two services that take turns on a core are slower."""
+    """Check that the CPU sets exist here, and are disjoint or equal.
+
+    If both services work at the same time, threads that share a core wait for each other.
+    """
     stack = known(facts.stack)
     texts = {name: stack.services[name].cpuset for name in SERVICES}
     try:
         generator, trainer = (parse_devices(texts[name]) for name in SERVICES)
     except ConfigError as error:
         return fail(str(error), CHOOSE_CPUS)
-    if shared := shared_devices(generator, trainer):
+    has_turns = take_turns(generator, trainer)
+    if not has_turns and (shared := shared_devices(generator, trainer)):
         return fail(
             f"got generator {texts[GENERATOR]} and trainer {texts[TRAINER]}, which share {', '.join(shared)}, "
             "expected disjoint sets",
@@ -40,6 +44,11 @@ def cpus(facts: MachineFacts) -> Finding:
     total = known(facts.engine).cpus
     if beyond := [cpu for cpu in (*generator, *trainer) if int(cpu) >= total]:
         return fail(f"got CPU {', '.join(beyond)}, expected CPUs of this host: 0-{total - 1}", CHOOSE_CPUS)
+    if has_turns:
+        return ok(
+            f"both services use {texts[GENERATOR]}, which is faster only if they take turns: with `max_lag: 0`, or for "
+            "a script"
+        )
     if not (generator and trainer) and stack.uses_gpus:
         return ok(f"a service without a CPU set runs on any of {total} cores, which is fine with GPUs")
     if not (generator and trainer):
