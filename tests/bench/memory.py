@@ -74,7 +74,13 @@ def measure(engine: str, steps: int, folder: Path) -> tuple[float, float]:
     with running(engine, model, folder / "weights", log=folder / "log") as generator:
         with watched("tandem_trainer") as peaks:
             train(
-                folder / "run", model, folder / "weights", [generator.port], cpu=cpu, max_steps=steps, rollout=rollout
+                folder / "run",
+                model,
+                folder / "weights",
+                [generator.port],
+                cpus=[cpu],
+                max_steps=steps,
+                rollout=rollout,
             )
         process = psutil.Process(generator.process.pid)
         family = [process, *process.children(recursive=True)]

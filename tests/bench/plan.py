@@ -90,7 +90,7 @@ def run_cases(engine: str, cases: list[Case], steps: int, folder: Path) -> list[
                 name = folder / f"run-{next(numbers)}"
                 limits: dict[str, Any] = {"max_steps": steps, "max_lag": case.max_lag}
                 runs.append(
-                    train(name, model, weights, ports, cpu=cpus[-1], rollout=rollout, log_completions=16, **limits)
+                    train(name, model, weights, ports, cpus=cpus[-1:], rollout=rollout, log_completions=16, **limits)
                 )
     return runs
 

@@ -2,9 +2,10 @@
 
     python tests/bench/trl.py [--tasks digits smollm2] [--rounds 1]
 
-All sides have the same model, prompts, rewards, batch, lengths, optimizer and float32. They take turns. A generator has
-one CPU and its trainer the other one. TRL without vLLM has both. "TRL with vLLM" is a TRL script on `trl.use()`: TRL's
-own server sends weights over NCCL, which needs GPUs.
+All sides have the same model, prompts, rewards, batch, lengths, optimizer and float32. They take turns, after a step
+with each generator that does not count. CPUs are divided as `tandem demo` and `tandem run` do it: if generator and
+trainer work at the same time, each has half of them, and else both have all. TRL without vLLM has all. "TRL with vLLM"
+is a TRL script on `trl.use()`: TRL's own server sends weights over NCCL, which needs GPUs.
 
 Times are means over all steps: a queue that fills at the beginning would flatter the later ones. They leave out
 evaluation, checkpoints, and what comes before the first step. The task "digits" also says how long it takes until the
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -33,6 +35,7 @@ from support import trl
 from support.bench import REWARDS, ROWS, Table, options, records, run_on, train, write
 from support.generators import TOKEN, Generator, running
 from support.smollm2 import make_smollm2
+from tandem_cli.processes import choose_cpus
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(trl.__file__).with_name("trl_timed.py")
@@ -94,10 +97,14 @@ TASKS = {"digits": digits, "smollm2": smollm2}
 
 
 class Sides:
-    """The ways to train on a task, with one generator. Each call has a folder of its own."""
+    """The ways to train on a task. Each call has a folder of its own.
 
-    def __init__(self, task: Task, folder: Path, generator: Generator, cpus: list[int]) -> None:
-        self._task, self._folder, self._generator, self._cpus = task, folder, generator, cpus
+    Args:
+        generators: One with half of the CPUs, and one with all.
+    """
+
+    def __init__(self, task: Task, folder: Path, generators: dict[bool, Generator], cpus: list[int]) -> None:
+        self._task, self._folder, self._generators, self._cpus = task, folder, generators, cpus
         self._names = (folder / str(number) for number in count())
         self.all: dict[str, Callable[[], Steps]] = {
             "Tandem, `max_lag: 1`": partial(self.tandem, 1),
@@ -107,15 +114,20 @@ class Sides:
             "TRL without vLLM": partial(self.trl, with_vllm=False),
         }
 
-    def tandem(self, max_lag: int) -> Steps:
-        task, ports = self._task, [self._generator.port]
-        trainer = {**task.trainer, "max_lag": max_lag}
+    def warm_up(self) -> None:
+        """Make a step with each generator: vLLM compiles parts of itself at the first one."""
+        for max_lag in (0, 1):
+            self.tandem(max_lag, max_steps=1)
+
+    def tandem(self, max_lag: int, **more: Any) -> Steps:
+        task, take_turns = self._task, max_lag == 0
+        trainer = {**task.trainer, "max_lag": max_lag, **more}
         run = train(
             next(self._names),
             task.model,
             self._folder / "weights",
-            ports,
-            cpu=self._cpus[-1],
+            [self._generators[take_turns].port],
+            cpus=choose_cpus(self._cpus, take_turns=take_turns)[1],
             rewards=(task.data.parent / "rewards.py").read_text(),
             function=task.function,
             rows=[json.loads(line) for line in task.data.read_text().splitlines()],
@@ -133,7 +145,7 @@ class Sides:
     def trl(self, *, with_vllm: bool) -> Steps:
         folder = next(self._names)
         folder.mkdir()
-        url = f"http://tandem:{TOKEN}@127.0.0.1:{self._generator.port}"
+        url = f"http://tandem:{TOKEN}@127.0.0.1:{self._generators[True].port}"
         server = {"use_vllm": True, "vllm_mode": "server", "vllm_server_base_url": url} if with_vllm else {}
         task = self._task
         given = {"model": task.model, "data": task.data, "function": task.function, "out": folder / "out"}
@@ -141,9 +153,8 @@ class Sides:
             {key: str(value) for key, value in given.items()} | {"options": task.trl_options() | server}
         )
         launcher = ["-m", "tandem_trainer.trl"] if with_vllm else ["-P"]
-        cpus = self._cpus[-1:] if with_vllm else self._cpus
         weights = str(self._folder / "weights")
-        run_on(cpus, [trl.NEWEST, *launcher, SCRIPT, specification], folder, TANDEM__SHARED__WEIGHTS_DIR=weights)
+        run_on(self._cpus, [trl.NEWEST, *launcher, SCRIPT, specification], folder, TANDEM__SHARED__WEIGHTS_DIR=weights)
         return list(json.loads((folder / "out/steps.json").read_text()))
 
 
@@ -160,13 +171,20 @@ def measure(name: str, rounds: int, folder: Path, *, quick: bool) -> Table:
     (folder / "task").mkdir()
     task = TASKS[name](folder / "task", quick=quick)
     cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cpus[:1])  # the generator inherits it
     words = ("--max-model-len", str(task.max_model_len), "--max-num-seqs", "256")
     measured: dict[str, list[Steps]] = {}
-    with running("vllm", task.model, folder / "weights", *words, log=folder / "generator.log") as generator:
+    with ExitStack() as stack:
+        generators = {}
+        for take_turns in (False, True):
+            os.sched_setaffinity(0, choose_cpus(cpus, take_turns=take_turns)[0])  # the generator inherits it
+            log = folder / f"generator-{take_turns}.log"
+            started = running("vllm", task.model, folder / "weights", *words, log=log)
+            generators[take_turns] = stack.enter_context(started)
         os.sched_setaffinity(0, cpus)
+        sides = Sides(task, folder, generators, cpus)
+        sides.warm_up()
         for _ in range(rounds):
-            for side, call in Sides(task, folder, generator, cpus).all.items():
+            for side, call in sides.all.items():
                 measured.setdefault(side, []).append(call())
     means = {
         side: statistics.median(statistics.fmean(step["seconds"] for step in steps) for steps in runs)

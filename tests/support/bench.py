@@ -76,13 +76,13 @@ def train(
     weights_dir: Path,
     ports: Sequence[int],
     *,
-    cpu: int,
+    cpus: Sequence[int],
     rewards: str = REWARDS,
     function: str = "distinct",
     rows: Sequence[Mapping[str, Any]] = ROWS,
     **trainer: Any,
 ) -> Path:
-    """Run Tandem's trainer on one CPU, in a new folder. Returns the folder of the run."""
+    """Run Tandem's trainer on these CPUs, in a new folder. Returns the folder of the run."""
     folder.mkdir()
     (folder / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     (folder / "rewards.py").write_text(rewards)
@@ -97,7 +97,7 @@ def train(
         },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run_on([cpu], [sys.executable, "-m", "tandem_trainer", "--config", folder / "config.yaml"], folder)
+    run_on(cpus, [sys.executable, "-m", "tandem_trainer", "--config", folder / "config.yaml"], folder)
     return folder / "runs/bench"
 
 
