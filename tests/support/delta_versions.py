@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from support.weights import FINGERPRINT
 from tandem_generator.materializer import Materializer
 from tandem_protocol.manifest import Manifest
-from tandem_protocol.messages import ServedWeights, SetWeights
+from tandem_protocol.messages import PROTOCOL_VERSION, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.learner.safetensors_file import write_files
@@ -107,6 +108,7 @@ class Generators:
     """Stands in for the client: replicas that make every version. One that is late begins with a later version."""
 
     def __init__(self, store: WeightStore, folder: Path) -> None:
+        self.protocols = SimpleNamespace(oldest=PROTOCOL_VERSION)
         self.store, self.folder = store, folder
         self.replicas = {"a": Replica(store, folder, "a")}
         self.asked: list[Version] = []

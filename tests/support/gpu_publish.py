@@ -51,6 +51,8 @@ def publisher(
     *,
     dtype: torch.dtype,
     mock: bool = False,
+    seen: Path | None = None,
+    delta: str = "never",
     keep: int = 1,
     report: Callable[[dict[str, float], int], object] = lambda _timings, _bytes: None,
 ) -> Iterator[tuple[Publisher, WeightStore]]:
@@ -58,6 +60,8 @@ def publisher(
 
     Args:
         mock: start a mock generator, which verifies each version and serves it.
+        seen: the folder of the store as the generator sees it. None: the same as the trainer's.
+        delta: `trainer.publish.delta`.
         report: receives the seconds of each phase of a publish, and its bytes.
     """
     store = WeightStore(root / "weights")
@@ -68,7 +72,8 @@ def publisher(
         if mock:
             from support.generators import TOKEN, running
 
-            generator = stack.enter_context(running("mock", model_dir, store.root, log=root / "mock.log"))
+            log = model_dir.parent / f"mock-{root.name}.log"
+            generator = stack.enter_context(running("mock", model_dir, seen or store.root, log=log))
             url = f"http://127.0.0.1:{generator.port}"
             client = portal.call(lambda: GeneratorClient([url], TOKEN))  # type: ignore[arg-type,return-value]  # the client has to be made in the loop
         stack.callback(lambda: portal.call(client.close))
@@ -78,7 +83,7 @@ def publisher(
                 client=client,
                 portal=portal,
                 wait=_wait,
-                config=PublishConfig(keep=keep, timeout_s=TIMEOUT_S),
+                config=PublishConfig.model_validate({"keep": keep, "timeout_s": TIMEOUT_S, "delta": delta}),
                 run_name="gpu",
                 attempt=1,
                 model_fingerprint=fingerprint_of(model, model_dir),

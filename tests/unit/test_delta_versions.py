@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from torch import Tensor
@@ -277,8 +278,26 @@ def test_a_base_of_another_run_is_not_used(trainer: Trainer, replica: Replica, t
 def test_without_space_for_the_files_the_version_is_refused(trainer: Trainer, small_volume: Path) -> None:
     *_, last = trainer.steps(1)
     (small_volume / "ballast").write_bytes(b"x" * 60_000)
-    with pytest.raises(WeightsRefused, match=r"No space left.*generator\.materialize_dir"):
+    with pytest.raises(WeightsRefused, match=r"got space for .* MB, expected .* MB.*generator\.materialize_dir"):
         Replica(trainer.store, small_volume).switch(*last)
+
+
+def test_space_for_two_versions_is_asked_for_before_anything_is_written(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = trainer.steps(3)
+    size, replica = versions[0][0].size_bytes, Replica(trainer.store, tmp_path / "local")
+
+    def volume(free: int) -> None:
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+
+    volume(2 * size - 1)
+    with pytest.raises(WeightsRefused, match="got space for"):
+        replica.switch(*versions[1])
+    assert not everything(tmp_path / "local")
+    for left, version in zip((2 * size, size, 0), versions[1:], strict=True):  # what is there is overwritten
+        volume(left)
+        assert trainer.is_right(replica.switch(*version), version[0].version)
 
 
 def test_two_processes_with_the_same_name_never_write_the_same_files(

@@ -23,7 +23,7 @@ from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_trainer import deltas
+from tandem_trainer import deltas, publish
 from tandem_trainer.learner.lora import add_adapter
 from tandem_trainer.learner.shards import model_tensors
 from tandem_trainer.publish import Publisher, fingerprint_of
@@ -259,11 +259,12 @@ def test_when_a_base_is_missing_the_next_version_has_its_complete_files(
     assert is_served(generators, model, "late")
 
 
-def test_after_three_refusals_all_versions_are_complete(
-    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
-) -> None:
+@pytest.mark.parametrize(("served", "refused"), [(0, 1), (1, 3)], ids=["the first one", "three of them"])
+def test_deltas_end_when_the_first_one_is_refused_or_three_are(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, caplog: pytest.LogCaptureFixture,
+    served: int, refused: int,
+) -> None:  # fmt: skip
     publish = make(model)
-    publish(model, 0)
     complete = store.complete
 
     def served_at_last(*arguments: Any) -> None:
@@ -271,12 +272,51 @@ def test_after_three_refusals_all_versions_are_complete(
         generators.refuses = None
 
     store.complete = served_at_last  # type: ignore[method-assign]  # of this test's store only
-    for step in range(1, 4):
+    for step in range(1 + served):
+        publish(model, step)
         update(model)
+    for step in range(refused):
+        assert "From now on" not in caplog.text
         generators.refuses = WeightsRefused("this image has no numpy")
-        assert has_delta(store, publish(model, step))
+        assert has_delta(store, publish(model, 1 + served + step))
+        update(model)
+    assert "From now on, all versions are published in full" in caplog.text
+    for step in range(3):
+        assert not has_delta(store, publish(model, 1 + served + refused + step))
+        assert is_served(generators, model)
+        update(model)
+
+
+def test_generators_of_an_earlier_contract_get_complete_versions(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
+) -> None:
+    """They refuse a manifest with deltas, also if all files are there."""
+    publish, found = make(model), []
+    for step, generators.protocols.oldest in enumerate((1, 1, 2, 2, 1, 2)):
+        found.append(has_delta(store, publish(model, step)))
+        assert is_served(generators, model)
+        update(model)
+    assert found == [False, False, False, True, False, False], "a copy of the last version comes first"
+
+
+def test_complete_files_that_a_generator_sees_late_are_waited_for(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "AGAIN_S", 0.0)
+    publisher = make(model)
+    publisher(model, 0)
     update(model)
-    assert not has_delta(store, publish(model, 4))
+    generators.refuses = WeightsRefused("its listing of the folder is old")
+
+    class Asked(list[Version]):
+        def append(self, version: Version) -> None:
+            super().append(version)
+            if len(self) == 5:
+                generators.refuses = None
+
+    generators.asked = Asked()
+    version = publisher(model, 1)
+    assert generators.asked == [version] * 5
     assert is_served(generators, model)
 
 
@@ -311,14 +351,15 @@ def test_a_version_without_deltas_of_which_a_file_is_lost_is_refused_at_once(
 
 
 def test_a_delta_that_is_refused_although_it_was_completed_ends_the_run(
-    make: Make, model: PreTrainedModel, generators: Generators
+    make: Make, model: PreTrainedModel, generators: Generators, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    publish = make(model)
-    publish(model, 0)
+    monkeypatch.setattr(publish, "VISIBLE_S", 0.0)
+    publisher = make(model)
+    publisher(model, 0)
     generators.refuses = WeightsRefused("another model")
     update(model)
     with pytest.raises(WeightsRefused, match="another model"):
-        publish(model, 1)
+        publisher(model, 1)
     assert generators.asked == [Version(0, 1), Version(1, 1), Version(1, 1)]
 
 

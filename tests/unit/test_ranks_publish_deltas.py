@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tandem_protocol.chains import is_complete
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import PublishConfig, TrainerConfig
 from tandem_protocol.errors import WeightsRefused
-from tandem_protocol.messages import SetWeights
+from tandem_protocol.messages import PROTOCOL_VERSION, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.learner.learner import Learner
@@ -34,6 +35,8 @@ STEPS = 7
 
 class Generator:
     """Stands in for the client on the main process. Refuses the deltas of some versions."""
+
+    protocols = SimpleNamespace(oldest=PROTOCOL_VERSION)
 
     def __init__(self, store: WeightStore, folder: Path) -> None:
         self.store, self.replica, self.asked = store, Replica(store, folder), []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -45,6 +46,9 @@ log = logging.getLogger(__name__)
 
 STAND_BY_S = 0.2
 """Pause between two looks whether complete files are needed. A network file system reports no changes."""
+VISIBLE_S, AGAIN_S = 65.0, 2.0
+"""How long a generator may refuse a version whose complete files have been added, and the pause before the next try.
+NFS shows new files in a folder that a host has just listed after up to 60 s."""
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
 
@@ -82,7 +86,7 @@ class Publisher:
         self._dtype = dtype
         self._accelerator = accelerator
         self._report = report
-        self._deltas = Deltas(config.delta, dtype, store, accelerator)
+        self._deltas = Deltas(config.delta, dtype, store, accelerator, client)
         self._is_tried = False
         self._memory: HostMemory | None = None
         self._task: Future[None] | None = None
@@ -237,7 +241,20 @@ class Publisher:
                 raise
             self._deltas.refused(manifest, error)
             await to_thread.run_sync(self._complete, publication, manifest)
-            return await self._client.set_weights(publication.version, weights, timeout_s)
+            return await self._serve_completed(publication.version, weights, timeout_s)
+
+    async def _serve_completed(
+        self, version: Version, weights: SetWeights, timeout_s: float
+    ) -> dict[str, ServedWeights]:
+        """Have all generators serve a version whose complete files have been added. They may not see them yet."""
+        deadline = time.monotonic() + min(VISIBLE_S, timeout_s)
+        while True:
+            try:
+                return await self._client.set_weights(version, weights, timeout_s)
+            except WeightsRefused:
+                if time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(AGAIN_S)
 
     def send_again(self, at_least: Version) -> None:
         """Send the version that is served again, for a generator that has started, and could not load it.
