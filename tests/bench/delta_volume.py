@@ -7,7 +7,7 @@ writes through one mount. A mock generator, which is another process, reads thro
 files in memory, verifies and serves them. Three such pairs take turns: one for each value of `trainer.publish.delta`.
 The model has the shape of SmolLM2-135M in bfloat16. A simulated step changes a bit of the stated share of its words.
 
-It needs root, sshfs and OpenSSH's file server, so it is not part of `make bench`.
+It needs root, sshfs and OpenSSH's file server, so it is not part of `make bench`. A speed takes one to three minutes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def measure(model: LlamaForCausalLM, root: Path, speed: int, shares: Sequence[fl
                 publish(shares[0])
         rows = []
         for share in shares:
-            turns = {mode: partial(publish, share) for mode, publish in sides.items()}
+            # The sides share the model, so all of them change it between two versions of one.
+            turns = {mode: partial(publish, share / len(sides)) for mode, publish in sides.items()}
             rows.append([f"{speed} MB/s" if speed else "memory", speeds, f"{100 * share:g} %",
                          *_cells(alternate(turns, rounds, warm_up=0))])  # fmt: skip
         return rows

@@ -40,7 +40,7 @@ class PublishConfig(Section):
     finish with the old weights before the switch. `abort`: they end at once, and their groups are requested again."""
     keep: int = Field(2, ge=1)
     """Number of newest versions to keep in the weight store. Versions that a generator uses are kept as well."""
-    delta: Literal["auto", "never", "always"] = "auto"
+    delta: Literal["auto", "never", "always"] = "never"
     """Publish only what differs from the version before, which is a few percent of a bfloat16 model. `auto`: if the
     weights volume is slower than 500 MB/s, is not in memory, and a version has at least 64 MiB. `always`: without this
     rule, for tests. Complete versions are published in between, for float32, for adapters, and if a generator refuses
