@@ -160,11 +160,11 @@ CHANGED = 0.01
 
 
 @torch.no_grad()
-def change(model: LlamaForCausalLM) -> None:
+def change(model: LlamaForCausalLM, share: float = CHANGED) -> None:
     """Change a bit of some words, as an optimizer step does."""
     for parameter in model.parameters():
         words = parameter.view(torch.int16)
-        words ^= (torch.rand(words.shape) < CHANGED).to(torch.int16)
+        words ^= (torch.rand(words.shape) < share).to(torch.int16)
 
 
 def measure_deltas(name: str, rounds: int, root: Path) -> list[str]:

@@ -53,8 +53,8 @@ BENCHES = {
     "loop": Bench(
         "trl.py",
         "The whole loop with the same task, model, batch, dtype and cores: Tandem's trainer, and TRL 1.16's "
-        "`GRPOTrainer` with a vLLM server (through `trl.use()`) and without vLLM. With `max_lag` of 1 or more, generator "
-        "and trainer have half of the cores each. Sides whose services take turns have all cores.",
+        "`GRPOTrainer` with a vLLM server (through `trl.use()`) and without vLLM. With `max_lag` of 1 or more, "
+        "generator and trainer have half of the cores each. Sides whose services take turns have all cores.",
     ),
     "replicas": Bench(
         "mock.py",

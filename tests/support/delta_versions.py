@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from support.weights import FINGERPRINT
 from tandem_generator.materializer import Materializer
 from tandem_protocol.chains import is_complete
 from tandem_protocol.manifest import Manifest
-from tandem_protocol.messages import ServedWeights, SetWeights
+from tandem_protocol.messages import PROTOCOL_VERSION, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.learner.safetensors_file import write_files
+from tandem_trainer.learner.shards import model_tensors
 from tandem_trainer.published_copy import Plan, PublishedCopy
 
 SHAPES = {"scale.weight": (7,), "embed.weight": (64, 31), "layer.weight": (33, 65), "head.weight": (5, 5)}
@@ -108,6 +111,7 @@ class Generators:
     """Stands in for the client: replicas that make every version. One that is late begins with a later version."""
 
     def __init__(self, store: WeightStore, folder: Path) -> None:
+        self.protocols = SimpleNamespace(oldest=PROTOCOL_VERSION)
         self.store, self.folder = store, folder
         self.replicas = {"a": Replica(store, folder, "a")}
         self.asked: list[Version] = []
@@ -142,3 +146,18 @@ def has_delta(store: WeightStore, version: Version) -> bool:
 
 def needs_parent(store: WeightStore, version: Version) -> bool:
     return not is_complete(store, store.read(version)[0])
+
+
+@torch.no_grad()
+def update(model: PreTrainedModel, share: float = 0.01) -> None:
+    for parameter in model.parameters():
+        mask = torch.rand(parameter.shape) < share
+        parameter[mask] = torch.randn(int(mask.sum()))
+
+
+def is_served(generators: Generators, model: PreTrainedModel, name: str = "a") -> bool:
+    served = generators.tensors(name)
+    expected = dict(model_tensors(model, torch.bfloat16))
+    return served.keys() == expected.keys() and all(
+        torch.equal(served[key].view(torch.int16), expected[key].view(torch.int16)) for key in expected
+    )

@@ -51,14 +51,17 @@ def publisher(
     *,
     dtype: torch.dtype,
     mock: bool = False,
-    keep: int = 1,
+    seen: Path | None = None,
     delta: str = "never",
+    keep: int = 1,
     report: Callable[[dict[str, float], int], object] = lambda _timings, _bytes: None,
 ) -> Iterator[tuple[Publisher, WeightStore]]:
     """Yield the trainer's publisher and its store, in the new folder `root`.
 
     Args:
         mock: start a mock generator, which verifies each version and serves it. It makes the files of deltas in `root`.
+        seen: the folder of the store as the generator sees it. None: the same as the trainer's.
+        delta: `trainer.publish.delta`.
         report: receives the seconds of each phase of a publish, and its bytes.
     """
     store = WeightStore(root / "weights")
@@ -70,7 +73,8 @@ def publisher(
             from support.generators import TOKEN, running
 
             made = f"--generator.materialize_dir={root / 'made'}"
-            generator = stack.enter_context(running("mock", model_dir, store.root, made, log=root / "mock.log"))
+            log = model_dir.parent / f"mock-{root.name}.log"
+            generator = stack.enter_context(running("mock", model_dir, seen or store.root, made, log=log))
             url = f"http://127.0.0.1:{generator.port}"
             client = portal.call(lambda: GeneratorClient([url], TOKEN))  # the client has to be made in the loop
         stack.callback(lambda: portal.call(client.close))

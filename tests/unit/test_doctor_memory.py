@@ -12,7 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.facts import GIB, QWEN, UUIDS, changed, on_cpus, on_gpus, settings
 from tandem_cli.doctor.checks import memory
-from tandem_cli.doctor.facts import Gpu, MachineFacts, Model, Nvidia
+from tandem_cli.doctor.facts import Gpu, MachineFacts, Model, Nvidia, Volume
+from tandem_cli.doctor.unknown import known
 from tandem_protocol.config.learning import LearnerConfig
 from tandem_trainer.devices import CPU_MAX_TOKENS, GPU_MAX_TOKENS
 from tandem_trainer.learner.logprobs import TokenLogprobs
@@ -173,7 +174,8 @@ def test_a_version_that_is_published_behind_an_update_is_in_the_hosts_memory() -
 def test_deltas_need_a_second_copy_in_the_trainer_and_two_versions_per_generator() -> None:
     for facts in (on_cpus(), on_gpus()):
         options: dict[str, Any] = {"learner": {"dtype": "bfloat16"}, "max_lag": 1}
-        with_delta = options | {"publish": {"delta": "auto"}}
+        with_delta = options | {"publish": {"delta": "always"}}
+        options |= {"publish": {"delta": "never"}}
 
         def on_host(facts: MachineFacts = facts, **trainer: Any) -> int:
             return memory.on_host_bytes(with_settings(facts, trainer=trainer))
@@ -182,8 +184,12 @@ def test_deltas_need_a_second_copy_in_the_trainer_and_two_versions_per_generator
         assert on_host(**with_delta) - on_host(**options) == 2_000 + replicas * 2 * 2_000
         three = changed(facts, "generator", replicas=replicas + 1)
         assert on_host(three, **with_delta) - on_host(three, **options) == 2_000 + (replicas + 1) * 2 * 2_000
-        full: dict[str, Any] = {"learner": {"dtype": "float32"}, "publish": {"delta": "auto"}}
-        assert on_host(**full) == on_host(learner={"dtype": "float32"}), "float32 is never published as a delta"
+        full: dict[str, Any] = {"learner": {"dtype": "float32"}}
+        assert on_host(**full, publish={"delta": "always"}) == on_host(**full), "float32 is never published as a delta"
+        auto = options | {"publish": {"delta": "auto"}}
+        assert on_host(**auto) == on_host(**options), "auto publishes no deltas on a volume in memory"
+        on_disk: Any = replace(known(facts.stack), volumes={"weights": Volume("weights", None)})
+        assert on_host(replace(facts, stack=on_disk), **auto) == on_host(**with_delta)
 
 
 def test_generators_on_the_cpu_share_the_hosts_memory() -> None:

@@ -72,6 +72,22 @@ async def test_a_generator_of_version_1_gets_no_key_that_it_refuses(seed: int | 
     assert RolloutRequest.model_validate(body) == request.model_copy(update={"prompts": (unnamed,)})
 
 
+@pytest.mark.usefixtures("names")
+async def test_the_oldest_version_is_that_of_the_replicas_that_have_been_asked() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        spoken = 1 if request.url.port == 2 else PROTOCOL_VERSION
+        return httpx.Response(200, content=DESCRIPTION.model_copy(update={"protocol": spoken}).model_dump_json())
+
+    urls = ["http://127.0.0.1:1", "http://127.0.0.1:2"]
+    client = GeneratorClient(urls, None, transport=httpx.MockTransport(answer))
+    assert client.protocols.oldest == PROTOCOL_VERSION
+    await client.info(5)
+    assert client.protocols.oldest == 1
+    client.protocols.forget(urls[1])
+    assert client.protocols.oldest == PROTOCOL_VERSION
+    await client.close()
+
+
 @pytest.mark.parametrize("protocol", range(1, PROTOCOL_VERSION + 1))
 def test_a_generator_of_every_version_that_this_release_speaks_is_accepted(protocol: int) -> None:
     info = DESCRIPTION.model_copy(update={"protocol": protocol})

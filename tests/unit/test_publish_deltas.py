@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from support.delta_versions import Generators, has_delta, needs_parent
+from support.delta_versions import Generators, has_delta, is_served, needs_parent, update
 from support.models import make_tiny_model
 from tandem_protocol.chains import is_complete
 from tandem_protocol.config.learning import LoraConfig
@@ -84,21 +84,6 @@ def make(
         )  # fmt: skip
 
     return make
-
-
-@torch.no_grad()
-def update(model: PreTrainedModel, share: float = 0.01) -> None:
-    for parameter in model.parameters():
-        mask = torch.rand(parameter.shape) < share
-        parameter[mask] = torch.randn(int(mask.sum()))
-
-
-def is_served(generators: Generators, model: PreTrainedModel, name: str = "a") -> bool:
-    served = generators.tensors(name)
-    expected = dict(model_tensors(model, torch.bfloat16))
-    return served.keys() == expected.keys() and all(
-        torch.equal(served[key].view(torch.int16), expected[key].view(torch.int16)) for key in expected
-    )
 
 
 @pytest.mark.parametrize("behind", [False, True])
@@ -271,11 +256,12 @@ def test_the_chain_of_deltas_is_not_read_in_the_learners_time(
     assert threading.main_thread() not in readers
 
 
-def test_after_three_refusals_all_versions_are_complete(
-    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
-) -> None:
+@pytest.mark.parametrize(("served", "refused"), [(0, 1), (1, 3)], ids=["the first one", "three of them"])
+def test_deltas_end_when_the_first_one_is_refused_or_three_are(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore, caplog: pytest.LogCaptureFixture,
+    served: int, refused: int,
+) -> None:  # fmt: skip
     publish = make(model)
-    publish(model, 0)
     complete = store.complete
 
     def served_at_last(*arguments: Any) -> None:
@@ -283,13 +269,31 @@ def test_after_three_refusals_all_versions_are_complete(
         generators.refuses = None
 
     store.complete = served_at_last  # type: ignore[method-assign,assignment]  # of this test's store only
-    for step in range(1, 4):
+    for step in range(1 + served):
+        publish(model, step)
         update(model)
+    for step in range(refused):
+        assert "From now on" not in caplog.text
         generators.refuses = WeightsRefused("this image has no numpy")
-        assert has_delta(store, publish(model, step))
-    update(model)
-    assert not has_delta(store, publish(model, 4))
-    assert is_served(generators, model)
+        assert has_delta(store, publish(model, 1 + served + step))
+        update(model)
+    assert "From now on, all versions are published in full" in caplog.text
+    for step in range(3):
+        assert not has_delta(store, publish(model, 1 + served + refused + step))
+        assert is_served(generators, model)
+        update(model)
+
+
+def test_generators_of_an_earlier_contract_get_complete_versions(
+    make: Make, model: PreTrainedModel, generators: Generators, store: WeightStore
+) -> None:
+    """They refuse a manifest with deltas, also if all files are there."""
+    publish, found = make(model), []
+    for step, generators.protocols.oldest in enumerate((1, 1, 2, 2, 1, 2)):
+        found.append(has_delta(store, publish(model, step)))
+        assert is_served(generators, model)
+        update(model)
+    assert found == [False, False, False, True, False, False], "a copy of the last version comes first"
 
 
 def test_a_complete_version_that_is_refused_ends_the_run(

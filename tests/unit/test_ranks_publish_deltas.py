@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from tandem_protocol.chains import is_complete
 from tandem_protocol.config import SharedConfig
 from tandem_protocol.config.trainer import PublishConfig, TrainerConfig
 from tandem_protocol.errors import WeightsRefused
-from tandem_protocol.messages import SetWeights
+from tandem_protocol.messages import PROTOCOL_VERSION, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.learner.learner import Learner
@@ -38,6 +39,8 @@ BASE, SENT_AGAIN, AFTER, LAST = (Version(step, 2) for step in range(4))
 
 class Generator:
     """Stands in for the client on the main process. Refuses the deltas of some versions."""
+
+    protocols = SimpleNamespace(oldest=PROTOCOL_VERSION)
 
     def __init__(self, store: WeightStore, folder: Path) -> None:
         self.store, self.folder, self.replica = store, folder, Replica(store, folder)

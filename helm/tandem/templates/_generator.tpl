@@ -38,6 +38,10 @@ spec:
         {{- include "tandem.serviceEnv" $ | nindent 8 }}
         - name: HF_HUB_OFFLINE  # the trainer's pod has already downloaded the model
           value: "1"
+        {{- if not (dig "generator" "materialize_dir" "" (include "tandem.config" $ | fromYaml)) }}
+        - name: TANDEM__GENERATOR__MATERIALIZE_DIR  # a pod that fills /tmp would be evicted; this only gets full
+          value: /dev/shm
+        {{- end }}
         {{- with include "tandem.parallel" $ }}
         {{- . | nindent 8 }}
         {{- end }}

@@ -125,6 +125,7 @@ class Materializer:
 
     def _made(self, manifest: Manifest, digest: str, plan: list[Source], in_use: Collection[Path]) -> tuple[Path, ...]:
         target = self._directory(manifest.version, digest)
+        self._require_space(plan)
         bases = {source.base for source in plan}
         partial = self._space({*in_use, *bases}, {source.file.name for source in plan if source.deltas})
         found = verified([(source.base, source.file) for source in plan if not source.deltas])
@@ -136,6 +137,17 @@ class Materializer:
             shutil.rmtree(target)
         partial.rename(target)
         return tuple(target / source.file.name if source.deltas else source.base for source in plan)
+
+    def _require_space(self, plan: list[Source]) -> None:
+        """Check that the folder has space for this version and the next one. A folder in memory is never filled up.
+
+        Raises:
+            OSError: It has less.
+        """
+        needed = 2 * sum(source.file.size_bytes for source in plan if source.deltas)
+        used = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
+        if (room := shutil.disk_usage(self._folder).free + used) < needed:
+            raise OSError(f"got space for {room / 1e6:.0f} MB, expected {needed / 1e6:.0f} MB")
 
     def _space(self, kept: Collection[Path], names: Collection[str]) -> Path:
         """Return a directory for new files. It has old files to overwrite, because their memory is already there."""

@@ -88,7 +88,7 @@ class GeneratorClient:
             transport=transport,
             trust_env=False,
         )
-        self._protocols = Protocols(self._http)
+        self.protocols = Protocols(self._http)
         self.dispatch = Dispatch(rank)
         self.on_stale: Callable[[Version], object] | None = None
         """Called when a replica serves an older version than a request needs."""
@@ -96,7 +96,7 @@ class GeneratorClient:
         self._streams = Streams(
             self._http,
             dispatch=self.dispatch,
-            protocols=self._protocols,
+            protocols=self.protocols,
             availability=self._availability,
             connect_timeout_s=CONNECT_TIMEOUT_S,
             stall_timeout_s=stall_timeout_s,
@@ -105,7 +105,7 @@ class GeneratorClient:
     async def close(self) -> None:
         """Close the connections."""
         await self._awaited.close()
-        self._protocols.close()
+        self.protocols.close()
         await self._http.aclose()
 
     async def wait_ready(self, timeout_s: float) -> None:
@@ -231,7 +231,7 @@ class GeneratorClient:
 
     def _expect(self, url: str, version: Version | None) -> bool:
         """Ask a replica that serves an older version to say when that changes. Returns whether it can."""
-        if version is None or self._protocols.known(url) < 2:
+        if version is None or self.protocols.known(url) < 2:
             return False
         self._awaited.expect(url, version)
         return True
@@ -250,7 +250,7 @@ class GeneratorClient:
 
     async def _info(self, url: str) -> Info:
         info = read_message(Info, await self._http.get(url + INFO, params={"protocol": PROTOCOL_VERSION}))
-        self._protocols.learn(url, info.protocol)
+        self.protocols.learn(url, info.protocol)
         return info
 
     async def _everywhere(
@@ -313,7 +313,7 @@ class GeneratorClient:
         if isinstance(error, TandemError) and not error.retryable:
             raise type(error)(f"{url}: {error}") from error
         if isinstance(error, httpx.TransportError):
-            self._protocols.forget(url)
+            self.protocols.forget(url)
         reason = reason_of(error)
         if report:
             self._availability.failed(url, reason, event_of(error))

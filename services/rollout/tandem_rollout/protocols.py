@@ -34,6 +34,11 @@ class Protocols:
         """Return the version of a replica. The oldest, if the replica has not been asked."""
         return self._known.get(url, OLDEST_PROTOCOL_VERSION)
 
+    @property
+    def oldest(self) -> int:
+        """The oldest version of a replica that has been asked. If none has, the newest."""
+        return min(self._known.values(), default=PROTOCOL_VERSION)
+
     async def of(self, url: str) -> int:
         """Return the version of a replica. Requests that ask at the same time share a question.
 

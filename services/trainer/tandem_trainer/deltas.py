@@ -16,6 +16,7 @@ from tandem_protocol.errors import TandemError
 from tandem_protocol.manifest import Manifest
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
+from tandem_rollout.client import GeneratorClient
 
 from .publication import Part, Writer
 from .published_copy import Files, Plan, PublishedCopy
@@ -28,7 +29,10 @@ MAX_CHAIN = 0.5
 MAX_LENGTH = 32
 """The most deltas after a complete version. A replica that starts reads all of them."""
 MAX_REFUSALS = 3
-"""After this number of refused deltas, the run publishes complete versions only."""
+"""After this number of refused deltas, the run publishes complete versions only. If the first delta is refused, one is
+enough: the generators had its base, so they can make none."""
+PROTOCOL = 2
+"""The contract from which on generators read manifests with deltas. Earlier ones refuse the complete files as well."""
 SLOW_BYTES_PER_S = 500e6
 """`auto`: Volumes that are written more slowly than this get deltas."""
 MIN_BYTES = 64 << 20
@@ -47,11 +51,15 @@ class Deltas:
         dtype: The dtype of published parameters.
         store: The store.
         accelerator: The ranks.
+        client: The generators' client, which knows the oldest version of the contract that they speak.
     """
 
-    def __init__(self, mode: str, dtype: torch.dtype, store: WeightStore, accelerator: Accelerator) -> None:
+    def __init__(
+        self, mode: str, dtype: torch.dtype, store: WeightStore, accelerator: Accelerator, client: GeneratorClient
+    ) -> None:
         self._store = store
         self._accelerator = accelerator
+        self._client = client
         self._is_off = mode == "never" or dtype.itemsize != 2  # the same on every rank
         self._is_measured = mode == "auto"
         self._speeds_bytes_per_s: list[float] = []
@@ -60,6 +68,7 @@ class Deltas:
         self._last: tuple[Manifest, str] | None = None
         self._is_whole = True
         self._chain_bytes = self._chain_length = self._delta_bytes = self._refusals = 0
+        self._is_one_served = False
 
     def plan(self, version: Version, part: Part) -> Plan | None:
         """Return what to write of `version`. None: the complete files, and no copy is kept.
@@ -95,6 +104,7 @@ class Deltas:
     def committed(self, manifest: Manifest, digest: str, write_s: float) -> int:
         """Note the version that is the next one's parent. Returns how many bytes were written."""
         self._last = manifest, digest
+        self._is_one_served |= self._chain_length > 0  # it was 0 again if the version before had been refused
         delta_bytes = sum(delta.size_bytes for delta in manifest.deltas.values())
         if is_complete(self._store, manifest):
             self._completed()
@@ -126,15 +136,21 @@ class Deltas:
         """Note that a generator could not make the complete files. They are added to the version."""
         self._completed()
         self._refusals += 1
-        more = " From now on, all versions are published in full." if self._refusals >= MAX_REFUSALS else ""
+        more = " From now on, all versions are published in full." if self._is_given_up else ""
         log.warning("Version %s is now published in full, because a generator refused its deltas: %s%s",
                     manifest.version, error, more)  # fmt: skip
+
+    @property
+    def _is_given_up(self) -> bool:
+        return self._refusals >= (MAX_REFUSALS if self._is_one_served else 1)
 
     def _completed(self) -> None:
         self._chain_bytes = self._chain_length = 0
 
     def _plan(self, version: Version, version_bytes: int) -> Plan | None:
-        if self._refusals >= MAX_REFUSALS or (self._is_measured and not self._gains(version_bytes)):
+        if self._is_given_up or (self._is_measured and not self._gains(version_bytes)):
+            return None
+        if self._client.protocols.oldest < PROTOCOL:
             return None
         if self._last is None:
             return Plan(version)

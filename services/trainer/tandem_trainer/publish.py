@@ -87,7 +87,7 @@ class Publisher:
         self._dtype = dtype
         self._accelerator = accelerator
         self._report = report
-        self._deltas = Deltas(config.delta, dtype, store, accelerator)
+        self._deltas = Deltas(config.delta, dtype, store, accelerator, client)
         self._is_tried = False
         self._table: dict[str, Tensor] | None = None
         self._memory: HostMemory | None = None

@@ -90,6 +90,13 @@ def test_shared_memory_is_added_to_the_memory_request_and_limit() -> None:
     assert shm == {"medium": "Memory", "sizeLimit": "512Mi"}
 
 
+def test_delta_versions_are_made_in_shared_memory_unless_the_configuration_says_otherwise() -> None:
+    """Its size is enforced by the kernel. A pod whose /tmp is larger than its limit is evicted."""
+    name = "TANDEM__GENERATOR__MATERIALIZE_DIR"
+    assert env(container())[name] == "/dev/shm"
+    assert name not in env(container({"config": {"generator": {"materialize_dir": "/made"}}}))
+
+
 def test_the_startup_probe_allows_exactly_the_startup_budget() -> None:
     made = container({"generator": {"startupBudgetSeconds": 1800}})
     probe = made["startupProbe"]

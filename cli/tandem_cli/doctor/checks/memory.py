@@ -183,9 +183,11 @@ def copy_bytes(facts: MachineFacts) -> int:
 
 
 def publishes_deltas(facts: MachineFacts) -> bool:
-    """Whether versions may be published as deltas, see `trainer.publish.delta`."""
+    """Whether versions may be published as deltas. On a weights volume in memory, `auto` never does that."""
     config = known(facts.settings).trainer
-    return config.publish.delta != "never" and config.learner.dtype == "bfloat16" and not config.lora
+    volume = known(facts.stack).volumes.get("weights")
+    is_never = {"never": True, "auto": volume is not None and volume.options is not None, "always": False}
+    return not is_never[config.publish.delta] and config.learner.dtype == "bfloat16" and not config.lora
 
 
 def made_bytes(facts: MachineFacts) -> int:

@@ -43,8 +43,9 @@ class PublishConfig(Section):
     delta: Literal["auto", "never", "always"] = "never"
     """Publish only what differs from the version before, which is a few percent of a bfloat16 model. `auto`: if the
     weights volume is slower than 500 MB/s, is not in memory, and a version has at least 64 MiB. `always`: without this
-    rule, for tests. Complete versions are published in between, for float32 and for adapters. Each generator needs
-    space for two versions in `generator.materialize_dir`, and the trainer one more copy in memory."""
+    rule, for tests. Complete versions are published in between, for float32, for adapters, and if a generator refuses
+    deltas. Deltas need space for two versions in each `generator.materialize_dir`, and one more copy in the trainer's
+    memory."""
     timeout_s: float = Field(300.0, gt=0.0)
     """How long it may take until all generators serve a new version, in seconds. Then the run stops with an error.
     Raise it for large models or slow volumes."""
