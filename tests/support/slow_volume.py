@@ -28,6 +28,7 @@ OPTIONS = f"directport={PORT},auto_cache"
 SERVE = """
 import socket, subprocess, sys
 with socket.create_server(("", int(sys.argv[2]))) as listener:
+    print("listens", flush=True)
     while True:
         connection, _ = listener.accept()
         with connection:
@@ -60,7 +61,11 @@ def mounted(backing: Path, points: Sequence[Path], bytes_per_s: float, *, listed
     options = f"{OPTIONS},{f'dcache_timeout={listed_s}' if listed_s else 'dir_cache=no'}"
     with ExitStack() as stack:
         store = stack.enter_context(_namespace(f"tandem-{os.getpid()}-store"))
-        stack.enter_context(_process(store, sys.executable, "-c", SERVE, str(SFTP_SERVER), str(PORT)))
+        server = stack.enter_context(
+            _process(store, sys.executable, "-c", SERVE, str(SFTP_SERVER), str(PORT), stdout=subprocess.PIPE)
+        )
+        assert server.stdout is not None
+        assert server.stdout.readline(), "the server ended"
         for index, point in enumerate(points):
             host = stack.enter_context(_namespace(f"tandem-{os.getpid()}-{index}"))
             _link(store, host, index, bytes_per_s)
@@ -87,9 +92,9 @@ def _namespace(name: str) -> Iterator[str]:
 
 
 @contextmanager
-def _process(namespace: str, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+def _process(namespace: str, *command: str, stdout: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Run a process of that host. It has this process's mounts: `ip netns exec` would give it others."""
-    with subprocess.Popen(["nsenter", f"--net=/run/netns/{namespace}", *command]) as process:
+    with subprocess.Popen(["nsenter", f"--net=/run/netns/{namespace}", *command], stdout=stdout) as process:
         try:
             yield process
         finally:

@@ -104,7 +104,6 @@ class Deltas:
     def committed(self, manifest: Manifest, digest: str, write_s: float) -> int:
         """Note the version that is the next one's parent. Returns how many bytes were written."""
         self._last = manifest, digest
-        self._is_one_served |= self._chain_length > 0  # it was 0 again if the version before had been refused
         delta_bytes = sum(delta.size_bytes for delta in manifest.deltas.values())
         if is_complete(self._store, manifest):
             self._completed()
@@ -131,6 +130,10 @@ class Deltas:
             self._is_whole = False
         else:
             self._is_whole = True
+
+    def served(self) -> None:
+        """Note that all generators serve the last version. If its deltas were refused, it begins a new chain."""
+        self._is_one_served |= self._chain_length > 0
 
     def refused(self, manifest: Manifest, error: Exception) -> None:
         """Note that a generator could not make the complete files. They are added to the version."""

@@ -227,6 +227,7 @@ class Publisher:
         weights = SetWeights(manifest_digest=digest, mode=self._config.mode)
         size_bytes = self._deltas.committed(manifest, digest, publication.clock.seconds["write"])
         served = await self._serve(publication, manifest, weights)
+        self._deltas.served()
         self._current = publication, manifest, weights
         self._report(
             publication.timings(served.values()), size_bytes if publication.plan else publication.part.version_bytes
