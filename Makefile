@@ -59,7 +59,8 @@ reliability: setup  ## Cause faults in a run under Compose and write docs/reliab
 
 # By default, generator and trainer get half of the cores each. With `max_lag: 0` and for a script, they take turns, and
 # both get all.
-TAKE_TURNS = $(or $(SCRIPT),$(shell sed -n 's/^[^\#]*\bmax_lag: *0\b.*/yes/p' '$(FOLDER_PATH)/config.yaml' 2>/dev/null))
+CHOSEN := $(TANDEM_GENERATOR_CPUS)$(TANDEM_TRAINER_CPUS)
+TAKE_TURNS := $(if $(CHOSEN),,$(or $(SCRIPT),$(shell sed -n 's/^[^\#]*\bmax_lag: *0\b.*/yes/p' '$(FOLDER_PATH)/config.yaml' 2>/dev/null)))
 up: export TANDEM_GENERATOR_CPUS ?= $(if $(TAKE_TURNS),0-$(shell echo $$(($$(nproc) - 1))),$(shell echo 0-$$(($$(nproc) / 2 - 1))))
 up: export TANDEM_TRAINER_CPUS ?= $(shell echo $(if $(TAKE_TURNS),0,$$(($$(nproc) / 2)))-$$(($$(nproc) - 1)))
 # Neither service may use more than 80 % of the memory, so that a leak ends a process and not the host.

@@ -53,3 +53,6 @@ def test_a_script_shares_all_cpus_with_its_generator() -> None:
 def test_chosen_cpus_win(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("trainer: {max_lag: 0}\n")
     assert cpus(f"PROJECT={tmp_path}", TANDEM_GENERATOR_CPUS="1", TANDEM_TRAINER_CPUS="2") == ["1", "2"]
+    assert cpus(f"PROJECT={tmp_path}", TANDEM_TRAINER_CPUS="4-5") == ["0-3", "4-5"], (
+        "one that is chosen is not overlapped"
+    )

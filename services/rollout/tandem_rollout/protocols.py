@@ -20,11 +20,12 @@ class Protocols:
     def __init__(self, http: httpx.AsyncClient) -> None:
         self._http = http
         self._known: dict[str, int] = {}
+        self._heard: dict[str, int] = {}  # as `_known`, but a replica that does not answer keeps what it has said
         self._asking: dict[str, asyncio.Task[int]] = {}
 
     def learn(self, url: str, protocol: int) -> None:
         """Note what a replica has said."""
-        self._known[url] = protocol
+        self._known[url] = self._heard[url] = protocol
 
     def forget(self, url: str) -> None:
         """Note that another release may answer at this URL from now on."""
@@ -36,8 +37,8 @@ class Protocols:
 
     @property
     def oldest(self) -> int:
-        """The oldest version of a replica that has been asked. If none has, the newest."""
-        return min(self._known.values(), default=PROTOCOL_VERSION)
+        """The oldest version that a replica has said last. If none has been asked, the newest."""
+        return min(self._heard.values(), default=PROTOCOL_VERSION)
 
     async def of(self, url: str) -> int:
         """Return the version of a replica. Requests that ask at the same time share a question.
@@ -73,7 +74,7 @@ class Protocols:
     def _ended(self, url: str, task: asyncio.Task[int]) -> None:
         del self._asking[url]
         if not task.cancelled() and task.exception() is None:
-            self._known[url] = task.result()
+            self.learn(url, task.result())
 
     async def _asked(self, url: str) -> int:
         """A replica whose answer cannot be read gets the oldest contract: only what every release understands."""

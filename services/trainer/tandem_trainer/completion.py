@@ -31,7 +31,8 @@ class Completion:
     Args:
         publication: The version.
         store: The store.
-        write_complete: Writes the complete files of this rank into a folder, and returns their digests.
+        write_complete: Writes the complete files of this rank into a folder, and returns their digests. It stops
+            when the second argument returns true.
         rank: This rank.
         ranks: Number of ranks.
         timeout_s: How long the main process waits for the parts of the other ranks, in seconds.
@@ -41,7 +42,7 @@ class Completion:
         self,
         publication: Publication,
         store: WeightStore,
-        write_complete: Callable[[Path], dict[str, str]],
+        write_complete: Callable[[Path, Callable[[], bool]], dict[str, str]],
         *,
         rank: int,
         ranks: int,
@@ -50,7 +51,7 @@ class Completion:
         self._publication = replace(
             publication,
             staging=partial(publication.staging, completes=True),
-            writer=lambda folder, *_: write_complete(folder),
+            writer=lambda folder, *_: write_complete(folder, publication.is_given_up.is_set),
         )
         self._store = store
         self._rank, self._ranks = rank, ranks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -97,9 +98,9 @@ class Deltas:
         """The manifest of the version that deltas apply to, and its digest."""
         return self._last if plan and plan.parent else None
 
-    def write_complete(self, directory: Path) -> dict[str, str]:
+    def write_complete(self, directory: Path, is_given_up: Callable[[], bool]) -> dict[str, str]:
         """Write the complete files of this rank's copy."""
-        return self._copy.write_complete(directory) if self._copy else {}
+        return self._copy.write_complete(directory, is_given_up) if self._copy else {}
 
     def committed(self, manifest: Manifest, digest: str, write_s: float) -> int:
         """Note the version that is the next one's parent. Returns how many bytes were written."""

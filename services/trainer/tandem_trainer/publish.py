@@ -259,14 +259,30 @@ class Publisher:
     async def _send(self, version: Version, weights: SetWeights) -> dict[str, ServedWeights]:
         """Have all generators serve a version, as long as it is in the store. They would wait for one that vanished."""
         sending = asyncio.create_task(self._client.set_weights(version, weights, self._config.timeout_s))
+        looking: asyncio.Task[bool] | None = None  # never waited for: a volume that hangs must not stop the deadline
         try:
             while not (await asyncio.wait([sending], timeout=LOOK_S))[0]:
-                if not await to_thread.run_sync(self._store.directory(version).exists):
-                    raise vanished(self._store.root, version)
+                if looking is None:
+                    looking = asyncio.create_task(to_thread.run_sync(self._is_gone, version, abandon_on_cancel=True))
+                elif looking.done():
+                    if looking.result():
+                        raise vanished(self._store.root, version)
+                    looking = None
             return sending.result()
         finally:
+            if looking is not None:
+                looking.cancel()
             sending.cancel()
             await asyncio.wait([sending])
+
+    def _is_gone(self, version: Version) -> bool:
+        try:
+            self._store.directory(version).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # says nothing about the version
+            return False
+        return False
 
     def send_again(self, at_least: Version) -> None:
         """Send the version that is served again, for a generator that has started, and could not load it.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tandem_protocol.delta import THREADS, changed_words, encode
+from tandem_protocol.errors import StoreError
 from tandem_protocol.manifest import DELTA_SUFFIX, Digest, digest_bytes
 from tandem_protocol.version import Version
 
@@ -83,14 +85,16 @@ class PublishedCopy:
         self.version = plan.version
         return digests
 
-    def write_complete(self, directory: Path) -> dict[str, str]:
+    def write_complete(self, directory: Path, is_given_up: Callable[[], bool] = lambda: False) -> dict[str, str]:
         """Write the complete files, and flush them to disk. Returns file name → digest.
 
         Raises:
             OSError: such as ENOSPC when the volume is full.
+            StoreError: `is_given_up` has become true.
         """
+        write = partial(_write_file, is_given_up=is_given_up)
         with ThreadPoolExecutor(THREADS) as pool:
-            digests = pool.map(lambda file: _write_file(directory / file, self._bytes[file]), self._bytes)
+            digests = pool.map(lambda file: write(directory / file, self._bytes[file]), self._bytes)
             return dict(zip(self._bytes, digests, strict=True))
 
     def _replace(
@@ -142,10 +146,12 @@ def _sorted(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
     return positions if (np.diff(positions) > 0).all() else np.unique(positions)
 
 
-def _write_file(path: Path, data: NDArray[np.uint8]) -> str:
+def _write_file(path: Path, data: NDArray[np.uint8], is_given_up: Callable[[], bool] = lambda: False) -> str:
     digest = Digest()
     with path.open("wb", buffering=0) as file:
         for start in range(0, len(data), CHUNK_BYTES):
+            if is_given_up():
+                raise StoreError("the complete files are not needed any more")
             chunk = data[start : start + CHUNK_BYTES].data
             digest.update(chunk)
             while chunk:  # a write may be short
