@@ -84,7 +84,7 @@ async def test_the_oldest_version_is_that_of_the_replicas_that_have_been_asked()
     await client.info(5)
     assert client.protocols.oldest == 1
     client.protocols.forget(urls[1])
-    assert client.protocols.oldest == PROTOCOL_VERSION
+    assert client.protocols.oldest == 1, "until it answers again, it speaks what it has said"
     await client.close()
 
 
