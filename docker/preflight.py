@@ -32,7 +32,7 @@ from tandem_protocol.config import (
     SharedSettings,
     load,
 )
-from tandem_protocol.device_sets import check_disjoint, parse_devices, take_turns
+from tandem_protocol.device_sets import check_disjoint, parse_devices, shares_all
 from tandem_protocol.folders import TEMPORARY
 from tandem_protocol.handover import PREFLIGHT_FILE, Failure, hand_over
 from tandem_protocol.problems import first_few
@@ -168,7 +168,7 @@ def check_devices(env: Mapping[str, str]) -> None:
         generator, trainer = (
             parse_devices(env.get(f"TANDEM_{service}_{kind.upper()}", "")) for service in ("GENERATOR", "TRAINER")
         )
-        if kind == "CPUs" and take_turns(generator, trainer):
+        if kind == "CPUs" and shares_all(generator, trainer):
             continue
         check_disjoint(generator, trainer, kind=kind, fix=fix)
 

@@ -13,11 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from support import gpu
-from support.gpu_bench_publish import DTYPE, Rounds
+from support.gpu_bench_publish import DTYPE, Rounds, new_model, no_space
 from support.gpu_publish import mock_missing, publisher
 from support.gpu_updates import config_of
-from support.shapes import make_model, write_config
-from tandem_trainer.learner.shards import model_table
 
 CHANGED_EVERY = 107
 """One of this many words changes in a step: 0.94 %, as in a run with a learning rate of 5e-6."""
@@ -39,14 +37,9 @@ def change(model: PreTrainedModel, step: int) -> None:
 
 def _measure(shape: str, folder: Path) -> dict[str, object]:
     """Publish a complete version, and then deltas behind other work."""
-    gpu.reset_peak()  # frees what earlier cases have left
-    config_dir = write_config(shape, folder / "model")
-    torch.manual_seed(0)
-    model = make_model(shape, gpu.device())
-    size = sum(tensor.nbytes for tensor in model_table(model, DTYPE).values())
-    free = shutil.disk_usage(folder).free
-    if free < COPIES * size:
-        return {"skipped": f"{folder} has {free / 1e9:.0f} GB free, expected {COPIES * size / 1e9:.0f} GB"}
+    model, config_dir, size = new_model(shape, folder)
+    if why := no_space(folder, COPIES * size):
+        return {"skipped": why}
     without_mock, rounds = mock_missing(), Rounds(model)
     options: dict[str, Any] = {"dtype": DTYPE, "mock": not without_mock, "report": rounds.reported, "delta": "always"}
     with (

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from support import gpu
 from support.gpu_publish import mock_missing, publisher
@@ -25,6 +26,8 @@ DTYPE = torch.bfloat16
 BUFFER_BYTES = 1 << 28
 ROUNDS, ROUNDS_OF_LARGE = 3, 1
 LARGE_BYTES = 10 << 30
+COPIES = 2.2
+"""The folder holds one complete version and the next one, each with its header."""
 
 
 def speeds() -> dict[str, float]:
@@ -43,20 +46,30 @@ def speeds() -> dict[str, float]:
     }
 
 
+def new_model(shape: str, folder: Path) -> tuple[PreTrainedModel, Path, int]:
+    """Return a model on the GPU, the folder with its configuration, and the bytes of a version."""
+    gpu.reset_peak()  # frees what earlier cases have left
+    config_dir = write_config(shape, folder / "model")
+    torch.manual_seed(0)
+    model = make_model(shape, gpu.device())
+    return model, config_dir, sum(tensor.nbytes for tensor in model_table(model, DTYPE).values())
+
+
+def no_space(folder: Path, needed: float) -> str | None:
+    """Say that a folder has less space than `needed` bytes. None: it has enough."""
+    free = shutil.disk_usage(folder).free
+    return f"{folder} has {free / 1e9:.0f} GB free, expected {needed / 1e9:.0f} GB" if free < needed else None
+
+
 def cases(shapes: list[str], folder: Path) -> list[tuple[str, Callable[[], dict[str, object]]]]:
     return [(f"publish {shape}", partial(_measure, shape, folder / f"publish-{shape}")) for shape in shapes]
 
 
 def _measure(shape: str, folder: Path) -> dict[str, object]:
     """Publish some versions, waiting for them and behind other work, and copy and write the same bytes plainly."""
-    gpu.reset_peak()  # frees what earlier cases have left
-    config_dir = write_config(shape, folder / "model")
-    torch.manual_seed(0)
-    model = make_model(shape, gpu.device())
-    size = sum(tensor.nbytes for tensor in model_table(model, DTYPE).values())
-    free = shutil.disk_usage(folder).free
-    if free < 2.2 * size:
-        return {"skipped": f"{folder} has {free / 1e9:.0f} GB free, expected {2.2 * size / 1e9:.0f} GB"}
+    model, config_dir, size = new_model(shape, folder)
+    if why := no_space(folder, COPIES * size):
+        return {"skipped": why}
     without_mock = mock_missing()
     buffer = memoryview(torch.randint(0, 255, (min(size, BUFFER_BYTES),), dtype=torch.uint8).numpy().data)
     rounds = Rounds(model)

@@ -215,7 +215,7 @@ def run_generator() -> None:
     load_weights = engine.load_weights
 
     async def loading(self: Any, version: Version, files: Any) -> None:
-        tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]  # type: ignore[no-untyped-call]  # safetensors'
+        tensors = [tensor for one in files for tensor in deserialize(one.read_bytes())]  # type: ignore[no-untyped-call]  # safetensors declares no types for it
         note(Path(file), version, {name: bytes(content["data"]) for name, content in tensors})
         await load_weights(self, version, files)
 

@@ -133,7 +133,7 @@ NUMBERS: dict[str, tuple[Any, list[float | None]]] = {
     "NumPy's booleans": ([np.bool_(True), np.bool_(False)], [1.0, 0.0]),
     "arrays without dimensions": ([np.array(0.5), np.array(1)], [0.5, 1.0]),
     "an array": (np.array([0.5, 1], np.float32), [0.5, 1.0]),
-    "a masked array": (np.ma.masked_array([0.5, 1.0], [False, True]), [0.5, None]),  # type: ignore[no-untyped-call]  # numpy's
+    "a masked array": (np.ma.masked_array([0.5, 1.0], [False, True]), [0.5, None]),  # type: ignore[no-untyped-call]  # numpy has no types
     "decimals and fractions": ([Decimal("0.5"), Fraction(1, 2)], [0.5, 0.5]),
 }
 NO_NUMBERS: dict[str, tuple[Any, str]] = {

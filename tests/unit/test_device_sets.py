@@ -11,7 +11,7 @@ from tandem_protocol.device_sets import (
     parse_devices,
     repeated_devices,
     shared_devices,
-    take_turns,
+    shares_all,
 )
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
@@ -66,4 +66,4 @@ def test_overlapping_sets_are_refused_and_both_are_listed() -> None:
     [("0-3", "0-3", True), ("0-3", "3,2,1,0", True), ("0-3", "3-7", False), ("0", "0", False), ("", "", False)],
 )
 def test_only_equal_sets_of_several_cpus_are_shared_on_purpose(generator: str, trainer: str, expected: bool) -> None:
-    assert take_turns(parse_devices(generator), parse_devices(trainer)) is expected
+    assert shares_all(parse_devices(generator), parse_devices(trainer)) is expected

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
+from anyio import to_thread
 from anyio.from_thread import start_blocking_portal
 from transformers import LlamaForCausalLM, PreTrainedModel
 
@@ -22,6 +26,8 @@ from tandem_protocol.errors import StoreError, WeightsRefused
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer import publish as publish_module
+from tandem_trainer import sending
+from tandem_trainer.deltas import Deltas
 from tandem_trainer.learner.shards import model_tensors
 from tandem_trainer.publish import Publisher, fingerprint_of
 
@@ -89,7 +95,7 @@ def test_complete_files_that_a_generators_volume_shows_late_are_waited_for(
 def test_a_version_that_vanishes_from_the_store_is_not_waited_for(
     publish: Callable[[int], Version], generators: Generators, store: WeightStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish_module, "LOOK_S", 0.001)
+    monkeypatch.setattr(sending, "LOOK_S", 0.001)
     publish(0)
     left = []
 
@@ -104,6 +110,56 @@ def test_a_version_that_vanishes_from_the_store_is_not_waited_for(
     with pytest.raises(StoreError, match=r"version 1\.1 is not in .* any more.*same command again"):
         publish(1)
     assert left == [V1]
+
+
+@pytest.mark.parametrize("fault", ["hangs", "fails"])
+def test_a_volume_that_does_not_answer_ends_neither_a_switch_nor_its_deadline(
+    publish: Callable[[int], Version], generators: Generators, store: WeightStore, monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(sending, "LOOK_S", 0.001)
+    looked, released = threading.Event(), threading.Event()
+    serve = generators.set_weights
+
+    def look(*_: object) -> None:
+        looked.set()
+        if fault == "hangs":
+            released.wait(TIMEOUT_S)
+        raise OSError(errno.EIO, "the volume does not answer")
+
+    async def slow(version: Version, *arguments: Any) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "directory", lambda _: SimpleNamespace(stat=look))
+            await to_thread.run_sync(looked.wait, TIMEOUT_S)
+            await asyncio.sleep(0.05)  # several looks
+        return await serve(version, *arguments)
+
+    monkeypatch.setattr(generators, "set_weights", slow)
+    try:
+        publish(0)
+        assert generators.asked == [V0]
+    finally:
+        released.set()
+
+
+def test_complete_files_that_nobody_needs_any_more_are_not_written_to_their_end(
+    publish: Callable[[int], Version], generators: Generators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(0)
+    generators.refuses = WeightsRefused("it has no base")
+    found: list[int] = []
+    write_complete = Deltas.write_complete
+
+    def given_up(self: Deltas, directory: Path, _: Callable[[], bool]) -> dict[str, str]:
+        try:
+            return write_complete(self, directory, lambda: True)
+        finally:
+            found.extend(path.stat().st_size for path in directory.iterdir())
+
+    monkeypatch.setattr(Deltas, "write_complete", given_up)
+    with pytest.raises(StoreError, match="not needed any more"):
+        publish(1)
+    assert sum(found) == 0
 
 
 def test_a_version_that_is_refused_although_it_was_completed_ends_the_run(

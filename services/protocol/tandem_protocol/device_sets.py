@@ -87,8 +87,8 @@ def shared_devices(
     return tuple(device for device in ours if identity(device, uuids) in taken)
 
 
-def take_turns(generator: Sequence[str], trainer: Sequence[str]) -> bool:
-    """Whether the services have the same CPUs on purpose: `0-3` and `0-3`, but not `0-3` and `3-7`, or `0` and `0`.
+def shares_all(generator: Sequence[str], trainer: Sequence[str]) -> bool:
+    """Whether the services share all their CPUs: `0-3` and `0-3`, but not `0-3` and `3-7`, or `0` and `0`.
 
     That is faster if one of them waits while the other works, as with `max_lag: 0`.
     """

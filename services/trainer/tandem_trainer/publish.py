@@ -30,7 +30,6 @@ from tandem_protocol.manifest import Manifest
 from tandem_protocol.messages import ModelFingerprint, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
-from tandem_protocol.volume import vanished
 from tandem_rollout.client import GeneratorClient
 
 from .completion import Completion
@@ -41,6 +40,7 @@ from .learner.shards import model_shapes, model_table, model_tensors, part_files
 from .publication import Part, Publication
 from .published_copy import MAX_DELTA
 from .ranks import together
+from .sending import send_while_stored
 from .volumes import how_to_enlarge
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,6 @@ log = logging.getLogger(__name__)
 VISIBLE_S, VISIBLE_PAUSE_S = 60.0, 2.0
 """How long a generator may refuse a version whose complete files were added, and the pause between two requests. A
 network file system shows added files late."""
-LOOK_S = 1.0
-"""Pause between two looks whether a version that generators do not serve yet is still in the store."""
 HEADER_BYTES = 1 << 20
 """Space that the headers of safetensors files and the manifest need at most."""
 
@@ -240,8 +238,11 @@ class Publisher:
         self, publication: Publication, manifest: Manifest, weights: SetWeights
     ) -> dict[str, ServedWeights]:
         """Have all generators serve a version. If one refuses its deltas, add its complete files first."""
+        send = partial(
+            send_while_stored, self._client, self._store, publication.version, weights, self._config.timeout_s
+        )
         try:
-            return await self._send(publication.version, weights)
+            return await send()
         except WeightsRefused as error:
             if not manifest.delta or not self._completion or is_complete(self._store, manifest):
                 raise
@@ -250,39 +251,11 @@ class Publisher:
         deadline = time.monotonic() + VISIBLE_S
         while True:
             try:
-                return await self._send(publication.version, weights)
+                return await send()
             except WeightsRefused:
                 if time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(VISIBLE_PAUSE_S)
-
-    async def _send(self, version: Version, weights: SetWeights) -> dict[str, ServedWeights]:
-        """Have all generators serve a version, as long as it is in the store. They would wait for one that vanished."""
-        sending = asyncio.create_task(self._client.set_weights(version, weights, self._config.timeout_s))
-        looking: asyncio.Task[bool] | None = None  # never waited for: a volume that hangs must not stop the deadline
-        try:
-            while not (await asyncio.wait([sending], timeout=LOOK_S))[0]:
-                if looking is None:
-                    looking = asyncio.create_task(to_thread.run_sync(self._is_gone, version, abandon_on_cancel=True))
-                elif looking.done():
-                    if looking.result():
-                        raise vanished(self._store.root, version)
-                    looking = None
-            return sending.result()
-        finally:
-            if looking is not None:
-                looking.cancel()
-            sending.cancel()
-            await asyncio.wait([sending])
-
-    def _is_gone(self, version: Version) -> bool:
-        try:
-            self._store.directory(version).stat()
-        except (FileNotFoundError, NotADirectoryError):
-            return True
-        except OSError:  # says nothing about the version
-            return False
-        return False
 
     def send_again(self, at_least: Version) -> None:
         """Send the version that is served again, for a generator that has started, and could not load it.

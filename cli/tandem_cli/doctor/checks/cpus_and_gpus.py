@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tandem_protocol.config import ConfigError
-from tandem_protocol.device_sets import identity, parse_devices, repeated_devices, shared_devices, take_turns
+from tandem_protocol.device_sets import identity, parse_devices, repeated_devices, shared_devices, shares_all
 
 from ..facts import GENERATOR, SERVICES, TRAINER, Devices, Gpu, Image, MachineFacts, Nvidia
 from ..finding import Finding, fail, gib, ok, warn
@@ -34,8 +34,8 @@ def cpus(facts: MachineFacts) -> Finding:
         generator, trainer = (parse_devices(texts[name]) for name in SERVICES)
     except ConfigError as error:
         return fail(str(error), CHOOSE_CPUS)
-    has_turns = take_turns(generator, trainer)
-    if not has_turns and (shared := shared_devices(generator, trainer)):
+    shares_cpus = shares_all(generator, trainer)
+    if not shares_cpus and (shared := shared_devices(generator, trainer)):
         return fail(
             f"got generator {texts[GENERATOR]} and trainer {texts[TRAINER]}, which share {', '.join(shared)}, "
             "expected disjoint sets",
@@ -44,7 +44,7 @@ def cpus(facts: MachineFacts) -> Finding:
     total = known(facts.engine).cpus
     if beyond := [cpu for cpu in (*generator, *trainer) if int(cpu) >= total]:
         return fail(f"got CPU {', '.join(beyond)}, expected CPUs of this host: 0-{total - 1}", CHOOSE_CPUS)
-    if has_turns:
+    if shares_cpus:
         return ok(
             f"both services use {texts[GENERATOR]}, which is faster only if they take turns: with `max_lag: 0`, or for "
             "a script"

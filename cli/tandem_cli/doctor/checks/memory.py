@@ -186,8 +186,10 @@ def publishes_deltas(facts: MachineFacts) -> bool:
     """Whether versions may be published as deltas. On a weights volume in memory, `auto` never does that."""
     config = known(facts.settings).trainer
     volume = known(facts.stack).volumes.get("weights")
-    is_never = {"never": True, "auto": volume is not None and volume.options is not None, "always": False}
-    return not is_never[config.publish.delta] and config.learner.dtype == "bfloat16" and not config.lora
+    is_in_memory = volume is not None and volume.options is not None
+    if config.publish.delta == "never" or (config.publish.delta == "auto" and is_in_memory):
+        return False
+    return config.learner.dtype == "bfloat16" and not config.lora
 
 
 def made_bytes(facts: MachineFacts) -> int:
