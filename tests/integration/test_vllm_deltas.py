@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from support.published_policies import TOLERANCE, PublishedPolicies, save
 from tandem_protocol.chains import is_complete
 from tandem_protocol.config.trainer import PublishConfig
 from tandem_protocol.errors import WeightsRefused
-from tandem_protocol.messages import ServedWeights, SetWeights
+from tandem_protocol.messages import PROTOCOL_VERSION, ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_trainer.learner.shards import model_tensors
@@ -36,6 +37,8 @@ CHAIN = 4
 
 class OneGenerator:
     """Stands in for the trainer's client. Notes what the generator answers, and what it samples after an error."""
+
+    protocols = SimpleNamespace(oldest=PROTOCOL_VERSION)
 
     def __init__(self, generator: Generator, policies: PublishedPolicies) -> None:
         self.generator, self.policies = generator, policies

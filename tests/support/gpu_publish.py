@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from anyio.from_thread import start_blocking_portal
 from transformers import PreTrainedModel
 
 from tandem_protocol.config.trainer import PublishConfig
+from tandem_protocol.messages import PROTOCOL_VERSION
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
@@ -25,6 +27,8 @@ TIMEOUT_S = 120.0
 
 class NoGenerator:
     """Stands for the client of the generators where no generator can run: a publish ends after the commit."""
+
+    protocols = SimpleNamespace(oldest=PROTOCOL_VERSION)
 
     def expect(self, _version: Version) -> None:
         pass
