@@ -86,7 +86,19 @@ def pytest_configure() -> None:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group tests for `pytest -n 2 --dist loadgroup`: a file stays in one process.
+
+    So does all that uses podman or CDI, because podman's images and the engine's devices belong to the whole machine.
+    """
+    for item in items:
+        shared = next((name for name in ("podman", "cdi") if item.get_closest_marker(name)), None)
+        item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.split("::")[0]))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("thorough") and not os.environ.get("TANDEM_THOROUGH"):
+        pytest.skip("a further variant of what another test shows; TANDEM_THOROUGH=1 runs it")
     for need, missing in NEEDS.items():
         if item.get_closest_marker(need) and (reason := missing()):
             if need in REQUIRED:

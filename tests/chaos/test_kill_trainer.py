@@ -49,7 +49,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model"), vocab=75, max_position_embeddings=256)
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["single_turn", pytest.param("episodes", marks=pytest.mark.thorough)])
 def trainer(request: pytest.FixtureRequest) -> dict[str, Any]:
     return KINDS[request.param]
 

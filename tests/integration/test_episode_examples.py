@@ -40,7 +40,7 @@ def trained(name: str, folder: Path, steps: int) -> tuple[list[dict[str, Any]], 
 @pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.vllm
 def test_calculator_learns_to_call_its_tool_and_to_believe_it(tmp_path: Path) -> None:
-    evals, metrics, episodes = trained("calculator", tmp_path, steps=20)
+    evals, metrics, episodes = trained("calculator", tmp_path, steps=12)
     assert evals[0]["reward_mean"] <= 0.3
     assert evals[-1]["reward_mean"] >= 0.6
     assert metrics[0]["reward_mean"] <= 0.4

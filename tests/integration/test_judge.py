@@ -11,6 +11,8 @@ import pytest
 from support.demo import running_demo
 
 JUDGE = Path(__file__).parents[2] / "examples" / "judge"
+STEPS = 50
+"""Half of the example's."""
 TIMEOUT_S = 900
 
 
@@ -21,7 +23,8 @@ def test_the_judge_prefers_the_trained_policy_to_the_initial_one(tmp_path: Path)
     project.mkdir()
     for name in ("config.yaml", "judge.py", "prepare.py"):
         shutil.copy(JUDGE / name, project)
-    with running_demo(project, "--trainer.run_name=default", PYTHONPATH="") as demo:
+    overrides = [f"--trainer.max_steps={STEPS}", f"--trainer.eval.every_steps={STEPS}", "--trainer.run_name=default"]
+    with running_demo(project, *overrides, PYTHONPATH="") as demo:
         demo.process.communicate(timeout=TIMEOUT_S)
         assert demo.process.returncode == 0, demo.errors
         wins = [json.loads(line)["reward_mean"] for line in (demo.run_dir / "eval.jsonl").read_text().splitlines()]

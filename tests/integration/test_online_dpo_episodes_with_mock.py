@@ -100,6 +100,7 @@ def logprob_of(model: Path, opening: str, episode: list[tuple[str, str]]) -> flo
     return float(sum(logprobs_TV[place - 1, ids[place]] for place in sampled))
 
 
+@pytest.mark.thorough
 def test_a_killed_run_resumes_bit_for_bit(make: Any) -> None:
     undisturbed, killed = (make(name, max_steps=3, checkpoint={"every_steps": 1}) for name in ("undisturbed", "killed"))
     assert max(line["turns_mean"] for line in trained(undisturbed)) > 1

@@ -34,7 +34,7 @@ def alone(make_project: Callable[..., Project]) -> Project:
     return _trained(make_project("alone"), 1)
 
 
-@pytest.mark.parametrize("parallelism", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("parallelism", [pytest.param("ddp", marks=pytest.mark.thorough), "fsdp2"])
 def test_two_ranks_learn_the_same_as_one_and_resume_bit_for_bit_after_a_signal_to_one(
     make_project: Callable[..., Project], alone: Project, model: Path, parallelism: str
 ):

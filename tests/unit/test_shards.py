@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 from support.architectures import tiny_config, tiny_model
 from support.models import make_tiny_model
 from tandem_protocol.manifest import digest_file, read_header
-from tandem_trainer.learner import shards
+from tandem_trainer.learner import safetensors_file, shards
 from tandem_trainer.learner.safetensors_file import write_files, write_safetensors
 from tandem_trainer.learner.shards import MAX_FILES, model_table, model_tensors, part_files, partition, write_part
 
@@ -140,6 +141,30 @@ def test_few_tensors_are_in_memory_at_once(tmp_path: Path):
     write_files(tmp_path, files, tensors())
     assert most <= 2 * len(files)
     assert load_file(tmp_path / next(iter(files)))
+
+
+def test_tensors_of_other_ranks_do_not_stay_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    may_write, most = threading.Event(), 0
+    made: list[weakref.ref[Tensor]] = []
+    data_of = safetensors_file.data_of
+
+    def slow(tensor: Tensor) -> memoryview:
+        assert may_write.wait(60)
+        return data_of(tensor)
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        nonlocal most
+        for name in ("own", "another rank's", "another rank's too"):
+            tensor = torch.zeros(3)
+            made.append(weakref.ref(tensor))
+            most = max(most, sum(ref() is not None for ref in made))
+            yield name, tensor
+            del tensor
+        may_write.set()
+
+    monkeypatch.setattr(safetensors_file, "data_of", slow)
+    write_files(tmp_path, {"part.safetensors": {"own": torch.empty(3, device="meta")}}, tensors())
+    assert most == 2, "the one that is being written, and the newest"
 
 
 def test_a_model_is_converted_by_transformers_only_once_if_nothing_but_names_changes(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -69,3 +71,15 @@ def test_what_one_machine_does_for_a_run_is_refused_with_several_nodes(name: str
     refuse_several_nodes(one | {"TANDEM_TRAINER_NODES": "2", f"TANDEM_TRAINER_{name}": ""})
     with pytest.raises(ValueError, match=rf"^got TANDEM_TRAINER_{name}=5 with TANDEM_TRAINER_NODES=2.*Fix: unset it"):
         refuse_several_nodes(one | {"TANDEM_TRAINER_NODES": "2"})
+
+
+def test_torchs_launcher_prints_no_traceback_when_another_node_has_ended():
+    """Its loggers get a level when torch makes them, which may be after they were silenced."""
+    program = """
+import logging
+from tandem_trainer import several
+several.quiet()
+from torch.distributed.elastic.agent.server import api
+assert not api.logger.isEnabledFor(logging.ERROR)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch.distributed.run  # noqa: F401  # its loggers must exist before `quiet` can silence them
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -41,9 +42,7 @@ def launch(words: Sequence[str]) -> int:
     # The launcher finds its rendezvous by the name `static`, for which torch allows no second class.
     static_tcp_rendezvous.StaticTCPRendezvous = BoundRendezvous  # type: ignore[misc]
     logs.adopt("torch")
-    for name in [*logging.Logger.manager.loggerDict]:
-        if name.startswith("torch.distributed.elastic"):  # they say that a process has ended, as this module does
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet()
     args = launch_command_parser().parse_args(words)
     with tempfile.TemporaryDirectory(prefix="tandem-") as folder:
         os.environ[STATUS_DIR] = folder
@@ -67,6 +66,13 @@ def launch(words: Sequence[str]) -> int:
             args.main_process_port, args.rdzv_conf = meeting.port, RENDEZVOUS
             meeting.status = run(args, Path(folder))
             return meeting.status
+
+
+def quiet() -> None:
+    """Silence torch's launcher. It says with a traceback that a process or a node has ended, as this module does."""
+    for name in [*logging.Logger.manager.loggerDict]:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def interrupted(error: KeyboardInterrupt) -> int:

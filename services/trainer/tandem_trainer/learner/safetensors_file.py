@@ -81,6 +81,7 @@ def write_files(
                 if name in owner:
                     room.acquire()
                     queues[owner[name]].put([tensor])
+                del tensor  # otherwise it would stay in memory while the next one is made
         finally:
             for queue in queues.values():
                 queue.put([])
