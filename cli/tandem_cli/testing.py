@@ -14,12 +14,15 @@ import subprocess
 import tempfile
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import docker
 import httpx
+from docker.errors import APIError
 from docker.models.containers import Container
 
 try:
@@ -43,6 +46,8 @@ _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _NAME = re.compile(rf"tandem-test-{_HOST}-(\d+)-")
 """Names contain a hash of the host and the process id. An engine may serve several machines; a machine can only check
 whether its own processes are alive."""
+_SWEPT_BY_ANOTHER = (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT, HTTPStatus.FORBIDDEN)
+"""The engine's answers if another test process has removed something, is removing it, or removes what uses it first."""
 
 
 class GeneratorContainer(DockerContainer):
@@ -249,7 +254,8 @@ class TandemStack:
     def containers(self, service: str) -> list[Container]:
         """Return the containers of a service, ordered by name."""
         labels = [f"{PROJECT_LABEL}={self.name}", f"com.docker.compose.service={service}"]
-        return sorted(self.engine.containers.list(all=True, filters={"label": labels}), key=lambda c: str(c.name))
+        found = self.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
+        return sorted(found, key=lambda container: str(container.name))
 
     def compose(self, *arguments: str, timeout_s: float = 300.0) -> subprocess.CompletedProcess[str]:
         """Run `docker compose` and return its result, even if it fails."""
@@ -285,12 +291,20 @@ def sweep() -> None:
     Use it where testcontainers' Ryuk, which does the same, cannot run.
     """
     engine = docker.from_env(timeout=60)
-    for container in engine.containers.list(all=True):
+    for container in engine.containers.list(all=True, ignore_removed=True):
         if is_orphan(container.name):
-            container.remove(force=True, v=True)
+            _removed(partial(container.remove, force=True, v=True))
     for resource in [*engine.networks.list(), *engine.volumes.list()]:
         if is_orphan(resource.name):
-            resource.remove()
+            _removed(resource.remove)
+
+
+def _removed(remove: Callable[[], object]) -> None:
+    try:
+        remove()
+    except APIError as error:
+        if error.status_code not in _SWEPT_BY_ANOTHER:
+            raise
 
 
 def unique_name() -> str:

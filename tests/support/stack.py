@@ -54,13 +54,13 @@ class Stack(TandemStack):
 
     def running(self) -> list[Container]:
         """Return all containers of the services that run."""
-        return list(self.engine.containers.list(filters={"label": f"{PROJECT_LABEL}={self.name}"}))
+        return list(self.engine.containers.list(filters={"label": f"{PROJECT_LABEL}={self.name}"}, ignore_removed=True))
 
     def leftovers(self) -> list[str]:
         """Return the names of all containers, volumes and networks of this stack."""
         own = {"label": f"{PROJECT_LABEL}={self.name}"}
         return [
-            *(c.name for c in self.engine.containers.list(all=True, filters=own)),
+            *(c.name for c in self.engine.containers.list(all=True, filters=own, ignore_removed=True)),
             *(v.name for v in self.engine.volumes.list(filters=own)),
             *(n.name for n in self.engine.networks.list(filters=own)),
         ]
