@@ -17,6 +17,7 @@ import pytest
 from docker.errors import DockerException
 
 from support import agent_libraries, browser, helm, trl
+from support.thorough import THOROUGH
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # tests also run on busy machines
 hypothesis.settings.load_profile("untimed")
@@ -97,7 +98,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("thorough") and not os.environ.get("TANDEM_THOROUGH"):
+    if item.get_closest_marker("thorough") and not THOROUGH:
         pytest.skip("a further variant of what another test shows; TANDEM_THOROUGH=1 runs it")
     for need, missing in NEEDS.items():
         if item.get_closest_marker(need) and (reason := missing()):

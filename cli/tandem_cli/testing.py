@@ -293,15 +293,16 @@ def sweep() -> None:
     engine = docker.from_env(timeout=60)
     for container in engine.containers.list(all=True, ignore_removed=True):
         if is_orphan(container.name):
-            _removed(partial(container.remove, force=True, v=True))
+            _remove(partial(container.remove, force=True, v=True))
     for resource in [*engine.networks.list(), *engine.volumes.list()]:
         if is_orphan(resource.name):
-            _removed(resource.remove)
+            _remove(resource.remove)
 
 
-def _removed(remove: Callable[[], object]) -> None:
+def _remove(call: Callable[[], object]) -> None:
+    """Call the method that removes something, unless another test process does it."""
     try:
-        remove()
+        call()
     except APIError as error:
         if error.status_code not in _SWEPT_BY_ANOTHER:
             raise

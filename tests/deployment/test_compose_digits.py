@@ -16,7 +16,6 @@ STEPS = 50
 pytestmark = [
     pytest.mark.docker,
     pytest.mark.slow,
-    pytest.mark.thorough,  # test_digits shows that it learns, test_compose_trl_vllm that vLLM runs under Compose
     pytest.mark.timeout(2400),
     pytest.mark.usefixtures("cpu_images"),
 ]

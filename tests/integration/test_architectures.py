@@ -1,14 +1,13 @@
 """Every model family in both transformers and vLLM is trained with the right probabilities, or refused.
 
 `docs/reference/architectures.json` holds the expected outcomes; `tests/golden/record_architectures.py` writes it. Some
-families have a second row, for the other value of `tie_word_embeddings`. A test runs the most used families and one of
-each kind of architecture. With `TANDEM_THOROUGH=1`, it runs all rows.
+families have a second row, for the other value of `tie_word_embeddings`. The usual families are always tested, and all
+rows with `TANDEM_THOROUGH=1`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from support.family_pool import RESULTS, judged
+from support.thorough import THOROUGH
 
 pytestmark = [pytest.mark.vllm, pytest.mark.alone]
 
@@ -26,7 +26,7 @@ USUAL = (
     "mixtral", "mixtral, tied", "gpt_oss", "mamba2", "deepseek_v2", "deepseek_v3", "qwen3_next", "llama4_text",
     "apertus",
 )  # fmt: skip
-FAMILIES = [*EXPECTED] if os.environ.get("TANDEM_THOROUGH") else [*USUAL]
+"""The most used families, mixtures of experts, a state space model, and families that are refused or alerted."""
 TOLERANCE = 1e-3
 """Bound of the largest |generator logprob − trainer logprob|, in nats, in float32."""
 ROUGHER = {"gemma2": 5e-3, "vaultgemma": 5e-3}  # vLLM's CPU attention approximates the tanh that caps the scores
@@ -36,11 +36,14 @@ DIFFERS = "Trainer and generators differ by"
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[dict[str, Any]]]]:
-    with judged(FAMILIES, tmp_path_factory.mktemp("architectures")) as outcomes:
+    with judged([*EXPECTED] if THOROUGH else USUAL, tmp_path_factory.mktemp("architectures")) as outcomes:
         yield outcomes
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(family, marks=() if family in USUAL else pytest.mark.thorough) for family in EXPECTED],
+)
 def test_a_family_is_trained_with_the_right_probabilities_or_refused_with_the_reason(
     family: str, outcomes: dict[str, Future[dict[str, Any]]]
 ) -> None:

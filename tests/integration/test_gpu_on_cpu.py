@@ -88,7 +88,7 @@ def test_a_case_that_fails_does_not_end_the_measurements(tmp_path: Path):
     assert cases[-1]["case"] == "publish tiny"
 
 
-@pytest.mark.parametrize("file", [pytest.param("test_updates.py", marks=pytest.mark.thorough), "test_weights.py"])
+@pytest.mark.parametrize("file", ["test_updates.py", "test_weights.py"])
 def test_tests_for_gpus_pass_on_the_cpu_without_the_other_test_requirements(file: str, tmp_path: Path):
     chosen = "dapo-bfloat16 or online or published or deterministic"
     arguments = ["-m", "pytest", "-c", "tests/gpu/alone.ini", f"tests/gpu/{file}", "-q", "-k", chosen]

@@ -65,7 +65,6 @@ def test_a_killed_run_resumes_bit_for_bit(make_judged: Any):
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.thorough
 def test_two_ranks_learn_the_same_as_one(make_judged: Any):
     one, two = (make_judged(name, max_steps=3, prompts={"shuffle": False}) for name in ("one", "two"))
     for project, ranks in ((one, 1), (two, 2)):

@@ -105,7 +105,7 @@ def test_prepare_is_run_only_beside_a_tandem_yaml(folder: Path) -> None:
     assert (folder / "prepared").exists()
 
 
-@pytest.mark.parametrize("python", trl.OLDEST_AND_NEWEST)
+@pytest.mark.parametrize("python", trl.EACH_VERSION)
 def test_the_first_example_runs_unmodified_with_every_version_of_trl(tmp_path: Path, python: Path) -> None:
     shutil.copy(ROOT / "examples/trl/train.py", tmp_path)
     trl.make_readable(make_tiny_model(tmp_path / "model"))

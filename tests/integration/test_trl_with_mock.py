@@ -47,7 +47,7 @@ def assert_published(folder: Path, version: str, saved: Path) -> None:
     assert all(torch.equal(published[name], weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize("python", trl.OLDEST_AND_NEWEST)
+@pytest.mark.parametrize("python", trl.EACH_VERSION)
 def test_each_supported_version_learns_and_its_last_step_is_served(tmp_path: Path, model: Path, python: Path):
     weights = tmp_path / "weights"
     with running("mock", model, weights, log=tmp_path / "generator.log") as generator:

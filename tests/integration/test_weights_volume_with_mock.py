@@ -75,7 +75,7 @@ def assert_nothing_is_lost(project: Project) -> None:
     assert not [*(store.root / "versions").glob(".*")]
 
 
-@pytest.mark.parametrize("kind", ["full", pytest.param("delta", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_whose_weights_volume_is_full_ends_with_the_fix_and_goes_on_when_there_is_space(
     make_project: Callable[..., Project], mount: Mount, kind: str
 ) -> None:
@@ -98,7 +98,7 @@ def test_a_run_whose_weights_volume_is_full_ends_with_the_fix_and_goes_on_when_t
     assert_nothing_is_lost(project)
 
 
-@pytest.mark.parametrize("kind", ["full", pytest.param("delta", marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_whose_weights_volume_is_mounted_again_empty_goes_on_by_itself(
     make_project: Callable[..., Project], mount: Mount, kind: str
 ) -> None:

@@ -30,8 +30,6 @@ PYTHONS = {
 }
 """Version of TRL → interpreter, oldest first."""
 EACH_VERSION = [pytest.param(path, id=version) for version, path in PYTHONS.items()] or [pytest.param(Path(), id="-")]
-OLDEST_AND_NEWEST = EACH_VERSION[:1] + EACH_VERSION[1:][-1:]
-"""What an unmodified script is run with. Contract tests look at each version."""
 NEWEST = list(PYTHONS.values())[-1] if PYTHONS else Path()
 SCRIPT = Path(__file__).with_name("trl_script.py")
 RECORDED = Path(__file__).with_name("trl_recorded.py")

@@ -83,7 +83,6 @@ def test_digits_prompts_are_reproducible_and_held_out_prompts_are_separate(
 
 
 @pytest.mark.slow
-@pytest.mark.thorough
 def test_the_initial_digits_model_is_right_in_10_to_40_percent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module(DIGITS / "prepare.py").main()

@@ -182,23 +182,22 @@ def test_same_update(model_dir: Path, options: dict[str, Any]):
 
 
 @pytest.mark.slow
-@pytest.mark.thorough  # to compile takes minutes
 def test_same_update_when_the_layers_are_compiled(model_dir: Path):
     if not shutil.which("g++"):
         pytest.skip("torch.compile needs g++")
     algorithm = Grpo(_config())
 
-    def learned(shared_prompts: str, *, compiled: bool) -> tuple[dict[str, float], Tensor]:
-        options = {"compile": compiled, "max_tokens_per_micro_batch": 200, "shared_prompts": shared_prompts}
+    def learned(shared_prompts: str) -> tuple[dict[str, float], Tensor]:
+        options = {"compile": True, "max_tokens_per_micro_batch": 60, "shared_prompts": shared_prompts}
         learner = _learner(model_dir, learner=options)
         assert (learner.unshared_because is None) == (shared_prompts == "auto")
-        stats = [learner.update(algorithm.make_batch(_groups()[:1]), algorithm) for _ in range(2)][-1]
-        assert ("_compiled_call_impl" in vars(learner.model.base_model)) == compiled
+        stats = [learner.update(algorithm.make_batch(_groups()), algorithm) for _ in range(2)][-1]
+        assert "_compiled_call_impl" in vars(learner.model.base_model)
         return stats, torch.cat([p.detach().flatten() for p in learner.model.parameters()])
 
-    expected, their_parameters = learned("never", compiled=False)
-    got, parameters = learned("auto", compiled=True)
-    assert got == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    expected, their_parameters = learned("never")
+    got, parameters = learned("auto")
+    assert got == pytest.approx(expected, rel=1e-5, abs=1e-5)
     # AdamW divides by the gradient's size, which amplifies rounding of tiny gradients.
     assert (parameters - their_parameters).abs().mean() < 1e-5
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch.distributed.run  # noqa: F401  # its loggers must exist before `quiet` can silence them
 from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed import DistError
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -69,10 +68,12 @@ def launch(words: Sequence[str]) -> int:
 
 
 def quiet() -> None:
-    """Silence torch's launcher. It says with a traceback that a process or a node has ended, as this module does."""
-    for name in [*logging.Logger.manager.loggerDict]:
-        if name.startswith("torch.distributed.elastic"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    """Drop what torch's launcher logs, such as a traceback when a process or another node has ended. `run` reports it.
+
+    Levels would not help: a module of the launcher sets that of its own logger when it is imported, which may be later.
+    """
+    launcher = logging.getLogger("torch.distributed.elastic")
+    launcher.handlers, launcher.propagate = [logging.NullHandler()], False
 
 
 def interrupted(error: KeyboardInterrupt) -> int:
