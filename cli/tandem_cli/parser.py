@@ -199,8 +199,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_demo(commands: Commands) -> None:
     command = _add(commands, "demo", "train a project on this machine and watch it", _DEMO, _DEMO_EPILOG)
     command.usage = (
-        "tandem demo [-h] [--engine {vllm,mock}] [--resume] [--check] [--plain]\n"
-        "                   [--SECTION.KEY VALUE ...] [PROJECT]"
+        "tandem demo [-h] [--engine {vllm,mock} | --mock] [--resume] [--check]\n"
+        "                   [--plain] [--SECTION.KEY VALUE ...] [PROJECT]"
     )
     command.add_argument(
         "project",
@@ -215,6 +215,9 @@ def _add_demo(commands: Commands) -> None:
         "--engine",
         choices=("vllm", "mock"),
         help="engine of the generator (default: generator.engine of the project; mock if vLLM is not installed)",
+    )
+    run.add_argument(
+        "--mock", dest="engine", action="store_const", const="mock", help="the same as --engine mock (default: vLLM)"
     )
     run.add_argument(
         "--resume",

@@ -1,4 +1,7 @@
-"""Trainer and generator are killed in every phase of a publish: no wrong weights are loaded, and nothing is lost."""
+"""Trainer and generator are killed in every phase of a publish: no wrong weights are loaded, and nothing is lost.
+
+vLLM is asked for completions all the time, and `transformers` says whether each token is of the version that it names.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,29 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import httpx
 import pytest
 
 from support import publish_faults
 from support.forked import start_trainer
-from support.generators import Generator
+from support.forked_vllm import VllmFork
+from support.generators import Generator, spawn
 from support.models import make_tiny_model
-from support.ports import free_port
+from support.ports import free_port, is_free
 from support.projects import Project
+from support.published_policies import TOLERANCE, Answer, PublishedPolicies
+from support.served import wait_until
 from tandem_protocol.chains import closure
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-STEPS = {"full": 24, "delta": 12}
+STEPS = {"full": 24, "delta": 12, "vllm": 30}
+"""Number of steps with the mock and complete versions, with the mock and deltas, and with vLLM and both."""
 MAX_LAG = int(os.environ.get("TANDEM_CHAOS_MAX_LAG", "1"))
 """With 1, versions are published behind the next update."""
 SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))
@@ -42,24 +51,30 @@ class Lives:
         self.chance = random.Random(SEED)
         self.folder, self.port = folder, free_port()
         self.published, self.loaded = folder / "published.jsonl", folder / "loaded.jsonl"
-        self.model = make_tiny_model(folder / "model", vocab=75)
+        self.model = make_tiny_model(folder / "model", vocab=75, initializer_range=0.3 if kind == "vllm" else 0.02)
         (folder / "weights").mkdir()
         self.kind, self.steps = kind, STEPS[kind]
-        is_full = kind == "full"
-        trainer_places = publish_faults.TRAINER if is_full else publish_faults.DELTA_TRAINER
-        generator_places = publish_faults.GENERATOR if is_full else publish_faults.DELTA_GENERATOR
-        self.trainer_places = self._faults(trainer_places, 3 if is_full else 2)
+        self.vllm = VllmFork() if kind == "vllm" else None
+        self.policies = PublishedPolicies(self.model, folder / "policies") if self.vllm else None
+        self.answers: list[Answer] = []
+        full = (publish_faults.TRAINER, publish_faults.GENERATOR)
+        delta = (publish_faults.DELTA_TRAINER, publish_faults.DELTA_GENERATOR)
+        # A generator that makes a version out of deltas does not come to the check of complete files.
+        both = (delta[0], (*(place for place in full[1] if place != "verified"), *delta[1]))
+        trainer_places, generator_places = {"full": full, "delta": delta, "vllm": both}[kind]
+        most = 3 if kind == "full" else 2
+        self.trainer_places = self._faults(trainer_places, most)
         if max_lag == 0:  # no copy is made
             self.trainer_places = [place for place in self.trainer_places if place[0] != "copied"]
-        self.generator_places = self._faults(generator_places, 3 if is_full else 2)
+        self.generator_places = self._faults(generator_places, most)
         self.faults = Counter(trainer=len(self.trainer_places), generator=len(self.generator_places))
         self.deaths = Counter[str]()
         self.generator = self._start_generator()
         self.project = Project(
             folder / "project", self.model, self.generator, folder / "weights", max_steps=self.steps,
-            max_lag=max_lag, publish={"keep": KEEP, "delta": "never" if is_full else "always"},
-            learner={"dtype": "float32" if is_full else "bfloat16"},
-            optim={"learning_rate": 1e-3 if is_full else 5e-6}, checkpoint={"every_steps": 1},
+            max_lag=max_lag, publish={"keep": KEEP, "delta": "never" if kind == "full" else "always"},
+            learner={"dtype": "float32" if kind == "full" else "bfloat16"},
+            optim={"learning_rate": 5e-6 if kind == "delta" else 1e-3}, checkpoint={"every_steps": 1},
         )  # fmt: skip
         self.trainer = self._start_trainer()
 
@@ -70,18 +85,26 @@ class Lives:
     def _start_generator(self) -> Generator:
         place, number = self.generator_places.pop() if self.generator_places else ("none", 0)
         print(f"generator: {place} {number}")
-        arguments = (str(self.loaded), place, str(number))
+        faults = (str(self.loaded), place, str(number))
+        engine, program, start = ("vllm", (), self.vllm.spawn) if self.vllm else ("mock", PROGRAM, spawn)
         return Generator(
-            "mock", self.model, self.folder / "weights", log=self.folder / "generator.log", port=self.port,
-            program=(*PROGRAM, *arguments),
+            engine, self.model, self.folder / "weights", "--generator.materialize_dir", str(self.folder / "local"),
+            log=self.folder / "generator.log", port=self.port, program=(*program, *faults), spawn=start,
         )  # fmt: skip
 
     def _start_trainer(self) -> ForkServerProcess:
         place, number = self.trainer_places.pop() if self.trainer_places else (None, 0)
         print(f"trainer: {place} {number}")
-        prepare = partial(publish_faults.arm_trainer, self.published, place, number)
+        policies = self.policies.folder if self.policies else None
+        prepare = partial(publish_faults.arm_trainer, self.published, place, number, policies)
         config = self.project.directory / "config.yaml"
         return start_trainer(config, self.project.directory / "trainer.log", prepare)
+
+    def _ask(self) -> None:
+        """Compare completions with the published versions, if the generator answers."""
+        if self.policies:
+            with suppress(httpx.TransportError, AssertionError):
+                self.answers.append(self.policies.ask(self.generator))
 
     def run(self) -> None:
         """Run until the trainer has finished, and every fault has happened."""
@@ -96,8 +119,11 @@ class Lives:
             if (status := self.generator.process.poll()) is not None:
                 assert status == -signal.SIGKILL, (self.folder / "generator.log").read_text()[-3000:]
                 self.deaths["generator"] += 1
+                wait_until(lambda: is_free(self.port))  # vLLM's processes die one after another
                 self.generator = self._start_generator()
+            self._ask()
             time.sleep(0.01)
+        self._ask()
         assert self.trainer.exitcode == 0, self.log
         assert self.deaths == self.faults, "every fault has happened"
 
@@ -115,9 +141,14 @@ class Lives:
         self.trainer.kill()
         self.generator.kill()
         self.generator.client.close()
+        if self.vllm:
+            self.vllm.close()
 
 
-@pytest.fixture(scope="module", params=STEPS)
+ALL = ["full", "delta", pytest.param("vllm", marks=pytest.mark.vllm)]
+
+
+@pytest.fixture(scope="module", params=ALL)
 def lives(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lives]:
     lives = Lives(tmp_path_factory.mktemp("lives"), request.param, MAX_LAG)
     try:
@@ -138,6 +169,16 @@ def test_no_generator_loads_other_weights_than_the_trainer_published(lives: Live
     assert str(lives.generator.served.version) == loaded[-1][0] == published[-1][0]
 
 
+@pytest.mark.parametrize("lives", ALL[2:], indirect=True)
+def test_every_token_of_vllm_is_of_the_version_that_its_completion_names(lives: Lives) -> None:
+    assert lives.policies
+    assert all(answer.is_greedy and answer.mismatch <= TOLERANCE for answer in lives.answers), lives.answers
+    asked = {version for answer in lives.answers for version in answer.versions}
+    assert len(asked) > lives.steps // 2, "many versions were asked"
+    first, last = min(asked), max(asked)
+    assert lives.policies.distance(first, last) > 50 * TOLERANCE, "other weights would be noticed"
+
+
 def test_every_step_is_learned_once(lives: Lives) -> None:
     assert lives.project.steps == [*range(1, lives.steps + 1)]
     lags = [line["lag_max"] for line in lives.project.lines("metrics.jsonl")]
@@ -151,7 +192,7 @@ def test_the_store_holds_whole_versions_and_nothing_else(lives: Lives) -> None:
     for version in versions:
         store.verify(store.read(version)[0])
     assert set(versions) == closure(store, versions[-KEEP:])
-    assert any(store.read(version)[0].delta for version in versions) == (lives.kind == "delta")
+    assert any(store.read(version)[0].delta for version in versions) == (lives.kind != "full")
     assert sorted(path.name for path in store.root.iterdir()) == ["LATEST", "WRITER", "served", "versions"]
     assert sorted(path.name for path in (store.root / "versions").iterdir()) == [
         store.directory(version).name for version in versions

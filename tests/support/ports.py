@@ -34,3 +34,12 @@ def free_port() -> int:
         _reserved.append(lock)
         return port
     raise RuntimeError(f"none of {len(_PORTS)} ports is free")
+
+
+def is_free(port: int) -> bool:
+    """Whether a process can listen on the port."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

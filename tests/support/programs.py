@@ -23,6 +23,13 @@ def need(program: str) -> None:
         pytest.skip(f"{program} is not on PATH")
 
 
+def need_compose() -> None:
+    """Skip the test if `docker compose` is missing. Docker's command line works without this plugin."""
+    need("docker")
+    if subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=TIMEOUT_S, check=False).returncode:
+        pytest.skip("docker compose is not installed")
+
+
 def run(*words: str, cwd: Path | None = None) -> str:
     ended = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, cwd=cwd, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -32,7 +39,10 @@ def run(*words: str, cwd: Path | None = None) -> str:
 def check_options(command: Command) -> None:
     """Check that each option is in the help of the command or of its parent command."""
     program = command.words[0]
-    need(program) if program != "helm" else None
+    if command.words[:2] == ["docker", "compose"]:
+        need_compose()
+    elif program != "helm":
+        need(program)
     help_text = _help(program, *_subcommand(command.words))
     for word in command.words[1 : command.words.index("--") if "--" in command.words else None]:
         if word.startswith("--"):

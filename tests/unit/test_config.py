@@ -96,12 +96,20 @@ def test_a_later_source_can_remove_a_section(tmp_path: Path) -> None:
         ("trainer.learning_rate", "trainer.optim.learning_rate"),
         ("trainr.max_steps", "trainer.max_steps"),
         ("shared.modle", "shared.model"),
+        ("trainer.optim.beta", "trainer.optim.betas"),
     ],
 )
 def test_an_unknown_key_is_reported_with_its_source_and_a_suggestion(tmp_path: Path, key: str, meant: str) -> None:
     path = write(tmp_path, {})
     with pytest.raises(ConfigError, match=rf"{key}.*command line.*did you mean '{meant}'"):
         load(Settings, path=path, env={}, overrides={key: 1})
+
+
+def test_an_unknown_key_that_resembles_none_is_reported_with_the_keys_of_its_section(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"'trainer\.optim\.path'.*the keys of trainer\.optim are betas, learning_rate$"
+    ):
+        load(Settings, path=write(tmp_path, {}), env={}, overrides={"trainer.optim.path": 1})
 
 
 def test_the_section_of_the_other_service_is_ignored(tmp_path: Path) -> None:

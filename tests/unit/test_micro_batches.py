@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from tandem_trainer.micro_batches import Part, TokenRow, plan
+from tandem_trainer.micro_batches import PackedPrompts, Part, TokenRow, plan
+
+FREE = PackedPrompts(pair_cost=0.0)
 
 
 def _rows(*groups: tuple[int, Sequence[int]]) -> list[TokenRow]:
@@ -20,10 +22,15 @@ def _rows(*groups: tuple[int, Sequence[int]]) -> list[TokenRow]:
 
 
 def _plan(
-    rows: list[TokenRow], max_tokens: int, *, units: list[list[int]] | None = None, shares_prompts: bool = True
+    rows: list[TokenRow],
+    max_tokens: int,
+    *,
+    units: list[list[int]] | None = None,
+    shares_prompts: bool = True,
+    packed: PackedPrompts | None = None,
 ) -> list[Part]:
     alone = [[number] for number in range(len(rows))]
-    return list(plan(rows, units or alone, max_tokens, shares_prompts=shares_prompts))
+    return list(plan(rows, units or alone, max_tokens, shares_prompts=shares_prompts, packed=packed))
 
 
 def _computed(rows: list[TokenRow], parts: list[Part]) -> int:
@@ -85,8 +92,30 @@ def test_rows_of_one_unit_stay_together():
         assert any(part.length for part in parts)
 
 
+def test_packed_prompts_are_computed_once_per_micro_batch_which_they_fit():
+    rows = _rows((512, [128] * 8))
+    parts = _plan(rows, max_tokens=1024, packed=FREE)
+    assert [(part.is_first, part.is_last, len(part.units)) for part in parts] == [(True, True, 4)] * 2
+    assert _computed(rows, parts) == 2 * (512 + 4 * 128)
+
+
+def test_prompts_are_not_packed_if_the_attention_costs_more_than_that_saves():
+    rows = _rows((128, [512] * 8))
+    assert {part.length for part in _plan(rows, 8192, packed=FREE)} == {128}
+    assert {part.length for part in _plan(rows, 8192, packed=PackedPrompts(pair_cost=1e-3))} == {0}
+    assert {part.length for part in _plan(_rows((1024, [64] * 8)), 8192, packed=PackedPrompts(pair_cost=1e-3))} == {
+        1024
+    }
+
+
+def test_packed_prompts_are_not_put_together():
+    parts = _plan(_rows((20, [30] * 4), (24, [30] * 4)), max_tokens=10_000, packed=FREE)
+    assert [(part.length, len(part.prompt_rows)) for part in parts] == [(20, 1), (24, 1)]
+
+
+@pytest.mark.parametrize("packed", [None, FREE], ids=["cache", "packed"])
 @pytest.mark.parametrize("seed", range(20))
-def test_random_rows(seed: int):
+def test_random_rows(seed: int, packed: PackedPrompts | None):
     rng = random.Random(seed)
     groups = [
         (rng.choice([1, 5, 20, 21, 40, 300]), [rng.randint(1, 60) for _ in range(rng.randint(1, 6))])
@@ -95,7 +124,7 @@ def test_random_rows(seed: int):
     rows = _rows(*groups)
     rng.shuffle(rows)
     max_tokens = rng.choice([1, 100, 400])
-    parts = _plan(rows, max_tokens)
+    parts = _plan(rows, max_tokens, packed=packed)
     assert sorted(row for part in parts for unit in part.units for row in unit) == list(range(len(rows)))
     assert _computed(rows, parts) <= _computed(rows, _plan(rows, max_tokens, shares_prompts=False)) * 1.15
     for part in parts:

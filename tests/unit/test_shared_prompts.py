@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.masking_utils import create_masks_for_generate
 
 from support.architectures import tiny_config, tiny_model
 from support.models import make_tiny_model, make_tokenizer
@@ -25,18 +26,24 @@ from tandem_rollout.trajectory import Group
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch, pad, rows_of
+from tandem_trainer.learner import packed_prompts
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.logprobs import TokenLogprobs
 from tandem_trainer.learner.model import checkpoint_gradients
 from tandem_trainer.learner.prompt_cache import PromptCache
 from tandem_trainer.learner.shared_prompts import difference_when_shared, why_unshared
+from tandem_trainer.micro_batches import PackedPrompts
 
 WINDOW = 16
 """Sliding window of the tiny models that have one."""
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {}, "qwen2": {}, "qwen3": {}, "gpt_neox": {}, "phi3": {}, "falcon": {"alibi": True}, "bloom": {},
-    "opt": {}, "gpt2": {}, "qwen3_moe": {"sliding_window": None}, "gemma3_text": {}, "mistral": {},
+    "opt": {"dropout": 0.0, "attention_dropout": 0.0}, "gpt2": {}, "qwen3_moe": {"sliding_window": None},
+    "gemma3_text": {}, "mistral": {},
 }  # fmt: skip
+PACKABLE = tuple(name for name in ARCHITECTURES if name not in ("falcon", "bloom"))
+"""Those whose attention has no bias by column (ALiBi)."""
+FREE = PackedPrompts(pair_cost=0.0)
 GROUPS = {40: [25, 3, 40, 11], 30: [1, 30, 7, 7], 6: [5, 2, 45, 9]}
 """Length of a prompt → those of its completions. Prompts and rows are shorter and longer than a window."""
 
@@ -70,14 +77,16 @@ def _model(family: str) -> PreTrainedModel:
     return model
 
 
-def _update(model: PreTrainedModel, batch: Batch, max_tokens: int, *, shares_prompts: bool) -> _Update:
+def _update(
+    model: PreTrainedModel, batch: Batch, max_tokens: int, *, shares_prompts: bool, packed: PackedPrompts | None = None
+) -> _Update:
     """Compute a loss of all tokens in micro-batches. Rows are found again by their advantages."""
     policy = TokenLogprobs(model, temperature=0.8, chunk_size=50)
     rows = {advantage: row for row, advantage in enumerate(batch.advantages_B.tolist())}
     found_2BT = torch.zeros(2, *batch.mask_BT.shape)
     total = 0.0
     model.zero_grad()
-    for micro_batch in batch.micro_batches(max_tokens, shares_prompts=shares_prompts):
+    for micro_batch in batch.micro_batches(max_tokens, shares_prompts=shares_prompts, packed=packed):
         both = torch.stack(policy(*micro_batch.model_inputs))
         loss = (both[0] * micro_batch.mask_BT * micro_batch.advantages_B[:, None]).sum() / batch.token_total
         loss.backward()
@@ -105,14 +114,18 @@ def _computed_tokens(model: PreTrainedModel) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("max_tokens", [60, 1000])
-@pytest.mark.parametrize("family", ARCHITECTURES)
-def test_same_loss_gradients_logprobs_and_entropies(family: str, max_tokens: int):
+@pytest.mark.parametrize(
+    ("family", "is_packed"), [(name, False) for name in ARCHITECTURES] + [(name, True) for name in PACKABLE]
+)
+def test_same_loss_gradients_logprobs_and_entropies(family: str, is_packed: bool, max_tokens: int):
     model = _model(family)
     with _computed_tokens(model) as tokens:
         expected = _update(model, _batch(), 1000, shares_prompts=False)
+    if is_packed:
+        checkpoint_gradients(model)
     with _computed_tokens(model) as fewer:
-        got = _update(model, _batch(), max_tokens, shares_prompts=True)
-    assert sum(fewer) < 0.8 * sum(tokens)
+        got = _update(model, _batch(), max_tokens, shares_prompts=True, packed=FREE if is_packed else None)
+    assert sum(fewer) < (0.9 if is_packed else 0.8) * sum(tokens)
     assert got.loss == pytest.approx(expected.loss, abs=1e-6)
     torch.testing.assert_close(got.logprobs_BT, expected.logprobs_BT, atol=1e-6, rtol=1e-6)
     torch.testing.assert_close(got.entropy_BT, expected.entropy_BT, atol=1e-6, rtol=1e-6)
@@ -202,19 +215,52 @@ def test_same_update_when_the_layers_are_compiled(model_dir: Path):
     assert (parameters - their_parameters).abs().mean() < 1e-5
 
 
-def test_gradient_checkpointing_computes_each_row_on_its_own(model_dir: Path):
-    learner = _learner(model_dir, learner={"gradient_checkpointing": True})
-    assert "gradient_checkpointing" in (learner.unshared_because or "")
-    algorithm = Grpo(_config())
-    with _computed_tokens(learner.model) as tokens:
-        learner.update(algorithm.make_batch(_groups()), algorithm)
-    assert min(tokens) >= min(prompt + min(sizes) for prompt, sizes in GROUPS.items()), "no call has only a prompt"
+def test_same_update_with_gradient_checkpointing(model_dir: Path):
+    algorithm = Grpo(_config(grpo={"beta": 0.1, "num_iterations": 2}))
+
+    def learned(shared_prompts: str) -> tuple[dict[str, float], int]:
+        options = {"gradient_checkpointing": True, "max_tokens_per_micro_batch": 400, "shared_prompts": shared_prompts}
+        learner = _learner(model_dir, learner=options)
+        assert (learner.unshared_because is None) == (shared_prompts == "auto")
+        with _computed_tokens(learner.model) as tokens:
+            stats = learner.update(algorithm.make_batch([*_groups(), _in_turns()]), algorithm)
+        return stats, sum(tokens)
+
+    expected, their_tokens = learned("never")
+    got, tokens = learned("auto")
+    assert tokens < 0.95 * their_tokens, "one prompt is worth packing in a model as small as this"
+    assert got == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_a_model_that_ignores_the_cache_is_noticed():
+@pytest.mark.parametrize("family", ["falcon", "bloom"])
+def test_models_whose_attention_counts_columns_do_not_pack(family: str):
+    model = _model(family)
+    checkpoint_gradients(model)
+    assert difference_when_shared(TokenLogprobs(model, temperature=1.0, chunk_size=50)) is not None
+
+
+def _drop(name: str) -> Callable[..., Any]:
+    def create(*arguments: Any, **options: Any) -> Any:
+        return create_masks_for_generate(*arguments, **options | {name: None})
+
+    return create
+
+
+@pytest.mark.parametrize("name", ["or_mask_function", "and_mask_function"])
+def test_a_wrong_mask_of_a_packed_row_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str):
+    model = _model("mistral")
+    checkpoint_gradients(model)
+    policy = TokenLogprobs(model, temperature=1.0, chunk_size=50)
+    assert difference_when_shared(policy) is None
+    monkeypatch.setattr(packed_prompts, "create_masks_for_generate", _drop(name))
+    assert "would differ by" in (difference_when_shared(policy) or "")
+
+
+def test_a_model_that_ignores_the_cache_is_noticed(monkeypatch: pytest.MonkeyPatch):
     """transformers does that, with a warning, if gradients are checkpointed."""
     model = _model("llama")
     checkpoint_gradients(model)
+    monkeypatch.setattr(TokenLogprobs, "packs_prompts", False)
     assert difference_when_shared(TokenLogprobs(model, temperature=1.0, chunk_size=50)) is not None
 
 

@@ -82,6 +82,22 @@ def test_a_leftover_that_cannot_be_deleted_does_not_keep_the_next_writer_out_and
         assert [path.name for path in (store.root / "versions").iterdir()] == ["000001.1"]
 
 
+def test_a_staging_folder_that_another_process_still_writes_is_hidden_and_deleted_later(
+    store: WeightStore, keeps_open_files: list[str]
+) -> None:
+    with store.writer("test"):
+        publish(store, V1)
+        keeps_open_files.append("1.1-complete")
+        with store.staging(V1, needs_bytes=0, completes=True) as staged:
+            (staged / "model.safetensors").write_bytes(b"half of i")
+        assert not store.is_being_completed(V1)
+        with store.staging(V1, needs_bytes=0, completes=True) as staged:
+            assert not [*staged.iterdir()]
+        keeps_open_files.clear()
+        store.retain(1)
+    assert [path.name for path in (store.root / "versions").iterdir()] == ["000001.1"]
+
+
 @pytest.mark.parametrize("is_taken", [False, True])
 def test_a_volume_that_was_emptied_or_mounted_again_is_not_written_without_its_lock(
     store: WeightStore, is_taken: bool

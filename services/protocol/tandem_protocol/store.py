@@ -209,7 +209,8 @@ class WeightStore:
     ) -> Iterator[Path]:
         """Provide a directory for the shards of `version` during the `with` block, until `commit`.
 
-        The directory is removed at the end of the block, in any case.
+        The directory is removed at the end of the block, in any case. If another process still writes into it, it is
+        hidden, and removed after the next publication.
 
         Args:
             version: The version to write.
@@ -238,7 +239,8 @@ class WeightStore:
             raise failed(self.root, version, error, needs_bytes, fix) from error
         finally:
             if owner:
-                shutil.rmtree(directory, ignore_errors=True)
+                with suppress(FileNotFoundError):  # it is a version now
+                    delete(directory)
 
     def commit(
         self,

@@ -24,7 +24,7 @@ from tandem_protocol.version import Version
 from tandem_rollout.trajectory import NOT_SAMPLED, Span, Trajectory
 from tandem_rollout.trajectory import Sequence as TokenSequence
 
-from .micro_batches import Part, TokenRow, plan
+from .micro_batches import PackedPrompts, Part, TokenRow, plan
 
 
 @dataclass(frozen=True)
@@ -144,17 +144,20 @@ class Batch:
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return Batch(**{**vars(self), **tensors})
 
-    def micro_batches(self, max_tokens: int, *, shares_prompts: bool = False) -> Iterator[Batch]:
+    def micro_batches(
+        self, max_tokens: int, *, shares_prompts: bool = False, packed: PackedPrompts | None = None
+    ) -> Iterator[Batch]:
         """Split into micro-batches of at most `max_tokens` padded tokens, with units of similar length together.
 
         A unit longer than `max_tokens` gets its own micro-batch.
 
         Args:
             shares_prompts: compute equal prompts once, where that is worthwhile.
+            packed: compute them in one row with the rows that begin with them.
         """
         values = zip(self.token_ids_BS.tolist(), self.starts_B.tolist(), self.ends_B.tolist(), strict=True)
         rows = [TokenRow(*of_row) for of_row in values]
-        for part in plan(rows, self._units(), max_tokens, shares_prompts=shares_prompts):
+        for part in plan(rows, self._units(), max_tokens, shares_prompts=shares_prompts, packed=packed):
             yield replace(self._select(part.units), shared=self._shared(part))
 
     def weightless(self) -> Batch:

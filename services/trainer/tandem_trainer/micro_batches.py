@@ -6,6 +6,9 @@ other, so that the learner keeps the prompt from the first to the last.
 
 Prompts of similar length are computed together: as many first tokens of each as the shortest has. The remaining tokens
 of the longer ones stay in the rows. So no prompt is padded, and every model computes the same as without sharing.
+
+If prompts are packed with their rows (`PackedPrompts`), each micro-batch computes its prompts again. In the example,
+two micro-batches of 1024 tokens each have the prompt and 4 completions.
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ SLACK = 16
 """Prompts are computed together if their lengths differ by at most 16 tokens, or by a quarter."""
 MOST = 4
 """Prompts that are computed together take at most 1/4 of a micro-batch. A longer one is alone."""
+
+
+class PackedPrompts(NamedTuple):
+    """Prompts are computed in one long row with the rows that begin with them, instead of in a cache."""
+
+    pair_cost: float
+    """Time of the attention between two tokens, relative to that of all else that is computed for a token."""
 
 
 class TokenRow(NamedTuple):
@@ -55,10 +65,13 @@ class Part:
 class _Block:
     """Units whose prompts are computed together. With `length` 0, no prompt is computed once."""
 
-    def __init__(self, rows: Sequence[TokenRow], units: list[list[int]], length: int) -> None:
+    def __init__(
+        self, rows: Sequence[TokenRow], units: list[list[int]], length: int, packed: PackedPrompts | None
+    ) -> None:
         self._rows = rows
         self._units = units
         self._length = length
+        self._packed = packed if length else None
         first_rows: dict[tuple[int, ...], int] = {}
         prompts = {row: tuple(rows[row].token_ids[:length]) for unit in units for row in unit}
         for row, prompt in prompts.items():
@@ -73,12 +86,17 @@ class _Block:
         return self._prompt_of
 
     def is_worthwhile(self, max_tokens: int) -> bool:
-        """Whether computing its prompts once saves enough tokens, padding included."""
-        computed = self._length * len(self._prompt_rows)
-        for part in self.parts(max_tokens):
-            rest = max(map(self._longest, part.units)) - self._length
-            computed += len(part.prompts) * rest
-        unshared = sum(len(unit) * self._longest(unit) for unit in self._units)
+        """Whether computing its prompts once saves enough time, padding included."""
+        parts = [*self.parts(max_tokens)]
+        sizes = [len(part.prompts) * (max(map(self._longest, part.units)) - self._length) for part in parts]
+        prompts = [self._length * len(part.prompt_rows) for part in parts]
+        lengths = [self._longest(unit) for unit in self._units for _ in unit]
+        if not self._packed:
+            return prompts[0] + sum(sizes) <= (1 - 1 / WORTHWHILE) * sum(lengths)
+        cost = self._packed.pair_cost
+        # A row of its own compares each token with those before it only.
+        unshared = sum(length + cost * length**2 / 2 for length in lengths)
+        computed = sum(tokens + cost * tokens**2 for tokens in map(sum, zip(prompts, sizes, strict=True)))
         return computed <= (1 - 1 / WORTHWHILE) * unshared
 
     def parts(self, max_tokens: int) -> Iterator[Part]:
@@ -87,46 +105,70 @@ class _Block:
         picks: list[list[list[int]]] = [[]]
         size = 0
         for unit in sorted(self._units, key=self._longest):
-            if picks[-1] and (self._tokens(unit, size) > budget or self._is_longer(unit, picks[-1][0])):
+            if picks[-1] and (self._tokens(unit, size) > budget or self._is_longer(unit, picks[-1])):
                 picks.append([])
                 size = 0
             picks[-1].append(unit)
             size += len(unit)
         for number, units in enumerate(picks):
-            prompts = [self._prompt_of[row] for unit in units for row in unit]
-            yield Part(units, self._length, self._prompt_rows, prompts, number == 0, number == len(picks) - 1)
+            numbers = [self._prompt_of[row] for unit in units for row in unit]
+            is_first, is_last = number == 0, number == len(picks) - 1
+            if not self._packed:
+                yield Part(units, self._length, self._prompt_rows, numbers, is_first, is_last)
+                continue
+            own = sorted({*numbers})
+            prompt_rows, prompts = [self._prompt_rows[one] for one in own], [own.index(one) for one in numbers]
+            yield Part(units, self._length, prompt_rows, prompts, is_first=True, is_last=True)
 
-    def _is_longer(self, unit: list[int], shortest: list[int]) -> bool:
+    def _is_longer(self, unit: list[int], others: list[list[int]]) -> bool:
         """Whether padding to the length of `unit` would cost more than another micro-batch with the same prompts."""
-        rest = self._longest(shortest) - self._length
-        return self._length > 0 and self._longest(unit) - self._length > 2 * rest + SLACK
+        if not self._length:
+            return False
+        longer, rest = self._longest(unit) - self._length, self._longest(others[0]) - self._length
+        if self._packed:  # which computes the prompts again
+            return sum(map(len, others)) * (longer - rest) > self._length * len(self._prompt_rows)
+        return longer > 2 * rest + SLACK
 
     def _longest(self, unit: list[int]) -> int:
         return max(self._rows[row].end for row in unit)
 
     def _tokens(self, unit: list[int], others: int) -> int:
         """Padded tokens of the unit and of `others` shorter rows. The prompts computed once do not count."""
-        return (len(unit) + others) * (self._longest(unit) - self._length + self._length // CACHED)
+        copies = 0 if self._packed else self._length // CACHED
+        return (len(unit) + others) * (self._longest(unit) - self._length + copies)
 
 
-def plan(rows: Sequence[TokenRow], units: list[list[int]], max_tokens: int, *, shares_prompts: bool) -> Iterator[Part]:
+def plan(
+    rows: Sequence[TokenRow],
+    units: list[list[int]],
+    max_tokens: int,
+    *,
+    shares_prompts: bool,
+    packed: PackedPrompts | None = None,
+) -> Iterator[Part]:
     """Split the rows into parts of at most `max_tokens` padded tokens. A longer unit is a part of its own.
 
     Args:
         units: numbers of the rows that have to be in the same micro-batch.
         shares_prompts: compute equal prompts once where that is worthwhile.
+        packed: compute them in one row with the rows that begin with them.
     """
-    blocks = [*_blocks(rows, units, max_tokens)] if shares_prompts else []
+    blocks = [*_blocks(rows, units, max_tokens, packed)] if shares_prompts else []
     worthwhile = [block for block in blocks if block.is_worthwhile(max_tokens)]
     sharing = {row for block in worthwhile for row in block.rows}
     if rest := [unit for unit in units if unit[0] not in sharing]:
-        worthwhile.insert(0, _Block(rows, rest, length=0))
+        worthwhile.insert(0, _Block(rows, rest, 0, packed))
     for block in worthwhile:
         yield from block.parts(max_tokens)
 
 
-def _blocks(rows: Sequence[TokenRow], units: list[list[int]], max_tokens: int) -> Iterator[_Block]:
-    """Put units with equal prompts together, and units with prompts of similar length."""
+def _blocks(
+    rows: Sequence[TokenRow], units: list[list[int]], max_tokens: int, packed: PackedPrompts | None
+) -> Iterator[_Block]:
+    """Put units with equal prompts together, and units with prompts of similar length.
+
+    Packed prompts are not put together, because the attention would compare the tokens of one with those of the others.
+    """
     by_prompt: dict[tuple[int, ...], list[list[int]]] = {}
     for unit in units:
         shortest = min((rows[row] for row in unit), key=lambda row: row.start)
@@ -135,11 +177,11 @@ def _blocks(rows: Sequence[TokenRow], units: list[list[int]], max_tokens: int) -
     length = prompts = 0
     for prompt in sorted(by_prompt, key=lambda prompt: (len(prompt), prompt)):
         is_similar = len(prompt) - length <= max(SLACK, length // 4)
-        if together and not (is_similar and (prompts + 1) * length * MOST <= max_tokens):
-            yield _Block(rows, together, length)
+        if together and (packed or not (is_similar and (prompts + 1) * length * MOST <= max_tokens)):
+            yield _Block(rows, together, length, packed)
             together = []
         if not together:
             length, prompts = len(prompt), 0
         together += by_prompt[prompt]
         prompts += 1
-    yield _Block(rows, together, length)
+    yield _Block(rows, together, length, packed)

@@ -161,7 +161,7 @@ def update_bytes(facts: MachineFacts, tokens: int) -> int:
 
 
 def _shares_prompts(facts: MachineFacts) -> bool:
-    """Whether prompts are computed once, as far as the settings say. Some models cannot."""
+    """Whether prompts are computed once in a cache, as far as the settings say. Some models cannot."""
     learner = known(facts.settings).trainer.learner
     is_sharded = learner.parallelism == "fsdp2" and trainer_processes(facts) > 1
     return learner.shared_prompts == "auto" and not learner.gradient_checkpointing and not is_sharded

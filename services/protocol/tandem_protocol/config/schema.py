@@ -73,13 +73,22 @@ class Schema:
         return Place(path, annotation)
 
     def _unknown(self, path: KeyPath, source: str) -> ConfigError:
-        key = dotted(path)
+        key, section, leaf = dotted(path), dotted(path[:-1]), path[-1]
         known = set(_keys(self._settings))
-        by_leaf = difflib.get_close_matches(path[-1], {k.rsplit(".", 1)[-1] for k in known}, n=1)
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or [
-            k for k in sorted(known) if by_leaf and k.rsplit(".", 1)[-1] == by_leaf[0]
-        ]
-        hint = f"did you mean {near[0]!r}?" if near else f"the sections are {', '.join(SECTIONS)}"
+        siblings = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section)
+        leaves = {k.rpartition(".")[2] for k in known}
+        if siblings and leaf not in leaves:  # what is alike is the name in the section, not the section's own
+            near = [f"{section}.{name}".lstrip(".") for name in difflib.get_close_matches(leaf, siblings, n=1)]
+        else:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+        if not near and (alike := difflib.get_close_matches(leaf, leaves, n=1)):
+            near = [k for k in sorted(known) if k.rpartition(".")[2] == alike[0]]
+        if near:
+            hint = f"did you mean {near[0]!r}?"
+        elif siblings and section:
+            hint = f"the keys of {section} are {', '.join(siblings)}"
+        else:
+            hint = f"the sections are {', '.join(SECTIONS)}"
         return ConfigError(f"unknown configuration key {key!r} (from {source}); {hint}")
 
 

@@ -35,7 +35,7 @@ from .optimizer import Schedule, make_optimizer
 from .parallel import is_sharded, prepare_policy
 from .positions import fix_positions
 from .saving import Saver
-from .shared_prompts import why_unshared
+from .shared_prompts import packed_prompts, why_unshared
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
 from .trained_tokens import TrainedTokens
 
@@ -73,6 +73,7 @@ class Learner:
             check_causal(policy)
         self.unshared_because = why_unshared(policy, config.learner, accelerator.device, is_sharded=self._is_sharded)
         """Why prompts are computed once per row. None: once for all rows that begin with them."""
+        self._packed = packed_prompts(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # batches have different lengths
         self._policy = prepare_policy(policy, config.learner, accelerator)
@@ -142,7 +143,10 @@ class Learner:
         """Split the batch into micro-batches. With sharded parameters, every rank gets the same number of them."""
         device = self._accelerator.device
         max_tokens = self._config.learner.max_tokens_per_micro_batch or default_max_tokens(device)
-        micro_batches = list(batch.to(device).micro_batches(max_tokens, shares_prompts=self.unshared_because is None))
+        shares_prompts = self.unshared_because is None
+        micro_batches = list(
+            batch.to(device).micro_batches(max_tokens, shares_prompts=shares_prompts, packed=self._packed)
+        )
         if self._is_sharded:
             most = max(gather_object([len(micro_batches)]))
             micro_batches += [micro_batches[0].weightless()] * (most - len(micro_batches))

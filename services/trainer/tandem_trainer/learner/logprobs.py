@@ -20,6 +20,7 @@ from tandem_rollout.errors import UserError
 from ..batch import SharedPrompts
 from ..devices import softmax_logits
 from .heads import Head, body
+from .packed_prompts import packed_hidden
 from .prompt_cache import PromptCache
 
 CHECKED_TOKENS = 8
@@ -40,6 +41,14 @@ class TokenLogprobs(nn.Module):
         self._chunk_size = chunk_size
         self._prompts: dict[bool, PromptCache] = {}
         """The prompts of the current micro-batches, computed with gradients (True) or without (False)."""
+
+    @property
+    def packs_prompts(self) -> bool:
+        """Whether shared prompts are computed in one row with the rows that begin with them, instead of in a cache.
+
+        With gradient checkpointing, transformers ignores a cache.
+        """
+        return bool(self.model.is_gradient_checkpointing)
 
     def forward(
         self, token_ids_BS: Tensor, starts_B: Tensor, sampled_mask_BT: Tensor, shared: SharedPrompts | None = None
@@ -77,6 +86,8 @@ class TokenLogprobs(nn.Module):
         model = body(self.model)
         if shared is None:
             return model(input_ids=token_ids_BS, use_cache=False).last_hidden_state  # type: ignore[no-any-return]  # calling a module returns Any
+        if self.packs_prompts:
+            return packed_hidden(self.model, token_ids_BS, shared)
         has_gradients = torch.is_grad_enabled()
         if shared.is_first:
             self._prompts[has_gradients] = PromptCache(self.model, shared.token_ids_PL)

@@ -13,12 +13,16 @@ from tandem_protocol.problems import one_line
 
 from ..batch import SharedPrompts
 from ..devices import default_max_tokens
+from ..micro_batches import PackedPrompts
+from .heads import body
 from .logprobs import TokenLogprobs
 
 TOLERANCE = 1e-3
 """Largest difference of logprobs in nats, and of gradients relative to the largest one, that rounding explains."""
 PROMPT, REST = 8, 8
 """Tokens of a short prompt, and of a short rest of a row."""
+SLOWNESS = 2.0
+"""Time of an operation in a masked attention, relative to one in a matrix product (measured)."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 """Keys of a model's configuration for the number of tokens that the attention of a layer sees."""
 
@@ -30,12 +34,10 @@ def why_unshared(policy: TokenLogprobs, config: LearnerConfig, device: torch.dev
     """
     if config.shared_prompts == "never":
         return "trainer.learner.shared_prompts is never"
-    if config.gradient_checkpointing:
-        return "with trainer.learner.gradient_checkpointing, transformers ignores the cache that has the prompt"
     if is_sharded:
         return "with trainer.learner.parallelism: fsdp2, all processes have to call the model equally often"
     most = config.max_tokens_per_micro_batch or default_max_tokens(device)
-    if (window := _window(policy)) and window + PROMPT + REST > most:
+    if (window := _window(policy)) and window + PROMPT + 2 * REST > most:
         return (
             f"a row that is longer than the sliding window of {window} tokens does not fit a micro-batch of {most}, so "
             "the start cannot check that sharing changes nothing. Fix: raise trainer.learner.max_tokens_per_micro_batch"
@@ -47,7 +49,8 @@ def why_unshared(policy: TokenLogprobs, config: LearnerConfig, device: torch.dev
 def difference_when_shared(policy: TokenLogprobs) -> str | None:
     """Compare rows that share a prompt with the same rows on their own: their logprobs and gradients.
 
-    Rows longer than a sliding window are compared too, with a short and with a long prompt.
+    Rows longer than a sliding window are compared too, with a short and with a long prompt. So are two rows that are
+    longer than it together: a window must not count the tokens of the other row.
 
     Returns:
         What differs, or why the model cannot share prompts. None if nothing differs.
@@ -56,15 +59,29 @@ def difference_when_shared(policy: TokenLogprobs) -> str | None:
     window = _window(policy)
     cases = [(2, PROMPT, REST)]
     if window:
-        cases += [(1, PROMPT, window + REST), (1, window + PROMPT, REST)]
+        cases += [(2, PROMPT, window // 2 + REST), (1, PROMPT, window + REST), (2, window + PROMPT, REST)]
     try:
         for rows, prompt, rest in cases:
             difference = _difference(policy, rows, prompt, rest)
             if not difference <= TOLERANCE:  # NaN too
                 return f"logprobs or gradients of {name} would differ by {difference:.2g}"
     except Exception as error:  # the model's own code may raise anything
-        return f"{name} cannot compute a row that begins in a cache: {one_line(error)}"
+        return f"{name} cannot compute a prompt once for several rows: {one_line(error)}"
     return None
+
+
+def packed_prompts(policy: TokenLogprobs) -> PackedPrompts | None:
+    """Return what packed prompts cost, or None if this policy computes prompts in a cache."""
+    if not policy.packs_prompts:
+        return None
+    model = body(policy.model)
+    config = policy.model.config.get_text_config(decoder=True)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    embedded = sum(parameter.numel() for parameter in policy.model.get_input_embeddings().parameters())
+    of_layers = sum(parameter.numel() for parameter in model.parameters()) - embedded
+    # Each parameter takes a multiplication per token. The attention takes two per dimension and pair.
+    operations = 2 * head_size * config.num_attention_heads * config.num_hidden_layers
+    return PackedPrompts(pair_cost=SLOWNESS * operations / of_layers)
 
 
 def _window(policy: TokenLogprobs) -> int | None:
@@ -110,6 +127,9 @@ def _computed(
             logprobs_BT, _ = policy(token_ids_BS, starts_B, torch.ones_like(token_ids_BS[:, prompt:]).bool(), shared)
             weights_BT = torch.arange(1, logprobs_BT.numel() + 1, device=logprobs_BT.device).sin().view_as(logprobs_BT)
             gradients = torch.autograd.grad((weights_BT * logprobs_BT).sum(), embedded)
+            if shared is not None and policy.packs_prompts:
+                prompt_LH, rests_NH = gradients[0].squeeze(0).tensor_split([prompt])
+                gradients = (prompt_LH[None], rests_NH.view(len(token_ids_BS), -1, rests_NH.shape[1]))
     finally:
         hook.remove()
     return logprobs_BT.detach(), torch.cat([gradient.sum(0) for gradient in gradients])
