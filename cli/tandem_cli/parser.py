@@ -211,13 +211,14 @@ def _add_demo(commands: Commands) -> None:
         help="folder with config.yaml (default: %(default)s)",
     )
     run = command.add_argument_group("run")
-    run.add_argument(
+    engine = run.add_mutually_exclusive_group()
+    engine.add_argument(
         "--engine",
         choices=("vllm", "mock"),
         help="engine of the generator (default: generator.engine of the project; mock if vLLM is not installed)",
     )
-    run.add_argument(
-        "--mock", dest="engine", action="store_const", const="mock", help="the same as --engine mock (default: vLLM)"
+    engine.add_argument(
+        "--mock", dest="engine", action="store_const", const="mock", help="short for --engine mock (default: as above)"
     )
     run.add_argument(
         "--resume",

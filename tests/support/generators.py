@@ -38,6 +38,10 @@ def spawn(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+class NoRollouts(AssertionError):
+    """The generator refused to sample, or failed in the middle of it."""
+
+
 class Generator:
     """A generator process, and an HTTP client with its token."""
 
@@ -76,9 +80,9 @@ class Generator:
         """Request rollouts, and return the groups in the order of their prompts."""
         request = RolloutRequest(prompts=prompts, sampling=Sampling.model_validate(sampling))
         response = self.client.post("/rollouts", json=request.model_dump(mode="json"))
-        assert response.status_code == 200, response.text
-        lines = [RolloutLine.model_validate_json(line) for line in response.text.splitlines()]
-        assert not [line.error for line in lines if line.error]
+        lines = [RolloutLine.model_validate_json(line) for line in response.text.splitlines() if response.is_success]
+        if response.is_error or any(line.error for line in lines):
+            raise NoRollouts(response.text)
         return sorted((line.group for line in lines if line.group), key=lambda group: group.prompt_index)
 
     def put(self, version: Version, digest: str, mode: SwitchMode = SwitchMode.DRAIN) -> httpx.Response:

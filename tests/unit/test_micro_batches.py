@@ -108,6 +108,19 @@ def test_prompts_are_not_packed_if_the_attention_costs_more_than_that_saves():
     }
 
 
+def test_a_micro_batch_of_packed_prompts_counts_only_its_own_prompts():
+    """Units of two rows: one has a prompt of the group, and the other its own."""
+    rows = [TokenRow([number * (row + 1)] * 256 + [1] * 20, 256, 276) for number in range(1, 9) for row in (0, 1)]
+    rows = [row._replace(token_ids=[0] * 256 + [1] * 20) if n % 2 == 0 else row for n, row in enumerate(rows)]
+    parts = _plan(rows, max_tokens=2048, units=[[n, n + 1] for n in range(0, 16, 2)], packed=FREE)
+    assert max(len(part.units) for part in parts) > 3
+
+
+def test_packed_rows_are_padded_if_that_costs_less_than_their_prompt():
+    parts = _plan(_rows((512, [64, 128, 192, 256])), max_tokens=10_000, packed=FREE)
+    assert [len(part.units) for part in parts] == [4]
+
+
 def test_packed_prompts_are_not_put_together():
     parts = _plan(_rows((20, [30] * 4), (24, [30] * 4)), max_tokens=10_000, packed=FREE)
     assert [(part.length, len(part.prompt_rows)) for part in parts] == [(20, 1), (24, 1)]

@@ -81,7 +81,7 @@ def _update(
     model: PreTrainedModel, batch: Batch, max_tokens: int, *, shares_prompts: bool, packed: PackedPrompts | None = None
 ) -> _Update:
     """Compute a loss of all tokens in micro-batches. Rows are found again by their advantages."""
-    policy = TokenLogprobs(model, temperature=0.8, chunk_size=50)
+    policy = TokenLogprobs(model, temperature=0.8, chunk_size=50, packs_prompts=packed is not None)
     rows = {advantage: row for row, advantage in enumerate(batch.advantages_B.tolist())}
     found_2BT = torch.zeros(2, *batch.mask_BT.shape)
     total = 0.0
@@ -102,6 +102,10 @@ def _batch() -> Batch:
     trajectories = [one for group in _groups() for one in group.trajectories]
     rows = [row for number, one in enumerate(trajectories) for row in rows_of(one, (number - 4.5) / 3, in_loss=True)]
     return pad(rows, trajectory_total=len(rows), token_total=sum(one.num_sampled for one in trajectories))
+
+
+def _policy(model: PreTrainedModel, *, packs_prompts: bool) -> TokenLogprobs:
+    return TokenLogprobs(model, temperature=1.0, chunk_size=50, packs_prompts=packs_prompts)
 
 
 @contextmanager
@@ -132,7 +136,7 @@ def test_same_loss_gradients_logprobs_and_entropies(family: str, is_packed: bool
     assert got.gradients.keys() == expected.gradients.keys()
     for name, gradient in expected.gradients.items():
         torch.testing.assert_close(got.gradients[name], gradient, atol=1e-6, rtol=1e-6, msg=name)
-    assert difference_when_shared(TokenLogprobs(model, temperature=0.8, chunk_size=50)) is None
+    assert difference_when_shared(_policy(model, packs_prompts=is_packed)) is None
 
 
 def _config(**trainer: Any) -> TrainerConfig:
@@ -236,7 +240,7 @@ def test_same_update_with_gradient_checkpointing(model_dir: Path):
 def test_models_whose_attention_counts_columns_do_not_pack(family: str):
     model = _model(family)
     checkpoint_gradients(model)
-    assert difference_when_shared(TokenLogprobs(model, temperature=1.0, chunk_size=50)) is not None
+    assert difference_when_shared(_policy(model, packs_prompts=True)) is not None
 
 
 def _drop(name: str) -> Callable[..., Any]:
@@ -250,18 +254,47 @@ def _drop(name: str) -> Callable[..., Any]:
 def test_a_wrong_mask_of_a_packed_row_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str):
     model = _model("mistral")
     checkpoint_gradients(model)
-    policy = TokenLogprobs(model, temperature=1.0, chunk_size=50)
+    policy = _policy(model, packs_prompts=True)
     assert difference_when_shared(policy) is None
     monkeypatch.setattr(packed_prompts, "create_masks_for_generate", _drop(name))
     assert "would differ by" in (difference_when_shared(policy) or "")
 
 
-def test_a_model_that_ignores_the_cache_is_noticed(monkeypatch: pytest.MonkeyPatch):
+def test_a_model_that_ignores_the_cache_is_noticed():
     """transformers does that, with a warning, if gradients are checkpointed."""
     model = _model("llama")
     checkpoint_gradients(model)
-    monkeypatch.setattr(TokenLogprobs, "packs_prompts", False)
-    assert difference_when_shared(TokenLogprobs(model, temperature=1.0, chunk_size=50)) is not None
+    assert difference_when_shared(_policy(model, packs_prompts=False)) is not None
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "reason"),
+    [
+        ("llama", {"attn_implementation": "eager"}, "eager attention"),
+        ("qwen3", {"layer_types": ["full_attention", "odd_attention"]}, "layers with odd_attention"),
+    ],
+)
+def test_models_whose_rows_cannot_be_packed_say_why(family: str, options: dict[str, Any], reason: str):
+    model = _model(family)
+    for name, value in options.items():
+        setattr(model.config, f"_{name}" if name.startswith("attn") else name, value)
+    why = why_unshared(_policy(model, packs_prompts=True), LearnerConfig(), torch.device("cpu"), is_sharded=False)
+    assert reason in (why or "")
+
+
+def test_the_cost_of_a_pair_is_counted_in_operations():
+    """A layer has 4 H² + 3 H I multiplications per token, and its attention has 2 H per pair."""
+    config = tiny_config("llama")
+    hidden, inner = config.hidden_size, config.intermediate_size
+    keys = config.num_key_value_heads * config.head_dim
+    per_token = 2 * hidden * hidden + 2 * hidden * keys + 3 * hidden * inner
+    expected = packed_prompts.SLOWNESS * 2 * hidden / per_token
+    assert packed_prompts.packed_prompts(_model("llama")).pair_cost == pytest.approx(expected, rel=0.01)
+
+
+def test_a_model_whose_operations_cannot_be_counted_packs_nothing(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(packed_prompts, "FlopCounterMode", None)
+    assert packed_prompts.packed_prompts(_model("llama")).pair_cost == float("inf")
 
 
 def test_a_cache_without_gradients_is_noticed(monkeypatch: pytest.MonkeyPatch):

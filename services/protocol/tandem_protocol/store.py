@@ -239,7 +239,7 @@ class WeightStore:
             raise failed(self.root, version, error, needs_bytes, fix) from error
         finally:
             if owner:
-                with suppress(FileNotFoundError):  # it is a version now
+                with suppress(OSError):  # it is a version now, or the volume has failed
                     delete(directory)
 
     def commit(

@@ -101,11 +101,11 @@ class _Block:
 
     def parts(self, max_tokens: int) -> Iterator[Part]:
         """Yield parts of at most `max_tokens` padded tokens, or of one unit, with units of similar length together."""
-        budget = max_tokens - self._length * len(self._prompt_rows)
         picks: list[list[list[int]]] = [[]]
         size = 0
         for unit in sorted(self._units, key=self._longest):
-            if picks[-1] and (self._tokens(unit, size) > budget or self._is_longer(unit, picks[-1])):
+            tokens = self._prompt_tokens([*picks[-1], unit]) + self._tokens(unit, size)
+            if picks[-1] and (tokens > max_tokens or self._is_longer(unit, picks[-1])):
                 picks.append([])
                 size = 0
             picks[-1].append(unit)
@@ -124,10 +124,15 @@ class _Block:
         """Whether padding to the length of `unit` would cost more than another micro-batch with the same prompts."""
         if not self._length:
             return False
-        longer, rest = self._longest(unit) - self._length, self._longest(others[0]) - self._length
-        if self._packed:  # which computes the prompts again
-            return sum(map(len, others)) * (longer - rest) > self._length * len(self._prompt_rows)
-        return longer > 2 * rest + SLACK
+        longest = self._longest(unit)
+        if self._packed:  # another micro-batch computes its prompts again
+            return sum(len(one) * (longest - self._longest(one)) for one in others) > self._prompt_tokens([unit])
+        return longest - self._length > 2 * (self._longest(others[0]) - self._length) + SLACK
+
+    def _prompt_tokens(self, units: list[list[int]]) -> int:
+        """Tokens of the prompts in a micro-batch with these units. Prompts in a cache stay for all micro-batches."""
+        prompts = {self._prompt_of[row] for unit in units for row in unit} if self._packed else self._prompt_rows
+        return self._length * len(prompts)
 
     def _longest(self, unit: list[int]) -> int:
         return max(self._rows[row].end for row in unit)

@@ -76,13 +76,10 @@ class Schema:
         key, section, leaf = dotted(path), dotted(path[:-1]), path[-1]
         known = set(_keys(self._settings))
         siblings = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section)
-        leaves = {k.rpartition(".")[2] for k in known}
-        if siblings and leaf not in leaves:  # what is alike is the name in the section, not the section's own
-            near = [f"{section}.{name}".lstrip(".") for name in difflib.get_close_matches(leaf, siblings, n=1)]
-        else:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-        if not near and (alike := difflib.get_close_matches(leaf, leaves, n=1)):
-            near = [k for k in sorted(known) if k.rpartition(".")[2] == alike[0]]
+        elsewhere = sorted(k for k in known if k.rpartition(".")[2] == leaf)
+        near = [f"{section}.{name}".lstrip(".") for name in difflib.get_close_matches(leaf, siblings, n=1)]
+        if elsewhere or not siblings:  # the name is right and its section is wrong, or there is no such section
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or elsewhere
         if near:
             hint = f"did you mean {near[0]!r}?"
         elif siblings and section:

@@ -32,10 +32,11 @@ from .mismatch import MismatchCheck
 from .model import checkpoint_gradients, load_model
 from .model_files import ModelFiles
 from .optimizer import Schedule, make_optimizer
+from .packed_prompts import packed_prompts
 from .parallel import is_sharded, prepare_policy
 from .positions import fix_positions
 from .saving import Saver
-from .shared_prompts import packed_prompts, why_unshared
+from .shared_prompts import why_unshared
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
 from .trained_tokens import TrainedTokens
 
@@ -72,8 +73,9 @@ class Learner:
             check_logprobs(policy)
             check_causal(policy)
         self.unshared_because = why_unshared(policy, config.learner, accelerator.device, is_sharded=self._is_sharded)
-        """Why prompts are computed once per row. None: once for all rows that begin with them."""
-        self._packed = packed_prompts(policy)
+        """Why prompts are computed once per row. None: once for several rows that begin with them."""
+        is_packed = policy.packs_prompts and self.unshared_because is None
+        self._packed = packed_prompts(model) if is_packed else None
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # batches have different lengths
         self._policy = prepare_policy(policy, config.learner, accelerator)
@@ -303,7 +305,10 @@ class Learner:
 
     def _logprobs_of(self, model: PreTrainedModel) -> TokenLogprobs:
         return TokenLogprobs(
-            model, temperature=self._config.rollout.temperature, chunk_size=self._config.learner.logprob_chunk_size
+            model,
+            temperature=self._config.rollout.temperature,
+            chunk_size=self._config.learner.logprob_chunk_size,
+            packs_prompts=self._config.learner.gradient_checkpointing,
         )
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:

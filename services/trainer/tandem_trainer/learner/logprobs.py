@@ -33,22 +33,22 @@ class TokenLogprobs(nn.Module):
     It is a module because accelerate's wrappers (DDP, FSDP) call the `forward` of the module that they wrap.
     """
 
-    def __init__(self, model: PreTrainedModel, *, temperature: float, chunk_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, temperature: float, chunk_size: int, packs_prompts: bool = False
+    ) -> None:
+        """
+        Args:
+            packs_prompts: compute shared prompts in one row with the rows that begin with them, instead of in a cache.
+                transformers ignores a cache if gradients are checkpointed.
+        """
         super().__init__()
+        self.packs_prompts = packs_prompts
         self.model = model
         self.temperature = temperature
         self.head = Head.of(model.config)
         self._chunk_size = chunk_size
         self._prompts: dict[bool, PromptCache] = {}
         """The prompts of the current micro-batches, computed with gradients (True) or without (False)."""
-
-    @property
-    def packs_prompts(self) -> bool:
-        """Whether shared prompts are computed in one row with the rows that begin with them, instead of in a cache.
-
-        With gradient checkpointing, transformers ignores a cache.
-        """
-        return bool(self.model.is_gradient_checkpointing)
 
     def forward(
         self, token_ids_BS: Tensor, starts_B: Tensor, sampled_mask_BT: Tensor, shared: SharedPrompts | None = None

@@ -13,16 +13,13 @@ from tandem_protocol.problems import one_line
 
 from ..batch import SharedPrompts
 from ..devices import default_max_tokens
-from ..micro_batches import PackedPrompts
-from .heads import body
 from .logprobs import TokenLogprobs
+from .packed_prompts import why_not_packed
 
 TOLERANCE = 1e-3
 """Largest difference of logprobs in nats, and of gradients relative to the largest one, that rounding explains."""
-PROMPT, REST = 8, 8
-"""Tokens of a short prompt, and of a short rest of a row."""
-SLOWNESS = 2.0
-"""Time of an operation in a masked attention, relative to one in a matrix product (measured)."""
+PROMPT, REST = 7, 9
+"""Tokens of a short prompt, and of a short rest of a row. They are odd, because some models group tokens by twos."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 """Keys of a model's configuration for the number of tokens that the attention of a layer sees."""
 
@@ -39,9 +36,12 @@ def why_unshared(policy: TokenLogprobs, config: LearnerConfig, device: torch.dev
     most = config.max_tokens_per_micro_batch or default_max_tokens(device)
     if (window := _window(policy)) and window + PROMPT + 2 * REST > most:
         return (
-            f"a row that is longer than the sliding window of {window} tokens does not fit a micro-batch of {most}, so "
-            "the start cannot check that sharing changes nothing. Fix: raise trainer.learner.max_tokens_per_micro_batch"
+            f"rows that are longer than the sliding window of {window} tokens need a micro-batch of "
+            f"{window + PROMPT + 2 * REST}, but one has {most}. So the start cannot check that sharing changes "
+            "nothing. Fix: raise trainer.learner.max_tokens_per_micro_batch"
         )
+    if policy.packs_prompts and (reason := why_not_packed(policy.model)):
+        return f"with trainer.learner.gradient_checkpointing, {reason}"
     policy.to(device)
     return difference_when_shared(policy)
 
@@ -57,7 +57,7 @@ def difference_when_shared(policy: TokenLogprobs) -> str | None:
     """
     name = type(policy.model).__name__
     window = _window(policy)
-    cases = [(2, PROMPT, REST)]
+    cases = [(3, PROMPT, REST)]
     if window:
         cases += [(2, PROMPT, window // 2 + REST), (1, PROMPT, window + REST), (2, window + PROMPT, REST)]
     try:
@@ -68,20 +68,6 @@ def difference_when_shared(policy: TokenLogprobs) -> str | None:
     except Exception as error:  # the model's own code may raise anything
         return f"{name} cannot compute a prompt once for several rows: {one_line(error)}"
     return None
-
-
-def packed_prompts(policy: TokenLogprobs) -> PackedPrompts | None:
-    """Return what packed prompts cost, or None if this policy computes prompts in a cache."""
-    if not policy.packs_prompts:
-        return None
-    model = body(policy.model)
-    config = policy.model.config.get_text_config(decoder=True)
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    embedded = sum(parameter.numel() for parameter in policy.model.get_input_embeddings().parameters())
-    of_layers = sum(parameter.numel() for parameter in model.parameters()) - embedded
-    # Each parameter takes a multiplication per token. The attention takes two per dimension and pair.
-    operations = 2 * head_size * config.num_attention_heads * config.num_hidden_layers
-    return PackedPrompts(pair_cost=SLOWNESS * operations / of_layers)
 
 
 def _window(policy: TokenLogprobs) -> int | None:
@@ -101,19 +87,26 @@ def _difference(policy: TokenLogprobs, rows: int, prompt: int, rest: int) -> flo
     token_ids_BS = (position_S + row_B1 * (position_S >= prompt)) % vocabulary
     prompt_B = torch.zeros_like(row_B1[:, 0])
     shared = SharedPrompts(token_ids_BS[:1, :prompt], prompt_B, is_first=True, is_last=True)
-    own_BT, own_SH = _computed(policy, token_ids_BS, prompt, None)
-    shared_BT, shared_SH = _computed(policy, token_ids_BS, prompt, shared)
+    weights_BT = torch.arange(1, rows * rest + 1, device=device).sin().view(rows, rest)
+    # One at a time, since together they may be longer than a micro-batch.
+    own = [_computed(policy, token_ids_BS[[row]], weights_BT[[row]], None) for row in range(rows)]
+    own_BT, own_SH = (
+        torch.cat([logprobs for logprobs, _ in own]),
+        torch.stack([gradients for _, gradients in own]).sum(0),
+    )
+    shared_BT, shared_SH = _computed(policy, token_ids_BS, weights_BT, shared)
     of_logprobs = (shared_BT - own_BT).abs().max()
     of_gradients = (shared_SH - own_SH).abs().max() / own_SH.abs().max()
     return max(of_logprobs.item(), of_gradients.item())
 
 
 def _computed(
-    policy: TokenLogprobs, token_ids_BS: Tensor, prompt: int, shared: SharedPrompts | None
+    policy: TokenLogprobs, token_ids_BS: Tensor, weights_BT: Tensor, shared: SharedPrompts | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the logprobs behind the prompt [B, T], and the gradients of the embedded tokens [S, H], summed over B.
+    """Return the logprobs of the last T tokens of each row, and the gradients of the embedded tokens [S, H].
 
-    Gradients of the parameters are not computed, because they need as much memory as the model.
+    The gradients are those of the sum of logprobs × weights. Those of the parameters are not computed, because they
+    need as much memory as the model.
     """
     embedded: list[Tensor] = []
 
@@ -123,9 +116,9 @@ def _computed(
     hook = policy.model.get_input_embeddings().register_forward_hook(keep)
     try:
         with torch.enable_grad():
+            prompt = token_ids_BS.shape[1] - weights_BT.shape[1]
             starts_B = torch.full_like(token_ids_BS[:, 0], prompt)
-            logprobs_BT, _ = policy(token_ids_BS, starts_B, torch.ones_like(token_ids_BS[:, prompt:]).bool(), shared)
-            weights_BT = torch.arange(1, logprobs_BT.numel() + 1, device=logprobs_BT.device).sin().view_as(logprobs_BT)
+            logprobs_BT, _ = policy(token_ids_BS, starts_B, torch.ones_like(weights_BT).bool(), shared)
             gradients = torch.autograd.grad((weights_BT * logprobs_BT).sum(), embedded)
             if shared is not None and policy.packs_prompts:
                 prompt_LH, rests_NH = gradients[0].squeeze(0).tensor_split([prompt])
