@@ -145,7 +145,7 @@ class Lives:
             self.vllm.close()
 
 
-ALL = ["full", "delta", pytest.param("vllm", marks=pytest.mark.vllm)]
+ALL = ["full", "delta", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.thorough])]
 
 
 @pytest.fixture(scope="module", params=ALL)
