@@ -18,16 +18,11 @@ from support.blocks import Command
 TIMEOUT_S = 60
 
 
-def need(program: str) -> None:
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not on PATH")
-
-
-def need_compose() -> None:
-    """Skip the test if `docker compose` is missing. Docker's command line works without this plugin."""
-    need("docker")
-    if subprocess.run(["docker", "compose", "version"], capture_output=True, timeout=TIMEOUT_S, check=False).returncode:
-        pytest.skip("docker compose is not installed")
+def need(program: str, *plugin: str) -> None:
+    """Skip the test if a program is missing, or its plugin: `docker` works without `docker compose`."""
+    words = (program, *plugin)
+    if not shutil.which(program) or (plugin and subprocess.run([*words, "version"], capture_output=True).returncode):
+        pytest.skip(f"{' '.join(words)} is not installed")
 
 
 def run(*words: str, cwd: Path | None = None) -> str:
@@ -39,10 +34,8 @@ def run(*words: str, cwd: Path | None = None) -> str:
 def check_options(command: Command) -> None:
     """Check that each option is in the help of the command or of its parent command."""
     program = command.words[0]
-    if command.words[:2] == ["docker", "compose"]:
-        need_compose()
-    elif program != "helm":
-        need(program)
+    if program != "helm":
+        need(*command.words[: 2 if "compose" in command.words[1:2] else 1])
     help_text = _help(program, *_subcommand(command.words))
     for word in command.words[1 : command.words.index("--") if "--" in command.words else None]:
         if word.startswith("--"):

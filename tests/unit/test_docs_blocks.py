@@ -28,7 +28,7 @@ from support.blocks import PAGES, ROOT, Block, Command, blocks, commands
 from support.documented_programs import PROGRAMS
 from support.episode_blocks import EPISODES
 from support.models import make_tokenizer
-from support.programs import TIMEOUT_S, check_options, need_compose, run
+from support.programs import TIMEOUT_S, check_options, need, run
 from support.rollouts import completion, read
 from tandem_cli.plan.costs import Costs
 from tandem_protocol.config import SECTIONS, load
@@ -108,7 +108,7 @@ def _load(parts: list[dict[str, Any]]) -> None:
 
 def _compose(block: Block) -> None:
     """Merge an override of compose.yaml. It may use networks that the reader declares."""
-    need_compose()
+    need("docker", "compose")
     values = yaml.safe_load(block.text)
     networks = {name for service in values["services"].values() for name in service.get("networks", ())}
     values.setdefault("networks", {name: {} for name in networks - {"rl"}})

@@ -100,12 +100,10 @@ def test_packed_prompts_are_computed_once_per_micro_batch_which_they_fit():
 
 
 def test_prompts_are_not_packed_if_the_attention_costs_more_than_that_saves():
-    rows = _rows((128, [512] * 8))
-    assert {part.length for part in _plan(rows, 8192, packed=FREE)} == {128}
-    assert {part.length for part in _plan(rows, 8192, packed=PackedPrompts(pair_cost=1e-3))} == {0}
-    assert {part.length for part in _plan(_rows((1024, [64] * 8)), 8192, packed=PackedPrompts(pair_cost=1e-3))} == {
-        1024
-    }
+    short, long, dear = _rows((128, [512] * 8)), _rows((1024, [64] * 8)), PackedPrompts(pair_cost=1e-3)
+    assert {part.length for part in _plan(short, 8192, packed=FREE)} == {128}
+    assert {part.length for part in _plan(short, 8192, packed=dear)} == {0}
+    assert {part.length for part in _plan(long, 8192, packed=dear)} == {1024}
 
 
 def test_a_micro_batch_of_packed_prompts_counts_only_its_own_prompts():

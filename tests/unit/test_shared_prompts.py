@@ -270,14 +270,14 @@ def test_a_model_that_ignores_the_cache_is_noticed():
 @pytest.mark.parametrize(
     ("family", "options", "reason"),
     [
-        ("llama", {"attn_implementation": "eager"}, "eager attention"),
+        ("llama", {"_attn_implementation": "eager"}, "eager attention"),
         ("qwen3", {"layer_types": ["full_attention", "odd_attention"]}, "layers with odd_attention"),
     ],
 )
 def test_models_whose_rows_cannot_be_packed_say_why(family: str, options: dict[str, Any], reason: str):
     model = _model(family)
     for name, value in options.items():
-        setattr(model.config, f"_{name}" if name.startswith("attn") else name, value)
+        setattr(model.config, name, value)
     why = why_unshared(_policy(model, packs_prompts=True), LearnerConfig(), torch.device("cpu"), is_sharded=False)
     assert reason in (why or "")
 

@@ -104,21 +104,22 @@ class _Block:
         picks: list[list[list[int]]] = [[]]
         size = 0
         for unit in sorted(self._units, key=self._longest):
-            tokens = self._prompt_tokens([*picks[-1], unit]) + self._tokens(unit, size)
+            tokens = self._length * len(self._prompts_with([*picks[-1], unit])) + self._tokens(unit, size)
             if picks[-1] and (tokens > max_tokens or self._is_longer(unit, picks[-1])):
                 picks.append([])
                 size = 0
             picks[-1].append(unit)
             size += len(unit)
         for number, units in enumerate(picks):
-            numbers = [self._prompt_of[row] for unit in units for row in unit]
-            is_first, is_last = number == 0, number == len(picks) - 1
-            if not self._packed:
-                yield Part(units, self._length, self._prompt_rows, numbers, is_first, is_last)
-                continue
-            own = sorted({*numbers})
-            prompt_rows, prompts = [self._prompt_rows[one] for one in own], [own.index(one) for one in numbers]
-            yield Part(units, self._length, prompt_rows, prompts, is_first=True, is_last=True)
+            own = self._prompts_with(units)
+            yield Part(
+                units,
+                self._length,
+                [self._prompt_rows[prompt] for prompt in own],
+                [own.index(self._prompt_of[row]) for unit in units for row in unit],
+                is_first=number == 0 or self._packed is not None,
+                is_last=number == len(picks) - 1 or self._packed is not None,
+            )
 
     def _is_longer(self, unit: list[int], others: list[list[int]]) -> bool:
         """Whether padding to the length of `unit` would cost more than another micro-batch with the same prompts."""
@@ -126,13 +127,16 @@ class _Block:
             return False
         longest = self._longest(unit)
         if self._packed:  # another micro-batch computes its prompts again
-            return sum(len(one) * (longest - self._longest(one)) for one in others) > self._prompt_tokens([unit])
+            return sum(len(one) * (longest - self._longest(one)) for one in others) > (
+                self._length * len(self._prompts_with([unit]))
+            )
         return longest - self._length > 2 * (self._longest(others[0]) - self._length) + SLACK
 
-    def _prompt_tokens(self, units: list[list[int]]) -> int:
-        """Tokens of the prompts in a micro-batch with these units. Prompts in a cache stay for all micro-batches."""
-        prompts = {self._prompt_of[row] for unit in units for row in unit} if self._packed else self._prompt_rows
-        return self._length * len(prompts)
+    def _prompts_with(self, units: list[list[int]]) -> Sequence[int]:
+        """Numbers of the prompts in a micro-batch with these units. A cache has those of all micro-batches."""
+        if not self._packed:
+            return range(len(self._prompt_rows))
+        return sorted({self._prompt_of[row] for unit in units for row in unit})
 
     def _longest(self, unit: list[int]) -> int:
         return max(self._rows[row].end for row in unit)

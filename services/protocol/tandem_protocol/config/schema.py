@@ -78,7 +78,7 @@ class Schema:
         siblings = sorted(k.rpartition(".")[2] for k in known if k.rpartition(".")[0] == section)
         elsewhere = sorted(k for k in known if k.rpartition(".")[2] == leaf)
         near = [f"{section}.{name}".lstrip(".") for name in difflib.get_close_matches(leaf, siblings, n=1)]
-        if elsewhere or not siblings:  # the name is right and its section is wrong, or there is no such section
+        if elsewhere or not siblings:  # the key is in another section, or this section does not exist
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.75) or elsewhere
         if near:
             hint = f"did you mean {near[0]!r}?"

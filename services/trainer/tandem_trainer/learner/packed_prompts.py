@@ -93,15 +93,13 @@ def packed_hidden(model: PreTrainedModel, token_ids_BS: Tensor, shared: SharedPr
     row_N = torch.cat([no_row, of_rows.repeat_interleave(rest)])
     positions = torch.arange(length + rest, device=device)
     position_N = torch.cat([positions[:length].repeat(number_of_prompts), positions[length:].repeat(rows)])
-    hidden_NH = (
-        body(model)(
-            input_ids=torch.cat([shared.token_ids_PL.flatten(), rest_BR.flatten()])[None],
-            position_ids=position_N[None],
-            attention_mask=_masks(model, prompt_N, row_N, position_N),
-            use_cache=False,
-        )
-        .last_hidden_state.squeeze(0)
-    )  # fmt: skip
+    output = body(model)(
+        input_ids=torch.cat([shared.token_ids_PL.flatten(), rest_BR.flatten()])[None],
+        position_ids=position_N[None],
+        attention_mask=_masks(model, prompt_N, row_N, position_N),
+        use_cache=False,
+    )
+    hidden_NH = output.last_hidden_state.squeeze(0)
     prompts_NH, rests_NH = hidden_NH.split([number_of_prompts * length, rows * rest])
     last_PH = prompts_NH.unflatten(0, (number_of_prompts, length))[:, -1]
     return torch.cat([last_PH[shared.prompt_B][:, None], rests_NH.unflatten(0, (rows, rest))], 1)
