@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from anyio import to_thread
+from anyio import move_on_after, to_thread
 
+from tandem_protocol.errors import TandemError
 from tandem_protocol.messages import ServedWeights, SetWeights
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
@@ -36,11 +37,22 @@ async def send_while_stored(
                     raise vanished(store.root, version)
                 looking = None
         return sending.result()
+    except TandemError as error:
+        if sending.done() and await _is_gone_now(store, version):
+            raise vanished(store.root, version) from error
+        raise
     finally:
         if looking is not None:
             looking.cancel()
         sending.cancel()
         await asyncio.wait([sending])
+
+
+async def _is_gone_now(store: WeightStore, version: Version) -> bool:
+    """Whether the version is gone. False if the volume does not answer within `LOOK_S`."""
+    with move_on_after(LOOK_S):
+        return await to_thread.run_sync(_is_gone, store, version, abandon_on_cancel=True)
+    return False
 
 
 def _is_gone(store: WeightStore, version: Version) -> bool:
