@@ -19,9 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from support import publish_faults
+from support import forked_vllm, publish_faults
 from support.forked import start_trainer
-from support.forked_vllm import VllmFork
 from support.generators import Generator, NoRollouts, spawn
 from support.models import make_tiny_model
 from support.ports import free_port, is_free
@@ -54,8 +53,7 @@ class Lives:
         self.model = make_tiny_model(folder / "model", vocab=75, initializer_range=0.3 if kind == "vllm" else 0.02)
         (folder / "weights").mkdir()
         self.kind, self.steps = kind, STEPS[kind]
-        self.vllm = VllmFork() if kind == "vllm" else None
-        self.policies = PublishedPolicies(self.model, folder / "policies") if self.vllm else None
+        self.policies = PublishedPolicies(self.model, folder / "policies") if kind == "vllm" else None
         self.answers: list[Answer] = []
         full = (publish_faults.TRAINER, publish_faults.GENERATOR)
         delta = (publish_faults.DELTA_TRAINER, publish_faults.DELTA_GENERATOR)
@@ -86,7 +84,7 @@ class Lives:
         place, number = self.generator_places.pop() if self.generator_places else ("none", 0)
         print(f"generator: {place} {number}")
         faults = (str(self.loaded), place, str(number))
-        engine, program, start = ("vllm", (), self.vllm.spawn) if self.vllm else ("mock", PROGRAM, spawn)
+        engine, program, start = ("vllm", (), forked_vllm.spawn) if self.policies else ("mock", PROGRAM, spawn)
         return Generator(
             engine, self.model, self.folder / "weights", "--generator.materialize_dir", str(self.folder / "local"),
             log=self.folder / "generator.log", port=self.port, program=(*program, *faults), spawn=start,
@@ -141,8 +139,6 @@ class Lives:
         self.trainer.kill()
         self.generator.kill()
         self.generator.client.close()
-        if self.vllm:
-            self.vllm.close()
 
 
 ALL = ["full", "delta", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.thorough])]

@@ -62,7 +62,7 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple
     nodes += ["--master-port", str(free_port()), "--node-rank"]
     worker = Generator("vllm", model, weights, *nodes, "1", "--headless", log=tmp_path / "worker.log")
     try:
-        with running("vllm", model, weights, *nodes, "0", log=tmp_path / "leader.log") as leader:
+        with running("vllm", model, weights, *nodes, "0", log=tmp_path / "leader.log", forks=False) as leader:
             yield leader, ReferencePolicy(model, WeightStore(weights))
     finally:
         worker.kill()

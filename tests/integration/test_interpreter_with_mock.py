@@ -22,6 +22,7 @@ def test_reward_functions_run_beside_the_learner_and_soon_give_it_the_interprete
 ) -> None:
     functions = [{"function": name} for name in ("odd_rewards:odd", "sharing:interval", "sharing:beside_the_learner")]
     project = make_project(max_steps=1, rewards=functions)
+    project.forks = False
     (project.directory / "sharing.py").write_text(REWARDS)
     ended = project.train()
     assert ended.returncode == 0, ended.stderr

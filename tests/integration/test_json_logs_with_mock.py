@@ -75,6 +75,7 @@ def _json(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_launcher_trainer_sandbox_and_generator_log_only_records(make_project: Callable[..., Project]) -> None:
     rewards = [{"function": "odd_rewards:odd"}, {"function": "odd_rewards:sandboxed", "sandbox": True}]
     project = make_project(faults=("--generator.visible_timeout_s", "0.1"), rewards=rewards, max_steps=2)
+    project.forks = False
     (project.directory / "odd_rewards.py").write_text(REWARDS)
     (project.directory / "noise.py").write_text(NOISE)
     project.generator.put("1.1", "0" * 16)  # type: ignore[arg-type]  # a version that is not in the store

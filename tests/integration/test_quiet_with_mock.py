@@ -23,6 +23,7 @@ def test_a_successful_run_writes_nothing_to_stderr(
     make_project: Callable[..., Project], ranks: int, runs: list[int], trainer: dict[str, Any]
 ) -> None:
     project = make_project(**trainer)
+    project.forks = False
     for steps, form in zip(runs, ("text", "json"), strict=False):
         done = project.train(f"--trainer.max_steps={steps}", ranks=ranks, TANDEM_LOG=form)
         assert (done.returncode, done.stderr) == (0, "")

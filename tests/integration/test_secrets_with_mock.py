@@ -15,6 +15,7 @@ SECRETS = (PASSWORD, HF_TOKEN, TOKEN)
 
 def test_no_output_of_a_run_contains_a_secret(make_project: Callable[..., Project]):
     project = make_project(max_steps=1, start_timeout_s=1)
+    project.forks = False
     plant = ["--generator.env", json.dumps({"HF_TOKEN": HF_TOKEN})]
     runs = {
         "": ("text", 0),

@@ -14,7 +14,7 @@ from anyio import to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from support.forked_vllm import VllmFork
+from support import forked_vllm
 from support.generators import Generator
 from support.models import make_tiny_model
 from support.published_policies import TOLERANCE, PublishedPolicies, save
@@ -104,10 +104,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     policies = PublishedPolicies(model, folder / "policies")
     weights = WeightStore(folder / "weights")
     torch.manual_seed(0)
-    vllm = VllmFork()
     generator = Generator(
         "vllm", model, weights.root, "--generator.materialize_dir", str(folder / "local"), log=folder / "log",
-        program=(str(folder / "loaded.jsonl"), "broken", BROKEN_LOAD), spawn=vllm.spawn,
+        program=(str(folder / "loaded.jsonl"), "broken", BROKEN_LOAD), spawn=forked_vllm.spawn,
     )  # fmt: skip
     try:
         generator.wait_ready()
@@ -116,7 +115,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     finally:
         generator.kill()
         generator.client.close()
-        vllm.close()
 
 
 def test_a_chain_of_deltas_is_served_exactly_and_a_failed_load_goes_back_to_the_files_that_were_kept(run: Run) -> None:

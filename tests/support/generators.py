@@ -136,10 +136,23 @@ class Generator:
 
 @contextmanager
 def running(
-    engine: str, model: Path | str, weights_dir: Path, *arguments: str, log: Path, port: int | None = None
+    engine: str,
+    model: Path | str,
+    weights_dir: Path,
+    *arguments: str,
+    log: Path,
+    port: int | None = None,
+    forks: bool = True,
 ) -> Iterator[Generator]:
-    """Start a generator and wait until it is ready. Stop it with all its processes at the end of the block."""
-    generator = Generator(engine, model, weights_dir, *arguments, log=log, port=port)
+    """Start a generator and wait until it is ready. Stop it with all its processes at the end of the block.
+
+    Args:
+        forks: Whether vLLM is forked, which saves most of its start. False for tests of the start.
+    """
+    from support import forked_vllm  # it uses this module
+
+    start = forked_vllm.spawn if engine == "vllm" and forks else spawn
+    generator = Generator(engine, model, weights_dir, *arguments, log=log, port=port, spawn=start)
     try:
         yield generator.wait_ready()
     finally:

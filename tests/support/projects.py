@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from support.forked import Forked
 from support.generators import TOKEN, Generator, running
 from support.models import make_tiny_model
 from tandem_trainer.run.checkpoint import read_state, rollouts_file
@@ -44,6 +46,7 @@ def odd(completion_ids, **_):
     return [sum(token % 2 for token in ids) / len(ids) for ids in completion_ids]
 '''
 PROMPTS_PER_STEP = 2
+TIMEOUT_S = 300.0
 _VARYING = {
     "timings", "publish_timings", "tokens_per_s", "environment_s_mean", "version",
     "replica_tokens", "replica_outstanding",  # by URL, and generators may have other ones
@@ -96,6 +99,8 @@ class Project:
         self.directory = directory
         self.generator = generator
         self.max_lag = trainer.get("max_lag", 0)
+        self.forks = True
+        """Whether trainers are forked, which saves the seconds of their imports. False for tests of the start."""
         directory.mkdir(parents=True)
         config = {
             "shared": {
@@ -119,14 +124,21 @@ class Project:
     def train(self, *arguments: str, ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
         """Run the trainer in `ranks` processes until it ends."""
         config = str(self.directory / "config.yaml")
-        return subprocess.run(
-            [sys.executable, "-m", "tandem_trainer.launch", "--config", config, *arguments],
-            env={**os.environ, "TANDEM_TOKEN": TOKEN, "TANDEM_TRAINER_PROCESSES": str(ranks), **env},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        command = [sys.executable, "-m", "tandem_trainer.launch", "--config", config, *arguments]
+        env = {**os.environ, "TANDEM_TOKEN": TOKEN, "TANDEM_TRAINER_PROCESSES": str(ranks), **env}
+        if not self.forks:
+            return subprocess.run(
+                command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S
+            )
+        with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+            process = Forked(command, env, stdout, stderr)
+            try:
+                status = process.wait(TIMEOUT_S)
+            finally:
+                process.kill()
+            for file in (stdout, stderr):
+                file.seek(0)
+            return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())
 
     @property
     def run_dir(self) -> Path:

@@ -112,6 +112,20 @@ def test_a_version_that_vanishes_from_the_store_is_not_waited_for(
     assert left == [V1]
 
 
+def test_a_version_that_vanishes_while_a_generator_reads_it_is_the_reason_that_the_user_learns(
+    publish: Callable[[int], Version], generators: Generators, store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(0)
+
+    async def refuse(version: Version, *_: object) -> None:
+        shutil.rmtree(store.directory(version))
+        raise WeightsRefused("a file is missing")
+
+    monkeypatch.setattr(generators, "set_weights", refuse)
+    with pytest.raises(StoreError, match=r"version 1\.1 is not in .* any more.*same command again"):
+        publish(1)
+
+
 @pytest.mark.parametrize("fault", ["hangs", "fails"])
 def test_a_volume_that_does_not_answer_ends_neither_a_switch_nor_its_deadline(
     publish: Callable[[int], Version], generators: Generators, store: WeightStore, monkeypatch: pytest.MonkeyPatch,
