@@ -247,13 +247,21 @@ class TandemStack:
         return self.must("logs", "--no-log-prefix", service).replace(ERASE_LINE, "")
 
     def container(self, service: str) -> Container:
-        """Return the container of a service that has one replica."""
-        (found,) = self.containers(service)
-        return found
+        """Return the container of a service that has one replica.
+
+        Raises:
+            RuntimeError: The service has no container, or several.
+        """
+        found = self.containers(service)
+        if len(found) != 1:
+            names = ", ".join(f"{container.name} ({container.status})" for container in found) or "none"
+            raise RuntimeError(f"got these containers of the service {service} in {self.name}: {names}; expected one")
+        return found[0]
 
     def containers(self, service: str) -> list[Container]:
-        """Return the containers of a service, ordered by name."""
-        labels = [f"{PROJECT_LABEL}={self.name}", f"com.docker.compose.service={service}"]
+        """Return the containers of a service, ordered by name. Those of `docker compose run` are not among them."""
+        compose = "com.docker.compose"
+        labels = [f"{PROJECT_LABEL}={self.name}", f"{compose}.service={service}", f"{compose}.oneoff=False"]
         found = self.engine.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
         return sorted(found, key=lambda container: str(container.name))
 
