@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,20 +72,24 @@ class Delta(NamedTuple):
         return positions, words
 
 
-def encode(positions: Positions, file: NDArray[np.uint8]) -> bytes:
+def encode(positions: NDArray[np.integer[Any]], file: NDArray[np.uint8]) -> bytes:
     """Return the delta that makes `file` out of a file which differs only at some words.
 
     Args:
-        positions: [changed] The positions of the words that may differ, in increasing order.
+        positions: [changed] The positions of the words that may differ, in increasing order, of any integer type.
         file: [size] The bytes of the new file.
     """
     words = _words(file)
-    starts = np.arange(0, len(words), BLOCK_WORDS)
-    edges = np.searchsorted(positions, [*starts, len(words)])
-    gaps = [_gaps(positions[first:last] - start) for start, (first, last) in zip(starts, pairwise(edges), strict=True)]
+    starts = [*range(0, len(words), BLOCK_WORDS)]
+    edges = np.searchsorted(positions, np.array([*starts, len(words)], positions.dtype)).tolist()
+    new, gaps = [], []
+    for start, (first, last) in zip(starts, pairwise(edges), strict=True):
+        block = positions[first:last].astype(np.int64)
+        new.append(words[block].astype("<u2"))
+        gaps.append(_gaps(block - start))
     table = np.column_stack((edges[1:], np.cumsum([len(part) for part in gaps], dtype=np.int64))).astype("<u8")
     sizes = _SIZES.pack(len(file), len(positions), sum(map(len, gaps)))
-    data = (part.tobytes() for part in (table, words[positions].astype("<u2"), *gaps))
+    data = (part.tobytes() for part in (table, *new, *gaps))
     return b"".join((_MAGIC, sizes, *data, file[2 * len(words) :].tobytes()))
 
 

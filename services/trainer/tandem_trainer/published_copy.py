@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,12 @@ from .learner.safetensors_file import CHUNK_BYTES, data_of, header_of
 
 MAX_DELTA = 0.5
 """A delta above this fraction of its file is not worth the work. The complete file is written instead."""
-_WORD_BYTES = 3
-"""Bytes that a changed word takes in a delta at least: two, and one for the gap before it."""
+MAX_CHANGED = 0.15
+"""With a larger fraction of changed words, the complete file is written, too. So their positions never take more memory
+than 0.6 of the file: 4 bytes each, in the parts and in the whole."""
 
+Positions = NDArray[np.unsignedinteger[Any]]
+"""Positions of words in a file, in increasing order. They have 4 bytes each if the file has at most 8 GiB."""
 Files = Mapping[str, Mapping[str, Tensor]]
 """File name → its table: the names, dtypes and shapes of its tensors, in order."""
 
@@ -99,26 +103,26 @@ class PublishedCopy:
 
     def _replace(
         self, tensors: Iterable[tuple[str, Tensor]], pool: ThreadPoolExecutor, *, compare: bool
-    ) -> dict[str, NDArray[np.int64]]:
+    ) -> dict[str, Positions]:
         """Replace the copy. Returns file name → the positions of its changed words, for files with few of them."""
-        found: dict[str, list[NDArray[np.int64]]] = {file: [] for file in self._bytes} if compare else {}
+        found: dict[str, list[Positions]] = {file: [] for file in self._bytes} if compare else {}
         for name, tensor in tensors:
             if name not in self._places:
                 continue
             file, start = self._places[name]
             new = np.frombuffer(data_of(tensor), np.uint8)
 
-            def part(at: int, file: str = file, start: int = start, new: NDArray[np.uint8] = new) -> NDArray[np.int64]:
+            def part(at: int, file: str = file, start: int = start, new: NDArray[np.uint8] = new) -> Positions:
                 return _replaced(self._bytes[file], start + at, new[at : at + CHUNK_BYTES], compare=file in found)
 
             positions = list(pool.map(part, range(0, len(new), CHUNK_BYTES)))
             if file in found:
                 found[file] += positions
-                if sum(map(len, found[file])) * _WORD_BYTES > MAX_DELTA * len(self._bytes[file]):
+                if sum(map(len, found[file])) > MAX_CHANGED * (len(self._bytes[file]) // 2):
                     del found[file]
         return {file: _sorted(parts) for file, parts in found.items()}
 
-    def _write(self, directory: Path, file: str, changed: NDArray[np.int64] | None, plan: Plan) -> dict[str, str]:
+    def _write(self, directory: Path, file: str, changed: Positions | None, plan: Plan) -> dict[str, str]:
         data = self._bytes[file]
         delta = encode(changed, data) if changed is not None else None
         if delta is None or len(delta) > MAX_DELTA * len(data):
@@ -128,22 +132,24 @@ class PublishedCopy:
         return {name: _write_file(directory / name, np.frombuffer(delta, np.uint8)), file: full}
 
 
-def _replaced(file: NDArray[np.uint8], start: int, new: NDArray[np.uint8], *, compare: bool) -> NDArray[np.int64]:
+def _replaced(file: NDArray[np.uint8], start: int, new: NDArray[np.uint8], *, compare: bool) -> Positions:
     """Replace bytes of a file from `start` on. Returns the positions of the words that differ, in words of the file."""
-    end = start + len(new)
+    end, dtype = start + len(new), np.result_type(np.uint32, np.min_scalar_type(len(file) // 2))
     if not compare:
         file[start:end] = new
-        return np.empty(0, np.int64)
+        return np.empty(0, dtype)
     first, last = start - start % 2, min(end + end % 2, len(file))  # whole words
     old = file[first:last].copy()
     file[start:end] = new
-    return changed_words(old, file[first:last]) + first // 2
+    return (changed_words(old, file[first:last]) + first // 2).astype(dtype)
 
 
-def _sorted(parts: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    positions = np.concatenate([np.empty(0, np.int64), *parts])
-    # Two tensors may share a word.
-    return positions if (np.diff(positions) > 0).all() else np.unique(positions)
+def _sorted(parts: list[Positions]) -> Positions:
+    """Return the positions of all parts. A part begins behind the one before it, or shares its last word."""
+    ordered = sorted((part for part in parts if len(part)), key=lambda part: (part[0], part[-1]))
+    shared = [0, *(int(one[-1] == other[0]) for one, other in pairwise(ordered))]
+    new = [part[skip:] for part, skip in zip(ordered, shared[: len(ordered)], strict=True)]
+    return np.concatenate([np.empty(0, np.uint32), *new])
 
 
 def _write_file(path: Path, data: NDArray[np.uint8], is_given_up: Callable[[], bool] = lambda: False) -> str:
