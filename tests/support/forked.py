@@ -19,8 +19,8 @@ from support.generators import TOKEN
 
 MAINS = {"tandem_trainer": "tandem_trainer.__main__", "tandem_trainer.launch": "tandem_trainer.launch"}
 """Name behind `python -m` → module with its `main`."""
-_forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(
+forkserver = multiprocessing.get_context("forkserver")
+forkserver.set_forkserver_preload(
     ["tandem_trainer.process", "tandem_trainer.several", "transformers.models.llama.modeling_llama"]
 )
 
@@ -61,7 +61,7 @@ class Forked:
         module, arguments = split(args)
         outputs = Output(stdout.fileno() if stdout else 1), Output(stderr.fileno() if stderr else 2)
         target = module, arguments, dict(os.environ if env is None else env), *outputs, start_new_session
-        self._process = _forkserver.Process(target=_run, args=target)
+        self._process = forkserver.Process(target=_run, args=target)
         self._process.start()
         assert self._process.pid
         self.pid = self._process.pid
@@ -138,7 +138,7 @@ def _become(_path: str, command: Sequence[str], env: Mapping[str, str]) -> NoRet
 
 def start_trainer(config: Path, log: Path, prepare: Callable[[], object] | None = None) -> ForkServerProcess:
     """Start a trainer in its own process, which calls `prepare` first. Its output is appended to `log`."""
-    process = _forkserver.Process(target=_train, args=(config, log, prepare))
+    process = forkserver.Process(target=_train, args=(config, log, prepare))
     process.start()
     return process
 

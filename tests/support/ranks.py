@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from support.forked import forkserver
 from support.ports import free_port
 
 TIMEOUT_S = 120.0
@@ -15,12 +16,12 @@ TIMEOUT_S = 120.0
 def run_ranks(ranks: int, function: Callable[..., object], *arguments: Any) -> None:
     """Call `function(*arguments)` in `ranks` processes at the same time.
 
-    The processes are forked from a new process that has imported everything, because importing torch takes seconds.
+    The processes are forked from one that has imported everything, because importing torch takes seconds.
 
     Raises:
         AssertionError: a process failed (stderr has its traceback), or it ran longer than TIMEOUT_S.
     """
-    parent = multiprocessing.get_context("spawn").Process(target=_fork, args=(ranks, function, arguments))
+    parent = forkserver.Process(target=_fork, args=(ranks, function, arguments))
     parent.start()
     parent.join(TIMEOUT_S + 60)
     assert parent.exitcode == 0, f"the ranks ended with exit code {parent.exitcode}, expected 0; 7 means a timeout"

@@ -278,7 +278,7 @@ def test_models_whose_rows_cannot_be_packed_say_why(family: str, options: dict[s
     model = _model(family)
     for name, value in options.items():
         setattr(model.config, name, value)
-    why = why_unshared(_policy(model, packs_prompts=True), LearnerConfig(), torch.device("cpu"), is_sharded=False)
+    why = why_unshared(_policy(model, packs_prompts=True), LearnerConfig())
     assert reason in (why or "")
 
 
@@ -320,7 +320,7 @@ def test_a_wrong_sliding_window_is_noticed(monkeypatch: pytest.MonkeyPatch):
 def test_prompts_are_not_shared_if_a_row_beyond_the_sliding_window_is_too_long_to_check():
     policy = TokenLogprobs(_model("mistral"), temperature=1.0, chunk_size=50)
     config = LearnerConfig(max_tokens_per_micro_batch=20)
-    assert "sliding window" in (why_unshared(policy, config, torch.device("cpu"), is_sharded=False) or "")
+    assert "sliding window" in (why_unshared(policy, config) or "")
 
 
 def test_a_cache_with_more_than_keys_and_values_is_refused():

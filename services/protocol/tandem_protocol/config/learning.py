@@ -199,9 +199,9 @@ class LearnerConfig(Section):
     large."""
     shared_prompts: Literal["auto", "never"] = "auto"
     """`auto`: compute a prompt once for all completions that begin with it, where that saves at least an eighth of the
-    tokens. With `gradient_checkpointing`, it is computed once per micro-batch, where that saves an eighth of the
-    estimated time. Not with `fsdp2`, nor with models that
-    compute something else then; the log says so. `never`: compute it with each completion."""
+    tokens. With `gradient_checkpointing` or `fsdp2`, it is computed once per micro-batch, where that saves an eighth of
+    the estimated time. Not with models that compute something else then; the log says so. `never`: compute it with each
+    completion."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them. This saves memory and takes up to a third
     more time. Lower `max_tokens_per_micro_batch` first: that costs less, until it is the length of one row."""

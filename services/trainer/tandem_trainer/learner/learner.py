@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -25,6 +25,7 @@ from ..algorithms.base import Algorithm, Mean, MicroBatchLoss, StepTotals
 from ..algorithms.corrections import entropy_quantile
 from ..batch import Batch
 from ..devices import default_max_tokens, give_back_freed_memory
+from ..micro_batches import PackedPrompts
 from .causality import check_causal
 from .logprobs import TokenLogprobs, check_logprobs
 from .lora import adapter_disabled, add_adapter
@@ -72,13 +73,19 @@ class Learner:
         if not self._gets_weights_from_rank_0:
             check_logprobs(policy)
             check_causal(policy)
-        self.unshared_because = why_unshared(policy, config.learner, accelerator.device, is_sharded=self._is_sharded)
+        self.unshared_because = (
+            None if self._is_sharded else why_unshared(policy.to(accelerator.device), config.learner)
+        )
         """Why prompts are computed once per row. None: once for several rows that begin with them."""
-        is_packed = policy.packs_prompts and self.unshared_because is None
-        self._packed = packed_prompts(model) if is_packed else None
+        if not self._is_sharded:
+            self.unshared_because = why_unshared(policy.to(accelerator.device), config.learner)
+        self._packed = self._cost_of_packing(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # batches have different lengths
         self._policy = prepare_policy(policy, config.learner, accelerator)
+        if self._is_sharded:  # a part of the model is on each rank, so all of them compute the rows together
+            reasons = gather_object([why_unshared(policy, config.learner)])
+            self.unshared_because = next(filter(None, reasons), None)
         optimizer = make_optimizer(self._policy, config.optim)
         self._optimizer = accelerator.prepare(optimizer)
         # The schedule is not prepared, because accelerate would then step it once per rank.
@@ -308,8 +315,16 @@ class Learner:
             model,
             temperature=self._config.rollout.temperature,
             chunk_size=self._config.learner.logprob_chunk_size,
-            packs_prompts=self._config.learner.gradient_checkpointing,
+            # A cache takes calls of the model of its own, and with sharded parameters all ranks must make equally many.
+            packs_prompts=self._config.learner.gradient_checkpointing or self._is_sharded,
         )
+
+    def _cost_of_packing(self, policy: TokenLogprobs) -> PackedPrompts | None:
+        """What the main process, which has the weights, says of prompts that are packed. None: they are cached."""
+        if not policy.packs_prompts or self.unshared_because:
+            return None
+        cost = [packed_prompts(policy.model) if self._accelerator.is_main_process else None]
+        return broadcast_object_list(cost)[0]  # type: ignore[no-any-return]  # untyped library
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
         policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False))

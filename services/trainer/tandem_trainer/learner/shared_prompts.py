@@ -24,16 +24,14 @@ WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_w
 """Keys of a model's configuration for the number of tokens that the attention of a layer sees."""
 
 
-def why_unshared(policy: TokenLogprobs, config: LearnerConfig, device: torch.device, *, is_sharded: bool) -> str | None:
+def why_unshared(policy: TokenLogprobs, config: LearnerConfig) -> str | None:
     """Return why each row has to compute its own prompt, or None if prompts can be computed once.
 
-    To find out, the policy moves to `device`, where it is trained, and computes some rows.
+    To find out, the policy computes some rows on its device. If it is sharded, every rank calls this at the same time.
     """
     if config.shared_prompts == "never":
         return "trainer.learner.shared_prompts is never"
-    if is_sharded:
-        return "with trainer.learner.parallelism: fsdp2, all processes have to call the model equally often"
-    most = config.max_tokens_per_micro_batch or default_max_tokens(device)
+    most = config.max_tokens_per_micro_batch or default_max_tokens(policy.model.device)
     if (window := _window(policy)) and window + PROMPT + 2 * REST > most:
         return (
             f"rows that are longer than the sliding window of {window} tokens need a micro-batch of "
@@ -41,8 +39,7 @@ def why_unshared(policy: TokenLogprobs, config: LearnerConfig, device: torch.dev
             "nothing. Fix: raise trainer.learner.max_tokens_per_micro_batch"
         )
     if policy.packs_prompts and (reason := why_not_packed(policy.model)):
-        return f"with trainer.learner.gradient_checkpointing, {reason}"
-    policy.to(device)
+        return f"with gradient_checkpointing or fsdp2 in trainer.learner, {reason}"
     return difference_when_shared(policy)
 
 
