@@ -39,7 +39,7 @@ def other_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_other_position_encodings_end_the_run_before_its_first_update(tmp_path: Path, other_positions: None):
     model = make_tiny_model(tmp_path / "model", initializer_range=0.3)
-    with running("vllm", model, tmp_path / "weights", log=tmp_path / "generator.log") as generator:
+    with running("vllm", model, tmp_path / "weights", log=tmp_path / "generator.log", forks=False) as generator:
         project = Project(tmp_path / "project", model, generator, tmp_path / "weights", log_completions=8)
         ended = project.train()
         assert ended.returncode == 2, ended.stderr

@@ -66,6 +66,37 @@ def test_a_version_that_cannot_be_deleted_now_is_hidden_and_deleted_later(
     assert not [*store.root.glob("versions/.*")]
 
 
+def test_a_version_that_vanishes_while_it_is_deleted_does_not_end_the_run(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (V1, V2, V3):
+        publish(store, version)
+    latest = store.latest
+
+    def emptied() -> Version | None:  # behind the listing of the versions
+        found = latest()
+        shutil.rmtree(store.directory(V1))
+        return found
+
+    monkeypatch.setattr(store, "latest", emptied)
+    assert store.retain(1) == [V1, V2]
+    assert store.versions() == [V3]
+
+
+def test_a_volume_that_fails_while_versions_are_deleted_is_named_with_the_fix(
+    store: WeightStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version in (V1, V2):
+        publish(store, version)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StoreError, match=r"old versions cannot be deleted from .*Input/output error.*is mounted"):
+        store.retain(1)
+
+
 def test_a_leftover_that_cannot_be_deleted_does_not_keep_the_next_writer_out_and_is_in_no_version(
     store: WeightStore, keeps_open_files: list[str]
 ) -> None:

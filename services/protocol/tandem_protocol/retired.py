@@ -26,12 +26,18 @@ def delete(directory: Path) -> None:
     """Hide a directory from readers, and delete it. What is left of it does not end the run.
 
     For example, a network file system keeps a file that a process still has open, and so its directory too. The name is
-    free for another directory in any case.
+    free for another directory in any case. If the directory is gone, nothing happens.
+
+    Raises:
+        OSError: The directory cannot be renamed.
     """
     if not directory.name.startswith(RETIRED):
         # Rename first, so that readers see either all of it or nothing.
         name = f"{RETIRED}{directory.name.removeprefix('.staging-')}.{time.monotonic_ns()}"
-        directory = directory.rename(directory.with_name(name))
+        try:
+            directory = directory.rename(directory.with_name(name))
+        except FileNotFoundError:  # the volume was emptied or mounted again, which the next publication notices
+            return
     shutil.rmtree(directory, ignore_errors=True)
     if directory.exists():
         message = f"{directory} cannot be deleted completely now. The trainer tries again after the next publication."

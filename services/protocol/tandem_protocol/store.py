@@ -33,7 +33,7 @@ from .retired import RETIRED, delete, delete_old_leases
 from .staged_files import contents
 from .verification import verify_files
 from .version import Version
-from .volume import check_lock, failed, full
+from .volume import check_lock, deleting, failed, full
 
 ENLARGE = "enlarge the weights volume or lower trainer.publish.keep"
 LEASE_S = 120.0
@@ -322,14 +322,18 @@ class WeightStore:
 
         Returns:
             The deleted versions.
+
+        Raises:
+            StoreError: The volume has failed.
         """
-        delete_old_leases(self._served)
-        versions = self.versions()
-        kept = closure(self, {*versions[-keep:], *self.leased(), *filter(None, [self.latest()])})
-        removed = [version for version in versions if version not in kept]
-        for directory in [*self._versions.glob(f"{RETIRED}*"), *map(self.directory, removed)]:
-            delete(directory)
-        return removed
+        with deleting(self.root):
+            delete_old_leases(self._served)
+            versions = self.versions()
+            kept = closure(self, {*versions[-keep:], *self.leased(), *filter(None, [self.latest()])})
+            removed = [version for version in versions if version not in kept]
+            for directory in [*self._versions.glob(f"{RETIRED}*"), *map(self.directory, removed)]:
+                delete(directory)
+            return removed
 
 
 def _replace(path: Path, data: bytes) -> None:

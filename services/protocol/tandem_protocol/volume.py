@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from .errors import StoreError
 from .version import Version
+
+_CHECK = (
+    "check that the weights volume is mounted and works, then run the same command again. It resumes from the last "
+    "checkpoint."
+)
 
 
 def full(root: Path, version: Version, got: str, needs_bytes: int, fix: str) -> StoreError:
@@ -24,10 +30,20 @@ def failed(root: Path, version: Version, error: OSError, needs_bytes: int, fix: 
     """Return the error of a volume that failed while a version was written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return full(root, version, str(error), needs_bytes, fix)
-    return StoreError(
-        f"cannot publish version {version} into {root}: {error}. Fix: check that the weights volume is mounted and "
-        "works, then run the same command again. It resumes from the last checkpoint."
-    )
+    return StoreError(f"cannot publish version {version} into {root}: {error}. Fix: {_CHECK}")
+
+
+@contextmanager
+def deleting(root: Path) -> Iterator[None]:
+    """Name the error of a volume that fails while old versions are deleted in the `with` block.
+
+    Raises:
+        StoreError: It has failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"old versions cannot be deleted from {root}: {error}. Fix: {_CHECK}") from error
 
 
 def vanished(root: Path, version: Version) -> StoreError:
