@@ -321,7 +321,7 @@ class Learner:
 
     def _cost_of_packing(self, policy: TokenLogprobs) -> PackedPrompts | None:
         """What the main process, which has the weights, says of prompts that are packed. None: they are cached."""
-        if not policy.packs_prompts or self.unshared_because:
+        if not policy.packs_prompts or self.unshared_because or self._config.learner.shared_prompts == "never":
             return None
         cost = [packed_prompts(policy.model) if self._accelerator.is_main_process else None]
         return broadcast_object_list(cost)[0]  # type: ignore[no-any-return]  # untyped library
