@@ -17,12 +17,17 @@ from typing import IO, Any, NoReturn, Protocol
 
 from support.generators import TOKEN
 
+END_TIMEOUT_S = 30.0
 MAINS = {"tandem_trainer": "tandem_trainer.__main__", "tandem_trainer.launch": "tandem_trainer.launch"}
 """Name behind `python -m` → module with its `main`."""
 forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(
     ["tandem_trainer.process", "tandem_trainer.several", "transformers.models.llama.modeling_llama"]
 )
+
+
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "PYTHON")
+"""How variables begin that have no effect on a forked process, because libraries have read them."""
 
 
 class _Detachable(Protocol):
@@ -46,7 +51,8 @@ def _received(duplicate: _Detachable) -> Output:
 class Forked:
     """A process that does what `python -m MODULE ARGUMENTS` does. Its methods are those of `subprocess.Popen`.
 
-    The processes that it starts are forked, too. Their parent is the process that has imported everything.
+    The processes that it starts are forked, too. Their parent is the process that has imported everything, so they do
+    not die with the one that started them.
     """
 
     def __init__(
@@ -89,6 +95,12 @@ class Forked:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
+    def end(self) -> None:
+        """End the process and those that it has started, if they still run."""
+        self.terminate()
+        self._process.join(END_TIMEOUT_S)
+        self.kill()
+
 
 def split(command: Sequence[str]) -> tuple[str, list[str]]:
     """Return the module and the arguments of `python -m MODULE ARGUMENTS`."""
@@ -111,8 +123,6 @@ def _run(module: str, arguments: list[str], env: dict[str, str], out: Output, er
         os.dup2(output.descriptor, descriptor)
         os.close(output.descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
-    os.environ.clear()
-    os.environ.update(env)
     os.execve = _become  # type: ignore[assignment]
     vars(supervise)["subprocess"] = _Subprocess
     vars(subprocess_handler)["Popen"] = Forked
@@ -131,6 +141,8 @@ class _Subprocess:
 
 def _become(_path: str, command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Take the place of `os.execve`."""
+    os.environ.clear()
+    os.environ.update(env)
     module, arguments = split(command)
     sys.argv = [module, *arguments]
     sys.exit(importlib.import_module(MAINS[module]).main())

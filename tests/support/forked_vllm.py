@@ -34,7 +34,7 @@ MODULES = (
 
 
 class _Server:
-    """The process that has imported vLLM. It ends with this one, when its input does."""
+    """The process that has imported vLLM. It ends when its input and its generator have."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -54,14 +54,16 @@ class _Server:
         assert self._process.stdout
         if not select.select([self._process.stdout], [], [], timeout)[0]:
             return None
-        return int(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        assert line, "the process that forks vLLM has ended"
+        return int(line)
 
 
 _idle: list[_Server] = []
 
 
 class Forked:
-    """A generator. Its methods are those of `subprocess.Popen`."""
+    """A generator. Its methods are some of those of `subprocess.Popen`."""
 
     def __init__(self, log: Path, command: Sequence[str]) -> None:
         self._server = _idle.pop() if _idle else _Server()
@@ -84,8 +86,9 @@ class Forked:
         return status
 
     def terminate(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
 
 
 def spawn(command: Sequence[str], log: Path) -> Forked:

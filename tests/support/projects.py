@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
-from support.forked import Forked
+from support.forked import READ_AT_IMPORT, Forked
 from support.generators import TOKEN, Generator, running
 from support.models import make_tiny_model
 from tandem_trainer.run.checkpoint import read_state, rollouts_file
@@ -125,17 +125,17 @@ class Project:
         """Run the trainer in `ranks` processes until it ends."""
         config = str(self.directory / "config.yaml")
         command = [sys.executable, "-m", "tandem_trainer.launch", "--config", config, *arguments]
-        env = {**os.environ, "TANDEM_TOKEN": TOKEN, "TANDEM_TRAINER_PROCESSES": str(ranks), **env}
-        if not self.forks:
+        whole = {**os.environ, "TANDEM_TOKEN": TOKEN, "TANDEM_TRAINER_PROCESSES": str(ranks), **env}
+        if not self.forks or any(name.startswith(READ_AT_IMPORT) for name in env):
             return subprocess.run(
-                command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S
+                command, env=whole, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S
             )
         with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
-            process = Forked(command, env, stdout, stderr)
+            process = Forked(command, whole, stdout, stderr)
             try:
                 status = process.wait(TIMEOUT_S)
             finally:
-                process.kill()
+                process.end()
             for file in (stdout, stderr):
                 file.seek(0)
             return subprocess.CompletedProcess(command, status, stdout.read(), stderr.read())

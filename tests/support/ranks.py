@@ -16,7 +16,8 @@ TIMEOUT_S = 120.0
 def run_ranks(ranks: int, function: Callable[..., object], *arguments: Any) -> None:
     """Call `function(*arguments)` in `ranks` processes at the same time.
 
-    The processes are forked from one that has imported everything, because importing torch takes seconds.
+    The processes are forked from one that has imported everything, because importing torch takes seconds. They have the
+    environment variables of that process.
 
     Raises:
         AssertionError: a process failed (stderr has its traceback), or it ran longer than TIMEOUT_S.

@@ -26,7 +26,7 @@ from tandem_rollout.trajectory import Group
 from tandem_trainer.algorithms.grpo import Grpo
 from tandem_trainer.algorithms.online_dpo import OnlineDpo
 from tandem_trainer.batch import Batch, pad, rows_of
-from tandem_trainer.learner import packed_prompts
+from tandem_trainer.learner import packed_prompts, shared_prompts
 from tandem_trainer.learner.learner import Learner
 from tandem_trainer.learner.logprobs import TokenLogprobs
 from tandem_trainer.learner.model import checkpoint_gradients
@@ -278,7 +278,7 @@ def test_models_whose_rows_cannot_be_packed_say_why(family: str, options: dict[s
     model = _model(family)
     for name, value in options.items():
         setattr(model.config, name, value)
-    why = why_unshared(_policy(model, packs_prompts=True), LearnerConfig())
+    why = why_unshared(_policy(model, packs_prompts=True), LearnerConfig(), 1024)
     assert reason in (why or "")
 
 
@@ -319,8 +319,15 @@ def test_a_wrong_sliding_window_is_noticed(monkeypatch: pytest.MonkeyPatch):
 
 def test_prompts_are_not_shared_if_a_row_beyond_the_sliding_window_is_too_long_to_check():
     policy = TokenLogprobs(_model("mistral"), temperature=1.0, chunk_size=50)
-    config = LearnerConfig(max_tokens_per_micro_batch=20)
-    assert "sliding window" in (why_unshared(policy, config) or "")
+    assert "sliding window" in (why_unshared(policy, LearnerConfig(), 20) or "")
+
+
+def test_a_check_that_would_take_too_long_is_not_made(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shared_prompts, "difference_when_shared", lambda _: None)
+    policy = TokenLogprobs(_model("mistral"), temperature=1.0, chunk_size=50)
+    parameters = sum(parameter.numel() for parameter in policy.parameters())
+    assert why_unshared(policy, LearnerConfig(), 1024, most_operations=1000 * 6 * parameters) is None
+    assert "take minutes" in (why_unshared(policy, LearnerConfig(), 1024, most_operations=10 * 6 * parameters) or "")
 
 
 def test_a_cache_with_more_than_keys_and_values_is_refused():

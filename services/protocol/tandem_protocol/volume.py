@@ -42,6 +42,8 @@ def deleting(root: Path) -> Iterator[None]:
     """
     try:
         yield
+    except PermissionError:  # has a fix of its own
+        raise
     except OSError as error:
         raise StoreError(f"old versions cannot be deleted from {root}: {error}. Fix: {_CHECK}") from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -23,9 +24,8 @@ from .learner.safetensors_file import CHUNK_BYTES, data_of, header_of
 
 MAX_DELTA = 0.5
 """A delta above this fraction of its file is not worth the work. The complete file is written instead."""
-MAX_CHANGED = 0.15
-"""With a larger fraction of changed words, the complete file is written, too. So their positions never take more memory
-than 0.6 of the file: 4 bytes each, in the parts and in the whole."""
+_WORD_BYTES = 3
+"""Bytes that a changed word takes in a delta at least: two, and one for the gap before it."""
 
 Positions = NDArray[np.unsignedinteger[Any]]
 """Positions of words in a file, in increasing order. They have 4 bytes each if the file has at most 8 GiB."""
@@ -112,14 +112,17 @@ class PublishedCopy:
             file, start = self._places[name]
             new = np.frombuffer(data_of(tensor), np.uint8)
 
-            def part(at: int, file: str = file, start: int = start, new: NDArray[np.uint8] = new) -> Positions:
-                return _replaced(self._bytes[file], start + at, new[at : at + CHUNK_BYTES], compare=file in found)
+            def part(at: int, file: str = file, start: int = start, new: NDArray[np.uint8] = new) -> None:
+                parts = found.get(file)
+                positions = _replaced(
+                    self._bytes[file], start + at, new[at : at + CHUNK_BYTES], compare=parts is not None
+                )
+                if parts is not None:
+                    parts.append(positions)
+                    if sum(map(len, parts)) * _WORD_BYTES > MAX_DELTA * len(self._bytes[file]):
+                        found.pop(file, None)  # their positions would take memory for nothing
 
-            positions = list(pool.map(part, range(0, len(new), CHUNK_BYTES)))
-            if file in found:
-                found[file] += positions
-                if sum(map(len, found[file])) > MAX_CHANGED * (len(self._bytes[file]) // 2):
-                    del found[file]
+            deque(pool.map(part, range(0, len(new), CHUNK_BYTES)), maxlen=0)
         return {file: _sorted(parts) for file, parts in found.items()}
 
     def _write(self, directory: Path, file: str, changed: Positions | None, plan: Plan) -> dict[str, str]:
@@ -148,8 +151,9 @@ def _sorted(parts: list[Positions]) -> Positions:
     """Return the positions of all parts. A part begins behind the one before it, or shares its last word."""
     ordered = sorted((part for part in parts if len(part)), key=lambda part: (part[0], part[-1]))
     shared = [0, *(int(one[-1] == other[0]) for one, other in pairwise(ordered))]
-    new = [part[skip:] for part, skip in zip(ordered, shared[: len(ordered)], strict=True)]
-    return np.concatenate([np.empty(0, np.uint32), *new])
+    if not ordered:
+        return parts[0] if parts else np.empty(0, np.uint32)
+    return np.concatenate([part[skip:] for part, skip in zip(ordered, shared, strict=True)])
 
 
 def _write_file(path: Path, data: NDArray[np.uint8], is_given_up: Callable[[], bool] = lambda: False) -> str:

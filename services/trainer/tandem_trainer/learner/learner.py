@@ -37,7 +37,7 @@ from .packed_prompts import packed_prompts
 from .parallel import is_sharded, prepare_policy
 from .positions import fix_positions
 from .saving import Saver
-from .shared_prompts import why_unshared
+from .shared_prompts import OPERATIONS_ON_CPU, why_unshared
 from .step_metrics import MISMATCH, StepMetrics, WeightedMean, to_host, update_metrics
 from .trained_tokens import TrainedTokens
 
@@ -73,19 +73,12 @@ class Learner:
         if not self._gets_weights_from_rank_0:
             check_logprobs(policy)
             check_causal(policy)
-        self.unshared_because = (
-            None if self._is_sharded else why_unshared(policy.to(accelerator.device), config.learner)
-        )
+        found = [self._tried_sharing(policy) if accelerator.is_main_process else None]
+        self.unshared_because, self._packed = broadcast_object_list(found)[0]
         """Why prompts are computed once per row. None: once for several rows that begin with them."""
-        if not self._is_sharded:
-            self.unshared_because = why_unshared(policy.to(accelerator.device), config.learner)
-        self._packed = self._cost_of_packing(policy)
         if config.learner.compile:
             model.base_model.compile(dynamic=True)  # batches have different lengths
         self._policy = prepare_policy(policy, config.learner, accelerator)
-        if self._is_sharded:  # a part of the model is on each rank, so all of them compute the rows together
-            reasons = gather_object([why_unshared(policy, config.learner)])
-            self.unshared_because = next(filter(None, reasons), None)
         optimizer = make_optimizer(self._policy, config.optim)
         self._optimizer = accelerator.prepare(optimizer)
         # The schedule is not prepared, because accelerate would then step it once per rank.
@@ -150,11 +143,10 @@ class Learner:
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
         """Split the batch into micro-batches. With sharded parameters, every rank gets the same number of them."""
-        device = self._accelerator.device
-        max_tokens = self._config.learner.max_tokens_per_micro_batch or default_max_tokens(device)
+        on_device = batch.to(self._accelerator.device)
         shares_prompts = self.unshared_because is None
         micro_batches = list(
-            batch.to(device).micro_batches(max_tokens, shares_prompts=shares_prompts, packed=self._packed)
+            on_device.micro_batches(self._max_tokens, shares_prompts=shares_prompts, packed=self._packed)
         )
         if self._is_sharded:
             most = max(gather_object([len(micro_batches)]))
@@ -315,16 +307,22 @@ class Learner:
             model,
             temperature=self._config.rollout.temperature,
             chunk_size=self._config.learner.logprob_chunk_size,
-            # A cache takes calls of the model of its own, and with sharded parameters all ranks must make equally many.
             packs_prompts=self._config.learner.gradient_checkpointing or self._is_sharded,
         )
 
-    def _cost_of_packing(self, policy: TokenLogprobs) -> PackedPrompts | None:
-        """What the main process, which has the weights, says of prompts that are packed. None: they are cached."""
-        if not policy.packs_prompts or self.unshared_because or self._config.learner.shared_prompts == "never":
-            return None
-        cost = [packed_prompts(policy.model) if self._accelerator.is_main_process else None]
-        return broadcast_object_list(cost)[0]  # type: ignore[no-any-return]  # untyped library
+    def _tried_sharing(self, policy: TokenLogprobs) -> tuple[str | None, PackedPrompts | None]:
+        """Return why prompts are not shared, or None, and what packing them costs, if they are packed."""
+        most = None
+        if self._is_sharded:  # the whole model may not fit on the device
+            most = OPERATIONS_ON_CPU
+        else:
+            policy.to(self._accelerator.device)
+        reason = why_unshared(policy, self._config.learner, self._max_tokens, most_operations=most)
+        return reason, packed_prompts(policy.model) if policy.packs_prompts and not reason else None
+
+    @property
+    def _max_tokens(self) -> int:
+        return self._config.learner.max_tokens_per_micro_batch or default_max_tokens(self._accelerator.device)
 
     def _frozen_copy(self, shared: SharedConfig) -> nn.Module:
         policy = self._logprobs_of(self._loaded(shared.model).requires_grad_(False))

@@ -39,7 +39,8 @@ class TokenLogprobs(nn.Module):
         """
         Args:
             packs_prompts: compute shared prompts in one row with the rows that begin with them, instead of in a cache.
-                transformers ignores a cache if gradients are checkpointed.
+                transformers ignores a cache if gradients are checkpointed, and a cache takes calls of the model of its
+                own, of which all ranks must make equally many if parameters are sharded.
         """
         super().__init__()
         self.packs_prompts = packs_prompts

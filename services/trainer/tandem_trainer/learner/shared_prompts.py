@@ -12,7 +12,6 @@ from tandem_protocol.config.learning import LearnerConfig
 from tandem_protocol.problems import one_line
 
 from ..batch import SharedPrompts
-from ..devices import default_max_tokens
 from .logprobs import TokenLogprobs
 from .packed_prompts import why_not_packed
 
@@ -20,26 +19,42 @@ TOLERANCE = 1e-3
 """Largest difference of logprobs in nats, and of gradients relative to the largest one, that rounding explains."""
 PROMPT, REST = 7, 9
 """Tokens of a short prompt, and of a short rest of a row. They are odd, because some models group tokens by twos."""
+OPERATIONS_ON_CPU = 1e14
+"""Operations that the check may take on a CPU: one to two minutes on a server. Models of up to 170 billion parameters
+take fewer, unless they have a sliding window."""
 WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
 """Keys of a model's configuration for the number of tokens that the attention of a layer sees."""
 
 
-def why_unshared(policy: TokenLogprobs, config: LearnerConfig) -> str | None:
+def why_unshared(
+    policy: TokenLogprobs, config: LearnerConfig, max_tokens: int, *, most_operations: float | None = None
+) -> str | None:
     """Return why each row has to compute its own prompt, or None if prompts can be computed once.
 
-    To find out, the policy computes some rows on its device. If it is sharded, every rank calls this at the same time.
+    To find out, the policy computes some rows on the device that it is on.
+
+    Args:
+        max_tokens: Tokens of a micro-batch.
+        most_operations: How many operations this may take. None: any number.
     """
     if config.shared_prompts == "never":
         return "trainer.learner.shared_prompts is never"
-    most = config.max_tokens_per_micro_batch or default_max_tokens(policy.model.device)
-    if (window := _window(policy)) and window + PROMPT + 2 * REST > most:
+    if (window := _window(policy)) and window + PROMPT + 2 * REST > max_tokens:
         return (
             f"rows that are longer than the sliding window of {window} tokens need a micro-batch of "
-            f"{window + PROMPT + 2 * REST}, but one has {most}. So the start cannot check that sharing changes "
+            f"{window + PROMPT + 2 * REST}, but one has {max_tokens}. So the start cannot check that sharing changes "
             "nothing. Fix: raise trainer.learner.max_tokens_per_micro_batch"
         )
     if policy.packs_prompts and (reason := why_not_packed(policy.model)):
-        return f"with gradient_checkpointing or fsdp2 in trainer.learner, {reason}"
+        key = "gradient_checkpointing" if config.gradient_checkpointing else "parallelism: fsdp2"
+        return f"with trainer.learner.{key}, {reason}"
+    tokens = 2 * sum(rows * (prompt + rest) for rows, prompt, rest in _cases(window))
+    operations = 6 * tokens * sum(parameter.numel() for parameter in policy.parameters())  # forward and backward
+    if most_operations is not None and operations > most_operations:
+        return (
+            f"the start would have to check rows that are longer than the sliding window of {window} tokens, on the "
+            "CPU, because the model is not sharded yet. That would take minutes"
+        )
     return difference_when_shared(policy)
 
 
@@ -53,18 +68,20 @@ def difference_when_shared(policy: TokenLogprobs) -> str | None:
         What differs, or why the model cannot share prompts. None if nothing differs.
     """
     name = type(policy.model).__name__
-    window = _window(policy)
-    cases = [(3, PROMPT, REST)]
-    if window:
-        cases += [(2, PROMPT, window // 2 + REST), (1, PROMPT, window + REST), (2, window + PROMPT, REST)]
     try:
-        for rows, prompt, rest in cases:
+        for rows, prompt, rest in _cases(_window(policy)):
             difference = _difference(policy, rows, prompt, rest)
             if not difference <= TOLERANCE:  # NaN too
                 return f"logprobs or gradients of {name} would differ by {difference:.2g}"
     except Exception as error:  # the model's own code may raise anything
         return f"{name} cannot compute a prompt once for several rows: {one_line(error)}"
     return None
+
+
+def _cases(window: int | None) -> list[tuple[int, int, int]]:
+    """Return numbers of rows, with the tokens of their prompt and of the rest of each row."""
+    beyond = [(2, PROMPT, window // 2 + REST), (1, PROMPT, window + REST), (2, window + PROMPT, REST)] if window else []
+    return [(3, PROMPT, REST), *beyond]
 
 
 def _window(policy: TokenLogprobs) -> int | None:
