@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tandem_generator.vllm_logging import CONFIG_PATH, TORCH_LOGS, configure_vllm_logging
+from tandem_generator.vllm_logging import (
+    CONFIG_PATH,
+    FAILURE_PATH,
+    TORCH_LOGS,
+    configure_vllm_logging,
+    first_failure,
+)
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (CONFIG_PATH, TORCH_LOGS):
+    for name in (CONFIG_PATH, FAILURE_PATH, TORCH_LOGS):
         monkeypatch.setenv(name, "to be restored")
         monkeypatch.delenv(name)
 
@@ -21,6 +29,25 @@ def test_vllm_and_torch_are_told_what_to_log() -> None:
     configure_vllm_logging({})
     Path(os.environ[CONFIG_PATH]).unlink()
     assert os.environ[TORCH_LOGS] == "-torch._library.triton"
+
+
+def test_the_first_exception_of_the_engine_is_kept_for_the_servers_message(tmp_path: Path) -> None:
+    configure_vllm_logging({})
+    config = Path(os.environ[CONFIG_PATH])
+    assert first_failure() is None
+    program = """
+import json, logging.config, os, sys
+logging.config.dictConfig(json.load(open(sys.argv[1])))
+for message in ("got 1 GiB,\\nexpected 2", "the engine ended"):
+    try:
+        raise ValueError(message)
+    except ValueError:
+        logging.getLogger("vllm.v1.engine.core").exception("EngineCore failed to start.")
+"""
+    subprocess.run([sys.executable, "-c", program, config], check=True, capture_output=True)
+    assert first_failure() == "got 1 GiB, expected 2"
+    Path(os.environ[FAILURE_PATH]).unlink()
+    config.unlink()
 
 
 def test_the_users_settings_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

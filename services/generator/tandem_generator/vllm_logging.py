@@ -7,10 +7,16 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from tandem_protocol.problems import one_line
 
 CONFIG_PATH = "VLLM_LOGGING_CONFIG_PATH"
 TORCH_LOGS = "TORCH_LOGS"
 """What torch logs. Like `CONFIG_PATH`, it reaches the engine's processes, which import torch first."""
+FAILURE_PATH = "TANDEM_VLLM_FAILURE_PATH"
+"""File for the first exception that one of the engine's processes logs."""
 PROGRESS = ("vllm.model_executor.model_loader", "vllm.v1.worker", "vllm.v1.core.kv_cache_utils")
 """Loggers whose INFO lines say how far the start is: loading weights, and the size of the KV cache."""
 
@@ -28,6 +34,24 @@ class Meaningful(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(MEANINGLESS)
+
+
+class FirstFailure(logging.Handler):
+    """Writes the first exception that is logged into a file, because vLLM does not hand it to the server's process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the exception of a record, if it has one and no other was written."""
+        path = os.environ.get(FAILURE_PATH)
+        if path and record.exc_info and (error := record.exc_info[1]):
+            with suppress(OSError), Path(path).open("x") as file:
+                file.write(one_line(error))
+
+
+def first_failure() -> str | None:
+    """Return the first exception that one of the engine's processes has logged. None if it is not known."""
+    with suppress(KeyError, OSError):
+        return Path(os.environ[FAILURE_PATH]).read_text() or None
+    return None
 
 
 def configure_vllm_logging(engine_env: Mapping[str, str]) -> None:
@@ -50,6 +74,7 @@ def configure_vllm_logging(engine_env: Mapping[str, str]) -> None:
     with tempfile.NamedTemporaryFile("w", prefix="tandem-vllm-logging-", suffix=".json", delete=False) as file:
         json.dump(logging_config(level), file)
     os.environ[CONFIG_PATH] = file.name
+    os.environ[FAILURE_PATH] = f"{file.name}.failure"
 
 
 def logging_config(level: str | None) -> dict[str, object]:
@@ -66,10 +91,11 @@ def logging_config(level: str | None) -> dict[str, object]:
                 "formatter": "tandem",
                 "filters": [] if level else ["meaningful"],
                 "stream": "ext://sys.stdout",
-            }
+            },
+            "failure": {"class": "tandem_generator.vllm_logging.FirstFailure", "level": "ERROR"},
         },
         "loggers": {
-            "vllm": {"handlers": ["tandem"], "level": (level or "WARNING").upper(), "propagate": False},
+            "vllm": {"handlers": ["tandem", "failure"], "level": (level or "WARNING").upper(), "propagate": False},
             **chatty,
         },
     }

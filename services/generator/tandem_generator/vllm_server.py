@@ -30,6 +30,7 @@ from tandem_protocol.quantization import quantization_problem
 from tandem_protocol.store import WeightStore
 
 from .plugin import TandemRoutes
+from .vllm_logging import first_failure
 from .vllm_routes import MAX_LOGPROBS
 from .vllm_worker import EXTENSION
 from .volume_engine import BACKEND
@@ -102,8 +103,9 @@ def start_errors(model: str, is_up: Callable[[], bool] = lambda: False) -> Itera
             raise
         if "Engine core initialization failed" in str(error):
             raise EngineFailed(
-                f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine; its log above says why. "
-                "Fix: correct what the log reports, or choose another shared.model (docs/reference/architectures.md)"
+                f"vLLM {vllm.__version__} cannot load shared.model {model!r} on this machine: "
+                f"{first_failure() or 'its log above says why'}. Fix: correct that, or choose another shared.model "
+                "(docs/reference/architectures.md)"
             ) from error
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, ValidationError):
