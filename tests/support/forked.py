@@ -141,8 +141,9 @@ class _Subprocess:
 
 def _become(_path: str, command: Sequence[str], env: Mapping[str, str]) -> NoReturn:
     """Take the place of `os.execve`."""
+    given = dict(env)  # it may be os.environ
     os.environ.clear()
-    os.environ.update(env)
+    os.environ.update(given)
     module, arguments = split(command)
     sys.argv = [module, *arguments]
     sys.exit(importlib.import_module(MAINS[module]).main())

@@ -14,13 +14,14 @@ from typing import Any
 
 import httpx
 
-from support.ports import free_port
+from support.ports import free_port, is_free
 from tandem_protocol.messages import Group, Prompt, RolloutLine, RolloutRequest, Sampling, ServedWeights, SwitchMode
 from tandem_protocol.version import Version
 
 TOKEN = "a-token-for-tests"
 START_TIMEOUT_S = 180.0
 SAMPLING_TIMEOUT_S = 60.0
+PORT_TIMEOUT_S = 20.0
 _VLLM_ARGUMENTS = ["--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-num-seqs", "64"]
 ENV = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "TANDEM_TOKEN": TOKEN}
 
@@ -129,9 +130,15 @@ class Generator:
             self.kill()
 
     def kill(self) -> None:
+        """Kill all of its processes, and wait until their port is free. They die one after another."""
+        runs = self.process.poll() is None
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        deadline = time.monotonic() + PORT_TIMEOUT_S
+        while runs and not is_free(self.port):  # if it ended before, another one may have the port
+            assert time.monotonic() < deadline, f"port {self.port} is in use {PORT_TIMEOUT_S} s after the kill"
+            time.sleep(0.02)
 
 
 @contextmanager
