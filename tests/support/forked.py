@@ -52,7 +52,8 @@ class Forked:
     """A process that does what `python -m MODULE ARGUMENTS` does. Its methods are those of `subprocess.Popen`.
 
     The processes that it starts are forked, too. Their parent is the process that has imported everything, so they do
-    not die with the one that started them.
+    not die with the one that started them. All have the same seed of hashes, so a result that depends on the order of a
+    set would be the same in two of them; the tests in containers start interpreters of their own.
     """
 
     def __init__(
