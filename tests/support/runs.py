@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -115,7 +116,7 @@ class Run:
         """Return the step of the served version, or -1 while the server is not up."""
         try:
             return int(self.served(generator).split(".")[0])
-        except OSError:
+        except (OSError, HTTPException):  # such as an answer of which the killed server sent the first half
             return -1
 
     def metrics(self) -> list[dict[str, Any]]:
