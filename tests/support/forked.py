@@ -24,8 +24,6 @@ forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(
     ["tandem_trainer.process", "tandem_trainer.several", "transformers.models.llama.modeling_llama"]
 )
-
-
 READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", "TORCH_", "OMP_", "PYTHON")
 """How variables begin that have no effect on a forked process, because libraries have read them."""
 
@@ -49,7 +47,7 @@ def _received(duplicate: _Detachable) -> Output:
 
 
 class Forked:
-    """A process that does what `python -m MODULE ARGUMENTS` does. Its methods are those of `subprocess.Popen`.
+    """A process that does what `python -m MODULE ARGUMENTS` does. It has the methods of `subprocess.Popen` that are used.
 
     The processes that it starts are forked, too. Their parent is the process that has imported everything, so they do
     not die with the one that started them. All have the same seed of hashes, so a result that depends on the order of a
@@ -124,7 +122,8 @@ def _run(module: str, arguments: list[str], env: dict[str, str], out: Output, er
         os.dup2(output.descriptor, descriptor)
         os.close(output.descriptor)
     sys.stdout, sys.stderr = (os.fdopen(descriptor, "w", buffering=1, closefd=False) for descriptor in (1, 2))
-    os.execve = _become  # type: ignore[assignment]
+    # Only in this process: what starts a trainer's interpreter starts a process that has imported everything instead.
+    vars(os)["execve"] = _become
     vars(supervise)["subprocess"] = _Subprocess
     vars(subprocess_handler)["Popen"] = Forked
     try:
