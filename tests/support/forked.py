@@ -47,7 +47,7 @@ def _received(duplicate: _Detachable) -> Output:
 
 
 class Forked:
-    """A process that does what `python -m MODULE ARGUMENTS` does. It has the methods of `subprocess.Popen` that are used.
+    """A process that does what `python -m MODULE ARGUMENTS` does, with the methods of `subprocess.Popen` that are used.
 
     The processes that it starts are forked, too. Their parent is the process that has imported everything, so they do
     not die with the one that started them. All have the same seed of hashes, so a result that depends on the order of a

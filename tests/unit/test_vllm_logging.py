@@ -38,11 +38,15 @@ def test_the_first_exception_of_the_engine_is_kept_for_the_servers_message(tmp_p
     program = """
 import json, logging.config, os, sys
 logging.config.dictConfig(json.load(open(sys.argv[1])))
-for message in ("got 1 GiB,\\nexpected 2", "the engine ended"):
+for message, said in (
+    ("no such module", "Failed to load plugin x"),
+    ("got 1 GiB,\\nexpected 2", "WorkerProc failed to start."),
+    ("the worker ended", "EngineCore failed to start."),
+):
     try:
         raise ValueError(message)
     except ValueError:
-        logging.getLogger("vllm.v1.engine.core").exception("EngineCore failed to start.")
+        logging.getLogger("vllm.v1.engine.core").exception(said)
 """
     subprocess.run([sys.executable, "-c", program, config], check=True, capture_output=True)
     assert first_failure() == "got 1 GiB, expected 2"

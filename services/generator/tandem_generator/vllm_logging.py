@@ -16,7 +16,9 @@ CONFIG_PATH = "VLLM_LOGGING_CONFIG_PATH"
 TORCH_LOGS = "TORCH_LOGS"
 """What torch logs. Like `CONFIG_PATH`, it reaches the engine's processes, which import torch first."""
 FAILURE_PATH = "TANDEM_VLLM_FAILURE_PATH"
-"""File for the first exception that one of the engine's processes logs."""
+"""File for the exception because of which the engine cannot start."""
+FAILED = "failed to start"
+"""What vLLM logs with that exception: `EngineCore failed to start.`, `WorkerProc failed to start.`"""
 PROGRESS = ("vllm.model_executor.model_loader", "vllm.v1.worker", "vllm.v1.core.kv_cache_utils")
 """Loggers whose INFO lines say how far the start is: loading weights, and the size of the KV cache."""
 
@@ -37,18 +39,22 @@ class Meaningful(logging.Filter):
 
 
 class FirstFailure(logging.Handler):
-    """Writes the first exception that is logged into a file, because vLLM does not hand it to the server's process."""
+    """Writes why the engine cannot start into a file, because vLLM does not hand it to the server's process.
+
+    The first such exception counts: those of the engine follow from that of its worker. Others, such as that of a
+    plugin that cannot be loaded, do not end the start.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the exception of a record, if it has one and no other was written."""
+        """Write the exception of a record, if it ends the start and no other was written."""
         path = os.environ.get(FAILURE_PATH)
-        if path and record.exc_info and (error := record.exc_info[1]):
+        if path and FAILED in record.getMessage() and record.exc_info and (error := record.exc_info[1]):
             with suppress(OSError), Path(path).open("x") as file:
                 file.write(one_line(error))
 
 
 def first_failure() -> str | None:
-    """Return the first exception that one of the engine's processes has logged. None if it is not known."""
+    """Return why the engine cannot start. None if it is not known."""
     with suppress(KeyError, OSError):
         return Path(os.environ[FAILURE_PATH]).read_text() or None
     return None
