@@ -87,14 +87,28 @@ def pytest_configure() -> None:
         )
 
 
+@pytest.hookimpl(tryfirst=True)  # before the hook of xdist, which appends the group to the name of a test
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group tests for `pytest -n 2 --dist loadgroup`: a file stays in one process.
+    """Group and order tests for `pytest -n 2 --dist loadgroup --no-loadscope-reorder`.
 
-    So does all that uses podman or CDI, because podman's images and the engine's devices belong to the whole machine.
+    Unit tests come first, because some of them look at what their process has imported. Groups with slow tests follow,
+    so that one process does not end minutes before the other.
     """
-    for item in items:
-        shared = next((name for name in ("podman", "cdi") if item.get_closest_marker(name)), None)
-        item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.split("::")[0]))
+    groups = {item: _group(item) for item in items}
+    slow = {group for item, group in groups.items() if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.parent.name != "unit", groups[item] not in slow))
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _group(item: pytest.Item) -> str:
+    """Return the name of the group whose tests run in one process: the test's file, or what more than one file shares.
+
+    Podman's images and the engine's devices belong to the whole machine. The model of `digits` takes a minute to make.
+    """
+    if shared := next((name for name in ("podman", "cdi") if item.get_closest_marker(name)), None):
+        return shared
+    return "digits_model" if "digits_model" in getattr(item, "fixturenames", ()) else item.nodeid.split("::")[0]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

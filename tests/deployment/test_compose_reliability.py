@@ -12,7 +12,7 @@ from support.reliability_report import problems, report, timeline
 from support.stack import ROOT, stack
 from support.unattended import Unattended
 
-pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("mock_images")]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.usefixtures("mock_images")]
 
 
 @pytest.mark.parametrize(

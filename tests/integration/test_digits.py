@@ -15,6 +15,7 @@ STEPS = 60
 TIMEOUT_S = 900
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.vllm
 def test_digits_learns_to_sort(tmp_path: Path) -> None:

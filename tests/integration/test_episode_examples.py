@@ -37,6 +37,7 @@ def trained(name: str, folder: Path, steps: int) -> tuple[list[dict[str, Any]], 
     return evals, metrics, episodes
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.vllm
 def test_calculator_learns_to_call_its_tool_and_to_believe_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ STEPS = 50
 TIMEOUT_S = 900
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(TIMEOUT_S + 60)
 @pytest.mark.vllm
 def test_the_judge_prefers_the_trained_policy_to_the_initial_one(tmp_path: Path) -> None:

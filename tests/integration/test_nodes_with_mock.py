@@ -16,6 +16,8 @@ from support.generators import TOKEN
 from support.ports import free_port
 from support.projects import Project, assert_same_course, make_projects
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 120.0
 STEPS = 24
 STOPPED = 143

@@ -16,7 +16,7 @@ from support.models import make_tiny_model
 from support.script_runs import Run
 from support.stack import ROOT
 
-pytestmark = pytest.mark.trl
+pytestmark = [pytest.mark.trl, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from support.served import wait_until
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-pytestmark = pytest.mark.trl
+pytestmark = [pytest.mark.trl, pytest.mark.slow]
 SLOW_TOKENS = ["--generator.mock.faults.token_latency_s", "0.1"]
 LAUNCH = ["-m", "accelerate.commands.launch"]
 ONE_RANK = [*LAUNCH, "-m"]
