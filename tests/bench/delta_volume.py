@@ -91,7 +91,8 @@ def _side(
     publish, _ = stack.enter_context(
         publisher(
             model, root / "model", written, accelerator, dtype=torch.bfloat16, mock=True, seen=seen / "weights",
-            delta=mode, report=lambda timings, size: reports.append({**timings, "bytes": float(size)}),
+            made=root / "made" / mode, delta=mode,
+            report=lambda timings, size: reports.append({**timings, "bytes": float(size)}),
         )
     )  # fmt: skip
 
@@ -137,7 +138,6 @@ def main() -> None:
     for speed in args.speeds:
         with tempfile.TemporaryDirectory(dir=args.folder) as name:
             root = Path(name)
-            os.environ["TANDEM__GENERATOR__MATERIALIZE_DIR"] = str(root / "made")
             model = make_model(SHAPES["135M"]._replace(dtype=torch.bfloat16), root / "model")
             rows += measure(
                 model, root, speed, args.shares[:1] if args.quick else args.shares, 1 if args.quick else args.rounds

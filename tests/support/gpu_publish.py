@@ -56,6 +56,7 @@ def publisher(
     dtype: torch.dtype,
     mock: bool = False,
     seen: Path | None = None,
+    made: Path | None = None,
     delta: str = "never",
     keep: int = 1,
     report: Callable[[dict[str, float], int], object] = lambda _timings, _bytes: None,
@@ -63,8 +64,9 @@ def publisher(
     """Yield the trainer's publisher and its store, in the new folder `root`.
 
     Args:
-        mock: start a mock generator, which verifies each version and serves it. It makes the files of deltas in `root`.
+        mock: start a mock generator, which verifies each version and serves it.
         seen: the folder of the store as the generator sees it. None: the same as the trainer's.
+        made: the folder in which the generator makes the files of deltas. None: a folder of `root`.
         delta: `trainer.publish.delta`.
         report: receives the seconds of each phase of a publish, and its bytes.
     """
@@ -76,9 +78,9 @@ def publisher(
         if mock:
             from support.generators import TOKEN, running
 
-            made = f"--generator.materialize_dir={root / 'made'}"
             log = model_dir.parent / f"mock-{root.name}.log"
-            generator = stack.enter_context(running("mock", model_dir, seen or store.root, made, log=log))
+            option = f"--generator.materialize_dir={made or root / 'made'}"
+            generator = stack.enter_context(running("mock", model_dir, seen or store.root, option, log=log))
             url = f"http://127.0.0.1:{generator.port}"
             client = portal.call(lambda: GeneratorClient([url], TOKEN))  # the client has to be made in the loop
         stack.callback(lambda: portal.call(client.close))

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from support.delta_versions import Replica, Trainer, everything
+from tandem_generator import materializer
 from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.store import WeightStore
 
@@ -47,3 +48,15 @@ def test_space_for_two_versions_is_asked_for_before_anything_is_written(
     for left, version in zip((2 * size, size, 0), versions[1:], strict=True):  # what is there is overwritten
         volume(left)
         assert trainer.is_right(replica.switch(*version), version[0].version)
+
+
+def test_a_folder_in_memory_has_no_more_space_than_the_memory_that_is_left(
+    trainer: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = trainer.steps(1)
+    monkeypatch.setattr(materializer, "available_bytes", lambda: 2 * versions[0][0].size_bytes - 1)
+    monkeypatch.setattr(materializer, "is_in_memory", lambda _: True)
+    with pytest.raises(WeightsRefused, match="got space for"):
+        Replica(trainer.store, tmp_path / "local").switch(*versions[1])
+    monkeypatch.setattr(materializer, "is_in_memory", lambda _: False)
+    assert trainer.is_right(Replica(trainer.store, tmp_path / "disk").switch(*versions[1]), versions[1][0].version)

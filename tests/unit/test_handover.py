@@ -14,7 +14,7 @@ from support.models import make_tiny_model
 from tandem_generator.__main__ import main
 from tandem_protocol import end_file as end_file_module
 from tandem_protocol.handover import Failure, generator_failure, generator_file, hand_over, handed_over
-from tandem_protocol.memory import limit_bytes, oom_kills, why_killed
+from tandem_protocol.memory import available_bytes, is_in_memory, limit_bytes, oom_kills, why_killed
 
 FAILURE = Failure(2, "got x,\nexpected y")
 
@@ -167,6 +167,41 @@ def test_kills_and_the_limit_are_read_from_both_versions_of_cgroups(tmp_path: Pa
         assert (oom_kills(root), limit_bytes(root)) == (3, 3 << 30)
         message = why_killed("TANDEM_TRAINER_MEMORY", "lower x", root)
         assert "memory limit of 3.0 GiB. Fix: raise TANDEM_TRAINER_MEMORY, or lower x." in message
+
+
+def test_the_available_memory_is_that_of_the_machine_or_the_rest_of_the_limit(tmp_path: Path) -> None:
+    machine = tmp_path / "meminfo"
+    machine.write_text("MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")
+    two = cgroup(
+        tmp_path / "2",
+        memory_dot_max="3221225472\n",
+        memory_dot_current="2147483648\n",
+        memory_dot_stat="anon 1\ninactive_file 1073741824\n",
+    )
+    one = cgroup(
+        tmp_path / "1",
+        memory__memory_dot_limit_in_bytes="3221225472\n",
+        memory__memory_dot_usage_in_bytes="2147483648\n",
+        memory__memory_dot_stat="inactive_file 0\ntotal_inactive_file 1073741824\n",
+    )
+    for root in (one, two):
+        assert available_bytes(root, machine) == 2 << 30
+        machine.write_text("MemAvailable: 1048576 kB\n")
+        assert available_bytes(root, machine) == 1 << 30
+        machine.write_text("MemAvailable: 4194304 kB\n")
+    (two / "memory.current").write_text("9999999999\n")
+    assert available_bytes(two, machine) == 0
+    assert available_bytes(tmp_path, machine) == 4 << 30, "no limit"
+    assert available_bytes(tmp_path, tmp_path / "missing") is None
+
+
+def test_a_folder_is_in_memory_if_the_nearest_mount_is(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/vda / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\nstore:/w {tmp_path}/nfs nfs4 rw 0 0\n")
+    assert is_in_memory(tmp_path / "weights", mounts)
+    assert not is_in_memory(tmp_path / "nfs/weights", mounts)
+    assert not is_in_memory(Path("/weights"), mounts)
+    assert not is_in_memory(tmp_path, tmp_path / "missing")
 
 
 @pytest.mark.parametrize("limit", ["max\n", "9223372036854771712\n"])

@@ -15,6 +15,7 @@ from pathlib import Path
 from tandem_protocol.chains import Source, sources
 from tandem_protocol.errors import WeightsRefused
 from tandem_protocol.manifest import DeltaFile, Manifest, TensorEntry, digest_bytes, read_header
+from tandem_protocol.memory import available_bytes, is_in_memory
 from tandem_protocol.store import WeightStore
 from tandem_protocol.verification import check_table, verified
 from tandem_protocol.version import Version
@@ -146,7 +147,10 @@ class Materializer:
         """
         needed = 2 * sum(source.file.size_bytes for source in plan if source.deltas)
         used = sum(path.stat().st_size for path in self._folder.rglob("*") if path.is_file())
-        if (room := shutil.disk_usage(self._folder).free + used) < needed:
+        room = shutil.disk_usage(self._folder).free
+        if is_in_memory(self._folder) and (available := available_bytes()) is not None:
+            room = min(room, available)  # such a file system may be larger than the memory
+        if (room := room + used) < needed:
             raise OSError(f"got space for {room / 1e6:.0f} MB, expected {needed / 1e6:.0f} MB")
 
     def _space(self, kept: Collection[Path], names: Collection[str]) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from accelerate.utils import broadcast_object_list
 from tandem_protocol.chains import is_complete, sources
 from tandem_protocol.errors import TandemError
 from tandem_protocol.manifest import Manifest
+from tandem_protocol.memory import available_bytes, is_in_memory
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 from tandem_rollout.client import GeneratorClient
@@ -40,8 +40,8 @@ MIN_BYTES = 64 << 20
 """`auto`: Smaller versions are never published as deltas."""
 TRIED = 3
 """`auto`: The fastest of the first three complete versions counts, because other work may delay one."""
-IN_MEMORY = ("tmpfs", "ramfs")
-"""File systems of one host, on which a delta gains nothing."""
+FREE = 2
+"""`auto`: The trainer's machine must have memory for this number of complete versions. One is the copy."""
 
 
 class Deltas:
@@ -86,7 +86,9 @@ class Deltas:
 
         together(self._accelerator, decide)
         broadcast_object_list(plans)
-        if plans[0] is not None:
+        if plans[0] is None:
+            self._copy = None  # it would take memory for nothing
+        else:
             together(self._accelerator, self._make_copy, part.files)
         return plans[0]
 
@@ -164,21 +166,15 @@ class Deltas:
         return Plan(version, self._last[0].version, complete=is_long or not self._is_whole)
 
     def _gains(self, version_bytes: int) -> bool:
-        """The rule of `auto`."""
+        """The rule of `auto`. A volume in memory is that of one machine, and a delta gains nothing there."""
+        if self._copy:
+            return True
         speeds = self._speeds_bytes_per_s[:TRIED]
-        if version_bytes < MIN_BYTES or len(speeds) < TRIED or _file_system(self._store.root) in IN_MEMORY:
+        if version_bytes < MIN_BYTES or len(speeds) < TRIED or max(speeds) >= SLOW_BYTES_PER_S:
             return False
-        return max(speeds) < SLOW_BYTES_PER_S
+        available = available_bytes()
+        return not is_in_memory(self._store.root) and (available is None or available >= FREE * version_bytes)
 
     def _make_copy(self, files: Files) -> None:
         if self._copy is None or self._files != [*files]:
             self._copy, self._files = PublishedCopy(files), [*files]
-
-
-def _file_system(folder: Path) -> str:
-    """Type of the file system that a folder is on, such as `ext4`. Empty if it is not known."""
-    with suppress(OSError):
-        mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
-        on_path = [(len(point), kind) for point, kind in mounts if folder.resolve().is_relative_to(point)]
-        return max(on_path, default=(0, ""))[1]
-    return ""
