@@ -129,6 +129,15 @@ def test_a_staging_folder_that_another_process_still_writes_is_hidden_and_delete
     assert [path.name for path in (store.root / "versions").iterdir()] == ["000001.1"]
 
 
+def test_a_reader_of_an_emptied_volume_is_asked_for_nothing(store: WeightStore) -> None:
+    with store.writer("test"):
+        publish(store, V1)
+        with store.staging(V1, needs_bytes=0, completes=True):
+            assert store.is_being_completed(V1)
+            shutil.rmtree(store.root)
+            assert not store.is_being_completed(V1)
+
+
 @pytest.mark.parametrize("is_taken", [False, True])
 def test_a_volume_that_was_emptied_or_mounted_again_is_not_written_without_its_lock(
     store: WeightStore, is_taken: bool

@@ -301,7 +301,8 @@ class WeightStore:
 
     def is_being_completed(self, version: Version) -> bool:
         """Whether complete files are being added to a version. Other processes than the writer ask this."""
-        return any(path.name == f".staging-{version}-complete" for path in self._versions.iterdir())
+        name = f".staging-{version}-complete"  # a pattern lists the folder, and finds nothing if the volume was emptied
+        return any(path.name == name for path in self._versions.glob(".staging-*-complete"))
 
     def complete(self, manifest: Manifest, staged: Path) -> None:
         """Add complete files to a version that has deltas. Its manifest stays the same.

@@ -73,7 +73,7 @@ class Completion:
 
         It does so while the version is on its way, and later for a generator that has started again.
         """
-        was_asked = False
+        was_asked, reason = False, ""
         while not self._publication.is_given_up.wait(STAND_BY_S):
             try:
                 is_asked = self._store.is_being_completed(self._publication.version)
@@ -83,8 +83,9 @@ class Completion:
                 was_asked = is_asked
             except (TandemError, OSError) as error:  # the main process learns it, too
                 was_asked = True
-                if not self._publication.is_given_up.is_set():
+                if str(error) != reason and not self._publication.is_given_up.is_set():
                     log.warning("The complete files of version %s: %s", self._publication.version, error)
+                reason = str(error)
 
     def end(self) -> None:
         """Let nobody write the files any more, because the copy that they are written from is about to change.
