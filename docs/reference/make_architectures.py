@@ -70,8 +70,11 @@ The first row has the family's default, and the second has the other choice.
 
 - **trained**: the two sides agree up to rounding, before and after.
 - **alerted**: the model is trained, but the two sides differ by more than rounding, and the run reports it. A
-  difference above `trainer.max_mismatch` ends a run.
-- **refused**: a service stops when it starts, and says why. The last column has the reason in short.
+  difference above `trainer.max_mismatch` ends a run. These families are not refused, because their mean difference per
+  token is below that: the code of transformers and of vLLM differs, and the alert
+  [`mismatch`](../train/alerts.md#mismatch) leaves the decision to you.
+- **refused**: a service stops, when it starts or in the first steps, and says why. The last column has the
+  reason in short.
 
 A family that is not in the table, such as one with its own code (`shared.trust_remote_code`), is tried as well. When it
 starts, the generator overwrites all weights with NaN, loads the model's own weights as it would load a version, and

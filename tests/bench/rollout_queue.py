@@ -187,7 +187,9 @@ def main(steps: int, update_s: float, names: Sequence[str]) -> list[Table]:
                 ratios = (f"{new.rate / fixed.rate:.2f}", f"{new.rate / base.rate:.2f}", f"{new.reasked:.1%}")
                 rows.append([str(max_lag), f"{new.rate:.0f}", *ratios])
         columns = ["`max_lag`", "samples/s", "÷ fixed batches", "÷ `max_lag: 0`", "asked for again"]
-        tables.append(Table(title=f"{name}; {BATCH} groups of {SAMPLES}", columns=columns, rows=rows))
+        title = f"{name}; {BATCH} groups of {SAMPLES}"
+        note = "Each rate was measured once, one after the other, so a ratio is one of two runs."
+        tables.append(Table(title=title, columns=columns, rows=rows, note=note))
     return tables
 
 

@@ -1,6 +1,6 @@
 """Run the benches one after the other, each in a process of its own, and write docs/benchmarks.md.
 
-    make bench                      # all, about 40 minutes on two cores
+    make bench                      # all, about 66 minutes on two cores
     make bench BENCH=publishing     # one; the page keeps the other figures
     make bench ARGS=--quick         # a try of all, which prints and writes nothing
 
@@ -29,7 +29,7 @@ from support.bench import Table
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs/benchmarks.md"
 TIMEOUT_S = 2400
-ESTIMATE = "about 40 minutes on two quiet cores"
+ESTIMATE = "about 66 minutes on two quiet cores"
 
 
 class Bench(NamedTuple):
@@ -54,7 +54,9 @@ BENCHES = {
         "trl.py",
         "The whole loop with the same task, model, batch, dtype and cores: Tandem's trainer, and TRL 1.16's "
         "`GRPOTrainer` with a vLLM server (through `trl.use()`) and without vLLM. With `max_lag` of 1 or more, "
-        "generator and trainer have half of the cores each. Sides whose services take turns have all cores.",
+        "generator and trainer have half of the cores each. Sides whose services take turns have all cores. TRL's own "
+        "vLLM server was not run: it gets weights over NCCL, which needs GPUs. `trl.use()` with our generator stands "
+        "for it.",
     ),
     "replicas": Bench(
         "mock.py",
@@ -139,8 +141,8 @@ def page(results: dict[str, Run]) -> str:
     head = (
         "# Benchmarks\n\n"
         "Written by `make bench`, which runs the scripts in `tests/bench`. The sides of a comparison take turns in one "
-        "run, and a ratio is one of medians. Other measurements, such as those on a GPU, are in "
-        "[Measurements](reference/measured.md).\n\n"
+        "run, and a ratio is one of medians, unless the note of a table says otherwise. Other measurements, such as "
+        "those on a GPU, are in [Measurements](reference/measured.md).\n\n"
         f"{took}\n"
     )
     sections = (section(name, results[name]) if name in results else missing(name) for name in BENCHES)

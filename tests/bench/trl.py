@@ -198,9 +198,19 @@ def measure(name: str, rounds: int, folder: Path, *, quick: bool) -> Table:
         reached = [f"{one:.0f}" if one else "not reached" for one in goals] if name == "digits" else ["-"]
         figures = (f"{means[side]:.2f}", f"{task.samples / means[side]:.1f}", f"{means[first] / means[side]:.2f}")
         rows.append([side, *figures, f"{tokens:.0f}", ", ".join(reached)])
+    note = (
+        f"A time is the median of {rounds} rounds."
+        if rounds > 1
+        else "Each side ran once, one after the other, so a ratio is one of two runs."
+    )
+    if name != "digits":
+        note += (
+            f" There are {task.trainer['max_steps']} steps, and the reward counts different characters, so no time to "
+            "a reward of 0.9 is given."
+        )
     columns = ["side", "s per step", "samples/s", f"{first} ÷ this", "tokens per completion", "s to a reward of 0.9"]
     title = f"{name}: {task.samples} samples of up to {task.trainer['rollout']['max_completion_length']} tokens"
-    return Table(title=title, columns=columns, rows=rows)
+    return Table(title=title, columns=columns, rows=rows, note=note)
 
 
 def main() -> None:

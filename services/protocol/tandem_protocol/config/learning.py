@@ -200,7 +200,8 @@ class LearnerConfig(Section):
     shared_prompts: Literal["auto", "never"] = "auto"
     """`auto`: compute a prompt once for all completions that begin with it, where that saves at least an eighth of the
     tokens. With `gradient_checkpointing` or `fsdp2`, it is computed once per micro-batch, where that saves an eighth of
-    the estimated time. Not with models that compute something else then; the log says so. `never`: compute it with each
+    the estimated time. Not with models that compute something else then, or whose sliding window does not fit into a
+    micro-batch; the log says so (docs/adr/0005-a-prompt-is-computed-once.md). `never`: compute it with each
     completion."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them. This saves memory and takes up to a third
