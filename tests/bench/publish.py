@@ -225,7 +225,10 @@ def main() -> None:
     note = "Decoding stops for `pause` and `load`. `retain` deletes the version before, and is not part of `all`."
     full = Table(title="A full version", columns=columns, rows=rows, note=note)
     columns = ["model, bfloat16", "MB, complete", "bytes", "write ÷ complete", "make and verify ÷ verify complete"]
-    note = f"{CHANGED:.0%} of the words have changed. The volume is in memory. Across nodes, the bytes decide."
+    note = (
+        f"{CHANGED:.0%} of the words have changed. The volume is in memory. Across nodes, the bytes decide. "
+        "The table above compares complete versions with a plain write and read."
+    )
     delta = Table(title="A delta version", columns=columns, rows=deltas, note=note)
     write([full, delta], args.result)
 

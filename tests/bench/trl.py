@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = Path(trl.__file__).with_name("trl_timed.py")
 GOAL, WINDOW = 0.9, 5
 Steps = list[dict[str, float]]
-"""Step → seconds, reward and tokens per completion."""
+"""Step → seconds, reward and tokens per completion. Of Tandem also the seconds of waiting for the publishing."""
 
 
 class Task(NamedTuple):
@@ -137,6 +137,7 @@ class Sides:
             {
                 "seconds": sum(line["timings"].values()) - line["timings"]["checkpoint_s"],
                 "reward": line["reward_mean"],
+                "publish": line["timings"]["publish_s"],
                 "tokens": line["completion_tokens_mean"],
             }
             for line in records(run)
@@ -197,7 +198,10 @@ def measure(name: str, rounds: int, folder: Path, *, quick: bool) -> Table:
         goals = [seconds_to_goal(steps) for steps in runs]
         reached = [f"{one:.0f}" if one else "not reached" for one in goals] if name == "digits" else ["-"]
         figures = (f"{means[side]:.2f}", f"{task.samples / means[side]:.1f}", f"{means[first] / means[side]:.2f}")
-        rows.append([side, *figures, f"{tokens:.0f}", ", ".join(reached)])
+        last = ", ".join(f"{statistics.fmean(step['reward'] for step in steps[-WINDOW:]):.3f}" for steps in runs)
+        waits = [100 * step["publish"] / step["seconds"] for steps in runs for step in steps if "publish" in step]
+        wait = f"{statistics.fmean(waits):.1f} %" if waits else "-"
+        rows.append([side, *figures, wait, f"{tokens:.0f}", ", ".join(reached), last if name == "digits" else "-"])
     note = (
         f"A time is the median of {rounds} rounds."
         if rounds > 1
@@ -208,7 +212,8 @@ def measure(name: str, rounds: int, folder: Path, *, quick: bool) -> Table:
             f" There are {task.trainer['max_steps']} steps, and the reward counts different characters, so no time to "
             "a reward of 0.9 is given."
         )
-    columns = ["side", "s per step", "samples/s", f"{first} ÷ this", "tokens per completion", "s to a reward of 0.9"]
+    columns = ["side", "s per step", "samples/s", f"{first} ÷ this", "waits for publishing", "tokens per completion",
+               "s to a reward of 0.9", f"reward of the last {WINDOW} steps"]  # fmt: skip
     title = f"{name}: {task.samples} samples of up to {task.trainer['rollout']['max_completion_length']} tokens"
     return Table(title=title, columns=columns, rows=rows, note=note)
 
