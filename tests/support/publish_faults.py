@@ -250,8 +250,8 @@ def arm_trainer(file: Path, fault: TrainerFault, policies: Path | None = None) -
 
     os.environ["TANDEM__TRAINER__PUBLISH__DELTA"] = fault.delta
     os.environ["TANDEM__TRAINER__MAX_LAG"] = str(fault.max_lag)
-    arm = partial(_trainer_places()[fault.place], fault.number) if fault.place else lambda: None
-    if fault.delta == "never":
+    arm = partial(_trainer_places()[fault.place], fault.number) if fault.place else None
+    if arm and fault.delta == "never":
         arm()
     call, publications = publish.Publisher.__call__, count(1)
 
@@ -261,7 +261,7 @@ def arm_trainer(file: Path, fault: TrainerFault, policies: Path | None = None) -
         if policies:
             save(policies, version, tensors)
         note(file, version, {name: bytes(data_of(tensor)) for name, tensor in tensors.items()})
-        if next(publications) == 2 and fault.delta == "always":  # the first version of an attempt has no deltas
+        if arm and next(publications) == 2 and fault.delta == "always":  # the first version of an attempt has no deltas
             arm()
         return call(self, model, step, **options)
 
