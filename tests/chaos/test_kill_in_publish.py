@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import pytest
@@ -25,16 +26,17 @@ from support.generators import Generator, NoRollouts, spawn
 from support.models import make_tiny_model
 from support.ports import free_port, is_free
 from support.projects import Project
+from support.publish_faults import TrainerFault
 from support.published_policies import TOLERANCE, Answer, PublishedPolicies
 from support.served import wait_until
 from tandem_protocol.chains import closure
 from tandem_protocol.store import WeightStore
 from tandem_protocol.version import Version
 
-STEPS = {"full": 24, "delta": 12, "vllm": 30}
+STEPS = {"full": 24, "delta": 24, "vllm": 30}
 """Number of steps with the mock and complete versions, with the mock and deltas, and with vLLM and both."""
-MAX_LAG = int(os.environ.get("TANDEM_CHAOS_MAX_LAG", "1"))
-"""With 1, versions are published behind the next update."""
+LEARNING_RATE = {"full": 1e-3, "delta": 5e-6, "vllm": 2e-4}
+"""With vLLM, other weights have other tokens, but most deltas are small enough that no complete files are added."""
 SEED = int(os.environ.get("TANDEM_CHAOS_SEED", "0"))
 TIMEOUT_S = 500.0
 KEEP = 2
@@ -45,7 +47,7 @@ PROGRAM = ("-c", f"import sys; sys.path.insert(0, {TESTS!r}); import support.pub
 class Lives:
     """The trainer and the generator, which are started again when they have died, each time with the next fault."""
 
-    def __init__(self, folder: Path, kind: str, max_lag: int) -> None:
+    def __init__(self, folder: Path, kind: str) -> None:
         print(f"TANDEM_CHAOS_SEED={SEED}")
         self.chance = random.Random(SEED)
         self.folder, self.port = folder, free_port()
@@ -55,30 +57,46 @@ class Lives:
         self.kind, self.steps = kind, STEPS[kind]
         self.policies = PublishedPolicies(self.model, folder / "policies") if kind == "vllm" else None
         self.answers: list[Answer] = []
-        full = (publish_faults.TRAINER, publish_faults.GENERATOR)
-        delta = (publish_faults.DELTA_TRAINER, publish_faults.DELTA_GENERATOR)
-        # A generator that makes a version out of deltas does not come to the check of complete files.
-        both = (delta[0], (*(place for place in full[1] if place != "verified"), *delta[1]))
-        trainer_places, generator_places = {"full": full, "delta": delta, "vllm": both}[kind]
-        most = 3 if kind == "full" else 2
-        self.trainer_places = self._faults(trainer_places, most)
-        if max_lag == 0:  # no copy is made
-            self.trainer_places = [place for place in self.trainer_places if place[0] != "copied"]
-        self.generator_places = self._faults(generator_places, most)
-        self.faults = Counter(trainer=len(self.trainer_places), generator=len(self.generator_places))
+        self.trainer_faults = self._trainer_faults()
+        self.generator_places = self._generator_places()
+        self.faults = Counter(trainer=len(self.trainer_faults), generator=len(self.generator_places))
         self.deaths = Counter[str]()
         self.generator = self._start_generator()
         self.project = Project(
             folder / "project", self.model, self.generator, folder / "weights", max_steps=self.steps,
-            max_lag=max_lag, publish={"keep": KEEP, "delta": "never" if kind == "full" else "always"},
+            max_lag=1, publish={"keep": KEEP},
             learner={"dtype": "float32" if kind == "full" else "bfloat16"},
-            optim={"learning_rate": 5e-6 if kind == "delta" else 1e-3}, checkpoint={"every_steps": 1},
+            optim={"learning_rate": LEARNING_RATE[kind]}, checkpoint={"every_steps": 1},
         )  # fmt: skip
         self.trainer = self._start_trainer()
 
-    def _faults(self, places: tuple[str, ...], most: int) -> list[tuple[str, int]]:
-        """Every place once, in random order. The process dies at the n-th time that it comes there."""
-        return [(place, self.chance.randint(1, most)) for place in self.chance.sample(places, len(places))]
+    def _trainer_faults(self) -> list[TrainerFault]:
+        """Every place in random order: with complete versions, with deltas, or both."""
+        places: list[tuple[Literal["never", "always"], str]] = []
+        if self.kind != "delta":
+            places += [("never", place) for place in publish_faults.TRAINER]
+        if self.kind != "full":
+            places += [("always", place) for place in publish_faults.DELTA_TRAINER]
+        faults, most = [], 3 if self.kind == "full" else 2
+        for delta, place in places:
+            lags = (1,) if place in publish_faults.NOT_BEHIND else (0, 1)
+            for max_lag in (self.chance.choice(lags),) if self.kind == "vllm" else lags:
+                faults.append(TrainerFault(place, self.chance.randint(1, most), delta, max_lag))
+        self.chance.shuffle(faults)
+        return faults
+
+    def _generator_places(self) -> list[tuple[str, int]]:
+        """Every place in random order, with the second version, and with the mock also with the one at the start."""
+        kinds = {
+            "full": publish_faults.GENERATOR,
+            "delta": publish_faults.DELTA_GENERATOR,
+            "vllm": publish_faults.VLLM_GENERATOR,
+        }
+        numbers = (2,) if self.kind == "vllm" else (1, 2)
+        places = [(place, number) for place in kinds[self.kind] for number in numbers]
+        self.chance.shuffle(places)
+        # The last one comes first. Later there may be no complete versions.
+        return sorted(places, key=lambda one: self.kind == "vllm" and one[0] == "verified")
 
     def _start_generator(self) -> Generator:
         place, number = self.generator_places.pop() if self.generator_places else ("none", 0)
@@ -91,10 +109,11 @@ class Lives:
         )  # fmt: skip
 
     def _start_trainer(self) -> ForkServerProcess:
-        place, number = self.trainer_places.pop() if self.trainer_places else (None, 0)
-        print(f"trainer: {place} {number}")
+        delta: Literal["never", "always"] = "never" if self.kind == "full" else "always"
+        fault = self.trainer_faults.pop() if self.trainer_faults else TrainerFault(delta=delta)
+        print(f"trainer: {fault}")
         policies = self.policies.folder if self.policies else None
-        prepare = partial(publish_faults.arm_trainer, self.published, place, number, policies)
+        prepare = partial(publish_faults.arm_trainer, self.published, fault, policies)
         config = self.project.directory / "config.yaml"
         return start_trainer(config, self.project.directory / "trainer.log", prepare)
 
@@ -141,12 +160,12 @@ class Lives:
         self.generator.client.close()
 
 
-ALL = ["full", "delta", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.thorough])]
+ALL = ["full", "delta", pytest.param("vllm", marks=[pytest.mark.vllm, pytest.mark.slow])]
 
 
 @pytest.fixture(scope="module", params=ALL)
 def lives(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Lives]:
-    lives = Lives(tmp_path_factory.mktemp("lives"), request.param, MAX_LAG)
+    lives = Lives(tmp_path_factory.mktemp("lives"), request.param)
     try:
         lives.run()
         yield lives

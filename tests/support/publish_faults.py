@@ -12,20 +12,33 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import xxhash
 
 from tandem_protocol import retired, store
+from tandem_protocol.errors import TandemError
 from tandem_protocol.version import Version
 
 ItemT = TypeVar("ItemT")
 Arm = Callable[[int], None]
-"""Takes a number n. The process dies at the n-th time that it comes to the place."""
+"""Takes a number n. A trainer dies at the n-th time that it comes to the place, a generator with the n-th version."""
+
+
+class TrainerFault(NamedTuple):
+    """How a trainer publishes, and where it dies. By default it lives."""
+
+    place: str | None = None
+    number: int = 0
+    delta: Literal["never", "always"] = "always"
+    """`trainer.publish.delta`. With "always", the trainer dies in the publication of a version with deltas."""
+    max_lag: int = 1
+    """With 0, the trainer waits until a version is served. With 1, it is published behind the next update."""
 
 
 _is_generator = False
@@ -94,11 +107,46 @@ def _torn(number: int) -> None:
     store._replace = call
 
 
+def _renamed(number: int) -> None:
+    """Die when a version has its name, and `LATEST` has that of the version before it.
+
+    A commit flushes three folders: with the manifest, with the name of the version, and with `LATEST`.
+    """
+    _in(store, "fsync", "before")(3 * number - 1)
+
+
 def _removing(number: int) -> None:
     """Die before an old version is removed."""
     copy: Any = SimpleNamespace(**vars(shutil))
     vars(retired)["shutil"] = copy  # only this module gets this copy
     _in(copy, "rmtree", "before")(number)
+
+
+def _from_version(arm: Arm, *, of_deltas: bool = False) -> Arm:
+    """Let a generator die when it comes to the place after it has begun to read the n-th version.
+
+    The first version may be the one that it starts with. The others come from the trainer. With `of_deltas`, only
+    versions that are made out of deltas count.
+    """
+    from tandem_generator.stored_versions import StoredVersions
+
+    def armed(number: int) -> None:
+        original = StoredVersions.read
+        found: set[Version] = set()
+
+        async def read(self: StoredVersions, version: Version, **options: Any) -> Any:
+            with suppress(TandemError):  # it may have been deleted
+                if self._store.read(version)[0].delta or not of_deltas:
+                    found.add(version)
+            if len(found) < number:
+                return await original(self, version, **options)
+            StoredVersions.read = original  # type: ignore[method-assign]
+            arm(1)
+            return await StoredVersions.read(self, version, **options)
+
+        StoredVersions.read = read  # type: ignore[method-assign]  # in this process only, which dies
+
+    return armed
 
 
 def _trainer_places() -> dict[str, Arm]:
@@ -110,6 +158,7 @@ def _trainer_places() -> dict[str, Arm]:
         "gather": _in(publish, "model_tensors", "within"),
         "copied": _in(HostMemory, "wait", "after"),
         "write": _in(publication, "write_files", "within"),
+        "renamed": _renamed,
         "committed": _in(store, "_replace", "after"),
         "served": _in(GeneratorClient, "set_weights", "after"),
         "retain": _removing,
@@ -139,7 +188,7 @@ def _generator_places(engine_name: str) -> dict[str, Arm]:
     from tandem_generator.stored_versions import StoredVersions
 
     engine, in_load = _engine(engine_name)
-    return {
+    places: dict[str, Arm] = {
         "visible": _in(StoredVersions, "read", "before"),
         "lease torn": _torn,
         "verified": _in(store, "verify_files", "after"),
@@ -150,12 +199,25 @@ def _generator_places(engine_name: str) -> dict[str, Arm]:
         "delta applied": _in(materializer, "_apply", "after"),
         "delta complete": _in(materializer.Materializer, "_made", "after"),
     }
+    found = {name: _from_version(arm) for name, arm in places.items()}
+    if engine_name == "vllm":  # the engine's process gets its fault at the start
+        found["load"] = in_load()
+    return found | {f"{name} of deltas": _from_version(arm, of_deltas=True) for name, arm in places.items()}
 
 
-TRAINER, GENERATOR = (tuple(name for name in places if "delta" not in name)
-                      for places in (_trainer_places(), _generator_places("mock")))  # fmt: skip
-DELTA_TRAINER = ("delta made", "delta written", "committed", "retain")
-DELTA_GENERATOR = ("delta space", "delta applied", "delta complete")
+TRAINER = ("gather", "copied", "write", "renamed", "committed", "served", "retain")
+# The copy of the last version writes deltas, so a trainer does not come to "write". "delta written" takes its place.
+DELTA_TRAINER = ("gather", "copied", "delta made", "delta written", "renamed", "committed", "served", "retain")
+GENERATOR = ("visible", "lease torn", "verified", "pause", "load", "resume")
+# A file that is made out of deltas is checked before "delta applied", so such versions do not come to "verified".
+DELTA_GENERATOR = (
+    "delta space", "delta applied", "delta complete",
+    *(f"{place} of deltas" for place in GENERATOR if place != "verified"),
+)  # fmt: skip
+# With vLLM, the places that both kinds have are taken as they come.
+VLLM_GENERATOR = (*GENERATOR, *(place for place in DELTA_GENERATOR if place.startswith("delta")))
+NOT_BEHIND = frozenset({"copied"})
+"""Places to which a trainer with `max_lag` 0 does not come. It writes the tensors of the model, without a copy."""
 
 
 def digest(tensors: Mapping[str, bytes]) -> str:
@@ -176,8 +238,8 @@ def noted(file: Path) -> list[tuple[str, str]]:
     return [tuple(json.loads(line)) for line in file.read_text().splitlines()]
 
 
-def arm_trainer(file: Path, place: str | None, number: int, policies: Path | None = None) -> None:
-    """Note in `file` what this trainer publishes, and die at the `number`-th time that it comes to `place`.
+def arm_trainer(file: Path, fault: TrainerFault, policies: Path | None = None) -> None:
+    """Note in `file` what this trainer publishes, and die at the fault's place.
 
     With `policies`, the tensors of each version are saved into this folder as well.
     """
@@ -186,7 +248,12 @@ def arm_trainer(file: Path, place: str | None, number: int, policies: Path | Non
     from tandem_trainer.learner.safetensors_file import data_of
     from tandem_trainer.learner.shards import model_tensors
 
-    call = publish.Publisher.__call__
+    os.environ["TANDEM__TRAINER__PUBLISH__DELTA"] = fault.delta
+    os.environ["TANDEM__TRAINER__MAX_LAG"] = str(fault.max_lag)
+    arm = partial(_trainer_places()[fault.place], fault.number) if fault.place else None
+    if arm and fault.delta == "never":
+        arm()
+    call, publications = publish.Publisher.__call__, count(1)
 
     def publishing(self: Any, model: Any, step: int, **options: Any) -> Version:
         version = Version(step, self._attempt)
@@ -194,11 +261,11 @@ def arm_trainer(file: Path, place: str | None, number: int, policies: Path | Non
         if policies:
             save(policies, version, tensors)
         note(file, version, {name: bytes(data_of(tensor)) for name, tensor in tensors.items()})
+        if arm and next(publications) == 2 and fault.delta == "always":  # the first version of an attempt has no deltas
+            arm()
         return call(self, model, step, **options)
 
     publish.Publisher.__call__ = publishing  # type: ignore[method-assign]  # in this process only, which dies
-    if place:
-        _trainer_places()[place](number)
 
 
 def run_generator() -> None:
