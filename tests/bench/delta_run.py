@@ -3,8 +3,8 @@
     python tests/bench/delta_run.py [--tasks digits smollm2] [--learning-rate 5e-6]
 
 The completions are a mock generator's. It makes the complete files of each version, and compares their digests with
-those of the trainer's complete files. A refused delta ends the bench. `digits` has 200 steps, and takes two minutes.
-SmolLM2-135M has 12 steps, because bfloat16 is slow on CPUs.
+those of the trainer's complete files. The bench fails if a delta was refused. `digits` has 200
+steps, and takes three minutes. SmolLM2-135M has 12 steps, because bfloat16 is slow on CPUs.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def measure(task: str, folder: Path, steps: int, learning_rate: float) -> list[s
     deltas = [manifest for manifest in manifests if manifest.deltas.keys() == {file.name for file in manifest.files}]
     shares = [sum(delta.size_bytes for delta in one.deltas.values()) / one.size_bytes for one in deltas]
     assert len(records(run_dir)) == steps
+    assert "in full" not in (folder / "project/output.log").read_text(), "a delta was refused"
     assert len(deltas) == steps, "a file was published in full instead of as a delta"
     return [
         task, str(steps), str(sum(is_complete(store, manifest) for manifest in manifests)),

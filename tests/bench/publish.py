@@ -227,7 +227,7 @@ def main() -> None:
     columns = ["model, bfloat16", "MB, complete", "bytes", "write ÷ complete", "make and verify ÷ verify complete"]
     note = (
         f"{CHANGED:.0%} of the words have changed. The volume is in memory. Across nodes, the bytes decide. "
-        "The table above compares complete versions with a plain write and read."
+        "For a plain write and read, see the complete versions above."
     )
     delta = Table(title="A delta version", columns=columns, rows=deltas, note=note)
     write([full, delta], args.result)

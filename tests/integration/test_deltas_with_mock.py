@@ -13,7 +13,7 @@ STEPS = 200 if THOROUGH else 25
 
 
 def test_versions_are_the_same_with_and_without_deltas(make_project: Callable[..., Project]) -> None:
-    """The mock makes the complete files of each version, and refuses it if a digest differs. Then the run would end."""
+    """The mock makes the complete files of each version, and refuses the deltas if a digest differs."""
     versions: dict[str, dict[int, Manifest]] = {}
     for mode in ("never", "always"):
         project = make_project(

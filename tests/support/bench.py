@@ -102,7 +102,7 @@ def train(
 
 
 def run_on(cpus: Sequence[int], command: Sequence[object], folder: Path, **environment: str) -> None:
-    """Run a command on these CPUs, with a thread for each, until it ends."""
+    """Run a command on these CPUs, with a thread for each, until it ends. Its output is in `output.log`."""
     threads = {"OMP_NUM_THREADS": str(len(cpus)), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         ["taskset", "--cpu-list", ",".join(map(str, cpus)), *map(str, command)],
@@ -113,6 +113,7 @@ def run_on(cpus: Sequence[int], command: Sequence[object], folder: Path, **envir
         text=True,
         timeout=RUN_TIMEOUT_S,
     )
+    (folder / "output.log").write_text(done.stdout + done.stderr)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

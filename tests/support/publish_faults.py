@@ -159,7 +159,7 @@ def _trainer_places() -> dict[str, Arm]:
         "copied": _in(HostMemory, "wait", "after"),
         "write": _in(publication, "write_files", "within"),
         "renamed": _renamed,
-        "committed": _in(store, "_replace", "after"),
+        "committed": lambda number: _in(store, "_replace", "after")(2 * number),  # the manifest, then `LATEST`
         "served": _in(GeneratorClient, "set_weights", "after"),
         "retain": _removing,
         "delta made": _in(published_copy, "encode", "after"),

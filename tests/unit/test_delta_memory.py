@@ -45,8 +45,10 @@ def test_a_copy_that_is_not_used_any_more_is_dropped(tmp_path: Path, copies: wea
 
 
 def test_auto_needs_memory_for_two_versions_before_it_makes_a_copy_and_none_after_that(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: weakref.WeakSet[PublishedCopy]
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copies: weakref.WeakSet[PublishedCopy],
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    caplog.set_level("INFO")
     client: Any = SimpleNamespace(protocols=SimpleNamespace(oldest=PROTOCOL))
     decided = Deltas("auto", torch.bfloat16, WeightStore(tmp_path), Accelerator(cpu=True), client)
     manifest: Any = SimpleNamespace(version=Version(1, 1), size_bytes=MIN_BYTES, deltas={}, delta=None)
@@ -55,6 +57,11 @@ def test_auto_needs_memory_for_two_versions_before_it_makes_a_copy_and_none_afte
     for step in range(TRIED):
         assert decided.plan(Version(step, 1), PART) is None
         decided.committed(manifest, "digest", write_s=10)
-    for available, is_planned in ((2 * MIN_BYTES - 1, False), (2 * MIN_BYTES, True), (0, True)):
+    small, enough = 2 * MIN_BYTES - 1, 2 * MIN_BYTES
+    for available, is_planned in ((small, False), (small, False), (enough, True), (0, True)):
         monkeypatch.setattr(deltas, "available_bytes", lambda available=available: available)
         assert bool(decided.plan(Version(9, 1), PART)) == bool(copies) == is_planned
+    stays, begins = caplog.messages
+    assert "written at 7 MB/s. Versions stay complete" in stays
+    assert "0.1 GB of free memory" in stays
+    assert "only what changes is published" in begins

@@ -169,37 +169,48 @@ def test_kills_and_the_limit_are_read_from_both_versions_of_cgroups(tmp_path: Pa
         assert "memory limit of 3.0 GiB. Fix: raise TANDEM_TRAINER_MEMORY, or lower x." in message
 
 
-def test_the_available_memory_is_that_of_the_machine_or_the_rest_of_the_limit(tmp_path: Path) -> None:
-    machine = tmp_path / "meminfo"
+def test_the_available_memory_is_that_of_the_machine_or_the_rest_of_the_nearest_limit(tmp_path: Path) -> None:
+    machine, own = tmp_path / "meminfo", tmp_path / "own"
     machine.write_text("MemTotal: 8388608 kB\nMemAvailable: 4194304 kB\n")
-    two = cgroup(
-        tmp_path / "2",
-        memory_dot_max="3221225472\n",
-        memory_dot_current="2147483648\n",
-        memory_dot_stat="anon 1\ninactive_file 1073741824\n",
-    )
-    one = cgroup(
-        tmp_path / "1",
-        memory__memory_dot_limit_in_bytes="3221225472\n",
-        memory__memory_dot_usage_in_bytes="2147483648\n",
-        memory__memory_dot_stat="inactive_file 0\ntotal_inactive_file 1073741824\n",
-    )
-    for root in (one, two):
-        assert available_bytes(root, machine) == 2 << 30
-        machine.write_text("MemAvailable: 1048576 kB\n")
-        assert available_bytes(root, machine) == 1 << 30
-        machine.write_text("MemAvailable: 4194304 kB\n")
-    (two / "memory.current").write_text("9999999999\n")
-    assert available_bytes(two, machine) == 0
-    assert available_bytes(tmp_path, machine) == 4 << 30, "no limit"
-    assert available_bytes(tmp_path, tmp_path / "missing") is None
+    own.write_text("12:memory:/job/step\n0::/job/step\n")
+    two: dict[str, str] = {
+        "memory_dot_max": "3221225472\n",
+        "memory_dot_current": "2147483648\n",
+        "memory_dot_stat": "anon 1\ninactive_file 1073741800\nactive_file 24\n",
+    }
+    one = {
+        "memory_dot_limit_in_bytes": "3221225472\n",
+        "memory_dot_usage_in_bytes": "2147483648\n",
+        "memory_dot_stat": "inactive_file 0\ntotal_inactive_file 1073741800\ntotal_active_file 24\n",
+    }
+    no_limit = {**two, "memory_dot_max": "max\n"}
+    for version, files in {"": two, "memory__": one}.items():
+        for group in ("", "job__", "job__step__"):  # as in a container, and as in a job of Slurm
+            root = tmp_path / f"root-{version}{group}"
+            cgroup(root, **{f"{version}{group}{name}": text for name, text in files.items()})
+            if group and not version:
+                cgroup(root, **no_limit)
+            assert available_bytes(root, machine, own) == 2 << 30
+    machine.write_text("MemAvailable: 1048576 kB\n")
+    assert available_bytes(root, machine, own) == 1 << 30
+    (root / "memory/job/step/memory.usage_in_bytes").write_text("9999999999\n")
+    assert available_bytes(root, machine, own) == 0
+    assert available_bytes(tmp_path / "none", machine, own) == 1 << 30, "no limit"
+    assert available_bytes(tmp_path / "none", tmp_path / "missing", own) is None
 
 
-def test_a_folder_is_in_memory_if_the_nearest_mount_is(tmp_path: Path) -> None:
+def test_a_folder_is_in_memory_if_its_nearest_mount_is(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
-    mounts.write_text(f"/dev/vda / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\nstore:/w {tmp_path}/nfs nfs4 rw 0 0\n")
+    mounts.write_bytes(
+        f"/dev/vda / ext4 rw 0 0\ntmpfs {tmp_path} tmpfs rw 0 0\nstore:/w {tmp_path}/nfs nfs4 rw 0 0\n"
+        f"tmpfs {tmp_path}/nfs/my\\040weights tmpfs rw 0 0\n"
+        f"tmpfs {tmp_path}/over tmpfs rw 0 0\nstore:/w {tmp_path}/over nfs4 rw 0 0\n".encode()
+        + b"tmpfs /not-\xff-utf8 tmpfs rw 0 0\n"
+    )
     assert is_in_memory(tmp_path / "weights", mounts)
+    assert is_in_memory(tmp_path / "nfs/my weights/versions", mounts)
     assert not is_in_memory(tmp_path / "nfs/weights", mounts)
+    assert not is_in_memory(tmp_path / "over", mounts), "the last mount of a folder hides the others"
     assert not is_in_memory(Path("/weights"), mounts)
     assert not is_in_memory(tmp_path, tmp_path / "missing")
 

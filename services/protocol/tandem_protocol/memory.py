@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,14 +11,14 @@ CGROUP = Path("/sys/fs/cgroup")
 _EVENTS = ("memory.events", "memory/memory.oom_control")
 _LIMITS = ("memory.max", "memory/memory.limit_in_bytes")
 """Files of cgroup version 2 and 1. A container sees its own group there."""
-_USED = ("memory.current", "memory/memory.usage_in_bytes")
-_PARTS = ("memory.stat", "memory/memory.stat")
-"""What the used memory consists of."""
 _NO_LIMIT_BYTES = 1 << 60
 """Without a limit, version 1 shows a number above this, and version 2 shows the word `max`."""
 _MACHINE = Path("/proc/meminfo")
+_OWN = Path("/proc/self/cgroup")
 _MOUNTS = Path("/proc/self/mounts")
-_IN_MEMORY = ("tmpfs", "ramfs")
+_IN_MEMORY = (b"tmpfs", b"ramfs")
+_ESCAPED = re.compile(rb"\\([0-7]{3})")
+"""A space in a mount point is `\\040`."""
 
 
 def oom_kills(root: Path = CGROUP) -> int:
@@ -31,8 +33,8 @@ def limit_bytes(root: Path = CGROUP) -> int | None:
     return int(text) if text.isdecimal() and int(text) < _NO_LIMIT_BYTES else None
 
 
-def available_bytes(root: Path = CGROUP, machine: Path = _MACHINE) -> int | None:
-    """How much memory this container can still take: what the machine has left, or its own limit if that is nearer.
+def available_bytes(root: Path = CGROUP, machine: Path = _MACHINE, own: Path = _OWN) -> int | None:
+    """How much memory this process can still take: what the machine has left, or the nearest limit of its groups.
 
     Pages of files on a disk count as free, because the kernel drops them first. None if nothing is known.
     """
@@ -40,20 +42,49 @@ def available_bytes(root: Path = CGROUP, machine: Path = _MACHINE) -> int | None
     with suppress(OSError, KeyError, ValueError):
         lines = dict(line.split(":", 1) for line in machine.read_text().splitlines())
         left.append(int(lines["MemAvailable"].split()[0]) << 10)
-    if limit := limit_bytes(root):
-        with suppress(KeyError, ValueError):
-            parts = dict(line.split() for line in _first(root, _PARTS).splitlines())
-            dropped = int(parts.get("total_inactive_file") or parts["inactive_file"])
-            left.append(max(limit - int(_first(root, _USED)) + dropped, 0))
+    for folder in _groups(root, own):
+        with suppress(OSError, KeyError, ValueError):
+            left.append(_left_bytes(folder))
     return min(left, default=None)
+
+
+def _groups(root: Path, own: Path) -> list[Path]:
+    """The folders of this process's memory group and of the groups above it, in both versions of cgroups."""
+    found = [root, root / "memory"]
+    with suppress(OSError):
+        for line in own.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):  # the first is version 2
+                top = root / controllers
+                group = top / path.lstrip("/")
+                found += [folder for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    return found
+
+
+def _left_bytes(group: Path) -> int:
+    """What is left of a group's limit.
+
+    Raises:
+        OSError, KeyError, ValueError: The group has no limit, or is not there.
+    """
+    is_version_2 = (group / "memory.max").exists()
+    names = ("memory.max", "memory.current") if is_version_2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    limit, used = (int((group / name).read_text()) for name in names)
+    parts = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    total = "" if is_version_2 else "total_"  # with the groups below
+    files = int(parts[f"{total}inactive_file"]) + int(parts[f"{total}active_file"])
+    return max(limit - used + files, 0)
 
 
 def is_in_memory(folder: Path, mounts: Path = _MOUNTS) -> bool:
     """Whether the files of a folder are held in memory. False if it is not known."""
+    kinds = {}
     with suppress(OSError):
-        points = [line.split()[1:3] for line in mounts.read_text().splitlines()]
-        on_path = [(len(point), kind) for point, kind in points if folder.resolve().is_relative_to(point)]
-        return max(on_path, default=(0, ""))[1] in _IN_MEMORY
+        for line in mounts.read_bytes().splitlines():
+            _, point, kind, *_ = line.split()
+            kinds[Path(os.fsdecode(_ESCAPED.sub(lambda code: bytes([int(code[1], 8)]), point)))] = kind
+        path = folder.resolve()
+        return next((kinds[one] in _IN_MEMORY for one in (path, *path.parents) if one in kinds), False)
     return False
 
 

@@ -70,6 +70,7 @@ class Deltas:
         self._is_whole = True
         self._chain_bytes = self._chain_length = self._delta_bytes = self._refusals = 0
         self._is_one_served = False
+        self._said = ""
 
     def plan(self, version: Version, part: Part) -> Plan | None:
         """Return what to write of `version`. None: the complete files, and no copy is kept.
@@ -172,8 +173,25 @@ class Deltas:
         speeds = self._speeds_bytes_per_s[:TRIED]
         if version_bytes < MIN_BYTES or len(speeds) < TRIED or max(speeds) >= SLOW_BYTES_PER_S:
             return False
+        if is_in_memory(self._store.root):
+            return False
         available = available_bytes()
-        return not is_in_memory(self._store.root) and (available is None or available >= FREE * version_bytes)
+        has_memory = available is None or available >= FREE * version_bytes
+        self._say(
+            f"The weights volume was written at {max(speeds) / 1e6:.0f} MB/s. "
+            + (
+                "From now on, only what changes is published (trainer.publish.delta: auto)."
+                if has_memory
+                else f"Versions stay complete, because only what changes is published if this machine has "
+                f"{FREE * version_bytes / 1e9:.1f} GB of free memory."
+            )
+        )
+        return has_memory
+
+    def _say(self, text: str) -> None:
+        if text != self._said:
+            log.info("%s", text)
+        self._said = text
 
     def _make_copy(self, files: Files) -> None:
         if self._copy is None or self._files != [*files]:

@@ -171,25 +171,21 @@ def copy_bytes(facts: MachineFacts) -> int:
     """Return the size of the copies of the weights from which a version is published.
 
     They are in the host's memory, also of a trainer on GPUs: P × 4, or P × 2 if learner.dtype is bfloat16, for all
-    processes together. A trainer on CPUs has no copy with max_lag 0. That of an adapter is small. With publish.delta,
-    there is also a copy of the version before.
+    processes together. A trainer on CPUs has no copy with max_lag 0. That of an adapter is small. With
+    `publish.delta: always`, there is also a copy of the version before.
     """
     config = known(facts.settings).trainer
     if config.lora:
         return 0
     is_copied = config.max_lag > 0 or _on_gpu(facts, TRAINER)
     width = 4 if config.learner.dtype == "float32" else 2
-    return known(facts.model).parameters * width * (is_copied + publishes_deltas(facts))
+    return known(facts.model).parameters * width * (is_copied + publishes_deltas(facts, "always"))
 
 
-def publishes_deltas(facts: MachineFacts) -> bool:
-    """Whether versions may be published as deltas. On a weights volume in memory, `auto` never does that."""
+def publishes_deltas(facts: MachineFacts, mode: str) -> bool:
+    """Whether versions are published as deltas with this mode of publish.delta."""
     config = known(facts.settings).trainer
-    volume = known(facts.stack).volumes.get("weights")
-    is_in_memory = volume is not None and volume.options is not None
-    if config.publish.delta == "never" or (config.publish.delta == "auto" and is_in_memory):
-        return False
-    return config.learner.dtype == "bfloat16" and not config.lora
+    return config.publish.delta == mode and config.learner.dtype == "bfloat16" and not config.lora
 
 
 def made_bytes(facts: MachineFacts) -> int:
@@ -198,7 +194,18 @@ def made_bytes(facts: MachineFacts) -> int:
     They are in generator.materialize_dir, which is memory by default.
     """
     replicas = known(facts.stack).services[GENERATOR].replicas
-    return 2 * 2 * known(facts.model).parameters * replicas if publishes_deltas(facts) else 0
+    return 2 * 2 * known(facts.model).parameters * replicas
+
+
+def optional_bytes(facts: MachineFacts) -> int:
+    """Return what deltas take if `auto` chooses them: the trainer's copy, and the generators' files.
+
+    It does not choose them without this memory, or on a weights volume in memory.
+    """
+    volume = known(facts.stack).volumes.get("weights")
+    if not publishes_deltas(facts, "auto") or (volume is not None and volume.options is not None):
+        return 0
+    return 2 * known(facts.model).parameters + made_bytes(facts)
 
 
 def token_bytes(model: Model, learner: LearnerConfig) -> int:
@@ -231,9 +238,8 @@ def on_host_bytes(facts: MachineFacts) -> int:
     needs = {GENERATOR: generator_need, TRAINER: trainer_need}
     on_cpu = (name for name in needs if not _on_gpu(facts, name))
     copy = copy_bytes(facts) if _on_gpu(facts, TRAINER) else 0
-    return (
-        int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu)) + copy + made_bytes(facts)
-    )
+    made = made_bytes(facts) if publishes_deltas(facts, "always") else 0
+    return int(sum(needs[name](facts).size_bytes * services[name].replicas for name in on_cpu)) + copy + made
 
 
 def _on_gpu(facts: MachineFacts, service: str) -> bool:

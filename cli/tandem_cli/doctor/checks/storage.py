@@ -9,7 +9,7 @@ from ..compose import parse_size
 from ..facts import GENERATOR, SERVICES, TRAINER, ComposeService, Image, MachineFacts, Model, Mount, Volume
 from ..finding import Finding, fail, gib, ok, warn
 from ..unknown import Unknown, known
-from .memory import on_host_bytes
+from .memory import on_host_bytes, optional_bytes
 
 MOMENTS = 2
 """AdamW keeps two values per parameter."""
@@ -63,6 +63,8 @@ def memory(facts: MachineFacts) -> Finding:
             "(docs/deploy/containers.md), or use a host with more memory",
         )
     message = f"may need {arithmetic} of {gib(total)}"
+    if isinstance(facts.model, Model) and (more := optional_bytes(facts)):
+        message += f" (and {gib(more)} for deltas; without them, versions are published in full)"
     if not isinstance(facts.available_bytes, Unknown) and need > facts.available_bytes:
         return warn(
             f"{message}, of which {gib(facts.available_bytes)} are free now", "end other programs that use memory"

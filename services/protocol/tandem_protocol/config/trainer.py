@@ -42,9 +42,9 @@ class PublishConfig(Section):
     """Number of newest versions to keep in the weight store. Versions that a generator uses are kept as well."""
     delta: Literal["auto", "never", "always"] = "auto"
     """Publish only what differs from the version before, which is a few percent of a bfloat16 model. `auto`: if the
-    weights volume is slower than 500 MB/s and not in memory, a version has at least 64 MiB, and the trainer's machine
-    has memory for two of them. `always`: without this rule, for tests. Complete versions are published in between, for
-    float32, for adapters, and if a generator refuses deltas. Deltas need space for two versions in each
+    weights volume is slower than 500 MB/s and not in memory, a version has at least 64 MiB, and the machine of the main
+    process has free memory for two of them. `always`: without this rule, for tests. Complete versions are published in
+    between, for float32, for adapters, and if a generator refuses deltas. Deltas need space for two versions in each
     `generator.materialize_dir`, and one more copy in the trainer's memory."""
     timeout_s: float = Field(300.0, gt=0.0)
     """How long it may take until all generators serve a new version, in seconds. Then the run stops with an error.
