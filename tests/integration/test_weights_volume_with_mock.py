@@ -104,7 +104,16 @@ def test_a_run_whose_weights_volume_is_mounted_again_empty_goes_on_by_itself(
 ) -> None:
     project = make_project(faults=OPTIONS, max_steps=20, max_lag=1, **KINDS[kind])
     mount(weights(project))
-    ended = train_disturbed(project, lambda: mount(weights(project)), TANDEM_TRAINER_RETRIES="2")
+    store = WeightStore(weights(project))
+
+    def mount_again() -> None:
+        """Do it while no version is loaded: a generator that loses two versions ends, and nothing restarts it here."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while project.generator.served.version != store.latest():
+            assert time.monotonic() < deadline
+        mount(weights(project))
+
+    ended = train_disturbed(project, mount_again, TANDEM_TRAINER_RETRIES="2")
     assert ended.returncode == 0
     said = ("cannot publish version", "is not the file that this trainer has locked", "any more, so no generator")
     assert any(words in ended.stderr for words in said), "by the moment of the publish"
