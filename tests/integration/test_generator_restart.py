@@ -96,6 +96,7 @@ def test_a_torn_policy_exits_with_1_even_while_requests_run(policy: ReferencePol
         answer = generator.put(V42, policy.publish(V42), SwitchMode.IN_FLIGHT)
         assert (answer.status_code, answer.json()["code"]) == (503, "policy_torn")
         assert generator.process.wait(STOP_S) == 1
+    assert "Traceback" not in generator.log.read_text()
 
 
 def test_a_store_of_another_model_is_reported_at_the_start_as_a_user_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,4 +93,11 @@ def end_on_signal(switcher: WeightSwitcher, server: uvicorn.Server) -> None:
 async def end_when_failed(switcher: WeightSwitcher, server: uvicorn.Server) -> None:
     """Stop the server when the switcher has failed. Running requests are dropped, because the engine stays paused."""
     await switcher.failed.wait()
+    logging.getLogger("uvicorn.error").addFilter(_is_not_a_cancellation)
     server.should_exit = server.force_exit = True
+
+
+def _is_not_a_cancellation(record: logging.LogRecord) -> bool:
+    """False for the tracebacks of what ends with the server: requests, and the wait for its shutdown."""
+    is_raised = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not is_raised and not record.getMessage().rstrip().endswith("CancelledError")
