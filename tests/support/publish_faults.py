@@ -130,6 +130,8 @@ def _from_version(arm: Arm, *, of_deltas: bool = False) -> Arm:
     """
     from tandem_generator.stored_versions import StoredVersions
 
+    owner: Any = StoredVersions  # its method is replaced in this process only, which dies
+
     def armed(number: int) -> None:
         original = StoredVersions.read
         found: set[Version] = set()
@@ -140,11 +142,11 @@ def _from_version(arm: Arm, *, of_deltas: bool = False) -> Arm:
                     found.add(version)
             if len(found) < number:
                 return await original(self, version, **options)
-            StoredVersions.read = original  # type: ignore[method-assign]
+            owner.read = original
             arm(1)
-            return await StoredVersions.read(self, version, **options)
+            return await owner.read(self, version, **options)
 
-        StoredVersions.read = read  # type: ignore[method-assign]  # in this process only, which dies
+        owner.read = read
 
     return armed
 

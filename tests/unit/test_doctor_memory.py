@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from support.facts import GIB, QWEN, UUIDS, changed, on_cpus, on_gpus, settings
-from tandem_cli.doctor.checks import memory
+from tandem_cli.doctor.checks import memory, storage
 from tandem_cli.doctor.facts import Gpu, MachineFacts, Model, Nvidia, Volume
 from tandem_cli.doctor.unknown import known
 from tandem_protocol.config.learning import LearnerConfig
@@ -191,6 +191,9 @@ def test_deltas_need_a_second_copy_in_the_trainer_and_two_versions_per_generator
         for where, optional in ((facts, 0), (on_disk, on_host(**with_delta) - on_host(**options))):
             assert on_host(where, **auto) == on_host(**options), "without that memory, auto publishes no deltas"
             assert memory.optional_bytes(with_settings(where, trainer=auto)) == optional
+            large = replace(where, engine=replace(known(where.engine), memory_bytes=1 << 40))
+            said = storage.memory(with_settings(large, trainer=auto)).message
+            assert ("for deltas; without them, versions are published in full" in said) == (optional > 0)
 
 
 def test_generators_on_the_cpu_share_the_hosts_memory() -> None:

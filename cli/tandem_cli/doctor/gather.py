@@ -11,6 +11,7 @@ import docker
 from tandem_protocol.config import ConfigError, load
 from tandem_protocol.config.project import ProjectSettings
 from tandem_protocol.config.trl import THE_SCRIPTS, ScriptSettings
+from tandem_protocol.memory import machine_bytes
 from tandem_protocol.script import SCRIPT_ENV, SETTINGS_FILE
 
 from . import docker_engine
@@ -112,8 +113,7 @@ def read_available_memory(engine: DockerEngine | Unknown) -> int | Unknown:
     if isinstance(engine, Unknown) or not engine.is_this_host:
         return ELSEWHERE
     try:
-        lines = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) << 10
+        return machine_bytes(MEMINFO)
     except (OSError, KeyError, ValueError):
         return Unknown(f"{MEMINFO} does not report how much memory is free")
 

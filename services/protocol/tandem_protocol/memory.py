@@ -40,12 +40,21 @@ def available_bytes(root: Path = CGROUP, machine: Path = _MACHINE, own: Path = _
     """
     left = []
     with suppress(OSError, KeyError, ValueError):
-        lines = dict(line.split(":", 1) for line in machine.read_text().splitlines())
-        left.append(int(lines["MemAvailable"].split()[0]) << 10)
+        left.append(machine_bytes(machine))
     for folder in _groups(root, own):
         with suppress(OSError, KeyError, ValueError):
             left.append(_left_bytes(folder))
     return min(left, default=None)
+
+
+def machine_bytes(machine: Path = _MACHINE) -> int:
+    """How much memory the machine has left.
+
+    Raises:
+        OSError, KeyError, ValueError: It does not say so.
+    """
+    lines = dict(line.split(":", 1) for line in machine.read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) << 10
 
 
 def _groups(root: Path, own: Path) -> list[Path]:
